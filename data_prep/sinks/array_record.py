@@ -1,0 +1,206 @@
+"""Writes datasets: shards of records, their sidecars, and the folder around them.
+
+Equal input gives equal bytes. A file gets its name only after its records were counted
+by reading it back, and the folder's manifest comes last.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
+from google.protobuf.json_format import MessageToDict
+
+from metaclip_jax import files
+from metaclip_jax.data import records
+
+COUNTS = "counts.parquet"
+
+# One record a group: training reads records in random order.
+_WRITER_OPTIONS = "group_size:1"
+_ROWS_PER_BATCH = 1024
+
+
+def write_shard(
+    final_path: str, shard_records: Iterable[records.Record]
+) -> dict[str, Any]:
+    """Writes one file shard and its sidecar, in the order of the records.
+
+    Args:
+      final_path: where the shard goes, named by `records.shard_name`; local or gs://.
+      shard_records: what it holds, taken one by one (the images are not collected).
+
+    Returns:
+      Facts for `write_dataset`: `file` (name), `count` (records), `texts`, `bytes` and
+      `sha256` of the file, and under `entries` `file`, `bytes` and `sha256` of the
+      sidecar.
+
+    Raises:
+      OSError: the file cannot be read back whole; nothing got its name.
+    """
+    entries_path = records.entries_path(final_path)
+    with files.staged(entries_path) as sidecar, files.staged(final_path) as shard:
+        count, texts = _write(shard, sidecar, shard_records)
+        found = records.count_records(str(shard))
+        if found != count:
+            raise OSError(
+                f"wrote {count} records for {final_path} but {found} can be read back; "
+                "is the disk full?"
+            )
+        return {
+            **_file_facts(final_path, shard),
+            "count": count,
+            "texts": texts,
+            "entries": _file_facts(entries_path, sidecar),
+        }
+
+
+def write_dataset(
+    folder: str,
+    *,
+    name: str,
+    shard_facts: Sequence[Mapping[str, Any]],
+    data_card: Mapping[str, Any],
+    counts: pa.Table | None,
+    inputs: Mapping[str, Any],
+) -> None:
+    """Completes a folder of shards to a dataset that `records` and TFDS can open.
+
+    Args:
+      folder: holds the files of `shard_facts` already; files of other shards of this
+        dataset (what a killed run left) are removed.
+      name: dataset name in lower case, as TFDS wants it, such as "quickstart".
+      shard_facts: what `write_shard` returned, in the order of the shards.
+      data_card: what the dataset is and how it was made, for data_card.json.
+      counts: entry counts for counts.parquet, if there are any.
+      inputs: what the dataset was made from, for `files.finished`.
+
+    Raises:
+      ValueError: a shard is missing, misnamed or not the one that was written.
+    """
+    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+        raise ValueError(
+            f"dataset name {name!r} should be lower case letters, digits and _, "
+            "starting with a letter (TFDS opens no other)"
+        )
+    root = files.path(folder)
+    _check_shards(root, name, shard_facts)
+    # What FeaturesDict.save_config writes, but whole or not at all.
+    files.write_json(
+        root / "features.json", MessageToDict(records.features().to_proto())
+    )
+    files.write_json(root / records.DATASET_INFO, _dataset_info(name, shard_facts))
+    files.write_json(root / records.DATA_CARD, data_card)
+    if counts is not None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(counts, sink)
+        files.write_bytes(root / COUNTS, sink.getvalue().to_pybytes())
+    files.write_manifest(
+        folder,
+        inputs=inputs,
+        name=name,
+        records=sum(facts["count"] for facts in shard_facts),
+        shards=list(shard_facts),
+    )
+
+
+def _write(
+    shard: Path, sidecar: Path, shard_records: Iterable[records.Record]
+) -> tuple[int, int]:
+    """Writes the two local files; returns the numbers of records and texts."""
+    count = texts = 0
+    rows: list[dict[str, Any]] = []
+    writer = ArrayRecordWriter(str(shard), _WRITER_OPTIONS)
+    with pa.ipc.new_file(sidecar, records.ENTRIES) as sidecar_writer:
+        for record in shard_records:
+            writer.write(records.encode(record))
+            count += 1
+            texts += len(record.texts)
+            rows.append(_entries_row(record))
+            if len(rows) == _ROWS_PER_BATCH:
+                sidecar_writer.write(_entries_batch(rows))
+                rows = []
+        sidecar_writer.write(_entries_batch(rows))
+    writer.close()
+    return count, texts
+
+
+def _entries_row(record: records.Record) -> dict[str, Any]:
+    offsets = record.entry_offsets.tolist()
+    ids = record.entry_ids.tolist()
+    return {
+        "image_id": record.image_id,
+        "text_keys": [records.text_key(record.image_id, t) for t in record.texts],
+        "metadata": list(record.metadata),
+        "entry_ids": [
+            ids[start:end] for start, end in zip(offsets, offsets[1:], strict=False)
+        ],
+    }
+
+
+def _entries_batch(rows: list[dict[str, Any]]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist(rows, schema=records.ENTRIES)
+
+
+def _file_facts(final_path: str, local: Path) -> dict[str, Any]:
+    with local.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "file": final_path.rpartition("/")[2],
+        "bytes": local.stat().st_size,
+        "sha256": digest,
+    }
+
+
+def _check_shards(
+    root: epath.Path, name: str, shard_facts: Sequence[Mapping[str, Any]]
+) -> None:
+    """Checks that the folder holds just the shards of `shard_facts`."""
+    if not shard_facts:
+        raise ValueError(
+            f"no shards for {root}; a dataset needs at least one, if empty"
+        )
+    for index, facts in enumerate(shard_facts):
+        wanted = records.shard_name(name, index, len(shard_facts))
+        if facts["file"] != wanted:
+            raise ValueError(
+                f"shard {index} of {root} is {facts['file']}, wanted {wanted}; pass "
+                "the facts in the order of the shards"
+            )
+        for part in (facts, facts["entries"]):
+            file = root / part["file"]
+            if not file.exists() or file.stat().length != part["bytes"]:
+                raise ValueError(
+                    f"{file} is missing or not the file of {part['bytes']} bytes that "
+                    "was written; write the shard again"
+                )
+    ours = {part["file"] for facts in shard_facts for part in (facts, facts["entries"])}
+    for pattern in (f"{name}-train.array_record-*", f"{name}-train.entries-*"):
+        for file in root.glob(pattern):
+            if file.name not in ours:
+                file.unlink()
+
+
+def _dataset_info(
+    name: str, shard_facts: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Returns TFDS's DatasetInfo message in its JSON form (64-bit numbers as text)."""
+    return {
+        "name": name,
+        "version": "1.0.0",
+        "description": "Images with their texts, curated by MetaCLIP's recipe.",
+        "fileFormat": "array_record",
+        "splits": [
+            {
+                "name": "train",
+                "shardLengths": [str(facts["count"]) for facts in shard_facts],
+                "numBytes": str(sum(facts["bytes"] for facts in shard_facts)),
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+            }
+        ],
+    }

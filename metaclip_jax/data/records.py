@@ -1,0 +1,333 @@
+"""Records and datasets: what one record's bytes are and how a dataset folder is read.
+
+A dataset is a folder that TFDS can open: NAME-train.array_record-00000-of-000NN files
+of tf.train.Example, features.json, dataset_info.json, and our manifest.json, which is
+written last. Curation writes such folders (data_prep.sinks.array_record), training
+reads them through this module, and neither needs the other installed.
+"""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import tensorflow_datasets as tfds
+import xxhash
+from array_record.python.array_record_module import ArrayRecordReader
+from google.protobuf.message import DecodeError
+from tensorflow_datasets.proto import tf_example_pb2
+
+from metaclip_jax import files
+
+DATASET_INFO = "dataset_info.json"
+DATA_CARD = "data_card.json"
+
+# The sidecar of a file shard, one row per record in the same order: what balancing
+# needs, so that nobody reads images for it. An Arrow IPC file: it maps into memory.
+ENTRIES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("text_keys", pa.list_(pa.uint64())),  # one per text
+        ("metadata", pa.list_(pa.string())),  # one code per text
+        ("entry_ids", pa.list_(pa.list_(pa.int32()))),  # one list per text
+    ]
+)
+
+# Each open file costs a descriptor and about 21 bytes of index a record.
+_MAX_OPEN_FILES = 512
+
+
+def image_id(url: str) -> str:
+    """Returns the identity of an image: 24 hex digits of its absolute URL's sha224.
+
+    The fragment does not count; otherwise the URL is taken as it is.
+    """
+    return hashlib.sha224(url.partition("#")[0].encode()).hexdigest()[:24]
+
+
+def text_key(image_id: str, text: str) -> int:
+    """Returns the identity of a text of an image, a 64-bit unsigned integer."""
+    return xxhash.xxh3_64_intdigest(f"{image_id}\0{text}".encode())
+
+
+def text_keys(image_ids: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+    """Returns uint64[n], the text keys of n (image id, text) pairs."""
+    digest = xxhash.xxh3_64_intdigest
+    pairs = zip(image_ids, texts, strict=True)
+    return np.fromiter(
+        (digest(f"{image}\0{text}".encode()) for image, text in pairs),
+        np.uint64,
+        len(texts),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One image with its texts.
+
+    `image` is JPEG or WebP as stored, `sha256` its hash in hex, `width` and `height`
+    in pixels. The four tuples hold one string per text. Text i matched the entries
+    `entry_ids[entry_offsets[i] : entry_offsets[i + 1]]` of the metadata `metadata[i]`:
+    `entry_ids` int32, ascending inside a text; `entry_offsets` int64[texts + 1].
+    """
+
+    image: bytes
+    image_id: str
+    image_url: str
+    page_url: str
+    sha256: str
+    width: int
+    height: int
+    texts: tuple[str, ...]
+    text_sources: tuple[str, ...]
+    languages: tuple[str, ...]
+    metadata: tuple[str, ...]
+    entry_ids: np.ndarray
+    entry_offsets: np.ndarray
+
+
+# The kinds of fields of a record, in one place for encode, decode and features.
+_STRINGS = ("image_id", "image_url", "page_url", "sha256")
+_INTEGERS = ("width", "height")
+_STRING_LISTS = ("texts", "text_sources", "languages", "metadata")
+_INTEGER_LISTS = {"entry_ids": np.int32, "entry_offsets": np.int64}
+
+
+def encode(record: Record) -> bytes:
+    """Serialises a record as a tf.train.Example; equal records give equal bytes.
+
+    Raises ValueError if the record's lists do not fit together.
+    """
+    _check(record)
+    example = tf_example_pb2.Example()
+    feature = example.features.feature
+    feature["image"].bytes_list.value.append(record.image)
+    for name in _STRINGS:
+        feature[name].bytes_list.value.append(getattr(record, name).encode())
+    for name in _INTEGERS:
+        feature[name].int64_list.value.append(getattr(record, name))
+    for name in _STRING_LISTS:
+        # SetInParent: an empty list needs its kind too, or TFDS refuses the record.
+        feature[name].bytes_list.SetInParent()
+        feature[name].bytes_list.value.extend(
+            text.encode() for text in getattr(record, name)
+        )
+    for name in _INTEGER_LISTS:
+        feature[name].int64_list.SetInParent()
+        feature[name].int64_list.value.extend(getattr(record, name).tolist())
+    return example.SerializeToString(deterministic=True)
+
+
+def decode(data: bytes) -> Record:
+    """Parses what `encode` made. Raises ValueError if it is no such record."""
+    example = tf_example_pb2.Example()
+    try:
+        example.ParseFromString(data)
+    except DecodeError as error:
+        raise ValueError(f"{len(data)} bytes are no tf.train.Example") from error
+    feature = example.features.feature
+    wanted = {"image", *_STRINGS, *_INTEGERS, *_STRING_LISTS, *_INTEGER_LISTS}
+    if missing := wanted - feature.keys():
+        raise ValueError(f"the record lacks {sorted(missing)}; is it one of ours?")
+    fields: dict[str, Any] = {"image": feature["image"].bytes_list.value[0]}
+    for name in _STRINGS:
+        fields[name] = feature[name].bytes_list.value[0].decode()
+    for name in _INTEGERS:
+        fields[name] = feature[name].int64_list.value[0]
+    for name in _STRING_LISTS:
+        fields[name] = tuple(b.decode() for b in feature[name].bytes_list.value)
+    for name, dtype in _INTEGER_LISTS.items():
+        fields[name] = np.array(feature[name].int64_list.value, dtype)
+    return Record(**fields)
+
+
+def features() -> tfds.features.FeaturesDict:
+    """Returns the record as TFDS describes it (features.json)."""
+    return tfds.features.FeaturesDict(
+        {
+            # No fixed format: TFDS then decodes JPEG and WebP alike.
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format=None),
+            **{name: tfds.features.Text() for name in _STRINGS},
+            **{name: tfds.features.Scalar(np.int32) for name in _INTEGERS},
+            **{
+                name: tfds.features.Sequence(tfds.features.Text())
+                for name in _STRING_LISTS
+            },
+            **{
+                name: tfds.features.Sequence(tfds.features.Scalar(dtype))
+                for name, dtype in _INTEGER_LISTS.items()
+            },
+        }
+    )
+
+
+def shard_name(name: str, index: int, total: int) -> str:
+    """Returns the file name of a dataset's shard `index` of `total`."""
+    return f"{name}-train.array_record-{index:05d}-of-{total:05d}"
+
+
+def entries_path(shard_path: str) -> str:
+    """Returns the path of a shard's sidecar (schema ENTRIES)."""
+    folder, slash, file_name = shard_path.rpartition("/")
+    if ".array_record-" not in file_name:
+        raise ValueError(
+            f"{shard_path} should be named like {shard_name('NAME', 0, 1)}"
+        )
+    return folder + slash + file_name.replace(".array_record-", ".entries-") + ".arrow"
+
+
+class _Readers:
+    """Open readers by path, the least recently used one is let go. Thread-safe.
+
+    A reader that another thread still uses closes when that thread drops it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: OrderedDict[str, ArrayRecordReader] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return _Readers, ()  # a copy in another process opens its own files
+
+    def get(self, shard_path: str) -> ArrayRecordReader:
+        with self._lock:
+            if shard_path not in self._open:
+                self._open[shard_path] = ArrayRecordReader(shard_path)
+                if len(self._open) > _MAX_OPEN_FILES:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(shard_path)
+            return self._open[shard_path]
+
+
+@dataclass(eq=False)
+class Dataset:
+    """A finished dataset folder: `open_dataset` makes it, `read` reads it.
+
+    Position p of the dataset is a record; positions run through the shards in order.
+    It can be pickled; each process opens its own files.
+    """
+
+    folder: str
+    name: str
+    shards: tuple[str, ...]  # paths
+    shard_lengths: tuple[int, ...]  # records in each
+    data_card: dict[str, Any]
+    _readers: _Readers = field(default_factory=_Readers, repr=False)
+
+    def __len__(self) -> int:
+        return sum(self.shard_lengths)
+
+
+def open_dataset(folder: str, *, verify: bool = True) -> Dataset:
+    """Opens a dataset folder.
+
+    `verify` counts the records of each file, which finds truncated ones (they read as
+    empty without an error) at the price of opening all files.
+
+    Raises:
+      FileNotFoundError: the folder is no finished dataset.
+      ValueError: a file does not hold the records that dataset_info.json promises.
+    """
+    root = files.path(folder)
+    if not (root / files.MANIFEST).exists():
+        raise FileNotFoundError(
+            f"{folder} is not a finished dataset: it has no {files.MANIFEST}. Finish "
+            "the run that writes it, or check the path"
+        )
+    info = files.read_json(root / DATASET_INFO)
+    split = info["splits"][0]
+    lengths = tuple(int(length) for length in split["shardLengths"])
+    dataset = Dataset(
+        folder=str(root),
+        name=info["name"],
+        shards=tuple(
+            str(root / shard_name(info["name"], index, len(lengths)))
+            for index in range(len(lengths))
+        ),
+        shard_lengths=lengths,
+        data_card=files.read_json(root / DATA_CARD),
+    )
+    if verify:
+        with ThreadPoolExecutor(16) as pool:
+            counts = list(pool.map(count_records, dataset.shards))
+        for shard, count, length in zip(dataset.shards, counts, lengths, strict=True):
+            if count != length:
+                raise ValueError(
+                    f"{shard} should hold {length} records but {count} can be read: it "
+                    f"is missing, truncated or damaged. Remove {folder} and make it "
+                    "again"
+                )
+    return dataset
+
+
+def count_records(shard_path: str) -> int:
+    """Returns how many records a file holds; 0 for one that is missing or cut off."""
+    reader = ArrayRecordReader(shard_path)
+    return reader.num_records() if reader.ok() else 0
+
+
+def read(dataset: Dataset, positions: np.ndarray | Sequence[int]) -> list[bytes]:
+    """Reads records (for `decode`) in the order of `positions`, which may repeat.
+
+    Threads may read the same dataset at once. Raises IndexError for a position outside
+    the dataset and ValueError for a damaged file.
+    """
+    positions = np.asarray(positions, np.int64).reshape(-1)
+    if positions.size and not (0 <= positions.min() and positions.max() < len(dataset)):
+        raise IndexError(
+            f"positions {positions.min()} to {positions.max()} asked for, but "
+            f"{dataset.folder} holds positions 0 to {len(dataset) - 1}"
+        )
+    starts = np.concatenate([[0], np.cumsum(dataset.shard_lengths)])
+    shard_of = np.searchsorted(starts, positions, side="right") - 1
+    result: list[bytes] = [b""] * len(positions)
+    for shard in np.unique(shard_of).tolist():
+        places = np.flatnonzero(shard_of == shard)
+        shard_path = dataset.shards[shard]
+        try:
+            found = dataset._readers.get(shard_path).read(
+                (positions[places] - starts[shard]).tolist()
+            )
+        except RuntimeError as error:  # what array_record raises for damaged chunks
+            raise ValueError(f"{shard_path} cannot be read: {error}") from error
+        for place, data in zip(places.tolist(), found, strict=True):
+            result[place] = data
+    return result
+
+
+def read_entries(dataset: Dataset, shard: int) -> pa.Table:
+    """Returns the sidecar of a shard (schema ENTRIES), memory-mapped where local."""
+    sidecar = entries_path(dataset.shards[shard])
+    if files.is_local(sidecar):
+        source = pa.memory_map(sidecar)
+    else:
+        source = pa.BufferReader(files.path(sidecar).read_bytes())
+    return pa.ipc.open_file(source).read_all()
+
+
+def _check(record: Record) -> None:
+    """Raises ValueError if the lists of a record do not fit together."""
+    count = len(record.texts)
+    for name in _STRING_LISTS:
+        if len(getattr(record, name)) != count:
+            raise ValueError(
+                f"record {record.image_id} has {count} texts but "
+                f"{len(getattr(record, name))} {name}; there must be one per text"
+            )
+    offsets = record.entry_offsets
+    if (
+        len(offsets) != count + 1
+        or offsets[0] != 0
+        or offsets[-1] != len(record.entry_ids)
+        or (np.diff(offsets) < 0).any()
+    ):
+        raise ValueError(
+            f"record {record.image_id}: entry_offsets must rise from 0 to "
+            f"{len(record.entry_ids)} (entry ids) in {count + 1} steps (texts + 1), "
+            f"got {offsets}"
+        )

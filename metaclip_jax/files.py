@@ -1,0 +1,245 @@
+"""Paths and finished files, local or on Google Cloud Storage (gs://).
+
+Every file of the project is finished under a temporary name and then gets its final
+name, so a file that has its name is whole; a folder is finished when it holds a
+manifest. Nothing here appends, renames or computes inside an open gs:// file: such a
+file would be committed half written when the block raises.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+MANIFEST = "manifest.json"
+TEMPORARY_PREFIX = ".tmp-"
+_LOCK = ".lock"
+
+
+def path(p: epath.PathLike) -> epath.Path:
+    """Returns `p` as an epath.Path; the one place that knows how to reach gs://."""
+    if os.fspath(p).startswith("gs://"):
+        _configure_gcs()
+    return epath.Path(p)
+
+
+def is_local(p: epath.PathLike) -> bool:
+    """Says whether `p` lies in the local file system."""
+    return "://" not in os.fspath(p)
+
+
+def write_bytes(p: epath.PathLike, data: bytes) -> None:
+    """Writes a whole file. A reader sees the old file or the new one, no mixture."""
+    if not is_local(p):
+        path(p).write_bytes(data)  # an object appears whole, when the upload ends
+        return
+    with staged(p) as local:
+        local.write_bytes(data)
+
+
+def write_json(p: epath.PathLike, obj: Any) -> None:
+    """Writes `obj` as JSON: sorted keys, so that equal objects give equal bytes."""
+    write_bytes(p, _dumps(obj).encode())
+
+
+def read_json(p: epath.PathLike) -> Any:
+    """Reads a JSON file. Raises ValueError naming the file if it is not JSON."""
+    try:
+        return json.loads(path(p).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{p} should be JSON, but: {error}") from error
+
+
+@contextlib.contextmanager
+def staged(final: epath.PathLike) -> Iterator[Path]:
+    """Yields a local path to write; publishes it as `final` when the block ends well.
+
+    Check the file inside the block: after it the file has its final name. If the block
+    raises, the temporary file is removed and `final` stays as it was. For a local
+    `final` the temporary file lies in the same folder, else in the system's one.
+    """
+    if is_local(final):
+        folder = Path(os.fspath(final)).parent
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        folder = Path(tempfile.gettempdir())
+    name = f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}-{path(final).name}"
+    local = folder / name
+    try:
+        yield local
+        publish(local, final)
+    finally:
+        local.unlink(missing_ok=True)
+
+
+def publish(local_file: epath.PathLike, final: epath.PathLike) -> None:
+    """Gives a finished local file its final name; the local file is gone afterwards.
+
+    Local: fsync and rename (copied first if it lies on another disk). gs://: one
+    upload, then the size is compared; raises OSError if it differs.
+    """
+    local_file = Path(os.fspath(local_file))
+    if is_local(final):
+        destination = Path(os.fspath(final))
+        if local_file.parent.stat().st_dev != destination.parent.stat().st_dev:
+            near = destination.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}"
+            shutil.move(local_file, near)
+            local_file = near
+        with local_file.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(local_file, destination)
+        return
+    size = local_file.stat().st_size
+    uploaded = epath.Path(local_file).copy(path(final), overwrite=True)
+    if uploaded.stat().length != size:
+        raise OSError(
+            f"{final} holds {uploaded.stat().length} bytes after its upload, wanted "
+            f"{size}: run this again"
+        )
+    local_file.unlink()
+
+
+def glob(pattern: epath.PathLike) -> list[str]:
+    """Returns the files that match `pattern`, sorted; wildcards in the last part."""
+    pattern = path(pattern)
+    if not pattern.parent.exists():
+        return []
+    return sorted(os.fspath(p) for p in pattern.parent.glob(pattern.name))
+
+
+def finished(
+    folder: epath.PathLike, inputs: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Returns the folder's manifest if it was made from `inputs`, None if unfinished.
+
+    `inputs` is any JSON object that says what the folder is made from. Raises
+    ValueError naming what differs if the folder was finished from other inputs.
+    """
+    manifest = path(folder) / MANIFEST
+    if not manifest.exists():
+        return None
+    found = read_json(manifest)
+    if not isinstance(found, dict) or not isinstance(found.get("inputs"), dict):
+        raise ValueError(f"{manifest} is no manifest of ours; choose another folder")
+    differences = _differences(json.loads(_dumps(inputs)), found["inputs"])
+    if differences:
+        raise ValueError(
+            f"{folder} is the finished output of another run: {'; '.join(differences)}."
+            " Choose another folder, or start over (--fresh, or remove the folder)"
+        )
+    return found
+
+
+def write_manifest(
+    folder: epath.PathLike, *, inputs: Mapping[str, Any], **facts: Any
+) -> None:
+    """Marks a folder as finished. Call it last, when all its files have their names.
+
+    The manifest holds `inputs` (what `finished` compares), `version` and the facts.
+    """
+    write_json(
+        path(folder) / MANIFEST, {**facts, "inputs": inputs, "version": version()}
+    )
+
+
+def version() -> str:
+    """Returns the version of this package, "uninstalled" in a bare checkout."""
+    try:
+        return metadata.version("metaclip-jax")
+    except metadata.PackageNotFoundError:
+        return "uninstalled"
+
+
+@contextlib.contextmanager
+def lock(folder: epath.PathLike) -> Iterator[None]:
+    """Holds the right to write into a local folder, which is made if it is missing.
+
+    The lock ends with the process, however it dies. On entry, the temporary files that
+    a killed run left here are removed; subfolders with a lock of their own are left to
+    their holders. Raises RuntimeError saying who holds the lock. A gs:// folder is not
+    locked: there, two runs into one folder are yours to avoid.
+    """
+    if not is_local(folder):
+        yield
+        return
+    local = Path(os.fspath(folder))
+    local.mkdir(parents=True, exist_ok=True)
+    with (local / _LOCK).open("a+") as file:
+        try:
+            # flock, not lockf: it also refuses a second holder in this process.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise RuntimeError(
+                f"{folder} is being written by {holder}; wait for it, stop it, or "
+                "choose another folder"
+            ) from error
+        file.truncate(0)
+        file.write(
+            f"process {os.getpid()} on {socket.gethostname()} "
+            f"({' '.join(sys.argv)[:200]})\n"
+        )
+        file.flush()
+        _remove_temporary(local)
+        yield
+
+
+def _remove_temporary(folder: Path) -> None:
+    for entry in list(os.scandir(folder)):
+        if entry.name.startswith(TEMPORARY_PREFIX):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                os.unlink(entry.path)
+        elif entry.is_dir(follow_symlinks=False):
+            if not os.path.exists(os.path.join(entry.path, _LOCK)):
+                _remove_temporary(Path(entry.path))
+
+
+def _dumps(obj: Any) -> str:
+    return json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _differences(want: Any, got: Any, where: str = "") -> list[str]:
+    """Lists where two JSON values differ, as "key: wanted …, found …"."""
+    if isinstance(want, dict) and isinstance(got, dict):
+        return [
+            line
+            for key in sorted(want.keys() | got.keys())
+            for line in _differences(
+                want.get(key, "nothing"),
+                got.get(key, "nothing"),
+                f"{where}.{key}" if where else key,
+            )
+        ]
+    if want == got and type(want) is type(got):
+        return []
+    return [f"{where}: wanted {_short(want)}, found {_short(got)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else f"{text[:120]}…"
+
+
+def _configure_gcs() -> None:
+    """Sets what makes gcsfs behave; only environments without own settings change."""
+    import fsspec
+
+    # Cached listings hide the objects that other processes write.
+    fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    if "STORAGE_EMULATOR_HOST" in os.environ:  # an emulator has no credentials
+        os.environ.setdefault("FSSPEC_GCS_TOKEN", "anon")

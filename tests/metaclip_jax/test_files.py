@@ -1,0 +1,159 @@
+"""Finished files and folders: whole or absent, one writer, one run a folder."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from metaclip_jax import files
+
+
+def test_equal_objects_give_equal_bytes(tmp_path):
+    files.write_json(tmp_path / "a.json", {"b": [1, 2], "a": "é"})
+    files.write_json(tmp_path / "b.json", {"a": "é", "b": (1, 2)})
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert (tmp_path / "a.json").read_bytes().endswith(b"}\n")
+    assert files.read_json(tmp_path / "a.json") == {"a": "é", "b": [1, 2]}
+
+
+def test_write_bytes_makes_folders_replaces_and_leaves_nothing_else(tmp_path):
+    target = tmp_path / "new" / "folder" / "file"
+    files.write_bytes(target, b"old")
+    files.write_bytes(target, b"new")
+    assert target.read_bytes() == b"new"
+    assert os.listdir(target.parent) == ["file"]
+
+
+def test_a_published_file_can_be_read_by_others_as_any_file_can(tmp_path):
+    files.write_bytes(tmp_path / "ours", b"")
+    (tmp_path / "plain").write_bytes(b"")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_block_that_raises_publishes_nothing(tmp_path):
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(RuntimeError, match="half way"):
+        with files.staged(tmp_path / "file") as local:
+            local.write_bytes(b"ne")
+            raise RuntimeError("half way")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_staged_file_lies_beside_its_final_name(tmp_path):
+    with files.staged(tmp_path / "file") as local:
+        assert local.parent == tmp_path
+        assert local.name.startswith(files.TEMPORARY_PREFIX)
+        local.write_bytes(b"data")
+    assert not local.exists()
+
+
+def test_json_that_is_none_is_named(tmp_path):
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(ValueError, match="bad.json should be JSON"):
+        files.read_json(tmp_path / "bad.json")
+
+
+def test_a_folder_without_manifest_is_unfinished(tmp_path):
+    assert files.finished(tmp_path, {}) is None
+    assert files.finished(tmp_path / "missing", {}) is None
+
+
+def test_a_folder_of_the_same_inputs_is_finished(tmp_path):
+    files.write_manifest(tmp_path, inputs={"t": (1, 2), "seed": 0}, records=3)
+    manifest = files.finished(tmp_path, {"seed": 0, "t": [1, 2]})
+    assert manifest is not None
+    assert manifest["records"] == 3
+    assert manifest["version"] == files.version()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"config": {"t": 7}, "seed": 0}, "config.t: wanted 7, found 300"),
+        ({"config": {"t": 300}}, 'seed: wanted "nothing", found 0'),
+        ({"config": {"t": 300}, "seed": False}, "seed: wanted false, found 0"),
+        ({"config": 1, "seed": 0}, "config: wanted 1, found {"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused_saying_what_differs(
+    tmp_path, inputs, message
+):
+    files.write_manifest(tmp_path, inputs={"config": {"t": 300}, "seed": 0})
+    with pytest.raises(ValueError, match=message) as error:
+        files.finished(tmp_path, inputs)
+    assert "another folder" in str(error.value)
+
+
+def test_a_foreign_manifest_is_refused(tmp_path):
+    (tmp_path / files.MANIFEST).write_text(json.dumps(["not", "ours"]))
+    with pytest.raises(ValueError, match="no manifest of ours"):
+        files.finished(tmp_path, {})
+
+
+def test_a_second_writer_is_refused_and_told_who_writes(tmp_path):
+    with files.lock(tmp_path):
+        with pytest.raises(RuntimeError, match=f"written by process {os.getpid()} on"):
+            with files.lock(tmp_path):
+                pass
+    with files.lock(tmp_path):  # and free again afterwards
+        pass
+
+
+def test_a_lock_dies_with_its_process_and_its_leftovers_go(tmp_path):
+    held = tmp_path / "held"
+    code = (
+        "import sys, time; from metaclip_jax import files\n"
+        "with files.lock(sys.argv[1]):\n"
+        "  with files.staged(sys.argv[1] + '/inner/file') as local:\n"
+        "    local.write_bytes(b'part'); open(sys.argv[2], 'w').close()\n"
+        "    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, tmp_path, held])
+    try:
+        deadline = time.monotonic() + 20
+        while not held.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(RuntimeError, match=f"process {process.pid} on"):
+            with files.lock(tmp_path):
+                pass
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert len(os.listdir(tmp_path / "inner")) == 1
+    with files.lock(tmp_path):
+        assert os.listdir(tmp_path / "inner") == []
+
+
+def test_temporary_files_of_another_lock_holder_are_left_alone(tmp_path):
+    with files.lock(tmp_path / "inner"):
+        (tmp_path / "inner" / ".tmp-x").write_bytes(b"")
+        (tmp_path / ".tmp-y").mkdir()
+        (tmp_path / ".tmp-y" / "file").write_bytes(b"")
+        with files.lock(tmp_path):
+            assert (tmp_path / "inner" / ".tmp-x").exists()
+            assert not (tmp_path / ".tmp-y").exists()
+
+
+def _write_often(target):
+    for index in range(200):
+        files.write_bytes(target, bytes([index]) * 100_000)
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path):
+    target = tmp_path / "file"
+    files.write_bytes(target, b"\0" * 100_000)
+    writer = multiprocessing.get_context("spawn").Process(
+        target=_write_often, args=(target,)
+    )
+    writer.start()
+    while writer.is_alive():
+        data = target.read_bytes()
+        assert len(data) == 100_000
+        assert len(set(data)) == 1
+    assert writer.exitcode == 0
