@@ -1,0 +1,43 @@
+"""The reference engine: pyahocorasick over spaced strings, one text at a time.
+
+Slow and easy to believe. The kernel in `token_trie` has to give the same results, and
+`benchmarks/matching.py` measures it against this loop.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import ahocorasick
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.matching import spacing
+
+
+def build(entries: Sequence[str], *, mode: str) -> Any:
+    """Returns an automaton over the keys; its values are tuples of entry ids."""
+    automaton = ahocorasick.Automaton()
+    for entry_id, entry in enumerate(entries):
+        if mode == "fixed" and spacing.dead_reason(entry, mode=mode):
+            continue  # a key of no atoms would be found in texts of none
+        key = spacing.key(entry, mode=mode)
+        automaton.add_word(key, (*automaton.get(key, ()), entry_id))
+    automaton.make_automaton()
+    return automaton
+
+
+def match(
+    automaton: Any, texts: Iterable[str], *, mode: str
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Returns (i64[texts + 1], i32[matches]), as `token_trie.match` does."""
+    ends = [0]
+    matches: list[int] = []
+    searching = len(automaton) > 0
+    for text in texts:
+        if searching:
+            found: set[int] = set()
+            for _, entry_ids in automaton.iter(spacing.spaced(text, mode=mode)):
+                found.update(entry_ids)
+            matches.extend(sorted(found))
+        ends.append(len(matches))
+    return np.array(ends, np.int64), np.array(matches, np.int32)

@@ -1,0 +1,298 @@
+"""The matcher: entries in, entry ids of each text out, saved as one mapped file.
+
+What counts as a match is said in `spacing`, how it is found in `token_trie`.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from data_prep.matching import automaton, spacing, tables, token_trie
+
+ENGINES = ("numba", "pyahocorasick")
+Strings: TypeAlias = "Sequence[str] | pa.Array | pa.ChunkedArray"
+
+_MAGIC = b"METAMATCH1\n"
+_ALIGNMENT = 64
+_MAPPED = ("slots", "entry_states", "entry_bytes", "entry_offsets", "same_as")
+_MAPPED_RULES = ("byte_classes", "classes")
+
+
+class DeadEntry(NamedTuple):
+    """An entry that no text can match. The reasons are those of spacing.dead_reason."""
+
+    entry_id: int
+    entry: str
+    reason: str
+
+
+class Matcher:
+    """Finds, for each text, the entries that it holds.
+
+    Two matchers share nothing, and a matcher may be used from several threads.
+
+        matcher = Matcher(["New York", "NY"], mode="v1")
+        offsets, entry_ids = matcher.match(["New York, NY", "nothing"])
+        # offsets [0, 2, 2], entry_ids [0, 1]
+    """
+
+    def __init__(
+        self,
+        entries: Strings,
+        *,
+        mode: str = "v1",
+        engine: str = "numba",
+        ignore_case: bool = False,
+    ) -> None:
+        """Builds the tables; half a million entries take about a second.
+
+        Args:
+          entries: different, non-empty strings; the entry id is the position.
+          mode: "v1", "v2" or "fixed", see `spacing`.
+          engine: "numba", or "pyahocorasick" for the slow reference.
+          ignore_case: lower-case texts and entries first; in fixed mode only, since
+            MetaCLIP's own modes tell the cases apart.
+
+        Raises:
+          ValueError: an entry is empty, repeated or not valid Unicode (named with its
+            position), or an option is unknown.
+          TypeError: the entries are not strings.
+        """
+        spacing.check_mode(mode)
+        _check_engine(engine)
+        if ignore_case and mode != "fixed":
+            raise ValueError(f"ignore_case needs mode='fixed', got mode={mode!r}")
+        self.mode = mode
+        self.engine = engine
+        self.ignore_case = ignore_case
+        strings = _strings(entries, "entry")
+        _check_entries(strings)
+        self._raw = tables.buffers(strings)
+        folded = pc.utf8_lower(strings) if ignore_case else strings
+        self._tables: token_trie.Tables | None = None
+        self._automaton: Any = None
+        if engine == "numba":
+            self._tables = tables.build(folded, mode=mode)
+        else:
+            self._automaton = automaton.build(folded.to_pylist(), mode=mode)
+
+    def __len__(self) -> int:
+        """The number of entries."""
+        return self._raw[1].size - 1
+
+    def match(self, texts: Strings) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Matches texts of any number and length.
+
+        Args:
+          texts: a sequence of str, or a pyarrow string array (read without a copy).
+
+        Returns:
+          (offsets i64[n + 1], entry_ids i32[matches]): text i matches the entries
+          entry_ids[offsets[i] : offsets[i + 1]], ascending, each once.
+
+        Raises:
+          ValueError: a text is null or holds a lone surrogate; says which one.
+          TypeError: the texts are not strings.
+        """
+        strings = _strings(texts, "text")
+        if self.ignore_case:
+            strings = pc.utf8_lower(strings)
+        if self._tables is None:
+            return automaton.match(self._automaton, strings.to_pylist(), mode=self.mode)
+        offsets, entry_ids = token_trie.match(*tables.buffers(strings), self._tables)
+        return offsets, entry_ids
+
+    def entries(self) -> list[str]:
+        """Returns the entries in the order of their ids."""
+        return _from_buffers(*self._raw).to_pylist()
+
+    def dead_entries(self) -> list[DeadEntry]:
+        """Returns the entries that can never match, each with the reason."""
+        dead = []
+        for entry_id, entry in enumerate(self.entries()):
+            reason = spacing.dead_reason(entry, mode=self.mode)
+            if reason:
+                dead.append(DeadEntry(entry_id, entry, reason))
+        return dead
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of all tables; every process that loads them shares one copy."""
+        arrays = {id(array): array for array in self._arrays().values()}
+        return sum(array.nbytes for array in arrays.values())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the tables as one local file, which appears complete or not at all.
+
+        Raises:
+          ValueError: this matcher runs the reference engine, which has no tables.
+        """
+        if self._tables is None:
+            raise ValueError(
+                f"only the engine 'numba' has tables to save, got {self.engine!r}"
+            )
+        arrays = self._arrays()
+        header: dict[str, Any] = {
+            "mode": self.mode,
+            "ignore_case": self.ignore_case,
+            "seed": int(self._tables.rules.seed),
+            "arrays": {},
+        }
+        blocks: list[NDArray[Any]] = []
+        positions: dict[int, int] = {}
+        position = 0
+        for name, array in arrays.items():
+            if id(array) not in positions:  # an array with two names is written once
+                positions[id(array)] = position
+                blocks.append(array)
+                position += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+            header["arrays"][name] = [array.dtype.str, array.size, positions[id(array)]]
+        text = _MAGIC + json.dumps(header, sort_keys=True).encode() + b"\n"
+        target = Path(path)
+        temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(text + b" " * (-len(text) % _ALIGNMENT))
+                for array in blocks:
+                    file.write(array.tobytes() + b"\0" * (-array.nbytes % _ALIGNMENT))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, engine: str = "numba") -> "Matcher":
+        """Opens a saved matcher without reading it: its pages are mapped and shared.
+
+        Raises:
+          ValueError: the file is not a saved matcher, or is cut short.
+        """
+        _check_engine(engine)
+        header, body = _map(path)
+        arrays = {}
+        for name, (dtype, size, position) in header["arrays"].items():
+            stop = position + size * np.dtype(dtype).itemsize
+            if stop > body.size:
+                raise ValueError(
+                    f"{path} must hold {stop} bytes of tables, got {body.size}: it was "
+                    "cut short; save the matcher again"
+                )
+            arrays[name] = body[position:stop].view(dtype)
+        raw = arrays["raw_bytes"], arrays["raw_offsets"]
+        if engine != "numba":
+            return cls(
+                _from_buffers(*raw),
+                mode=header["mode"],
+                engine=engine,
+                ignore_case=header["ignore_case"],
+            )
+        matcher = cls.__new__(cls)
+        matcher.mode, matcher.engine = header["mode"], engine
+        matcher.ignore_case = header["ignore_case"]
+        matcher._raw = raw
+        matcher._automaton = None
+        rules = token_trie.Rules(
+            **{name: arrays[name] for name in _MAPPED_RULES},
+            literal=header["mode"] != "fixed",
+            seed=np.uint64(header["seed"]),
+        )
+        matcher._tables = token_trie.Tables(
+            **{name: arrays[name] for name in _MAPPED}, rules=rules
+        )
+        return matcher
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        arrays = {"raw_bytes": self._raw[0], "raw_offsets": self._raw[1]}
+        if self._tables is not None:
+            for name in _MAPPED:
+                arrays[name] = getattr(self._tables, name)
+            for name in _MAPPED_RULES:
+                arrays[name] = getattr(self._tables.rules, name)
+        return arrays
+
+
+def _map(path: str | os.PathLike[str]) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+    """Maps a saved matcher; returns its header and the bytes behind it."""
+    size = os.path.getsize(path)
+    mapped = np.memmap(path, np.uint8, mode="r") if size else np.empty(0, np.uint8)
+    head = mapped[:65536].tobytes()
+    if not head.startswith(_MAGIC) or b"\n" not in head[len(_MAGIC) :]:
+        raise ValueError(
+            f"{path} must be a file written by Matcher.save, got one that begins with "
+            f"{head[:16]!r}"
+        )
+    end = head.index(b"\n", len(_MAGIC)) + 1
+    header = json.loads(head[len(_MAGIC) : end])
+    return header, mapped.view(np.ndarray)[-(-end // _ALIGNMENT) * _ALIGNMENT :]
+
+
+def _strings(values: Strings, what: str) -> pa.Array:
+    """Returns the values as one Arrow array of strings without nulls."""
+    if isinstance(values, (str, bytes)):
+        raise TypeError(f"wanted a sequence of strings, got one string: {values!r:.60}")
+    if isinstance(values, pa.ChunkedArray):
+        values = values.cast(pa.large_string()).combine_chunks()
+    if not isinstance(values, pa.Array):
+        try:
+            values = pa.array(values, pa.large_string())
+        except UnicodeEncodeError:
+            raise ValueError(_surrogate_message(values, what)) from None
+        except pa.ArrowTypeError as error:
+            raise TypeError(f"every {what} must be a str: {error}") from None
+    if pa.types.is_dictionary(values.type) or pa.types.is_string_view(values.type):
+        values = values.cast(pa.large_string())
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        raise TypeError(f"every {what} must be a string, got an array of {values.type}")
+    if values.null_count:
+        position = pc.index(values.is_null(), True).as_py()
+        raise ValueError(f"{what} {position} is null; drop it or make it a string")
+    return values
+
+
+def _surrogate_message(values: Sequence[str], what: str) -> str:
+    for position, value in enumerate(values):
+        for at, character in enumerate(value):
+            if "\ud800" <= character <= "\udfff":
+                return (
+                    f"{what} {position} holds a lone surrogate U+{ord(character):04X} "
+                    f"at character {at}, which is not valid Unicode; remove it"
+                )
+    return f"a {what} is not valid Unicode"
+
+
+def _check_entries(entries: pa.Array) -> None:
+    if len(entries) >= 2**31 - 1:
+        raise ValueError(f"at most 2**31 - 2 entries fit, got {len(entries)}")
+    if pc.any(pc.equal(pc.binary_length(entries), 0)).as_py():
+        position = pc.index(pc.binary_length(entries), 0).as_py()
+        raise ValueError(
+            f"entry {position} is empty; it would match every text, remove it"
+        )
+    if pc.count_distinct(entries).as_py() == len(entries):
+        return
+    seen: dict[str, int] = {}
+    for position, entry in enumerate(entries.to_pylist()):
+        if entry in seen:
+            raise ValueError(
+                f"entry {position} repeats entry {seen[entry]}: {entry!r}; "
+                "an entry has one id, remove one of them"
+            )
+        seen[entry] = position
+
+
+def _check_engine(engine: str) -> None:
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+
+
+def _from_buffers(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> pa.Array:
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+    return pa.Array.from_buffers(pa.large_string(), offsets.size - 1, buffers)
