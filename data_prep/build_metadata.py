@@ -1,0 +1,182 @@
+"""Builds metadata, the list of entries that texts are matched with, from web pages.
+
+    python -m data_prep.build_metadata --config=configs/metadata_quickstart.py \
+        --config.warc='crawl/*.warc.gz' --config.pageviews=pageviews.txt \
+        --output=metadata
+
+For each language: frequent words of its pages, then bigrams that go together more than
+chance has it, then much-viewed titles. One process, counts in memory.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
+
+from data_prep import language
+from data_prep.metadata import store, wikipedia
+from data_prep.sources import html, warc
+from metaclip_jax import files
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="Metadata recipe.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the metadata.")
+
+# Their words have no spaces between: "words" here would be whole phrases.
+_WITHOUT_SPACES = frozenset("bo dz ja km lo my th wuu yue zh".split())
+_IDENTIFIED_CHARS = 1_000  # of a page's text: enough to know its language by
+
+
+def main(argv: list[str]) -> None:
+    """Builds what is not built yet, then prints what each metadata consists of."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    config, output = _CONFIG.value, _OUTPUT.value
+    if not (config and output and config.warc):
+        raise app.UsageError("wanted --config, --output and --config.warc")
+    check_languages(config.languages)
+    pages = _matching(config.warc, "warc")
+    views = _matching(config.pageviews, "pageviews") if config.pageviews else []
+    inputs = _inputs(config, pages, views)
+    with files.lock(output):
+        if files.finished(output, inputs) is None:
+            read: Counter[str] = Counter()
+            counts = count_pages(
+                tqdm(pages, desc="pages", unit="file"),
+                languages=config.languages,
+                max_page_bytes=config.pages.max_page_bytes,
+                identify=language.Lid176(),
+                read=read,
+            )
+            titles = count_views(views, languages=config.languages, read=read)
+            metadata = {
+                code: select(code, counts[code], titles[code], config)
+                for code in config.languages
+            }
+            store.save(output, metadata, inputs=inputs, read=dict(read))
+        described = files.read_json(files.path(output) / files.MANIFEST)
+    for code, facts in described["metadata"].items():
+        sources = ", ".join(f"{n:,} {name}s" for name, n in facts["sources"].items())
+        print(f"{code}: {facts['entries']:,} entries ({sources}) in {output}")
+
+
+def check_languages(languages: Collection[str]) -> None:
+    """Raises ValueError where a language cannot be built, or none is asked for."""
+    unspaced = sorted(_WITHOUT_SPACES.intersection(languages))
+    if unspaced or not languages:
+        raise ValueError(
+            f"config.languages={tuple(languages)}: wanted one language or more whose "
+            "words have spaces between"
+            + (f"; {', '.join(unspaced)} would need segmentation" if unspaced else "")
+        )
+
+
+def count_pages(
+    paths: Iterable[str],
+    *,
+    languages: Collection[str],
+    max_page_bytes: int,
+    identify: language.LanguageIdentifier,
+    read: Counter[str],
+) -> dict[str, wikipedia.NgramCounts]:
+    """Counts the words of the pages of each language.
+
+    Args:
+      paths: WARC files.
+      languages: pages in other languages are passed over.
+      max_page_bytes: as in `warc.read_pages`.
+      identify: for pages that declare no language.
+      read: gets the numbers of what was read and lost, by reason.
+    """
+    counts = {code: wikipedia.NgramCounts() for code in languages}
+    for text in _page_texts(paths, max_page_bytes, read):
+        (code,) = language.resolve(
+            [text.text[:_IDENTIFIED_CHARS]], [text.language], identify
+        )
+        if code in counts:
+            read["pages"] += 1
+            wikipedia.count_ngrams([text.title, text.text], into=counts[code])
+        else:
+            read["page: other_language"] += 1
+    logging.info("read %s", dict(sorted(read.items())))
+    return counts
+
+
+def _page_texts(
+    paths: Iterable[str], max_page_bytes: int, read: Counter[str]
+) -> Iterator[html.PageText]:
+    for path in paths:
+        read["files"] += 1
+        for page in warc.read_pages(path, max_page_bytes=max_page_bytes):
+            if isinstance(page, warc.LostFile):
+                logging.warning(
+                    "%s could not be read to its end: %s", path, page.reason
+                )
+                read[f"file: {page.reason}"] += 1
+            elif isinstance(page, warc.LostPage):
+                read[f"page: {page.reason}"] += 1
+            else:
+                yield html.page_text(page)
+
+
+def count_views(
+    paths: Iterable[str], *, languages: Collection[str], read: Counter[str]
+) -> dict[str, Counter[str]]:
+    """Sums the views of each language's titles over page view files."""
+    views: dict[str, Counter[str]] = {code: Counter() for code in languages}
+    for path in paths:
+        found, malformed = wikipedia.read_pageviews(path, languages=languages)
+        if malformed:
+            logging.warning("%s has %d malformed lines", path, malformed)
+            read["page views: malformed_line"] += malformed
+        for code, titles in found.items():
+            views[code].update(titles)
+    return views
+
+
+def select(
+    code: str,
+    counts: wikipedia.NgramCounts,
+    views: Mapping[str, int],
+    config: ConfigDict,
+) -> store.Metadata:
+    """Returns the metadata of one language by the thresholds and caps of `config`."""
+    bigrams = wikipedia.select_bigrams(
+        counts, min_pmi=config.bigram_min_pmi, min_count=config.bigram_min_count
+    )
+    if not bigrams and config.max_bigrams:
+        logging.warning(
+            "%s: no bigram reaches bigram_min_pmi=%g with %d words of text",
+            code, config.bigram_min_pmi, counts.tokens,
+        )  # fmt: skip
+    unigrams = wikipedia.select_unigrams(counts, min_count=config.unigram_min_count)
+    titles = wikipedia.select_titles(views, min_views=config.title_min_views)
+    return wikipedia.merge(
+        code,
+        [
+            wikipedia.Source("unigram", unigrams, config.max_unigrams),
+            wikipedia.Source("bigram", bigrams, config.max_bigrams),
+            wikipedia.Source("title", titles, config.max_titles),
+        ],
+    )
+
+
+def _matching(pattern: str, key: str) -> list[str]:
+    found = files.glob(pattern)
+    if not found:
+        raise ValueError(f"config.{key}={pattern!r} matches no file")
+    return found
+
+
+def _inputs(config: ConfigDict, *groups: list[str]) -> dict[str, Any]:
+    """Returns what decides the result; files by name and size, wherever they lie."""
+    values = config.to_dict()
+    del values["warc"], values["pageviews"]
+    named = [[(p.name, p.stat().length) for p in map(files.path, g)] for g in groups]
+    return {"config": values, "files": named}
+
+
+if __name__ == "__main__":
+    app.run(main)

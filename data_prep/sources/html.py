@@ -1,0 +1,283 @@
+"""Finds the images of a page and the texts that the page gives them.
+
+The parser takes whatever a browser would, so malformed HTML is no error. Pages come
+from strangers: texts per page, length of texts and of addresses are bounded, and what
+the bounds cut off is counted.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+from selectolax.lexbor import LexborHTMLParser, LexborNode
+
+from data_prep import schema
+from data_prep.sources import charset, image_urls
+from data_prep.sources.warc import Page
+from metaclip_jax.data import records
+
+_TEXT_ATTRIBUTES = ("alt", "title", "data-image-title")
+_LANGUAGE = re.compile(r"([a-z]{2,3})(?:[-_]|$)", re.I)
+# Control characters that are no white space, and lone surrogates (no valid UTF-8).
+_UNWANTED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]+")
+_FIGURE_LEVELS = 8  # how far above an image or caption its <figure> may be
+_PICTURE_SOURCES = 16
+_CAPTION_NODES = 1_000  # nodes read of one caption
+
+_INVISIBLE = ["script", "style", "noscript", "template", "nav", "svg", "iframe"]
+_INLINE = (
+    "a abbr b bdi bdo cite code del dfn em font i ins kbd mark q s samp small span "
+    "strong sub sup time tt u var wbr"
+).split()
+
+
+@dataclass(frozen=True, slots=True)
+class PageText:
+    """What a page says, for the metadata."""
+
+    title: str
+    text: str  # one line per block of the page
+    language: str  # as declared, "" where it is not
+
+
+# image URL, page URL, text, text source, language
+_Row = tuple[str, str, str, str, str]
+
+
+def parse_page(
+    page: Page, *, max_texts_per_page: int, max_text_chars: int, max_url_chars: int
+) -> tuple[pa.RecordBatch, Counter]:
+    """Same as `parse_pages` for one page."""
+    return parse_pages(
+        [page],
+        max_texts_per_page=max_texts_per_page,
+        max_text_chars=max_text_chars,
+        max_url_chars=max_url_chars,
+    )
+
+
+def parse_pages(
+    pages: Iterable[Page],
+    *,
+    max_texts_per_page: int,
+    max_text_chars: int,
+    max_url_chars: int,
+) -> tuple[pa.RecordBatch, Counter]:
+    """Returns the CANDIDATES of pages, and how many texts were dropped by reason.
+
+    Every text attribute of every image is one text, empty ones too; an image without
+    any counts as one empty text. So texts found = rows + drops.
+
+    Reasons: empty_text, text_too_long, too_many_texts (of one page), and those of
+    `image_urls.find`.
+    """
+    rows: list[_Row] = []
+    drops: Counter = Counter()
+    for page in pages:
+        rows += _parse(page, drops, max_texts_per_page, max_text_chars, max_url_chars)
+    urls, *others = zip(*rows, strict=True) if rows else [()] * 5
+    image_ids = {url: records.image_id(url) for url in dict.fromkeys(urls)}
+    columns = ([image_ids[url] for url in urls], urls, *others)
+    named = dict(zip(schema.CANDIDATES.names, columns, strict=True))
+    return schema.from_columns(named, schema.CANDIDATES), drops
+
+
+def page_text(page: Page) -> PageText:
+    """Returns the visible text of a page: no scripts, styles or navigation."""
+    tree = LexborHTMLParser(charset.to_parseable(page.html, page.content_type))
+    title = tree.css_first("head > title")
+    language = _page_language(tree)
+    heading = clean(title.text()) if title is not None else ""
+    body = tree.body
+    if body is None:
+        return PageText(heading, "", language)
+    tree.strip_tags(_INVISIBLE)
+    body.unwrap_tags(_INLINE)  # so that a bold letter does not split its word
+    body.merge_text_nodes()
+    blocks = (clean(block) for block in body.text(separator="\0").split("\0"))
+    return PageText(heading, "\n".join(block for block in blocks if block), language)
+
+
+def clean(text: str) -> str:
+    """Strips, collapses white space, removes control characters and surrogates."""
+    if not text.isprintable():
+        text = _UNWANTED.sub("", text)
+    return " ".join(text.split())
+
+
+def _parse(
+    page: Page,
+    drops: Counter,
+    max_texts_per_page: int,
+    max_text_chars: int,
+    max_url_chars: int,
+) -> list[_Row]:
+    """Returns the rows of one page; adds to `drops`."""
+    tree = LexborHTMLParser(charset.to_parseable(page.html, page.content_type))
+    images = tree.tags("img")
+    rows: list[_Row] = []
+    if not images:
+        return rows
+    base = image_urls.base_of(page.url, _base_href(tree))
+    languages = _Languages(tree)
+    captions = _captions(tree, images, max_text_chars)
+    for image in images:
+        attributes = image.attributes
+        texts = [(n, attributes[n]) for n in _TEXT_ATTRIBUTES if n in attributes]
+        if captions and image.mem_id in captions:
+            texts.append(("figcaption", captions[image.mem_id]))
+        kept = _usable(texts, max_text_chars, drops)
+        if not kept:
+            continue
+        url, reason = image_urls.find(
+            attributes, _sources(image), base, max_url_chars=max_url_chars
+        )
+        if not url:
+            drops[reason] += len(kept)
+            continue
+        language = languages.of(image)
+        rows += [(url, page.url, text, source, language) for source, text in kept]
+    if len(rows) > max_texts_per_page:
+        drops["too_many_texts"] += len(rows) - max_texts_per_page
+        del rows[max_texts_per_page:]
+    return rows
+
+
+def _usable(
+    texts: Sequence[tuple[str, str | None]], max_text_chars: int, drops: Counter
+) -> list[tuple[str, str]]:
+    """Returns the (source, cleaned text) that are neither empty nor too long."""
+    if not texts:
+        drops["empty_text"] += 1
+    kept = []
+    for source, raw in texts:
+        text = clean(raw or "")
+        if not text:
+            drops["empty_text"] += 1
+        elif len(text) > max_text_chars:
+            drops["text_too_long"] += 1
+        else:
+            kept.append((source, text))
+    return kept
+
+
+def _base_href(tree: LexborHTMLParser) -> str | None:
+    for base in tree.tags("base"):
+        if "href" in base.attributes:
+            return base.attributes["href"]
+    return None
+
+
+def _sources(image: LexborNode) -> list[image_urls.Attributes]:
+    """Returns the attributes of the <source>s before an image in its <picture>."""
+    sources: list[image_urls.Attributes] = []
+    above = image.parent
+    if above is None or above.tag != "picture":
+        return sources
+    sibling = image.prev
+    while sibling is not None and len(sources) < _PICTURE_SOURCES:
+        if sibling.tag == "source":
+            sources.append(sibling.attributes)
+        sibling = sibling.prev
+    return sources[::-1]
+
+
+def _captions(
+    tree: LexborHTMLParser, images: Sequence[LexborNode], max_chars: int
+) -> dict[int, str]:
+    """Returns image mem_id -> text of the caption of its figure.
+
+    Only for figures with one image: of several, the caption does not say which.
+    """
+    captions: dict[int, LexborNode] = {}
+    for caption in tree.tags("figcaption"):
+        figure = _figure_of(caption)
+        if figure is not None:
+            captions.setdefault(figure.mem_id, caption)
+    if not captions:
+        return {}
+    images_of: dict[int, list[int]] = {}
+    for image in images:
+        figure = _figure_of(image)
+        if figure is not None and figure.mem_id in captions:
+            images_of.setdefault(figure.mem_id, []).append(image.mem_id)
+    return {
+        image_ids[0]: _caption_text(captions[figure_id], max_chars)
+        for figure_id, image_ids in images_of.items()
+        if len(image_ids) == 1
+    }
+
+
+def _figure_of(node: LexborNode) -> LexborNode | None:
+    above = node.parent
+    for _ in range(_FIGURE_LEVELS):
+        if above is None or above.tag == "figure":
+            return above
+        above = above.parent
+    return None
+
+
+def _caption_text(caption: LexborNode, max_chars: int) -> str:
+    """Reads a caption, but not much more than may be used of it."""
+    parts: list[str] = []
+    chars = 0
+    for seen, node in enumerate(caption.traverse(include_text=True)):
+        if seen >= _CAPTION_NODES or chars > max_chars:
+            break
+        if node.is_text_node:
+            parts.append(node.text_content or "")
+            chars += len(parts[-1])
+        elif node.tag == "br":
+            parts.append(" ")
+    return "".join(parts)
+
+
+class _Languages:
+    """Answers which language a page declares for each of its elements."""
+
+    def __init__(self, tree: LexborHTMLParser) -> None:
+        self._page = _page_language(tree)
+        self._declared = {
+            node.mem_id: _subtag(node.attributes["lang"])
+            for node in tree.css("[lang]")
+            if node.tag != "html"
+        }
+
+    def of(self, node: LexborNode) -> str:
+        """Returns the code of the nearest declaration, "" where there is none."""
+        if not self._declared:
+            return self._page
+        passed = []
+        language = self._page
+        above: LexborNode | None = node
+        while above is not None:
+            if above.mem_id in self._declared:
+                language = self._declared[above.mem_id]
+                break
+            passed.append(above.mem_id)
+            above = above.parent
+        # Remembered, so that deep pages cost no more than their number of elements.
+        self._declared.update(dict.fromkeys(passed, language))
+        return language
+
+
+def _page_language(tree: LexborHTMLParser) -> str:
+    """Returns the language of <html lang>, else of a Content-Language <meta>."""
+    for root in tree.tags("html"):
+        if language := _subtag(root.attributes.get("lang")):
+            return language
+    for meta in tree.css("meta[http-equiv]"):
+        attributes = meta.attributes
+        if (attributes["http-equiv"] or "").strip().lower() == "content-language":
+            # A list of several languages says nothing about one text.
+            content = attributes.get("content") or ""
+            return "" if "," in content else _subtag(content)
+    return ""
+
+
+def _subtag(declared: str | None) -> str:
+    """Returns the lower-case primary subtag: "en-GB" -> "en"; "" where it is none."""
+    found = _LANGUAGE.match((declared or "").strip())
+    return found[1].lower() if found else ""

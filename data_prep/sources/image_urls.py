@@ -1,0 +1,176 @@
+"""Finds the address of an <img> among the many places where pages put it.
+
+Lazy loaders keep it in data-src and its like while `src` holds a spacer, so these come
+first; then `src`; then srcset and the <source>s of a <picture>.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+from urllib.parse import urljoin, urlsplit
+
+Attributes = Mapping[str, str | None]
+
+_LAZY = ("data-src", "data-original", "data-lazy-src", "data-lazy")
+_LAZY_SETS = ("data-srcset", "data-lazy-srcset")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.I)
+_DESCRIPTOR = re.compile(r"(\d{1,5}(?:\.\d{1,5})?)[wx]")
+# What most addresses are: nothing to strip, to join or to refuse.
+_PLAIN = re.compile(r"https?://[\w.-]+/[\w./?=&%+,;:@~!*()-]*")
+_HTTP_HOST = re.compile(r"https?://[^/?\s]+(?:[/?]|$)", re.I)
+_SPACES = "".join(map(chr, range(33)))  # what the URL standard strips at both ends
+_IGNORED = str.maketrans("", "", "\t\n\r")  # ... and removes inside
+_MAX_WIDTH = 1_600  # pixels; a wider srcset image only costs more to download
+
+
+class Base(NamedTuple):
+    """What relative addresses of a page are relative to."""
+
+    url: str
+    scheme: str  # "https:"
+    origin: str  # "https://host"
+    folder: str  # "https://host/dir/"
+
+
+def base_of(page_url: str, base_href: str | None) -> Base:
+    """Returns the page's base: <base href> where it is http(s), else its own URL."""
+    url = page_url
+    if base_href:
+        try:
+            joined = urljoin(page_url, base_href.strip(_SPACES).translate(_IGNORED))
+        except ValueError:
+            joined = ""
+        if _HTTP_HOST.match(joined):
+            url = joined
+    try:
+        parts = urlsplit(url)
+        folder = urljoin(url, ".")
+    except ValueError:
+        return Base("", "", "", "")
+    origin = f"{parts.scheme}://{parts.netloc}"
+    return Base(url, f"{parts.scheme}:", origin, folder)
+
+
+def find(
+    image: Attributes, sources: Sequence[Attributes], base: Base, *, max_url_chars: int
+) -> tuple[str, str]:
+    """Returns (absolute URL without fragment, "") or ("", drop reason).
+
+    Args:
+      image: attributes of the <img>.
+      sources: attributes of the <source>s of its <picture>.
+      base: of the page.
+      max_url_chars: a longer absolute URL is a drop.
+
+    Reasons: no_image_url, image_url_not_http, image_url_too_long, bad_url; of several
+    addresses that fail, the first one's.
+    """
+    first_reason = ""
+    for address in _addresses(image, sources):
+        url, reason = _absolute(address, base, max_url_chars)
+        if url:
+            return url, ""
+        first_reason = first_reason or reason
+    return "", first_reason or "no_image_url"
+
+
+def _addresses(image: Attributes, sources: Sequence[Attributes]) -> Iterator[str]:
+    for name in _LAZY:
+        address = image.get(name)
+        # Some loaders put a flag or a template name here.
+        if address and ("/" in address or "." in address):
+            yield address
+    for name in _LAZY_SETS:
+        if srcset := image.get(name):
+            yield from _best_of_srcset(srcset)
+    if address := image.get("src"):
+        yield address
+    if srcset := image.get("srcset"):
+        yield from _best_of_srcset(srcset)
+    for source in sources:
+        for name in (*_LAZY_SETS, "srcset"):
+            if srcset := source.get(name):
+                yield from _best_of_srcset(srcset)
+
+
+def _best_of_srcset(srcset: str) -> Iterator[str]:
+    """Yields the widest (or densest) address of a srcset, if there is any."""
+    candidates = list(_candidates(srcset))
+    if candidates:
+        yield max(candidates, key=lambda candidate: _size(candidate[1]))[0]
+
+
+def _candidates(srcset: str) -> Iterator[tuple[str, str]]:
+    """Yields (address, descriptor); commas inside an address belong to it."""
+    url, descriptor = "", ""
+    for word in srcset.split():
+        if not url:
+            url = word.strip(",")
+            if url and word.endswith(","):
+                yield url, ""
+                url = ""
+            continue
+        part, comma, rest = word.partition(",")
+        descriptor = descriptor or part
+        if comma:
+            yield url, descriptor
+            url, descriptor = rest.strip(","), ""
+    if url:
+        yield url, descriptor
+
+
+def _size(descriptor: str) -> float:
+    """Orders descriptors: "800w" and "2x"; none means "1x", nonsense comes last."""
+    found = _DESCRIPTOR.fullmatch(descriptor or "1x")
+    if not found:
+        return -1.0
+    size = float(found[1])
+    return size if size <= _MAX_WIDTH else 1 / size
+
+
+def _absolute(address: str, base: Base, max_url_chars: int) -> tuple[str, str]:
+    """Returns (absolute URL, "") or ("", reason)."""
+    if len(address) <= max_url_chars and _PLAIN.fullmatch(address):
+        return address, ""
+    address = address.strip(_SPACES)
+    if not address.isprintable():
+        address = address.translate(_IGNORED)
+    # data: URIs can be long: look at the scheme before anything else.
+    scheme = _SCHEME.match(address)
+    if scheme and scheme[0].lower() not in ("http:", "https:"):
+        return "", "image_url_not_http"
+    address = address.partition("#")[0]
+    if not address:
+        return "", "no_image_url"
+    if len(address) > max_url_chars:
+        return "", "image_url_too_long"
+    if "\\" in address:  # browsers read it as a slash outside the query
+        path, mark, query = address.partition("?")
+        address = path.replace("\\", "/") + mark + query
+    if not scheme:
+        address = _joined(address, base)
+    if len(address) > max_url_chars:
+        return "", "image_url_too_long"
+    if not _HTTP_HOST.match(address):
+        return "", "bad_url"
+    return address, ""
+
+
+def _joined(address: str, base: Base) -> str:
+    """Makes a relative address absolute, "" where that cannot be done."""
+    if address.startswith("//"):
+        return base.scheme + address
+    # The plain cases by hand: urljoin takes longer than the HTML parser.
+    if address[0] == "/" and "/." not in address:
+        return base.origin + address
+    folder, rest = base.folder, address
+    while rest.startswith("../"):
+        rest = rest[3:]
+        above = folder.rfind("/", len(base.origin), -1)
+        folder = folder[: above + 1] if above >= 0 else folder
+    if rest and rest[0] not in "./?;" and "/." not in rest:
+        return folder + rest
+    try:
+        return urljoin(base.url, address)
+    except ValueError:
+        return ""

@@ -1,0 +1,330 @@
+"""What is read out of a page: images, their texts, their languages, its own text."""
+
+from collections import Counter
+from urllib.parse import urljoin
+
+import pytest
+
+from data_prep import schema
+from data_prep.sources import charset, html, image_urls
+from data_prep.sources.warc import Page
+from metaclip_jax.data import records
+
+LIMITS = {"max_texts_per_page": 100, "max_text_chars": 50, "max_url_chars": 200}
+PAGE_URL = "https://site.example/dir/page.html"
+
+
+def page(markup, *, content_type="text/html", url=PAGE_URL):
+    data = markup if isinstance(markup, bytes) else markup.encode()
+    return Page(url, data, content_type)
+
+
+def parse(markup, **kwargs):
+    return html.parse_page(page(markup, **kwargs), **LIMITS)
+
+
+def rows(markup, *columns, **kwargs):
+    batch, _ = parse(markup, **kwargs)
+    return [tuple(row[c] for c in columns) for row in batch.to_pylist()]
+
+
+def url_of(attributes, before="", after=""):
+    found = rows(f"{before}<img {attributes} alt=x>{after}", "image_url")
+    return found[0][0] if found else None
+
+
+@pytest.mark.parametrize(
+    ("attributes", "url"),
+    [
+        ('src="https://other.example/a.jpg"', "https://other.example/a.jpg"),
+        ('src="//other.example/a.jpg"', "https://other.example/a.jpg"),
+        ('src="/a.jpg"', "https://site.example/a.jpg"),
+        ('src="a.jpg"', "https://site.example/dir/a.jpg"),
+        ('src="../a.jpg"', "https://site.example/a.jpg"),
+        ('src="../../../a.jpg"', "https://site.example/a.jpg"),
+        ('src="./x/../a.jpg"', "https://site.example/dir/a.jpg"),
+        ('src="?id=1"', "https://site.example/dir/page.html?id=1"),
+        ('src=" \n a.jpg\t "', "https://site.example/dir/a.jpg"),
+        ('src="a\n.jpg"', "https://site.example/dir/a.jpg"),
+        ('src="a.jpg#part"', "https://site.example/dir/a.jpg"),
+        ('src="a.jpg?b=1&amp;c=2"', "https://site.example/dir/a.jpg?b=1&c=2"),
+        ('src="/b&ouml;d.jpg"', "https://site.example/böd.jpg"),
+        ('src="\\img\\a.jpg"', "https://site.example/img/a.jpg"),
+        ('SRC="HTTP://other.example"', "HTTP://other.example"),
+        ('data-src="lazy.jpg"', "https://site.example/dir/lazy.jpg"),
+        ('src="spacer.gif" data-src="l.jpg"', "https://site.example/dir/l.jpg"),
+        ('src="a.jpg" data-src="true"', "https://site.example/dir/a.jpg"),
+        ('src="a.jpg" data-src="data:x/y"', "https://site.example/dir/a.jpg"),
+        ('src="data:image/gif;base64,R0lG" data-original="o.jpg"',
+         "https://site.example/dir/o.jpg"),
+        ('src="data:image/gif;base64,R0lG" srcset="s.jpg"',
+         "https://site.example/dir/s.jpg"),
+        ('src="a.jpg" srcset="b.jpg 2x"', "https://site.example/dir/a.jpg"),
+        ('srcset="s.jpg 100w, m.jpg 800w,l.jpg 3000w"',
+         "https://site.example/dir/m.jpg"),
+        ('srcset="s.jpg, l.jpg 2x"', "https://site.example/dir/l.jpg"),
+        ('srcset="/w_1,h_2/s.jpg 1x, /w_2,h_4/l.jpg 2x"',
+         "https://site.example/w_2,h_4/l.jpg"),
+        ('data-srcset="s.jpg 1w, l.jpg 9w" src="spacer.gif"',
+         "https://site.example/dir/l.jpg"),
+        ('srcset=" , ,"', None),
+    ],
+)  # fmt: skip
+def test_every_form_of_an_image_address_is_made_absolute(attributes, url):
+    assert url_of(attributes) == url
+
+
+def test_base_href_moves_relative_addresses_only():
+    base = '<base target=x><base href="//cdn.example/x/"><base href="/no/">'
+    assert url_of("src=a.jpg", base) == "https://cdn.example/x/a.jpg"
+    assert url_of("src=/a.jpg", base) == "https://cdn.example/a.jpg"
+    assert url_of("src=https://o.example/a.jpg", base) == "https://o.example/a.jpg"
+    assert url_of("src=a.jpg", "<base href=sub/>") == (
+        "https://site.example/dir/sub/a.jpg"
+    )
+    for useless in ("javascript:x", "http://[", "", "mailto:a@b.example"):
+        assert url_of("src=a.jpg", f'<base href="{useless}">') == (
+            "https://site.example/dir/a.jpg"
+        )
+
+
+def test_a_picture_gives_its_source_to_an_image_without_address():
+    before = '<picture><source srcset="a.webp 1x, b.webp 2x"><source srcset="c.jpg">'
+    assert url_of("", before, "</picture>") == "https://site.example/dir/b.webp"
+    assert url_of("src=d.jpg", before) == "https://site.example/dir/d.jpg"
+    assert url_of("", '<div><source srcset="a.webp"></div>') is None
+
+
+def test_joining_by_hand_is_urljoin():
+    addresses = (
+        "a a/b ../a ../../../../a/b.jpg /a ./a a/../b .. . ../ a?x=/../y ?q /a/./b "
+        "..a/b a/b/"
+    ).split()
+    for at in ("http://h", "http://h/", "http://h/d/e?f=/g/h", "http://h:8/a/b/c/"):
+        base = image_urls.base_of(at, None)
+        for address in addresses:
+            url, reason = image_urls.find({"src": address}, [], base, max_url_chars=99)
+            assert (url, reason) == (urljoin(at, address), ""), (at, address)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        ("", "no_image_url"),
+        ("src", "no_image_url"),
+        ('src=" "', "no_image_url"),
+        ('src="#top"', "no_image_url"),
+        ('src="data:image/png;base64,AAAA"', "image_url_not_http"),
+        ('src="ftp://a.example/b"', "image_url_not_http"),
+        ('src="JavaScript:alert(1)"', "image_url_not_http"),
+        ('src="file:///etc/passwd"', "image_url_not_http"),
+        ('src="http://"', "bad_url"),
+        ('src="http:///a"', "bad_url"),
+        ('src="//"', "bad_url"),
+        ('src="http://a b/c"', "bad_url"),
+        (f'src="{"a" * 201}"', "image_url_too_long"),
+        (f'src="{"a" * 190}"', "image_url_too_long"),
+    ],
+)
+def test_an_unusable_address_drops_its_texts_by_reason(attributes, reason):
+    batch, drops = parse(f"<img {attributes} alt=one title=two>")
+    assert batch.num_rows == 0
+    assert drops == {reason: 2}
+
+
+def test_all_text_sources_are_read_in_order():
+    markup = (
+        '<figure><div><img src=a.jpg alt="an alt" title="a title" '
+        'data-image-title="an image title"></div>'
+        "<figcaption>a <b>cap</b>tion<br>of two\nlines</figcaption></figure>"
+    )
+    assert rows(markup, "text_source", "text") == [
+        ("alt", "an alt"),
+        ("title", "a title"),
+        ("data-image-title", "an image title"),
+        ("figcaption", "a caption of two lines"),
+    ]
+
+
+def test_a_caption_of_several_images_belongs_to_none():
+    markup = "<figure><img src=a><img src=b alt=x><figcaption>c</figcaption></figure>"
+    assert rows(markup, "text") == [("x",)]
+
+
+def test_rows_follow_the_schema():
+    batch, _ = parse("<img src=a.jpg alt=x><img src=b.jpg alt=y>")
+    assert batch.schema == schema.CANDIDATES
+    batch.validate(full=True)
+    for row in batch.to_pylist():
+        assert row["image_id"] == records.image_id(row["image_url"])
+        assert row["page_url"] == PAGE_URL
+    empty, drops = parse("")
+    assert empty.schema == schema.CANDIDATES and empty.num_rows == 0 and not drops
+
+
+def test_texts_found_are_rows_plus_drops():
+    markup = (
+        "<img src=a.jpg>"  # no text: one
+        "<img src=a.jpg alt>"  # one, empty
+        '<img src=a.jpg alt=" &nbsp; " title="">'  # two, empty
+        f'<img src=a.jpg alt="{"x" * 51}" title="{"x" * 50}">'  # one too long
+        "<img alt=x>"  # no address
+        "<img alt='' title=t>"  # one empty, one without address
+    )
+    batch, drops = parse(markup)
+    assert drops == {"empty_text": 5, "text_too_long": 1, "no_image_url": 2}
+    assert batch.num_rows == 1
+
+
+def test_texts_of_one_page_are_bounded():
+    batch, drops = parse("<img src=a.jpg alt=x title=y>" * 60)
+    assert batch.num_rows == 100
+    assert drops == {"too_many_texts": 20}
+
+
+@pytest.mark.parametrize(
+    ("alt", "text"),
+    [
+        ("caf&eacute; &amp; bar &#128512; &lt;3", "café & bar 😀 <3"),
+        ("  two \n\t words  ", "two words"),
+        ("a&nbsp;b&#x3000;c", "a b c"),
+        ("a\x01b &#1; c", "ab c"),
+        ("&#xD800;x", "\ufffdx"),
+        ("ن\u200cم", "ن\u200cم"),
+    ],
+)
+def test_texts_are_cleaned_of_entities_space_and_controls(alt, text):
+    assert rows(f'<img src=a.jpg alt="{alt}">', "text") == [(text,)]
+
+
+def test_cleaning_removes_lone_surrogates():
+    assert html.clean("a\ud800 b\udfff") == "a b"
+
+
+@pytest.mark.parametrize(
+    ("markup", "language"),
+    [
+        ("<img {}>", ""),
+        ("<html lang=en-GB><img {}>", "en"),
+        ("<html lang=zh_TW><img {}>", "zh"),
+        ("<html lang=en><body lang=FR><div><img {}>", "fr"),
+        ("<html lang=en><p lang=de>x</p><img {}>", "en"),
+        ("<html lang=en><div lang=''><img {}>", ""),
+        ("<html lang=en><img lang=ja {}>", "ja"),
+        ("<meta http-equiv=Content-Language content=es-MX><img {}>", "es"),
+        ("<meta http-equiv=content-language content='en, fr'><img {}>", ""),
+        ("<html lang=en><meta http-equiv=content-language content=fr><img {}>", "en"),
+        ("<html lang='not a language'><img {}>", ""),
+        ("<html lang=x><img {}>", ""),
+    ],
+)
+def test_the_nearest_declared_language_counts(markup, language):
+    assert rows(markup.format("src=a.jpg alt=x"), "language") == [(language,)]
+
+
+CYRILLIC = "Красное яблоко"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content_type", "head"),
+    [
+        ("koi8-r", "text/html; charset=KOI8-R", ""),
+        ("koi8-r", 'text/html; charset="koi8-r"; x', "<meta charset=utf-8>"),
+        ("cp1251", "text/html", "<meta charset='windows-1251'>"),
+        ("cp1251", "text/html; charset=nonsense",
+         "<meta http-equiv=Content-Type content='text/html; charset=windows-1251'>"),
+        ("utf-8", "text/html", ""),
+        ("utf-8-sig", "text/html; charset=koi8-r", ""),
+        ("utf-16", "text/html", ""),
+        ("utf-8", "text/html", "<meta charset=utf-16>"),
+    ],
+)  # fmt: skip
+def test_charsets_come_from_mark_header_or_meta(encoding, content_type, head):
+    markup = f"{head}<img src=a.jpg alt='{CYRILLIC}'>".encode(encoding)
+    assert rows(markup, "text", content_type=content_type) == [(CYRILLIC,)]
+
+
+def test_without_declaration_invalid_utf8_is_windows_1252():
+    markup = "<img src=a.jpg alt='café – “x”'>".encode("cp1252")
+    assert rows(markup, "text") == [("café – “x”",)]
+    assert rows(markup, "text", content_type="text/html; charset=latin1") == [
+        ("café – “x”",)
+    ]
+
+
+def test_supersets_of_declared_charsets_are_used():
+    for label, text in [("gb2312", "朱镕基"), ("shift_jis", "①"), ("euc-kr", "똠")]:
+        encoding = {"gb2312": "gb18030", "shift_jis": "cp932", "euc-kr": "cp949"}[label]
+        markup = f"<img src=a.jpg alt='{text}'>".encode(encoding)
+        content_type = f"text/html; charset={label}"
+        assert rows(markup, "text", content_type=content_type) == [(text,)]
+
+
+def test_codecs_that_are_no_charsets_are_not_used():
+    for label in ("unicode_escape", "zip", "utf-7", "idna", "rot13", "x" * 1000):
+        for data in (b"\xff", rb"\x41", b"+AGE-"):
+            result = charset.to_parseable(data, f"text/html; charset={label}")
+            assert result in (data, data.decode("cp1252"))
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        "<img alt=x src=a.jpg",
+        "<img alt=x src=a.jpg><",
+        "<table><tr><img alt=x src=a.jpg></b></i><td",
+        "<p><b><img alt=x src=a.jpg></p></b><img",
+        "<img/alt='x'/src='a.jpg'>",
+        "</html></body><img alt=x src=a.jpg>",
+        "<image alt=x src=a.jpg>",
+        "<noscript><img alt=x src=a.jpg></noscript>",
+        "\0\0<img alt=x src=a.jpg>",
+        "<!--><img alt=x src=a.jpg>",
+        "<b>" * 2000 + "<img alt=x src=a.jpg>",
+    ],
+)
+def test_malformed_markup_is_read_as_a_browser_would(markup):
+    found = rows(markup, "text", "image_url")
+    if markup.endswith("a.jpg"):  # never closed: no element
+        assert found == []
+    else:
+        assert ("x", "https://site.example/dir/a.jpg") in found
+
+
+def test_any_bytes_are_parsed():
+    for n in range(256):
+        data = bytes([n]) * 7 + b"<img src=a.jpg alt='" + bytes([n]) * 3 + b"'>"
+        batch, drops = html.parse_page(page(data), **LIMITS)
+        batch.validate(full=True)
+        html.page_text(page(data))
+
+
+def test_scripts_comments_and_templates_hold_no_images():
+    markup = (
+        "<script>'<img src=a.jpg alt=x>'</script><!-- <img src=a.jpg alt=x> -->"
+        "<template><img src=a.jpg alt=x></template>"
+    )
+    assert rows(markup, "text") == []
+
+
+def test_many_pages_parse_as_one_by_one():
+    pages = [page("<img src=a alt=x>"), page(""), page("<img alt=z>")]
+    batch, drops = html.parse_pages(pages, **LIMITS)
+    singles = [html.parse_page(p, **LIMITS) for p in pages]
+    assert batch.to_pylist() == [r for b, _ in singles for r in b.to_pylist()]
+    assert drops == sum((d for _, d in singles), start=Counter())
+
+
+def test_page_text_is_what_a_reader_sees():
+    text = html.page_text(
+        page(
+            "<html lang=en><title>A &amp; B</title><style>p {}</style><nav>menu</nav>"
+            "<svg><title>icon</title></svg><p>Two <b>w</b>ords<script>no()</script>, "
+            "<a href=x>more</a>.<div>block</div>after<ul><li>one<li>two</ul>"
+            "<noscript>no</noscript><img alt=no>"
+        )
+    )
+    assert text == html.PageText(
+        "A & B", "Two words, more.\nblock\nafter\none\ntwo", "en"
+    )
+    assert html.page_text(page("")) == html.PageText("", "", "")

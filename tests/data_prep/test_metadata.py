@@ -1,0 +1,259 @@
+"""Metadata: how entries are chosen, kept on disk, and refused."""
+
+import gzip
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from data_prep.metadata import store, wikipedia
+from data_prep.metadata.store import Metadata
+from metaclip_jax import files
+
+TEXT = "The red fox, the red dog's bone. the T-shirt  of\nNew York"
+
+
+def metadata(*entries, code="en"):
+    n = len(entries)
+    return Metadata(code, entries, ("unigram",) * n, tuple(map(float, range(n))))
+
+
+def test_words_keep_their_case_hyphens_apostrophes_and_marks():
+    counts = wikipedia.count_ngrams([TEXT, "हिन्दी a_b 3D x-"])
+    assert counts.unigrams == {
+        "The": 1, "red": 2, "fox": 1, "the": 2, "dog's": 1, "bone": 1, "T-shirt": 1,
+        "of": 1, "New": 1, "York": 1, "हिन्दी": 1, "a": 1, "b": 1, "3D": 1, "x": 1,
+    }  # fmt: skip
+    assert counts.tokens == counts.unigrams.total() == 17
+
+
+def test_bigrams_are_words_with_one_space_between():
+    counts = wikipedia.count_ngrams([TEXT])
+    assert sorted(counts.bigrams) == [
+        "New York", "The red", "dog's bone", "red dog's", "red fox", "the T-shirt",
+        "the red",
+    ]  # fmt: skip
+
+
+def test_counts_add_up_over_calls():
+    once = wikipedia.count_ngrams([TEXT, TEXT])
+    twice = wikipedia.count_ngrams([TEXT], into=wikipedia.count_ngrams([TEXT]))
+    assert once == twice
+
+
+def test_unigrams_are_ranked_by_count_then_text():
+    counts = wikipedia.count_ngrams(["b a c b a d b"])
+    assert wikipedia.select_unigrams(counts, min_count=1) == [
+        ("b", 3.0), ("a", 2.0), ("c", 1.0), ("d", 1.0),
+    ]  # fmt: skip
+    assert wikipedia.select_unigrams(counts, min_count=2) == [("b", 3.0), ("a", 2.0)]
+
+
+def test_bigrams_are_scored_by_pointwise_mutual_information():
+    counts = wikipedia.count_ngrams(["New York a", "New York b", "a b", "a b a"])
+    found = dict(wikipedia.select_bigrams(counts, min_pmi=-9, min_count=1))
+    assert found["New York"] == pytest.approx(math.log(2 * 11 / (2 * 2)))
+    assert found["a b"] == pytest.approx(math.log(2 * 11 / (4 * 3)))
+    best = wikipedia.select_bigrams(counts, min_pmi=1.0, min_count=2)
+    assert [bigram for bigram, _ in best] == ["New York"]
+
+
+def test_titles_are_ranked_by_views():
+    views = {"B": 5, "A": 5, "C": 9, "D": 1}
+    assert wikipedia.select_titles(views, min_views=5) == [
+        ("C", 9.0), ("A", 5.0), ("B", 5.0),
+    ]  # fmt: skip
+
+
+PAGEVIEWS = """\
+en Red_apple 3 0
+en.m Red_apple 4 0
+en Caf%C3%A9 1 0
+en File:Cat.jpg 9 0
+en Alien:_Covenant 2 0
+en - 9 0
+en.b Cookbook 9 0
+commons.m Cat 9 0
+de Apfel 6 0
+fr Pomme 6 0
+en broken
+en Odd two 0
+en Three 3
+"""
+
+
+@pytest.mark.parametrize("name", ["views.txt", "views.gz"])
+def test_pageviews_of_wanted_wikipedias_are_summed_and_the_rest_left(tmp_path, name):
+    data = PAGEVIEWS.encode() + b"en \xff 1 0\n"
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    views, malformed = wikipedia.read_pageviews(path, languages=["en", "de", "it"])
+    assert views == {
+        "en": {"Red apple": 7, "Café": 1, "Alien: Covenant": 2},
+        "de": {"Apfel": 6},
+        "it": {},
+    }
+    assert malformed == 3
+
+
+def test_an_entry_belongs_to_its_first_source_and_caps_count_new_entries():
+    merged = wikipedia.merge(
+        "en",
+        [
+            wikipedia.Source("unigram", [("a", 3.0), ("b", 2.0), ("c", 1.0)], 2),
+            wikipedia.Source("bigram", [], 5),
+            wikipedia.Source("title", [("b", 9.0), ("d", 8.0), ("c", 7.0)], 1),
+        ],
+    )
+    assert merged.entries == ("a", "b", "d")
+    assert merged.sources == ("unigram", "unigram", "title")
+    assert merged.scores == (3.0, 2.0, 8.0)
+    assert merged.source_counts == {"unigram": 2, "title": 1}
+
+
+def test_metadata_without_any_entry_is_refused():
+    with pytest.raises(ValueError, match="would be empty.*unigram.*lower"):
+        wikipedia.merge("en", [wikipedia.Source("unigram", [], 5)])
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (("cat", "", "dog", " "), "2 entries are empty: '' at 1, ' ' at 3"),
+        (("cat", "dog", "cat", "cat"), "2 entries are repeated: 'cat' at 0 and 2"),
+        (("cat", 7), "1 entries are no strings: 7 at 1"),
+        ((), "has no entries"),
+    ],
+)
+def test_empty_repeated_and_strange_entries_are_named(tmp_path, entries, message):
+    with pytest.raises(ValueError, match=message):
+        metadata(*entries)
+    path = tmp_path / "metadata.json"
+    path.write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match=message):
+        store.load(path)
+
+
+def test_lengths_and_codes_are_checked():
+    with pytest.raises(ValueError, match="as many sources and scores"):
+        Metadata("en", ("a", "b"), ("unigram",), (1.0, 2.0))
+    with pytest.raises(ValueError, match="metadata code"):
+        metadata("a", code="../en")
+
+
+def test_the_fingerprint_is_of_the_entries_in_their_order():
+    one = metadata("ab", "c").fingerprint
+    assert one == Metadata("fr", ("ab", "c"), ("x", "y"), (0.0, 9.0)).fingerprint
+    others = [metadata("c", "ab"), metadata("a", "bc"), metadata("ab"), metadata("abc")]
+    assert len({one, *(m.fingerprint for m in others)}) == 5
+
+
+def test_what_is_saved_is_loaded_and_equal_input_gives_equal_bytes(tmp_path):
+    saved = {"en": metadata("cat", "Łódź", "a, b"), "zh_yue": metadata("貓")}
+    saved["zh_yue"] = Metadata("zh_yue", ("貓",), ("title",), (1.5,))
+    for folder in ("a", "b"):
+        store.save(tmp_path / folder, saved, inputs={"x": 1}, read={"pages": 2})
+    loaded = store.load(tmp_path / "a")
+    assert list(loaded) == ["en", "zh_yue"]
+    for code, one in loaded.items():
+        for field in ("code", "entries", "sources", "scores", "fingerprint"):
+            assert getattr(one, field) == getattr(saved[code], field)
+    for name in ("en.parquet", "zh_yue.parquet", "manifest.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (
+            tmp_path / "b" / name
+        ).read_bytes()
+    manifest = files.finished(tmp_path / "a", {"x": 1})
+    assert manifest["read"] == {"pages": 2}
+    assert manifest["metadata"]["en"] == {
+        "entries": 3,
+        "fingerprint": saved["en"].fingerprint,
+        "sources": {"unigram": 3},
+    }
+
+
+def test_a_json_list_loads_as_english(tmp_path):
+    path = tmp_path / "metadata.json"
+    path.write_text('["photo", "St. Louis", "caf\\u00e9"]')
+    loaded = store.load(path)
+    assert list(loaded) == ["en"]
+    assert loaded["en"].entries == ("photo", "St. Louis", "café")
+    path.write_text('{"en": ["photo"]}')
+    with pytest.raises(ValueError, match="JSON list of strings, is a dict"):
+        store.load(path)
+    path.write_text("[")
+    with pytest.raises(ValueError, match="should be JSON"):
+        store.load(path)
+
+
+def test_what_is_no_metadata_is_said_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="build_metadata"):
+        store.load(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="cut off"):
+        store.load(tmp_path)
+    files.write_manifest(tmp_path, inputs={})
+    with pytest.raises(ValueError, match="describes no metadata"):
+        store.load(tmp_path)
+
+
+def test_changed_or_broken_files_are_refused(tmp_path):
+    store.save(tmp_path / "a", {"en": metadata("cat", "dog")}, inputs={})
+    store.save(tmp_path / "b", {"en": metadata("dog", "cat")}, inputs={})
+    file = tmp_path / "a" / "en.parquet"
+    file.write_bytes((tmp_path / "b" / "en.parquet").read_bytes())
+    with pytest.raises(ValueError, match="fingerprint.*was changed"):
+        store.load(tmp_path / "a")
+    file.write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match="should be Parquet"):
+        store.load(tmp_path / "a")
+
+
+def build(folder, *flags):
+    command = [sys.executable, "-m", "data_prep.build_metadata", *flags]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def test_the_command_builds_once_and_knows_its_inputs(tmp_path, request):
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n"
+    pages = [b"<html lang=en><title>Red fox</title>A red fox. a red fox.",
+             b"<html lang=de>Ein roter Fuchs."]  # fmt: skip
+    (tmp_path / "a.warc.gz").write_bytes(
+        b"".join(
+            gzip.compress(
+                b"WARC/1.0\r\nWARC-Type: response\r\n"
+                b"WARC-Target-URI: http://a.example/\r\n"
+                b"WARC-Record-ID: <urn:uuid:1>\r\n"
+                b"WARC-Date: 2024-01-01T00:00:00Z\r\n"
+                b"Content-Type: application/http; msgtype=response\r\n"
+                b"Content-Length: %d\r\n\r\n%s\r\n\r\n" % (len(head + p), head + p)
+            )
+            for p in pages
+        )
+    )
+    (tmp_path / "broken.warc.gz").write_bytes(b"no gzip")
+    (tmp_path / "views.txt").write_text("en Fox_hunting 99 0\nen Rare 1 0\n")
+    recipe = request.config.rootpath / "configs" / "metadata_quickstart.py"
+    flags = [
+        f"--config={recipe}",
+        "--config.warc=*.warc.gz",
+        "--config.pageviews=views.txt",
+        "--config.unigram_min_count=2",
+        "--config.bigram_min_count=2",
+        "--config.bigram_min_pmi=0.0",
+        "--output=out",
+    ]
+    first = build(tmp_path, *flags)
+    assert first.returncode == 0, first.stderr
+    made = store.load(tmp_path / "out")["en"]
+    assert made.entries == ("fox", "red", "red fox", "Fox hunting")
+    assert made.sources == ("unigram", "unigram", "bigram", "title")
+    manifest = files.read_json(tmp_path / "out" / "manifest.json")
+    assert manifest["read"] == {
+        "file: not_gzip": 1, "files": 2, "page: other_language": 1, "pages": 1,
+    }  # fmt: skip
+    other = build(tmp_path, *flags, "--config.unigram_min_count=1")
+    assert other.returncode != 0
+    assert "config.unigram_min_count: wanted 1, found 2" in other.stderr
+    unspaced = build(tmp_path, *flags, "--config.languages=('en','ja')")
+    assert unspaced.returncode != 0 and "ja would need segmentation" in unspaced.stderr
