@@ -1,0 +1,130 @@
+"""Which addresses a download may connect to.
+
+URLs on the web can point anywhere, also into the network that the downloader runs in.
+Only public addresses are allowed, and what the caller pins by name. This is checked
+when a name is resolved and again when the socket is made.
+"""
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class PrivateAddressError(OSError):
+    """A connection was about to reach an address that is not public."""
+
+
+def read_host_map(pairs: str) -> dict[str, str]:
+    """Returns {host: "address:port"} from "host=address:port,host=address:port"."""
+    host_map = {}
+    for pair in filter(None, pairs.split(",")):
+        host, _, target = pair.partition("=")
+        host_map[host.strip()] = target.strip()
+    parse_host_map(host_map)  # raises ValueError where a pair is not of that form
+    return host_map
+
+
+def parse_host_map(host_map: Mapping[str, str]) -> dict[str, tuple[str, int]]:
+    """Returns the address and port of each pinned host, by name in lower case.
+
+    Raises ValueError unless each value is "address:port" ("[address]:port" for IPv6).
+    """
+    pinned = {}
+    for host, target in host_map.items():
+        address, _, port = target.rpartition(":")
+        try:
+            address = str(ipaddress.ip_address(address.strip("[]")))
+            pinned[host.lower()] = (address, int(port))
+        except ValueError as error:
+            raise ValueError(
+                f"host_map: {host}={target} should be HOST=ADDRESS:PORT with an IP "
+                "address, such as images.example=127.0.0.1:8000"
+            ) from error
+    return pinned
+
+
+def is_public(address: str) -> bool:
+    """Says whether an IP address belongs to the public internet.
+
+    An IPv6 address that wraps an IPv4 one is judged by the latter. Raises ValueError
+    if `address` is no IP address.
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if inner is None and ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return ip.is_global and not ip.is_multicast
+
+
+class Resolver(AbstractResolver):
+    """Answers pinned hosts from the map, others from the system, less private ones."""
+
+    def __init__(self, pinned: Mapping[str, tuple[str, int]]) -> None:
+        self._pinned = pinned
+
+    async def resolve(
+        self,
+        host: str,
+        port: int = 0,
+        family: socket.AddressFamily = socket.AF_UNSPEC,
+    ) -> list[ResolveResult]:
+        """Returns the addresses that may be connected to for a host."""
+        if host in self._pinned:
+            address, port = self._pinned[host]
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            return [_resolved(host, address, port, family)]
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(
+                host, port, family=family, type=socket.SOCK_STREAM
+            )
+        except UnicodeError as error:  # labels that no name can have
+            raise OSError(f"{host!r} is no host name") from error
+        public = [
+            _resolved(host, str(info[4][0]), port, info[0])
+            for info in found
+            if is_public(str(info[4][0]))
+        ]
+        if not public:
+            raise PrivateAddressError(f"{host} has no public address")
+        return public
+
+    async def close(self) -> None:
+        """Does nothing: a resolver holds nothing."""
+
+
+def _resolved(host: str, address: str, port: int, family: int) -> ResolveResult:
+    return ResolveResult(
+        hostname=host,
+        host=address,
+        port=port,
+        family=family,
+        proto=0,
+        flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+    )
+
+
+def socket_factory(
+    pinned: set[tuple[str, int]],
+) -> Callable[[Any], socket.socket]:
+    """Returns a maker of sockets that refuses what is neither public nor pinned.
+
+    The last line of defence: it sees the address that is really connected to.
+    """
+
+    def make(address_info: Any) -> socket.socket:
+        family, kind, protocol, _, address = address_info
+        if (address[0], address[1]) not in pinned and not is_public(address[0]):
+            raise PrivateAddressError(f"{address[0]} is not a public address")
+        return socket.socket(family, kind, protocol)
+
+    return make
