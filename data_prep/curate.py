@@ -1,0 +1,341 @@
+"""Curation, from WARC files to a balanced dataset of image-text records.
+
+    python -m data_prep.curate --config=configs/curate_quickstart.py \
+        --config.warc='crawl/*.warc.gz' --config.metadata=metadata \
+        --workdir=curation --output=dataset -- --runner=FnApiRunner
+
+What follows `--` are Beam's pipeline options. Three pipelines, in the order of
+cost: match (drops half of all texts), download (of what balancing can keep),
+write. A run that was killed goes on after its last finished part.
+"""
+
+import dataclasses
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from absl import app, flags, logging
+from apache_beam.options.pipeline_options import PipelineOptions
+from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
+
+from data_prep import drops, parts, schema, steps
+from data_prep.images import addresses
+from data_prep.matching import Matcher
+from data_prep.metadata import store
+from data_prep.sinks import array_record as sink
+from data_prep.stages import images, matching, sums, writing
+from metaclip_jax import files
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="Curation recipe.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "For matches, images, sums.")
+_OUTPUT = flags.DEFINE_string("output", None, "Dataset folder (TFDS-readable).")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What every pipeline of one run works with."""
+
+    config: ConfigDict
+    metadata: Mapping[str, store.Metadata]
+    options: PipelineOptions
+    inputs: dict  # what decides the result: a finished folder is known by it
+    workdir: str
+    output: str
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Entries of each metadata."""
+        return {code: len(m.entries) for code, m in self.metadata.items()}
+
+
+def main(argv: list[str]) -> None:
+    """Runs what is not finished yet, then prints the funnel."""
+    run = plan(_CONFIG.value, _WORKDIR.value, _OUTPUT.value, argv[1:])
+    with files.lock(run.workdir), files.lock(run.output):
+        if files.finished(run.output, run.inputs) is None:
+            counts = match(run)
+            t = thresholds(run, counts)
+            thin = steps.keep_probabilities(counts, t, slack=run.config.balance.slack)
+            accepted = download(run, thin)
+            keep = steps.recount(accepted, thin, t)
+            write(run, t=t, thin=thin, keep=keep, pool=counts, accepted=accepted)
+        card = files.read_json(files.path(run.output) / "data_card.json")
+    print(drops.render(card["funnel"]))
+    print(f"{card['records']:,} records, {card['texts']:,} texts in {run.output}")
+
+
+def plan(
+    config: ConfigDict, workdir: str | None, output: str | None, arguments: list[str]
+) -> Run:
+    """Checks what was asked for, before anything is written."""
+    if not (workdir and output and config.warc and config.metadata):
+        raise app.UsageError(
+            "wanted --workdir, --output, --config.warc and --config.metadata"
+        )
+    metadata = store.load(config.metadata)
+    # How images are fetched does not decide the result: a run may go on with other
+    # limits or addresses.
+    values = config.to_dict()
+    del values["download"], values["metadata"]
+    pages = files.glob(values.pop("warc"))
+    if not pages:
+        raise ValueError(f"config.warc={config.warc!r} matches no file")
+    if not config.balance.slack >= 1:
+        raise ValueError(f"config.balance.slack must be 1 or more: {config.balance}")
+    inputs = {
+        "config": values,
+        "warc": [[p.name, p.stat().length] for p in map(files.path, pages)],
+        "metadata": {code: m.fingerprint for code, m in metadata.items()},
+    }
+    return Run(config, metadata, beam_options(arguments), inputs, workdir, output)
+
+
+def beam_options(arguments: list[str]) -> PipelineOptions:
+    """Returns the options after `--`; the default runner works in this process."""
+    runner = PipelineOptions(arguments).get_all_options()["runner"]
+    if runner and runner.lower().endswith("daskrunner"):
+        raise ValueError(
+            "DaskRunner loses the result of a global combine without an error, so "
+            "entry counts would be wrong. Use FnApiRunner, Flink, Spark or Dataflow."
+        )
+    # Named, since Beam's default tries to download another runner first.
+    return PipelineOptions(
+        arguments if runner else [*arguments, "--runner=FnApiRunner"]
+    )
+
+
+def match(run: Run) -> dict[str, np.ndarray]:
+    """WARC files -> parts of unique matches. Returns every entry's count."""
+    folder, n = os.path.join(run.workdir, "matches"), run.config.partitions
+    if files.finished(folder, run.inputs) is None:
+        tables = build_matchers(run)
+        parse = matching.ParseWarc(**run.config.pages.to_dict())
+        with (
+            progress(folder, n, "match"),
+            beam.Pipeline(options=run.options) as pipeline,
+        ):
+            warcs = start(pipeline, files.glob(run.config.warc))
+            parsed = warcs | "parse" >> tagged(parse)
+            matched = parsed.main | "match" >> tagged(
+                matching.Match(tables, n), main=tuple[int, pa.RecordBatch]
+            )
+            written = (
+                matched.main
+                | "by partition" >> beam.GroupByKey()
+                | "dedup" >> tagged(matching.WriteMatches(folder, n))
+            )
+            flow = (parsed.flow, matched.flow, written.flow) | beam.Flatten()
+            sums.write_sum(flow, schema.FLOW, folder, "flow.parquet")
+            sums.write_sum(written.main, schema.COUNTS, folder, "counts.parquet")
+        fill_empty_parts(folder, n)
+        files.write_manifest(folder, inputs=run.inputs)
+    return steps.to_vectors(sums.read_sum(folder, "counts.parquet"), run.sizes)
+
+
+def build_matchers(run: Run) -> dict[str, str]:
+    """Saves one matcher per metadata for all workers to map; returns their paths."""
+    mode, engine = run.config.matching.mode, run.config.matching.engine
+    folder = files.path(run.workdir) / "matchers"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for code, metadata in run.metadata.items():
+        paths[code] = os.fspath(folder / code)
+        Matcher(metadata.entries, mode=mode, engine=engine).save(paths[code])
+    return paths
+
+
+def fill_empty_parts(folder: str, partitions: int) -> None:
+    """Writes the parts into which no image fell, so that every partition has one."""
+    flow = drops.flow("dedup", entered=0, left=0, drops={})
+    for i in range(partitions):
+        part = parts.name(i, partitions)
+        if not parts.exists(folder, part):
+            parts.write(folder, part, schema.MATCHES.empty_table(), flow)
+
+
+def thresholds(run: Run, counts: steps.Vectors) -> dict[str, int]:
+    """Returns t of each metadata: as asked, or from the share of the tail."""
+    wanted = run.config.balance
+    t = steps.thresholds(counts, t=wanted.t, tail_share=wanted.tail_share)
+    logging.info("accepted draws per entry: t = %s", t)
+    return t
+
+
+def download(run: Run, thin: steps.Vectors) -> dict[str, np.ndarray]:
+    """Matches -> screened images. Returns the survivors' accepted draws per entry."""
+    folder, n = os.path.join(run.workdir, "images"), run.config.partitions
+    if files.finished(folder, run.inputs) is None:
+        fetch = run.config.download.to_dict()
+        fetch["host_map"] = addresses.read_host_map(fetch["host_map"])
+        screen = run.config.images.to_dict()
+        draws = {"seed": run.config.seed, "keep_probability": thin}
+        with (
+            progress(os.path.join(run.workdir, "downloads"), n, "download"),
+            beam.Pipeline(options=run.options) as pipeline,
+        ):
+            fetched = start(pipeline, range(n)) | "download" >> tagged(
+                images.Download(run.workdir, n, fetch=fetch, screen=screen, **draws)
+            )
+            repeated = (
+                fetched.main
+                | "key by bytes" >> beam.ParDo(images.KeyByBytes())
+                | "by bytes" >> beam.GroupByKey()
+                | "find repeated" >> beam.ParDo(images.FindRepeated())
+            )
+            written = (
+                (fetched.main, repeated)
+                | "statuses" >> beam.Flatten()
+                | "key by partition" >> beam.ParDo(images.KeyByPartition(n))
+                | "by partition" >> beam.GroupByKey()
+                | "image dedup" >> tagged(images.WriteImages(run.workdir, n, **draws))
+            )
+            flow = (fetched.flow, written.flow) | "flows" >> beam.Flatten()
+            sums.write_sum(flow, schema.FLOW, folder, "flow.parquet")
+            sums.write_sum(written.main, schema.COUNTS, folder, "accepted.parquet")
+        files.write_manifest(folder, inputs=run.inputs)
+    return steps.to_vectors(sums.read_sum(folder, "accepted.parquet"), run.sizes)
+
+
+def write(
+    run: Run,
+    *,
+    t: Mapping[str, int],
+    thin: steps.Vectors,
+    keep: steps.Vectors,
+    pool: steps.Vectors,
+    accepted: steps.Vectors,
+) -> None:
+    """Survivors -> the balanced dataset with its counts and its data card."""
+    config, n = run.config, run.config.partitions
+    folder = os.path.join(run.workdir, "balance")
+    stage = writing.WriteShard(
+        run.workdir,
+        run.output,
+        config.name,
+        n,
+        seed=config.seed,
+        thin_probability=thin,
+        keep_probability=keep,
+    )
+    with (
+        progress(run.output, n, "write"),
+        beam.Pipeline(options=run.options) as pipeline,
+    ):
+        shards = start(pipeline, range(n)) | "balance" >> tagged(
+            stage, "accepted", "shards", "tallies"
+        )
+        sums.write_sum(shards.flow, schema.FLOW, folder, "flow.parquet")
+        sums.write_sum(shards.main, schema.COUNTS, folder, "kept.parquet")
+        sums.write_sum(shards.accepted, schema.COUNTS, folder, "accepted.parquet")
+        sums.write_sum(shards.tallies, schema.TALLIES, folder, "tallies.parquet")
+        sums.write_sum(shards.shards, schema.SHARDS, folder, "shards.parquet")
+    vectors = {
+        "pool_count": pool,
+        "survivor_count": steps.survivors(accepted, thin),
+    }
+    for column, part in (("kept_count", "kept"), ("accepted_draws", "accepted")):
+        total = sums.read_sum(folder, f"{part}.parquet")
+        vectors[column] = steps.to_vectors(total, run.sizes)
+    entries = {code: m.entries for code, m in run.metadata.items()}
+    sink.write_dataset(
+        run.output,
+        name=config.name,
+        shard_facts=shard_facts(folder),
+        data_card=data_card(run, t, folder),
+        counts=steps.counts_table(entries, vectors),
+        inputs=run.inputs,
+    )
+
+
+def shard_facts(folder: str) -> list[dict]:
+    """Returns what the sink said of each file shard, in their order."""
+    shards = sums.read_sum(folder, "shards.parquet")
+    return [json.loads(facts) for facts in shards["facts"].to_pylist()]
+
+
+def data_card(run: Run, t: Mapping[str, int], folder: str) -> dict:
+    """Returns what the dataset says of itself: balance, metadata, funnel, shares."""
+    folders = [os.path.join(run.workdir, f) for f in ("matches", "images")]
+    flow = schema.sum_counts(
+        [sums.read_sum(f, "flow.parquet") for f in [*folders, folder]], schema.FLOW
+    )
+    funnel = drops.funnel(flow, sums.STAGES)
+    shares: dict[str, dict] = {"language": {}, "text_source": {}, "metadata": {}}
+    for row in sums.read_sum(folder, "tallies.parquet").to_pylist():
+        shares[row["column"]][row["value"]] = row["count"]
+    return {
+        "name": run.config.name,
+        "version": files.version(),
+        "records": sum(facts["count"] for facts in shard_facts(folder)),
+        "texts": funnel[-1]["out"],
+        "balanced": {
+            "rule": "v1",
+            "t": dict(t),
+            "seed": run.config.seed,
+            "slack": run.config.balance.slack,
+        },
+        "matching": run.config.matching.mode,
+        "metadata": {
+            code: {
+                "entries": len(m.entries),
+                "fingerprint": m.fingerprint,
+                "sources": {s: m.sources.count(s) for s in sorted(set(m.sources))},
+            }
+            for code, m in run.metadata.items()
+        },
+        "funnel": funnel,
+        "languages": shares["language"],
+        "text_sources": shares["text_source"],
+    }
+
+
+def start(pipeline: beam.Pipeline, values: Sequence[int | str]) -> beam.PCollection:
+    """Spreads one RecordBatch per value over the workers."""
+    create = beam.Create(sums.one_each(values)).with_output_types(pa.RecordBatch)
+    return pipeline | create | beam.Reshuffle()
+
+
+def tagged(stage: beam.DoFn, *tags: str, main: type = pa.RecordBatch) -> beam.ParDo:
+    """A stage with its main output and FLOW rows, and more outputs by name."""
+    names = ("flow", *tags)
+    kinds = dict.fromkeys(names, pa.RecordBatch)
+    return (
+        beam.ParDo(stage)
+        .with_output_types(main, **kinds)
+        .with_outputs(*names, main="main")
+    )
+
+
+@contextmanager
+def progress(folder: str, partitions: int, title: str) -> Iterator[None]:
+    """Shows how many of `partitions` parts are in `folder`, on any runner."""
+    done = threading.Event()
+    pattern = files.path(folder) / f"*-of-{partitions:05d}*"
+
+    def watch() -> None:
+        with tqdm(total=partitions, desc=title, unit="part") as bar:
+            while True:
+                last = done.wait(0.5)
+                finished = {p.split("-of-")[0][-5:] for p in files.glob(str(pattern))}
+                bar.update(len(finished) - bar.n)
+                if last:
+                    return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir", "output"])
+    app.run(main)

@@ -1,0 +1,103 @@
+"""Accounting: what entered each stage, what left it, what was lost and why.
+
+The numbers travel through the data flow as small tables (schema.FLOW), since
+Beam's counters double when a bundle is retried. Every stage satisfies
+in = out + drops, and every stage takes in what the one before it let out.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from data_prep import schema
+
+IN, OUT = ">in", "<out"  # no reason starts with these
+
+
+def flow(
+    stage: str,
+    *,
+    entered: int,
+    left: int,
+    drops: Mapping[str, int],
+    unit: str = "texts",
+) -> pa.RecordBatch:
+    """Returns the FLOW rows of one piece of a stage; in = out + drops holds."""
+    lost = sum(drops.values())
+    if entered != left + lost:
+        raise AssertionError(
+            f"{stage}: {entered} {unit} came in, {left} left and {lost} were counted "
+            f"as dropped ({dict(drops)})"
+        )
+    counts = dict(sorted({IN: entered, OUT: left, **drops}.items()))
+    n = len(counts)
+    return schema.from_columns(
+        {
+            "stage": [stage] * n,
+            "unit": [unit] * n,
+            "reason": list(counts),
+            "count": list(counts.values()),
+        },
+        schema.FLOW,
+    )
+
+
+def funnel(total: pa.RecordBatch, stages: Sequence[str]) -> list[dict]:
+    """Turns summed FLOW rows into the data card's funnel, in the order of `stages`.
+
+    Returns one dict per stage and unit: stage, unit, in, out, drops {reason: n}.
+    Raises AssertionError where texts were lost uncounted between two stages.
+    """
+    counts: dict[tuple[str, str], Counter] = {}
+    for row in total.to_pylist():
+        counts.setdefault((row["stage"], row["unit"]), Counter())[row["reason"]] += row[
+            "count"
+        ]
+    unknown = {stage for stage, _ in counts} - set(stages)
+    if unknown:
+        raise AssertionError(f"stages {sorted(unknown)} are not among {list(stages)}")
+    table = []
+    for stage, unit in sorted(counts, key=lambda k: (stages.index(k[0]), k[1])):
+        reasons = counts[stage, unit]
+        entered, left = reasons.pop(IN, 0), reasons.pop(OUT, 0)
+        table.append(
+            {
+                "stage": stage,
+                "unit": unit,
+                "in": entered,
+                "out": left,
+                "drops": dict(sorted(reasons.items())),
+            }
+        )
+    _check(table)
+    return table
+
+
+def _check(table: Sequence[Mapping]) -> None:
+    previous = None
+    for row in table:
+        lost = sum(row["drops"].values())
+        if row["in"] != row["out"] + lost:
+            raise AssertionError(f"{row['stage']}: in != out + drops: {row}")
+        if row["unit"] != "texts":
+            continue
+        if previous is not None and previous["out"] != row["in"]:
+            raise AssertionError(
+                f"{previous['stage']} let out {previous['out']} texts, "
+                f"{row['stage']} took in {row['in']}"
+            )
+        previous = row
+
+
+def render(table: Sequence[Mapping]) -> str:
+    """Returns the funnel as lines of text, one a stage, drops below it."""
+    lines = []
+    for row in table:
+        head = (
+            f"{row['stage']:<12} {row['unit']:<6} {row['in']:>12,} -> {row['out']:>12,}"
+        )
+        lines.append(head)
+        for reason, n in sorted(row["drops"].items(), key=lambda kv: (-kv[1], kv[0])):
+            lines.append(f"{'':<12} {'':<6} {n:>12,}    {reason}")
+    return "\n".join(lines)

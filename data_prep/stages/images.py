@@ -1,0 +1,220 @@
+"""Stages from matches to screened images without repeats."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_prep import (
+    arrow_coder,  # noqa: F401  registers the coder of RecordBatch
+    dedup,
+    drops,
+    parts,
+    schema,
+    steps,
+)
+from data_prep.images import download, inspect
+from data_prep.stages.matching import by_partition
+
+Tagged = beam.pvalue.TaggedOutput
+
+
+class Download(beam.DoFn):
+    """Partition -> IMAGES of the texts that thinning keeps, bytes beside them."""
+
+    def __init__(
+        self,
+        workdir: str,
+        partitions: int,
+        *,
+        seed: int,
+        keep_probability: steps.Vectors,
+        fetch: Mapping,
+        screen: Mapping,
+    ) -> None:
+        self._workdir, self._partitions = workdir, partitions
+        self._seed, self._keep_probability = seed, keep_probability
+        self._fetch, self._screen = dict(fetch), dict(screen)
+
+    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Yields the part's IMAGES rows; a finished part is read, not fetched."""
+        (partition,) = element["value"].to_pylist()
+        part = parts.name(partition, self._partitions)
+        downloads = f"{self._workdir}/downloads"
+        if not parts.exists(downloads, part):
+            self._download(partition, part, downloads)
+        yield Tagged("flow", parts.read_flow(downloads, part))
+        images = parts.read(downloads, part)
+        yield schema.one_batch(images.select(schema.IMAGES.names))
+
+    def _download(self, partition: int, part: str, downloads: str) -> None:
+        matches = parts.read(f"{self._workdir}/matches", part)
+        kept, _ = steps.draw(
+            matches, seed=self._seed, keep_probability=self._keep_probability
+        )
+        thinned = matches.filter(pa.array(kept))
+        wanted = steps.images_of(thinned)
+        blobs = downloads, parts.name(partition, self._partitions, "images")
+        images = download_and_screen(
+            wanted, blobs=blobs, fetch=self._fetch, screen=self._screen
+        )
+        thin = drops.flow(
+            "thin",
+            entered=matches.num_rows,
+            left=thinned.num_rows,
+            drops={"thinned": matches.num_rows - thinned.num_rows},
+        )
+        flow = schema.sum_counts([thin, *_image_flow(images)], schema.FLOW)
+        parts.write(downloads, part, images, flow)
+
+
+def download_and_screen(
+    wanted: pa.Table, *, blobs: tuple[str, str], fetch: Mapping, screen: Mapping
+) -> pa.Table:
+    """Fetches images into one blob file, in the order of their arrival.
+
+    Args:
+      wanted: image_id, image_url, texts.
+      blobs: folder and name of the file for the bytes of the images that pass.
+      fetch: keyword arguments of download.fetch.
+      screen: keyword arguments of inspect.inspect.
+
+    Returns:
+      The rows of `wanted` as IMAGES, with `stage` (which of download and screen
+      gave the status) and `position` (in `blobs`, -1 where nothing was kept).
+    """
+    n = wanted.num_rows
+    columns: dict[str, list] = {
+        "status": [""] * n,
+        "sha256": [""] * n,
+        "fingerprint": [0] * n,
+        "width": [0] * n,
+        "height": [0] * n,
+        "stage": ["download"] * n,
+        "position": [-1] * n,
+    }
+    with parts.blob_writer(*blobs) as write_blob:
+        for index, status, body in download.fetch(
+            wanted["image_url"].to_pylist(), **fetch
+        ):
+            columns["status"][index] = status
+            if status != download.OK:
+                continue
+            image = inspect.inspect(body, **screen)
+            columns["stage"][index] = "screen"
+            columns["status"][index] = image.status
+            if image.status != "ok":
+                continue
+            columns["position"][index] = write_blob(image.image)
+            for key in ("sha256", "fingerprint", "width", "height"):
+                columns[key][index] = getattr(image, key)
+    for name, values in columns.items():
+        kind = schema.IMAGES.field(name).type if name in schema.IMAGES.names else None
+        wanted = wanted.append_column(name, pa.array(values, kind))
+    extra = ["stage", "position"]
+    return wanted.select([*schema.IMAGES.names, *extra])
+
+
+def _image_flow(images: pa.Table) -> Iterator[pa.RecordBatch]:
+    """Flow of the download and of the screen: a lost image loses all its texts."""
+    entered = pc.sum(images["texts"]).as_py() or 0
+    for stage in ("download", "screen"):
+        here = pc.and_(
+            pc.equal(images["stage"], stage), pc.not_equal(images["status"], "ok")
+        )
+        lost: Counter = Counter()
+        for row in images.filter(here).select(["status", "texts"]).to_pylist():
+            lost[row["status"]] += row["texts"]
+        left = entered - sum(lost.values())
+        yield drops.flow(stage, entered=entered, left=left, drops=lost)
+        entered = left
+
+
+class KeyByBytes(beam.DoFn):
+    """IMAGES -> (first digits of the sha256, IMAGES): equal images meet."""
+
+    def process(self, images: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """Yields the rows of each group; lost images have no bytes and end here."""
+        ok = images.filter(pc.equal(images["status"], "ok"))
+        heads = pc.utf8_slice_codeunits(ok["sha256"], 0, 2)
+        for head in sorted(pc.unique(heads).to_pylist()):
+            yield head, ok.filter(pc.equal(heads, head))
+
+
+class FindRepeated(beam.DoFn):
+    """(digits, IMAGES batches) -> the images that repeat another's bytes."""
+
+    def process(
+        self, element: tuple[str, Iterable[pa.RecordBatch]]
+    ) -> Iterator[pa.RecordBatch]:
+        """Yields those rows with their new status."""
+        _, batches = element
+        repeated = dedup.repeated_images(
+            pa.Table.from_batches(batches, schema=schema.IMAGES)
+        )
+        status = pa.array(["repeated_image"] * repeated.num_rows, pa.string())
+        at = repeated.column_names.index("status")
+        yield schema.one_batch(repeated.set_column(at, "status", status))
+
+
+class KeyByPartition(beam.DoFn):
+    """IMAGES -> (partition, IMAGES)."""
+
+    def __init__(self, partitions: int) -> None:
+        self._partitions = partitions
+
+    def process(self, images: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yields the rows of each partition."""
+        yield from by_partition(images, self._partitions)
+
+
+class WriteImages(beam.DoFn):
+    """(partition, IMAGES batches) -> the final status of each image; survivors' COUNTS.
+
+    The batches hold every image of the partition once, and the repeated ones a
+    second time with their new status.
+    """
+
+    def __init__(
+        self,
+        workdir: str,
+        partitions: int,
+        *,
+        seed: int,
+        keep_probability: steps.Vectors,
+    ) -> None:
+        self._workdir, self._partitions = workdir, partitions
+        self._seed, self._keep_probability = seed, keep_probability
+
+    def process(
+        self, element: tuple[int, Iterable[pa.RecordBatch]]
+    ) -> Iterator[pa.RecordBatch]:
+        """Writes the part; yields the accepted draws of the surviving texts."""
+        partition, batches = element
+        part = parts.name(partition, self._partitions)
+        table = pa.Table.from_batches(batches, schema=schema.IMAGES)
+        repeated = table.filter(pc.equal(table["status"], "repeated_image"))
+        again = pc.is_in(table["image_id"], repeated["image_id"].combine_chunks())
+        images = pa.concat_tables([table.filter(pc.invert(again)), repeated])
+        images = images.sort_by("image_id")
+        ok = images.filter(pc.equal(images["status"], "ok"))
+        lost = pc.sum(repeated["texts"]).as_py() or 0
+        left = pc.sum(ok["texts"]).as_py() or 0
+        flow = drops.flow(
+            "image_dedup",
+            entered=left + lost,
+            left=left,
+            drops={"repeated_image": lost},
+        )
+        parts.write(f"{self._workdir}/images", part, images, flow)
+        yield Tagged("flow", flow)
+        matches = parts.read(f"{self._workdir}/matches", part)
+        matches = matches.filter(
+            pc.is_in(matches["image_id"], ok["image_id"].combine_chunks())
+        )
+        _, accepted = steps.draw(
+            matches, seed=self._seed, keep_probability=self._keep_probability
+        )
+        yield accepted

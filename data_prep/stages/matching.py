@@ -1,0 +1,166 @@
+"""Stages from WARC files to parts of unique matches."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from threading import Lock
+from typing import Literal
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_prep import (
+    arrow_coder,  # noqa: F401  registers the coder of RecordBatch
+    dedup,
+    drops,
+    language,
+    parts,
+    schema,
+    steps,
+)
+from data_prep.matching import Matcher
+from data_prep.sources import html, warc
+
+Tagged = beam.pvalue.TaggedOutput
+_BATCH_ROWS = 16_384
+_LOADING = Lock()
+
+
+class ParseWarc(beam.DoFn):
+    """Path of a WARC file -> CANDIDATES."""
+
+    def __init__(
+        self,
+        *,
+        max_page_bytes: int,
+        max_texts_per_page: int,
+        max_text_chars: int,
+        max_url_chars: int,
+    ) -> None:
+        self._max_page_bytes = max_page_bytes
+        self._limits = {
+            "max_texts_per_page": max_texts_per_page,
+            "max_text_chars": max_text_chars,
+            "max_url_chars": max_url_chars,
+        }
+
+    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Yields batches of candidates, and the flow of files, pages and texts."""
+        (path,) = element["value"].to_pylist()
+        lost_files: Counter = Counter()
+        lost_pages: Counter = Counter()
+        lost_texts: Counter = Counter()
+        pages = rows = 0
+        waiting: list[pa.RecordBatch] = []
+        for page in warc.read_pages(path, max_page_bytes=self._max_page_bytes):
+            if isinstance(page, warc.LostFile):
+                lost_files[page.reason] += 1
+                continue
+            if isinstance(page, warc.LostPage):
+                lost_pages[page.reason] += 1
+                continue
+            candidates, lost = html.parse_page(page, **self._limits)
+            lost_texts += lost
+            pages += 1
+            rows += candidates.num_rows
+            waiting.append(candidates)
+            if sum(b.num_rows for b in waiting) >= _BATCH_ROWS:
+                yield _concat(waiting)
+                waiting = []
+        if waiting:
+            yield _concat(waiting)
+        broken, missing = sum(lost_files.values()), sum(lost_pages.values())
+        for flow in (
+            drops.flow(
+                "read", unit="files", entered=1, left=1 - broken, drops=lost_files
+            ),
+            drops.flow(
+                "read",
+                unit="pages",
+                entered=pages + missing,
+                left=pages,
+                drops=lost_pages,
+            ),
+            drops.flow(
+                "parse",
+                entered=rows + sum(lost_texts.values()),
+                left=rows,
+                drops=lost_texts,
+            ),
+        ):
+            yield Tagged("flow", flow)
+
+
+def _concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return schema.one_batch(pa.Table.from_batches(batches))
+
+
+class Match(beam.DoFn):
+    """CANDIDATES -> (partition, MATCHES)."""
+
+    def __init__(self, tables: Mapping[str, str], partitions: int) -> None:
+        self._tables = dict(tables)
+        self._partitions = partitions
+
+    def process(
+        self, candidates: pa.RecordBatch
+    ) -> Iterator[tuple[int, pa.RecordBatch] | Tagged[Literal["flow"], pa.RecordBatch]]:
+        """Yields the matched rows of each partition."""
+        with _LOADING:  # one copy of the tables per process, whatever the threads
+            matchers = {code: _matcher(path) for code, path in self._tables.items()}
+            identify = _identifier()
+        matches, lost = steps.match(candidates, matchers=matchers, identify=identify)
+        yield Tagged(
+            "flow",
+            drops.flow(
+                "match",
+                entered=candidates.num_rows,
+                left=matches.num_rows,
+                drops=lost,
+            ),
+        )
+        yield from by_partition(matches, self._partitions)
+
+
+@lru_cache
+def _matcher(path: str) -> Matcher:
+    return Matcher.load(path)
+
+
+@lru_cache
+def _identifier() -> language.LanguageIdentifier:
+    return language.Lid176()
+
+
+def by_partition(
+    rows: pa.RecordBatch, partitions: int
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yields (partition, its rows), ascending; rows have an image_id."""
+    numbers = pa.array(parts.partition_of(rows["image_id"], partitions))
+    for partition in sorted(pc.unique(numbers).to_pylist()):
+        yield partition, rows.filter(pc.equal(numbers, partition))
+
+
+class WriteMatches(beam.DoFn):
+    """(partition, MATCHES batches) -> a part of unique pairs, and its COUNTS."""
+
+    def __init__(self, folder: str, partitions: int) -> None:
+        self._folder, self._partitions = folder, partitions
+
+    def process(
+        self, element: tuple[int, Iterable[pa.RecordBatch]]
+    ) -> Iterator[pa.RecordBatch]:
+        """Drops repeated pairs, writes the part, yields the entry counts."""
+        partition, batches = element
+        table = pa.Table.from_batches(batches, schema=schema.MATCHES)
+        unique = dedup.sort_and_drop_repeats(table)
+        flow = drops.flow(
+            "dedup",
+            entered=table.num_rows,
+            left=unique.num_rows,
+            drops={"repeated_pair": table.num_rows - unique.num_rows},
+        )
+        parts.write(self._folder, parts.name(partition, self._partitions), unique, flow)
+        yield Tagged("flow", flow)
+        yield steps.count(unique)

@@ -1,0 +1,85 @@
+"""Where pipelines start, and the sums in which they end."""
+
+from collections.abc import Iterable, Sequence
+
+import apache_beam as beam
+import pyarrow as pa
+
+from data_prep import (
+    arrow_coder,  # noqa: F401  registers the coder of RecordBatch
+    parts,
+    schema,
+)
+
+# In the order of the flow: the rows of the data card's funnel.
+STAGES = (
+    "read",
+    "parse",
+    "match",
+    "dedup",
+    "thin",
+    "download",
+    "screen",
+    "image_dedup",
+    "balance",
+)
+
+
+def one_each(values: Sequence[int | str]) -> list[pa.RecordBatch]:
+    """Returns one RecordBatch per value, in column `value`: for Create."""
+    return [pa.RecordBatch.from_pydict({"value": [value]}) for value in values]
+
+
+class SumCounts(beam.CombineFn):
+    """Sums the counts of all pieces of a pipeline: FLOW, COUNTS or TALLIES rows."""
+
+    def __init__(self, of: pa.Schema) -> None:
+        self._schema = of
+
+    def create_accumulator(self) -> pa.RecordBatch:
+        """No rows yet."""
+        return schema.one_batch(self._schema.empty_table())
+
+    def add_input(self, total: pa.RecordBatch, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Adds the rows of one batch."""
+        return schema.sum_counts([total, rows], self._schema)
+
+    def merge_accumulators(self, totals: Iterable[pa.RecordBatch]) -> pa.RecordBatch:
+        """Adds the sums of several workers."""
+        return schema.sum_counts(totals, self._schema)
+
+    def extract_output(self, total: pa.RecordBatch) -> pa.RecordBatch:
+        """The sums."""
+        return total
+
+
+class WriteSum(beam.DoFn):
+    """Writes a pipeline's one summed RecordBatch where the driver reads it."""
+
+    def __init__(self, folder: str, part: str) -> None:
+        self._folder, self._part = folder, part
+
+    def process(self, total: pa.RecordBatch) -> None:
+        """Writes the Parquet file whole or not at all."""
+        nothing = schema.one_batch(schema.FLOW.empty_table())
+        parts.write(self._folder, self._part, pa.Table.from_batches([total]), nothing)
+
+
+def read_sum(folder: str, part: str) -> pa.RecordBatch:
+    """Returns what a pipeline summed up."""
+    return schema.one_batch(parts.read(folder, part))
+
+
+def write_sum(
+    rows: beam.PCollection, of: pa.Schema, folder: str, part: str
+) -> beam.PCollection:
+    """Sums `rows` of schema `of` into the Parquet file folder/part.
+
+    Raises TypeError where `rows` would not travel as Arrow: Beam falls back to
+    pickle without a word.
+    """
+    if rows.element_type is not pa.RecordBatch:
+        raise TypeError(f"{part}: wanted RecordBatches, got {rows.element_type}")
+    name = part.removesuffix(".parquet")
+    total = rows | f"sum {name}" >> beam.CombineGlobally(SumCounts(of))
+    return total | f"write {name}" >> beam.ParDo(WriteSum(folder, part))

@@ -1,0 +1,97 @@
+"""The last stage: balanced texts and their images become file shards."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_prep import (
+    arrow_coder,  # noqa: F401  registers the coder of RecordBatch
+    drops,
+    parts,
+    schema,
+    steps,
+)
+from data_prep.sinks import array_record as sink
+from metaclip_jax.data import records
+
+Tagged = beam.pvalue.TaggedOutput
+
+
+class WriteShard(beam.DoFn):
+    """Partition -> one file shard of balanced records; COUNTS twice, and facts."""
+
+    def __init__(
+        self,
+        workdir: str,
+        output: str,
+        name: str,
+        partitions: int,
+        *,
+        seed: int,
+        thin_probability: steps.Vectors,
+        keep_probability: steps.Vectors,
+    ) -> None:
+        self._workdir, self._output, self._name = workdir, output, name
+        self._partitions, self._seed = partitions, seed
+        self._thin, self._keep = thin_probability, keep_probability
+
+    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Writes the shard; yields FLOW, and COUNTS of kept texts and of draws."""
+        (partition,) = element["value"].to_pylist()
+        part = parts.name(partition, self._partitions)
+        matches = parts.read(f"{self._workdir}/matches", part)
+        images = parts.read(f"{self._workdir}/images", part)
+        images = images.filter(pc.equal(images["status"], "ok"))
+        matches = matches.filter(
+            pc.is_in(matches["image_id"], images["image_id"].combine_chunks())
+        )
+        thinned, _ = steps.draw(matches, seed=self._seed, keep_probability=self._thin)
+        matches = matches.filter(pa.array(thinned))
+        kept, accepted = steps.draw(
+            matches, seed=self._seed, keep_probability=self._keep
+        )
+        balanced = matches.filter(pa.array(kept))
+        left = images.filter(
+            pc.is_in(images["image_id"], balanced["image_id"].combine_chunks())
+        )
+        shard = records.shard_name(self._name, partition, self._partitions)
+        facts = sink.write_shard(
+            os.path.join(self._output, shard),
+            steps.to_records(balanced, left, self._bodies(partition, left)),
+        )
+        yield Tagged(
+            "flow",
+            drops.flow(
+                "balance",
+                entered=matches.num_rows,
+                left=balanced.num_rows,
+                drops={"balanced_away": matches.num_rows - balanced.num_rows},
+            ),
+        )
+        yield Tagged("accepted", accepted)
+        yield Tagged("shards", _shard_row(facts))
+        yield Tagged("tallies", steps.tally(balanced))
+        yield steps.count(balanced)
+
+    def _bodies(self, partition: int, images: pa.Table) -> Iterator[bytes]:
+        downloads = f"{self._workdir}/downloads"
+        part = parts.name(partition, self._partitions)
+        table = parts.read(downloads, part).select(["image_id", "position"])
+        rows = pc.index_in(images["image_id"], table["image_id"].combine_chunks())
+        positions = table["position"].take(rows).to_pylist()
+        blobs = parts.name(partition, self._partitions, "images")
+        return parts.read_blobs(downloads, blobs, positions)
+
+
+def _shard_row(facts: Mapping[str, Any]) -> pa.RecordBatch:
+    row = {
+        "shard": facts["file"],
+        "facts": json.dumps(facts, sort_keys=True),
+        "count": facts["count"],
+    }
+    return pa.RecordBatch.from_pylist([row], schema=schema.SHARDS)

@@ -1,0 +1,304 @@
+"""The steps of curation as functions from tables to tables, without Beam.
+
+Each returns what it keeps and a Counter of what it drops, in texts. Entry counts
+and keep probabilities are dicts: metadata code -> one vector by entry id.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from absl import logging
+
+from data_prep import balance, language, schema
+from data_prep.matching import Matcher
+from metaclip_jax.data import records
+
+Vectors = Mapping[str, np.ndarray]
+
+
+def match(
+    candidates: pa.RecordBatch,
+    *,
+    matchers: Mapping[str, Matcher],
+    identify: language.LanguageIdentifier,
+) -> tuple[pa.RecordBatch, Counter]:
+    """Matches CANDIDATES with the metadata of their language; returns MATCHES.
+
+    With one metadata matching comes first, since it is several times faster than
+    language identification and drops half the texts; with several, a text's
+    language decides what it is matched with.
+    """
+    drops: Counter = Counter()
+    table = pa.Table.from_batches([candidates])
+    if len(matchers) == 1:
+        ((code, matcher),) = matchers.items()
+        table = _match_with(table, code, matcher, drops)
+        table = _with_language(table, matchers, identify, drops)
+    else:
+        table = _with_language(table, matchers, identify, drops)
+        codes = table["metadata"]
+        table = pa.concat_tables(
+            _match_with(table.filter(pc.equal(codes, code)), code, matcher, drops)
+            for code, matcher in matchers.items()
+        )
+    return schema.one_batch(table.select(schema.MATCHES.names)), drops
+
+
+def _match_with(
+    table: pa.Table, code: str, matcher: Matcher, drops: Counter
+) -> pa.Table:
+    offsets, entry_ids = matcher.match(table["text"].combine_chunks())
+    lists = pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()), pa.array(entry_ids, pa.int32())
+    )
+    matched = np.diff(offsets) > 0
+    drops["no_match"] += int(np.sum(~matched))
+    columns = {
+        "metadata": pa.array([code] * table.num_rows, pa.string()),
+        "entry_ids": lists,
+    }
+    for column, values in columns.items():
+        if column in table.column_names:
+            table = table.drop_columns(column)
+        table = table.append_column(column, values)
+    return table.filter(pa.array(matched))
+
+
+def _with_language(
+    table: pa.Table,
+    available: Iterable[str],
+    identify: language.LanguageIdentifier,
+    drops: Counter,
+) -> pa.Table:
+    """Sets `language`; sets `metadata` to its code, or drops rows that have none."""
+    languages = language.resolve(
+        table["text"].to_pylist(), table["language"].to_pylist(), identify
+    )
+    codes = {
+        code: language.metadata_code(code, set(available)) for code in set(languages)
+    }
+    wanted = [codes[code] for code in languages]
+    at = table.column_names.index("language")
+    table = table.set_column(at, "language", pa.array(languages, pa.string()))
+    if "metadata" not in table.column_names:
+        table = table.append_column("metadata", pa.array(wanted, pa.string()))
+    kept = [code is not None for code in wanted]
+    drops["other_language"] += kept.count(False)
+    return table.filter(pa.array(kept, pa.bool_()))
+
+
+def count(matches: pa.Table) -> pa.RecordBatch:
+    """Returns COUNTS: how many texts of MATCHES each entry matches."""
+    vectors = {
+        code: np.bincount(ids) for code, _, _, ids in _by_metadata(matches) if ids.size
+    }
+    return to_counts(vectors)
+
+
+def to_counts(vectors: Vectors) -> pa.RecordBatch:
+    """Returns COUNTS, sparse: one row per entry with a count above zero."""
+    codes: list[str] = []
+    entry_ids, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
+    for code in sorted(vectors):
+        nonzero = np.flatnonzero(vectors[code])
+        codes += [code] * nonzero.size
+        entry_ids.append(nonzero)
+        counts.append(vectors[code][nonzero].astype(np.uint64))
+    return schema.from_columns(
+        {
+            "metadata": codes,
+            "entry_id": np.concatenate(entry_ids).astype(np.int32),
+            "count": np.concatenate(counts),
+        },
+        schema.COUNTS,
+    )
+
+
+def to_vectors(counts: pa.RecordBatch, sizes: Mapping[str, int]) -> dict:
+    """Returns {code: uint64[entries]} from COUNTS; `sizes` is entries per code."""
+    vectors = {code: np.zeros(n, np.uint64) for code, n in sizes.items()}
+    for code, vector in vectors.items():
+        rows = counts.filter(pc.equal(counts["metadata"], code))
+        np.add.at(vector, rows["entry_id"].to_numpy(), rows["count"].to_numpy())
+    return vectors
+
+
+def draw(
+    matches: pa.Table, *, seed: int, keep_probability: Vectors
+) -> tuple[np.ndarray, pa.RecordBatch]:
+    """Draws once for every match; a text stays if any of its matches is accepted.
+
+    Args:
+      matches: MATCHES.
+      seed: of the draws: the same seed draws the same numbers for the same texts.
+      keep_probability: f64[entries] for each metadata code.
+
+    Returns:
+      bool[n], the texts that stay, and COUNTS of the accepted draws.
+    """
+    kept = np.zeros(matches.num_rows, bool)
+    accepted: dict[str, np.ndarray] = {}
+    for code, rows, offsets, entry_ids in _by_metadata(matches):
+        part = matches.take(pa.array(rows))
+        keys = records.text_keys(part["image_id"].to_pylist(), part["text"].to_pylist())
+        hits = balance.accepted_draws(
+            seed, keys, offsets, entry_ids, keep_probability[code]
+        )
+        ends = np.concatenate([[0], np.cumsum(hits)])
+        kept[rows] = ends[offsets[1:]] > ends[offsets[:-1]]
+        accepted[code] = np.bincount(entry_ids[hits])
+    return kept, to_counts(accepted)
+
+
+def thresholds(counts: Vectors, *, t: int, tail_share: float) -> dict[str, int]:
+    """Returns t for each metadata (MetaCLIP 2, Algorithm 1).
+
+    With t > 0, that is English's t, or the only metadata's, and every other one
+    gets the t that gives its tail the same share of matches. With t = 0 all get
+    theirs from `tail_share`.
+    """
+    lead = "en" if "en" in counts else min(counts)
+    if t > 0:
+        tail_share = balance.tail_share(counts[lead], t)
+    result = {code: balance.threshold(counts[code], tail_share) for code in counts}
+    return result | {lead: t} if t > 0 else result
+
+
+def keep_probabilities(
+    counts: Vectors, t: Mapping[str, int], *, slack: float = 1.0
+) -> dict[str, np.ndarray]:
+    """Returns f64[entries] for each metadata: min(1, slack * t / count)."""
+    return {
+        code: balance.keep_probability(counts[code], slack * t[code]) for code in counts
+    }
+
+
+def recount(
+    accepted: Vectors, thin: Vectors, t: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Returns the keep probabilities that leave t accepted draws of the survivors.
+
+    Says so where an entry lost more than the slack allowed for: it ends below t.
+    """
+    for code in t:
+        short = balance.short_entries(thin[code], accepted[code], t[code]).size
+        if short:
+            logging.warning(
+                "%s: %d head entries lost more than the slack and stay below t; "
+                "raise config.balance.slack",
+                code,
+                short,
+            )
+    return {
+        code: balance.final_probability(thin[code], accepted[code], t[code])
+        for code in t
+    }
+
+
+def survivors(accepted: Vectors, thin: Vectors) -> dict[str, np.ndarray]:
+    """Estimates each entry's count in the pool as if only fetchable images were in it.
+
+    Of the survivors only the accepted draws are a fair sample of an entry (texts
+    thinned for one entry bring their other matches along), so its count is
+    accepted draws / thinning probability: exact where nothing was thinned.
+    """
+    return {code: accepted[code] / thin[code] for code in accepted}
+
+
+def counts_table(
+    entries: Mapping[str, Sequence[str]], vectors: Mapping[str, Vectors]
+) -> pa.Table:
+    """Returns metadata, entry_id, entry and one column per named vector."""
+    codes = sorted(entries)
+    sizes = [len(entries[code]) for code in codes]
+    ids = [np.arange(n, dtype=np.int32) for n in sizes]
+    columns = {
+        "metadata": [c for c, n in zip(codes, sizes, strict=True) for _ in range(n)],
+        "entry_id": np.concatenate(ids),
+        "entry": [entry for code in codes for entry in entries[code]],
+    }
+    for name, by_code in vectors.items():
+        columns[name] = np.concatenate([by_code[code] for code in codes])
+    return pa.table(columns)
+
+
+def _by_metadata(
+    matches: pa.Table,
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields (code, row numbers, int64 offsets, int32 entry ids) per metadata."""
+    for code in sorted(pc.unique(matches["metadata"]).to_pylist()):
+        rows = np.flatnonzero(pc.equal(matches["metadata"], code).to_numpy())
+        lists = matches["entry_ids"].take(pa.array(rows)).combine_chunks()
+        offsets = lists.offsets.to_numpy().astype(np.int64)
+        yield code, rows, offsets - offsets[:1], lists.flatten().to_numpy()
+
+
+def tally(matches: pa.Table) -> pa.RecordBatch:
+    """Returns TALLIES of the columns that the data card shows."""
+    batches = [schema.one_batch(schema.TALLIES.empty_table())]
+    for column in ("language", "text_source", "metadata"):
+        counts = pc.value_counts(matches[column])
+        columns = {
+            "column": [column] * len(counts),
+            "value": counts.field("values"),
+            "count": counts.field("counts").cast(pa.uint64()),
+        }
+        batches.append(schema.from_columns(columns, schema.TALLIES))
+    return schema.sum_counts(batches, schema.TALLIES)
+
+
+def images_of(matches: pa.Table) -> pa.Table:
+    """Returns image_id, image_url and the number of texts; sorted by image_id."""
+    images = matches.group_by("image_id").aggregate(
+        [("image_url", "min"), ("text", "count")]
+    )
+    return images.rename_columns(["image_id", "image_url", "texts"]).sort_by("image_id")
+
+
+def to_records(
+    matches: pa.Table, images: pa.Table, bodies: Iterable[bytes]
+) -> Iterator[records.Record]:
+    """Joins texts and images into records, one per image of `images`.
+
+    Args:
+      matches: MATCHES rows, sorted by image_id.
+      images: IMAGES rows in the same order, each with at least one text.
+      bodies: the bytes of each of those images.
+    """
+    ids = matches["image_id"].to_pylist()
+    texts = matches.to_pydict()
+    start = 0
+    for image, body in zip(images.to_pylist(), bodies, strict=True):
+        stop = start
+        while stop < len(ids) and ids[stop] == image["image_id"]:
+            stop += 1
+        if stop == start:
+            raise AssertionError(f"image {image['image_id']} has no text")
+        yield _record(image, body, {k: v[start:stop] for k, v in texts.items()})
+        start = stop
+    if start != len(ids):
+        raise AssertionError(f"{len(ids) - start} texts have no image")
+
+
+def _record(
+    image: Mapping, body: bytes, texts: Mapping[str, Sequence]
+) -> records.Record:
+    lengths = [len(ids) for ids in texts["entry_ids"]]
+    return records.Record(
+        image=body,
+        image_id=image["image_id"],
+        image_url=image["image_url"],
+        page_url=texts["page_url"][0],
+        sha256=image["sha256"],
+        width=image["width"],
+        height=image["height"],
+        texts=tuple(texts["text"]),
+        text_sources=tuple(texts["text_source"]),
+        languages=tuple(texts["language"]),
+        metadata=tuple(texts["metadata"]),
+        entry_ids=np.array([e for ids in texts["entry_ids"] for e in ids], np.int32),
+        entry_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    )

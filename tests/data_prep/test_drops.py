@@ -1,0 +1,50 @@
+import pytest
+
+from data_prep import drops, schema
+
+
+def total(*flows):
+    return schema.sum_counts(flows, schema.FLOW)
+
+
+def test_pieces_of_a_stage_add_up():
+    a = drops.flow("parse", entered=5, left=3, drops={"empty_text": 2})
+    b = drops.flow("parse", entered=4, left=4, drops={})
+    (row,) = drops.funnel(total(a, b), ["parse"])
+    assert row == {
+        "stage": "parse",
+        "unit": "texts",
+        "in": 9,
+        "out": 7,
+        "drops": {"empty_text": 2},
+    }
+
+
+def test_a_text_lost_inside_a_stage_is_an_error():
+    with pytest.raises(AssertionError, match="5 texts came in, 3 left and 1"):
+        drops.flow("parse", entered=5, left=3, drops={"empty_text": 1})
+
+
+def test_a_text_lost_between_stages_is_an_error():
+    parse = drops.flow("parse", entered=5, left=5, drops={})
+    match = drops.flow("match", entered=4, left=4, drops={})
+    with pytest.raises(AssertionError, match="let out 5 texts, match took in 4"):
+        drops.funnel(total(parse, match), ["parse", "match"])
+
+
+def test_pages_and_files_are_counted_beside_texts():
+    files = drops.flow("read", unit="files", entered=2, left=1, drops={"not_gzip": 1})
+    parse = drops.flow("parse", entered=5, left=5, drops={})
+    table = drops.funnel(total(parse, files), ["read", "parse"])
+    assert [(row["stage"], row["unit"]) for row in table] == [
+        ("read", "files"),
+        ("parse", "texts"),
+    ]
+
+
+def test_the_rendered_funnel_names_every_reason():
+    parse = drops.flow(
+        "parse", entered=5, left=2, drops={"empty_text": 2, "bad_url": 1}
+    )
+    text = drops.render(drops.funnel(total(parse), ["parse"]))
+    assert text.index("empty_text") < text.index("bad_url")
