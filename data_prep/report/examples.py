@@ -1,0 +1,164 @@
+"""Texts and pictures for the report, taken from the finished records.
+
+Pictures are decoded and encoded again at thumbnail size, so that no bytes of
+strangers reach the page.
+"""
+
+import base64
+import io
+import warnings
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from data_prep.report.load import EntryCounts
+from metaclip_jax.data import records
+
+_BATCH = 256  # records read at once
+_CANDIDATES = 24  # texts of an entry to choose its examples from
+
+
+@dataclass
+class Example:
+    """One text of the dataset that matches an entry; the image as a data: URI."""
+
+    text: str
+    thumbnail: str
+
+
+@dataclass
+class EntryExamples:
+    """One entry with its counts and a few of its texts."""
+
+    entry: str
+    pool: int
+    kept: int
+    examples: list[Example] = field(default_factory=list)
+
+
+def thumbnail(image: bytes, *, side: int) -> str:
+    """Returns the picture, at most side x side px, as a data: URI of a WebP.
+
+    Returns "" for bytes that Pillow cannot or should not decode.
+    """
+    try:
+        with warnings.catch_warnings():
+            # A picture of 90+ megapixels is refused, not merely remarked upon.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(image), formats=("JPEG", "WEBP")) as opened:
+                picture = opened.convert("RGB")
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ):
+        return ""
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    encoded = io.BytesIO()
+    picture.save(encoded, "WEBP", quality=82, method=4)
+    return "data:image/webp;base64," + base64.b64encode(encoded.getvalue()).decode()
+
+
+def head_and_tail(
+    dataset: str,
+    counts: EntryCounts,
+    *,
+    entries: int = 6,
+    texts: int = 3,
+    scan: int = 20_000,
+    side: int = 80,
+) -> tuple[list[EntryExamples], list[EntryExamples]]:
+    """Picks entries of the head and of the tail with texts of the dataset.
+
+    Looks at the first `scan` records. The head are the entries with most matches in
+    the pool, the tail is sampled evenly over its range of counts. Without t, the
+    upper half of the entries is taken for the head.
+    """
+    opened = records.open_dataset(dataset)
+    found: dict[int, dict[str, int]] = {}  # entry id -> text -> record position
+    for position, record in _scan(opened, limit=scan):
+        for index, text in enumerate(record.texts):
+            if record.metadata[index] != counts.code:
+                continue
+            start, end = record.entry_offsets[index : index + 2]
+            for entry_id in record.entry_ids[start:end].tolist():
+                of_entry = found.setdefault(entry_id, {})
+                if len(of_entry) < _CANDIDATES:
+                    of_entry.setdefault(text, position)
+    seen = np.isin(counts.entry_ids, np.fromiter(found, np.int64, len(found)))
+    head = counts.head()
+    if counts.t is None:
+        head = np.arange(len(counts.pool)) < len(counts.pool) / 2
+    head_rows = np.flatnonzero(head & seen)[:entries]
+    tail_rows = _spread(np.flatnonzero(~head & seen), entries)
+    used: set[int] = set()
+    chosen = {
+        row: _different_images(found[int(counts.entry_ids[row])], used, texts)
+        for row in (*head_rows.tolist(), *tail_rows.tolist())
+    }
+    pictures = {
+        position: thumbnail(record.image, side=side)
+        for position, record in _read(opened, sorted(used))
+    }
+
+    def show(row: int) -> EntryExamples:
+        return EntryExamples(
+            entry=counts.entries[row],
+            pool=int(counts.pool[row]),
+            kept=int(counts.kept[row]),
+            examples=[Example(text, pictures[at]) for text, at in chosen[row]],
+        )
+
+    return [show(row) for row in head_rows], [show(row) for row in tail_rows]
+
+
+def thumbnails(
+    dataset: str, image_ids: Collection[str], *, side: int
+) -> dict[str, str]:
+    """Returns thumbnails by image id; ids that the dataset lacks are left out."""
+    opened = records.open_dataset(dataset)
+    wanted, result = set(image_ids), {}
+    for _, record in _scan(opened, limit=sum(opened.shard_lengths)):
+        if record.image_id in wanted:
+            result[record.image_id] = thumbnail(record.image, side=side)
+        if len(result) == len(wanted):
+            break
+    return result
+
+
+def _different_images(
+    candidates: dict[str, int], used: set[int], wanted: int
+) -> list[tuple[str, int]]:
+    """Picks (text, record position), images not yet `used` first; adds to `used`."""
+    fresh = {position: text for text, position in candidates.items()}
+    ordered = sorted(fresh.items(), key=lambda item: (item[0] in used, item[0]))
+    picked = [(text, position) for position, text in ordered[:wanted]]
+    used.update(position for _, position in picked)
+    return picked
+
+
+def _spread(rows: np.ndarray, wanted: int) -> np.ndarray:
+    """At most `wanted` of the rows, evenly spaced, first and last among them."""
+    if len(rows) <= wanted:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, wanted).round().astype(int)]
+
+
+def _scan(
+    opened: records.Dataset, *, limit: int
+) -> Iterator[tuple[int, records.Record]]:
+    yield from _read(opened, range(min(limit, sum(opened.shard_lengths))))
+
+
+def _read(
+    opened: records.Dataset, positions: Collection[int]
+) -> Iterator[tuple[int, records.Record]]:
+    ordered = np.fromiter(positions, np.int64, len(positions))
+    for start in range(0, len(ordered), _BATCH):
+        batch = ordered[start : start + _BATCH]
+        for position, data in zip(batch, records.read(opened, batch), strict=True):
+            yield int(position), records.decode(data)
