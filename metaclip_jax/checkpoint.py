@@ -1,0 +1,341 @@
+"""What a run leaves in its workdir so that it can go on: config.json and checkpoints.
+
+A checkpoint is WORKDIR/checkpoints/STEP: the state after STEP steps, and `meta`, a JSON
+object that says what the state is (architecture, data, tokenizer, config, version).
+STEP is also the position in the data. Orbax writes it in the background under a
+temporary name, so a killed run leaves whole checkpoints only.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from metaclip_jax import files, sharding
+from metaclip_jax.models import clip
+
+# A run may go on with other values of these keys; an entry that ends in "." stands for
+# all keys under it. The data and the tokenizer may move but not change, which `restore`
+# checks. A new total_steps also stretches the rest of the learning-rate schedule.
+FREE_KEYS = (
+    "total_steps",
+    "log_every_steps",
+    "checkpoint_every_steps",
+    "eval_every_steps",
+    "max_skipped_steps",
+    "dataset",
+    "tokenizer",
+    "loss",
+    "loss_chunk",
+    "cpu_devices",
+    "compilation_cache",
+    "mesh.",
+    "model.attention",
+    "model.remat",
+    "data.read_threads",
+    "data.worker_count",
+    "data.prefetch",
+    "checkpoint.",
+    "tensorboard",
+    "evaluation.",
+)
+# How the model is computed, not what its parameters mean.
+_FREE_ARCHITECTURE = ("dtype", "attention", "remat")
+
+
+def claim_workdir(workdir: str, config: Mapping[str, Any], *, write: bool) -> None:
+    """Makes the workdir this run's own, or finds that it already is.
+
+    Writes config.json. Where there is one, it must agree with `config` in all keys but
+    FREE_KEYS.
+
+    Args:
+        workdir: local or gs://.
+        config: the resolved config, a JSON object.
+        write: whether this process writes (one of all processes does).
+
+    Raises:
+        ValueError: the workdir belongs to a run with another config; names the keys.
+    """
+    path = files.path(workdir) / "config.json"
+    mine = _flat(json.loads(json.dumps(config)))
+    if path.exists():
+        theirs = _flat(files.read_json(path))
+        different = [
+            key
+            for key in sorted(mine.keys() | theirs.keys())
+            if mine.get(key) != theirs.get(key) and not _is_free(key)
+        ]
+        if different:
+            listed = "; ".join(
+                f"{key}: wanted {mine.get(key)!r}, found {theirs.get(key)!r}"
+                for key in different
+            )
+            raise ValueError(
+                f"{workdir} belongs to a run with another config: {listed}. Choose"
+                " another --workdir, or give these keys the values found"
+            )
+    if write:
+        files.write_json(path, config)
+
+
+def write_finished(workdir: str, *, step: int, inputs: Mapping[str, Any]) -> None:
+    """Marks the run as finished after `step` steps on these inputs."""
+    files.write_manifest(workdir, inputs=inputs, step=step)
+
+
+def clear_finished(workdir: str) -> None:
+    """Takes the mark away, for a run that goes on to more steps."""
+    path = files.path(workdir) / files.MANIFEST
+    if path.exists():
+        path.unlink()
+
+
+def open_manager(
+    workdir: str, *, keep_last: int, keep_every_steps: int
+) -> ocp.CheckpointManager:
+    """Opens the workdir's checkpoints for writing and reading; close it when done.
+
+    Args:
+        workdir: local or gs://.
+        keep_last: how many of the newest checkpoints stay.
+        keep_every_steps: checkpoints at multiples of this stay too; 0 = none.
+
+    Raises:
+        ValueError: keep_last is below 1.
+    """
+    if keep_last < 1:
+        raise ValueError(
+            f"checkpoint.keep_last must be at least 1, got {keep_last}: the newest"
+            " checkpoint is what a run goes on from"
+        )
+    return ocp.CheckpointManager(
+        _folder(workdir),
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep_last,
+            keep_period=keep_every_steps or None,
+            enable_async_checkpointing=True,
+            # What a killed save left.
+            cleanup_tmp_directories=True,
+        ),
+        item_names=("state", "meta"),
+    )
+
+
+def save(
+    manager: ocp.CheckpointManager, step: int, state: Any, *, meta: Mapping[str, Any]
+) -> None:
+    """Starts to write a checkpoint; returns once the state's arrays may be reused.
+
+    Args:
+        manager: from `open_manager`.
+        step: steps done, the checkpoint's name.
+        state: a pytree of global arrays.
+        meta: a JSON object as `describe` makes it.
+
+    Raises:
+        Exception: an earlier write in the background failed.
+    """
+    manager.save(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
+        ),
+    )
+
+
+def describe(
+    *, architecture: clip.Architecture, inputs: Mapping[str, str], **facts: Any
+) -> dict[str, Any]:
+    """A checkpoint's `meta`: what `restore` compares, the version, and further facts.
+
+    Args:
+        architecture: the model.
+        inputs: name to fingerprint of what is trained on ("dataset", "tokenizer").
+        **facts: any JSON values.
+    """
+    return {
+        **facts,
+        "architecture": dataclasses.asdict(architecture),
+        "inputs": dict(inputs),
+        "version": files.version(),
+    }
+
+
+def restore(
+    workdir: str,
+    manager: ocp.CheckpointManager,
+    step: int,
+    *,
+    target: Any,
+    architecture: clip.Architecture,
+    inputs: Mapping[str, str],
+) -> tuple[Any, dict[str, Any]]:
+    """Reads a checkpoint onto the devices of `target`, whatever mesh wrote it.
+
+    Args:
+        workdir: named in errors.
+        manager: from `open_manager`.
+        step: which one.
+        target: the state as ShapeDtypeStructs with shardings.
+        architecture: must be the checkpoint's.
+        inputs: name to fingerprint; must be the checkpoint's.
+
+    Returns:
+        The state and the checkpoint's meta.
+
+    Raises:
+        ValueError: the checkpoint is of another architecture, dataset or tokenizer;
+            found before any array is read.
+    """
+    meta = read_meta(workdir, step)
+    name = f"{workdir}/checkpoints/{step}"
+    _check_architecture(name, meta, architecture)
+    check_inputs(name, want=inputs, got=meta["inputs"])
+    restored = manager.restore(
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+    )
+    return restored.state, meta
+
+
+def steps(workdir: str) -> list[int]:
+    """The steps of the workdir's whole checkpoints, ascending."""
+    folder = _folder(workdir)
+    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
+
+
+def latest_step(workdir: str) -> int | None:
+    """The step of the newest whole checkpoint, None if there is none."""
+    return max(steps(workdir), default=None)
+
+
+def read_meta(workdir: str, step: int) -> dict[str, Any]:
+    """What `describe` said about a checkpoint."""
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return reader.restore(_folder(workdir) / str(step) / "meta")
+
+
+def restore_params(
+    workdir: str,
+    *,
+    architecture: clip.Architecture,
+    mesh: Mesh,
+    step: int | None = None,
+    inputs: Mapping[str, str] | None = None,
+) -> tuple[clip.Params, int]:
+    """Reads only the parameters, onto any mesh, for evaluation and export.
+
+    Args:
+        workdir: of the run.
+        architecture: must be the checkpoint's.
+        mesh: where the parameters go.
+        step: which checkpoint; None = the newest.
+        inputs: name to fingerprint of what must be the checkpoint's too, for example
+            the tokenizer.
+
+    Returns:
+        The parameters and their step.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint; names those that there are.
+        ValueError: the checkpoint is of another architecture or of other inputs.
+    """
+    there = steps(workdir)
+    if not there or (step is not None and step not in there):
+        raise FileNotFoundError(
+            f"want a checkpoint {'' if step is None else f'of step {step} '}in"
+            f" {workdir}, found {there or 'none'}; train first or choose another step"
+        )
+    step = there[-1] if step is None else step
+    folder = _folder(workdir) / str(step)
+    meta = read_meta(workdir, step)
+    _check_architecture(str(folder), meta, architecture)
+    check_inputs(str(folder), want=inputs or {}, got=meta["inputs"])
+    shapes = jax.eval_shape(lambda: clip.init(architecture, jax.random.key(0)))
+    target = {"params": with_shardings(shapes, sharding.tree_shardings(mesh, shapes))}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        restored = reader.restore(
+            folder / "state",
+            args=ocp.args.PyTreeRestore(
+                item=target,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+                partial_restore=True,  # the optimizer stays on disk
+            ),
+        )
+    return restored["params"], step
+
+
+def with_shardings(tree: Any, layout: Any) -> Any:
+    """Arrays or ShapeDtypeStructs as ShapeDtypeStructs with the layout's shardings."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=where
+        ),
+        tree,
+        layout,
+    )
+
+
+def check_inputs(name: str, *, want: Mapping[str, str], got: Mapping[str, str]) -> None:
+    """Refuses a checkpoint or a finished run that was trained on something else.
+
+    Raises:
+        ValueError: a fingerprint differs; names which.
+    """
+    different = [key for key in want if key not in got or want[key] != got[key]]
+    if different:
+        raise ValueError(
+            f"{name} was trained with another {' and '.join(different)}: "
+            + "; ".join(
+                f"{key} fingerprint wanted {want[key][:12]}, found"
+                f" {got[key][:12] if key in got else 'none'}"
+                for key in different
+            )
+            + ". Choose another --workdir, or give back what it was trained with"
+        )
+
+
+def _check_architecture(
+    name: str, meta: Mapping[str, Any], architecture: clip.Architecture
+) -> None:
+    mine = json.loads(json.dumps(dataclasses.asdict(architecture)))
+    theirs = meta["architecture"]
+    different = [
+        f"{key}: wanted {mine.get(key)!r}, found {theirs.get(key)!r}"
+        for key in sorted(mine.keys() | theirs.keys())
+        if mine.get(key) != theirs.get(key) and key not in _FREE_ARCHITECTURE
+    ]
+    if different:
+        raise ValueError(
+            f"{name} holds a model of another architecture: {'; '.join(different)}."
+            " Choose another --workdir, or the config (and tokenizer) it was trained"
+            " with"
+        )
+
+
+def _folder(workdir: str) -> Any:
+    folder = files.path(workdir) / "checkpoints"
+    # Orbax wants absolute paths.
+    return folder.resolve() if files.is_local(workdir) else folder
+
+
+def _is_free(key: str) -> bool:
+    return any(
+        key.startswith(free) if free.endswith(".") else key == free
+        for free in FREE_KEYS
+    )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested object as {"mesh.data": 2, ...}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

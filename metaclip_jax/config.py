@@ -1,0 +1,139 @@
+"""Every training key: its unit, its default, one comment. The only home of defaults.
+
+A recipe in configs/ starts from `default()`, changes a few keys and returns the
+locked result. Keys are read by attribute only, so that a mistyped name is an error
+with a suggestion. Below the commands, functions take values and never a config.
+"""
+
+from typing import TYPE_CHECKING
+
+from ml_collections import ConfigDict
+
+if TYPE_CHECKING:
+    from metaclip_jax.models.clip import Architecture
+
+
+def default() -> ConfigDict:
+    """Returns all keys, with ViT-B/32 on 400M pairs of the paper as their values."""
+    config = ConfigDict()
+
+    # What to train on. Paths are local or gs://.
+    config.dataset = ""  # dataset folder, as written by data_prep.curate
+    config.tokenizer = ""  # tokenizer.json to load
+
+    # How long, and in which order.
+    config.global_batch = 32_768  # pairs a step, over all processes and devices
+    config.total_steps = 390_624  # optimizer steps; pairs seen = steps * global_batch
+    config.seed = 0  # of the initial parameters, the data order and the crops
+    config.max_skipped_steps = 10  # stop after this many non-finite steps in a row
+
+    # When things happen, in steps. 0 = never (the last step always saves and logs).
+    config.log_every_steps = 100
+    config.checkpoint_every_steps = 5_000
+    config.eval_every_steps = 0  # on evaluation.held_out
+
+    # Numbers and devices.
+    config.image_size = 224  # pixels, height and width
+    config.dtype = "bfloat16"  # of the towers' matrix products: float32 or bfloat16
+    config.loss = "gathered"  # how negatives meet: "gathered" or "ring"
+    config.loss_chunk = 1_024  # columns of logits at a time in the ring form
+    config.cpu_devices = 0  # virtual CPU devices to make; 0 = use the real devices
+    config.compilation_cache = ""  # folder for compiled programs; "" = none
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices that split the batch; -1 = all that are left
+    config.mesh.fsdp = 1  # devices that split the batch and the parameters
+    config.mesh.tensor = 1  # devices that split heads and MLP width
+
+    config.model = _model()
+    config.optimizer = _optimizer()
+    config.data = _data()
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.keep_last = 3  # newest checkpoints to keep
+    config.checkpoint.keep_every_steps = 0  # also keep multiples of this; 0 = none
+
+    config.tensorboard = True  # also write TensorBoard files
+
+    config.evaluation = ConfigDict()
+    config.evaluation.held_out = ""  # dataset folder with zero_shot.json; "" = none
+    config.evaluation.batch = 256  # images or texts encoded at a time
+    config.evaluation.bootstrap_samples = 1_000  # resamples behind each interval
+
+    return config.lock()
+
+
+def _model() -> ConfigDict:
+    """Both towers. Heads must divide their tower's width."""
+    model = ConfigDict()
+    model.patch_size = 32  # pixels
+    model.vision_width = 768  # channels
+    model.vision_layers = 12
+    model.vision_heads = 12
+    model.vision_mlp_width = 0  # channels; 0 = 4 * vision_width
+    model.text_width = 512  # channels
+    model.text_layers = 12
+    model.text_heads = 8
+    model.text_mlp_width = 0  # channels; 0 = 4 * text_width
+    model.context_length = 77  # tokens, begin and end marks included
+    model.embed_dim = 512  # channels of the shared embedding
+    model.activation = "quick_gelu"  # of the MLPs: quick_gelu or gelu
+    model.text_pool = "eos"  # token read out: first "eos", or "argmax" of the ids
+    model.attention = "xla"  # implementation: xla or cudnn
+    model.remat = "none"  # what the backward pass recomputes: none, dots or full
+    return model
+
+
+def _optimizer() -> ConfigDict:
+    """AdamW, linear warm-up, cosine to zero."""
+    optimizer = ConfigDict()
+    optimizer.peak_lr = 5e-4  # learning rate after warm-up
+    optimizer.warmup_steps = 2_000
+    optimizer.beta1 = 0.9
+    optimizer.beta2 = 0.98
+    optimizer.epsilon = 1e-6
+    optimizer.weight_decay = 0.2  # on matrices and tables, see optimizer.py
+    optimizer.first_moment_dtype = "float32"  # or bfloat16, to save memory
+    return optimizer
+
+
+def _data() -> ConfigDict:
+    """The input pipeline of one process."""
+    data = ConfigDict()
+    data.crop_scale = (0.9, 1.0)  # least and most share of the image area to crop
+    data.read_threads = 16  # threads that read and decode
+    data.worker_count = 0  # loader processes; 0 = threads only
+    data.prefetch = 4  # batches made ahead of the step
+    return data
+
+
+def architecture(
+    config: ConfigDict, *, vocab_size: int, eos_id: int, pad_id: int
+) -> "Architecture":
+    """Returns the model's shape as plain values; the ids come from the tokenizer."""
+    # Here and not above, so that reading a recipe does not load jax.
+    from metaclip_jax.models.clip import Architecture
+
+    model = config.model
+    return Architecture(
+        image_size=config.image_size,
+        patch_size=model.patch_size,
+        vision_width=model.vision_width,
+        vision_layers=model.vision_layers,
+        vision_heads=model.vision_heads,
+        vision_mlp_width=model.vision_mlp_width or 4 * model.vision_width,
+        text_width=model.text_width,
+        text_layers=model.text_layers,
+        text_heads=model.text_heads,
+        text_mlp_width=model.text_mlp_width or 4 * model.text_width,
+        context_length=model.context_length,
+        vocab_size=vocab_size,
+        embed_dim=model.embed_dim,
+        activation=model.activation,
+        text_pool=model.text_pool,
+        eos_id=eos_id,
+        pad_id=pad_id,
+        dtype=config.dtype,
+        attention=model.attention,
+        remat=model.remat,
+    )

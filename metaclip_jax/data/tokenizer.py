@@ -1,0 +1,378 @@
+"""Texts to token ids: CLIP's clean-up, any tokenizer.json, and training our own.
+
+    python -m metaclip_jax.data.tokenizer --dataset=DIR --vocab_size=N --output=FILE
+
+trains a byte-level BPE tokenizer like CLIP's on a dataset's texts. The file is all
+that is needed later: the ids of the marks and the clean-up follow from the names of
+its special tokens.
+"""
+
+import gzip
+import hashlib
+import html
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ftfy
+import numpy as np
+import tokenizers
+from absl import app, flags, logging
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from metaclip_jax import files
+from metaclip_jax.data import records
+
+BOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
+# (begin, end, pad, clean-up) by which a tokenizer file is recognised, first fit wins.
+# CLIP's own vocabulary has no pad token and pads with id 0.
+_MARKS = (
+    (BOS, EOS, PAD, "clip"),
+    (BOS, EOS, None, "clip"),
+    ("<s>", "</s>", "<pad>", "none"),  # XLM-V and its family
+    (None, "</s>", "<pad>", "none"),  # mT5
+)
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_END_OF_WORD = "</w>"
+_BYTES = 256
+_SMALLEST_VOCABULARY = 2 * _BYTES + 3  # each byte inside and at the end of a word
+_CLIP_VOCABULARY = 49_408
+_CLIP_FILE = "bpe_simple_vocab_16e6.txt.gz"
+# What ftfy and html.unescape leave alone: printable ASCII but "&", and white space.
+_NEEDS_REPAIR = re.compile(r"[^\t\n\x0c\r\x20-\x25\x27-\x7e]")
+_BATCH = 1_000  # texts at a time in training
+
+
+class Tokenizer:
+    """Texts to padded token ids. Threads may share it, processes may pickle it.
+
+    Attributes:
+      vocab_size: ids are below it.
+      bos_id, eos_id, pad_id: ids of the marks; bos_id is None where there is none.
+      clean_up: "clip" (`clean`) or "none".
+    """
+
+    def __init__(
+        self,
+        bpe: tokenizers.Tokenizer,
+        *,
+        bos_id: int | None,
+        eos_id: int,
+        pad_id: int,
+        clean_up: str,
+    ) -> None:
+        self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
+        self.clean_up = clean_up
+        self.vocab_size = bpe.get_vocab_size(with_added_tokens=True)
+        bpe.no_truncation()
+        bpe.no_padding()
+        bpe.encode_special_tokens = True
+        self._bpe = bpe
+        # CLIP pads with an ordinary token, which texts may hold.
+        special = {i for i, t in bpe.get_added_tokens_decoder().items() if t.special}
+        self._marks = {bos_id, eos_id} | ({pad_id} & special)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._bpe.encode_special_tokens = True  # its pickle forgets this
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of all that decides about the ids, as hex."""
+        facts = [self.bos_id, self.eos_id, self.pad_id, self.clean_up]
+        text = json.dumps(facts) + self._bpe.to_str()
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each text, as many as it has, without marks.
+
+        A text that spells a mark, like "</s>", does not give it: the model reads its
+        output at the first end mark.
+        """
+        if self.clean_up == "clip":
+            texts = [clean(text) for text in texts]
+        encodings = self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)
+        ids = [encoding.ids for encoding in encodings]
+        # Some models hold their marks as ordinary pieces too.
+        return [
+            row
+            if self._marks.isdisjoint(row)
+            else [token for token in row if token not in self._marks]
+            for row in ids
+        ]
+
+    def __call__(
+        self, texts: Sequence[str], context_length: int
+    ) -> tuple[np.ndarray, int]:
+        """Encodes texts as (int32[n, context_length], how many were cut).
+
+        A row is the begin mark, the text, the end mark and padding. A text that is too
+        long loses its end, never its end mark.
+        """
+        if context_length < 3:
+            raise ValueError(
+                f"context_length must be at least 3 (begin, a token, end), got "
+                f"{context_length}"
+            )
+        head = [] if self.bos_id is None else [self.bos_id]
+        room = context_length - len(head) - 1
+        result = np.full((len(texts), context_length), self.pad_id, np.int32)
+        truncated = 0
+        for row, ids in enumerate(self.ids(texts)):
+            truncated += len(ids) > room
+            tokens = [*head, *ids[:room], self.eos_id]
+            result[row, : len(tokens)] = tokens
+        return result, truncated
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of a row of ids, as far as its end mark."""
+        kept = []
+        for token in ids:
+            if token == self.eos_id:
+                break
+            if token not in (self.bos_id, self.pad_id):
+                kept.append(int(token))
+        return self._bpe.decode(kept, skip_special_tokens=False).strip()
+
+
+def clean(text: str) -> str:
+    """CLIP's clean-up: ftfy, HTML entities twice, one space between words, lower case.
+
+    Most texts are plain ASCII, on which ftfy would change nothing.
+    """
+    if "&" in text or _NEEDS_REPAIR.search(text):
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
+
+
+def load(source: str | os.PathLike) -> Tokenizer:
+    """Loads a tokenizer.
+
+    Args:
+      source: a tokenizer.json (trained here, or a public one such as XLM-V's); CLIP's
+        merges as a text file, gzipped or not; or "clip", which takes that file from
+        an installed open_clip.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is no tokenizer, or has none of the marks known here.
+    """
+    if os.fspath(source) == "clip":
+        source = _installed_clip_file()
+    path = files.path(source)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no tokenizer {source}; train one with python -m "
+            "metaclip_jax.data.tokenizer, or give CLIP's merges file or 'clip'"
+        )
+    data = path.read_bytes()
+    if path.name.endswith((".txt", ".txt.gz")):
+        return _with_marks(_from_clip_merges(data, os.fspath(source)), source)
+    try:
+        bpe = tokenizers.Tokenizer.from_str(data.decode())
+    except Exception as error:  # the Rust library raises plain Exception
+        raise ValueError(
+            f"{source} should be a tokenizer.json, but: {error}. Train it again, or "
+            "fetch it again"
+        ) from error
+    return _with_marks(bpe, source)
+
+
+def train(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+    """Trains a byte-level BPE tokenizer like CLIP's; the same texts give the same one.
+
+    Every byte has a token inside a word and one at its end, so that no text is unknown.
+    The result has at most `vocab_size` tokens, fewer where the texts hold no more pairs
+    that occur twice; write its `to_str()` to a file and `load` that.
+    """
+    if vocab_size < _SMALLEST_VOCABULARY:
+        raise ValueError(
+            f"vocab_size must be at least {_SMALLEST_VOCABULARY} (two tokens for each "
+            f"byte and three marks), got {vocab_size}"
+        )
+    learner = tokenizers.Tokenizer(models.BPE(end_of_word_suffix=_END_OF_WORD))
+    learner.pre_tokenizer = _pre_tokenizer()
+    learner.train_from_iterator(
+        (clean(text) for text in texts),
+        trainers.BpeTrainer(
+            # The bytes that the texts hold come in addition to the merges.
+            vocab_size=vocab_size,
+            min_frequency=2,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            end_of_word_suffix=_END_OF_WORD,
+            show_progress=False,
+        ),
+    )
+    learned = json.loads(learner.to_str())["model"]["merges"]
+    merges = [(left, right) for left, right in learned]
+    bpe = _bpe(merges[: vocab_size - _SMALLEST_VOCABULARY], marks=(BOS, EOS, PAD))
+    # For readers that do not know `clean`; on cleaned texts it changes nothing.
+    bpe.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFC(),
+            normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
+            normalizers.Lowercase(),
+        ]
+    )
+    return bpe
+
+
+def _bpe(
+    merges: list[tuple[str, str]], *, marks: tuple[str, ...]
+) -> tokenizers.Tokenizer:
+    """Builds CLIP's kind of tokenizer: bytes, bytes that end a word, merges, marks."""
+    alphabet = _clip_alphabet()
+    pieces = [*alphabet, *(byte + _END_OF_WORD for byte in alphabet)]
+    pieces += [left + right for left, right in merges]
+    # Two merges can spell the same piece; it keeps its first id.
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    bpe = tokenizers.Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix=_END_OF_WORD)
+    )
+    bpe.pre_tokenizer = _pre_tokenizer()
+    bpe.decoder = decoders.Sequence(
+        [
+            decoders.ByteLevel(),
+            decoders.Replace(_END_OF_WORD, " "),
+        ]
+    )
+    bpe.add_special_tokens([tokenizers.AddedToken(m, normalized=False) for m in marks])
+    return bpe
+
+
+def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(
+                tokenizers.Regex(_WORDS), behavior="removed", invert=True
+            ),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def _clip_alphabet() -> list[str]:
+    """The characters that stand for the 256 bytes, in the order of CLIP's ids.
+
+    Bytes that are printable in Latin-1 stand for themselves and come first; the others
+    are counted up from code point 256.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = _BYTES - len(printable)
+    return [chr(byte) for byte in printable] + [chr(_BYTES + n) for n in range(others)]
+
+
+def _from_clip_merges(data: bytes, source: str) -> tokenizers.Tokenizer:
+    try:
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+        lines = data.decode().split("\n")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"{source} should be CLIP's merges, but: {error}") from error
+    wanted = _CLIP_VOCABULARY - 2 * _BYTES - 2
+    pairs = [tuple(line.split()) for line in lines[1 : 1 + wanted]]
+    merges = [(pair[0], pair[1]) for pair in pairs if len(pair) == 2]
+    if len(merges) != wanted:
+        raise ValueError(
+            f"{source} should be CLIP's merges ({_CLIP_FILE}): a heading and {wanted} "
+            f"lines of two words, found {len(merges)}"
+        )
+    return _bpe(merges, marks=(BOS, EOS))
+
+
+def _installed_clip_file() -> Path:
+    try:
+        spec = importlib.util.find_spec("open_clip")
+    except ValueError:  # something else goes by this name
+        spec = None
+    if spec is None or spec.origin is None:
+        raise ValueError(
+            "the tokenizer 'clip' is read from an installed open_clip: pip install "
+            f"--no-deps open_clip_torch, or give the path of {_CLIP_FILE}"
+        )
+    return Path(spec.origin).with_name(_CLIP_FILE)
+
+
+def _with_marks(bpe: tokenizers.Tokenizer, source: str | os.PathLike) -> Tokenizer:
+    for bos, eos, pad, clean_up in _MARKS:
+        bos_id = None if bos is None else bpe.token_to_id(bos)
+        eos_id = bpe.token_to_id(eos)
+        pad_id = 0 if pad is None else bpe.token_to_id(pad)
+        bos_fits = bos is None or bos_id is not None
+        if bos_fits and eos_id is not None and pad_id is not None:
+            return Tokenizer(
+                bpe, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id, clean_up=clean_up
+            )
+    known = "; ".join(" ".join(filter(None, row[:3])) for row in _MARKS)
+    raise ValueError(
+        f"{source} has none of the sets of marks known here ({known}); is it the "
+        "tokenizer of a CLIP model?"
+    )
+
+
+def _dataset_texts(dataset: records.Dataset, most_records: int) -> Iterator[str]:
+    """Yields the texts of records that are spread evenly over the dataset."""
+    count = min(most_records, len(dataset))
+    positions = np.arange(count) * len(dataset) // max(count, 1)
+    for start in range(0, count, _BATCH):
+        for data in records.read(dataset, positions[start : start + _BATCH]):
+            yield from records.decode(data).texts
+
+
+def _inputs(
+    dataset: records.Dataset, vocab_size: int, most_records: int
+) -> dict[str, object]:
+    """What the output depends on; paths do not count, so that folders may move."""
+    shards = files.read_json(files.path(dataset.folder) / files.MANIFEST)["shards"]
+    return {
+        "dataset": hashlib.sha256(json.dumps(shards).encode()).hexdigest(),
+        "vocab_size": vocab_size,
+        "records": most_records,
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains a tokenizer on a dataset and writes it, unless that is done already."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
+    values = flags.FLAGS
+    dataset = records.open_dataset(values.dataset)
+    output = files.path(values.output)
+    # One manifest a file, beside it, since the folder may hold other things.
+    manifest = output.with_name(f"{output.stem}.manifest.json")
+    inputs = _inputs(dataset, values.vocab_size, values.records)
+    if output.exists():
+        made_from = files.read_json(manifest) if manifest.exists() else None
+        if made_from != inputs:
+            raise ValueError(
+                f"{output} was made from {made_from or 'something unknown'}, wanted "
+                f"{inputs}: choose another file, or remove this one"
+            )
+        logging.info("%s is finished already", output)
+        return
+    bpe = train(_dataset_texts(dataset, values.records), values.vocab_size)
+    # First what it is made from: the file itself says that it is finished.
+    files.write_json(manifest, inputs)
+    files.write_bytes(output, bpe.to_str(pretty=True).encode())
+    size = load(output).vocab_size
+    logging.info("%s: %d tokens, at most %d asked for", output, size, values.vocab_size)
+
+
+if __name__ == "__main__":
+    # Here, since training imports this module and has flags of its own.
+    flags.DEFINE_string("dataset", None, "Dataset folder with the texts.")
+    flags.DEFINE_integer(
+        "vocab_size",
+        None,
+        f"Most tokens to have, at least {_SMALLEST_VOCABULARY}; few texts give fewer.",
+    )
+    flags.DEFINE_string("output", None, "File to write, like tokenizer.json.")
+    flags.DEFINE_integer(
+        "records", 1_000_000, "Most records to read, spread evenly over the dataset."
+    )
+    flags.mark_flags_as_required(["dataset", "vocab_size", "output"])
+    app.run(main)

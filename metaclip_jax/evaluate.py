@@ -1,0 +1,378 @@
+"""How good a run's model is on held-out images, beside chance and the untrained model.
+
+    python -m metaclip_jax.evaluate --workdir=RUN --held_out=DIR
+
+DIR is a dataset folder; a zero_shot.json in it adds zero-shot classification. Writes
+RUN/evaluation/STEP.json (the numbers) and RUN/evaluation/STEP_top5.json (the best texts
+of the first images). The same checkpoint gives the same files.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from absl import app, flags, logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from metaclip_jax import checkpoint, files, runtime, sharding, train_state
+from metaclip_jax import config as keys
+from metaclip_jax.data import images, records
+from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.evaluation import retrieval, zero_shot
+from metaclip_jax.evaluation.held_out import HeldOut, load_held_out
+from metaclip_jax.models import clip
+
+# Of these many first images the best texts are written down.
+SHOWN_IMAGES, SHOWN_TEXTS = 48, 5
+_DECODE_THREADS = 8
+
+Scores = dict[str, Any]
+Encoder = Callable[[clip.Params, Any], jax.Array]
+
+
+class Model(NamedTuple):
+    """A model that can be measured: how to encode, and in which portions.
+
+    `batch` is rows encoded at a time, over all devices and processes.
+    """
+
+    architecture: clip.Architecture
+    tokenize: tokenizers.Tokenizer
+    mesh: Mesh
+    batch: int
+    encode_image: Encoder
+    encode_text: Encoder
+
+
+class Embeddings(NamedTuple):
+    """Of all held-out images f32[N, E] and texts f32[M, E], unit norm."""
+
+    image: np.ndarray
+    text: np.ndarray
+
+
+def make_model(
+    *,
+    architecture: clip.Architecture,
+    tokenize: tokenizers.Tokenizer,
+    mesh: Mesh,
+    batch: int,
+) -> Model:
+    """Compiles nothing yet; `batch` is rounded up to what the mesh can split."""
+    if batch < 1:
+        raise ValueError(f"the evaluation batch must be at least 1, got {batch}")
+    parts = sharding.batch_sharding(mesh).num_devices
+    whole = sharding.replicated(mesh)
+
+    def compiled(encode: Callable[..., jax.Array]) -> Encoder:
+        return jax.jit(functools.partial(encode, architecture), out_shardings=whole)
+
+    return Model(
+        architecture=architecture,
+        tokenize=tokenize,
+        mesh=mesh,
+        batch=-(-batch // parts) * parts,
+        encode_image=compiled(clip.encode_image),
+        encode_text=compiled(clip.encode_text),
+    )
+
+
+def embed(model: Model, params: clip.Params, held_out: HeldOut) -> Embeddings:
+    """Embeds all held-out images and texts.
+
+    Raises:
+        ValueError: an image cannot be decoded; names it.
+    """
+    return Embeddings(
+        image=_encode_images(model, params, held_out),
+        text=encode_texts(model, params, held_out.texts),
+    )
+
+
+def encode_texts(model: Model, params: clip.Params, texts: Sequence[str]) -> np.ndarray:
+    """Embeds n texts, f32[n, E], unit norm."""
+    tokens, _ = model.tokenize(texts, model.architecture.context_length)
+    portions = (tokens[rows] for rows in _portions(len(texts), model.batch))
+    return _encode(model, model.encode_text, params, portions, total=len(texts))
+
+
+def scores(
+    model: Model,
+    params: clip.Params,
+    held_out: HeldOut,
+    embeddings: Embeddings,
+    *,
+    bootstrap_samples: int,
+    seed: int = 0,
+) -> Scores:
+    """Retrieval both ways and, where there is a task, zero-shot accuracy.
+
+    Args:
+        model: how texts are encoded.
+        params: of the model.
+        held_out: what was embedded.
+        embeddings: from `embed`.
+        bootstrap_samples: resamples behind each interval.
+        seed: of the intervals.
+
+    Returns:
+        {"image_to_text": {"R@1": {"value", "low", "high", "chance"}, ...},
+        "text_to_image": {...}, "zero_shot": {"accuracy": {...}, "classes": K, ...}}.
+    """
+    result: Scores = dict(
+        retrieval.recall(
+            embeddings.image,
+            embeddings.text,
+            held_out.image_of_text,
+            resamples=bootstrap_samples,
+            seed=seed,
+        )
+    )
+    if held_out.task is not None:
+        classes = zero_shot.class_embeddings(
+            lambda texts: encode_texts(model, params, texts), held_out.task
+        )
+        accuracy = zero_shot.accuracy(
+            embeddings.image[held_out.labelled],
+            classes,
+            held_out.labels,
+            resamples=bootstrap_samples,
+            seed=seed,
+        )
+        result["zero_shot"] = {**accuracy, "classes": len(classes)}
+    return result
+
+
+def flat(found: Scores) -> dict[str, float]:
+    """Values only, as {"evaluation/image_to_text/R@1": 0.5, ...}, for metrics rows."""
+    return {
+        f"evaluation/{group}/{name}": cell["value"]
+        for group, cells in found.items()
+        for name, cell in cells.items()
+        if isinstance(cell, dict)
+    }
+
+
+def best_texts(held_out: HeldOut, embeddings: Embeddings) -> list[dict[str, Any]]:
+    """The first images by id, each with its first text and its best texts of all."""
+    first = np.unique(held_out.image_of_text, return_index=True)[1]
+    rows, cosines = retrieval.best_texts(
+        embeddings.image[:SHOWN_IMAGES],
+        embeddings.text,
+        count=min(SHOWN_TEXTS, len(held_out.texts)),
+    )
+    return [
+        {
+            "image_id": held_out.image_ids[image],
+            "text": held_out.texts[first[image]],
+            "top5": [
+                {"text": held_out.texts[row], "score": round(float(cosine), 4)}
+                for row, cosine in zip(rows[image], cosines[image], strict=True)
+            ],
+        }
+        for image in range(len(rows))
+    ]
+
+
+def untrained(architecture: clip.Architecture, *, mesh: Mesh, seed: int) -> clip.Params:
+    """The parameters that a run with this seed starts from."""
+    state = train_state.create(
+        architecture=architecture, optimizer=optax.identity(), mesh=mesh, seed=seed
+    )
+    return state.params
+
+
+def table(found: Scores) -> str:
+    """The numbers of an evaluation file, a line each, in per cent."""
+    lines = [
+        f"step {found['step']}, {found['candidates']} held-out images",
+        f"{'':<28}{'model':>7} {'95% interval':>15} {'untrained':>10} {'chance':>8}",
+    ]
+    for group, cells in found["model"].items():
+        for name, cell in cells.items():
+            if not isinstance(cell, dict):
+                continue
+            interval = f"{cell['low']:.1%} - {cell['high']:.1%}"
+            before = found["untrained"][group][name]["value"]
+            title = f"{group} {name}".replace("_", " ")
+            lines.append(
+                f"{title:<28}{cell['value']:>7.1%} {interval:>15} {before:>10.1%}"
+                f" {cell['chance']:>8.2%}"
+            )
+    return "\n".join(lines)
+
+
+def evaluate(
+    workdir: str,
+    config: ConfigDict,
+    *,
+    held_out_folder: str,
+    step: int | None,
+    batch: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> Scores:
+    """Measures a checkpoint and the untrained model, and writes both files.
+
+    Args:
+        workdir: of the run.
+        config: the run's, as `read_config` gives it.
+        held_out_folder: dataset folder.
+        step: which checkpoint; None = the newest.
+        batch: images or texts encoded at a time.
+        devices: to use; None = all.
+
+    Returns:
+        What STEP.json holds.
+    """
+    held_out = load_held_out(held_out_folder)
+    tokenize = tokenizers.load(config.tokenizer)
+    architecture = keys.architecture(
+        config,
+        vocab_size=tokenize.vocab_size,
+        eos_id=tokenize.eos_id,
+        pad_id=tokenize.pad_id,
+    )
+    mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1, devices=devices)
+    model = make_model(
+        architecture=architecture, tokenize=tokenize, mesh=mesh, batch=batch
+    )
+    params, step = checkpoint.restore_params(
+        workdir,
+        architecture=architecture,
+        inputs={"tokenizer": tokenize.fingerprint},
+        mesh=mesh,
+        step=step,
+    )
+    before = untrained(architecture, mesh=mesh, seed=config.seed)
+    measure = functools.partial(
+        scores, bootstrap_samples=config.evaluation.bootstrap_samples
+    )
+    embeddings = embed(model, params, held_out)
+    found = {
+        "step": step,
+        "candidates": len(held_out.image_ids),
+        "model": measure(model, params, held_out, embeddings),
+        "untrained": measure(model, before, held_out, embed(model, before, held_out)),
+    }
+    folder = files.path(workdir) / "evaluation"
+    # The numbers come last: where they are, the other file is too.
+    files.write_json(folder / f"{step}_top5.json", best_texts(held_out, embeddings))
+    files.write_json(folder / f"{step}.json", found)
+    return found
+
+
+def read_config(workdir: str) -> ConfigDict:
+    """The config of a run, with keys that are newer than the run at their default.
+
+    Raises:
+        FileNotFoundError: the workdir holds no run.
+    """
+    path = files.path(workdir) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{workdir} holds no run: want {path}, as metaclip_jax.train writes it"
+        )
+    config = keys.default()
+    with config.unlocked():
+        config.update(ConfigDict(files.read_json(path), convert_dict=True))
+    return config.lock()
+
+
+def _encode_images(model: Model, params: clip.Params, held_out: HeldOut) -> np.ndarray:
+    """Embeds the held-out images, f32[N, E]; a portion is decoded by threads."""
+    size = model.architecture.image_size
+
+    def decode(data: bytes) -> np.ndarray:
+        record = records.decode(data)
+        try:
+            return images.decode_eval(record.image, size=size)
+        except images.UndecodableImage as error:
+            raise ValueError(
+                f"{held_out.dataset.folder}: the held-out image {record.image_id}"
+                f" cannot be decoded ({error}); make the folder again"
+            ) from error
+
+    with ThreadPoolExecutor(_DECODE_THREADS) as pool:
+        portions = (
+            np.stack(
+                list(
+                    pool.map(
+                        decode,
+                        records.read(held_out.dataset, held_out.positions[rows]),
+                    )
+                )
+            )
+            for rows in _portions(len(held_out.positions), model.batch)
+        )
+        return _encode(
+            model,
+            model.encode_image,
+            params,
+            portions,
+            total=len(held_out.positions),
+        )
+
+
+def _encode(
+    model: Model,
+    encode: Encoder,
+    params: clip.Params,
+    portions: Iterator[np.ndarray],
+    *,
+    total: int,
+) -> np.ndarray:
+    """Encodes portions of at most `batch` rows; all have one shape on the devices."""
+    result = np.empty((total, model.architecture.embed_dim), np.float32)
+    start = 0
+    for rows in portions:
+        padding = [(0, model.batch - len(rows))] + [(0, 0)] * (rows.ndim - 1)
+        # Each process holds the portion and hands over its own run of it.
+        host = model.batch // jax.process_count()
+        own = slice(jax.process_index() * host, (jax.process_index() + 1) * host)
+        batch = sharding.put_batch(model.mesh, {"rows": np.pad(rows, padding)[own]})
+        embedded = jax.device_get(encode(params, batch["rows"]))
+        result[start : start + len(rows)] = embedded[: len(rows)]
+        start += len(rows)
+    return result
+
+
+def _portions(total: int, size: int) -> Iterator[slice]:
+    return (slice(i, min(i + size, total)) for i in range(0, total, size))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Evaluates a run from the command line."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
+    values = flags.FLAGS
+    config = read_config(values.workdir)
+    held_out = values.held_out or config.evaluation.held_out
+    if not held_out:
+        raise app.UsageError("want --held_out=DIR, since the run's config names none")
+    runtime.log_our_own_notes()
+    runtime.start_jax(
+        cpu_devices=config.cpu_devices, compilation_cache=config.compilation_cache
+    )
+    found = evaluate(
+        values.workdir,
+        config,
+        held_out_folder=held_out,
+        step=values.step,
+        batch=values.batch or config.evaluation.batch,
+    )
+    logging.info("wrote %s/evaluation/%d.json", values.workdir, found["step"])
+    print(table(found))
+
+
+if __name__ == "__main__":
+    # Here, since training imports this module and has flags of its own.
+    flags.DEFINE_string("workdir", None, "Workdir of the run.", required=True)
+    flags.DEFINE_string("held_out", "", "Dataset folder; default: the run's own.")
+    flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
+    flags.DEFINE_integer("batch", 0, "Rows encoded at a time; 0 = the run's own.")
+    app.run(main)

@@ -1,0 +1,133 @@
+"""How sure a measured share is: bootstrap confidence intervals.
+
+The draws are seeded by a hash of (seed, name of the number), so the same results give
+the same interval on every machine, and two models measured on the same examples are
+resampled alike.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A measured value and its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], float],
+    *,
+    units: int,
+    name: str,
+    resamples: int,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Interval:
+    """Percentile bootstrap of a statistic of weighted units.
+
+    Args:
+        statistic: maps f64[units], how often each unit was drawn, to the number. All
+            ones give the measured value.
+        units: independent examples, for example images (texts of one image hang
+            together, so they are drawn together).
+        name: what is measured; with the seed it decides the draws.
+        resamples: number of resampled data sets.
+        seed: another seed gives other draws.
+        confidence: share of resamples inside the interval.
+
+    Returns:
+        The value with the interval's ends. Where every unit agrees (all right or all
+        wrong) the interval has no width: the bootstrap cannot see further.
+
+    Raises:
+        ValueError: no units, no resamples, or a confidence outside (0, 1).
+    """
+    if units < 1 or resamples < 1 or not 0 < confidence < 1:
+        raise ValueError(
+            f"want units >= 1, resamples >= 1 and 0 < confidence < 1 for {name!r}, got"
+            f" units={units}, resamples={resamples}, confidence={confidence}"
+        )
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
+    generator = np.random.Generator(np.random.Philox(key=np.frombuffer(digest, "<u8")))
+    drawn = np.empty(resamples)
+    for i in range(resamples):
+        chosen = (generator.random(units) * units).astype(np.int64)
+        drawn[i] = statistic(np.bincount(chosen, minlength=units).astype(np.float64))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return Interval(float(statistic(np.ones(units))), float(low), float(high))
+
+
+def share(
+    hits: np.ndarray,
+    *,
+    name: str,
+    resamples: int,
+    unit_of_hit: np.ndarray | None = None,
+    seed: int = 0,
+) -> Interval:
+    """The share of hits with its 95% interval.
+
+    Args:
+        hits: bool[n].
+        name: what is measured, for example "zero_shot/accuracy".
+        resamples: see `bootstrap`.
+        unit_of_hit: int[n], the independent unit (0, 1, ...) each hit belongs to;
+            None where every hit is its own.
+        seed: see `bootstrap`.
+
+    Raises:
+        ValueError: there are no hits to take a share of.
+    """
+    if len(hits) == 0:
+        raise ValueError(f"{name}: want at least one result, got none")
+    units = np.arange(len(hits)) if unit_of_hit is None else unit_of_hit
+    right = np.bincount(units, weights=hits.astype(np.float64))
+    size = np.bincount(units).astype(np.float64)
+    occupied = size > 0
+    right, size = right[occupied], size[occupied]
+    return bootstrap(
+        lambda weight: float(weight @ right / (weight @ size)),
+        units=len(size),
+        name=name,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def mean_share_per_class(
+    hits: np.ndarray,
+    labels: np.ndarray,
+    *,
+    name: str,
+    resamples: int,
+    seed: int = 0,
+) -> Interval:
+    """The mean over classes of the share of hits in each, with its 95% interval.
+
+    Classes without an example (in the data or in a resample) are left out of the mean.
+
+    Args:
+        hits: bool[n].
+        labels: int[n], the class of each.
+        name: what is measured.
+        resamples: see `bootstrap`.
+        seed: see `bootstrap`.
+    """
+
+    def mean_of_shares(weight: np.ndarray) -> float:
+        size = np.bincount(labels, weights=weight)
+        right = np.bincount(labels, weights=weight * hits)
+        seen = size > 0
+        return float(np.mean(right[seen] / size[seen]))
+
+    return bootstrap(
+        mean_of_shares, units=len(hits), name=name, resamples=resamples, seed=seed
+    )

@@ -1,0 +1,114 @@
+"""Zero-shot classification: an image belongs to the class whose prompts it is nearest.
+
+A class is embedded as the mean of its prompts' embeddings, each of unit norm, brought
+back to unit norm.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from metaclip_jax.evaluation import prompts, statistics
+
+EncodeTexts = Callable[[list[str]], np.ndarray]
+
+
+def class_embeddings(encode_texts: EncodeTexts, task: prompts.Task) -> np.ndarray:
+    """One embedding per class, f32[K, E], unit norm.
+
+    Args:
+        encode_texts: maps n texts to f32[n, E].
+        task: its class names and templates are used.
+    """
+    texts = [prompts.prompts(names, task.templates) for names in task.class_names]
+    # All classes in one call, so that batches are full.
+    embeddings = _unit(encode_texts([text for texts_ in texts for text in texts_]))
+    starts = np.cumsum([0] + [len(texts_) for texts_ in texts])
+    means = [
+        embeddings[start:end].mean(axis=0)
+        for start, end in zip(starts[:-1], starts[1:], strict=True)
+    ]
+    return _unit(np.stack(means))
+
+
+def ranks(
+    image_embeddings: np.ndarray, classes: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """How many classes come before each image's own, int64[N]; 0 is the top.
+
+    Of equal scores the class with the lower index comes first, so a model that maps
+    everything to one point has the accuracy of guessing class 0.
+
+    Args:
+        image_embeddings: f32[N, E], unit norm.
+        classes: f32[K, E], unit norm.
+        labels: int[N].
+
+    Raises:
+        ValueError: an embedding is not finite.
+    """
+    scores = image_embeddings @ classes.T  # [N, K]
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            "want finite embeddings, got NaN or inf; the parameters have diverged"
+        )
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    earlier = np.arange(len(classes))[None, :] < labels[:, None]
+    return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
+
+
+def accuracy(
+    image_embeddings: np.ndarray,
+    classes: np.ndarray,
+    labels: np.ndarray,
+    *,
+    resamples: int,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Accuracy, mean accuracy per class and top-5, with 95% intervals and chance.
+
+    Args:
+        image_embeddings: f32[N, E], unit norm.
+        classes: f32[K, E], unit norm.
+        labels: int[N], each image's class.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        {"accuracy": {"value", "low", "high", "chance"}, "mean_per_class": {...},
+        "top5": {...}}; top5 only where there are more than 5 classes.
+    """
+
+    def share(hits: np.ndarray, name: str) -> statistics.Interval:
+        return statistics.share(hits, name=name, resamples=resamples, seed=seed)
+
+    rank = ranks(image_embeddings, classes, labels)
+    count = len(classes)
+    measured = {
+        "accuracy": (1, share(rank < 1, "zero_shot/top1")),
+        "mean_per_class": (
+            1,
+            statistics.mean_share_per_class(
+                rank < 1,
+                labels,
+                name="zero_shot/mean_per_class",
+                resamples=resamples,
+                seed=seed,
+            ),
+        ),
+    }
+    if count > 5:
+        measured["top5"] = (5, share(rank < 5, "zero_shot/top5"))
+    return {
+        name: {
+            "value": interval.value,
+            "low": interval.low,
+            "high": interval.high,
+            "chance": k / count,
+        }
+        for name, (k, interval) in measured.items()
+    }
+
+
+def _unit(embeddings: np.ndarray) -> np.ndarray:
+    return embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True)

@@ -1,0 +1,243 @@
+"""Metrics of a run: JSON lines in immutable parts, TensorBoard, a progress line.
+
+WORKDIR/metrics/part-NNNNNN.jsonl holds one object a line with `step` and numbers. A
+part is written whole and never again; each flush makes a new one. A resumed run writes
+the steps after its checkpoint once more, and the last row of a step wins.
+"""
+
+import collections
+import contextlib
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import tensorboardX
+from tqdm import tqdm
+
+from metaclip_jax import files
+
+# Keys that tell about the machine and the moment; all others are the same each time.
+TIMINGS = frozenset({"examples_per_second", "data_wait", "compile_seconds"})
+# Counted since the first step.
+TOTALS = ("skipped_steps", "truncated_texts", "replaced_images")
+
+_PART = re.compile(r"part-(\d{6,})\.jsonl")
+
+
+class Writer:
+    """Collects rows and writes them as a new part at each flush.
+
+    With `tensorboard`, the numbers also go to WORKDIR/tensorboard (local folders
+    only: TensorBoard's files are appended to, which gs:// does not know). With
+    `write` False nothing is written: of several processes, one writes.
+    """
+
+    def __init__(
+        self, workdir: str, *, start_step: int, tensorboard: bool, write: bool = True
+    ) -> None:
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._tensorboard = None
+        self._write = write
+        if not write:
+            return
+        self._folder = files.path(workdir) / "metrics"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._next_part = 1 + max((number for number, _ in _parts(workdir)), default=-1)
+        if tensorboard and files.is_local(workdir):
+            # What a killed run wrote after this step is hidden.
+            self._tensorboard = tensorboardX.SummaryWriter(
+                str(files.path(workdir) / "tensorboard"), purge_step=start_step + 1
+            )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds numbers to the row of a step. Not finite ones are written as null."""
+        if not self._write:
+            return
+        row = self._rows.setdefault(step, {"step": step})
+        for key, value in values.items():
+            number = float(value)
+            row[key] = number if math.isfinite(number) else None
+            if self._tensorboard is not None:
+                self._tensorboard.add_scalar(key, number, global_step=step)
+
+    def flush(self) -> None:
+        """Writes the rows since the last flush; without any it writes nothing."""
+        if self._rows:
+            text = "".join(
+                json.dumps(row, allow_nan=False) + "\n" for row in self._rows.values()
+            )
+            name = f"part-{self._next_part:06d}.jsonl"
+            files.write_bytes(self._folder / name, text.encode())
+            self._next_part += 1
+            self._rows = {}
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        self.flush()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+class Meter:
+    """What training does per second, what it waits for, and what it loses.
+
+    It shows a progress line, keeps the device at most `steps_ahead` steps behind, and
+    counts steps that were skipped as their numbers were not finite.
+    """
+
+    def __init__(
+        self,
+        totals: collections.Counter[str],
+        *,
+        start_step: int,
+        total_steps: int,
+        global_batch: int,
+        max_skipped_steps: int,
+        steps_ahead: int,
+        show: bool,
+    ) -> None:
+        """Starts the clock.
+
+        Args:
+            totals: counted on in place; a checkpoint carries it, so that a resumed run
+                counts like an uninterrupted one.
+            start_step: steps done.
+            total_steps: where the progress line ends.
+            global_batch: examples a step.
+            max_skipped_steps: this many in a row end the run.
+            steps_ahead: how many steps may be under way on the device.
+            show: whether this process shows the line.
+        """
+        self._totals = totals
+        self._step = start_step
+        self._global_batch = global_batch
+        self._max_skipped_steps = max_skipped_steps
+        self._steps_ahead = steps_ahead
+        self._ahead: collections.deque[tuple[int, jax.Array]] = collections.deque()
+        self._bar = tqdm(
+            total=total_steps,
+            initial=start_step,
+            desc="train",
+            unit="step",
+            disable=not show,
+            # A log file gets a line now and then, a terminal a lively one.
+            mininterval=0.2 if sys.stderr.isatty() else 10,
+        )
+        self._start_interval()
+
+    def _start_interval(self) -> None:
+        self._since = time.monotonic()
+        self._since_step = self._step
+        self._waited = 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Times a wait for data."""
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves what is not training out of the rates."""
+        start = time.monotonic()
+        yield
+        self._since += time.monotonic() - start
+
+    def add(self, step: int, measured: Mapping[str, jax.Array]) -> None:
+        """Takes a step that was handed to the device, and awaits earlier ones.
+
+        Raises:
+            FloatingPointError: too many steps in a row were not finite.
+        """
+        self._step = step
+        self._ahead.append((step, measured["skipped"]))
+        while len(self._ahead) > self._steps_ahead:
+            self._await_one()
+        self._bar.update()
+
+    def settle(self) -> None:
+        """Awaits all steps, so that the totals are those of this step."""
+        while self._ahead:
+            self._await_one()
+
+    def row(self, measured: Mapping[str, jax.Array]) -> dict[str, float]:
+        """The numbers of the newest step, the totals, and the rates since last asked.
+
+        `data_wait` is the share of time spent waiting for data.
+        """
+        row = {key: float(value) for key, value in jax.device_get(measured).items()}
+        del row["skipped"]
+        self.settle()
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        examples = (self._step - self._since_step) * self._global_batch
+        row["examples_seen"] = float(self._step * self._global_batch)
+        for key in TOTALS:
+            row[key] = float(self._totals[key])
+        row["examples_per_second"] = examples / seconds
+        row["data_wait"] = self._waited / seconds
+        self._start_interval()
+        self._bar.set_postfix_str(
+            f"loss {row['loss']:.3f}, {row['examples_per_second']:.0f} examples/s,"
+            f" {row['data_wait']:.0%} waiting for data",
+            refresh=False,
+        )
+        return row
+
+    def close(self) -> None:
+        """Ends the progress line."""
+        self._bar.close()
+
+    def _await_one(self) -> None:
+        step, flag = self._ahead.popleft()
+        skipped = bool(jax.device_get(flag))
+        self._totals["skipped_steps"] += skipped
+        in_a_row = self._totals["skipped_in_a_row"] + 1 if skipped else 0
+        self._totals["skipped_in_a_row"] = in_a_row
+        if skipped and in_a_row >= self._max_skipped_steps:
+            raise FloatingPointError(
+                f"loss or gradient was not finite in {in_a_row} steps in a row, up to"
+                f" step {step}; want fewer than max_skipped_steps="
+                f"{self._max_skipped_steps}. Lower optimizer.peak_lr, lengthen"
+                " optimizer.warmup_steps, or look at the data of these steps"
+            )
+
+
+def read(workdir: str) -> list[dict[str, Any]]:
+    """All rows of a run by step, the last one written of each step.
+
+    Raises:
+        ValueError: a line is not an object with a `step`; names the file and the line.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    for _, part in _parts(workdir):
+        for number, line in enumerate(part.read_text().splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                rows[int(row["step"])] = row
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{part}:{number}: want a JSON object with a step, got"
+                    f" {line[:80]!r}; remove this part or start the run anew"
+                ) from error
+    return [rows[step] for step in sorted(rows)]
+
+
+def _parts(workdir: str) -> list[tuple[int, Any]]:
+    """The parts by number, which is the order they were written in."""
+    folder = files.path(workdir) / "metrics"
+    if not folder.exists():
+        return []
+    found = []
+    for path in folder.iterdir():
+        match = _PART.fullmatch(path.name)
+        if match:
+            found.append((int(match[1]), path))
+    return sorted(found, key=lambda part: part[0])

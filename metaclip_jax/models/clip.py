@@ -1,0 +1,190 @@
+"""CLIP: an image tower and a text tower that meet in one embedding space.
+
+The towers are Flax NNX modules, used to describe and initialise the parameters. All
+else sees pure functions of a nested dict of f32 arrays, with paths such as
+`image/blocks/attn/qkv/kernel` (a leading layer axis inside `blocks`).
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from metaclip_jax.models import layers, text, vit
+
+Params = dict[str, Any]
+
+INITIAL_LOG_LOGIT_SCALE = math.log(1 / 0.07)
+DTYPES = ("float32", "bfloat16")
+TEXT_POOLS = ("eos", "argmax")
+ATTENTIONS = ("xla", "cudnn")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """All that fixes the model's function, in plain values.
+
+    Widths are channels, sizes pixels, context_length tokens.
+    """
+
+    image_size: int
+    patch_size: int
+    vision_width: int
+    vision_layers: int
+    vision_heads: int
+    vision_mlp_width: int
+    text_width: int
+    text_layers: int
+    text_heads: int
+    text_mlp_width: int
+    context_length: int
+    vocab_size: int
+    embed_dim: int
+    eos_id: int
+    pad_id: int
+    activation: str = "quick_gelu"
+    text_pool: str = "eos"
+    dtype: str = "float32"
+    attention: str = "xla"
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        """Refuses shapes that no model has, before anything is compiled."""
+        for name, value, choices in (
+            ("activation", self.activation, tuple(layers.ACTIVATIONS)),
+            ("text_pool", self.text_pool, TEXT_POOLS),
+            ("dtype", self.dtype, DTYPES),
+            ("attention", self.attention, ATTENTIONS),
+            ("remat", self.remat, tuple(layers.REMAT_POLICIES)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size={self.image_size} must be a multiple of "
+                f"patch_size={self.patch_size}; nearest: "
+                f"{max(self.image_size // self.patch_size, 1) * self.patch_size}"
+            )
+        for tower, width, heads in (
+            ("vision", self.vision_width, self.vision_heads),
+            ("text", self.text_width, self.text_heads),
+        ):
+            if width % heads:
+                raise ValueError(
+                    f"{tower}_width={width} must be a multiple of "
+                    f"{tower}_heads={heads}; CLIP's heads have 64 channels"
+                )
+        if not 0 <= self.eos_id < self.vocab_size:
+            raise ValueError(
+                f"eos_id={self.eos_id} must be below vocab_size={self.vocab_size}; "
+                "take both from one tokenizer"
+            )
+
+
+def init(architecture: Architecture, key: jax.Array) -> Params:
+    """Returns new parameters, all f32, as the reference initialises them."""
+    image_key, text_key = jax.random.split(key)
+    image = _image_tower(architecture, nnx.Rngs(image_key))
+    text_tower = _text_tower(architecture, nnx.Rngs(text_key))
+    return {
+        "image": nnx.to_pure_dict(nnx.state(image, nnx.Param)),
+        "text": nnx.to_pure_dict(nnx.state(text_tower, nnx.Param)),
+        "log_logit_scale": jnp.float32(INITIAL_LOG_LOGIT_SCALE),
+    }
+
+
+def encode_image(
+    architecture: Architecture, params: Params, images: jax.Array
+) -> jax.Array:
+    """Returns f32[B, E] of unit norm for images [B, H, W, 3].
+
+    uint8 images are normalised on the device; f32 images must be normalised already.
+    """
+    size = architecture.image_size
+    if images.ndim != 4 or images.shape[1:] != (size, size, 3):
+        raise ValueError(f"images must be [B, {size}, {size}, 3], got {images.shape}")
+    image_graph, _ = _graphs(architecture)
+    return _unit_norm(nnx.merge(image_graph, params["image"])(images))
+
+
+def encode_text(
+    architecture: Architecture, params: Params, tokens: jax.Array
+) -> jax.Array:
+    """Returns f32[B, E] of unit norm for tokens int32[B, T], T <= context_length."""
+    longest = architecture.context_length
+    if tokens.ndim != 2 or tokens.shape[1] > longest:
+        raise ValueError(f"tokens must be [B, at most {longest}], got {tokens.shape}")
+    _, text_graph = _graphs(architecture)
+    return _unit_norm(nnx.merge(text_graph, params["text"])(tokens))
+
+
+def parameter_count(architecture: Architecture) -> dict[str, int]:
+    """Logical parameters of "image", "text" and "total"; storage padding is not one."""
+    shapes = jax.eval_shape(lambda: init(architecture, jax.random.key(0)))
+    count = {
+        tower: sum(leaf.size for leaf in jax.tree.leaves(shapes[tower]))
+        for tower in ("image", "text")
+    }
+    padding = text.stored_rows(architecture.vocab_size) - architecture.vocab_size
+    count["text"] -= padding * architecture.text_width
+    return count | {"total": count["image"] + count["text"] + 1}
+
+
+def _unit_norm(x: jax.Array) -> jax.Array:
+    """Divides each row of f32[B, E] by its norm; a zero row stays zero."""
+    squared = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
+
+
+@functools.lru_cache(maxsize=16)
+def _graphs(architecture: Architecture) -> tuple[Any, Any]:
+    """The towers without their arrays: what `nnx.merge` needs beside parameters."""
+    image = nnx.eval_shape(lambda: _image_tower(architecture, nnx.Rngs(0)))
+    text_tower = nnx.eval_shape(lambda: _text_tower(architecture, nnx.Rngs(0)))
+    return nnx.split(image)[0], nnx.split(text_tower)[0]
+
+
+def _image_tower(architecture: Architecture, rngs: nnx.Rngs) -> vit.ImageTower:
+    return vit.ImageTower(
+        image_size=architecture.image_size,
+        patch_size=architecture.patch_size,
+        num_layers=architecture.vision_layers,
+        embed_dim=architecture.embed_dim,
+        block=layers.BlockShape(
+            width=architecture.vision_width,
+            heads=architecture.vision_heads,
+            mlp_width=architecture.vision_mlp_width,
+            activation=architecture.activation,
+            causal=False,
+            attention=architecture.attention,
+            dtype=architecture.dtype,
+        ),
+        remat=architecture.remat,
+        rngs=rngs,
+    )
+
+
+def _text_tower(architecture: Architecture, rngs: nnx.Rngs) -> text.TextTower:
+    return text.TextTower(
+        context_length=architecture.context_length,
+        vocab_size=architecture.vocab_size,
+        pool=architecture.text_pool,
+        eos_id=architecture.eos_id,
+        num_layers=architecture.text_layers,
+        embed_dim=architecture.embed_dim,
+        block=layers.BlockShape(
+            width=architecture.text_width,
+            heads=architecture.text_heads,
+            mlp_width=architecture.text_mlp_width,
+            activation=architecture.activation,
+            causal=True,
+            attention=architecture.attention,
+            dtype=architecture.dtype,
+        ),
+        remat=architecture.remat,
+        rngs=rngs,
+    )

@@ -1,0 +1,213 @@
+"""The transformer block that both towers are made of, and its initialisation.
+
+A tower keeps all its blocks in one stack: every leaf has a leading layer axis and
+`run_blocks` scans over it, so that compile time does not grow with depth. Parameters
+are f32; matrix products run in the tower's dtype, LayerNorm and softmax in f32.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx import initializers
+
+LAYER_NORM_EPSILON = 1e-5
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+class BlockShape(NamedTuple):
+    """What distinguishes one tower's blocks from another's."""
+
+    width: int
+    heads: int
+    mlp_width: int
+    activation: str
+    causal: bool
+    attention: str
+    dtype: str
+
+
+class BlockInit(NamedTuple):
+    """Initial distributions of a block's kernels and of its MLP's biases."""
+
+    qkv: nnx.Initializer
+    out: nnx.Initializer
+    fc1: nnx.Initializer
+    fc2: nnx.Initializer
+    fc1_bias: nnx.Initializer
+    fc2_bias: nnx.Initializer
+
+
+def image_init(*, width: int, mlp_width: int) -> BlockInit:
+    """The reference's image blocks: what torch's own layers start from."""
+    return BlockInit(
+        qkv=symmetric_uniform((6 / (width + 3 * width)) ** 0.5),
+        out=symmetric_uniform(width**-0.5),
+        fc1=symmetric_uniform(width**-0.5),
+        fc2=symmetric_uniform(mlp_width**-0.5),
+        fc1_bias=symmetric_uniform(width**-0.5),
+        fc2_bias=symmetric_uniform(mlp_width**-0.5),
+    )
+
+
+def text_init(*, width: int, mlp_width: int, layers: int) -> BlockInit:
+    """The reference's text blocks: normal, residual branches scaled by depth."""
+    residual = initializers.normal(width**-0.5 * (2 * layers) ** -0.5)
+    return BlockInit(
+        qkv=initializers.normal(width**-0.5),
+        out=residual,
+        fc1=initializers.normal((2 * width) ** -0.5),
+        fc2=residual,
+        fc1_bias=symmetric_uniform(width**-0.5),
+        fc2_bias=symmetric_uniform(mlp_width**-0.5),
+    )
+
+
+def symmetric_uniform(bound: float) -> nnx.Initializer:
+    """Uniform on [-bound, bound)."""
+
+    def initialise(
+        key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
+    ) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return initialise
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """CLIP's approximation of GELU."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact GELU, by the error function."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+ACTIVATIONS: dict[str, Activation] = {"quick_gelu": quick_gelu, "gelu": gelu}
+
+
+def layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Normalises the last axis in f32 and returns f32."""
+    return nnx.LayerNorm(
+        width,
+        epsilon=LAYER_NORM_EPSILON,
+        dtype=jnp.float32,
+        use_fast_variance=False,
+        rngs=rngs,
+    )
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with one fused kernel for query, key and value."""
+
+    def __init__(self, shape: BlockShape, init: BlockInit, *, rngs: nnx.Rngs) -> None:
+        head_width = shape.width // shape.heads
+        self.qkv = nnx.LinearGeneral(
+            shape.width,
+            (3, shape.heads, head_width),
+            kernel_init=init.qkv,
+            dtype=shape.dtype,
+            rngs=rngs,
+        )
+        self.out = nnx.LinearGeneral(
+            (shape.heads, head_width),
+            shape.width,
+            axis=(-2, -1),
+            kernel_init=init.out,
+            dtype=shape.dtype,
+            rngs=rngs,
+        )
+        self.causal = shape.causal
+        self.implementation = shape.attention
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D]."""
+        qkv = self.qkv(x)  # [B, T, 3, H, D / H]
+        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        mixed = jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            is_causal=self.causal,
+            implementation=self.implementation,
+        )
+        return self.out(mixed)
+
+
+class Mlp(nnx.Module):
+    """Two layers with an activation between them."""
+
+    def __init__(self, shape: BlockShape, init: BlockInit, *, rngs: nnx.Rngs) -> None:
+        self.fc1 = nnx.Linear(
+            shape.width,
+            shape.mlp_width,
+            kernel_init=init.fc1,
+            bias_init=init.fc1_bias,
+            dtype=shape.dtype,
+            rngs=rngs,
+        )
+        self.fc2 = nnx.Linear(
+            shape.mlp_width,
+            shape.width,
+            kernel_init=init.fc2,
+            bias_init=init.fc2_bias,
+            dtype=shape.dtype,
+            rngs=rngs,
+        )
+        self.activation = shape.activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D]."""
+        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+
+
+class Block(nnx.Module):
+    """Pre-norm residual block: attention, then MLP."""
+
+    def __init__(self, shape: BlockShape, init: BlockInit, *, rngs: nnx.Rngs) -> None:
+        self.ln_1 = layer_norm(shape.width, rngs)
+        self.attn = Attention(shape, init, rngs=rngs)
+        self.ln_2 = layer_norm(shape.width, rngs)
+        self.mlp = Mlp(shape, init, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D], in x's dtype."""
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+def make_blocks(
+    shape: BlockShape, init: BlockInit, *, layers: int, rngs: nnx.Rngs
+) -> Block:
+    """Returns one Block whose leaves all have a leading axis of `layers`."""
+
+    @nnx.split_rngs(splits=layers)
+    @nnx.vmap(in_axes=(0,), out_axes=0)
+    def make(rngs: nnx.Rngs) -> Block:
+        return Block(shape, init, rngs=rngs)
+
+    return make(rngs)
+
+
+def run_blocks(blocks: Block, x: jax.Array, *, remat: str) -> jax.Array:
+    """Applies the stack to [B, T, D], one layer after another."""
+
+    def apply(x: jax.Array, block: Block) -> jax.Array:
+        return block(x)
+
+    if remat != "none":
+        apply = nnx.remat(apply, prevent_cse=False, policy=REMAT_POLICIES[remat])
+    scan = nnx.scan(apply, in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+    return scan(x, blocks)
+
+
+# What the forward pass keeps for the backward pass; the rest is computed again.
+REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}

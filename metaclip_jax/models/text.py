@@ -1,0 +1,82 @@
+"""The text tower: a causal transformer, read out at the end-of-text token."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx import initializers
+
+from metaclip_jax.models import layers
+
+# Rows of a stored token table are a multiple of this, so that any mesh divides it
+# and TPUs fill their lanes. The rows past the vocabulary are zero and never read.
+VOCAB_MULTIPLE = 128
+
+
+def stored_rows(vocab_size: int) -> int:
+    """Rows of the token table in storage, at least vocab_size."""
+    return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+class TextTower(nnx.Module):
+    """Token and position embeddings through the blocks; one position is read out."""
+
+    def __init__(
+        self,
+        *,
+        context_length: int,
+        vocab_size: int,
+        pool: str,
+        eos_id: int,
+        num_layers: int,
+        embed_dim: int,
+        block: layers.BlockShape,
+        remat: str,
+        rngs: nnx.Rngs,
+    ) -> None:
+        width = block.width
+        table = initializers.normal(0.02)(rngs.params(), (vocab_size, width))
+        padding = stored_rows(vocab_size) - vocab_size
+        self.token_embedding = nnx.Param(jnp.pad(table, ((0, padding), (0, 0))))
+        self.position_embedding = nnx.Param(
+            initializers.normal(0.01)(rngs.params(), (context_length, width))
+        )
+        self.blocks = layers.make_blocks(
+            block,
+            layers.text_init(
+                width=width, mlp_width=block.mlp_width, layers=num_layers
+            ),
+            layers=num_layers,
+            rngs=rngs,
+        )
+        self.ln_final = layers.layer_norm(width, rngs)
+        self.projection = nnx.Param(
+            initializers.normal(width**-0.5)(rngs.params(), (width, embed_dim))
+        )
+        self.pool = pool
+        self.eos_id = eos_id
+        self.dtype = block.dtype
+        self.remat = remat
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Maps tokens int32[B, T] to f32[B, E], not yet of unit norm."""
+        x = jnp.take(self.token_embedding[...], tokens, axis=0)
+        x = (x + self.position_embedding[: tokens.shape[1]]).astype(self.dtype)
+        x = layers.run_blocks(self.blocks, x, remat=self.remat)  # [B, T, D]
+        # Causal attention has no use for what follows the end, padding included.
+        end = end_position(tokens, pool=self.pool, eos_id=self.eos_id)
+        features = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]  # [B, D]
+        features = self.ln_final(features).astype(self.dtype)
+        embedding = features @ self.projection[...].astype(self.dtype)
+        return embedding.astype(jnp.float32)
+
+
+def end_position(tokens: jax.Array, *, pool: str, eos_id: int) -> jax.Array:
+    """Returns int32[B], the position that stands for each text of int32[B, T].
+
+    "eos" is the first end mark. "argmax" is the largest id, the same thing where the
+    end mark is the vocabulary's last id, as in CLIP's. A text without any end mark
+    is read at position 0: tokenizers keep the mark when they cut.
+    """
+    if pool == "argmax":
+        return jnp.argmax(tokens, axis=1).astype(jnp.int32)
+    return jnp.argmax(tokens == eos_id, axis=1).astype(jnp.int32)

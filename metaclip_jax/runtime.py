@@ -1,0 +1,74 @@
+"""The process a command runs in: its devices, its peers, its signals, its notes."""
+
+import contextlib
+import logging as logging_of_python
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from absl import logging
+from jax.experimental import multihost_utils
+
+
+@contextlib.contextmanager
+def stop_on_sigterm() -> Iterator[Callable[[int], bool]]:
+    """Yields step -> whether to save and stop after it, the same on all processes."""
+    if jax.process_count() > 1:
+        # JAX hears the signal and agrees with the other processes on a step.
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    asked = False
+
+    def ask(*_: Any) -> None:
+        nonlocal asked
+        asked = True
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield lambda step: asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def start_jax(
+    *,
+    cpu_devices: int,
+    compilation_cache: str,
+    coordinator: str = "",
+    process_count: int = 1,
+    process_index: int = 0,
+) -> None:
+    """Tells JAX about devices and processes; must come before anything uses it.
+
+    Args:
+        cpu_devices: virtual CPU devices of this process; 0 = the real devices.
+        compilation_cache: folder for compiled programs; "" = none.
+        coordinator: "" for one process, "auto" where the cluster tells, or HOST:PORT.
+        process_count: of all processes, with HOST:PORT.
+        process_index: of this one, with HOST:PORT.
+    """
+    if cpu_devices:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", cpu_devices)
+    if compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", compilation_cache)
+    if coordinator:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        if coordinator == "auto":
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(coordinator, process_count, process_index)
+
+
+def log_our_own_notes() -> None:
+    """Shows this package's notes, and only warnings of others: Orbax is chatty."""
+    package = os.path.dirname(os.path.abspath(__file__))
+
+    def wanted(record: logging_of_python.LogRecord) -> bool:
+        ours = os.path.abspath(record.pathname).startswith(package)
+        return ours or record.levelno >= logging_of_python.WARNING
+
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(wanted)

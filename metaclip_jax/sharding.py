@@ -1,0 +1,127 @@
+"""Which device holds what: the mesh, and one table from parameter path to layout.
+
+Mesh axes: `data` splits the batch and copies the parameters, `fsdp` splits the batch
+and the parameters, `tensor` splits attention heads and MLP width. Only this file
+spells them.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# The first pattern that matches the end of a leaf's path wins. Optimizer leaves end
+# in their parameter's path, so one table serves both. Leaves inside `blocks` have a
+# leading layer axis, which is never split.
+PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"patch_embed/kernel", PartitionSpec(None, None, None, "fsdp")),
+    (r"class_embedding", PartitionSpec()),
+    (r"position_embedding", PartitionSpec(None, "fsdp")),
+    (r"token_embedding", PartitionSpec("fsdp", "tensor")),
+    (r"blocks/attn/qkv/kernel", PartitionSpec(None, "fsdp", None, "tensor", None)),
+    (r"blocks/attn/qkv/bias", PartitionSpec(None, None, "tensor", None)),
+    (r"blocks/attn/out/kernel", PartitionSpec(None, "tensor", None, "fsdp")),
+    (r"blocks/attn/out/bias", PartitionSpec()),
+    (r"blocks/mlp/fc1/kernel", PartitionSpec(None, "fsdp", "tensor")),
+    (r"blocks/mlp/fc1/bias", PartitionSpec(None, "tensor")),
+    (r"blocks/mlp/fc2/kernel", PartitionSpec(None, "tensor", "fsdp")),
+    (r"blocks/mlp/fc2/bias", PartitionSpec()),
+    (r"(blocks/)?ln_\w+/(scale|bias)", PartitionSpec()),
+    (r"projection", PartitionSpec("fsdp", None)),
+    (r"log_logit_scale", PartitionSpec()),
+    (r"step|count", PartitionSpec()),
+)
+
+
+def make_mesh(
+    *, data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Returns a mesh over all devices; data=-1 takes what the others leave."""
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    if fsdp < 1 or tensor < 1 or (data < 1 and data != -1):
+        raise ValueError(
+            "mesh sizes must be at least 1 (data may be -1: all that are left), "
+            f"got data={data} fsdp={fsdp} tensor={tensor}"
+        )
+    if data == -1:
+        data = max(count // (fsdp * tensor), 1)
+    if data * fsdp * tensor != count:
+        raise ValueError(
+            f"mesh data={data} x fsdp={fsdp} x tensor={tensor} needs "
+            f"{data * fsdp * tensor} devices, but there are {count}; change mesh.*, "
+            "or set cpu_devices to make virtual CPU devices"
+        )
+    return jax.make_mesh(
+        (data, fsdp, tensor), AXES, (AxisType.Auto,) * len(AXES), devices=devices
+    )
+
+
+def check_global_batch(global_batch: int, mesh: Mesh) -> None:
+    """Refuses a batch that the devices cannot share equally."""
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if global_batch < 1 or global_batch % parts:
+        raise ValueError(
+            f"global_batch={global_batch} must be a multiple of {parts}, the mesh's "
+            f"data x fsdp; nearest: {max(round(global_batch / parts), 1) * parts}"
+        )
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """Returns a leaf's path as `image/blocks/mlp/fc1/kernel`."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def partition_spec(path: str) -> PartitionSpec:
+    """Returns the layout of the leaf with this path; no rule is an error."""
+    for pattern, spec in PARAM_RULES:
+        if re.search(rf"(?:^|/)(?:{pattern})$", path):
+            return spec
+    raise ValueError(f"no sharding rule matches {path}; add one to PARAM_RULES")
+
+
+def tree_shardings(mesh: Mesh, tree: Any) -> Any:
+    """Returns `tree` with each array or ShapeDtypeStruct replaced by its sharding."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _leaf_sharding(mesh, path_name(path), leaf.shape), tree
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds a full copy."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis is split over `data` and `fsdp`, in this order."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Returns global arrays made of each process's rows [host batch, ...]."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows)
+        for name, rows in batch.items()
+    }
+
+
+def _leaf_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
+    """The rule's layout, after checking that it divides the leaf's shape."""
+    spec = partition_spec(path)
+    if len(spec) > len(shape):
+        raise ValueError(f"the sharding rule {spec} of {path} does not fit {shape}")
+    for size, axis in zip(shape, spec, strict=False):
+        if axis is not None and size % mesh.shape[axis]:
+            raise ValueError(
+                f"{path} {shape}: {size} does not divide by mesh.{axis}="
+                f"{mesh.shape[axis]}; choose a mesh.{axis} that divides it"
+            )
+    return NamedSharding(mesh, spec)

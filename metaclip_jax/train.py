@@ -1,0 +1,379 @@
+"""Trains CLIP: from a dataset folder to checkpoints and metrics in a workdir.
+
+    python -m metaclip_jax.train --config=configs/quickstart.py --workdir=RUN
+
+Run again, it goes on from the newest checkpoint as if it had never stopped; once all
+steps are done it ends at once. SIGTERM saves a checkpoint and ends with status 0.
+Several processes: the same command on each, with --coordinator=auto on TPU pods and
+Slurm, or --coordinator=HOST:PORT --process_count=N --process_index=I.
+"""
+
+import collections
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from absl import app, flags, logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, config_flags
+
+from metaclip_jax import (
+    checkpoint,
+    evaluate,
+    files,
+    metrics,
+    runtime,
+    sharding,
+    train_state,
+)
+from metaclip_jax import config as keys
+from metaclip_jax import optimizer as optimizers
+from metaclip_jax.data import pipeline
+from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.evaluation import held_out as held_outs
+from metaclip_jax.models import clip
+from metaclip_jax.train_step import make_train_step
+
+# Steps that an accelerator may have ahead, so that it never waits for Python and does
+# not hoard batches. On CPU each step is awaited: more can hang in the collectives.
+_STEPS_AHEAD = {"cpu": 0, "gpu": 2, "tpu": 2}
+
+Measure = Callable[[clip.Params], dict[str, float]]
+
+
+class Job(NamedTuple):
+    """What is trained, how, on what and where; all checked, nothing compiled."""
+
+    architecture: clip.Architecture
+    tokenizer: tokenizers.Tokenizer
+    optimizer: optax.GradientTransformation
+    schedule: optimizers.Schedule
+    mesh: Mesh
+    inputs: dict[str, str]  # fingerprints of the dataset and the tokenizer
+
+
+def train(config: ConfigDict, workdir: str) -> None:
+    """Trains until config.total_steps steps are done, or until SIGTERM.
+
+    Raises:
+        ValueError: what is asked for does not fit together, or does not fit what the
+            workdir holds; found before anything is compiled.
+        FloatingPointError: config.max_skipped_steps steps in a row were not finite.
+    """
+    job = prepare(config)
+    chief = jax.process_index() == 0
+    checkpoint.claim_workdir(workdir, config.to_dict(), write=chief)
+    done = checkpoint.latest_step(workdir)
+    if done is not None and done >= config.total_steps:
+        finish(workdir, job, step=done)
+        return
+    checkpoint.clear_finished(workdir)
+    measure = make_measure(job, config)
+
+    with contextlib.ExitStack() as stack:
+        stop_wanted = stack.enter_context(runtime.stop_on_sigterm())
+        manager = stack.enter_context(
+            checkpoint.open_manager(
+                workdir,
+                keep_last=config.checkpoint.keep_last,
+                keep_every_steps=config.checkpoint.keep_every_steps,
+            )
+        )
+        state, start, totals = first_state(job, config, manager, workdir)
+        batches = stack.enter_context(
+            contextlib.closing(open_batches(config, start_step=start))
+        )
+        step_function, compile_seconds = compile_step(job, config)
+        writer = stack.enter_context(
+            contextlib.closing(
+                metrics.Writer(
+                    workdir,
+                    start_step=start,
+                    tensorboard=config.tensorboard,
+                    write=chief,
+                )
+            )
+        )
+        meter = stack.enter_context(
+            contextlib.closing(
+                metrics.Meter(
+                    totals,
+                    start_step=start,
+                    total_steps=config.total_steps,
+                    global_batch=config.global_batch,
+                    max_skipped_steps=config.max_skipped_steps,
+                    steps_ahead=_STEPS_AHEAD[jax.default_backend()],
+                    show=chief,
+                )
+            )
+        )
+
+        for step in range(start + 1, config.total_steps + 1):
+            with meter.waiting():
+                batch = next_batch(batches, totals)
+            on_device = sharding.put_batch(
+                job.mesh, {"image": batch["image"], "tokens": batch["tokens"]}
+            )
+            with jax.transfer_guard("disallow"):  # whatever crosses, is said to
+                state, measured = step_function(state, on_device)
+            meter.add(step, measured)
+
+            stop, last = stop_wanted(step), step == config.total_steps
+            if last or due(step, config.log_every_steps):
+                writer.write(step, meter.row(measured))
+                if compile_seconds:
+                    writer.write(step, {"compile_seconds": compile_seconds})
+                    compile_seconds = 0.0
+            if measure and (last or due(step, config.eval_every_steps)):
+                with meter.paused():
+                    writer.write(step, measure(state.params))
+            if stop or last or due(step, config.checkpoint_every_steps):
+                with meter.paused():
+                    meter.settle()
+                    # Rows first: where a checkpoint is, the rows before it are too.
+                    writer.flush()
+                    save(job, config, manager, step, state, totals)
+            if stop:
+                logging.info("asked to stop: saved step %d", step)
+                return
+    finish(workdir, job, step=config.total_steps)
+
+
+def prepare(config: ConfigDict) -> Job:
+    """Loads and checks all that the run needs."""
+    tokenizer = tokenizers.load(config.tokenizer)
+    mesh = sharding.make_mesh(**config.mesh)
+    sharding.check_global_batch(config.global_batch, mesh)
+    return Job(
+        architecture=keys.architecture(
+            config,
+            vocab_size=tokenizer.vocab_size,
+            eos_id=tokenizer.eos_id,
+            pad_id=tokenizer.pad_id,
+        ),
+        tokenizer=tokenizer,
+        optimizer=optimizers.make_optimizer(
+            beta1=config.optimizer.beta1,
+            beta2=config.optimizer.beta2,
+            epsilon=config.optimizer.epsilon,
+            weight_decay=config.optimizer.weight_decay,
+            first_moment_dtype=config.optimizer.first_moment_dtype,
+        ),
+        schedule=optimizers.make_schedule(
+            peak_lr=config.optimizer.peak_lr,
+            warmup_steps=config.optimizer.warmup_steps,
+            total_steps=config.total_steps,
+        ),
+        mesh=mesh,
+        inputs={
+            "dataset": dataset_fingerprint(config.dataset),
+            "tokenizer": tokenizer.fingerprint,
+        },
+    )
+
+
+def dataset_fingerprint(folder: str) -> str:
+    """The sha256 over what a dataset's manifest says of its files.
+
+    Raises:
+        FileNotFoundError: the folder is no finished dataset.
+    """
+    path = files.path(folder) / files.MANIFEST
+    if not path.exists():
+        raise FileNotFoundError(
+            f"config.dataset={folder!r} is not a finished dataset: it has no"
+            f" {files.MANIFEST}; finish data_prep.curate, or correct the path"
+        )
+    shards = files.read_json(path)["shards"]
+    return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
+
+
+def first_state(
+    job: Job, config: ConfigDict, manager: ocp.CheckpointManager, workdir: str
+) -> tuple[train_state.TrainState, int, collections.Counter[str]]:
+    """The state to start from, the steps it has done, and what was lost in them.
+
+    That is the newest checkpoint, or else a new state.
+    """
+    start = manager.latest_step()
+    if start is None:
+        state = train_state.create(
+            architecture=job.architecture,
+            optimizer=job.optimizer,
+            mesh=job.mesh,
+            seed=config.seed,
+        )
+        return state, 0, collections.Counter()
+    state, meta = checkpoint.restore(
+        workdir,
+        manager,
+        start,
+        target=abstract_state(job),
+        architecture=job.architecture,
+        inputs=job.inputs,
+    )
+    logging.info("%s goes on from step %d", workdir, start)
+    return state, start, collections.Counter(meta["totals"])
+
+
+def abstract_state(job: Job) -> train_state.TrainState:
+    """The state's shapes, dtypes and shardings."""
+    shapes = train_state.abstract(
+        architecture=job.architecture, optimizer=job.optimizer
+    )
+    return checkpoint.with_shardings(shapes, train_state.shardings(job.mesh, shapes))
+
+
+def open_batches(config: ConfigDict, *, start_step: int) -> pipeline.Batches:
+    """This process's batches from `start_step` on; their whole state is the step."""
+    return pipeline.batches(
+        config.dataset,
+        tokenizer_path=config.tokenizer,
+        global_batch=config.global_batch,
+        image_size=config.image_size,
+        context_length=config.model.context_length,
+        seed=config.seed,
+        start_step=start_step,
+        total_steps=config.total_steps,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        crop_scale=tuple(config.data.crop_scale),
+        worker_count=config.data.worker_count,
+        read_threads=config.data.read_threads,
+        prefetch=config.data.prefetch,
+    )
+
+
+def next_batch(
+    batches: pipeline.Batches, totals: collections.Counter[str]
+) -> pipeline.Batch:
+    """The next host batch; counts what this process had to mend to make it."""
+    truncated, replaced = batches.truncated, batches.replaced.total()
+    batch = next(batches)
+    totals["truncated_texts"] += batches.truncated - truncated
+    totals["replaced_images"] += batches.replaced.total() - replaced
+    return batch
+
+
+def compile_step(job: Job, config: ConfigDict) -> tuple[Any, float]:
+    """The compiled (state, batch) -> (state, metrics), and the seconds it took."""
+    start = time.monotonic()
+    state = abstract_state(job)
+    step_function: Any = make_train_step(
+        architecture=job.architecture,
+        mesh=job.mesh,
+        state=state,
+        optimizer=job.optimizer,
+        schedule=job.schedule,
+        loss=config.loss,
+        loss_chunk=config.loss_chunk,
+    )
+    rows = sharding.batch_sharding(job.mesh)
+    size, length = config.image_size, config.model.context_length
+    batch = {
+        "image": jax.ShapeDtypeStruct(
+            (config.global_batch, size, size, 3), np.uint8, sharding=rows
+        ),
+        "tokens": jax.ShapeDtypeStruct(
+            (config.global_batch, length), np.int32, sharding=rows
+        ),
+    }
+    compiled = step_function.lower(state, batch).compile()
+    seconds = time.monotonic() - start
+    logging.info("compiled the step for %d devices in %.1f s", job.mesh.size, seconds)
+    return compiled, seconds
+
+
+def make_measure(job: Job, config: ConfigDict) -> Measure | None:
+    """Returns parameters -> metrics on the held-out images, None where not wanted."""
+    if not config.eval_every_steps or not config.evaluation.held_out:
+        return None
+    held_out = held_outs.load_held_out(config.evaluation.held_out)
+    model = evaluate.make_model(
+        architecture=job.architecture,
+        tokenize=job.tokenizer,
+        mesh=job.mesh,
+        batch=config.evaluation.batch,
+    )
+
+    def measure(params: clip.Params) -> dict[str, float]:
+        found = evaluate.scores(
+            model,
+            params,
+            held_out,
+            evaluate.embed(model, params, held_out),
+            bootstrap_samples=1,  # the rows hold no intervals
+        )
+        return evaluate.flat(found)
+
+    return measure
+
+
+def due(step: int, every_steps: int) -> bool:
+    """Whether something that happens every so many steps (0 = never) happens now."""
+    return every_steps > 0 and step % every_steps == 0
+
+
+def save(
+    job: Job,
+    config: ConfigDict,
+    manager: ocp.CheckpointManager,
+    step: int,
+    state: train_state.TrainState,
+    totals: collections.Counter[str],
+) -> None:
+    """Starts to write a checkpoint, in the background."""
+    meta = checkpoint.describe(
+        architecture=job.architecture,
+        inputs=job.inputs,
+        config=config.to_dict(),
+        totals=dict(totals),
+    )
+    checkpoint.save(manager, step, state, meta=meta)
+
+
+def finish(workdir: str, job: Job, *, step: int) -> None:
+    """Marks the run as finished, once it is sure that it is this run."""
+    meta = checkpoint.read_meta(workdir, step)
+    checkpoint.check_inputs(workdir, want=job.inputs, got=meta["inputs"])
+    if jax.process_index() == 0:
+        checkpoint.write_finished(workdir, step=step, inputs=job.inputs)
+    logging.info("%s is finished: %d steps are done", workdir, step)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains from the command line."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
+    values = flags.FLAGS
+    config: ConfigDict = values.config
+    runtime.log_our_own_notes()
+    runtime.start_jax(
+        cpu_devices=config.cpu_devices,
+        compilation_cache=config.compilation_cache,
+        coordinator=values.coordinator,
+        process_count=values.process_count,
+        process_index=values.process_index,
+    )
+    # One writer a workdir; the other processes of this run write through Orbax only.
+    alone = jax.process_index() == 0
+    with files.lock(values.workdir) if alone else contextlib.nullcontext():
+        train(config, values.workdir)
+
+
+if __name__ == "__main__":
+    # Here, so that importing this module defines no flags.
+    config_flags.DEFINE_config_file("config", help_string="Recipe, configs/NAME.py.")
+    flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://.")
+    flags.DEFINE_string("coordinator", "", '"auto" or HOST:PORT; "" = one process.')
+    flags.DEFINE_integer("process_count", 1, "Processes, with HOST:PORT.")
+    flags.DEFINE_integer("process_index", 0, "This process, with HOST:PORT.")
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,99 @@
+"""One optimizer step: both towers, the loss, AdamW, and what is worth logging."""
+
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from metaclip_jax import losses, sharding
+from metaclip_jax.models import clip
+from metaclip_jax.optimizer import Schedule
+from metaclip_jax.train_state import TrainState, shardings
+
+MAX_LOG_LOGIT_SCALE = math.log(100)
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    *,
+    architecture: clip.Architecture,
+    mesh: Mesh,
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    loss: str = "gathered",
+    loss_chunk: int = 1024,
+) -> TrainStep:
+    """Returns the compiled (state, batch) -> (state, metrics).
+
+    `state` may be abstract and only gives the layout. A batch holds "image"
+    uint8[B, H, W, 3] and "tokens" int32[B, T], split over the mesh; the state passed
+    in is donated. Metrics are f32[]: loss, image_accuracy, text_accuracy,
+    logit_scale, gradient_norm, parameter_norm, learning_rate, skipped.
+
+    Where the loss or the gradient is not finite, parameters and optimizer stay as
+    they were, `skipped` is 1, and only `step` advances, as it counts batches.
+    """
+
+    def loss_of(params: clip.Params, batch: Batch) -> tuple[jax.Array, Metrics]:
+        image = clip.encode_image(architecture, params, batch["image"])
+        text = clip.encode_text(architecture, params, batch["tokens"])
+        return losses.softmax_loss(
+            image,
+            text,
+            jnp.exp(params["log_logit_scale"]),
+            mesh=mesh,
+            batch_axes=sharding.BATCH_AXES,
+            form=loss,
+            chunk=loss_chunk,
+        )
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        (value, accuracies), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+            state.params, batch
+        )
+        gradient_norm = optax.tree.norm(gradients)
+        finite = jnp.isfinite(value) & jnp.isfinite(gradient_norm)
+        learning_rate = schedule(state.step)
+
+        direction, opt_state = optimizer.update(
+            gradients, state.opt_state, state.params
+        )
+        params = jax.tree.map(
+            lambda p, d: p - learning_rate * d, state.params, direction
+        )
+        params["log_logit_scale"] = clamp_log_logit_scale(params["log_logit_scale"])
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state),
+            (state.params, state.opt_state),
+        )
+        metrics = {
+            "loss": value,
+            **accuracies,
+            "logit_scale": jnp.exp(state.params["log_logit_scale"]),
+            "gradient_norm": gradient_norm,
+            "parameter_norm": optax.tree.norm(params),
+            "learning_rate": learning_rate,
+            "skipped": 1 - finite.astype(jnp.float32),
+        }
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    layout = shardings(mesh, state)
+    return jax.jit(
+        step,
+        in_shardings=(layout, sharding.batch_sharding(mesh)),
+        out_shardings=(layout, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def clamp_log_logit_scale(log_logit_scale: jax.Array) -> jax.Array:
+    """Keeps logit_scale = exp(...) in [1, 100], as the paper does after each step."""
+    return jnp.clip(log_logit_scale, 0, MAX_LOG_LOGIT_SCALE)

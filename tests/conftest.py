@@ -1,0 +1,6 @@
+"""Eight virtual CPU devices for whatever test starts jax; jax is not imported here."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"

@@ -1,0 +1,71 @@
+"""Small datasets, written by the real sink, for the tests of what reads them."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from data_prep.sinks import array_record
+from metaclip_jax.data import records
+
+
+@pytest.fixture(scope="session")
+def write_dataset() -> Callable[..., str]:
+    """Returns a function that writes a dataset folder of random pictures.
+
+    Record i has 1 + i % 3 texts, "picture i told as 0" and so on. `images` replaces
+    the bytes of single records.
+    """
+
+    def write(
+        folder: object,
+        *,
+        record_count: int,
+        shard_count: int = 2,
+        images: Mapping[int, bytes] | None = None,
+        texts: Mapping[int, tuple[str, ...]] | None = None,
+    ) -> str:
+        rng = np.random.default_rng(0)
+
+        def record(number: int) -> records.Record:
+            pixels = rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)
+            image = (images or {}).get(number, simplejpeg.encode_jpeg(pixels))
+            told = tuple(f"picture {number} told as {n}" for n in range(1 + number % 3))
+            told = (texts or {}).get(number, told)
+            url = f"http://images.example/{number}.jpg"
+            return records.Record(
+                image=image,
+                image_id=records.image_id(url),
+                image_url=url,
+                page_url="http://pages.example/",
+                sha256="0" * 64,
+                width=50,
+                height=40,
+                texts=told,
+                text_sources=("alt",) * len(told),
+                languages=("en",) * len(told),
+                metadata=("en",) * len(told),
+                entry_ids=np.zeros(0, np.int32),
+                entry_offsets=np.zeros(len(told) + 1, np.int64),
+            )
+
+        bounds = [record_count * n // shard_count for n in range(shard_count + 1)]
+        facts = [
+            array_record.write_shard(
+                f"{folder}/{records.shard_name('tiny', shard, shard_count)}",
+                map(record, range(bounds[shard], bounds[shard + 1])),
+            )
+            for shard in range(shard_count)
+        ]
+        array_record.write_dataset(
+            str(folder),
+            name="tiny",
+            shard_facts=facts,
+            data_card={"name": "tiny", "balanced": None},
+            counts=None,
+            inputs={"records": record_count},
+        )
+        return str(folder)
+
+    return write

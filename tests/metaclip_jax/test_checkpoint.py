@@ -1,0 +1,232 @@
+"""Checkpoints give back what was saved, on any mesh, and refuse what does not fit."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metaclip_jax import checkpoint, sharding, train_state
+from metaclip_jax import optimizer as optimizers
+from metaclip_jax.models import clip
+
+ARCHITECTURE = clip.Architecture(
+    image_size=8,
+    patch_size=4,
+    vision_width=8,
+    vision_layers=2,
+    vision_heads=2,
+    vision_mlp_width=16,
+    text_width=8,
+    text_layers=1,
+    text_heads=2,
+    text_mlp_width=16,
+    context_length=6,
+    vocab_size=32,
+    embed_dim=8,
+    eos_id=1,
+    pad_id=0,
+)
+INPUTS = {"dataset": "d" * 64, "tokenizer": "e" * 64}
+OPTIMIZER = optimizers.make_optimizer(
+    beta1=0.9, beta2=0.98, epsilon=1e-6, weight_decay=0.1
+)
+
+
+def mesh_of(count):
+    if len(jax.devices()) < count:
+        pytest.skip(f"needs {count} devices, there are {len(jax.devices())}")
+    return sharding.make_mesh(
+        data=1, fsdp=count, tensor=1, devices=jax.devices()[:count]
+    )
+
+
+def new_state(mesh, seed=0):
+    """A state with other numbers in each leaf (compiling the real one is slow)."""
+    shapes = train_state.abstract(architecture=ARCHITECTURE, optimizer=OPTIMIZER)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf, where: jax.device_put(
+            (100 * rng.normal(size=leaf.shape)).astype(leaf.dtype), where
+        ),
+        shapes,
+        train_state.shardings(mesh, shapes),
+    )
+
+
+def target(mesh):
+    shapes = train_state.abstract(architecture=ARCHITECTURE, optimizer=OPTIMIZER)
+    return checkpoint.with_shardings(shapes, train_state.shardings(mesh, shapes))
+
+
+def manager(workdir, *, keep_last=3, keep_every_steps=0):
+    return checkpoint.open_manager(
+        workdir, keep_last=keep_last, keep_every_steps=keep_every_steps
+    )
+
+
+def meta(**facts):
+    return checkpoint.describe(architecture=ARCHITECTURE, inputs=INPUTS, **facts)
+
+
+def save(workdir, state, steps=(5,), **options):
+    with manager(workdir, **options) as open_manager:
+        for step in steps:
+            checkpoint.save(open_manager, step, state, meta=meta(skipped_steps=2))
+
+
+def restore(workdir, mesh, *, step=5, architecture=ARCHITECTURE, inputs=INPUTS):
+    with manager(workdir) as open_manager:
+        return checkpoint.restore(
+            workdir,
+            open_manager,
+            step,
+            target=target(mesh),
+            architecture=architecture,
+            inputs=inputs,
+        )
+
+
+def assert_equal(got, want):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(jax.device_get(a), jax.device_get(b))
+        assert a.dtype == b.dtype
+
+
+@pytest.mark.parametrize("written_on", [1, 2])
+@pytest.mark.parametrize("read_on", [1, 2])
+def test_a_state_comes_back_bit_equal_on_any_mesh(tmp_path, written_on, read_on):
+    state = new_state(mesh_of(written_on))
+    save(str(tmp_path), state)
+    mesh = mesh_of(read_on)
+    restored, found = restore(str(tmp_path), mesh)
+    assert_equal(restored, state)
+    assert found["skipped_steps"] == 2
+    layout = train_state.shardings(mesh, restored)
+    for leaf, where in zip(
+        jax.tree.leaves(restored), jax.tree.leaves(layout), strict=True
+    ):
+        assert leaf.sharding.is_equivalent_to(where, leaf.ndim)
+
+
+def test_params_come_back_without_the_optimizer(tmp_path):
+    state = new_state(mesh_of(1), seed=3)
+    save(str(tmp_path), state, steps=(5, 7))
+    params, step = checkpoint.restore_params(
+        str(tmp_path), architecture=ARCHITECTURE, mesh=mesh_of(1)
+    )
+    assert step == 7
+    assert_equal(params, state.params)
+
+
+def test_the_newest_checkpoints_and_the_multiples_are_kept(tmp_path):
+    state = new_state(mesh_of(1))
+    workdir = str(tmp_path)
+    assert checkpoint.latest_step(workdir) is None
+    save(workdir, state, steps=(2, 4, 5, 6, 8), keep_last=2, keep_every_steps=4)
+    assert checkpoint.steps(workdir) == [4, 6, 8]
+    assert checkpoint.latest_step(workdir) == 8
+
+
+def test_what_a_killed_save_left_is_no_checkpoint_and_is_replaced(tmp_path):
+    state = new_state(mesh_of(1))
+    workdir = str(tmp_path)
+    save(workdir, state, steps=(5,))
+    left = tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp"
+    (left / "state").mkdir(parents=True)
+    assert checkpoint.latest_step(workdir) == 5
+    save(workdir, state, steps=(6,))
+    assert checkpoint.latest_step(workdir) == 6
+    assert not left.exists()
+
+
+def test_another_architecture_is_refused_naming_what_differs(tmp_path):
+    save(str(tmp_path), new_state(mesh_of(1)))
+    other = dataclasses.replace(ARCHITECTURE, text_layers=3, vocab_size=64)
+    message = "text_layers: wanted 3, found 1; vocab_size: wanted 64, found 32"
+    with pytest.raises(ValueError, match=message):
+        restore(str(tmp_path), mesh_of(1), architecture=other)
+    with pytest.raises(ValueError, match=message):
+        checkpoint.restore_params(str(tmp_path), architecture=other, mesh=mesh_of(1))
+
+
+def test_how_the_model_is_computed_may_change(tmp_path):
+    state = new_state(mesh_of(1))
+    save(str(tmp_path), state)
+    other = dataclasses.replace(ARCHITECTURE, dtype="bfloat16", remat="full")
+    restored, _ = restore(str(tmp_path), mesh_of(1), architecture=other)
+    assert_equal(restored, state)
+
+
+def test_another_tokenizer_or_dataset_is_refused(tmp_path):
+    save(str(tmp_path), new_state(mesh_of(1)))
+    with pytest.raises(ValueError, match="another tokenizer: .* wanted ffff.* eeee"):
+        restore(str(tmp_path), mesh_of(1), inputs=INPUTS | {"tokenizer": "f" * 64})
+
+
+def test_a_step_that_is_not_there_is_refused_naming_those_that_are(tmp_path):
+    with pytest.raises(FileNotFoundError, match="found none; train first"):
+        checkpoint.restore_params(
+            str(tmp_path), architecture=ARCHITECTURE, mesh=mesh_of(1)
+        )
+    save(str(tmp_path), new_state(mesh_of(1)), steps=(5, 7))
+    with pytest.raises(FileNotFoundError, match=r"of step 6 .* found \[5, 7\]"):
+        checkpoint.restore_params(
+            str(tmp_path), architecture=ARCHITECTURE, mesh=mesh_of(1), step=6
+        )
+
+
+def test_the_state_may_be_changed_right_after_a_save(tmp_path):
+    change = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), donate_argnums=0)
+    state = new_state(mesh_of(1))
+    want = jax.tree.map(lambda leaf: np.array(leaf), state)
+    with manager(str(tmp_path)) as open_manager:
+        checkpoint.save(open_manager, 5, state, meta=meta())
+        jax.block_until_ready(change(state))
+    restored, _ = restore(str(tmp_path), mesh_of(1))
+    assert_equal(restored, want)
+
+
+def test_a_workdir_of_another_run_is_refused_naming_the_keys(tmp_path):
+    config = {"seed": 0, "optimizer": {"peak_lr": 1e-3}, "crop_scale": (0.9, 1.0)}
+    checkpoint.claim_workdir(str(tmp_path), config, write=True)
+    checkpoint.claim_workdir(str(tmp_path), config, write=True)
+    other = config | {"seed": 1, "optimizer": {"peak_lr": 2e-3}}
+    with pytest.raises(
+        ValueError,
+        match="optimizer.peak_lr: wanted 0.002, found 0.001; seed: wanted 1, found 0",
+    ):
+        checkpoint.claim_workdir(str(tmp_path), other, write=True)
+
+
+def test_a_run_may_go_on_longer_on_another_mesh(tmp_path):
+    config = {"total_steps": 10, "mesh": {"data": 1}, "seed": 0}
+    checkpoint.claim_workdir(str(tmp_path), config, write=True)
+    longer = {"total_steps": 20, "mesh": {"data": 2}, "seed": 0}
+    checkpoint.claim_workdir(str(tmp_path), longer, write=True)
+    assert '"total_steps": 20' in (tmp_path / "config.json").read_text()
+
+
+def test_every_free_key_is_a_key_of_the_config():
+    from metaclip_jax import config
+
+    keys = checkpoint._flat(config.default().to_dict())
+    for free in checkpoint.FREE_KEYS:
+        assert any(checkpoint._is_free(key) for key in keys), free
+        assert free in keys or any(key.startswith(free) for key in keys), free
+
+
+def test_a_finished_run_says_so_until_it_goes_on(tmp_path):
+    manifest = tmp_path / "manifest.json"
+    checkpoint.write_finished(str(tmp_path), step=20, inputs=INPUTS)
+    assert manifest.exists()
+    checkpoint.clear_finished(str(tmp_path))
+    checkpoint.clear_finished(str(tmp_path))
+    assert not manifest.exists()
+
+
+def test_keeping_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="keep_last must be at least 1, got 0"):
+        manager(str(tmp_path), keep_last=0)

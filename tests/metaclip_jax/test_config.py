@@ -1,0 +1,99 @@
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metaclip_jax import config as keys
+
+RECIPES = Path(__file__).resolve().parents[2] / "configs"
+TOKENS = {"vocab_size": 49_408, "eos_id": 49_407, "pad_id": 0}
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def test_a_mistyped_key_is_an_error_with_a_suggestion():
+    config = keys.default()
+    with pytest.raises(AttributeError, match='Did you mean "peak_lr"'):
+        config.optimizer.peek_lr = 1.0
+    with pytest.raises(AttributeError, match='Did you mean "total_steps"'):
+        _ = config.total_step
+
+
+def test_the_papers_recipes_to_the_letter():
+    for name in ("vit_b32_400m", "vit_b16_400m", "vit_l14_400m"):
+        config = load(name)
+        assert config.global_batch * config.total_steps == 12_799_967_232
+        assert config.global_batch == 32_768
+        assert config.optimizer.to_dict() == {
+            "peak_lr": 4e-4 if "l14" in name else 5e-4,
+            "warmup_steps": 2_000,
+            "beta1": 0.9,
+            "beta2": 0.98,
+            "epsilon": 1e-6,
+            "weight_decay": 0.2,
+            "first_moment_dtype": "float32",
+        }
+        assert config.data.crop_scale == (0.9, 1.0)
+        assert config.model.activation == "quick_gelu"
+
+
+def test_the_quick_start_splits_its_batch_over_two_devices():
+    config = load("quickstart")
+    assert config.cpu_devices == config.mesh.data == 2
+    assert config.global_batch % 2 == 0
+    assert config.is_locked
+
+
+def test_recipes_load_from_anywhere_without_jax():
+    code = (
+        "import runpy, sys\n"
+        f"get = runpy.run_path({str(RECIPES / 'quickstart.py')!r})['get_config']\n"
+        "assert get().total_steps > 0\n"
+        "print('jax' in sys.modules)"
+    )
+    root = str(RECIPES.parent)
+    out = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.append({root!r})\n{code}"],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert out.stdout.strip() == "False"
+
+
+def test_architecture_is_the_configs_values():
+    config = keys.default()
+    config.model.vision_mlp_width = 100
+    architecture = keys.architecture(config, **TOKENS)
+    assert architecture.vision_mlp_width == 100
+    assert architecture.text_mlp_width == 4 * 512
+    assert architecture.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("activation", "relu", "activation must be one of .*got 'relu'"),
+        ("remat", "some", "remat must be one of"),
+        ("patch_size", 30, "image_size=224 must be a multiple of patch_size=30"),
+        ("text_heads", 7, "text_width=512 must be a multiple of text_heads=7"),
+    ],
+)
+def test_shapes_that_no_model_has_are_refused(key, value, message):
+    config = keys.default()
+    config.model[key] = value
+    with pytest.raises(ValueError, match=message):
+        keys.architecture(config, **TOKENS)
+
+
+def test_an_end_mark_outside_the_vocabulary_is_refused():
+    with pytest.raises(ValueError, match="eos_id=10 must be below vocab_size=10"):
+        keys.architecture(keys.default(), vocab_size=10, eos_id=10, pad_id=0)

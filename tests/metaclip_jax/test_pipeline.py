@@ -1,0 +1,311 @@
+"""The input pipeline: order, hosts, restarts, replacements, worker processes."""
+
+import collections
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from metaclip_jax.data import draws, pipeline, records, tokenizer
+
+RECORDS = 50
+
+
+@pytest.fixture(scope="module")
+def tokenizer_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    texts = [f"picture {n} told as {n % 3}" for n in range(RECORDS)]
+    path.write_text(tokenizer.train(texts, 600).to_str())
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory, write_dataset):
+    return write_dataset(tmp_path_factory.mktemp("dataset"), record_count=RECORDS)
+
+
+@pytest.fixture
+def batches(dataset, tokenizer_path):
+    def open_batches(folder=dataset, **values):
+        return pipeline.batches(
+            folder,
+            **{
+                "tokenizer_path": tokenizer_path,
+                "global_batch": 16,
+                "image_size": 24,
+                "context_length": 12,
+                "seed": 5,
+                "total_steps": 8,
+                **values,
+            },
+        )
+
+    return open_batches
+
+
+def joined(*parts):
+    """Puts the batches of several hosts together, step by step."""
+    return [
+        {key: np.concatenate([part[key] for part in step]) for key in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
+
+
+def assert_same(found, wanted):
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+
+
+def test_a_batch_has_the_promised_shapes(batches):
+    batch = next(batches())
+    assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
+        "image": ((16, 24, 24, 3), "uint8"),
+        "tokens": ((16, 12), "int32"),
+        "position": ((16,), "int64"),
+        "record": ((16,), "int64"),
+    }
+
+
+def test_each_epoch_holds_each_record_once_in_another_order(batches):
+    found = np.concatenate([b["record"] for b in batches(total_steps=10)])
+    epochs = found[: 3 * RECORDS].reshape(3, RECORDS)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(RECORDS))
+    assert not (epochs[0] == epochs[1]).all()
+    assert not (epochs[1] == epochs[2]).all()
+
+
+def test_another_seed_gives_another_order(batches):
+    one = next(batches(seed=1))
+    other = next(batches(seed=2))
+    assert not (one["record"] == other["record"]).all()
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_together_make_the_batches_of_one_host(batches, hosts):
+    parts = [
+        list(batches(process_index=host, process_count=hosts)) for host in range(hosts)
+    ]
+    assert_same(joined(*parts), list(batches()))
+
+
+def test_a_restart_at_a_step_goes_on_with_the_same_batches(batches):
+    straight = list(batches())
+    for start in (0, 3, 8):
+        assert_same(list(batches(start_step=start)), straight[start:])
+
+
+def test_threads_and_prefetch_change_nothing(batches):
+    assert_same(
+        list(batches(read_threads=1, prefetch=0)),
+        list(batches(read_threads=4, prefetch=5)),
+    )
+
+
+def test_worker_processes_change_nothing(batches):
+    stream = batches(worker_count=2)
+    assert_same(list(stream), list(batches()))
+    stream.close()
+
+
+def test_rows_hold_the_image_and_a_text_of_their_record(
+    batches, dataset, tokenizer_path
+):
+    opened = records.open_dataset(dataset)
+    tokenize = tokenizer.load(tokenizer_path)
+    batch = next(batches())
+    stored = [records.decode(d) for d in records.read(opened, batch["record"])]
+    for tokens, record in zip(batch["tokens"], stored, strict=True):
+        assert tokens.tolist() in tokenize(record.texts, 12)[0].tolist()
+
+
+def test_an_epoch_draws_its_own_crops(batches):
+    by_record = collections.defaultdict(list)
+    for batch in batches():
+        for number, image in zip(batch["record"], batch["image"], strict=True):
+            by_record[number].append(image)
+    first, second = by_record[0][:2]
+    assert not (first == second).all()
+
+
+def test_all_texts_of_an_image_are_equally_likely_over_epochs():
+    record = records.Record(
+        **{field: "" for field in ("image_url", "page_url", "sha256")},
+        image=b"",
+        image_id=records.image_id("http://a.example/1"),
+        width=1,
+        height=1,
+        texts=("a", "b", "c"),
+        text_sources=(),
+        languages=(),
+        metadata=(),
+        entry_ids=np.zeros(0, np.int32),
+        entry_offsets=np.zeros(1, np.int64),
+    )
+    texts = pipeline.choose_texts([record] * 3000, epochs=np.arange(3000), seed=0)
+    counts = collections.Counter(texts)
+    # Binomial with p = 1/3: four sigma are 103.
+    assert all(abs(counts[text] - 1000) < 103 for text in "abc")
+
+
+def test_order_needs_no_memory_for_a_huge_dataset():
+    positions = np.arange(10**12, 10**12 + 4096)
+    epoch, number = pipeline.order(positions, record_count=2_500_000_000, seed=0)
+    assert set(epoch) == {400}
+    assert len(set(number)) == 4096
+    assert 0.45 < number.mean() / 2_500_000_000 < 0.55
+
+
+def test_a_permutation_moves_an_index_anywhere_with_equal_chance():
+    n, keys = 10, 20_000
+    key = draws.mix(0, np.arange(keys))
+    found = draws.permute(np.full(keys, 3), n=n, key=key)
+    counts = np.bincount(found, minlength=n)
+    assert abs(counts - keys / n).max() < 4 * np.sqrt(keys / n * 0.9)
+
+
+def test_an_undecodable_image_is_replaced_and_counted(tmp_path, write_dataset, batches):
+    folder = write_dataset(
+        tmp_path, record_count=RECORDS, images={7: b"no image", 9: b""}
+    )
+    stream = batches(folder, total_steps=RECORDS // 16 + 1)
+    found = list(stream)
+    assert all(len(batch["image"]) == 16 for batch in found)
+    assert not {7, 9} & {n for batch in found for n in batch["record"].tolist()}
+    assert stream.replaced["not_an_image"] >= 2
+    # The same record stands in on every host and after a restart.
+    assert_same(found, list(batches(folder, total_steps=RECORDS // 16 + 1)))
+
+
+def test_too_many_undecodable_images_end_the_run(tmp_path, write_dataset, batches):
+    bad = dict.fromkeys(range(RECORDS // 2), b"no image")
+    folder = write_dataset(tmp_path, record_count=RECORDS, images=bad)
+    with pytest.raises(ValueError, match=r"max_replaced_share.*damaged"):
+        list(batches(folder, total_steps=100))
+
+
+def test_a_dataset_without_any_usable_image_is_an_error(
+    tmp_path, write_dataset, batches
+):
+    bad = dict.fromkeys(range(4), b"no image")
+    folder = write_dataset(tmp_path, record_count=4, images=bad)
+    with pytest.raises(ValueError, match="records in a row cannot be used"):
+        next(batches(folder))
+
+
+def test_texts_that_are_too_long_are_counted(tmp_path, write_dataset, batches):
+    texts = {n: ("word " * 40,) for n in range(4)}
+    folder = write_dataset(tmp_path, record_count=4, texts=texts)
+    stream = batches(folder, total_steps=1)
+    next(stream)
+    assert (stream.examples, stream.truncated) == (16, 16)
+
+
+def test_an_empty_dataset_is_refused(tmp_path, write_dataset, batches):
+    folder = write_dataset(tmp_path, record_count=0, shard_count=1)
+    with pytest.raises(ValueError, match="holds no records"):
+        batches(folder)
+
+
+def test_a_missing_dataset_is_refused(tmp_path, batches):
+    with pytest.raises(FileNotFoundError, match="not a finished dataset"):
+        batches(str(tmp_path))
+
+
+def test_values_that_do_not_fit_are_refused(batches):
+    with pytest.raises(ValueError, match="multiple of the 3 processes; nearest: 15"):
+        batches(process_count=3)
+    with pytest.raises(ValueError, match="process_index must be in"):
+        batches(process_index=2, process_count=2)
+    with pytest.raises(ValueError, match="start_step=9 lies after total_steps=8"):
+        batches(start_step=9)
+    with pytest.raises(ValueError, match="read_threads must be at least 1"):
+        batches(read_threads=0)
+
+
+def test_threads_do_not_travel_to_other_processes():
+    copy = pickle.loads(pickle.dumps(pipeline._Threads(3)))
+    assert copy.map(str, range(40)) == [str(n) for n in range(40)]
+
+
+LOOP = """
+import itertools, sys
+from metaclip_jax.data import pipeline
+
+if __name__ == "__main__":
+    stream = pipeline.batches(
+        sys.argv[1], tokenizer_path=sys.argv[2], global_batch=16, image_size=24,
+        context_length=12, seed=0, total_steps=10**6, worker_count=1,
+    )
+    next(stream)
+    print("running", flush=True)
+    for _ in stream:
+        pass
+"""
+
+
+@pytest.fixture
+def loop(tmp_path, dataset, tokenizer_path):
+    """A process that loads with a worker process, in a group of its own."""
+    script = tmp_path / "loop.py"
+    script.write_text(LOOP)
+    process = subprocess.Popen(
+        [sys.executable, str(script), dataset, tokenizer_path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == b"running\n"
+    yield process
+    if members(process.pid):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def members(group):
+    """Returns the living processes of a process group."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat") as file:
+                state, _, process_group = file.read().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(process_group) == group and state != "Z":
+            found.append(int(name))
+    return found
+
+
+def wait_until(condition, *, seconds):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+def worker_pids(process):
+    children = []
+    for pid in members(process.pid):
+        with open(f"/proc/{pid}/cmdline") as file:
+            if "spawn_main" in file.read():
+                children.append(pid)
+    return children
+
+
+def test_workers_end_when_their_parent_is_killed(loop):
+    assert len(worker_pids(loop)) == 1
+    loop.kill()
+    assert wait_until(lambda: not members(loop.pid), seconds=5)
+
+
+def test_a_killed_worker_is_an_error_within_seconds(loop):
+    os.kill(worker_pids(loop)[0], signal.SIGKILL)
+    assert loop.wait(timeout=10) != 0

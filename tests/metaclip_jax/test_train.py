@@ -1,0 +1,366 @@
+"""Real training runs, as commands, on a small made-up dataset."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+from data_prep.sinks import array_record
+from metaclip_jax import checkpoint, evaluate, files, metrics
+from metaclip_jax.data import records, tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (40, 60, 220)}
+TOTAL_STEPS = 30
+
+RECIPE = """
+from metaclip_jax import config as keys
+
+def get_config():
+    config = keys.default()
+    config.dataset = "{folder}/dataset"
+    config.tokenizer = "{folder}/tokenizer.json"
+    config.compilation_cache = "{folder}/compiled"
+    config.evaluation.held_out = "{folder}/held_out"
+    config.evaluation.batch = 10
+    config.global_batch = 64
+    config.total_steps = {total_steps}
+    config.log_every_steps = 1
+    config.checkpoint_every_steps = 10
+    config.eval_every_steps = 15
+    config.image_size = 16
+    config.dtype = "float32"
+    config.cpu_devices = 2
+    config.mesh.fsdp = 2
+    config.checkpoint.keep_last = 10
+    config.model.patch_size = 8
+    config.model.vision_width = 32
+    config.model.vision_layers = 2
+    config.model.vision_heads = 2
+    config.model.text_width = 32
+    config.model.text_layers = 2
+    config.model.text_heads = 2
+    config.model.context_length = 12
+    config.model.embed_dim = 32
+    config.optimizer.warmup_steps = 5
+    config.optimizer.peak_lr = 3e-3
+    config.data.read_threads = 2
+    return config.lock()
+"""
+
+
+def record(index):
+    """A coloured bar; the text says which colour and where it stands."""
+    colour = list(COLOURS)[index % 3]
+    place = index // 3 % 8
+    pixels = np.full((32, 32, 3), 255, np.uint8)
+    pixels[:, 4 * place : 4 * place + 4] = COLOURS[colour]
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=90 - index % 7)
+    url = f"http://images.example/{index}"
+    texts = (f"a {colour} bar at {place}", f"bar {place}, {colour}, number {index}")
+    return records.Record(
+        image=buffer.getvalue(),
+        image_id=records.image_id(url),
+        image_url=url,
+        page_url="http://example/",
+        sha256=hashlib.sha256(buffer.getvalue()).hexdigest(),
+        width=32,
+        height=32,
+        texts=texts,
+        text_sources=("alt",) * 2,
+        languages=("en",) * 2,
+        metadata=("en",) * 2,
+        entry_ids=np.array([0, 1], np.int32),
+        entry_offsets=np.array([0, 1, 2], np.int64),
+    )
+
+
+def write_dataset(folder, some):
+    folder.mkdir()
+    facts = array_record.write_shard(
+        str(folder / records.shard_name("tiny", 0, 1)), some
+    )
+    array_record.write_dataset(
+        str(folder),
+        name="tiny",
+        shard_facts=[facts],
+        data_card={"name": "tiny"},
+        counts=None,
+        inputs={},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train")
+    learned = [record(i) for i in range(120)]
+    held_out = [record(i) for i in range(1000, 1024)]
+    write_dataset(folder / "dataset", learned)
+    write_dataset(folder / "held_out", held_out)
+    task = {
+        "class_names": list(COLOURS),
+        "templates": ["a {} bar", "{}"],
+        "labels": {r.image_id: (1000 + i) % 3 for i, r in enumerate(held_out)},
+    }
+    (folder / "held_out" / "zero_shot.json").write_text(json.dumps(task))
+    texts = [text for r in learned for text in r.texts]
+    (folder / "tokenizer.json").write_text(tokenizer.train(texts, 560).to_str())
+    (folder / "recipe.py").write_text(
+        RECIPE.format(folder=folder, total_steps=TOTAL_STEPS)
+    )
+    return folder
+
+
+def start(folder, workdir, *extra):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # Compiling takes longer here than running.
+    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "metaclip_jax.train",
+            f"--config={folder}/recipe.py",
+            f"--workdir={folder / workdir}",
+            *extra,
+        ],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(folder, workdir, *extra):
+    """Runs to the end; returns the exit status and what was written."""
+    process = start(folder, workdir, *extra)
+    output, _ = process.communicate(timeout=240)
+    return process.returncode, output
+
+
+def stop_after(process, done, sign):
+    """Sends a signal as soon as `done` holds."""
+    deadline = time.monotonic() + 240
+    while not done():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(sign)
+    process.communicate(timeout=60)
+    return process.returncode
+
+
+@pytest.fixture(scope="module")
+def straight(folder):
+    status, output = run(folder, "straight")
+    assert status == 0, output
+    return folder / "straight", output
+
+
+@pytest.fixture(scope="module")
+def interrupted(folder, straight):
+    """Killed after step 10, terminated after a later step, then left alone."""
+    workdir = folder / "interrupted"
+    killed = stop_after(
+        start(folder, "interrupted"),
+        (workdir / "checkpoints" / "10").exists,
+        signal.SIGKILL,
+    )
+    after_kill = checkpoint.latest_step(str(workdir))
+    parts = len(list((workdir / "metrics").iterdir()))
+    terminated = stop_after(
+        start(folder, "interrupted"),
+        lambda: (workdir / "metrics" / f"part-{parts:06d}.jsonl").exists(),
+        signal.SIGTERM,
+    )
+    after_terminate = checkpoint.latest_step(str(workdir))
+    unfinished = not (workdir / files.MANIFEST).exists()
+    status, output = run(folder, "interrupted")
+    assert status == 0, output
+    return {
+        "workdir": workdir,
+        "killed": (killed, after_kill),
+        "terminated": (terminated, after_terminate),
+        "unfinished": unfinished,
+        "output": output,
+    }
+
+
+def state_of(workdir, step=TOTAL_STEPS):
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.restore(
+            workdir / "checkpoints" / str(step) / "state",
+            args=ocp.args.PyTreeRestore(
+                restore_args=jax.tree.map(
+                    lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+                    reader.metadata(
+                        workdir / "checkpoints" / str(step) / "state"
+                    ).item_metadata.tree,
+                )
+            ),
+        )
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def lasting(workdir):
+    """All rows without the keys that hold times or rates."""
+    return [
+        {key: value for key, value in row.items() if key not in metrics.TIMINGS}
+        for row in metrics.read(str(workdir))
+    ]
+
+
+def test_a_run_learns_logs_evaluates_and_saves(straight):
+    workdir, output = straight
+    rows = metrics.read(str(workdir))
+    assert [row["step"] for row in rows] == list(range(1, TOTAL_STEPS + 1))
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.3
+    assert rows[-1]["examples_seen"] == 64 * TOTAL_STEPS
+    assert rows[0]["compile_seconds"] > 0
+    assert "compile_seconds" not in rows[1]
+    assert all(0 <= row["data_wait"] <= 1 for row in rows)
+    assert [row["step"] for row in rows if "evaluation/zero_shot/accuracy" in row] == [
+        15,
+        30,
+    ]
+    assert checkpoint.steps(str(workdir)) == [10, 20, 30]
+    assert files.read_json(workdir / "manifest.json")["step"] == TOTAL_STEPS
+    assert "compiled the step for 2 devices in" in output
+    assert "examples/s" in output
+
+
+def test_killed_and_terminated_runs_stop_where_they_should(interrupted):
+    assert interrupted["killed"] == (-signal.SIGKILL, 10)
+    status, step = interrupted["terminated"]
+    assert status == 0
+    assert 10 < step < TOTAL_STEPS
+    assert interrupted["unfinished"]
+    assert f"goes on from step {step}" in interrupted["output"]
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(straight, interrupted):
+    one, other = state_of(straight[0]), state_of(interrupted["workdir"])
+    assert len(one) == len(other) > 50
+    for (path, a), (other_path, b) in zip(one, other, strict=True):
+        assert path == other_path
+        assert a.tobytes() == b.tobytes(), jax.tree_util.keystr(path)
+
+
+def test_an_interrupted_run_ends_with_the_same_metrics(straight, interrupted):
+    assert lasting(interrupted["workdir"]) == lasting(straight[0])
+
+
+def test_a_finished_run_ends_at_once(folder, straight):
+    workdir, _ = straight
+    before = sorted((p, p.stat().st_mtime_ns) for p in workdir.rglob("part-*"))
+    status, output = run(folder, "straight")
+    assert status == 0
+    assert "is finished: 30 steps are done" in output
+    assert "compiled" not in output
+    assert before == sorted((p, p.stat().st_mtime_ns) for p in workdir.rglob("part-*"))
+
+
+def test_the_workdir_of_another_run_is_refused(folder, straight):
+    status, output = run(folder, "straight", "--config.optimizer.peak_lr=1e-4")
+    assert status != 0
+    assert "optimizer.peak_lr: wanted 0.0001, found 0.003" in output
+
+
+def test_an_unknown_key_is_refused_with_a_suggestion(folder):
+    status, output = run(folder, "unknown", "--config.total_step=3")
+    assert status != 0
+    assert 'Did you mean "total_steps"' in output
+
+
+def test_a_missing_dataset_is_refused(folder):
+    status, output = run(folder, "missing", "--config.dataset=nowhere")
+    assert status != 0
+    assert "config.dataset='nowhere' is not a finished dataset" in output
+
+
+# Evaluation, here on one device; the run was trained on two.
+
+
+@pytest.fixture(scope="module")
+def evaluated(folder, straight):
+    workdir = str(straight[0])
+    found = evaluate.evaluate(
+        workdir,
+        evaluate.read_config(workdir),
+        held_out_folder=str(folder / "held_out"),
+        step=None,
+        batch=7,
+        devices=jax.devices()[:1],
+    )
+    return straight[0], found
+
+
+def test_evaluation_agrees_with_the_one_in_training(evaluated):
+    workdir, found = evaluated
+    (row,) = [r for r in metrics.read(str(workdir)) if r["step"] == TOTAL_STEPS]
+    in_training = {k: v for k, v in row.items() if k.startswith("evaluation/")}
+    assert evaluate.flat(found["model"]) == pytest.approx(in_training, abs=1 / 24)
+    assert len(in_training) == 8
+
+
+def test_evaluation_stands_beside_chance_and_the_untrained_model(evaluated):
+    workdir, found = evaluated
+    assert files.read_json(workdir / "evaluation" / "30.json") == found
+    assert found["step"] == TOTAL_STEPS
+    assert found["candidates"] == 24
+    for who in ("model", "untrained"):
+        accuracy = found[who]["zero_shot"]["accuracy"]
+        assert accuracy["chance"] == pytest.approx(1 / 3)
+        assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+        assert found[who]["zero_shot"]["classes"] == 3
+        assert set(found[who]["image_to_text"]) == {"R@1", "R@5", "R@10"}
+    assert (
+        found["model"]["text_to_image"]["R@5"]["value"]
+        > found["untrained"]["text_to_image"]["R@5"]["value"]
+    )
+
+
+def test_the_best_texts_of_the_first_images_are_written_in_order(evaluated):
+    workdir, _ = evaluated
+    shown = files.read_json(workdir / "evaluation" / "30_top5.json")
+    assert len(shown) == 24
+    assert [s["image_id"] for s in shown] == sorted(s["image_id"] for s in shown)
+    for image in shown:
+        cosines = [text["score"] for text in image["top5"]]
+        assert len(cosines) == 5
+        assert cosines == sorted(cosines, reverse=True)
+
+
+def test_the_table_has_a_line_for_each_number(evaluated):
+    lines = evaluate.table(evaluated[1]).splitlines()
+    assert len(lines) == 2 + 8
+    assert "chance" in lines[1]
+
+
+def test_a_workdir_without_a_run_cannot_be_evaluated(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        evaluate.read_config(str(tmp_path))
+
+
+def test_held_out_labels_must_be_of_images_that_are_there(folder, tmp_path):
+    write_dataset(tmp_path / "held_out", [record(7)])
+    (tmp_path / "held_out" / "zero_shot.json").write_text(
+        json.dumps(
+            {"class_names": ["a", "b"], "templates": ["{}"], "labels": {"f00": 1}}
+        )
+    )
+    with pytest.raises(ValueError, match="got 1 others, the first f00"):
+        evaluate.load_held_out(str(tmp_path / "held_out"))

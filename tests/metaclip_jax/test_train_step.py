@@ -1,0 +1,160 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metaclip_jax import optimizer, sharding, train_state, train_step
+from metaclip_jax.models import clip
+
+ARCHITECTURE = clip.Architecture(
+    image_size=8,
+    patch_size=4,
+    vision_width=16,
+    vision_layers=2,
+    vision_heads=4,
+    vision_mlp_width=64,
+    text_width=16,
+    text_layers=2,
+    text_heads=4,
+    text_mlp_width=64,
+    context_length=5,
+    vocab_size=60,
+    embed_dim=8,
+    eos_id=1,
+    pad_id=0,
+)
+ADAMW = optimizer.make_optimizer(beta1=0.9, beta2=0.98, epsilon=1e-6, weight_decay=0.2)
+SCHEDULE = optimizer.make_schedule(peak_lr=1e-3, warmup_steps=2, total_steps=20)
+
+
+def start(shape, **options):
+    devices = jax.devices()[: math.prod(shape)]
+    mesh = sharding.make_mesh(
+        data=shape[0], fsdp=shape[1], tensor=shape[2], devices=devices
+    )
+    state = train_state.create(
+        architecture=ARCHITECTURE, optimizer=ADAMW, mesh=mesh, seed=0
+    )
+    step = train_step.make_train_step(
+        architecture=ARCHITECTURE,
+        mesh=mesh,
+        state=state,
+        optimizer=ADAMW,
+        schedule=SCHEDULE,
+        **options,
+    )
+    return mesh, state, step
+
+
+def batch_of(mesh, seed):
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(2, 60, (16, 5), dtype=np.int32)
+    tokens[:, -1] = 1
+    images = rng.integers(0, 255, (16, 8, 8, 3), dtype=np.uint8)
+    return sharding.put_batch(mesh, {"image": images, "tokens": tokens})
+
+
+def losses_of(shape, **options):
+    mesh, state, step = start(shape, **options)
+    rows = []
+    for number in range(4):
+        state, metrics = step(state, batch_of(mesh, number))
+        rows.append(jax.device_get(metrics))
+    assert int(state.step) == 4
+    return rows
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    return losses_of((1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "form"),
+    [
+        ((8, 1, 1), "gathered"),
+        ((2, 4, 1), "gathered"),
+        ((2, 2, 2), "gathered"),
+        ((2, 2, 2), "ring"),
+    ],
+)
+def test_every_mesh_trains_alike(shape, form, on_one_device):
+    for got, want in zip(losses_of(shape, loss=form), on_one_device, strict=True):
+        for name in ("loss", "gradient_norm", "parameter_norm", "logit_scale"):
+            np.testing.assert_allclose(got[name], want[name], rtol=1e-5)
+
+
+def test_metrics_tell_the_step(on_one_device):
+    first = on_one_device[0]
+    assert set(first) == {
+        "loss",
+        "image_accuracy",
+        "text_accuracy",
+        "logit_scale",
+        "gradient_norm",
+        "parameter_norm",
+        "learning_rate",
+        "skipped",
+    }
+    assert first["logit_scale"] == pytest.approx(1 / 0.07)
+    assert [row["learning_rate"] for row in on_one_device[:3]] == pytest.approx(
+        [5e-4, 1e-3, 1e-3]
+    )
+    assert first["skipped"] == 0
+
+
+def test_parameters_and_moments_are_split_over_fsdp_and_tensor():
+    mesh, state, _ = start((1, 4, 2))
+    for leaf in (state.params, state.opt_state[0].mu, state.opt_state[0].nu):
+        kernel = leaf["image"]["blocks"]["mlp"]["fc1"]["kernel"]
+        assert kernel.shape == (2, 16, 64)
+        assert kernel.addressable_shards[0].data.shape == (2, 4, 32)
+    assert mesh.size == 8
+
+
+def test_initial_values_do_not_depend_on_the_mesh():
+    one, many = start((1, 1, 1))[1], start((2, 2, 2))[1]
+    jax.tree.map(np.testing.assert_array_equal, one, many)
+
+
+def test_the_loss_falls_on_a_batch_seen_again():
+    mesh, state, step = start((2, 1, 1))
+    history = []
+    for _ in range(15):
+        state, metrics = step(state, batch_of(mesh, 0))
+        history.append(float(metrics["loss"]))
+    assert history[-1] < 0.7 * history[0]
+
+
+def test_a_gradient_that_is_not_finite_changes_only_the_step_count():
+    mesh, state, step = start((2, 1, 1))
+    state, _ = step(state, batch_of(mesh, 0))
+    broken = jax.device_get(state)
+    broken.params["image"]["projection"][0, 0] = np.nan
+    before = jax.tree.map(np.copy, broken)
+    layout = train_state.shardings(mesh, state)
+    after, metrics = step(jax.device_put(broken, layout), batch_of(mesh, 1))
+    assert metrics["skipped"] == 1
+    assert not np.isfinite(metrics["loss"])
+    assert int(after.step) == int(before.step) + 1
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (after.params, after.opt_state),
+        (before.params, before.opt_state),
+    )
+
+
+def test_the_scale_stays_between_1_and_100():
+    clamp = train_step.clamp_log_logit_scale
+    for value, kept in ((-1.0, 1.0), (2.0, math.exp(2)), (9.0, 100.0)):
+        assert math.exp(clamp(jnp.float32(value))) == pytest.approx(kept, rel=1e-5)
+
+
+def test_an_abstract_state_has_the_shapes_of_a_real_one():
+    _, state, _ = start((2, 1, 1))
+    abstract = train_state.abstract(architecture=ARCHITECTURE, optimizer=ADAMW)
+    assert jax.tree.structure(abstract) == jax.tree.structure(state)
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
+    assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), state)

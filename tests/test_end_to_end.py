@@ -1,0 +1,161 @@
+"""The quick start on a small web: the same commands, fewer pictures and steps."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from metaclip_jax import files
+from metaclip_jax.data import records
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["--pictures=400", "--steps=12"]
+
+
+def quickstart(workdir, *extra, timeout=400):
+    command = [sys.executable, "-m", "metaclip_jax.quickstart", f"--workdir={workdir}"]
+    done = subprocess.run(
+        [*command, *SMALL, *extra],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("quickstart") / "run"
+    return workdir, quickstart(workdir)
+
+
+def deterministic(workdir):
+    """What two runs must agree on: dataset bytes, losses, evaluation."""
+    shards = sorted((workdir / "dataset").glob("*.array_record-*"))
+    metrics = {}
+    for part in sorted((workdir / "run" / "metrics").glob("part-*.jsonl")):
+        for line in part.read_text().splitlines():
+            row = json.loads(line)
+            metrics[row["step"]] = row["loss"]
+    evaluations = sorted((workdir / "run" / "evaluation").glob("*.json"))
+    return (
+        [p.read_bytes() for p in shards],
+        metrics,
+        [p.read_text() for p in evaluations],
+    )
+
+
+def test_every_stage_is_shown_as_a_command(finished):
+    _, output = finished
+    for module in (
+        "data_prep.sample_web.build",
+        "data_prep.sample_web.serve",
+        "data_prep.sample_web.crawl",
+        "data_prep.build_metadata",
+        "data_prep.curate",
+        "metaclip_jax.data.tokenizer",
+        "metaclip_jax.train",
+        "metaclip_jax.evaluate",
+        "data_prep.report",
+    ):
+        assert f"python -m {module} --" in output
+
+
+def test_the_funnel_accounts_for_every_text(finished):
+    workdir, _ = finished
+    card = files.read_json(workdir / "dataset" / "data_card.json")
+    texts = [row for row in card["funnel"] if row["unit"] == "texts"]
+    assert [row["stage"] for row in texts] == [
+        "parse",
+        "match",
+        "dedup",
+        "thin",
+        "download",
+        "screen",
+        "image_dedup",
+        "balance",
+    ]
+    for before, after in zip(texts, texts[1:], strict=False):
+        assert before["out"] == after["in"]
+    for row in texts:
+        assert row["in"] == row["out"] + sum(row["drops"].values())
+    lost = {reason for row in texts for reason in row["drops"]}
+    # The sample web has each of these on purpose.
+    assert lost >= {"empty_text", "no_match", "http_404", "too_small", "balanced_away"}
+    assert texts[-1]["out"] == card["texts"]
+
+
+def test_no_held_out_text_or_picture_is_in_the_dataset(finished):
+    workdir, _ = finished
+    seen, held = (
+        [
+            records.decode(raw)
+            for raw in records.read(dataset, range(sum(dataset.shard_lengths)))
+        ]
+        for dataset in map(
+            records.open_dataset, (workdir / "dataset", workdir / "held_out")
+        )
+    )
+    held_texts = {text.lower() for r in held for text in r.texts}
+    seen_texts = {text.lower() for r in seen for text in r.texts}
+    assert not {t for t in seen_texts if any(h == t for h in held_texts)}
+    assert not {r.sha256 for r in seen} & {r.sha256 for r in held}
+
+
+def test_a_second_run_ends_in_seconds(finished):
+    workdir, _ = finished
+    start = time.monotonic()
+    output = quickstart(workdir)
+    assert output.count("finished earlier") == 8
+    assert time.monotonic() - start < 20
+
+
+def test_two_fresh_runs_agree_to_the_byte(finished, tmp_path):
+    workdir, _ = finished
+    quickstart(tmp_path / "again")
+    assert deterministic(tmp_path / "again") == deterministic(workdir)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    command = [sys.executable, "-m", "metaclip_jax.quickstart", f"--workdir={tmp_path}"]
+    done = subprocess.run(
+        [*command, "--fresh"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "no quick start made" in done.stderr
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_ten_kills_leave_the_same_dataset_and_metrics(finished, tmp_path):
+    """SIGKILL of the whole process group at ten moments spread over the run."""
+
+    workdir, _ = finished
+    again = tmp_path / "killed"
+    command = [sys.executable, "-m", "metaclip_jax.quickstart", f"--workdir={again}"]
+    kills = 0
+    for wait_seconds in (3, 17, 8, 23, 5, 29, 13, 19, 11, 31):
+        process = subprocess.Popen(
+            [*command, *SMALL],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            process.wait(wait_seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+    quickstart(again)
+    assert kills > 3
+    assert deterministic(again) == deterministic(workdir)

@@ -1,0 +1,140 @@
+"""What holds for the whole repository: import directions, sizes, README, words."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("metaclip_jax", "data_prep")
+SOURCES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
+RECIPES = sorted((ROOT / "configs").glob("*.py"))
+# Modules that both programs share; they import neither side's heavy packages.
+SHARED = {"metaclip_jax.files", "metaclip_jax.data.records"}
+# Modules that import no sibling, so that they can be read and moved alone.
+LEAVES = ("losses", "sharding", "optimizer", "files")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Dotted names that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def inside(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_imports_point_one_way(path):
+    name = module_name(path)
+    imports = imports_of(path)
+    if inside(name, "data_prep"):
+        ours = {i for i in imports if inside(i, "metaclip_jax")}
+        assert all(any(inside(i, s) for s in SHARED) for i in ours), ours
+        assert not {i for i in imports if inside(i, "jax") or inside(i, "flax")}
+    else:
+        assert not {i for i in imports if inside(i, "data_prep")}
+        assert not {i for i in imports if inside(i, "apache_beam")}
+    if name in {f"metaclip_jax.{leaf}" for leaf in LEAVES}:
+        assert not {i for i in imports if inside(i, "metaclip_jax")}
+    assert not {i for i in imports if inside(i, "tensorflow") or inside(i, "torch")}
+
+
+@pytest.mark.parametrize("module", sorted(SHARED))
+def test_what_both_programs_share_loads_neither_jax_nor_beam(module):
+    code = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert not loaded & {"jax", "flax", "apache_beam", "tensorflow"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_recipes_import_only_the_config_of_their_side(path):
+    allowed = {"ml_collections", "metaclip_jax.config", "data_prep.config"}
+    assert all(any(inside(i, a) for a in allowed) for i in imports_of(path)), (
+        imports_of(path)
+    )
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_files_and_functions_fit_in_a_head(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 420
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 90, f"{node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("path", SOURCES + RECIPES, ids=lambda p: p.stem)
+def test_config_keys_are_read_by_attribute(path):
+    # A locked ConfigDict still answers .get("typo", default).
+    banned = re.compile(
+        r"\b(config|cfg)(\.\w+)*\.get\(|(getattr|hasattr)\((config|cfg)\b"
+    )
+    assert not banned.search(path.read_text())
+
+
+def readme_tree() -> list[str]:
+    """Paths in the README's tree: a block that starts with the project's name."""
+    block = re.search(r"```text\nmetaclip-jax/\n(.*?)```", README, re.DOTALL).group(1)
+    paths, stack = [], []
+    for line in block.splitlines():
+        entry = line.split("#")[0].rstrip()
+        depth = (len(entry) - len(entry.lstrip())) // 2
+        del stack[depth - 1 :]
+        stack.append(entry.strip().rstrip("/"))
+        paths.append("/".join(stack))
+    return paths
+
+
+README = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
+
+
+def test_every_path_in_the_readme_tree_exists():
+    assert readme_tree()
+    missing = [p for p in readme_tree() if not (ROOT / p).exists()]
+    assert not missing
+
+
+def test_every_module_is_in_the_readme_tree():
+    tree = set(readme_tree())
+    files = {str(p.relative_to(ROOT)) for p in SOURCES if p.name != "__init__.py"}
+    untold = {f for f in files if f not in tree and str(Path(f).parent) not in tree}
+    assert not untold
+
+
+def test_the_tree_tells_each_file_of_the_top_packages():
+    tree = set(readme_tree())
+    for package in PACKAGES:
+        files = {f"{package}/{p.name}" for p in (ROOT / package).glob("*.py")}
+        assert files - {f"{package}/__init__.py"} <= tree
+
+
+def test_every_command_in_the_readme_exists():
+    modules = set(re.findall(r"python -m ([\w.]+)", README))
+    ours = {m for m in modules if m.split(".")[0] in PACKAGES}
+    assert ours
+    for module in ours:
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists()
+    targets = set(re.findall(r"^make ([\w-]+)", README, re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets and all(f"\n{t}:" in makefile for t in targets)
