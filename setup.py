@@ -33,6 +33,7 @@ DATA = [
     "pillow",
     "pyahocorasick",
     "selectolax",
+    "simplejpeg",
 ]
 TRAIN = [
     "flax>=0.12.8",
@@ -43,7 +44,7 @@ TRAIN = [
     "optax",
     "orbax-checkpoint>=0.12.8",
     "pillow",
-    "simplejpeg",
+
     "tensorboardX",
     "tokenizers",
 ]

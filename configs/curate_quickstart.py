@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config.name = "quickstart"
     config.partitions = 4
     config.balance.t = 10
+    config.balance.slack = 2.0  # at so small a t chance alone loses more than 1.5
     config.download.user_agent = "metaclip-jax quick start"
     config.images.max_side = 128
     return config

@@ -16,5 +16,4 @@ def get_config() -> ConfigDict:
     config.languages = ("en",)
     config.unigram_min_count = 3
     config.bigram_min_count = 3
-    config.bigram_min_pmi = 3.0
     return config

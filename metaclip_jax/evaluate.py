@@ -214,7 +214,6 @@ def evaluate(
     held_out_folder: str,
     step: int | None,
     batch: int,
-    devices: Sequence[jax.Device] | None = None,
 ) -> Scores:
     """Measures a checkpoint and the untrained model, and writes both files.
 
@@ -224,7 +223,6 @@ def evaluate(
         held_out_folder: dataset folder.
         step: which checkpoint; None = the newest.
         batch: images or texts encoded at a time.
-        devices: to use; None = all.
 
     Returns:
         What STEP.json holds.
@@ -237,7 +235,7 @@ def evaluate(
         eos_id=tokenize.eos_id,
         pad_id=tokenize.pad_id,
     )
-    mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1, devices=devices)
+    mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
     model = make_model(
         architecture=architecture, tokenize=tokenize, mesh=mesh, batch=batch
     )
@@ -356,7 +354,10 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError("want --held_out=DIR, since the run's config names none")
     runtime.log_our_own_notes()
     runtime.start_jax(
-        cpu_devices=config.cpu_devices, compilation_cache=config.compilation_cache
+        cpu_devices=(
+            config.cpu_devices if values.cpu_devices is None else values.cpu_devices
+        ),
+        compilation_cache=config.compilation_cache,
     )
     found = evaluate(
         values.workdir,
@@ -374,5 +375,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Workdir of the run.", required=True)
     flags.DEFINE_string("held_out", "", "Dataset folder; default: the run's own.")
     flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
+    flags.DEFINE_integer("cpu_devices", None, "Virtual CPU devices; 0 = real devices.")
     flags.DEFINE_integer("batch", 0, "Rows encoded at a time; 0 = the run's own.")
     app.run(main)

@@ -41,9 +41,9 @@ from metaclip_jax.evaluation import held_out as held_outs
 from metaclip_jax.models import clip
 from metaclip_jax.train_step import make_train_step
 
-# Steps that an accelerator may have ahead, so that it never waits for Python and does
-# not hoard batches. On CPU each step is awaited: more can hang in the collectives.
-_STEPS_AHEAD = {"cpu": 0, "gpu": 2, "tpu": 2}
+# Steps that an accelerator may have ahead: it never waits for Python, and does not
+# hoard batches. On CPU each step is awaited: several under way can hang in collectives.
+_STEPS_AHEAD = 2
 
 Measure = Callable[[clip.Params], dict[str, float]]
 
@@ -74,7 +74,8 @@ def train(config: ConfigDict, workdir: str) -> None:
     if done is not None and done >= config.total_steps:
         finish(workdir, job, step=done)
         return
-    checkpoint.clear_finished(workdir)
+    if chief:
+        checkpoint.clear_finished(workdir)
     measure = make_measure(job, config)
 
     with contextlib.ExitStack() as stack:
@@ -109,7 +110,7 @@ def train(config: ConfigDict, workdir: str) -> None:
                     total_steps=config.total_steps,
                     global_batch=config.global_batch,
                     max_skipped_steps=config.max_skipped_steps,
-                    steps_ahead=_STEPS_AHEAD[jax.default_backend()],
+                    steps_ahead=0 if jax.default_backend() == "cpu" else _STEPS_AHEAD,
                     show=chief,
                 )
             )
@@ -121,7 +122,8 @@ def train(config: ConfigDict, workdir: str) -> None:
             on_device = sharding.put_batch(
                 job.mesh, {"image": batch["image"], "tokens": batch["tokens"]}
             )
-            with jax.transfer_guard("disallow"):  # whatever crosses, is said to
+            # Nothing may cross between host and device unasked.
+            with jax.transfer_guard("disallow"):
                 state, measured = step_function(state, on_device)
             meter.add(step, measured)
 
@@ -140,7 +142,7 @@ def train(config: ConfigDict, workdir: str) -> None:
                     # Rows first: where a checkpoint is, the rows before it are too.
                     writer.flush()
                     save(job, config, manager, step, state, totals)
-            if stop:
+            if stop and not last:
                 logging.info("asked to stop: saved step %d", step)
                 return
     finish(workdir, job, step=config.total_steps)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_prep.matching import automaton, spacing, tables, token_trie
+from data_prep.matching import automaton, native, spacing, tables, token_trie
 
 ENGINES = ("numba", "pyahocorasick")
 Strings: TypeAlias = "Sequence[str] | pa.Array | pa.ChunkedArray"
@@ -76,10 +76,12 @@ class Matcher:
         _check_entries(strings)
         self._raw = tables.buffers(strings)
         folded = pc.utf8_lower(strings) if ignore_case else strings
-        self._tables: token_trie.Tables | None = None
+        self._tables: native.Tables | None = None
         self._automaton: Any = None
         if engine == "numba":
             self._tables = tables.build(folded, mode=mode)
+            if mode != "fixed":  # the tables hold the entries as they are: share them
+                self._raw = self._tables.entry_bytes, self._tables.entry_offsets
         else:
             self._automaton = automaton.build(folded.to_pylist(), mode=mode)
 
@@ -177,7 +179,8 @@ class Matcher:
         """
         _check_engine(engine)
         header, body = _map(path)
-        arrays = {}
+        arrays: dict[str, NDArray[Any]] = {}
+        opened: dict[tuple[str, int, int], NDArray[Any]] = {}
         for name, (dtype, size, position) in header["arrays"].items():
             stop = position + size * np.dtype(dtype).itemsize
             if stop > body.size:
@@ -185,7 +188,8 @@ class Matcher:
                     f"{path} must hold {stop} bytes of tables, got {body.size}: it was "
                     "cut short; save the matcher again"
                 )
-            arrays[name] = body[position:stop].view(dtype)
+            array = body[position:stop].view(dtype)
+            arrays[name] = opened.setdefault((dtype, position, size), array)
         raw = arrays["raw_bytes"], arrays["raw_offsets"]
         if engine != "numba":
             return cls(
@@ -199,18 +203,19 @@ class Matcher:
         matcher.ignore_case = header["ignore_case"]
         matcher._raw = raw
         matcher._automaton = None
-        rules = token_trie.Rules(
+        rules = native.Rules(
             **{name: arrays[name] for name in _MAPPED_RULES},
             literal=header["mode"] != "fixed",
             seed=np.uint64(header["seed"]),
         )
-        matcher._tables = token_trie.Tables(
+        matcher._tables = native.Tables(
             **{name: arrays[name] for name in _MAPPED}, rules=rules
         )
         return matcher
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        arrays = {"raw_bytes": self._raw[0], "raw_offsets": self._raw[1]}
+        arrays: dict[str, NDArray[Any]] = {}
+        arrays["raw_bytes"], arrays["raw_offsets"] = self._raw
         if self._tables is not None:
             for name in _MAPPED:
                 arrays[name] = getattr(self._tables, name)

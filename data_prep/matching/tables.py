@@ -8,15 +8,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data_prep.matching import spacing
+from data_prep.matching.native import Rules, Tables, compiled
 from data_prep.matching.token_trie import (
     GOES_ON,
     ID_BITS,
     LAST,
     MULTIBYTE,
     SHORT,
-    Rules,
-    Tables,
-    compiled,
     cut_all,
 )
 
@@ -110,8 +108,11 @@ def _canonical(entries: pa.Array) -> pa.Array:
 
 
 def _slot_count(nodes: int) -> int:
-    """Returns the power of two that leaves at least a third of the slots empty."""
-    return max(16, 1 << (nodes + nodes // 2).bit_length())
+    """Returns the power of two that fills at most a third of the slots.
+
+    Most look-ups are for pairs of words that are in no entry: they have to end soon.
+    """
+    return max(16, 1 << (3 * nodes).bit_length())
 
 
 @compiled

@@ -13,19 +13,25 @@ comparing all 64 bits of it compares the bytes; anything longer is compared byte
 byte. So results are exact. The kernel works on blocks of texts, one depth of the trie
 at a time: the look-ups of a block do not wait for each other's cache misses.
 
-Numba's cache on disk sees changes of this file only, so compiled functions of other
-files are not called here, nor these in compiled functions elsewhere.
+Numba's cache on disk sees changes of this file only. So nothing that changes often is
+called from elsewhere: `native` holds what is settled, and `tables` calls none of this
+in compiled functions.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import numba
 import numpy as np
-from llvmlite import ir
-from numba.extending import intrinsic
-from numpy.typing import NDArray
 
+from data_prep.matching.native import (
+    FIRST_MULTIPLIER,
+    Atoms,
+    Hits,
+    compiled,
+    eight_bytes,
+    joined,
+    letters_ahead,
+    mixed,
+)
 from data_prep.matching.spacing import EXTENDS, IGNORED, MARK, PLAIN, SPACE
 
 MULTIBYTE = 6  # class of a byte that does not say the class: see its code point
@@ -41,101 +47,10 @@ HOLDS_IGNORED = 32
 GOES_ON = np.uint64(1 << 31)
 ID_BITS = np.uint64((1 << 31) - 1)
 
-_0, _1, _8, _29, _32, _56 = (np.uint64(n) for n in (0, 1, 8, 29, 32, 56))
-_EVERY = 0x0101010101010101  # times a byte: that byte eight times
-_EVERY_BIT = np.uint64(0xFF * _EVERY)
-_HIGH_BITS = np.uint64(0x80 * _EVERY)
-_LOW_BITS = np.uint64(0x7F * _EVERY)
-_CASE_BITS = np.uint64(0x20 * _EVERY)
-_TO_A = np.uint64((0x80 - ord("a")) * _EVERY)
-_BEHIND_Z = np.uint64((0x80 - ord("z") - 1) * _EVERY)
-_FIRST_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-_SECOND_MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
-
+_0, _1, _32, _56 = (np.uint64(n) for n in (0, 1, 32, 56))
+_ALL_BITS = np.uint64(2**64 - 1)
 _BLOCK_BYTES = 8192  # of text: the atoms of a block stay in the L2 cache
 _BLOCK_TEXTS = 512
-
-
-class Rules(NamedTuple):
-    """How texts are cut; read-only arrays."""
-
-    byte_classes: NDArray[np.uint8]  # [256]
-    classes: NDArray[np.uint8]  # [0x110000], or [0] where the bytes say all
-    literal: bool  # spaces count one by one, and the edge rule of v1 and v2 holds
-    seed: np.uint64
-
-
-class Tables(NamedTuple):
-    """All that the kernel needs; plain read-only arrays, so they can be mapped."""
-
-    slots: NDArray[np.uint64]  # [a power of two]
-    entry_states: NDArray[np.uint64]  # [entries] hash if one short atom, else 0
-    entry_bytes: NDArray[np.uint8]  # the entries in canonical form, joined
-    entry_offsets: NDArray[np.int64]  # [entries + 1] into entry_bytes
-    same_as: NDArray[np.int32]  # [entries or 0] next entry of the same form, or -1
-    rules: Rules
-
-
-class Atoms(NamedTuple):
-    """Room for atoms, filled from the front."""
-
-    start: NDArray[np.int64]  # byte position in the data
-    length: NDArray[np.int32]  # bytes
-    state: NDArray[np.uint64]  # hash of the bytes
-    flags: NDArray[np.uint8]
-    text: NDArray[np.int32]  # index of the text in its block
-
-
-class _Hits(NamedTuple):
-    first: NDArray[np.int32]  # atoms of the block
-    last: NDArray[np.int32]
-    entry: NDArray[np.int32]
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compiles to run without the GIL; cached on disk where a cache can be kept."""
-    try:
-        return numba.njit(function, nogil=True, cache=True)
-    except RuntimeError:  # numba found no folder that it may write to
-        return numba.njit(function, nogil=True)
-
-
-@intrinsic
-def _eight_bytes(typing_context: Any, array: Any, at: Any) -> Any:
-    """Returns eight bytes from `at` on as one number, the first one lowest."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        view = context.make_array(signature.args[0])(context, builder, values[0])
-        pointer = builder.gep(view.data, [values[1]])
-        pointer = builder.bitcast(pointer, ir.IntType(64).as_pointer())
-        return builder.load(pointer, align=1)
-
-    return numba.types.uint64(array, numba.types.int64), generate
-
-
-@intrinsic
-def _low_zeros(typing_context: Any, word: Any) -> Any:
-    """Returns how many of the lowest bits are zero."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return builder.cttz(values[0], ir.Constant(ir.IntType(1), 0))
-
-    return numba.types.int64(numba.types.uint64), generate
-
-
-@compiled
-def _mixed(state: Any) -> Any:
-    """A bijection of 64 bits."""
-    state = state * _FIRST_MULTIPLIER
-    state = (state ^ (state >> _32)) * _SECOND_MULTIPLIER
-    return state ^ (state >> _29)
-
-
-@compiled
-def _joined(node: Any, spaces: Any, atom: Any) -> Any:
-    """Returns the hash of a child node from its parent's and the next atom's."""
-    state = (node + spaces) * _SECOND_MULTIPLIER
-    return _mixed(state ^ (state >> _32) ^ atom)
 
 
 @compiled
@@ -143,23 +58,14 @@ def _hashed(data: Any, start: int, size: int, seed: Any) -> Any:
     """Hashes bytes; a bijection of (bytes, size) up to 7 bytes."""
     state = seed
     while size > 7:
-        state = (state ^ _eight_bytes(data, start)) * _FIRST_MULTIPLIER
+        state = (state ^ eight_bytes(data, start)) * FIRST_MULTIPLIER
         state ^= state >> _32
         start += 8
         size -= 8
     word = np.uint64(size) << _56
     for i in range(size):
         word |= np.uint64(data[start + i]) << np.uint64(8 * i)
-    return _mixed(state ^ word)
-
-
-@compiled
-def _letters(word: Any) -> Any:
-    """Returns how many of eight bytes are ASCII letters before another byte comes."""
-    lower = (word | _CASE_BITS) & _LOW_BITS
-    others = ~((lower + _TO_A) & ~(lower + _BEHIND_Z)) | word
-    others &= _HIGH_BITS
-    return _low_zeros(others) >> 3
+    return mixed(state ^ word)
 
 
 @compiled
@@ -227,7 +133,7 @@ def cut(data: Any, offsets: Any, first: int, last: int, rules: Any, atoms: Any) 
     all_flags, texts = atoms.flags, atoms.text
     free = CAN_START | CAN_END
     hole_flags = AFTER_SPACE | free | SHORT
-    hole = _mixed(seed)
+    hole = mixed(seed)
     n = 0
     for text in range(first, last):
         at, end = offsets[text], offsets[text + 1]
@@ -260,7 +166,7 @@ def cut(data: Any, offsets: Any, first: int, last: int, rules: Any, atoms: Any) 
             behind = np.int64(SPACE)
             while at < end:
                 if kind == PLAIN and at + 8 <= data.size:
-                    letters = _letters(_eight_bytes(data, at))
+                    letters = letters_ahead(eight_bytes(data, at))
                     at = min(at + letters, end)
                     if letters == 8 or at == end:
                         continue
@@ -277,10 +183,8 @@ def cut(data: Any, offsets: Any, first: int, last: int, rules: Any, atoms: Any) 
                 flags |= CAN_END
             length = at - start
             if length < 8 and start + 8 <= data.size and not flags & HOLDS_IGNORED:
-                word = _eight_bytes(data, start) & ~(
-                    _EVERY_BIT << np.uint64(8 * length)
-                )
-                states[n] = _mixed(seed ^ word ^ np.uint64(length) << _56)
+                word = eight_bytes(data, start) & ~(_ALL_BITS << np.uint64(8 * length))
+                states[n] = mixed(seed ^ word ^ np.uint64(length) << _56)
                 flags |= SHORT
             elif flags & HOLDS_IGNORED:
                 kept = _without_ignored(data, start, at, byte_classes, classes)
@@ -313,7 +217,7 @@ def cut_all(data: Any, offsets: Any, rules: Any) -> Any:
         nodes[a] = atoms.state[a]
         if a > 0 and atoms.text[a - 1] == atoms.text[a]:
             spaces = np.uint64(atoms.flags[a] & AFTER_SPACE)
-            nodes[a] = _joined(nodes[a - 1], spaces, atoms.state[a])
+            nodes[a] = joined(nodes[a - 1], spaces, atoms.state[a])
     return atoms, n, nodes
 
 
@@ -347,7 +251,8 @@ def match(data: Any, offsets: Any, tables: Any) -> Any:
             atoms = room(last - first, size)
         n = cut(data, offsets, first, last, tables.rules, atoms)
         hits = _walk(atoms, n, tables.slots)
-        counts, found = _confirmed(data, atoms, hits, tables, last - first)
+        _confirm(data, atoms, hits, tables)
+        counts, found = _grouped(atoms, hits, tables.same_as, last - first)
         if used + found.size > ids.size:
             larger = np.empty(2 * (used + found.size), np.int32)
             larger[:used] = ids[:used]
@@ -371,8 +276,8 @@ def _walk(atoms: Any, n: int, slots: Any) -> Any:
     fetched = np.empty(n, np.uint64)
     first, last = np.empty(2 * n, np.int32), np.empty(2 * n, np.int32)
     entry = np.empty(2 * n, np.int32)
-    count = 0
-    alive = 0
+    count = np.int64(0)
+    alive = np.int64(0)
     for a in range(n):
         if atom_flags[a] & CAN_START:
             begins[alive] = a
@@ -383,7 +288,7 @@ def _walk(atoms: Any, n: int, slots: Any) -> Any:
             fetched[j] = slots[states[j] & mask]
         if count + alive > first.size:
             first, last, entry = _more_room(first), _more_room(last), _more_room(entry)
-        onward = 0
+        onward = np.int64(0)
         for j in range(alive):
             slot, state = fetched[j], states[j]
             if slot != _0 and slot >> _32 != state >> _32:
@@ -391,21 +296,21 @@ def _walk(atoms: Any, n: int, slots: Any) -> Any:
                 while slot != _0 and slot >> _32 != state >> _32:
                     at = (at + _1) & mask
                     slot = slots[at]
+            # What comes next is guesswork for a processor: count up, do not branch.
             begin = begins[j]
             end = begin + depth
-            if slot & ID_BITS and atom_flags[end] & CAN_END:
-                first[count] = begin
-                last[count] = end
-                entry[count] = np.int32(slot & ID_BITS) - 1
-                count += 1
-            if slot & GOES_ON and not atom_flags[end] & LAST:
-                begins[onward] = begin
-                spaces = np.uint64(atom_flags[end + 1] & AFTER_SPACE)
-                states[onward] = _joined(state, spaces, atom_states[end + 1])
-                onward += 1
+            flags = atom_flags[end]
+            first[count], last[count] = begin, end
+            entry[count] = np.int32(slot & ID_BITS) - 1
+            count += np.int64((slot & ID_BITS != _0) & (flags & CAN_END != 0))
+            next_atom = end + np.int64(flags & LAST == 0)
+            spaces = np.uint64(atom_flags[next_atom] & AFTER_SPACE)
+            begins[onward] = begin
+            states[onward] = joined(state, spaces, atom_states[next_atom])
+            onward += np.int64((slot & GOES_ON != _0) & (flags & LAST == 0))
         alive = onward
         depth += 1
-    return _Hits(first[:count], last[:count], entry[:count])
+    return Hits(first[:count], last[:count], entry[:count])
 
 
 @compiled
@@ -416,74 +321,93 @@ def _more_room(array: Any) -> Any:
 
 
 @compiled
-def _confirmed(data: Any, atoms: Any, hits: Any, tables: Any, texts: int) -> Any:
-    """Returns (matches of each text of the block, matches grouped by text)."""
-    same_as, entry_states = tables.same_as, tables.entry_states
-    entry_bytes, entry_offsets = tables.entry_bytes, tables.entry_offsets
+def _confirm(data: Any, atoms: Any, hits: Any, tables: Any) -> None:
+    """Sets hits.entry to -1 where the atoms are not the entry, byte for byte."""
+    entry_states, entry_offsets = tables.entry_states, tables.entry_offsets
     firsts, lasts, entries = hits.first, hits.last, hits.entry
-    atom_states, atom_flags, atom_texts = atoms.state, atoms.flags, atoms.text
-    starts = np.zeros(texts + 2, np.int64)
+    states, flags = atoms.state, atoms.flags
     known = np.empty(entries.size, np.uint64)
     for j in range(entries.size):  # these loads do not wait for each other
         known[j] = entry_states[entries[j]]
-    good = 0
+    doubtful = np.empty(entries.size, np.int32)
+    count = 0
     for j in range(entries.size):
-        first, last, entry = firsts[j], lasts[j], entries[j]
-        if known[j] != _0 and atom_flags[first] & SHORT:
-            same = first == last and known[j] == atom_states[first]
-        else:
-            begin, end = entry_offsets[entry], entry_offsets[entry + 1]
-            same = _spell(
-                data, atoms, first, last, tables.rules, entry_bytes[begin:end]
-            )
-        if not same:
-            continue
-        text = atom_texts[first]
-        firsts[good], entries[good] = text, entry
-        good += 1
-        starts[text + 2] += 1
-        if same_as.size:
-            other = same_as[entry]
-            while other >= 0:
-                starts[text + 2] += 1
-                other = same_as[other]
-    for text in range(2, texts + 2):
-        starts[text] += starts[text - 1]
-    grouped = np.empty(starts[texts + 1], np.int32)
-    for j in range(good):
-        text, entry = firsts[j] + 1, entries[j]
-        while entry >= 0:
-            grouped[starts[text]] = entry
-            starts[text] += 1
-            entry = same_as[entry] if same_as.size else np.int32(-1)
-    return starts[: texts + 1], grouped
+        if known[j] == _0 or not flags[firsts[j]] & SHORT:
+            doubtful[count] = j
+            count += 1
+        elif firsts[j] != lasts[j] or known[j] != states[firsts[j]]:
+            entries[j] = -1
+    begins = np.empty(count, np.int64)
+    for k in range(count):
+        begins[k] = entry_offsets[entries[doubtful[k]]]
+    touched = np.empty(count, np.uint8)
+    for k in range(count):  # brings the bytes near, again without waiting
+        touched[k] = tables.entry_bytes[begins[k]]
+    _compare(data, atoms, hits, tables, doubtful[:count], begins)
 
 
 @compiled
-def _spell(
-    data: Any, atoms: Any, first: int, last: int, rules: Any, entry: Any
-) -> bool:
-    """Returns whether these atoms spell the entry u8[size], byte for byte."""
-    starts, lengths, all_flags = atoms.start, atoms.length, atoms.flags
-    at = 0
-    for a in range(first, last + 1):
-        flags = all_flags[a]
-        if a > first and flags & AFTER_SPACE:
-            if at >= entry.size or entry[at] != 32:
-                return False
-            at += 1
-        atom = data[starts[a] : starts[a] + lengths[a]]
-        if flags & HOLDS_IGNORED:
-            atom = _without_ignored(
-                atom, 0, atom.size, rules.byte_classes, rules.classes
-            )
-        if at + atom.size > entry.size:
-            return False
-        for i in range(atom.size):
-            if atom[i] != entry[at + i]:
-                return False
-        at += atom.size
-    return at == entry.size
+def _compare(
+    data: Any, atoms: Any, hits: Any, tables: Any, doubtful: Any, begins: Any
+) -> None:
+    """Compares the bytes of the doubtful hits, see _confirm."""
+    starts, lengths, flags = atoms.start, atoms.length, atoms.flags
+    entry_bytes, entry_offsets = tables.entry_bytes, tables.entry_offsets
+    byte_classes, classes = tables.rules.byte_classes, tables.rules.classes
+    firsts, lasts, entries = hits.first, hits.last, hits.entry
+    for k in range(doubtful.size):
+        j = doubtful[k]
+        at, end = begins[k], entry_offsets[entries[j] + 1]
+        same = True
+        for a in range(firsts[j], lasts[j] + 1):
+            if a > firsts[j] and flags[a] & AFTER_SPACE:
+                same = at < end and entry_bytes[at] == 32
+                at += 1
+            start, length = starts[a], np.int64(lengths[a])
+            i = 0
+            if same and flags[a] & HOLDS_IGNORED:
+                stop = start + length
+                kept = _without_ignored(data, start, stop, byte_classes, classes)
+                length = kept.size
+                same = at + length <= end
+                while same and i < length:
+                    same = kept[i] == entry_bytes[at + i]
+                    i += 1
+            same = same and at + length <= end
+            while same and i + 8 <= length:
+                same = eight_bytes(data, start + i) == eight_bytes(entry_bytes, at + i)
+                i += 8
+            while same and i < length:
+                same = data[start + i] == entry_bytes[at + i]
+                i += 1
+            at += length
+            if not same:
+                break
+        if not same or at != end:
+            entries[j] = -1
+
+
+@compiled
+def _grouped(atoms: Any, hits: Any, same_as: Any, texts: int) -> Any:
+    """Returns (i64[texts + 1] ends, i32[matches]): the matches grouped by text."""
+    atom_texts, firsts, entries = atoms.text, hits.first, hits.entry
+    ends = np.zeros(texts + 2, np.int64)
+    for j in range(entries.size):
+        entry = entries[j]
+        while entry >= 0:
+            ends[atom_texts[firsts[j]] + 2] += 1
+            entry = same_as[entry] if same_as.size else np.int32(-1)
+    for text in range(2, texts + 2):
+        ends[text] += ends[text - 1]
+    grouped = np.empty(ends[texts + 1], np.int32)
+    for j in range(entries.size):
+        entry = entries[j]
+        while entry >= 0:
+            text = atom_texts[firsts[j]] + 1
+            grouped[ends[text]] = entry
+            ends[text] += 1
+            entry = same_as[entry] if same_as.size else np.int32(-1)
+    return ends[: texts + 1], grouped
 
 
 @compiled

@@ -18,6 +18,7 @@ from data_prep.sample_web.names import Picture
 from data_prep.sample_web.pictures import Drawing
 
 TEMPLATES = ("{}", "an illustration of {}", "icon of {}", "a drawing of {}")
+_WORD = r"[\w’-]+"
 _TONES_LEFT = 3  # of five, for each (role, gender)
 
 
@@ -44,7 +45,7 @@ def hold_out(
     least one gender, if the role has genders.
     """
     units = _units(everything, drawings)
-    words = [_words(picture.name) for picture in everything]
+    texts = [words(picture.name) for picture in everything]
     index = {picture.code: i for i, picture in enumerate(everything)}
     left = _parts(everything)
     shown: list[Picture] = []
@@ -61,7 +62,7 @@ def hold_out(
             continue
         own = {index[picture.code] for picture in unit}
         if any(
-            words[index[best.code]] in w for i, w in enumerate(words) if i not in own
+            texts[index[best.code]] in t for i, t in enumerate(texts) if i not in own
         ):
             continue  # its text would be found inside a text of the site
         left = after
@@ -105,9 +106,12 @@ def role_text(picture: Picture) -> str:
     return picture.role if is_noun else f"person {picture.role}"
 
 
-def contains(text: str, held_out_name: str) -> bool:
-    """Says whether a text holds a held-out name, whole words, punctuation aside."""
-    return _words(held_out_name) in _words(text)
+def words(text: str) -> str:
+    """Returns a text as lower-case words, each between spaces, no punctuation.
+
+    So `words(name) in words(text)` says whether the text holds the name.
+    """
+    return f" {' '.join(re.findall(_WORD, text.lower()))} "
 
 
 def _units(
@@ -159,8 +163,3 @@ def _needed(unit: Sequence[Picture]) -> dict[tuple, int]:
         if gender:
             needed["role and tone", role, tone] = 1
     return needed
-
-
-def _words(text: str) -> str:
-    words = re.findall(r"[\w’-]+", text.lower())
-    return f" {' '.join(words)} "

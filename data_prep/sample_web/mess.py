@@ -3,16 +3,16 @@
 All of it is made here on purpose, so that curation has something to count.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from data_prep.sample_web import markup, phrases, pictures
-from data_prep.sample_web.draws import draw, noise, pick
+from data_prep.sample_web.draws import draw, noise, pick, shuffled
 from data_prep.sample_web.markup import HOST, IMAGE_HOST, Page, Shown
 from data_prep.sample_web.names import Picture
 from data_prep.sample_web.pictures import Drawing
 
-_KINDS = (
+KINDS = (
     "missing",
     "gone",
     "failing",
@@ -60,20 +60,28 @@ def static_files() -> Files:
 
 
 def spoil(
-    picture: Picture, drawing: Drawing, url: str, files: Files, *, seed: int
-) -> Shown | None:
-    """Adds a bad or doubled image for about one picture in twelve.
+    some: Sequence[Picture],
+    drawings: Mapping[str, Drawing],
+    url_of: Mapping[str, str],
+    files: Files,
+    *,
+    seed: int,
+) -> list[Shown]:
+    """Adds bad or doubled images for one picture in twelve, every kind at least once.
 
-    Returns how it is shown, with a text of that picture, or None.
+    Returns how they are shown, each with a text of its picture.
     """
-    if draw(seed, picture.code, "spoiled") > 1 / 12:
-        return None
-    kind = pick(seed, _KINDS, picture.code, "kind")
-    host = pick(seed, (HOST, IMAGE_HOST), picture.code, "host")
-    place = f"{host}/{kind.replace('_', '-')}/{picture.code.lower()}.jpg"
-    _store(kind, place, drawing, url, files, seed=seed)
-    text = phrases.english(picture, "spoiled", seed=seed)
-    return Shown(f"http://{place}", alt=text)
+    count = max(len(some) // 12, len(KINDS))
+    shown = []
+    for i, picture in enumerate(shuffled(seed, some, "spoil")[:count]):
+        kind = KINDS[i % len(KINDS)]
+        host = pick(seed, (HOST, IMAGE_HOST), picture.code, "host")
+        place = f"{host}/{kind.replace('_', '-')}/{picture.code.lower()}.jpg"
+        drawing, url = drawings[picture.code], url_of[picture.code]
+        _store(kind, place, drawing, url, files, seed=seed)
+        text = phrases.english(picture, "spoiled", seed=seed)
+        shown.append(Shown(f"http://{place}", alt=text))
+    return shown
 
 
 def tracker(path: str, *, seed: int) -> Shown | None:
@@ -85,7 +93,7 @@ def tracker(path: str, *, seed: int) -> Shown | None:
     return Shown(f"http://{IMAGE_HOST}/t.gif?page={path.strip('/')}", alt=alt)
 
 
-def odd_pages(some: Sequence[Picture], url_of: dict[str, str]) -> list[Page]:
+def odd_pages(some: Sequence[Picture], url_of: Mapping[str, str]) -> list[Page]:
     """Returns pages with what no template covers: very long alts, odd markup."""
     first, second, third = (some[i % len(some)] for i in (0, 7, 13))
     listed = ", ".join(picture.name for picture in some[:200])

@@ -228,7 +228,8 @@ def other_languages(
                     caption=f"{tongue.picture}: {name}" if captioned else "",
                 )
                 items.append(markup.image(shown, page_path=path, seed=seed))
-            declared = number % 3  # declared, undeclared, declared inside the page
+            # Declared, undeclared, or declared inside the page.
+            declared = (LANGUAGES.index(language) + number) % 3
             charset, declared_in = _charset(language, number)
             pages.append(
                 Page(

@@ -58,15 +58,7 @@ def make(
         ),
         "More": mess.odd_pages(shown, url_of),
     }
-    spoiled = [
-        bad
-        for picture in shown
-        if (
-            bad := mess.spoil(
-                picture, drawings[picture.code], url_of[picture.code], files, seed=seed
-            )
-        )
-    ]
+    spoiled = mess.spoil(shown, drawings, url_of, files, seed=seed)
     pages = _with_mess(by_section, spoiled, seed=seed)
     wiki = _wiki(shown, pages["Articles"], files)
     pages["More"] += _indexes(pages, wiki)

@@ -7,7 +7,7 @@ the bounds cut off is counted.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -26,11 +26,12 @@ _FIGURE_LEVELS = 8  # how far above an image or caption its <figure> may be
 _PICTURE_SOURCES = 16
 _CAPTION_NODES = 1_000  # nodes read of one caption
 
-_INVISIBLE = ["script", "style", "noscript", "template", "nav", "svg", "iframe"]
-_INLINE = (
-    "a abbr b bdi bdo cite code del dfn em font i ins kbd mark q s samp small span "
-    "strong sub sup time tt u var wbr"
-).split()
+_BREAK = "\0"  # no page has it: the parser replaces it
+_INVISIBLE = frozenset("script style noscript template nav svg iframe".split())
+_INLINE = frozenset(
+    """a abbr b bdi bdo cite code del dfn em font i ins kbd mark q s samp small span
+    strong sub sup time tt u var wbr""".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +94,34 @@ def page_text(page: Page) -> PageText:
     body = tree.body
     if body is None:
         return PageText(heading, "", language)
-    tree.strip_tags(_INVISIBLE)
-    body.unwrap_tags(_INLINE)  # so that a bold letter does not split its word
-    body.merge_text_nodes()
-    blocks = (clean(block) for block in body.text(separator="\0").split("\0"))
+    blocks = (clean(block) for block in "".join(_visible(body)).split(_BREAK))
     return PageText(heading, "\n".join(block for block in blocks if block), language)
+
+
+def _visible(body: LexborNode) -> Iterator[str]:
+    """Yields the texts in `body`, with a _BREAK where a block begins or ends.
+
+    Words in inline elements are not broken: a bold first letter belongs to its word.
+    By hand, since the parser's own ways to remove elements are quadratic in depth.
+    """
+    end = body.mem_id
+    node = body.first_child
+    while node is not None:
+        if node.is_text_node:
+            yield node.text_content or ""
+        elif node.tag not in _INVISIBLE:
+            if node.tag not in _INLINE:
+                yield _BREAK
+            if node.first_child is not None:
+                node = node.first_child
+                continue
+        while node.next is None:
+            node = node.parent
+            if node is None or node.mem_id == end:
+                return
+            if node.tag not in _INLINE:
+                yield _BREAK
+        node = node.next
 
 
 def clean(text: str) -> str:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -113,20 +114,17 @@ def summary(report: Report) -> list[tuple[str, str]]:
     """Returns (what, figure) rows for the terminal and the sheet."""
     lengths = report.lengths
     room = report.context_length - 2
-    middle, high, most = (
-        np.percentile(lengths, [50, 95, 100]) if lengths.size else [0] * 3
-    )
-    balanced = report.dataset.data_card.get("balanced")
+    middle, high, most = np.percentile(lengths if lengths.size else [0], [50, 95, 100])
     return [
         ("dataset", report.dataset.name),
         ("records", f"{len(report.dataset):,}"),
         ("files", f"{len(report.dataset.shards):,}"),
-        ("balanced", f"{balanced}" if balanced else "no"),
+        ("balanced", _balanced(report.dataset.data_card)),
         ("texts per image", f"{report.texts_per_image.mean():.2f}"),
         ("tokens a text", f"median {middle:.0f}, 95% {high:.0f}, most {most:.0f}"),
         (
             f"texts longer than {room} tokens",
-            f"{(lengths > room).mean() if lengths.size else 0:.2%}",
+            f"{(lengths > room).sum() / max(lengths.size, 1):.2%}",
         ),
         ("images that cannot be decoded", f"{sum(report.replaced.values()):,} met"),
         ("loader speed", f"{report.images_per_second:,.0f} images/s"),
@@ -152,10 +150,24 @@ def render(report: Report) -> str:
     )
 
 
+def _balanced(data_card: dict[str, Any]) -> str:
+    balanced = data_card.get("balanced")
+    if not balanced:
+        return "no"
+    thresholds = ", ".join(f"{code} {t:,}" for code, t in sorted(balanced["t"].items()))
+    return f"by rule {balanced['rule']}, t: {thresholds}"
+
+
 def _figure(example: Example) -> str:
     jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(example.image), quality=90)
     source = base64.b64encode(jpeg).decode()
-    others = [t for t in example.stored if tokenizer.clean(t) != example.text]
+    # Tokens come back with spaces around punctuation.
+    shown = example.text.replace(" ", "")
+    others = [
+        text
+        for text in example.stored
+        if tokenizer.clean(text).replace(" ", "") != shown
+    ]
     listed = "".join(f"<div>{html.escape(text)}</div>" for text in others)
     return (
         f'<figure><img alt="" src="data:image/jpeg;base64,{source}">'
@@ -193,7 +205,7 @@ def _tokenizer_path(dataset: records.Dataset, folder: str) -> str:
     ]
     path = Path(folder) / "tokenizer.json"
     path.write_text(tokenizer.train(texts, 8_192).to_str())
-    logging.info("no --tokenizer given: lengths are those of one trained for this look")
+    logging.warning("no --tokenizer given: the lengths are by one made for this look")
     return str(path)
 
 
@@ -202,6 +214,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) != 2:
         raise app.UsageError("name one dataset folder, like: inspect DIR --output=FILE")
     values = flags.FLAGS
+    logging.set_verbosity(logging.WARNING)  # the pipeline's plan is no plan of ours
     dataset = records.open_dataset(argv[1])
     with tempfile.TemporaryDirectory() as folder:
         path = values.tokenizer or _tokenizer_path(dataset, folder)

@@ -126,11 +126,7 @@ def batches(
             f"{dataset} holds no records, so there is nothing to train on; the funnel "
             "in its data_card.json says where they were lost"
         )
-    if start_step > total_steps:
-        raise ValueError(
-            f"start_step={start_step} lies after total_steps={total_steps}; raise the "
-            "latter or start a new run"
-        )
+    _check_values(start_step, total_steps, crop_scale, worker_count, prefetch)
     make = _MakeBatch(
         dataset=opened,
         tokenize=tokenizer.load(tokenizer_path),
@@ -145,20 +141,7 @@ def batches(
         threads=_Threads(read_threads),
     )
     make.positions(start_step)  # refuses a batch that does not divide, before the start
-    logging.info(
-        "%s: %d records; steps %d to %d see it %.2f times",
-        dataset,
-        len(opened),
-        start_step,
-        total_steps,
-        (total_steps - start_step) * global_batch / len(opened),
-    )
-    if global_batch > len(opened):
-        logging.warning(
-            "global_batch=%d is more than the %d records: images repeat in a batch",
-            global_batch,
-            len(opened),
-        )
+    _log_plan(opened, global_batch, start_step, total_steps)
     made = _iterate(
         make,
         range(start_step, total_steps),
@@ -320,6 +303,47 @@ class _MakeBatch:
         raise ValueError(
             f"position {position}: {len(losses)} records in a row cannot be used, the "
             f"last {losses[-1]}; is {self.dataset.folder} damaged?"
+        )
+
+
+def _check_values(
+    start_step: int,
+    total_steps: int,
+    crop_scale: tuple[float, float],
+    worker_count: int,
+    prefetch: int,
+) -> None:
+    if start_step > total_steps:
+        raise ValueError(
+            f"start_step={start_step} lies after total_steps={total_steps}; raise the "
+            "latter or start a new run"
+        )
+    low, high = crop_scale
+    if not 0 < low <= high <= 1:
+        raise ValueError(f"crop_scale must hold 0 < low <= high <= 1, got {crop_scale}")
+    if worker_count < 0 or prefetch < 0:
+        raise ValueError(
+            f"worker_count={worker_count} and prefetch={prefetch} must not be negative"
+        )
+
+
+def _log_plan(
+    dataset: records.Dataset, global_batch: int, start_step: int, total_steps: int
+) -> None:
+    """Says how often the steps see the dataset."""
+    logging.info(
+        "%s: %d records; steps %d to %d see it %.2f times",
+        dataset.folder,
+        len(dataset),
+        start_step,
+        total_steps,
+        (total_steps - start_step) * global_batch / len(dataset),
+    )
+    if global_batch > len(dataset):
+        logging.warning(
+            "global_batch=%d is more than the %d records: images repeat in a batch",
+            global_batch,
+            len(dataset),
         )
 
 

@@ -199,16 +199,14 @@ def test_dead_entries_match_nothing_and_all_others_match_something(mode):
     def check(entries, texts):
         matcher = Matcher(entries, mode=mode)
         dead = {d.entry_id for d in matcher.dead_entries()}
-        # A mark's own spaces come back when the text is spaced.
-        for entry_id, entry in enumerate(entries):
-            witness = entry
-            for mark in spacing.MARKS:
-                witness = f" {witness} ".replace(f" {mark} ", mark).strip(" ")
-            candidates = [entry, witness, witness_of(entry), *texts]
-            matches = found(matcher, candidates)
-            assert any(entry_id in ids for ids in matches) == (entry_id not in dead)
+        candidates = [*entries, *map(witness_of, entries), *texts]
+        matches = found(matcher, candidates)
+        for entry_id in range(len(entries)):
+            alive = any(entry_id in ids for ids in matches)
+            assert alive == (entry_id not in dead)
 
     def witness_of(entry):
+        # Without each mark's own spaces, which come back when the text is spaced.
         padded = f" {entry} "
         out = []
         at = 0
@@ -370,8 +368,8 @@ def test_the_kernel_compiles_where_no_cache_can_be_kept(tmp_path):
         import numba.core.caching
         numba.core.caching.CacheImpl._locator_classes = []
         from data_prep.matching import token_trie
-        print(type(token_trie.match).__name__)
+        print(token_trie.mixed.stats.cache_path, int(token_trie.mixed(1)) != 1)
     """
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "Dispatcher" in done.stdout
+    assert done.stdout.split() == ["None", "True"]

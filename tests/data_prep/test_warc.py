@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from data_prep.sources.warc import LostFile, LostPage, Page, read_pages
+from data_prep.sources.warc import MAX_ELEMENTS, LostFile, LostPage, Page, read_pages
 
 BODY = b"<p>hello</p>" * 50
-LIMIT = 10_000
+LIMIT = 200_000
 
 
 def record(
@@ -77,6 +77,7 @@ def test_one_gzip_member_over_all_records_is_read(read):
         (record(head=b"Content-Type: image/png"), "not_html"),
         (record(head=b"X: y"), "not_html"),
         (record(body=b"a" * (LIMIT + 1)), "page_too_large"),
+        (record(body=b"<b>" * (MAX_ELEMENTS + 1)), "too_many_elements"),
         (record(url=""), "no_url"),
         (raw(b""), "bad_http"),
         (raw(b"no http at all"), "bad_http"),

@@ -229,6 +229,10 @@ def test_values_that_do_not_fit_are_refused(batches):
         batches(start_step=9)
     with pytest.raises(ValueError, match="read_threads must be at least 1"):
         batches(read_threads=0)
+    with pytest.raises(ValueError, match=r"crop_scale must hold .* got \(0.5, 1.5\)"):
+        batches(crop_scale=(0.5, 1.5))
+    with pytest.raises(ValueError, match="prefetch=-1 must not be negative"):
+        batches(prefetch=-1)
 
 
 def test_threads_do_not_travel_to_other_processes():

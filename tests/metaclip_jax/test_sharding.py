@@ -27,7 +27,9 @@ def test_sizes_below_one_are_refused():
 def test_a_batch_that_devices_cannot_share_is_refused():
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     sharding.check_global_batch(8, mesh)
-    with pytest.raises(ValueError, match="global_batch=10 .* multiple of 4.*nearest: 8"):
+    with pytest.raises(
+        ValueError, match="global_batch=10 .* multiple of 4.*nearest: 8"
+    ):
         sharding.check_global_batch(10, mesh)
     with pytest.raises(ValueError, match="nearest: 4"):
         sharding.check_global_batch(0, mesh)

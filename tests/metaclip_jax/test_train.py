@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from data_prep.sinks import array_record
-from metaclip_jax import checkpoint, evaluate, files, metrics
+from metaclip_jax import checkpoint, evaluate, files, metrics, runtime, train
 from metaclip_jax.data import records, tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,43 +123,45 @@ def folder(tmp_path_factory):
     return folder
 
 
-def start(folder, workdir, *extra):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def start(folder, module, *arguments):
     # Compiling takes longer here than running.
-    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    fast = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "metaclip_jax.train",
-            f"--config={folder}/recipe.py",
-            f"--workdir={folder / workdir}",
-            *extra,
-        ],
+        [sys.executable, "-m", module, *map(str, arguments)],
         cwd=folder,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **fast},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def run(folder, workdir, *extra):
-    """Runs to the end; returns the exit status and what was written."""
-    process = start(folder, workdir, *extra)
-    output, _ = process.communicate(timeout=240)
+def start_training(folder, workdir, *extra):
+    recipe = f"--config={folder}/recipe.py"
+    return start(
+        folder, "metaclip_jax.train", recipe, f"--workdir={folder / workdir}", *extra
+    )
+
+
+def finish(process):
+    """Returns the exit status and what the process wrote."""
+    output, _ = process.communicate(timeout=400)
     return process.returncode, output
+
+
+def run(folder, workdir, *extra):
+    return finish(start_training(folder, workdir, *extra))
 
 
 def stop_after(process, done, sign):
     """Sends a signal as soon as `done` holds."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 400
     while not done():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(sign)
-    process.communicate(timeout=60)
+    process.communicate(timeout=400)
     return process.returncode
 
 
@@ -175,14 +177,14 @@ def interrupted(folder, straight):
     """Killed after step 10, terminated after a later step, then left alone."""
     workdir = folder / "interrupted"
     killed = stop_after(
-        start(folder, "interrupted"),
+        start_training(folder, "interrupted"),
         (workdir / "checkpoints" / "10").exists,
         signal.SIGKILL,
     )
     after_kill = checkpoint.latest_step(str(workdir))
     parts = len(list((workdir / "metrics").iterdir()))
     terminated = stop_after(
-        start(folder, "interrupted"),
+        start_training(folder, "interrupted"),
         lambda: (workdir / "metrics" / f"part-{parts:06d}.jsonl").exists(),
         signal.SIGTERM,
     )
@@ -285,31 +287,42 @@ def test_an_unknown_key_is_refused_with_a_suggestion(folder):
     assert 'Did you mean "total_steps"' in output
 
 
-def test_a_missing_dataset_is_refused(folder):
-    status, output = run(folder, "missing", "--config.dataset=nowhere")
-    assert status != 0
-    assert "config.dataset='nowhere' is not a finished dataset" in output
+def test_a_missing_dataset_is_refused():
+    with pytest.raises(FileNotFoundError, match="'nowhere' is not a finished dataset"):
+        train.dataset_fingerprint("nowhere")
 
 
-# Evaluation, here on one device; the run was trained on two.
+def test_sigterm_is_noted_and_the_handler_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with runtime.stop_on_sigterm() as stop_wanted:
+        assert not stop_wanted(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop_wanted(1)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# Evaluation, on one device; the run was trained on two.
 
 
 @pytest.fixture(scope="module")
 def evaluated(folder, straight):
-    workdir = str(straight[0])
-    found = evaluate.evaluate(
-        workdir,
-        evaluate.read_config(workdir),
-        held_out_folder=str(folder / "held_out"),
-        step=None,
-        batch=7,
-        devices=jax.devices()[:1],
+    workdir, _ = straight
+    status, output = finish(
+        start(
+            folder,
+            "metaclip_jax.evaluate",
+            f"--workdir={workdir}",
+            f"--held_out={folder}/held_out",
+            "--batch=7",
+            "--cpu_devices=1",
+        )
     )
-    return straight[0], found
+    assert status == 0, output
+    return workdir, files.read_json(workdir / "evaluation" / "30.json"), output
 
 
 def test_evaluation_agrees_with_the_one_in_training(evaluated):
-    workdir, found = evaluated
+    workdir, found, _ = evaluated
     (row,) = [r for r in metrics.read(str(workdir)) if r["step"] == TOTAL_STEPS]
     in_training = {k: v for k, v in row.items() if k.startswith("evaluation/")}
     assert evaluate.flat(found["model"]) == pytest.approx(in_training, abs=1 / 24)
@@ -317,8 +330,7 @@ def test_evaluation_agrees_with_the_one_in_training(evaluated):
 
 
 def test_evaluation_stands_beside_chance_and_the_untrained_model(evaluated):
-    workdir, found = evaluated
-    assert files.read_json(workdir / "evaluation" / "30.json") == found
+    _, found, _ = evaluated
     assert found["step"] == TOTAL_STEPS
     assert found["candidates"] == 24
     for who in ("model", "untrained"):
@@ -334,7 +346,7 @@ def test_evaluation_stands_beside_chance_and_the_untrained_model(evaluated):
 
 
 def test_the_best_texts_of_the_first_images_are_written_in_order(evaluated):
-    workdir, _ = evaluated
+    workdir, _, _ = evaluated
     shown = files.read_json(workdir / "evaluation" / "30_top5.json")
     assert len(shown) == 24
     assert [s["image_id"] for s in shown] == sorted(s["image_id"] for s in shown)
@@ -345,9 +357,10 @@ def test_the_best_texts_of_the_first_images_are_written_in_order(evaluated):
 
 
 def test_the_table_has_a_line_for_each_number(evaluated):
-    lines = evaluate.table(evaluated[1]).splitlines()
+    _, found, output = evaluated
+    lines = evaluate.table(found).splitlines()
+    assert set(lines) <= set(output.splitlines())
     assert len(lines) == 2 + 8
-    assert "chance" in lines[1]
 
 
 def test_a_workdir_without_a_run_cannot_be_evaluated(tmp_path):

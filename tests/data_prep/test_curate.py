@@ -1,0 +1,247 @@
+"""Curation as users run it: the command, on a small web behind a real server."""
+
+import gzip
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow_datasets as tfds
+
+from data_prep import schema
+from data_prep.stages import sums
+from metaclip_jax import files
+from metaclip_jax.data import records
+
+ROOT = Path(__file__).resolve().parents[2]
+HOSTS = ("sample-web.example", "images.sample-web.example")
+
+
+def command(module, *arguments, **flags):
+    named = [f"--{name}={value}" for name, value in flags.items()]
+    return [sys.executable, "-m", module, *named, *arguments]
+
+
+def run(*arguments, succeeds=True, **flags):
+    done = subprocess.run(
+        command(*arguments, **flags), cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode == 0) == succeeds, done.stderr[-4000:]
+    return done.stdout if succeeds else done.stderr
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory):
+    """A crawled small web with its metadata, and the server still running."""
+    folder = tmp_path_factory.mktemp("web")
+    run(
+        "data_prep.sample_web.build",
+        output=folder / "site",
+        held_out=folder / "held_out",
+        pictures=150,
+    )
+    server = subprocess.Popen(
+        command(
+            "data_prep.sample_web.serve",
+            site=folder / "site",
+            port_file=folder / "port",
+        ),
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+    )
+    for _ in range(200):
+        if (folder / "port").exists():
+            break
+        time.sleep(0.1)
+    address = f"127.0.0.1:{(folder / 'port').read_text().strip()}"
+    host_map = ",".join(f"{host}={address}" for host in HOSTS)
+    run(
+        "data_prep.sample_web.crawl",
+        start_url=f"http://{HOSTS[0]}/",
+        host_map=host_map,
+        output=folder / "crawl",
+    )
+    run(
+        "data_prep.build_metadata",
+        **{
+            "config": ROOT / "configs/metadata_quickstart.py",
+            "config.warc": folder / "crawl" / "*.warc.gz",
+            "config.pageviews": folder / "site" / "pageviews.txt",
+            "output": folder / "metadata",
+        },
+    )
+    yield folder, host_map
+    server.terminate()
+    server.wait()
+
+
+def curation(web, output, **overrides):
+    folder, host_map = web
+    flags = {
+        "config": ROOT / "configs/curate_quickstart.py",
+        "config.warc": folder / "crawl" / "*.warc.gz",
+        "config.metadata": folder / "metadata",
+        "config.download.host_map": host_map,
+        "workdir": output / "curation",
+        "output": output / "dataset",
+    }
+    return flags | overrides
+
+
+def dataset_bytes(output):
+    folder = output / "dataset"
+    names = sorted(p.name for p in folder.iterdir() if "-of-" in p.name)
+    names += ["counts.parquet", "data_card.json", "features.json", "dataset_info.json"]
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+@pytest.fixture(scope="module")
+def curated(web, tmp_path_factory):
+    output = tmp_path_factory.mktemp("curated")
+    run("data_prep.curate", **curation(web, output))
+    return output
+
+
+def test_every_text_is_accounted_for(curated):
+    card = files.read_json(curated / "dataset" / "data_card.json")
+    texts = [row for row in card["funnel"] if row["unit"] == "texts"]
+    for row in texts:
+        assert row["in"] == row["out"] + sum(row["drops"].values())
+    for before, after in zip(texts, texts[1:], strict=False):
+        assert before["out"] == after["in"]
+    assert texts[-1]["out"] == card["texts"] == sum(card["languages"].values())
+
+
+def test_tfds_and_our_reader_see_the_same_records(curated):
+    dataset = records.open_dataset(curated / "dataset")
+    n = sum(dataset.shard_lengths)
+    assert n == dataset.data_card["records"] > 50
+    raw = [records.decode(r) for r in records.read(dataset, range(n))]
+    source = tfds.builder_from_directory(str(curated / "dataset")).as_data_source(
+        "train"
+    )
+    assert len(source) == n
+    for i in (0, n // 2, n - 1):
+        assert source[i]["image_id"].decode() == raw[i].image_id
+        assert [t.decode() for t in source[i]["texts"]] == list(raw[i].texts)
+
+
+def test_records_lie_in_the_order_of_their_image_ids(curated):
+    dataset = records.open_dataset(curated / "dataset")
+    raw = records.read(dataset, range(sum(dataset.shard_lengths)))
+    ids = [records.decode(r).image_id for r in raw]
+    assert ids == sorted(set(ids))
+
+
+def test_the_counts_agree_with_the_records(curated):
+    counts = pq.read_table(curated / "dataset" / "counts.parquet").to_pydict()
+    dataset = records.open_dataset(curated / "dataset")
+    kept = [0] * len(counts["entry"])
+    for raw in records.read(dataset, range(sum(dataset.shard_lengths))):
+        for entry_id in records.decode(raw).entry_ids:
+            kept[entry_id] += 1
+    assert kept == counts["kept_count"]
+    t = dataset.data_card["balanced"]["t"]["en"]
+    draws, survivors = counts["accepted_draws"], counts["survivor_count"]
+    for drawn, survived, pool in zip(
+        draws, survivors, counts["pool_count"], strict=True
+    ):
+        assert drawn <= pool
+        if pool <= t:
+            assert drawn == survived  # the tail is kept whole
+
+
+def test_other_partitions_and_worker_processes_keep_the_same_texts(
+    web, curated, tmp_path
+):
+    """The draws do not know where they are made: only the file layout changes."""
+    flags = curation(web, tmp_path, **{"config.partitions": 3})
+    options = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
+    run("data_prep.curate", "--", "--runner=FnApiRunner", *options, **flags)
+
+    def texts(folder):
+        dataset = records.open_dataset(folder / "dataset")
+        raw = records.read(dataset, range(sum(dataset.shard_lengths)))
+        return [(r.image_id, r.texts, r.sha256) for r in map(records.decode, raw)]
+
+    assert texts(tmp_path) == texts(curated)
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(web, curated, tmp_path):
+    flags = curation(web, tmp_path)
+    process = subprocess.Popen(
+        command("data_prep.curate", **flags),
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    downloads = tmp_path / "curation" / "downloads"
+    while process.poll() is None and not list(downloads.glob("*.parquet")):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "dataset" / "manifest.json").exists()
+    with pytest.raises(FileNotFoundError):
+        records.open_dataset(tmp_path / "dataset")
+    run("data_prep.curate", **flags)
+    assert dataset_bytes(tmp_path) == dataset_bytes(curated)
+
+
+def test_a_truncated_and_a_false_file_cost_only_what_they_lost(web, tmp_path):
+    folder, _ = web
+    crawl = tmp_path / "crawl"
+    crawl.mkdir()
+    for path in sorted((folder / "crawl").glob("*.warc.gz")):
+        (crawl / path.name).write_bytes(path.read_bytes())
+    first = min(crawl.iterdir())
+    first.write_bytes(first.read_bytes()[:-1000])
+    (crawl / "false.warc.gz").write_bytes(b"this is no gzip file")
+    with gzip.open(crawl / "empty.warc.gz", "wb"):
+        pass
+    flags = curation(web, tmp_path, **{"config.warc": crawl / "*.warc.gz"})
+    run("data_prep.curate", **flags)
+    card = files.read_json(tmp_path / "dataset" / "data_card.json")
+    (read,) = [row for row in card["funnel"] if row["unit"] == "files"]
+    assert read["drops"]["truncated_warc"] == 1
+    assert read["drops"]["not_gzip"] == 1
+    assert card["records"] > 0
+
+
+def test_a_folder_of_another_run_is_refused(web, curated):
+    flags = curation(web, curated, **{"config.seed": 1})
+    error = run("data_prep.curate", succeeds=False, **flags)
+    assert "config.seed: wanted 1" in error
+
+
+def test_a_mistyped_key_is_an_error_with_the_right_one(web, tmp_path):
+    flags = curation(web, tmp_path, **{"config.balance.tail_shaer": 0.1})
+    error = run("data_prep.curate", succeeds=False, **flags)
+    assert "tail_share" in error
+
+
+def test_dask_is_refused_with_the_reason(web, tmp_path):
+    error = run(
+        "data_prep.curate",
+        "--",
+        "--runner=DaskRunner",
+        succeeds=False,
+        **curation(web, tmp_path),
+    )
+    assert "entry counts would be wrong" in error
+
+
+def test_what_would_travel_as_pickle_is_refused():
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        rows = pipeline | beam.Create([1])
+        with pytest.raises(TypeError, match="wanted RecordBatches"):
+            sums.write_sum(rows, schema.FLOW, "unused", "flow.parquet")
+        ok = pipeline | "ok" >> beam.Create(sums.one_each([1])).with_output_types(
+            pa.RecordBatch
+        )
+        assert ok.element_type is pa.RecordBatch
