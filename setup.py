@@ -44,7 +44,6 @@ TRAIN = [
     "optax",
     "orbax-checkpoint>=0.12.8",
     "pillow",
-
     "tensorboardX",
     "tokenizers",
 ]

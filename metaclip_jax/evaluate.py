@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from absl import app, flags, logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -179,14 +178,6 @@ def best_texts(held_out: HeldOut, embeddings: Embeddings) -> list[dict[str, Any]
     ]
 
 
-def untrained(architecture: clip.Architecture, *, mesh: Mesh, seed: int) -> clip.Params:
-    """The parameters that a run with this seed starts from."""
-    state = train_state.create(
-        architecture=architecture, optimizer=optax.identity(), mesh=mesh, seed=seed
-    )
-    return state.params
-
-
 def table(found: Scores) -> str:
     """The numbers of an evaluation file, a line each, in per cent."""
     lines = [
@@ -246,7 +237,9 @@ def evaluate(
         mesh=mesh,
         step=step,
     )
-    before = untrained(architecture, mesh=mesh, seed=config.seed)
+    before = train_state.create_params(
+        architecture=architecture, mesh=mesh, seed=config.seed
+    )
     measure = functools.partial(
         scores, bootstrap_samples=config.evaluation.bootstrap_samples
     )

@@ -36,9 +36,7 @@ def make_optimizer(
     )
 
 
-def make_schedule(
-    *, peak_lr: float, warmup_steps: int, total_steps: int
-) -> Schedule:
+def make_schedule(*, peak_lr: float, warmup_steps: int, total_steps: int) -> Schedule:
     """Returns step -> learning rate f32[]: linear warm-up, then cosine to zero.
 
     Step s of the warm-up has peak * (s + 1) / warmup_steps; the first step is 0.

@@ -1,5 +1,6 @@
 """All that a training run carries from step to step."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -45,11 +46,33 @@ def create(
     The values depend on the seed alone, not on the mesh.
     """
     layout = shardings(mesh, abstract(architecture=architecture, optimizer=optimizer))
-    new = jax.jit(
-        lambda key: _new(architecture, optimizer, key),
-        out_shardings=layout,
+    return _run_once(
+        lambda key: _new(architecture, optimizer, key), layout, mesh=mesh, seed=seed
     )
-    return new(jax.random.key(seed))
+
+
+def create_params(
+    *, architecture: clip.Architecture, mesh: Mesh, seed: int
+) -> clip.Params:
+    """Returns only the parameters that `create` starts from: the untrained model."""
+    shapes = jax.eval_shape(lambda: clip.init(architecture, jax.random.key(0)))
+    return _run_once(
+        lambda key: clip.init(architecture, key),
+        sharding.tree_shardings(mesh, shapes),
+        mesh=mesh,
+        seed=seed,
+    )
+
+
+def _run_once(
+    new: Callable[[jax.Array], Any], layout: Any, *, mesh: Mesh, seed: int
+) -> Any:
+    """Calls new(key) with its results laid out over the mesh."""
+    # A CPU takes seconds to optimise random number generators that run once.
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    options = {"xla_backend_optimization_level": 0} if on_cpu else None
+    run = jax.jit(new, out_shardings=layout, compiler_options=options)
+    return run(jax.random.key(seed))
 
 
 def _new(

@@ -25,7 +25,7 @@ def read_host_map(pairs: str) -> dict[str, str]:
     host_map = {}
     for pair in filter(None, pairs.split(",")):
         host, _, target = pair.partition("=")
-        host_map[host.strip()] = target.strip()
+        host_map[host.strip().lower()] = target.strip()
     parse_host_map(host_map)  # raises ValueError where a pair is not of that form
     return host_map
 

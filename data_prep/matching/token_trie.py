@@ -211,7 +211,7 @@ def cut_all(data: Any, offsets: Any, rules: Any) -> Any:
     The node hashes u64[atoms] are those of the nodes that end at each atom.
     """
     atoms = room(offsets.size - 1, offsets[-1] - offsets[0])
-    n = cut(data, offsets, 0, offsets.size - 1, rules, atoms)
+    n = cut(data, offsets, np.int64(0), offsets.size - 1, rules, atoms)
     nodes = np.empty(n, np.uint64)
     for a in range(n):
         nodes[a] = atoms.state[a]
@@ -237,9 +237,9 @@ def match(data: Any, offsets: Any, tables: Any) -> Any:
     texts = offsets.size - 1
     ends = np.zeros(texts + 1, np.int64)
     ids = np.empty(4 * texts + 16, np.int32)
-    used = 0
-    atoms = room(_BLOCK_TEXTS, _BLOCK_BYTES)
-    first = 0
+    used = np.int64(0)
+    atoms = room(np.int64(_BLOCK_TEXTS), np.int64(_BLOCK_BYTES))
+    first = np.int64(0)
     while first < texts:
         last = first + 1
         while last < texts and last - first < _BLOCK_TEXTS:
@@ -254,9 +254,7 @@ def match(data: Any, offsets: Any, tables: Any) -> Any:
         _confirm(data, atoms, hits, tables)
         counts, found = _grouped(atoms, hits, tables.same_as, last - first)
         if used + found.size > ids.size:
-            larger = np.empty(2 * (used + found.size), np.int32)
-            larger[:used] = ids[:used]
-            ids = larger
+            ids = _larger(ids, used, 2 * (used + found.size))
         used = _gather(counts, found, ids, used, ends, first)
         first = last
     return ends, ids[:used].copy()
@@ -287,7 +285,9 @@ def _walk(atoms: Any, n: int, slots: Any) -> Any:
         for j in range(alive):  # these loads do not wait for each other
             fetched[j] = slots[states[j] & mask]
         if count + alive > first.size:
-            first, last, entry = _more_room(first), _more_room(last), _more_room(entry)
+            size = 2 * (count + alive)
+            first, last = _larger(first, count, size), _larger(last, count, size)
+            entry = _larger(entry, count, size)
         onward = np.int64(0)
         for j in range(alive):
             slot, state = fetched[j], states[j]
@@ -314,9 +314,11 @@ def _walk(atoms: Any, n: int, slots: Any) -> Any:
 
 
 @compiled
-def _more_room(array: Any) -> Any:
-    larger = np.empty(2 * array.size, array.dtype)
-    larger[: array.size] = array
+def _larger(array: Any, used: int, size: int) -> Any:
+    """Returns i32[size] with the first `used` numbers of `array`."""
+    larger = np.empty(size, np.int32)
+    for i in range(used):
+        larger[i] = array[i]
     return larger
 
 
@@ -415,15 +417,15 @@ def _gather(counts: Any, found: Any, ids: Any, used: int, ends: Any, first: int)
     """Sorts the matches of each text and appends each id once; returns the new end."""
     for text in range(counts.size - 1):
         begin, end = counts[text], counts[text + 1]
-        if end - begin > 64:
-            found[begin:end].sort()
-        else:
-            for i in range(begin + 1, end):
+        gap = end - begin
+        while gap > 1:  # Shell's sort; of the usual handful, an insertion sort
+            gap = gap // 2 if gap > 8 else 1
+            for i in range(begin + gap, end):
                 moving = found[i]
                 j = i
-                while j > begin and found[j - 1] > moving:
-                    found[j] = found[j - 1]
-                    j -= 1
+                while j >= begin + gap and found[j - gap] > moving:
+                    found[j] = found[j - gap]
+                    j -= gap
                 found[j] = moving
         for i in range(begin, end):
             if i == begin or found[i] != found[i - 1]:

@@ -10,7 +10,7 @@ gives the same bytes. Images are not fetched.
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import urldefrag, urljoin, urlsplit
 from urllib.robotparser import RobotFileParser
@@ -21,6 +21,7 @@ from selectolax.lexbor import LexborHTMLParser
 from tqdm import tqdm
 from yarl import URL
 
+from data_prep.images.addresses import read_host_map
 from data_prep.sample_web import warc_file
 from data_prep.sample_web.warc_file import Answer
 from metaclip_jax import files
@@ -28,8 +29,8 @@ from metaclip_jax import files
 _START_URL = flags.DEFINE_string(
     "start_url", None, "First page; its host is crawled.", required=True
 )
-_HOST_MAP = flags.DEFINE_list(
-    "host_map", [], "host=address:port,... for hosts that are not in the DNS."
+_HOST_MAP = flags.DEFINE_string(
+    "host_map", "", "host=address:port,... for hosts that are not in the DNS."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of WARC files.", required=True)
 _MAX_PAGES = flags.DEFINE_integer("max_pages", 10_000, "Addresses to ask for at most.")
@@ -89,7 +90,7 @@ async def _crawl(output: str) -> dict[str, Any]:
     async with _session() as session:
         fetch = fetcher(
             session,
-            host_map=parse_host_map(_HOST_MAP.value),
+            host_map=read_host_map(_HOST_MAP.value),
             max_bytes=_MAX_PAGE_BYTES.value,
             retries=_RETRIES.value,
         )
@@ -230,19 +231,6 @@ def fetcher(
         return Answer(url, reason=reason)
 
     return fetch
-
-
-def parse_host_map(pairs: Sequence[str]) -> dict[str, str]:
-    """Parses ["host=address:port"] into {"host": "address:port"}."""
-    host_map = {}
-    for pair in pairs:
-        host, equals, address = pair.partition("=")
-        if not (host and equals and ":" in address):
-            raise ValueError(
-                f"--host_map={pair!r} should be like example.org=127.0.0.1:8000"
-            )
-        host_map[host.lower()] = address
-    return host_map
 
 
 async def read_robots(fetch: Fetch, start_url: str) -> RobotFileParser:

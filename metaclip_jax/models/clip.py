@@ -21,7 +21,6 @@ Params = dict[str, Any]
 INITIAL_LOG_LOGIT_SCALE = math.log(1 / 0.07)
 DTYPES = ("float32", "bfloat16")
 TEXT_POOLS = ("eos", "argmax")
-ATTENTIONS = ("xla", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,7 @@ class Architecture:
             ("activation", self.activation, tuple(layers.ACTIVATIONS)),
             ("text_pool", self.text_pool, TEXT_POOLS),
             ("dtype", self.dtype, DTYPES),
-            ("attention", self.attention, ATTENTIONS),
+            ("attention", self.attention, tuple(layers.ATTENTIONS)),
             ("remat", self.remat, tuple(layers.REMAT_POLICIES)),
         ):
             if value not in choices:

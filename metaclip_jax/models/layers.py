@@ -6,7 +6,7 @@ are f32; matrix products run in the tower's dtype, LayerNorm and softmax in f32.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +88,7 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 ACTIVATIONS: dict[str, Activation] = {"quick_gelu": quick_gelu, "gelu": gelu}
+ATTENTIONS: dict[str, Literal["xla", "cudnn"]] = {"xla": "xla", "cudnn": "cudnn"}
 
 
 def layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -122,7 +123,7 @@ class Attention(nnx.Module):
             rngs=rngs,
         )
         self.causal = shape.causal
-        self.implementation = shape.attention
+        self.implementation = ATTENTIONS[shape.attention]
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]."""

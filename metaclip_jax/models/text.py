@@ -42,9 +42,7 @@ class TextTower(nnx.Module):
         )
         self.blocks = layers.make_blocks(
             block,
-            layers.text_init(
-                width=width, mlp_width=block.mlp_width, layers=num_layers
-            ),
+            layers.text_init(width=width, mlp_width=block.mlp_width, layers=num_layers),
             layers=num_layers,
             rngs=rngs,
         )

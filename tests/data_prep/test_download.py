@@ -397,3 +397,15 @@ def test_running_out_of_sockets_is_an_error_not_a_status(server):
     )
     assert found.returncode == 1
     assert "RuntimeError: this machine cannot open more sockets" in found.stderr
+
+
+def test_a_host_map_names_host_address_and_port():
+    pairs = "A.example=127.0.0.1:80,b.example=[::1]:81"
+    assert addresses.read_host_map(pairs) == {
+        "a.example": "127.0.0.1:80",
+        "b.example": "[::1]:81",
+    }
+    assert addresses.read_host_map("") == {}
+    for bad in ("a.example", "a.example=127.0.0.1", "a.example=b.example:80"):
+        with pytest.raises(ValueError, match="HOST=ADDRESS:PORT"):
+            addresses.read_host_map(bad)

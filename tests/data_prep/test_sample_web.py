@@ -495,14 +495,6 @@ def test_links_stay_on_the_host_and_lose_their_fragment():
     assert crawl.links(moved) == ["http://x.example/q"]
 
 
-def test_a_host_map_names_host_address_and_port():
-    assert crawl.parse_host_map(["A.example=127.0.0.1:80"]) == {
-        "a.example": "127.0.0.1:80"
-    }
-    with pytest.raises(ValueError, match="should be like"):
-        crawl.parse_host_map(["a.example"])
-
-
 def test_warc_records_hold_status_headers_and_body(tmp_path):
     headers = (
         ("Content-Type", "text/html"),

@@ -27,7 +27,7 @@ def candidates(texts, languages=None):
 
 def says(code):
     """A language identifier that hears one language in everything."""
-    return lambda texts: [code] * len(texts)
+    return lambda texts, min_probability=0.0: [code] * len(texts)
 
 
 def match(texts, matchers, languages=None, identify=None):

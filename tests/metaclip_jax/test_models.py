@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from metaclip_jax.models import clip, text, vit
 
@@ -141,15 +142,9 @@ def test_patch_embedding_is_a_strided_convolution(params):
     want = jax.lax.conv_general_dilated(
         images, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    embed = vit.PatchEmbed(patch=4, width=16, dtype="float32", rngs=nnx_rngs())
+    embed = vit.PatchEmbed(patch=4, width=16, dtype="float32", rngs=nnx.Rngs(0))
     embed.kernel[...] = kernel
     np.testing.assert_allclose(embed(images), want.reshape(2, 9, 16), atol=1e-5)
-
-
-def nnx_rngs():
-    from flax import nnx
-
-    return nnx.Rngs(0)
 
 
 def test_what_follows_the_first_end_mark_changes_nothing(params):

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import jax
@@ -29,23 +30,41 @@ ADAMW = optimizer.make_optimizer(beta1=0.9, beta2=0.98, epsilon=1e-6, weight_dec
 SCHEDULE = optimizer.make_schedule(peak_lr=1e-3, warmup_steps=2, total_steps=20)
 
 
-def start(shape, **options):
-    devices = jax.devices()[: math.prod(shape)]
+@functools.cache
+def program(shape, loss="gathered"):
+    """The mesh and the compiled step; compiling is what these tests cost."""
     mesh = sharding.make_mesh(
-        data=shape[0], fsdp=shape[1], tensor=shape[2], devices=devices
-    )
-    state = train_state.create(
-        architecture=ARCHITECTURE, optimizer=ADAMW, mesh=mesh, seed=0
+        data=shape[0],
+        fsdp=shape[1],
+        tensor=shape[2],
+        devices=jax.devices()[: math.prod(shape)],
     )
     step = train_step.make_train_step(
         architecture=ARCHITECTURE,
         mesh=mesh,
-        state=state,
+        state=train_state.abstract(architecture=ARCHITECTURE, optimizer=ADAMW),
         optimizer=ADAMW,
         schedule=SCHEDULE,
-        **options,
+        loss=loss,
     )
-    return mesh, state, step
+    return mesh, step
+
+
+def create(shape):
+    mesh, _ = program(shape)
+    return train_state.create(
+        architecture=ARCHITECTURE, optimizer=ADAMW, mesh=mesh, seed=0
+    )
+
+
+@pytest.fixture(scope="module")
+def initial():
+    """The state before the first step, on the host."""
+    return jax.device_get(create((1, 1, 1)))
+
+
+def put(state, mesh):
+    return jax.device_put(state, train_state.shardings(mesh, state))
 
 
 def batch_of(mesh, seed):
@@ -56,9 +75,9 @@ def batch_of(mesh, seed):
     return sharding.put_batch(mesh, {"image": images, "tokens": tokens})
 
 
-def losses_of(shape, **options):
-    mesh, state, step = start(shape, **options)
-    rows = []
+def train(initial, shape, loss="gathered"):
+    mesh, step = program(shape, loss)
+    state, rows = put(initial, mesh), []
     for number in range(4):
         state, metrics = step(state, batch_of(mesh, number))
         rows.append(jax.device_get(metrics))
@@ -67,21 +86,16 @@ def losses_of(shape, **options):
 
 
 @pytest.fixture(scope="module")
-def on_one_device():
-    return losses_of((1, 1, 1))
+def on_one_device(initial):
+    return train(initial, (1, 1, 1))
 
 
 @pytest.mark.parametrize(
-    ("shape", "form"),
-    [
-        ((8, 1, 1), "gathered"),
-        ((2, 4, 1), "gathered"),
-        ((2, 2, 2), "gathered"),
-        ((2, 2, 2), "ring"),
-    ],
+    ("shape", "loss"),
+    [((8, 1, 1), "gathered"), ((2, 4, 1), "gathered"), ((2, 2, 2), "ring")],
 )
-def test_every_mesh_trains_alike(shape, form, on_one_device):
-    for got, want in zip(losses_of(shape, loss=form), on_one_device, strict=True):
+def test_every_mesh_trains_alike(shape, loss, initial, on_one_device):
+    for got, want in zip(train(initial, shape, loss), on_one_device, strict=True):
         for name in ("loss", "gradient_norm", "parameter_norm", "logit_scale"):
             np.testing.assert_allclose(got[name], want[name], rtol=1e-5)
 
@@ -105,37 +119,30 @@ def test_metrics_tell_the_step(on_one_device):
     assert first["skipped"] == 0
 
 
-def test_parameters_and_moments_are_split_over_fsdp_and_tensor():
-    mesh, state, _ = start((1, 4, 2))
-    for leaf in (state.params, state.opt_state[0].mu, state.opt_state[0].nu):
-        kernel = leaf["image"]["blocks"]["mlp"]["fc1"]["kernel"]
+def test_a_state_is_born_split_and_its_values_do_not_depend_on_the_mesh(initial):
+    state = create((2, 2, 2))
+    for tree in (state.params, state.opt_state[0].mu, state.opt_state[0].nu):
+        kernel = tree["image"]["blocks"]["mlp"]["fc1"]["kernel"]
         assert kernel.shape == (2, 16, 64)
-        assert kernel.addressable_shards[0].data.shape == (2, 4, 32)
-    assert mesh.size == 8
+        assert kernel.addressable_shards[0].data.shape == (2, 8, 32)
+    jax.tree.map(np.testing.assert_array_equal, state, initial)
 
 
-def test_initial_values_do_not_depend_on_the_mesh():
-    one, many = start((1, 1, 1))[1], start((2, 2, 2))[1]
-    jax.tree.map(np.testing.assert_array_equal, one, many)
-
-
-def test_the_loss_falls_on_a_batch_seen_again():
-    mesh, state, step = start((2, 1, 1))
-    history = []
+def test_the_loss_falls_on_a_batch_seen_again(initial):
+    mesh, step = program((1, 1, 1))
+    state, history = put(initial, mesh), []
     for _ in range(15):
         state, metrics = step(state, batch_of(mesh, 0))
         history.append(float(metrics["loss"]))
     assert history[-1] < 0.7 * history[0]
 
 
-def test_a_gradient_that_is_not_finite_changes_only_the_step_count():
-    mesh, state, step = start((2, 1, 1))
-    state, _ = step(state, batch_of(mesh, 0))
-    broken = jax.device_get(state)
+def test_a_gradient_that_is_not_finite_changes_only_the_step_count(initial):
+    mesh, step = program((1, 1, 1))
+    broken = jax.tree.map(np.copy, initial)
     broken.params["image"]["projection"][0, 0] = np.nan
-    before = jax.tree.map(np.copy, broken)
-    layout = train_state.shardings(mesh, state)
-    after, metrics = step(jax.device_put(broken, layout), batch_of(mesh, 1))
+    before = jax.tree.map(np.copy, broken)  # the step may write where it reads
+    after, metrics = step(put(broken, mesh), batch_of(mesh, 1))
     assert metrics["skipped"] == 1
     assert not np.isfinite(metrics["loss"])
     assert int(after.step) == int(before.step) + 1
@@ -152,9 +159,8 @@ def test_the_scale_stays_between_1_and_100():
         assert math.exp(clamp(jnp.float32(value))) == pytest.approx(kept, rel=1e-5)
 
 
-def test_an_abstract_state_has_the_shapes_of_a_real_one():
-    _, state, _ = start((2, 1, 1))
+def test_an_abstract_state_has_the_shapes_of_a_real_one(initial):
     abstract = train_state.abstract(architecture=ARCHITECTURE, optimizer=ADAMW)
-    assert jax.tree.structure(abstract) == jax.tree.structure(state)
-    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
-    assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), abstract) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), initial
+    )
