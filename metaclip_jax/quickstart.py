@@ -180,7 +180,6 @@ def stages(workdir: Path, configs: Path) -> list[Stage]:
                 "config": configs / "quickstart.py",
                 "config.dataset": workdir / "dataset",
                 "config.tokenizer": workdir / "tokenizer.json",
-                "config.evaluation.held_out": workdir / "held_out",
                 **steps,
                 "workdir": workdir / "run",
             },
