@@ -260,9 +260,9 @@ def run(stage: Stage, host_map: str) -> dict:
 
 def summarise(workdir: Path, record: Mapping[str, Mapping]) -> None:
     """Prints what was made, how long it took, and what to try next."""
+    evaluations = (workdir / "run" / "evaluation").glob("*.json")
     evaluation = max(
-        (workdir / "run" / "evaluation").glob("[0-9]*[0-9].json"),
-        key=lambda p: int(p.stem),
+        (p for p in evaluations if p.stem.isdigit()), key=lambda p: int(p.stem)
     )
     scores = files.read_json(evaluation)
     card = files.read_json(workdir / "dataset" / "data_card.json")
