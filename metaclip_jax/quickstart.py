@@ -243,7 +243,7 @@ def server(workdir: Path) -> Iterator[str]:
 
 
 def run(stage: Stage, host_map: str) -> dict:
-    """Shows and runs one command; returns its seconds and its fingerprint.
+    """Shows and runs one command; returns what it took and its fingerprint.
 
     Raises SystemExit with the command's own exit status where it fails.
     """
@@ -254,8 +254,12 @@ def run(stage: Stage, host_map: str) -> dict:
     if status:
         logging.error("%s failed with exit status %d", stage.title, status)
         raise SystemExit(status if status > 0 else 128 - status)
-    seconds = round(time.monotonic() - start, 1)
-    return {"seconds": seconds, "fingerprint": stage.fingerprint()}
+    return {
+        "seconds": round(time.monotonic() - start, 1),
+        # Of the largest process that this run has started so far.
+        "peak_gib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20,
+        "fingerprint": stage.fingerprint(),
+    }
 
 
 def summarise(workdir: Path, record: Mapping[str, Mapping]) -> None:
@@ -268,12 +272,13 @@ def summarise(workdir: Path, record: Mapping[str, Mapping]) -> None:
     card = files.read_json(workdir / "dataset" / "data_card.json")
     parsed = next(row for row in card["funnel"] if row["stage"] == "parse")
     recall = scores["model"]["text_to_image"]["R@1"]
-    rows = [(title, f"{stage['seconds']:.1f} s") for title, stage in record.items()]
-    total = sum(stage["seconds"] for stage in record.values())
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    titles = [stage.title for stage in stages(workdir, recipes())]
+    rows = [(title, f"{record[title]['seconds']:.1f} s") for title in titles]
+    total = sum(record[title]["seconds"] for title in titles)
+    peak = max(record[title]["peak_gib"] for title in titles)
     rows += [
         ("All stages", f"{total:.1f} s"),
-        ("Peak memory of one process, this run", f"{peak:.1f} GiB"),
+        ("Peak memory of one process", f"{peak:.1f} GiB"),
         ("Texts found on the pages", f"{parsed['in']:,}"),
         (
             "Pairs kept after balancing",
