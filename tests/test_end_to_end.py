@@ -14,7 +14,7 @@ from metaclip_jax import files
 from metaclip_jax.data import records
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ["--pictures=400", "--steps=12"]
+SMALL = ["--pictures=400", "--steps=20"]
 
 
 def quickstart(workdir, *extra, timeout=400):

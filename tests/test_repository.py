@@ -76,7 +76,7 @@ def test_recipes_import_only_the_config_of_their_side(path):
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_files_and_functions_fit_in_a_head(path):
     text = path.read_text()
-    assert len(text.splitlines()) <= 420
+    assert len(text.splitlines()) <= 440
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = node.end_lineno - node.lineno + 1
