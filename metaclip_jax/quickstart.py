@@ -298,7 +298,8 @@ def summarise(workdir: Path, record: Mapping[str, Mapping]) -> None:
         f"--output={workdir}/inspect.html\n"
         f"  python -m metaclip_jax.train --config={configs}/quickstart.py "
         f"--config.total_steps=20 --workdir=/tmp/short_run\n"
-        f"  python -m data_prep.curate --config={configs}/curate_quickstart.py --help"
+        f"  python -m data_prep.explain --matches={workdir}/curation/matches "
+        f"--metadata={workdir}/metadata --t=50"
     )
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -109,6 +111,26 @@ def test_no_held_out_text_or_picture_is_in_the_dataset(finished):
     assert not {r.sha256 for r in seen} & {r.sha256 for r in held}
 
 
+def test_the_commands_of_the_readme_run_as_they_stand(finished, tmp_path):
+    workdir, _ = finished
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (commands,) = [block for block in blocks if "data_prep.curate" in block]
+    (tmp_path / "quickstart_run").symlink_to(workdir)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euc", commands],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (tmp_path / "my_run" / "report.html").exists()
+    assert (tmp_path / "my_run" / "run" / "evaluation" / "20.json").exists()
+
+
 def test_a_second_run_ends_in_seconds(finished):
     workdir, _ = finished
     start = time.monotonic()
@@ -136,13 +158,15 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 @pytest.mark.slow
 def test_ten_kills_leave_the_same_dataset_and_metrics(finished, tmp_path):
-    """SIGKILL of the whole process group at ten moments spread over the run."""
+    """SIGKILL of the whole process group at ten random moments."""
 
     workdir, _ = finished
     again = tmp_path / "killed"
     command = [sys.executable, "-m", "metaclip_jax.quickstart", f"--workdir={again}"]
+    seed = time.time_ns()
+    moments = random.Random(seed)
     kills = 0
-    for wait_seconds in (3, 17, 8, 23, 5, 29, 13, 19, 11, 31):
+    for _ in range(10):
         process = subprocess.Popen(
             [*command, *SMALL],
             cwd=ROOT,
@@ -151,11 +175,12 @@ def test_ten_kills_leave_the_same_dataset_and_metrics(finished, tmp_path):
             start_new_session=True,
         )
         try:
-            process.wait(wait_seconds)
+            process.wait(moments.uniform(1, 15))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             kills += 1
     quickstart(again)
-    assert kills > 3
-    assert deterministic(again) == deterministic(workdir)
+    print(f"{kills} kills, moments from seed {seed}")
+    assert kills >= 8  # a run gets through in some ninety seconds
+    assert deterministic(again) == deterministic(workdir), f"seed {seed}"

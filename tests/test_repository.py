@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -138,3 +139,17 @@ def test_every_command_in_the_readme_exists():
     targets = set(re.findall(r"^make ([\w-]+)", README, re.MULTILINE))
     makefile = (ROOT / "Makefile").read_text()
     assert targets and all(f"\n{t}:" in makefile for t in targets)
+
+
+def test_the_launcher_passes_its_flags_to_training():
+    command = ["./launch_tpu.sh", "--dry_run", "--name=n", "--zone=z", "--type=v4-32"]
+    flags = ["--config=configs/vit_b32_400m.py", "--workdir=gs://b/a folder"]
+    done = subprocess.run(
+        [*command, "--", *flags], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    local = shlex.split(done.stdout.splitlines()[-1])
+    remote = shlex.split(local[-1])  # the workers' shells split once more
+    assert "--worker=all" in local and "metaclip_jax.train" in remote
+    assert remote[-2:] == flags
+    wrong = subprocess.run([*command, "--zome=z"], cwd=ROOT, capture_output=True)
+    assert wrong.returncode == 2
