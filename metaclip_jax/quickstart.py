@@ -298,8 +298,9 @@ def summarise(workdir: Path, record: Mapping[str, Mapping]) -> None:
         f"--output={workdir}/inspect.html\n"
         f"  python -m metaclip_jax.train --config={configs}/quickstart.py "
         f"--config.total_steps=20 --workdir=/tmp/short_run\n"
-        f"  python -m data_prep.explain --matches={workdir}/curation/matches "
-        f"--metadata={workdir}/metadata --t=50"
+        f"  python -m data_prep.build_metadata --config={configs}/metadata_quickstart.py "
+        f"--config.warc='{workdir}/crawl/*.warc.gz' --config.unigram_min_count=10 "
+        "--output=/tmp/smaller_metadata"
     )
 
 

@@ -159,7 +159,6 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 @pytest.mark.slow
 def test_ten_kills_leave_the_same_dataset_and_metrics(finished, tmp_path):
     """SIGKILL of the whole process group at ten random moments."""
-
     workdir, _ = finished
     again = tmp_path / "killed"
     command = [sys.executable, "-m", "metaclip_jax.quickstart", f"--workdir={again}"]
