@@ -293,14 +293,16 @@ def summarise(workdir: Path, record: Mapping[str, Mapping]) -> None:
     say("\n".join(f"{title:<{width}}  {value}" for title, value in rows))
     configs = recipes()
     say(
-        f"The report: {workdir / 'report.html'}\n\nTry next:\n"
-        f"  python -m metaclip_jax.data.inspect {workdir}/dataset "
-        f"--output={workdir}/inspect.html\n"
-        f"  python -m metaclip_jax.train --config={configs}/quickstart.py "
-        f"--config.total_steps=20 --workdir=/tmp/short_run\n"
-        f"  python -m data_prep.build_metadata --config={configs}/metadata_quickstart.py "
-        f"--config.warc='{workdir}/crawl/*.warc.gz' --config.unigram_min_count=10 "
-        "--output=/tmp/smaller_metadata"
+        f"""The report: {workdir}/report.html
+
+Try next:
+  python -m metaclip_jax.data.inspect {workdir}/dataset --output={workdir}/inspect.html
+  python -m metaclip_jax.train --config={configs}/quickstart.py \\
+      --config.dataset={workdir}/dataset --config.tokenizer={workdir}/tokenizer.json \\
+      --config.total_steps=20 --workdir=/tmp/short_run
+  python -m data_prep.build_metadata --config={configs}/metadata_quickstart.py \\
+      --config.warc='{workdir}/crawl/*.warc.gz' --config.unigram_min_count=10 \\
+      --output=/tmp/smaller_metadata"""
     )
 
 
