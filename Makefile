@@ -24,7 +24,7 @@ lint: .venv/dev
 	$(BIN)/mypy
 
 bench: .venv/dev
-	@for script in benchmarks/*.py; do $(BIN)/python $$script; done
+	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info $(RUN)
