@@ -1,5 +1,6 @@
 """Stages from WARC files to parts of unique matches."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -108,7 +109,10 @@ class Match(beam.DoFn):
     ) -> Iterator[tuple[int, pa.RecordBatch] | Tagged[Literal["flow"], pa.RecordBatch]]:
         """Yields the matched rows of each partition."""
         with _LOADING:  # one copy of the tables per process, whatever the threads
-            matchers = {code: _matcher(path) for code, path in self._tables.items()}
+            matchers = {
+                code: _matcher(path, os.stat(path).st_mtime_ns)
+                for code, path in self._tables.items()
+            }
             identify = _identifier()
         matches, lost = steps.match(candidates, matchers=matchers, identify=identify)
         yield Tagged(
@@ -124,7 +128,8 @@ class Match(beam.DoFn):
 
 
 @lru_cache
-def _matcher(path: str) -> Matcher:
+def _matcher(path: str, stamp: int) -> Matcher:
+    """The tables at `path`; `stamp` tells a worker that lives on of new ones there."""
     return Matcher.load(path)
 
 
