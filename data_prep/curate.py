@@ -220,7 +220,6 @@ def write(
         config.name,
         n,
         seed=config.seed,
-        thin_probability=thin,
         keep_probability=keep,
     )
     with (

@@ -33,12 +33,11 @@ class WriteShard(beam.DoFn):
         partitions: int,
         *,
         seed: int,
-        thin_probability: steps.Vectors,
         keep_probability: steps.Vectors,
     ) -> None:
         self._workdir, self._output, self._name = workdir, output, name
         self._partitions, self._seed = partitions, seed
-        self._thin, self._keep = thin_probability, keep_probability
+        self._keep = keep_probability
 
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Writes the shard; yields FLOW, and COUNTS of kept texts and of draws."""
@@ -50,8 +49,7 @@ class WriteShard(beam.DoFn):
         matches = matches.filter(
             pc.is_in(matches["image_id"], images["image_id"].combine_chunks())
         )
-        thinned, _ = steps.draw(matches, seed=self._seed, keep_probability=self._thin)
-        matches = matches.filter(pa.array(thinned))
+        # What thinning dropped is dropped here too: the same draws, a smaller p.
         kept, accepted = steps.draw(
             matches, seed=self._seed, keep_probability=self._keep
         )
@@ -64,13 +62,14 @@ class WriteShard(beam.DoFn):
             os.path.join(self._output, shard),
             steps.to_records(balanced, left, self._bodies(partition, left)),
         )
+        entered = pc.sum(images["texts"]).as_py() or 0
         yield Tagged(
             "flow",
             drops.flow(
                 "balance",
-                entered=matches.num_rows,
+                entered=entered,
                 left=balanced.num_rows,
-                drops={"balanced_away": matches.num_rows - balanced.num_rows},
+                drops={"balanced_away": entered - balanced.num_rows},
             ),
         )
         yield Tagged("accepted", accepted)
