@@ -5,6 +5,7 @@ page's own declaration is cheaper than identification and better on short texts,
 holds unless the text plainly contradicts it: see `resolve`.
 """
 
+import importlib
 import importlib.util
 import re
 from collections.abc import Collection, Sequence
@@ -93,6 +94,29 @@ class Lid176:
         line = text.replace("\n", " ").encode("utf-8", "replace").decode()
         found = self._predict(line + "\n", 1, min_probability, "strict")
         return found[0][1].removeprefix(_LABEL) if found else UNDECIDED
+
+
+def load_identifier(spec: str) -> LanguageIdentifier:
+    """Returns the identifier that the configuration names.
+
+    Args:
+      spec: "lid176", or "package.module:name" of a callable without arguments that
+        makes a LanguageIdentifier. The module has to be installed on every worker.
+
+    Raises:
+      ValueError: there is no such module or name.
+    """
+    if spec == "lid176":
+        return Lid176()
+    module, colon, name = spec.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"config.language.identifier={spec!r}: {error}; wanted lid176, or "
+            "package.module:name of something that makes a LanguageIdentifier"
+        ) from error
+    return make()
 
 
 def resolve(

@@ -100,9 +100,16 @@ def _concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
 class Match(beam.DoFn):
     """CANDIDATES -> (partition, MATCHES)."""
 
-    def __init__(self, tables: Mapping[str, str], partitions: int) -> None:
-        self._tables = dict(tables)
-        self._partitions = partitions
+    def __init__(
+        self,
+        tables: Mapping[str, str],
+        partitions: int,
+        *,
+        engine: str,
+        identifier: str,
+    ) -> None:
+        self._tables, self._engine = dict(tables), engine
+        self._partitions, self._identifier = partitions, identifier
 
     def process(
         self, candidates: pa.RecordBatch
@@ -110,10 +117,10 @@ class Match(beam.DoFn):
         """Yields the matched rows of each partition."""
         with _LOADING:  # one copy of the tables per process, whatever the threads
             matchers = {
-                code: _matcher(path, os.stat(path).st_mtime_ns)
+                code: _matcher(path, self._engine, os.stat(path).st_mtime_ns)
                 for code, path in self._tables.items()
             }
-            identify = _identifier()
+            identify = _identifier(self._identifier)
         matches, lost = steps.match(candidates, matchers=matchers, identify=identify)
         yield Tagged(
             "flow",
@@ -128,14 +135,12 @@ class Match(beam.DoFn):
 
 
 @lru_cache
-def _matcher(path: str, stamp: int) -> Matcher:
+def _matcher(path: str, engine: str, stamp: int) -> Matcher:
     """The tables at `path`; `stamp` tells a worker that lives on of new ones there."""
-    return Matcher.load(path)
+    return Matcher.load(path, engine=engine)
 
 
-@lru_cache
-def _identifier() -> language.LanguageIdentifier:
-    return language.Lid176()
+_identifier = lru_cache(language.load_identifier)
 
 
 def by_partition(
@@ -148,24 +153,52 @@ def by_partition(
 
 
 class WriteMatches(beam.DoFn):
-    """(partition, MATCHES batches) -> a part of unique pairs, and its COUNTS."""
+    """(partition, MATCHES batches) -> a part of unique pairs; COUNTS twice, a sample.
 
-    def __init__(self, folder: str, partitions: int) -> None:
+    The counts are of all texts, and of those that the rule draws.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        partitions: int,
+        *,
+        seed: int,
+        rule: str,
+        sample_images: int,
+    ) -> None:
         self._folder, self._partitions = folder, partitions
+        self._seed, self._rule = seed, rule
+        self._sample_images = -(-sample_images // partitions)
 
     def process(
         self, element: tuple[int, Iterable[pa.RecordBatch]]
     ) -> Iterator[pa.RecordBatch]:
-        """Drops repeated pairs, writes the part, yields the entry counts."""
+        """Drops repeated pairs and writes the part, unless it is finished already."""
         partition, batches = element
-        table = pa.Table.from_batches(batches, schema=schema.MATCHES)
-        unique = dedup.sort_and_drop_repeats(table)
-        flow = drops.flow(
-            "dedup",
-            entered=table.num_rows,
-            left=unique.num_rows,
-            drops={"repeated_pair": table.num_rows - unique.num_rows},
+        part = parts.name(partition, self._partitions)
+        if not parts.exists(self._folder, part):
+            table = pa.Table.from_batches(batches, schema=schema.MATCHES)
+            unique = dedup.sort_and_drop_repeats(table)
+            flow = drops.flow(
+                "dedup",
+                entered=table.num_rows,
+                left=unique.num_rows,
+                drops={"repeated_pair": table.num_rows - unique.num_rows},
+            )
+            parts.write(self._folder, part, unique, flow)
+        unique = parts.read(self._folder, part)
+        yield Tagged("flow", parts.read_flow(self._folder, part))
+        drawn = steps.drawn(unique, seed=self._seed, rule=self._rule)
+        yield Tagged("drawn", steps.count(unique.filter(pa.array(drawn))))
+        yield Tagged(
+            "sample",
+            steps.sample(
+                unique,
+                images=self._sample_images,
+                partition=partition,
+                seed=self._seed,
+                rule=self._rule,
+            ),
         )
-        parts.write(self._folder, parts.name(partition, self._partitions), unique, flow)
-        yield Tagged("flow", flow)
         yield steps.count(unique)

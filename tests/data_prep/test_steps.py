@@ -120,7 +120,7 @@ def test_after_losses_the_recount_brings_accepted_draws_back_to_t(pool):
     lost = np.random.default_rng(1).random(pool.num_rows) < 0.2
     alive = pool.filter(pa.array(~lost))
     _, accepted = steps.draw(alive, seed=0, keep_probability=thin)
-    keep = steps.recount(vectors(accepted), thin, t)
+    keep = steps.recount(vectors(accepted), thin, t, pool=counts, drawn_counts=counts)
     kept, final = steps.draw(alive, seed=0, keep_probability=keep)
     fetched, _ = steps.draw(alive, seed=0, keep_probability=thin)
     assert np.all(fetched[kept])  # nothing is kept that was not fetched
