@@ -230,11 +230,15 @@ def thresholds(counts: Vectors, *, t: int, tail_share: float) -> dict[str, int]:
     gets the t that gives its tail the same share of matches. With t = 0 all get
     theirs from `tail_share`.
     """
-    lead = "en" if "en" in counts else min(counts)
     if t > 0:
-        tail_share = balance.tail_share(counts[lead], t)
+        tail_share = balance.tail_share(counts[lead(counts)], t)
     result = {code: balance.threshold(counts[code], tail_share) for code in counts}
-    return result | {lead: t} if t > 0 else result
+    return result | {lead(counts): t} if t > 0 else result
+
+
+def lead(counts: Vectors) -> str:
+    """Returns the code of the metadata whose t is given: English, or the first."""
+    return "en" if "en" in counts else min(counts)
 
 
 def keep_probabilities(
@@ -292,6 +296,16 @@ def survivors(accepted: Vectors, thin: Vectors) -> dict[str, np.ndarray]:
     accepted draws / thinning probability: exact where nothing was thinned.
     """
     return {code: accepted[code] / thin[code] for code in accepted}
+
+
+def text_probabilities(matches: pa.Table, keep_probability: Vectors) -> np.ndarray:
+    """Returns f64[n], the chance of each text to be kept if it is drawn."""
+    chance = np.zeros(matches.num_rows)
+    for code, rows, offsets, entry_ids in _by_metadata(matches):
+        chance[rows] = balance.text_probability(
+            offsets, entry_ids, keep_probability[code]
+        )
+    return chance
 
 
 def counts_table(
