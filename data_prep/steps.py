@@ -38,16 +38,20 @@ def match(
     drops: Counter = Counter()
     table = pa.Table.from_batches([candidates])
     if len(matchers) == 1:
-        ((code, matcher),) = matchers.items()
-        table = _match_with(table, code, matcher, drops)
+        (code,) = matchers
+        table = _match_with(table, code, matchers[code], drops)
         table = _with_language(table, matchers, identify, drops)
     else:
         table = _with_language(table, matchers, identify, drops)
         codes = table["metadata"]
-        table = pa.concat_tables(
-            _match_with(table.filter(pc.equal(codes, code)), code, matcher, drops)
-            for code, matcher in matchers.items()
-        )
+        # Only the matchers of languages that occur are asked for.
+        matched = [
+            _match_with(
+                table.filter(pc.equal(codes, code)), code, matchers[code], drops
+            )
+            for code in sorted(pc.unique(codes).to_pylist())
+        ]
+        table = pa.concat_tables([schema.MATCHES.empty_table(), *matched])
     return schema.one_batch(table.select(schema.MATCHES.names)), drops
 
 

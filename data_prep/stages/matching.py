@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import cache
 from threading import Lock
 from typing import Literal
 
@@ -115,11 +115,8 @@ class Match(beam.DoFn):
         self, candidates: pa.RecordBatch
     ) -> Iterator[tuple[int, pa.RecordBatch] | Tagged[Literal["flow"], pa.RecordBatch]]:
         """Yields the matched rows of each partition."""
-        with _LOADING:  # one copy of the tables per process, whatever the threads
-            matchers = {
-                code: _matcher(path, self._engine, os.stat(path).st_mtime_ns)
-                for code, path in self._tables.items()
-            }
+        matchers = _LazyMatchers(self._tables, self._engine)
+        with _LOADING:
             identify = _identifier(self._identifier)
         matches, lost = steps.match(candidates, matchers=matchers, identify=identify)
         yield Tagged(
@@ -134,13 +131,31 @@ class Match(beam.DoFn):
         yield from by_partition(matches, self._partitions)
 
 
-@lru_cache
+class _LazyMatchers(Mapping[str, Matcher]):
+    """Code -> matcher, loaded when it is first asked for: a batch needs few of many."""
+
+    def __init__(self, paths: Mapping[str, str], engine: str) -> None:
+        self._paths, self._engine = paths, engine
+
+    def __getitem__(self, code: str) -> Matcher:
+        path = self._paths[code]
+        with _LOADING:  # one copy of the tables per process, whatever the threads
+            return _matcher(path, self._engine, os.stat(path).st_mtime_ns)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
+@cache
 def _matcher(path: str, engine: str, stamp: int) -> Matcher:
     """The tables at `path`; `stamp` tells a worker that lives on of new ones there."""
     return Matcher.load(path, engine=engine)
 
 
-_identifier = lru_cache(language.load_identifier)
+_identifier = cache(language.load_identifier)
 
 
 def by_partition(
