@@ -8,8 +8,8 @@ from threading import Lock
 from typing import Literal
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data_prep import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
@@ -162,9 +162,15 @@ def by_partition(
     rows: pa.RecordBatch, partitions: int
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yields (partition, its rows), ascending; rows have an image_id."""
-    numbers = pa.array(parts.partition_of(rows["image_id"], partitions))
-    for partition in sorted(pc.unique(numbers).to_pylist()):
-        yield partition, rows.filter(pc.equal(numbers, partition))
+    numbers = parts.partition_of(rows["image_id"], partitions)
+    order = np.argsort(numbers, kind="stable")
+    together = rows.take(pa.array(order))
+    found, starts = np.unique(numbers[order], return_index=True)
+    ends = [*starts[1:].tolist(), rows.num_rows]
+    for partition, start, end in zip(
+        found.tolist(), starts.tolist(), ends, strict=True
+    ):
+        yield partition, together.slice(start, end - start)
 
 
 class WriteMatches(beam.DoFn):
