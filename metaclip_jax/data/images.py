@@ -118,6 +118,12 @@ def decode_eval(data: bytes, *, size: int, squash: bool = False) -> np.ndarray:
             image = Image.open(io.BytesIO(data)).convert("RGB")
     except _DECODER_ERRORS as error:
         raise UndecodableImage("broken_image", str(error)) from error
+    return resize_eval(image, size=size, squash=squash)
+
+
+def resize_eval(image: Image.Image, *, size: int, squash: bool = False) -> np.ndarray:
+    """Resizes a decoded image as `decode_eval` does; returns uint8[size, size, 3]."""
+    image = image.convert("RGB")
     if squash:
         return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
     width, height = image.size

@@ -46,10 +46,18 @@ def _stub(name, **names):
 @pytest.fixture(scope="session")
 def open_clip():
     """The real open_clip, without torchvision."""
-    if "torchvision" not in sys.modules:
+    utils = pytest.importorskip("transformers.utils", reason="make test-parity")
+    utils.is_torchvision_available()  # it remembers the answer: not the stub's
+    stubs = []
+    if importlib.util.find_spec("torchvision") is None:
         functional = _stub("torchvision.transforms.functional")
         transforms = _stub("torchvision.transforms", functional=functional)
         misc = _stub("torchvision.ops.misc")
         ops = _stub("torchvision.ops", misc=misc)
-        _stub("torchvision", transforms=transforms, ops=ops)
-    return pytest.importorskip("open_clip", reason="make test-parity installs it")
+        stubs = [functional, transforms, misc, ops]
+        stubs.append(_stub("torchvision", transforms=transforms, ops=ops))
+    try:
+        return pytest.importorskip("open_clip", reason="make test-parity installs it")
+    finally:
+        for stub in stubs:
+            del sys.modules[stub.__name__]
