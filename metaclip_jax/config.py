@@ -101,6 +101,10 @@ def _data() -> ConfigDict:
     """The input pipeline of one process."""
     data = ConfigDict()
     data.crop_scale = (0.9, 1.0)  # least and most share of the image area to crop
+    # Online balancing of a dataset that holds every matched text: accepted draws an
+    # entry and epoch, or the tail's share of all matches; both 0 = as it is.
+    data.online_t = 0
+    data.online_tail_share = 0.0
     data.read_threads = 16  # threads that read and decode
     data.worker_count = 0  # loader processes; 0 = threads only
     data.prefetch = 4  # batches made ahead of the step

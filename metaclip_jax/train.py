@@ -247,6 +247,8 @@ def open_batches(config: ConfigDict, *, start_step: int) -> pipeline.Batches:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         crop_scale=tuple(config.data.crop_scale),
+        online_t=config.data.online_t,
+        online_tail_share=config.data.online_tail_share,
         worker_count=config.data.worker_count,
         read_threads=config.data.read_threads,
         prefetch=config.data.prefetch,
