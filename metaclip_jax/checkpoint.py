@@ -33,6 +33,7 @@ FREE_KEYS = (
     "tokenizer",
     "loss",
     "loss_chunk",
+    "microbatches",
     "cpu_devices",
     "compilation_cache",
     "mesh.",

@@ -25,6 +25,7 @@ def default() -> ConfigDict:
     config.global_batch = 32_768  # pairs a step, over all processes and devices
     config.total_steps = 390_624  # optimizer steps; pairs seen = steps * global_batch
     config.seed = 0  # of the initial parameters, the data order and the crops
+    config.microbatches = 1  # parts of a batch that the towers see one by one
     config.max_skipped_steps = 10  # stop after this many non-finite steps in a row
 
     # When things happen, in steps. 0 = never (the last step always saves and logs).

@@ -164,12 +164,9 @@ def by_partition(
     """Yields (partition, its rows), ascending; rows have an image_id."""
     numbers = parts.partition_of(rows["image_id"], partitions)
     order = np.argsort(numbers, kind="stable")
-    together = rows.take(pa.array(order))
-    found, starts = np.unique(numbers[order], return_index=True)
-    ends = [*starts[1:].tolist(), rows.num_rows]
-    for partition, start, end in zip(
-        found.tolist(), starts.tolist(), ends, strict=True
-    ):
+    together, sorted_numbers = rows.take(pa.array(order)), numbers[order]
+    for partition in np.unique(numbers).tolist():
+        start, end = np.searchsorted(sorted_numbers, [partition, partition + 1])
         yield partition, together.slice(start, end - start)
 
 

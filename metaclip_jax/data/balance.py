@@ -106,7 +106,7 @@ class OnlineBalance:
           ValueError: the dataset was thinned already, or t and tail_share do not say
             how to balance it.
         """
-        balanced = dataset.data_card["balanced"]
+        balanced = dataset.data_card.get("balanced")
         if balanced is not None:
             raise ValueError(
                 f"{dataset.folder} is balanced already ({balanced}): thinning it again "
