@@ -1,0 +1,20 @@
+"""MetaCLIP in JAX. `metaclip_jax.load` gives a model to embed and classify with.
+
+Importing the package loads neither jax nor Beam: `load` comes when it is asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metaclip_jax.inference import Model as Model
+    from metaclip_jax.inference import load as load
+
+__all__ = ["Model", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from metaclip_jax import inference
+
+        return getattr(inference, name)
+    raise AttributeError(f"metaclip_jax has no attribute {name!r}")
