@@ -1,20 +1,20 @@
-"""CLIP in JAX, from records to trained, evaluated, exported models.
+"""MetaCLIP in JAX. `metaclip_jax.load` gives a model to embed and classify with.
 
-`metaclip_jax.load(name_or_path)` returns a model to use. Importing this package loads
-neither jax nor anything else: curation reads its records module.
+Importing the package loads neither jax nor Beam: `load` comes when it is asked for.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metaclip_jax.inference import Model as Model
     from metaclip_jax.inference import load as load
 
-__all__ = ["load"]
+__all__ = ["Model", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        from metaclip_jax.inference import load
+    if name in __all__:
+        from metaclip_jax import inference
 
-        return load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(inference, name)
+    raise AttributeError(f"metaclip_jax has no attribute {name!r}")

@@ -1,12 +1,18 @@
-"""A model to use: images and texts in, embeddings and answers out, as numpy arrays.
+"""A trained model for use: images and texts in, unit-norm NumPy embeddings out.
 
-model = metaclip_jax.load("facebook/metaclip-b32-400m")
-model.embed_images(["cat.jpg"]) @ model.embed_texts(["a cat", "a dog"]).T
-model.classify(["cat.jpg"], ["cat", "dog"], templates=["a photo of a {}."])
+    model = metaclip_jax.load(NAME_OR_PATH)
+    model.embed_images(images); model.embed_texts(texts)
+    model.classify(images, labels)
+
+Rows are split over all devices. A portion is padded to a power of two (times the
+devices), so that any number of images compiles few programs, and a row's result does
+not depend on what it was padded or batched with.
 """
 
+import collections
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,209 +20,411 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from numpy.typing import NDArray
+import xxhash
+from jax.sharding import Mesh
 from PIL import Image
 
 from metaclip_jax import files, loading, sharding
-from metaclip_jax.data import images as image_data
+from metaclip_jax.data import images as decoders
+from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.evaluation import prompts, zero_shot
 from metaclip_jax.models import clip
 
-ImageLike = str | os.PathLike | bytes | Image.Image | NDArray[np.uint8]
+# An image: bytes of a file, the path of one (local or gs://), a Pillow image, or
+# uint8[H, W, 3] (or [H, W]) in RGB.
+ImageLike = bytes | str | os.PathLike | Image.Image | np.ndarray
+# A class: its name, or all its names.
+Label = str | Sequence[str]
 
+DEFAULT_BATCH = 256
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _DECODE_THREADS = 8
+_CLASSIFIERS = 8  # class embeddings kept in memory
 
 
-class Answers(NamedTuple):
-    """What `classify` finds: probabilities f32[N, K], and each image's best label."""
+class Classification(NamedTuple):
+    """`labels`: the K classes' first names; `probabilities`: f32[N, K]."""
 
-    probabilities: NDArray[np.float32]
     labels: list[str]
+    probabilities: np.ndarray
+
+    def best(self) -> list[str]:
+        """The most probable label of each image."""
+        return [self.labels[k] for k in self.probabilities.argmax(axis=1)]
 
 
 class Model:
-    """A loaded model on all devices: parameters copied, batches split.
+    """Both towers on the devices, their tokenizer and their preprocessing.
 
-    Batches are padded to a power of two (times the devices), so that few shapes are
-    ever compiled. Methods may be called from several threads.
+    Attributes:
+      name: where it was loaded from.
+      architecture: its shape.
+      tokenizer: texts to ids.
+      squash: whether images are resized without keeping their ratio.
+      probability: "softmax" over the labels (CLIP), or "sigmoid" of each (SigLIP).
+      licence: of the weights, "" where nobody said.
+      batch: rows encoded at a time, over all devices.
     """
 
     def __init__(
-        self, loaded: loading.Loaded, *, dtype: str = "float32", batch: int = 256
+        self,
+        *,
+        name: str,
+        architecture: clip.Architecture,
+        params: clip.Params,
+        tokenizer: tokenizers.Tokenizer,
+        mesh: Mesh | None = None,
+        batch: int = DEFAULT_BATCH,
+        squash: bool = False,
+        probability: str = "softmax",
+        licence: str = "",
+        class_cache: str = "",
     ) -> None:
         """Puts the parameters on the devices; compiles nothing yet.
 
         Args:
-          loaded: from `loading.load`.
-          dtype: of the towers' matrix products, "float32" or "bfloat16".
-          batch: rows encoded at a time, over all devices; rounded up to them.
+          name: for messages and outputs.
+          architecture: what `params` belong to.
+          params: host or device arrays.
+          tokenizer: of the text tower.
+          mesh: whose data and fsdp axes split the rows; None = all devices.
+          batch: most rows at a time; rounded up to the devices times a power of two.
+          squash: see `images.fit_eval`.
+          probability: "softmax" or "sigmoid".
+          licence: of the weights.
+          class_cache: folder that keeps class embeddings; "" = only in memory.
         """
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
-        self.name, self.licence = loaded.name, loaded.licence
-        self.preprocess, self.tokenizer = loaded.preprocess, loaded.tokenizer
-        self.architecture = dataclasses.replace(loaded.architecture, dtype=dtype)
-        self._mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
-        self._batch = -(-batch // self._mesh.size) * self._mesh.size
-        whole = sharding.replicated(self._mesh)
-        self._params = jax.device_put(loaded.params, whole)
-        self._encode_image, self._encode_text = (
-            jax.jit(functools.partial(encode, self.architecture), out_shardings=whole)
-            for encode in (clip.encode_image, clip.encode_text)
+        if probability not in ("softmax", "sigmoid"):
+            raise ValueError(
+                f"probability must be softmax or sigmoid, got {probability!r}"
+            )
+        if mesh is None:
+            mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
+        self.name, self.architecture, self.tokenizer = name, architecture, tokenizer
+        self.squash, self.probability, self.licence = squash, probability, licence
+        self._mesh, self._class_cache = mesh, class_cache
+        self._parts = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+        self.batch = padded_rows(batch, parts=self._parts)
+        self._params = jax.device_put(params, sharding.tree_shardings(mesh, params))
+        whole = sharding.replicated(mesh)
+
+        def compiled(encode: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+            return jax.jit(functools.partial(encode, architecture), out_shardings=whole)
+
+        self._encode_image = compiled(clip.encode_image)
+        self._encode_text = compiled(clip.encode_text)
+        self._classifiers: collections.OrderedDict[Any, np.ndarray] = (
+            collections.OrderedDict()
         )
 
     @property
     def logit_scale(self) -> float:
-        """The factor between cosines and logits."""
-        return float(np.exp(jax.device_get(self._params["log_logit_scale"])))
+        """What cosines are multiplied by before the softmax or sigmoid."""
+        return float(np.exp(np.float32(self._params["log_logit_scale"])))
 
-    def embed_images(self, images: Sequence[ImageLike]) -> NDArray[np.float32]:
-        """Returns f32[N, E] of unit norm.
+    @property
+    def logit_bias(self) -> float:
+        """What is added to scaled cosines before the sigmoid; 0 for a softmax."""
+        return float(self._params.get("logit_bias", 0.0))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hex hash of all that decides an embedding: parameters, shape, tokenizer."""
+        digest = xxhash.xxh3_128()
+        facts = dataclasses.asdict(self.architecture)
+        for how in ("attention", "remat"):
+            facts.pop(how)
+        facts |= {"squash": self.squash, "tokenizer": self.tokenizer.fingerprint}
+        digest.update(repr(sorted(facts.items())).encode())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self._params):
+            digest.update(f"{sharding.path_name(path)} {leaf.shape}".encode())
+            digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+        return digest.hexdigest()
+
+    def embed_images(self, images: Sequence[ImageLike] | np.ndarray) -> np.ndarray:
+        """Embeds n images, f32[n, E], unit norm.
 
         Args:
-          images: paths, bytes, PIL images or uint8[H, W, 3] arrays, of any size.
+          images: bytes, paths, Pillow images or uint8[H, W, 3] arrays, in any mixture
+            and of any size; or uint8[n, H, W, 3].
 
         Raises:
-          ValueError: an image cannot be decoded; says which.
+          ValueError: one cannot be decoded, or is larger than images.MAX_PIXELS; names
+            it by its path or place.
+          FileNotFoundError: a path leads nowhere.
         """
-        with ThreadPoolExecutor(_DECODE_THREADS) as pool:
-            read = functools.partial(
-                read_image, size=self.preprocess.size, squash=self.preprocess.squash
-            )
-            portions = (
-                np.stack(list(pool.map(read, range(start, stop), images[start:stop])))
-                for start, stop in self._portions(len(images))
-            )
-            return self._encode(self._encode_image, portions)
-
-    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Returns f32[N, E] of unit norm; a text that is too long loses its end."""
-        if self.tokenizer is None:
-            raise ValueError(
-                f"{self.name} came without a tokenizer.json; put the model's into its "
-                "folder, or give token ids to embed_tokens"
-            )
-        tokens, _ = self.tokenizer(texts, self.architecture.context_length)
-        return self.embed_tokens(tokens)
-
-    def embed_pixels(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
-        """Returns f32[B, E] for images [B, H, W, 3]: uint8, or normalised f32."""
-        portions = (pixels[a:b] for a, b in self._portions(len(pixels)))
-        return self._encode(self._encode_image, portions)
-
-    def embed_tokens(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Returns f32[B, E] for token ids int32[B, T], T at most the context length."""
-        if tokens.size and not 0 <= tokens.min() <= tokens.max() < (
-            self.architecture.vocab_size
+        if isinstance(images, bytes | str | os.PathLike | Image.Image) or (
+            isinstance(images, np.ndarray) and images.ndim != 4
         ):
             raise ValueError(
-                f"token ids must be below {self.architecture.vocab_size}, got "
-                f"{tokens.min()} to {tokens.max()}; is it another model's tokenizer?"
+                "want a list of images (or uint8[n, H, W, 3]), got one"
+                f" {type(images).__name__}; write [image]"
             )
-        portions = (tokens[a:b] for a, b in self._portions(len(tokens)))
-        return self._encode(self._encode_text, portions)
+        size, squash = self.architecture.image_size, self.squash
+        if isinstance(images, np.ndarray) and images.shape[1:] == (size, size, 3):
+            if images.dtype == np.uint8:  # fitted already
+                fitted = (images[rows] for rows in _portions(len(images), self.batch))
+                return self._encode(self._encode_image, fitted, total=len(images))
 
-    def class_embeddings(
-        self, labels: Sequence[str], templates: Sequence[str] = ("{}",)
-    ) -> NDArray[np.float32]:
-        """Returns f32[K, E]: the mean of each label's prompts, of unit norm."""
-        task = prompts.Task(
-            class_names=tuple((label,) for label in labels),
-            templates=tuple(templates),
-            labels={},
+        def prepared(place: int) -> np.ndarray:
+            name = f"image {place}"
+            return prepare_image(images[place], size=size, squash=squash, name=name)
+
+        with ThreadPoolExecutor(_DECODE_THREADS) as pool:
+            portions = (
+                np.stack(list(pool.map(prepared, range(rows.start, rows.stop))))
+                for rows in _portions(len(images), self.batch)
+            )
+            return self._encode(self._encode_image, portions, total=len(images))
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeds n texts, f32[n, E], unit norm; what does not fit is cut at the end."""
+        if isinstance(texts, str):
+            raise ValueError(f"want a list of texts, got one; write [{texts[:40]!r}]")
+        portions = (
+            self.tokenizer(texts[rows], self.architecture.context_length)[0]
+            for rows in _portions(len(texts), self.batch)
         )
-        return zero_shot.class_embeddings(self.embed_texts, task)
+        return self._encode(self._encode_text, portions, total=len(texts))
+
+    def embed_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Embeds f32[B, H, W, 3] as f32[B, E], unit norm.
+
+        H = W = architecture.image_size, RGB, normalised by the model's mean and
+        standard deviation. For uint8 pictures there is `embed_images`.
+        """
+        if np.asarray(pixels).dtype.kind != "f":
+            raise ValueError(
+                f"want normalised float pixels, got {np.asarray(pixels).dtype}; use"
+                " embed_images for pictures"
+            )
+        pixels = np.asarray(pixels, np.float32)
+        size = self.architecture.image_size
+        if pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
+            raise ValueError(f"want f32[B, {size}, {size}, 3], got {pixels.shape}")
+        portions = (pixels[rows] for rows in _portions(len(pixels), self.batch))
+        return self._encode(self._encode_image, portions, total=len(pixels))
+
+    def embed_tokens(self, tokens: np.ndarray) -> np.ndarray:
+        """Embeds i32[B, T] as f32[B, E], unit norm; T at most the context length.
+
+        Rows hold the model's marks; shorter ones are padded with its pad id.
+        """
+        tokens = np.asarray(tokens)
+        longest = self.architecture.context_length
+        vocabulary = self.architecture.vocab_size
+        if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+            raise ValueError(
+                f"want integers [B, T], got {tokens.dtype}{list(tokens.shape)}"
+            )
+        if tokens.shape[1] > longest:
+            raise ValueError(
+                f"want at most {longest} tokens a row, got {tokens.shape[1]}; cut them,"
+                " and keep the end mark"
+            )
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocabulary:
+            raise ValueError(
+                f"want ids from 0 to {vocabulary - 1}, got {tokens.min()} to"
+                f" {tokens.max()}; is this the model's tokenizer?"
+            )
+        tokens = np.pad(
+            tokens.astype(np.int32),
+            [(0, 0), (0, longest - tokens.shape[1])],
+            constant_values=self.architecture.pad_id,
+        )
+        portions = (tokens[rows] for rows in _portions(len(tokens), self.batch))
+        return self._encode(self._encode_text, portions, total=len(tokens))
+
+    def embed_classes(
+        self, labels: Sequence[Label], *, templates: Sequence[str] = DEFAULT_TEMPLATES
+    ) -> np.ndarray:
+        """Embeds K classes, f32[K, E], unit norm; see `zero_shot.class_embeddings`.
+
+        They are kept in memory, and in the folder `class_cache` where there is one.
+        """
+        task = prompts.make_task(labels, templates)
+        key = (task.class_names, task.templates)
+        if key in self._classifiers:
+            self._classifiers.move_to_end(key)
+            return self._classifiers[key]
+        if self._class_cache:
+            classes = zero_shot.cached_class_embeddings(
+                self.embed_texts,
+                task,
+                folder=self._class_cache,
+                fingerprint=self.fingerprint,
+            )
+        else:
+            classes = zero_shot.class_embeddings(self.embed_texts, task)
+        classes.setflags(write=False)
+        self._classifiers[key] = classes
+        if len(self._classifiers) > _CLASSIFIERS:
+            self._classifiers.popitem(last=False)
+        return classes
 
     def classify(
         self,
-        images: Sequence[ImageLike],
-        labels: Sequence[str],
+        images: Sequence[ImageLike] | np.ndarray,
+        labels: Sequence[Label],
         *,
-        templates: Sequence[str] = ("{}",),
-    ) -> Answers:
-        """Returns how probable each label is for each image: a softmax over labels.
+        templates: Sequence[str] = DEFAULT_TEMPLATES,
+    ) -> Classification:
+        """Says how probable each label is for each image, without training on them.
+
+        For CLIP the probabilities are a softmax over the labels: they sum to 1 and
+        mean "which of these". For SigLIP each is a sigmoid of its own: "is it this",
+        and all may be small.
 
         Args:
-          images: as in `embed_images`.
-          labels: K names.
-          templates: prompts with {} for the name; a label is the mean of its prompts.
+          images: see `embed_images`.
+          labels: K names, or lists of names that mean the same.
+          templates: texts with {} for the name; a class is the mean of all its prompts.
         """
-        if not labels:
-            raise ValueError("wanted at least one label")
-        cosines = self.embed_images(images) @ self.class_embeddings(labels, templates).T
-        logits = self.logit_scale * cosines
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities = shifted / shifted.sum(axis=1, keepdims=True)
-        best = [labels[i] for i in probabilities.argmax(axis=1)]
-        return Answers(probabilities.astype(np.float32), best)
+        classes = self.embed_classes(labels, templates=templates)
+        cosines = self.embed_images(images) @ classes.T  # [N, K]
+        names = [label if isinstance(label, str) else label[0] for label in labels]
+        return Classification(names, self.probabilities(cosines))
 
-    def _portions(self, total: int) -> Iterator[tuple[int, int]]:
-        return (
-            (start, min(start + self._batch, total))
-            for start in range(0, total, self._batch)
-        )
+    def probabilities(self, cosines: np.ndarray) -> np.ndarray:
+        """Turns cosines of images with K labels, f32[N, K], into probabilities."""
+        logits = cosines.astype(np.float64) * self.logit_scale + self.logit_bias
+        if self.probability == "sigmoid":
+            return (0.5 * (1 + np.tanh(0.5 * logits))).astype(np.float32)
+        grown = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return (grown / grown.sum(axis=1, keepdims=True)).astype(np.float32)
 
     def _encode(
-        self, encode: Callable[..., jax.Array], portions: Iterator[NDArray[Any]]
-    ) -> NDArray[np.float32]:
-        found = [np.zeros((0, self.architecture.embed_dim), np.float32)]
-        for rows in portions:
-            size = padded_size(len(rows), devices=self._mesh.size, most=self._batch)
-            padding = [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1)
+        self,
+        encode: Callable[..., jax.Array],
+        portions: Iterator[np.ndarray],
+        *,
+        total: int,
+    ) -> np.ndarray:
+        """Encodes portions of at most `batch` rows; the next is made meanwhile."""
+        result = np.empty((total, self.architecture.embed_dim), np.float32)
+        start = 0
+        for rows in one_ahead(portions):
+            wanted = padded_rows(len(rows), parts=self._parts)
+            padding = [(0, wanted - len(rows))] + [(0, 0)] * (rows.ndim - 1)
             batch = sharding.put_batch(self._mesh, {"rows": np.pad(rows, padding)})
             embedded = jax.device_get(encode(self._params, batch["rows"]))
-            found.append(embedded[: len(rows)])
-        return np.concatenate(found)
+            result[start : start + len(rows)] = embedded[: len(rows)]
+            start += len(rows)
+        return result
+
+
+def padded_rows(rows: int, *, parts: int) -> int:
+    """The rows that a portion is padded to: `parts` times a power of two."""
+    return parts * 2 ** max(0, math.ceil(math.log2(max(rows, 1) / parts)))
+
+
+def prepare_image(
+    image: ImageLike, *, size: int, squash: bool, name: str
+) -> np.ndarray:
+    """Decodes and fits one image: uint8[size, size, 3], RGB.
+
+    Raises:
+      ValueError: it cannot be; says which by its path, or else by `name`.
+      FileNotFoundError: the path leads nowhere.
+    """
+    if isinstance(image, str | os.PathLike):
+        name = os.fspath(image)
+        path = files.path(image)
+        if not path.exists():
+            raise FileNotFoundError(f"there is no image {name}")
+        image = path.read_bytes()
+    try:
+        if isinstance(image, bytes):
+            return decoders.decode_eval(image, size=size, squash=squash)
+        if isinstance(image, np.ndarray):
+            image = _from_array(image)
+        if not isinstance(image, Image.Image):
+            raise ValueError(
+                "want bytes, a path, a Pillow image or a uint8 array, got"
+                f" {type(image).__name__}"
+            )
+        if image.width * image.height > decoders.MAX_PIXELS:
+            raise decoders.UndecodableImage(
+                "too_many_pixels",
+                f"{image.width} x {image.height}, at most {decoders.MAX_PIXELS} pixels",
+            )
+        return decoders.fit_eval(image, size=size, squash=squash)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{name} cannot be used: {error}") from error
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels not in (1, 3):
+        raise ValueError(
+            f"want uint8[H, W, 3] or [H, W], got {pixels.dtype}{list(pixels.shape)};"
+            " use embed_pixels for normalised floats"
+        )
+    if not pixels.size:
+        raise ValueError(f"want at least one pixel, got {list(pixels.shape)}")
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+
+
+def _portions(total: int, size: int) -> Iterator[slice]:
+    return (slice(i, min(i + size, total)) for i in range(0, total, size))
+
+
+def one_ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """The same items; while one is used, a thread makes the next."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
 
 
 def load(
-    source: str | os.PathLike,
+    name_or_path: str | os.PathLike,
     *,
     dtype: str = "float32",
-    batch: int = 256,
+    batch: int = DEFAULT_BATCH,
+    mesh: Mesh | None = None,
+    step: int | None = None,
+    class_cache: str = "",
     preset: str = "",
     trust_pickle: bool = False,
-    step: int | None = None,
 ) -> Model:
-    """Loads a model to use; arguments as in `loading.load` and `Model`."""
-    loaded = loading.load(source, preset=preset, trust_pickle=trust_pickle, step=step)
-    return Model(loaded, dtype=dtype, batch=batch)
+    """Loads a model for use.
 
-
-def read_image(
-    index: int, image: ImageLike, *, size: int, squash: bool
-) -> NDArray[np.uint8]:
-    """Returns uint8[size, size, 3] of image number `index`, as the processors do.
+    Args:
+      name_or_path: a folder of Hugging Face or open_clip, a weight file, a name on the
+        hub, or a run's workdir: see `loading.load`.
+      dtype: of the towers' matrix products: float32, or bfloat16 (faster on
+        accelerators; embeddings agree to about two digits).
+      batch: most rows at a time.
+      mesh: None = all devices.
+      step: which checkpoint of a run; None = the newest.
+      class_cache: folder that keeps class embeddings; "" = only in memory.
+      preset: architecture of a weight file.
+      trust_pickle: read torch files that may run code of their maker.
 
     Raises:
-      ValueError: it cannot be decoded, or is no image; names it.
-      FileNotFoundError: there is no such file.
+      FileNotFoundError: there is no model of this name.
+      ValueError: it is none that this package knows, or has no tokenizer.
     """
-    name = f"image {index}"
-    try:
-        if isinstance(image, str | os.PathLike):
-            name += f" ({os.fspath(image)})"
-            image = files.path(image).read_bytes()
-        if isinstance(image, bytes):
-            return image_data.decode_eval(image, size=size, squash=squash)
-        if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise ValueError(
-                    f"wanted uint8[H, W, 3], got {image.dtype}{list(image.shape)}"
-                )
-            image = Image.fromarray(image)
-        if not isinstance(image, Image.Image):
-            raise ValueError(
-                f"wanted a path, bytes, a PIL image or an array, got {type(image)}"
-            )
-        return image_data.resize_eval(image, size=size, squash=squash)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-
-
-def padded_size(rows: int, *, devices: int, most: int) -> int:
-    """Returns the rows that a batch is padded to: a power of two times the devices."""
-    size = devices
-    while size < rows:
-        size *= 2
-    return min(size, most)
+    loaded = loading.load(
+        name_or_path, preset=preset, trust_pickle=trust_pickle, step=step
+    )
+    if loaded.tokenizer is None:
+        raise ValueError(
+            f"{loaded.name} has no tokenizer.json; put the one of its model into the "
+            "folder"
+        )
+    return Model(
+        name=loaded.name,
+        architecture=dataclasses.replace(loaded.architecture, dtype=dtype),
+        params=loaded.params,
+        tokenizer=loaded.tokenizer,
+        mesh=mesh,
+        batch=batch,
+        squash=loaded.preprocess.squash,
+        licence=loaded.licence,
+        class_cache=class_cache,
+    )

@@ -1,60 +1,65 @@
-"""Which of some labels fit an image.
+"""Says which label an image has, with probabilities, without training on the labels.
 
-    python -m metaclip_jax.predict --model=RUN --image=cat.jpg --labels='cat,dog'
-    python -m metaclip_jax.predict --model=facebook/metaclip-b32-400m --image=a.jpg \
-        --image=b.jpg --labels=cat,dog --template='a photo of a {}.'
+    python -m metaclip_jax.predict --model=NAME_OR_PATH --image=photo.jpg \
+        --labels="cat,dog,a red car"
+
+--image may be given several times; --template too, and then a label is the mean of all.
 """
 
+import unicodedata
 from collections.abc import Sequence
 
-import numpy as np
 from absl import app, flags
 
-from metaclip_jax import inference, runtime
+from metaclip_jax import inference, model_flags
 
 
-def table(
-    images: Sequence[str], labels: Sequence[str], probabilities: np.ndarray
-) -> str:
-    """Returns a line for each image and label, the most probable first.
+def table(images: Sequence[str], found: inference.Classification, *, top: int) -> str:
+    """The `top` most probable labels of each image, a line each, best first.
 
     Args:
       images: N names.
-      labels: K names.
-      probabilities: f32[N, K].
+      found: their labels' probabilities [N, K].
+      top: how many labels at most.
     """
+    shown = [[printable(label) for label in found.labels]] * len(images)
+    width = max(len(label) for label in shown[0])
     lines = []
-    for image, row in zip(images, probabilities, strict=True):
+    for image, labels, row in zip(images, shown, found.probabilities, strict=True):
         lines.append(printable(image))
-        for label in np.argsort(-row, kind="stable"):
-            lines.append(f"  {row[label]:>7.2%}  {printable(labels[label])}")
+        best = sorted(range(len(row)), key=lambda k: -row[k])[:top]
+        lines += [f"  {labels[k]:<{width}} {row[k]:>7.2%}" for k in best]
     return "\n".join(lines)
 
 
 def printable(text: str) -> str:
-    """Text that cannot steer a terminal: control characters are shown as such."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    """Without what a terminal would take as a command."""
+    return "".join(c if unicodedata.category(c)[0] != "C" else " " for c in text)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Predicts from the command line."""
+    """Classifies images from the command line."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
     values = flags.FLAGS
-    runtime.log_our_own_notes()
-    model = inference.load(values.model, dtype=values.dtype, step=values.step)
-    answers = model.classify(
-        values.image, values.labels, templates=values.template or ["{}"]
+    labels = [label.strip() for label in values.labels if label.strip()]
+    if not labels:
+        raise app.UsageError('want at least one label, like --labels="cat,dog"')
+    model = model_flags.load(values)
+    found = model.classify(
+        values.image,
+        labels,
+        templates=values.template or inference.DEFAULT_TEMPLATES,
     )
-    print(table(values.image, values.labels, answers.probabilities))
+    print(table(values.image, found, top=values.top))
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("model", None, "Folder, hub name or run.")
-    flags.DEFINE_multi_string("image", None, "Image file; may be repeated.")
-    flags.DEFINE_list("labels", None, "Labels, comma-separated.")
-    flags.DEFINE_multi_string("template", [], "Prompt with {} for the label; repeated.")
-    flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "Of the towers.")
-    flags.DEFINE_integer("step", None, "Checkpoint of a run; default: the newest.")
-    flags.mark_flags_as_required(["model", "image", "labels"])
+    model_flags.define()
+    flags.DEFINE_multi_string("image", None, "Image file.", required=True)
+    flags.DEFINE_list("labels", None, "Labels, separated by commas.", required=True)
+    flags.DEFINE_multi_string(
+        "template", [], 'Text with {} for the label; default: "a photo of a {}."'
+    )
+    flags.DEFINE_integer("top", 10, "Labels to show for each image.", lower_bound=1)
     app.run(main)

@@ -107,22 +107,28 @@ def decode_train(
 def decode_eval(data: bytes, *, size: int, squash: bool = False) -> np.ndarray:
     """Decodes an image as the CLIP processors do; returns uint8[size, size, 3], RGB.
 
-    The shortest side is resized to `size` with Pillow's bicubic filter and the centre
-    is cut out; with `squash` both sides are resized instead, whatever their ratio.
-    Raises UndecodableImage.
+    See `fit_eval`. Raises UndecodableImage.
     """
+    return fit_eval(open_eval(data), size=size, squash=squash)
+
+
+def open_eval(data: bytes) -> Image.Image:
+    """Decodes an image whole, with Pillow, as RGB. Raises UndecodableImage."""
     image_size(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow on odd EXIF and palettes
-            image = Image.open(io.BytesIO(data)).convert("RGB")
+            return Image.open(io.BytesIO(data)).convert("RGB")
     except _DECODER_ERRORS as error:
         raise UndecodableImage("broken_image", str(error)) from error
-    return resize_eval(image, size=size, squash=squash)
 
 
-def resize_eval(image: Image.Image, *, size: int, squash: bool = False) -> np.ndarray:
-    """Resizes a decoded image as `decode_eval` does; returns uint8[size, size, 3]."""
+def fit_eval(image: Image.Image, *, size: int, squash: bool = False) -> np.ndarray:
+    """Brings an image to uint8[size, size, 3], RGB, as the CLIP processors do.
+
+    The shortest side is resized to `size` with Pillow's bicubic filter and the centre
+    is cut out; with `squash` both sides are resized instead, whatever their ratio.
+    """
     image = image.convert("RGB")
     if squash:
         return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))

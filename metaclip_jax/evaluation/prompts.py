@@ -8,8 +8,8 @@ A class may have several names; each is put into each template.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from metaclip_jax import files
 
@@ -31,6 +31,56 @@ class Task:
 def prompts(names: tuple[str, ...], templates: tuple[str, ...]) -> list[str]:
     """Every name of one class in every template, templates outermost."""
     return [template.replace(SLOT, name) for template in templates for name in names]
+
+
+class Prompts(NamedTuple):
+    """How a task's classes are named and asked for; its labels come with its images.
+
+    class_names: one tuple of names per class, in the order of the labels; by the
+    label's own name where the file says so; None where the images' names are taken.
+    """
+
+    class_names: tuple[tuple[str, ...], ...] | dict[str, tuple[str, ...]] | None
+    templates: tuple[str, ...]
+
+
+def make_task(labels: Sequence[str | Sequence[str]], templates: Sequence[str]) -> Task:
+    """A task without labelled images, from names (or lists of names) and templates.
+
+    Raises:
+        ValueError: there is no label or no template, one is empty, or a template has
+            no {}.
+    """
+    if isinstance(labels, str) or isinstance(templates, str):
+        raise ValueError("want lists of labels and of templates, got a single text")
+    class_names = _names_of_classes("labels", list(labels), at_least=1)
+    return Task(class_names, _templates("prompts", list(templates)), labels={})
+
+
+def load_prompts(path: str) -> Prompts:
+    """Reads prompts: {"templates": [...], "class_names": ...}; further keys are left.
+
+    class_names may be a list in the order of the labels, an object from label (a
+    folder's name, or what TFDS calls it) to name or names, or missing.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds something else; names where.
+    """
+    given = files.read_json(path)
+    if not isinstance(given, dict) or "templates" not in given:
+        raise ValueError(
+            f"{path}: want an object with templates (and class_names), got"
+            f" {_shown(given)}"
+        )
+    templates = _templates(path, given["templates"])
+    named = given.get("class_names")
+    if named is None:
+        return Prompts(None, templates)
+    if isinstance(named, dict):
+        names = _class_names(path, list(named.values()))
+        return Prompts(dict(zip(named, names, strict=True)), templates)
+    return Prompts(_class_names(path, named), templates)
 
 
 def load_task(path: str) -> Task:
@@ -61,17 +111,24 @@ def load_task(path: str) -> Task:
 
 
 def _class_names(path: str, given: Any) -> tuple[tuple[str, ...], ...]:
-    if not isinstance(given, list) or len(given) < 2:
+    return _names_of_classes(f"{path}: class_names", given, at_least=2)
+
+
+def _names_of_classes(
+    where: str, given: Any, *, at_least: int
+) -> tuple[tuple[str, ...], ...]:
+    if not isinstance(given, list) or len(given) < at_least:
         raise ValueError(
-            f"{path}: class_names must be a list of at least 2 classes, got"
+            f"{where} must be a list of at least {at_least} classes, got"
             f" {_shown(given)}"
         )
     classes = []
     for label, names in enumerate(given):
         names = [names] if isinstance(names, str) else names
+        names = list(names) if isinstance(names, tuple) else names
         if not _is_list_of_texts(names):
             raise ValueError(
-                f"{path}: class_names[{label}] must be a name or a list of names,"
+                f"{where}[{label}] must be a name or a list of names,"
                 f" none of them empty, got {_shown(given[label])}"
             )
         classes.append(tuple(names))

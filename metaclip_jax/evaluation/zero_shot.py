@@ -4,10 +4,14 @@ A class is embedded as the mean of its prompts' embeddings, each of unit norm, b
 back to unit norm.
 """
 
+import hashlib
+import io
+import json
 from collections.abc import Callable
 
 import numpy as np
 
+from metaclip_jax import files
 from metaclip_jax.evaluation import prompts, statistics
 
 EncodeTexts = Callable[[list[str]], np.ndarray]
@@ -29,6 +33,44 @@ def class_embeddings(encode_texts: EncodeTexts, task: prompts.Task) -> np.ndarra
         for start, end in zip(starts[:-1], starts[1:], strict=True)
     ]
     return _unit(np.stack(means))
+
+
+def cached_class_embeddings(
+    encode_texts: EncodeTexts, task: prompts.Task, *, folder: str, fingerprint: str
+) -> np.ndarray:
+    """`class_embeddings`, kept as a file of `folder`, f32[K, E].
+
+    The file's name is a hash of the model's fingerprint, the names and the templates,
+    so another model or prompt never finds it. It appears whole or not at all.
+
+    Args:
+        encode_texts: see `class_embeddings`; called only where there is no file.
+        task: see `class_embeddings`.
+        folder: local or gs://; made where missing.
+        fingerprint: of all that decides what `encode_texts` returns.
+
+    Raises:
+        ValueError: the file is damaged; names it.
+    """
+    facts = json.dumps([fingerprint, task.class_names, task.templates])
+    name = hashlib.sha256(facts.encode()).hexdigest()[:32]
+    path = files.path(folder) / f"classes-{name}.npy"
+    if path.exists():
+        try:
+            classes = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path} is damaged ({error}); remove it") from error
+        if classes.ndim != 2 or len(classes) != len(task.class_names):
+            raise ValueError(
+                f"{path} is damaged: want {len(task.class_names)} classes, got"
+                f" {classes.shape}; remove it"
+            )
+        return classes
+    classes = class_embeddings(encode_texts, task)
+    written = io.BytesIO()
+    np.save(written, classes)
+    files.write_bytes(path, written.getvalue())
+    return classes
 
 
 def ranks(

@@ -1,0 +1,122 @@
+"""Embeddings of a dataset on disk: Parquet by image id, one part per file shard.
+
+A folder holds part-00000-of-000NN.parquet with the rows of file shard 0 in its order,
+and so on, and manifest.json, which is written last. Each part says what it was made
+from, so that a run that was killed goes on without mixing two models. Curation reads
+the parts by image_id.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from metaclip_jax import files
+
+_INPUTS = b"inputs"
+OK = "ok"
+
+
+class Part(NamedTuple):
+    """Rows of a file shard. `embedding` f32[n, E], zero where `status` is not "ok"."""
+
+    image_ids: list[str]
+    status: list[str]
+    embedding: np.ndarray
+
+
+def schema(embed_dim: int) -> pa.Schema:
+    """The columns of a part.
+
+    `embedding` is of unit norm; `text_scores` are the cosines of the image with each of
+    its texts, whose keys are in `text_keys`; `status` is "ok", or the reason why the
+    image could not be decoded, and then embedding and text_scores are null.
+    """
+    return pa.schema(
+        [
+            ("image_id", pa.string()),
+            ("embedding", pa.list_(pa.float32(), embed_dim)),
+            ("text_keys", pa.list_(pa.uint64())),
+            ("text_scores", pa.list_(pa.float32())),
+            ("status", pa.string()),
+        ]
+    )
+
+
+def part_path(folder: str, shard: int, shard_count: int) -> str:
+    """The path of the part that holds file shard `shard` of `shard_count`."""
+    return str(files.path(folder) / f"part-{shard:05d}-of-{shard_count:05d}.parquet")
+
+
+def write_part(path: str, table: pa.Table, *, inputs: Mapping[str, Any]) -> None:
+    """Writes a part whole; the same table and inputs give the same bytes."""
+    table = table.replace_schema_metadata({_INPUTS: _dumps(inputs)})
+    with files.staged(path) as local:
+        pq.write_table(table, local, compression="zstd", use_dictionary=False)
+
+
+def has_part(path: str, *, inputs: Mapping[str, Any], rows: int) -> bool:
+    """Says whether the part is there, made from these inputs.
+
+    Raises:
+      ValueError: it was made from others, or has another number of rows.
+    """
+    if not files.path(path).exists():
+        return False
+    with files.path(path).open("rb") as file:
+        parquet = pq.ParquetFile(file)
+        found = (parquet.schema_arrow.metadata or {}).get(_INPUTS, b"{}")
+        count = parquet.metadata.num_rows
+    if found != _dumps(inputs) or count != rows:
+        raise ValueError(
+            f"{path} belongs to another run: wanted {rows} rows from {dict(inputs)},"
+            f" found {count} from {found.decode()}. Choose another folder, or remove"
+            " this one"
+        )
+    return True
+
+
+def read_status(path: str) -> list[str]:
+    """The status of each row of a part."""
+    with files.path(path).open("rb") as file:
+        return pq.read_table(file, columns=["status"])["status"].to_pylist()
+
+
+def read_manifest(folder: str) -> dict[str, Any]:
+    """The manifest of a finished folder.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    path = files.path(folder) / files.MANIFEST
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{folder} holds no finished embeddings: it has no {files.MANIFEST}. Finish"
+            " metaclip_jax.embed, or check the path"
+        )
+    return files.read_json(path)
+
+
+def read_parts(folder: str) -> Iterator[Part]:
+    """Yields the parts of a finished folder in the order of the file shards."""
+    manifest = read_manifest(folder)
+    for shard in range(manifest["shards"]):
+        path = part_path(folder, shard, manifest["shards"])
+        with files.path(path).open("rb") as file:
+            table = pq.read_table(file, columns=["image_id", "status", "embedding"])
+        column = pa.concat_arrays(table["embedding"].chunks)
+        flat = column.fill_null([0.0] * manifest["embed_dim"]).flatten()
+        yield Part(
+            image_ids=table["image_id"].to_pylist(),
+            status=table["status"].to_pylist(),
+            embedding=flat.to_numpy(zero_copy_only=False).reshape(
+                -1, manifest["embed_dim"]
+            ),
+        )
+
+
+def _dumps(inputs: Mapping[str, Any]) -> bytes:
+    return json.dumps(dict(inputs), sort_keys=True).encode()

@@ -1,0 +1,160 @@
+"""The numbers of the field, from scores that any model gave.
+
+Each function takes scores (higher = more likely) and what is right, and returns one
+number. They agree with scikit-learn's and clip_benchmark's on the same scores.
+"""
+
+import numpy as np
+
+
+def top_k(scores: np.ndarray, labels: np.ndarray, *, k: int) -> float:
+    """The share of examples whose class is among their k best.
+
+    Of equal scores the class with the lower index comes first.
+
+    Args:
+        scores: f[N, K].
+        labels: int[N].
+        k: at least 1.
+    """
+    _check(scores, labels)
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    earlier = np.arange(scores.shape[1])[None, :] < labels[:, None]
+    rank = ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
+    return float(np.mean(rank < k))
+
+
+def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The mean over classes of the share of each class that is found.
+
+    scikit-learn calls it balanced accuracy. Classes without an example do not count.
+
+    Args:
+        scores: f[N, K].
+        labels: int[N].
+    """
+    _check(scores, labels)
+    hits = scores.argmax(axis=1) == labels
+    size = np.bincount(labels, minlength=scores.shape[1])
+    found = np.bincount(labels, weights=hits, minlength=scores.shape[1])
+    return float(np.mean(found[size > 0] / size[size > 0]))
+
+
+def roc_auc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """The chance that a positive example has a higher score than a negative one.
+
+    Equal scores count half. For two classes the score is that of class 1 less that of
+    class 0.
+
+    Args:
+        scores: f[N].
+        positive: bool[N], at least one of each kind.
+    """
+    _check(scores, positive)
+    positive = positive.astype(bool)
+    positives = int(positive.sum())
+    negatives = len(positive) - positives
+    if not positives or not negatives:
+        raise ValueError(
+            f"want positive and negative examples, got {positives} and {negatives}"
+        )
+    values, place = np.unique(scores, return_inverse=True)
+    count = np.bincount(place, minlength=len(values))
+    mean_rank = np.cumsum(count) - (count - 1) / 2  # from 1; ties share theirs
+    total = mean_rank[place[positive]].sum()
+    return float((total - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
+    """The mean of the precisions at each positive example, not interpolated.
+
+    Examples of equal score are one threshold, as in scikit-learn.
+
+    Args:
+        scores: f[N].
+        positive: bool[N], at least one true.
+    """
+    precision, recall = _precision_recall(scores, positive)
+    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
+
+
+def average_precision_11_point(scores: np.ndarray, positive: np.ndarray) -> float:
+    """The mean over recalls 0, 0.1, ..., 1 of the best precision from there on.
+
+    What PASCAL VOC 2007 and the CLIP paper report.
+
+    Args:
+        scores: f[N].
+        positive: bool[N], at least one true.
+    """
+    precision, recall = _precision_recall(scores, positive)
+    best_from = np.maximum.accumulate(precision[::-1])[::-1]
+    # Compared in whole examples: 0.3 * 10 is not quite 3.
+    positives = int(np.sum(positive))
+    found = np.rint(recall * positives).astype(np.int64)
+    needed = -(-np.arange(11) * positives // 10)
+    return float(np.mean(best_from[np.searchsorted(found, needed)]))
+
+
+def mean_average_precision(
+    scores: np.ndarray, positive: np.ndarray, *, points: int = 0
+) -> float:
+    """The mean over classes of average precision, for images of several classes.
+
+    Classes without a positive example do not count.
+
+    Args:
+        scores: f[N, K].
+        positive: bool[N, K].
+        points: 0 for the plain one, 11 for VOC 2007's.
+    """
+    if points not in (0, 11):
+        raise ValueError(f"points must be 0 (plain) or 11, got {points}")
+    of_class = average_precision_11_point if points else average_precision
+    seen = np.flatnonzero(positive.any(axis=0))
+    return float(np.mean([of_class(scores[:, k], positive[:, k]) for k in seen]))
+
+
+def recall_at_k(scores: np.ndarray, positive: np.ndarray, *, k: int) -> float:
+    """The share of queries with a right answer among their k best.
+
+    A query may have several right answers; any one counts. A wrong answer of equal
+    score comes first.
+
+    Args:
+        scores: f[queries, candidates].
+        positive: bool[queries, candidates], at least one true in each row.
+        k: at least 1.
+    """
+    _check(scores, positive)
+    if not positive.any(axis=1).all():
+        row = int(np.argmin(positive.any(axis=1)))
+        raise ValueError(f"want a right answer for each query, got none for {row}")
+    best = np.where(positive, scores, -np.inf).max(axis=1, keepdims=True)
+    return float(np.mean(((scores >= best) & ~positive).sum(axis=1) < k))
+
+
+def _precision_recall(
+    scores: np.ndarray, positive: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """At each threshold, from the highest score down: f64[thresholds] each."""
+    _check(scores, positive)
+    if not np.any(positive):
+        raise ValueError(f"want at least one positive example of {len(scores)}")
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)  # of its run of equal scores
+    found = np.cumsum(positive[order].astype(np.float64))[last]
+    taken = np.flatnonzero(last) + 1.0
+    return found / taken, found / found[-1]
+
+
+def _check(scores: np.ndarray, right: np.ndarray) -> None:
+    if len(scores) != len(right) or not len(scores):
+        raise ValueError(
+            f"want scores and answers of as many examples, at least one; got"
+            f" {scores.shape} and {right.shape}"
+        )
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            "want finite scores, got NaN or inf; the parameters have diverged"
+        )

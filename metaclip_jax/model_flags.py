@@ -1,0 +1,42 @@
+"""The flags of every command that uses a trained model."""
+
+from typing import Any
+
+from absl import flags
+
+from metaclip_jax import inference, runtime
+
+
+def define(*, required: bool = True) -> None:
+    """Defines --model and how it is computed; call it where a command is run."""
+    flags.DEFINE_string(
+        "model",
+        None,
+        "What metaclip_jax.load takes: a folder, a hub name, or a run's workdir.",
+        required=required,
+    )
+    flags.DEFINE_enum(
+        "dtype", "float32", ["float32", "bfloat16"], "Of the matrix products."
+    )
+    flags.DEFINE_integer("batch", inference.DEFAULT_BATCH, "Most rows at a time.")
+    flags.DEFINE_integer("cpu_devices", 0, "Virtual CPU devices; 0 = real devices.")
+    flags.DEFINE_string(
+        "class_cache", "", "Folder that keeps class embeddings; empty = none."
+    )
+    flags.DEFINE_string(
+        "compilation_cache", "", "Folder for compiled programs; empty = none."
+    )
+
+
+def load(values: Any, name: str = "") -> inference.Model:
+    """Starts JAX and loads --model (or `name`) as the parsed flags say."""
+    runtime.log_our_own_notes()
+    runtime.start_jax(
+        cpu_devices=values.cpu_devices, compilation_cache=values.compilation_cache
+    )
+    return inference.load(
+        name or values.model,
+        dtype=values.dtype,
+        batch=values.batch,
+        class_cache=values.class_cache,
+    )
