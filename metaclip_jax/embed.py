@@ -88,9 +88,7 @@ def embed_shard(
     model: inference.Model, dataset: records.Dataset, shard: int, bar: Any
 ) -> pa.Table:
     """Embeds the records of one file shard; returns its rows in their order."""
-    rows: dict[str, list[Any]] = {
-        name: [] for name in embeddings.schema(model.architecture.embed_dim).names
-    }
+    rows: dict[str, list[Any]] = {name: [] for name in embeddings.schema().names}
     with ThreadPoolExecutor(_DECODE_THREADS) as pool:
         for portion in inference.one_ahead(_portions(model, dataset, shard, pool)):
             image = model.embed_images(portion.pixels)  # [n, E]
@@ -114,7 +112,7 @@ def embed_shard(
             ]
             rows["status"] += portion.status
             bar.update(len(portion.records))
-    return pa.table(rows, schema=embeddings.schema(model.architecture.embed_dim))
+    return pa.table(rows, schema=embeddings.schema())
 
 
 def _portions(
