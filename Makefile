@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := quickstart_run
 
-.PHONY: quickstart test test-slow lint bench clean
+.PHONY: quickstart test test-slow test-parity lint bench clean
 
 quickstart: .venv/quickstart
 	$(BIN)/python -m metaclip_jax.quickstart --workdir=$(RUN) $(ARGS)
@@ -16,6 +16,10 @@ test: lint
 
 test-slow: .venv/dev
 	$(BIN)/pytest -m slow $(ARGS)
+
+# Against torch, transformers and open_clip themselves.
+test-parity: .venv/parity
+	$(BIN)/pytest tests/parity $(ARGS)
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -33,4 +37,11 @@ clean:
 .venv/quickstart .venv/dev: setup.py constraints.txt
 	test -x $(BIN)/uv || { $(PYTHON) -m venv .venv && $(BIN)/pip install -q uv; }
 	VIRTUAL_ENV=.venv $(BIN)/uv pip install -q -c constraints.txt -e '.[$(@F)]'
+	touch $@
+
+# pip, since it heeds a machine's own choice among torch's builds, which uv does not.
+# open_clip alone: it asks for a torchvision that the tests replace.
+.venv/parity: .venv/dev
+	$(BIN)/pip install -q -c constraints.txt torch==2.13.0 transformers==5.23.0
+	$(BIN)/pip install -q --no-deps open_clip_torch==3.3.0
 	touch $@

@@ -39,11 +39,13 @@ TRAIN = [
     "flax>=0.12.8",
     "ftfy",
     "grain>=0.2.18",
+    "huggingface_hub",
     "jax>=0.10.2",
     "opencv-python-headless",
     "optax",
     "orbax-checkpoint>=0.12.8",
     "pillow",
+    "safetensors",
     "tensorboardX",
     "tokenizers",
 ]

@@ -9,7 +9,9 @@ There are two rules, both from MetaCLIP:
 
 v1  `keep_texts`: each text is drawn by itself; an image keeps the texts that survive.
 v2  `keep_images`: one text of each image is chosen, then kept with probability
-    1 - Π(1 - p) over its matches. An image keeps one text or is dropped.
+    1 - Π(1 - p) over its matches. An image keeps one text or is dropped. Counts are
+    still of all texts, as in MetaCLIP 2, so where images have several texts a head
+    entry gets fewer accepted draws than t: t times the chosen part of its matches.
 
 A draw is a hash of (seed, text key, entry id), never a generator's state. So the
 result does not depend on the order of the texts, on how they are split over workers or
@@ -164,8 +166,26 @@ def keep_images(
       text_offsets: i64[m + 1]; image j has texts text_offsets[j] : text_offsets[j + 1].
       text_keys, offsets, entry_ids, keep_probability: as in `accepted_draws`.
     """
-    text_offsets = _checked_offsets(text_offsets, image_keys, text_keys.size, "texts")
+    chosen = choose_texts(seed, image_keys, text_offsets, text_keys)
     kept = keep_texts(seed, text_keys, offsets, entry_ids, keep_probability)
+    survives = chosen >= 0
+    survives[survives] = kept[chosen[survives]]
+    return np.where(survives, chosen - text_offsets[:-1], -1).astype(np.int32)
+
+
+def choose_texts(
+    seed: int,
+    image_keys: NDArray[np.uint64],
+    text_offsets: NDArray[np.int64],
+    text_keys: NDArray[np.uint64],
+) -> NDArray[np.int64]:
+    """Returns i64[m], the text that v2 draws of each image, -1 where it has none.
+
+    The index counts over all texts. Every text of an image is equally likely, and
+    neither the order of the texts nor any keep probability sways the choice.
+    Arguments as in `keep_images`.
+    """
+    text_offsets = _checked_offsets(text_offsets, image_keys, text_keys.size, "texts")
     sizes = np.diff(text_offsets)
     images = np.repeat(np.arange(sizes.size), sizes)
     per_image = _mixed(image_keys ^ _stream(seed, _CHOICE_STREAM))
@@ -174,9 +194,7 @@ def keep_images(
     order = np.lexsort((hashes, images))
     chosen = np.full(sizes.size, -1, np.int64)
     chosen[sizes > 0] = order[text_offsets[:-1][sizes > 0]]
-    survives = chosen >= 0
-    survives[survives] = kept[chosen[survives]]
-    return np.where(survives, chosen - text_offsets[:-1], -1).astype(np.int32)
+    return chosen
 
 
 def text_probability(
@@ -197,31 +215,36 @@ def text_probability(
 
 
 def final_probability(
-    thin_probability: NDArray[np.float64], accepted: ArrayLike, t: float
+    thin_probability: NDArray[np.float64], accepted: ArrayLike, target: ArrayLike
 ) -> NDArray[np.float64]:
-    """Returns f64[M], the p that brings what survived the download down to t.
+    """Returns f64[M], the p that brings what survived the download down to `target`.
 
     Matches were first thinned with `thin_probability` (p at slack * t). Of the
-    accepted ones, `accepted` per entry survived the download; they are cut to t. It
-    never exceeds `thin_probability`, so with the same seed the result is a subset.
+    accepted ones, `accepted` per entry survived the download; they are cut to the
+    target. It never exceeds `thin_probability`, so with the same seed the result is a
+    subset.
 
     Args:
       thin_probability: f64[M].
       accepted: [M], accepted draws among the surviving texts, under thin_probability.
-      t: the threshold, at least 1.
+      target: accepted draws wanted: t, or one number of at least 0 for each entry.
     """
-    return thin_probability * keep_probability(accepted, t)
+    accepted = _checked_counts(accepted)
+    target = np.broadcast_to(np.asarray(target, np.float64), accepted.shape)
+    over = accepted > target
+    cut = np.where(over, target, 1.0) / np.where(over, accepted, 1.0)
+    return thin_probability * cut
 
 
 def short_entries(
-    thin_probability: NDArray[np.float64], accepted: ArrayLike, t: float
+    thin_probability: NDArray[np.float64], accepted: ArrayLike, target: ArrayLike
 ) -> NDArray[np.int64]:
     """Returns the ids of the head entries that lost more than the slack could bear.
 
-    They were thinned before the download and have fewer than t accepted draws left:
-    more slack would have kept more of them.
+    They were thinned before the download and have fewer accepted draws left than the
+    target (see `final_probability`): more slack would have kept more of them.
     """
-    short = _checked_counts(accepted) < _checked_t(t)
+    short = _checked_counts(accepted) < np.asarray(target, np.float64)
     return np.flatnonzero(short & (thin_probability < 1))
 
 

@@ -66,7 +66,16 @@ def curate() -> ConfigDict:
                 "mode": "v1",  # v1 (MetaCLIP 1), v2 (MetaCLIP 2) or fixed
                 "engine": "numba",  # numba, or pyahocorasick (the reference)
             },
+            "language": {
+                # lid176, or package.module:name of what makes an identifier.
+                "identifier": "lid176",
+            },
+            # Images whose texts are kept aside for `data_prep.explain`.
+            "sample_images": 1_000_000,
             "balance": {
+                # v1: every text is drawn by itself. v2: one text of each image.
+                # online: nothing is dropped, the trainer balances as it reads.
+                "rule": "v1",
                 "t": 20_000,  # accepted draws an entry; 0: from tail_share
                 "tail_share": 0.06,  # tail's part of all matches, used where t = 0
                 # Texts are thinned at slack * t before the download: what may be

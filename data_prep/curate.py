@@ -6,7 +6,9 @@
 
 What follows `--` are Beam's pipeline options. Three pipelines, in the order of
 cost: match (drops half of all texts), download (of what balancing can keep),
-write. A run that was killed goes on after its last finished part.
+write. A run that was killed goes on after its last finished part. With
+--stop_after=match it ends there, so that `data_prep.explain` can say what each t would
+give; the same command with the t of choice then goes on.
 """
 
 import dataclasses
@@ -15,6 +17,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -24,7 +27,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from data_prep import drops, parts, schema, steps
+from data_prep import data_card, drops, language, parts, schema, steps
 from data_prep.images import addresses
 from data_prep.matching import Matcher
 from data_prep.metadata import store
@@ -35,6 +38,9 @@ from metaclip_jax import files
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Curation recipe.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "For matches, images, sums.")
 _OUTPUT = flags.DEFINE_string("output", None, "Dataset folder (TFDS-readable).")
+_STOP_AFTER = flags.DEFINE_enum(
+    "stop_after", "write", ("match", "download", "write"), "The last stage to run."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Run:
     metadata: Mapping[str, store.Metadata]
     options: PipelineOptions
     inputs: dict  # what decides the result: a finished folder is known by it
+    match_inputs: dict  # the part of them that decides the matches
     workdir: str
     output: str
 
@@ -54,20 +61,43 @@ class Run:
         return {code: len(m.entries) for code, m in self.metadata.items()}
 
 
+class Pool(NamedTuple):
+    """Entry counts of the matches, uint64[entries] for each metadata."""
+
+    counts: steps.Vectors  # of all texts
+    drawn: steps.Vectors  # of the texts that the rule draws
+
+
 def main(argv: list[str]) -> None:
     """Runs what is not finished yet, then prints the funnel."""
     run = plan(_CONFIG.value, _WORKDIR.value, _OUTPUT.value, argv[1:])
     with files.lock(run.workdir), files.lock(run.output):
         if files.finished(run.output, run.inputs) is None:
-            counts = match(run)
-            t = thresholds(run, counts)
-            thin = steps.keep_probabilities(counts, t, slack=run.config.balance.slack)
+            pool = match(run)
+            if _STOP_AFTER.value == "match":
+                return tell_next(run, "matches")
+            t = thresholds(run, pool.counts)
+            thin = steps.keep_probabilities(
+                pool.counts, t, slack=run.config.balance.slack
+            )
             accepted = download(run, thin)
-            keep = steps.recount(accepted, thin, t)
-            write(run, t=t, thin=thin, keep=keep, pool=counts, accepted=accepted)
+            if _STOP_AFTER.value == "download":
+                return tell_next(run, "images")
+            keep = steps.recount(
+                accepted, thin, t, pool=pool.counts, drawn_counts=pool.drawn
+            )
+            write(run, t=t, thin=thin, keep=keep, pool=pool.counts, accepted=accepted)
         card = files.read_json(files.path(run.output) / "data_card.json")
     print(drops.render(card["funnel"]))
     print(f"{card['records']:,} records, {card['texts']:,} texts in {run.output}")
+
+
+def tell_next(run: Run, folder: str) -> None:
+    """Says what is there after a stage that was to be the last."""
+    logging.info(
+        "%s is finished; the same command without --stop_after goes on",
+        os.path.join(run.workdir, folder),
+    )
 
 
 def plan(
@@ -86,14 +116,45 @@ def plan(
     pages = files.glob(values.pop("warc"))
     if not pages:
         raise ValueError(f"config.warc={config.warc!r} matches no file")
-    if not config.balance.slack >= 1:
-        raise ValueError(f"config.balance.slack must be 1 or more: {config.balance}")
+    check_balance(config.balance)
+    language.load_identifier(config.language.identifier)
     inputs = {
         "config": values,
         "warc": [[p.name, p.stat().length] for p in map(files.path, pages)],
         "metadata": {code: m.fingerprint for code, m in metadata.items()},
     }
-    return Run(config, metadata, beam_options(arguments), inputs, workdir, output)
+    # t is chosen once the matches are there.
+    later = ("name", "images", "balance")
+    early = {key: value for key, value in values.items() if key not in later}
+    return Run(
+        config=config,
+        metadata=metadata,
+        options=beam_options(arguments),
+        inputs=inputs,
+        match_inputs=inputs | {"config": early | {"rule": config.balance.rule}},
+        workdir=workdir,
+        output=output,
+    )
+
+
+def check_balance(wanted: ConfigDict) -> None:
+    """Refuses values of config.balance that cannot be meant."""
+    if wanted.rule not in steps.RULES:
+        raise ValueError(
+            f"config.balance.rule={wanted.rule!r} is unknown; there are "
+            f"{', '.join(steps.RULES)}"
+        )
+    if not wanted.slack >= 1:
+        raise ValueError(f"config.balance.slack={wanted.slack} must be 1 or more")
+    if not (wanted.t >= 1 or wanted.t == 0):
+        raise ValueError(
+            f"config.balance.t={wanted.t} must be 1 or more; 0 takes it from "
+            "config.balance.tail_share"
+        )
+    if not 0 <= wanted.tail_share <= 1:
+        raise ValueError(
+            f"config.balance.tail_share={wanted.tail_share} must be within 0 to 1"
+        )
 
 
 def beam_options(arguments: list[str]) -> PipelineOptions:
@@ -110,43 +171,65 @@ def beam_options(arguments: list[str]) -> PipelineOptions:
     )
 
 
-def match(run: Run) -> dict[str, np.ndarray]:
-    """WARC files -> parts of unique matches. Returns every entry's count."""
+def match(run: Run) -> Pool:
+    """WARC files -> parts of unique matches. Returns every entry's counts."""
     folder, n = os.path.join(run.workdir, "matches"), run.config.partitions
-    if files.finished(folder, run.inputs) is None:
-        tables = build_matchers(run)
-        parse = matching.ParseWarc(**run.config.pages.to_dict())
+    config = run.config
+    if files.finished(folder, run.match_inputs) is None:
+        files.claim(folder, run.match_inputs)
+        parse = matching.ParseWarc(**config.pages.to_dict())
+        find = matching.Match(
+            build_matchers(run),
+            n,
+            engine=config.matching.engine,
+            identifier=config.language.identifier,
+        )
+        write_matches = matching.WriteMatches(
+            folder,
+            n,
+            seed=config.seed,
+            rule=config.balance.rule,
+            sample_images=config.sample_images,
+        )
         with (
             progress(folder, n, "match"),
             beam.Pipeline(options=run.options) as pipeline,
         ):
-            warcs = start(pipeline, files.glob(run.config.warc))
+            warcs = start(pipeline, files.glob(config.warc))
             parsed = warcs | "parse" >> tagged(parse)
             matched = parsed.main | "match" >> tagged(
-                matching.Match(tables, n), main=tuple[int, pa.RecordBatch]
+                find, main=tuple[int, pa.RecordBatch]
             )
-            written = (
-                matched.main
-                | "by partition" >> beam.GroupByKey()
-                | "dedup" >> tagged(matching.WriteMatches(folder, n))
-            )
+            grouped = matched.main | "by partition" >> beam.GroupByKey()
+            written = grouped | "dedup" >> tagged(write_matches, "drawn", "sample")
             flow = (parsed.flow, matched.flow, written.flow) | beam.Flatten()
             sums.write_sum(flow, schema.FLOW, folder, "flow.parquet")
             sums.write_sum(written.main, schema.COUNTS, folder, "counts.parquet")
+            sums.write_sum(written.drawn, schema.COUNTS, folder, "drawn.parquet")
+            sums.write_all(
+                written.sample,
+                schema.SAMPLE,
+                folder,
+                "sample.parquet",
+                order="partition",
+            )
         fill_empty_parts(folder, n)
-        files.write_manifest(folder, inputs=run.inputs)
-    return steps.to_vectors(sums.read_sum(folder, "counts.parquet"), run.sizes)
+        files.write_manifest(folder, inputs=run.match_inputs)
+    return Pool(
+        counts=steps.to_vectors(sums.read_sum(folder, "counts.parquet"), run.sizes),
+        drawn=steps.to_vectors(sums.read_sum(folder, "drawn.parquet"), run.sizes),
+    )
 
 
 def build_matchers(run: Run) -> dict[str, str]:
     """Saves one matcher per metadata for all workers to map; returns their paths."""
-    mode, engine = run.config.matching.mode, run.config.matching.engine
+    mode = run.config.matching.mode
     folder = files.path(run.workdir) / "matchers"
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
     for code, metadata in run.metadata.items():
         paths[code] = os.fspath(folder / code)
-        Matcher(metadata.entries, mode=mode, engine=engine).save(paths[code])
+        Matcher(metadata.entries, mode=mode).save(paths[code])
     return paths
 
 
@@ -157,11 +240,15 @@ def fill_empty_parts(folder: str, partitions: int) -> None:
         part = parts.name(i, partitions)
         if not parts.exists(folder, part):
             parts.write(folder, part, schema.MATCHES.empty_table(), flow)
+    if not parts.exists(folder, "sample.parquet"):
+        parts.write(folder, "sample.parquet", schema.SAMPLE.empty_table(), flow)
 
 
 def thresholds(run: Run, counts: steps.Vectors) -> dict[str, int]:
     """Returns t of each metadata: as asked, or from the share of the tail."""
     wanted = run.config.balance
+    if wanted.rule == "online":
+        return {}
     t = steps.thresholds(counts, t=wanted.t, tail_share=wanted.tail_share)
     logging.info("accepted draws per entry: t = %s", t)
     return t
@@ -174,13 +261,14 @@ def download(run: Run, thin: steps.Vectors) -> dict[str, np.ndarray]:
         fetch = run.config.download.to_dict()
         fetch["host_map"] = addresses.read_host_map(fetch["host_map"])
         screen = run.config.images.to_dict()
-        draws = {"seed": run.config.seed, "keep_probability": thin}
+        draws = draw_arguments(run, thin)
+        files.claim(folder, run.inputs)
         with (
             progress(os.path.join(run.workdir, "downloads"), n, "download"),
             beam.Pipeline(options=run.options) as pipeline,
         ):
             fetched = start(pipeline, range(n)) | "download" >> tagged(
-                images.Download(run.workdir, n, fetch=fetch, screen=screen, **draws)
+                images.Download(run.workdir, n, fetch=fetch, screen=screen, draws=draws)
             )
             repeated = (
                 fetched.main
@@ -193,13 +281,23 @@ def download(run: Run, thin: steps.Vectors) -> dict[str, np.ndarray]:
                 | "statuses" >> beam.Flatten()
                 | "key by partition" >> beam.ParDo(images.KeyByPartition(n))
                 | "by partition" >> beam.GroupByKey()
-                | "image dedup" >> tagged(images.WriteImages(run.workdir, n, **draws))
+                | "image dedup"
+                >> tagged(images.WriteImages(run.workdir, n, draws=draws))
             )
             flow = (fetched.flow, written.flow) | "flows" >> beam.Flatten()
             sums.write_sum(flow, schema.FLOW, folder, "flow.parquet")
             sums.write_sum(written.main, schema.COUNTS, folder, "accepted.parquet")
         files.write_manifest(folder, inputs=run.inputs)
     return steps.to_vectors(sums.read_sum(folder, "accepted.parquet"), run.sizes)
+
+
+def draw_arguments(run: Run, keep_probability: steps.Vectors) -> dict:
+    """Returns the keyword arguments of steps.draw, the same in all stages but for p."""
+    return {
+        "seed": run.config.seed,
+        "keep_probability": keep_probability,
+        "rule": run.config.balance.rule,
+    }
 
 
 def write(
@@ -219,9 +317,9 @@ def write(
         run.output,
         config.name,
         n,
-        seed=config.seed,
-        keep_probability=keep,
+        draws=draw_arguments(run, keep),
     )
+    files.claim(run.output, run.inputs)
     with (
         progress(run.output, n, "write"),
         beam.Pipeline(options=run.options) as pipeline,
@@ -242,56 +340,54 @@ def write(
         total = sums.read_sum(folder, f"{part}.parquet")
         vectors[column] = steps.to_vectors(total, run.sizes)
     entries = {code: m.entries for code, m in run.metadata.items()}
+    counts = steps.counts_table(entries, vectors)
+    shards = sums.read_sum(folder, "shards.parquet")
+    facts = [json.loads(text) for text in shards["facts"].to_pylist()]
     sink.write_dataset(
         run.output,
         name=config.name,
-        shard_facts=shard_facts(folder),
-        data_card=data_card(run, t, folder),
-        counts=steps.counts_table(entries, vectors),
+        shard_facts=facts,
+        data_card=data_card.build(
+            name=config.name,
+            config=run.inputs["config"],
+            balanced=balanced(run, t),
+            metadata=run.metadata,
+            funnel=funnel(run),
+            shares=shares(folder),
+            n_records=sum(each["count"] for each in facts),
+            counts=counts,
+        ),
+        counts=counts,
         inputs=run.inputs,
     )
 
 
-def shard_facts(folder: str) -> list[dict]:
-    """Returns what the sink said of each file shard, in their order."""
-    shards = sums.read_sum(folder, "shards.parquet")
-    return [json.loads(facts) for facts in shards["facts"].to_pylist()]
-
-
-def data_card(run: Run, t: Mapping[str, int], folder: str) -> dict:
-    """Returns what the dataset says of itself: balance, metadata, funnel, shares."""
-    folders = [os.path.join(run.workdir, f) for f in ("matches", "images")]
-    flow = schema.sum_counts(
-        [sums.read_sum(f, "flow.parquet") for f in [*folders, folder]], schema.FLOW
-    )
-    funnel = drops.funnel(flow, sums.STAGES)
-    shares: dict[str, dict] = {"language": {}, "text_source": {}, "metadata": {}}
-    for row in sums.read_sum(folder, "tallies.parquet").to_pylist():
-        shares[row["column"]][row["value"]] = row["count"]
+def balanced(run: Run, t: Mapping[str, int]) -> dict | None:
+    """What the data card says of balancing; a trainer refuses to thin twice."""
+    if run.config.balance.rule == "online":
+        return None
+    wanted = run.config.balance
     return {
-        "name": run.config.name,
-        "version": files.version(),
-        "records": sum(facts["count"] for facts in shard_facts(folder)),
-        "texts": funnel[-1]["out"],
-        "balanced": {
-            "rule": "v1",
-            "t": dict(t),
-            "seed": run.config.seed,
-            "slack": run.config.balance.slack,
-        },
-        "matching": run.config.matching.mode,
-        "metadata": {
-            code: {
-                "entries": len(m.entries),
-                "fingerprint": m.fingerprint,
-                "sources": {s: m.sources.count(s) for s in sorted(set(m.sources))},
-            }
-            for code, m in run.metadata.items()
-        },
-        "funnel": funnel,
-        "languages": shares["language"],
-        "text_sources": shares["text_source"],
+        "rule": wanted.rule,
+        "t": dict(t),
+        "seed": run.config.seed,
+        "slack": wanted.slack,
     }
+
+
+def funnel(run: Run) -> list[dict]:
+    """What came into each stage, left it and was lost there, over the whole run."""
+    folders = [os.path.join(run.workdir, f) for f in ("matches", "images", "balance")]
+    flows = [sums.read_sum(folder, "flow.parquet") for folder in folders]
+    return drops.funnel(schema.sum_counts(flows, schema.FLOW), sums.STAGES)
+
+
+def shares(folder: str) -> dict[str, dict[str, int]]:
+    """Kept texts by language, by text source and by metadata."""
+    found: dict[str, dict] = {"language": {}, "text_source": {}, "metadata": {}}
+    for row in sums.read_sum(folder, "tallies.parquet").to_pylist():
+        found[row["column"]][row["value"]] = row["count"]
+    return found
 
 
 def start(pipeline: beam.Pipeline, values: Sequence[int | str]) -> beam.PCollection:

@@ -5,6 +5,7 @@ page's own declaration is cheaper than identification and better on short texts,
 holds unless the text plainly contradicts it: see `resolve`.
 """
 
+import importlib
 import importlib.util
 import re
 from collections.abc import Collection, Sequence
@@ -46,9 +47,16 @@ _KNOWN = frozenset(
     te tg th tk tl tr tt tyv ug uk ur uz vec vep vi vls vo wa war wuu xal xmf yi yo yue
     zh""".split()
 )
-# Metadata codes are those of Wikipedia's editions, which lid.176 was trained on; here
-# they differ.
-_METADATA_CODES = {"cbk": "cbk_zam", "yue": "zh_yue"}
+# Metadata codes are those of Wikipedia's editions. lid.176 was trained on them, so
+# every one of its codes has an edition; most carry the same code, these another one.
+_OTHER_EDITIONS = {
+    "cbk": "cbk_zam",  # Chavacano: the edition is that of Zamboanga
+    "yue": "zh_yue",  # Cantonese: the edition is older than the code
+}
+# What has no metadata of its own, and why.
+WITHOUT_METADATA = {
+    UNDECIDED: "no letters, or no language was probable: there is nothing to go by",
+}
 
 
 class LanguageIdentifier(Protocol):
@@ -95,6 +103,29 @@ class Lid176:
         return found[0][1].removeprefix(_LABEL) if found else UNDECIDED
 
 
+def load_identifier(spec: str) -> LanguageIdentifier:
+    """Returns the identifier that the configuration names.
+
+    Args:
+      spec: "lid176", or "package.module:name" of a callable without arguments that
+        makes a LanguageIdentifier. The module has to be installed on every worker.
+
+    Raises:
+      ValueError: there is no such module or name.
+    """
+    if spec == "lid176":
+        return Lid176()
+    module, colon, name = spec.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"config.language.identifier={spec!r}: {error}; wanted lid176, or "
+            "package.module:name of something that makes a LanguageIdentifier"
+        ) from error
+    return make()
+
+
 def resolve(
     texts: Sequence[str], declared: Sequence[str], identify: LanguageIdentifier
 ) -> list[str]:
@@ -125,14 +156,24 @@ def resolve(
     return languages
 
 
-def metadata_code(language: str, available: Collection[str]) -> str | None:
-    """Returns the code of the metadata for a language.
+def metadata_codes() -> dict[str, str | None]:
+    """Returns the metadata code of each language code, None for WITHOUT_METADATA.
 
-    That is the metadata of its own name, else "other" if `available` has it, else None:
+    Total over what an identifier of lid.176's languages can answer. The code says
+    which metadata a language would have; which of them there are, a run decides.
+    """
+    codes: dict[str, str | None] = {code: code for code in sorted(_KNOWN)}
+    return codes | _OTHER_EDITIONS | dict.fromkeys(WITHOUT_METADATA)
+
+
+def metadata_code(language: str, available: Collection[str]) -> str | None:
+    """Returns the code of the metadata that a language is matched with.
+
+    That is its own of `metadata_codes`, else "other" if `available` has it, else None:
     texts of that language have nothing to be matched with.
     """
-    code = _METADATA_CODES.get(language, language)
-    for candidate in (code, language, OTHER):
+    own = _METADATA_CODES.get(language, language)
+    for candidate in (own, language, OTHER):
         if candidate in available:
             return candidate
     return None
@@ -148,3 +189,6 @@ def _is_telling(text: str) -> bool:
     if len(text) >= DOUBT_LETTERS and sum(map(str.isalpha, text)) >= DOUBT_LETTERS:
         return True
     return not text.isascii() and _OTHER_SCRIPT.search(text) is not None
+
+
+_METADATA_CODES = metadata_codes()

@@ -51,6 +51,19 @@ COUNTS = pa.schema(
     ]
 )
 
+# Texts of a uniform sample of images, from which the size of the dataset is predicted
+# for any t: counts alone do not determine it, since texts match many entries.
+SAMPLE = pa.schema(
+    [
+        ("partition", pa.int32()),
+        ("image_id", pa.string()),
+        ("weight", pa.float64()),  # images of the partition that this one stands for
+        ("drawn", pa.bool_()),  # whether the rule of the run draws this text
+        ("metadata", pa.string()),
+        ("entry_ids", pa.list_(pa.int32())),
+    ]
+)
+
 # What entered a stage (reason IN), left it (reason OUT) or was lost there.
 # `unit` is "texts", or "pages" / "files" for what is lost before there are texts.
 FLOW = pa.schema(

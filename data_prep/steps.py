@@ -18,6 +18,10 @@ from metaclip_jax.data import records
 
 Vectors = Mapping[str, np.ndarray]
 
+# Which texts are drawn for, and whether at all: every text by itself (MetaCLIP 1), one
+# text of each image (MetaCLIP 2), or none, which leaves balancing to the trainer.
+RULES = ("v1", "v2", "online")
+
 
 def match(
     candidates: pa.RecordBatch,
@@ -34,16 +38,20 @@ def match(
     drops: Counter = Counter()
     table = pa.Table.from_batches([candidates])
     if len(matchers) == 1:
-        ((code, matcher),) = matchers.items()
-        table = _match_with(table, code, matcher, drops)
+        (code,) = matchers
+        table = _match_with(table, code, matchers[code], drops)
         table = _with_language(table, matchers, identify, drops)
     else:
         table = _with_language(table, matchers, identify, drops)
         codes = table["metadata"]
-        table = pa.concat_tables(
-            _match_with(table.filter(pc.equal(codes, code)), code, matcher, drops)
-            for code, matcher in matchers.items()
-        )
+        # Only the matchers of languages that occur are asked for.
+        matched = [
+            _match_with(
+                table.filter(pc.equal(codes, code)), code, matchers[code], drops
+            )
+            for code in sorted(pc.unique(codes).to_pylist())
+        ]
+        table = pa.concat_tables([schema.MATCHES.empty_table(), *matched])
     return schema.one_batch(table.select(schema.MATCHES.names)), drops
 
 
@@ -126,19 +134,49 @@ def to_vectors(counts: pa.RecordBatch, sizes: Mapping[str, int]) -> dict:
     return vectors
 
 
+def drawn(matches: pa.Table, *, seed: int, rule: str) -> np.ndarray:
+    """Returns bool[n], the texts that the rule draws at all.
+
+    "v1" and "online" draw every text, "v2" one of each image, chosen by hash.
+
+    Args:
+      matches: MATCHES; the texts of an image follow one another.
+      seed: of the choice.
+      rule: one of RULES.
+    """
+    if rule != "v2":
+        return np.ones(matches.num_rows, bool)
+    ids = matches["image_id"].to_pylist()
+    starts = np.flatnonzero([a != b for a, b in zip(ids, [None, *ids], strict=False)])
+    keys = [int(ids[i][:16], 16) for i in starts]
+    if len(set(keys)) != len(keys):
+        raise AssertionError("the texts of an image lie apart")
+    chosen = balance.choose_texts(
+        seed,
+        np.array(keys, np.uint64),
+        np.append(starts, len(ids)).astype(np.int64),
+        records.text_keys(ids, matches["text"].to_pylist()),
+    )
+    mask = np.zeros(len(ids), bool)
+    mask[chosen] = True
+    return mask
+
+
 def draw(
-    matches: pa.Table, *, seed: int, keep_probability: Vectors
+    matches: pa.Table, *, seed: int, keep_probability: Vectors, rule: str = "v1"
 ) -> tuple[np.ndarray, pa.RecordBatch]:
     """Draws once for every match; a text stays if any of its matches is accepted.
 
     Args:
-      matches: MATCHES.
+      matches: MATCHES; under "v2" the texts of an image follow one another.
       seed: of the draws: the same seed draws the same numbers for the same texts.
       keep_probability: f64[entries] for each metadata code.
+      rule: one of RULES; which texts are drawn.
 
     Returns:
       bool[n], the texts that stay, and COUNTS of the accepted draws.
     """
+    wanted = drawn(matches, seed=seed, rule=rule)
     kept = np.zeros(matches.num_rows, bool)
     accepted: dict[str, np.ndarray] = {}
     for code, rows, offsets, entry_ids in _by_metadata(matches):
@@ -146,11 +184,47 @@ def draw(
         keys = records.text_keys(part["image_id"].to_pylist(), part["text"].to_pylist())
         hits = balance.accepted_draws(
             seed, keys, offsets, entry_ids, keep_probability[code]
-        )
+        ) & np.repeat(wanted[rows], np.diff(offsets))
         ends = np.concatenate([[0], np.cumsum(hits)])
         kept[rows] = ends[offsets[1:]] > ends[offsets[:-1]]
         accepted[code] = np.bincount(entry_ids[hits])
     return kept, to_counts(accepted)
+
+
+def sample(
+    matches: pa.Table, *, images: int, partition: int, seed: int, rule: str
+) -> pa.RecordBatch:
+    """Returns SAMPLE: all texts of at most `images` images, chosen by hash.
+
+    The image ids are hashes; those with the smallest end are taken, whose start says
+    only in which partition they are. `weight` is how many images of this partition
+    each of them stands for.
+
+    Args:
+      matches: MATCHES of one partition, the texts of an image together.
+      images: the most images to take.
+      partition: its number, kept in the rows.
+      seed, rule: as in `drawn`; whether the rule draws a text is kept in the rows.
+    """
+    ids = matches["image_id"].combine_chunks()
+    ends = pc.utf8_slice_codeunits(ids, 8)
+    unique = pc.unique(ends).sort()
+    taken = unique[:images]
+    weight = len(unique) / max(len(taken), 1)
+    mask = drawn(matches, seed=seed, rule=rule)
+    rows = np.flatnonzero(pc.is_in(ends, taken).to_numpy(zero_copy_only=False))
+    some = matches.take(pa.array(rows))
+    return schema.from_columns(
+        {
+            "partition": np.full(rows.size, partition),
+            "image_id": some["image_id"].combine_chunks(),
+            "weight": np.full(rows.size, weight),
+            "drawn": mask[rows],
+            "metadata": some["metadata"].combine_chunks(),
+            "entry_ids": some["entry_ids"].combine_chunks(),
+        },
+        schema.SAMPLE,
+    )
 
 
 def thresholds(counts: Vectors, *, t: int, tail_share: float) -> dict[str, int]:
@@ -160,31 +234,53 @@ def thresholds(counts: Vectors, *, t: int, tail_share: float) -> dict[str, int]:
     gets the t that gives its tail the same share of matches. With t = 0 all get
     theirs from `tail_share`.
     """
-    lead = "en" if "en" in counts else min(counts)
     if t > 0:
-        tail_share = balance.tail_share(counts[lead], t)
+        tail_share = balance.tail_share(counts[lead(counts)], t)
     result = {code: balance.threshold(counts[code], tail_share) for code in counts}
-    return result | {lead: t} if t > 0 else result
+    return result | {lead(counts): t} if t > 0 else result
+
+
+def lead(counts: Vectors) -> str:
+    """Returns the code of the metadata whose t is given: English, or the first."""
+    return "en" if "en" in counts else min(counts)
 
 
 def keep_probabilities(
     counts: Vectors, t: Mapping[str, int], *, slack: float = 1.0
 ) -> dict[str, np.ndarray]:
-    """Returns f64[entries] for each metadata: min(1, slack * t / count)."""
+    """Returns f64[entries] for each metadata: min(1, slack * t / count).
+
+    A metadata without a t is not balanced: all its matches are accepted.
+    """
     return {
-        code: balance.keep_probability(counts[code], slack * t[code]) for code in counts
+        code: balance.keep_probability(counts[code], slack * t[code])
+        if code in t
+        else np.ones(len(counts[code]))
+        for code in counts
     }
 
 
 def recount(
-    accepted: Vectors, thin: Vectors, t: Mapping[str, int]
+    accepted: Vectors,
+    thin: Vectors,
+    t: Mapping[str, int],
+    *,
+    pool: Vectors,
+    drawn_counts: Vectors,
 ) -> dict[str, np.ndarray]:
-    """Returns the keep probabilities that leave t accepted draws of the survivors.
+    """Returns the keep probabilities for what survived: as if nothing had been lost.
 
-    Says so where an entry lost more than the slack allowed for: it ends below t.
+    An entry gets the accepted draws that the law promises of the pool: t times the
+    part of its matches that is drawn (all of them under v1). Says so where an entry
+    lost more than the slack allowed for: it ends below that.
     """
-    for code in t:
-        short = balance.short_entries(thin[code], accepted[code], t[code]).size
+    keep = {}
+    for code in accepted:
+        if code not in t:
+            keep[code] = thin[code]
+            continue
+        target = t[code] * drawn_counts[code] / np.maximum(pool[code], 1)
+        short = balance.short_entries(thin[code], accepted[code], target).size
         if short:
             logging.warning(
                 "%s: %d head entries lost more than the slack and stay below t; "
@@ -192,10 +288,8 @@ def recount(
                 code,
                 short,
             )
-    return {
-        code: balance.final_probability(thin[code], accepted[code], t[code])
-        for code in t
-    }
+        keep[code] = balance.final_probability(thin[code], accepted[code], target)
+    return keep
 
 
 def survivors(accepted: Vectors, thin: Vectors) -> dict[str, np.ndarray]:
@@ -206,6 +300,16 @@ def survivors(accepted: Vectors, thin: Vectors) -> dict[str, np.ndarray]:
     accepted draws / thinning probability: exact where nothing was thinned.
     """
     return {code: accepted[code] / thin[code] for code in accepted}
+
+
+def text_probabilities(matches: pa.Table, keep_probability: Vectors) -> np.ndarray:
+    """Returns f64[n], the chance of each text to be kept if it is drawn."""
+    chance = np.zeros(matches.num_rows)
+    for code, rows, offsets, entry_ids in _by_metadata(matches):
+        chance[rows] = balance.text_probability(
+            offsets, entry_ids, keep_probability[code]
+        )
+    return chance
 
 
 def counts_table(

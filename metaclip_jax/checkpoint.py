@@ -14,7 +14,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from metaclip_jax import config as keys
 from metaclip_jax import files, sharding
 from metaclip_jax.models import clip
 
@@ -31,6 +33,7 @@ FREE_KEYS = (
     "tokenizer",
     "loss",
     "loss_chunk",
+    "microbatches",
     "cpu_devices",
     "compilation_cache",
     "mesh.",
@@ -81,6 +84,23 @@ def claim_workdir(workdir: str, config: Mapping[str, Any], *, write: bool) -> No
             )
     if write:
         files.write_json(path, config)
+
+
+def read_config(workdir: str) -> ConfigDict:
+    """The config of a run, with keys that are newer than the run at their default.
+
+    Raises:
+        FileNotFoundError: the workdir holds no run.
+    """
+    path = files.path(workdir) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{workdir} holds no run: want {path}, as metaclip_jax.train writes it"
+        )
+    config = keys.default()
+    with config.unlocked():
+        config.update(ConfigDict(files.read_json(path), convert_dict=True))
+    return config.lock()
 
 
 def write_finished(workdir: str, *, step: int, inputs: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ def default() -> ConfigDict:
     config.global_batch = 32_768  # pairs a step, over all processes and devices
     config.total_steps = 390_624  # optimizer steps; pairs seen = steps * global_batch
     config.seed = 0  # of the initial parameters, the data order and the crops
+    config.microbatches = 1  # parts of a batch that the towers see one by one
     config.max_skipped_steps = 10  # stop after this many non-finite steps in a row
 
     # When things happen, in steps. 0 = never (the last step always saves and logs).
@@ -101,6 +102,10 @@ def _data() -> ConfigDict:
     """The input pipeline of one process."""
     data = ConfigDict()
     data.crop_scale = (0.9, 1.0)  # least and most share of the image area to crop
+    # Online balancing of a dataset that holds every matched text: accepted draws an
+    # entry and epoch, or the tail's share of all matches; both 0 = as it is.
+    data.online_t = 0
+    data.online_tail_share = 0.0
     data.read_threads = 16  # threads that read and decode
     data.worker_count = 0  # loader processes; 0 = threads only
     data.prefetch = 4  # batches made ahead of the step

@@ -104,9 +104,8 @@ def embed_shard(
             ends = np.cumsum(counts)[:-1]
             ok = [status == embeddings.OK for status in portion.status]
             rows["image_id"] += [record.image_id for record in portion.records]
-            rows["embedding"] += [
-                row if good else None for row, good in zip(image, ok, strict=True)
-            ]
+            # No nulls here: Parquet's readers fail on null lists of a fixed size.
+            rows["embedding"] += list(image * np.array(ok, np.float32)[:, None])
             rows["text_keys"] += np.split(keys, ends)
             rows["text_scores"] += [
                 row if good else None

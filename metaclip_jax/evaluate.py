@@ -223,7 +223,7 @@ def evaluate(
 
     Args:
         workdir: of the run.
-        config: the run's, as `read_config` gives it.
+        config: the run's, as `checkpoint.read_config` gives it.
         held_out_folder: dataset folder.
         step: which checkpoint; None = the newest.
         batch: images or texts encoded at a time.
@@ -268,23 +268,6 @@ def evaluate(
     files.write_json(folder / f"{step}_top5.json", best_texts(held_out, embeddings))
     files.write_json(folder / f"{step}.json", found)
     return found
-
-
-def read_config(workdir: str) -> ConfigDict:
-    """The config of a run, with keys that are newer than the run at their default.
-
-    Raises:
-        FileNotFoundError: the workdir holds no run.
-    """
-    path = files.path(workdir) / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{workdir} holds no run: want {path}, as metaclip_jax.train writes it"
-        )
-    config = keys.default()
-    with config.unlocked():
-        config.update(ConfigDict(files.read_json(path), convert_dict=True))
-    return config.lock()
 
 
 def _encode_images(model: Model, params: clip.Params, held_out: HeldOut) -> np.ndarray:
@@ -383,7 +366,7 @@ def main(argv: Sequence[str]) -> None:
             raise app.UsageError("want --data=DIR, what to measure --model on")
         evaluate_model(values)
         return
-    config = read_config(values.workdir)
+    config = checkpoint.read_config(values.workdir)
     held_out = values.held_out or config.evaluation.held_out
     if not held_out:
         raise app.UsageError("want --held_out=DIR, since the run's config names none")

@@ -23,6 +23,7 @@ from typing import Any
 from etils import epath
 
 MANIFEST = "manifest.json"
+CLAIM = "unfinished.json"  # what an unfinished folder is made from
 TEMPORARY_PREFIX = ".tmp-"
 _LOCK = ".lock"
 
@@ -126,16 +127,32 @@ def finished(
     `inputs` is any JSON object that says what the folder is made from. Raises
     ValueError naming what differs if the folder was finished from other inputs.
     """
-    manifest = path(folder) / MANIFEST
-    if not manifest.exists():
+    return _of_this_run(folder, MANIFEST, inputs, "the finished output")
+
+
+def claim(folder: epath.PathLike, inputs: Mapping[str, Any]) -> None:
+    """Says in an unfinished folder what it is made from, so that only that run goes on.
+
+    Raises ValueError naming what differs if a run with other inputs began there.
+    """
+    if _of_this_run(folder, CLAIM, inputs, "the unfinished output") is None:
+        write_json(path(folder) / CLAIM, {"inputs": inputs, "version": version()})
+
+
+def _of_this_run(
+    folder: epath.PathLike, name: str, inputs: Mapping[str, Any], what: str
+) -> dict[str, Any] | None:
+    """Returns the JSON file `name` of the folder, None where it is missing."""
+    file = path(folder) / name
+    if not file.exists():
         return None
-    found = read_json(manifest)
+    found = read_json(file)
     if not isinstance(found, dict) or not isinstance(found.get("inputs"), dict):
-        raise ValueError(f"{manifest} is no manifest of ours; choose another folder")
+        raise ValueError(f"{file} is no manifest of ours; choose another folder")
     differences = _differences(json.loads(_dumps(inputs)), found["inputs"])
     if differences:
         raise ValueError(
-            f"{folder} is the finished output of another run: {'; '.join(differences)}."
+            f"{folder} is {what} of another run: {'; '.join(differences)}."
             " Choose another folder, or start over (--fresh, or remove the folder)"
         )
     return found
@@ -151,6 +168,7 @@ def write_manifest(
     write_json(
         path(folder) / MANIFEST, {**facts, "inputs": inputs, "version": version()}
     )
+    (path(folder) / CLAIM).unlink(missing_ok=True)
 
 
 def version() -> str:

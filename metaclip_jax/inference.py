@@ -24,8 +24,7 @@ import xxhash
 from jax.sharding import Mesh
 from PIL import Image
 
-from metaclip_jax import checkpoint, files, sharding
-from metaclip_jax import config as keys
+from metaclip_jax import files, loading, sharding
 from metaclip_jax.data import images as decoders
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.evaluation import prompts, zero_shot
@@ -389,49 +388,43 @@ def load(
     mesh: Mesh | None = None,
     step: int | None = None,
     class_cache: str = "",
+    preset: str = "",
+    trust_pickle: bool = False,
 ) -> Model:
     """Loads a model for use.
 
     Args:
-      name_or_path: a run's workdir.
+      name_or_path: a folder of Hugging Face or open_clip, a weight file, a name on the
+        hub, or a run's workdir: see `loading.load`.
       dtype: of the towers' matrix products: float32, or bfloat16 (faster on
         accelerators; embeddings agree to about two digits).
       batch: most rows at a time.
       mesh: None = all devices.
       step: which checkpoint of a run; None = the newest.
       class_cache: folder that keeps class embeddings; "" = only in memory.
+      preset: architecture of a weight file.
+      trust_pickle: read torch files that may run code of their maker.
 
     Raises:
       FileNotFoundError: there is no model of this name.
+      ValueError: it is none that this package knows, or has no tokenizer.
     """
-    # Here, since evaluation of models by name imports this module.
-    from metaclip_jax import evaluate
-
-    workdir = os.fspath(name_or_path)
-    config = evaluate.read_config(workdir)
-    tokenize = tokenizers.load(config.tokenizer)
-    architecture = keys.architecture(
-        config,
-        vocab_size=tokenize.vocab_size,
-        eos_id=tokenize.eos_id,
-        pad_id=tokenize.pad_id,
+    loaded = loading.load(
+        name_or_path, preset=preset, trust_pickle=trust_pickle, step=step
     )
-    architecture = dataclasses.replace(architecture, dtype=dtype)
-    if mesh is None:
-        mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
-    params, _ = checkpoint.restore_params(
-        workdir,
-        architecture=architecture,
-        inputs={"tokenizer": tokenize.fingerprint},
-        mesh=mesh,
-        step=step,
-    )
+    if loaded.tokenizer is None:
+        raise ValueError(
+            f"{loaded.name} has no tokenizer.json; put the one of its model into the "
+            "folder"
+        )
     return Model(
-        name=workdir,
-        architecture=architecture,
-        params=params,
-        tokenizer=tokenize,
+        name=loaded.name,
+        architecture=dataclasses.replace(loaded.architecture, dtype=dtype),
+        params=loaded.params,
+        tokenizer=loaded.tokenizer,
         mesh=mesh,
         batch=batch,
+        squash=loaded.preprocess.squash,
+        licence=loaded.licence,
         class_cache=class_cache,
     )

@@ -64,13 +64,17 @@ def make_mesh(
     )
 
 
-def check_global_batch(global_batch: int, mesh: Mesh) -> None:
-    """Refuses a batch that the devices cannot share equally."""
-    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+def check_global_batch(global_batch: int, mesh: Mesh, *, microbatches: int = 1) -> None:
+    """Refuses a batch that the devices cannot share equally, part by part."""
+    if microbatches < 1:
+        raise ValueError(f"microbatches must be at least 1, got {microbatches}")
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES) * microbatches
     if global_batch < 1 or global_batch % parts:
+        times = f" x {microbatches} microbatches" if microbatches > 1 else ""
+        nearest = max(round(global_batch / parts), 1) * parts
         raise ValueError(
             f"global_batch={global_batch} must be a multiple of {parts}, the mesh's "
-            f"data x fsdp; nearest: {max(round(global_batch / parts), 1) * parts}"
+            f"data x fsdp{times}; nearest: {nearest}"
         )
 
 

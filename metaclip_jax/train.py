@@ -152,7 +152,9 @@ def prepare(config: ConfigDict) -> Job:
     """Loads and checks all that the run needs."""
     tokenizer = tokenizers.load(config.tokenizer)
     mesh = sharding.make_mesh(**config.mesh)
-    sharding.check_global_batch(config.global_batch, mesh)
+    sharding.check_global_batch(
+        config.global_batch, mesh, microbatches=config.microbatches
+    )
     return Job(
         architecture=keys.architecture(
             config,
@@ -247,6 +249,8 @@ def open_batches(config: ConfigDict, *, start_step: int) -> pipeline.Batches:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         crop_scale=tuple(config.data.crop_scale),
+        online_t=config.data.online_t,
+        online_tail_share=config.data.online_tail_share,
         worker_count=config.data.worker_count,
         read_threads=config.data.read_threads,
         prefetch=config.data.prefetch,
@@ -276,6 +280,7 @@ def compile_step(job: Job, config: ConfigDict) -> tuple[Any, float]:
         schedule=job.schedule,
         loss=config.loss,
         loss_chunk=config.loss_chunk,
+        microbatches=config.microbatches,
     )
     rows = sharding.batch_sharding(job.mesh)
     size, length = config.image_size, config.model.context_length

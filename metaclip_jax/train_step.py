@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from metaclip_jax import losses, sharding
 from metaclip_jax.models import clip
@@ -29,6 +29,7 @@ def make_train_step(
     schedule: Schedule,
     loss: str = "gathered",
     loss_chunk: int = 1024,
+    microbatches: int = 1,
 ) -> TrainStep:
     """Returns the compiled (state, batch) -> (state, metrics).
 
@@ -37,13 +38,25 @@ def make_train_step(
     in is donated. Metrics are f32[]: loss, image_accuracy, text_accuracy,
     logit_scale, gradient_norm, parameter_norm, learning_rate, skipped.
 
+    With microbatches > 1 the towers run over parts of the batch, one after another, and
+    keep only the embeddings; the backward pass runs them again, part by part. The loss
+    still sees the whole batch, so gradients are those of the unsplit batch (GradCache,
+    arXiv 2101.06983), for the memory of one part's activations.
+
     Where the loss or the gradient is not finite, parameters and optimizer stay as
     they were, `skipped` is 1, and only `step` advances, as it counts batches.
     """
 
     def loss_of(params: clip.Params, batch: Batch) -> tuple[jax.Array, Metrics]:
-        image = clip.encode_image(architecture, params, batch["image"])
-        text = clip.encode_text(architecture, params, batch["tokens"])
+        image, text = encode_in_parts(
+            lambda rows: (
+                clip.encode_image(architecture, params, rows["image"]),
+                clip.encode_text(architecture, params, rows["tokens"]),
+            ),
+            batch,
+            parts=microbatches,
+            mesh=mesh,
+        )
         return losses.softmax_loss(
             image,
             text,
@@ -92,6 +105,35 @@ def make_train_step(
         out_shardings=(layout, sharding.replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def encode_in_parts(
+    encode: Callable[[Batch], tuple[jax.Array, jax.Array]],
+    batch: Batch,
+    *,
+    parts: int,
+    mesh: Mesh,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns f32[B, E] of images and texts, encoded in `parts` parts.
+
+    `encode` maps the rows of a batch to their embeddings. Part k has rows k, k + parts,
+    k + 2 parts and so on, so that each is spread over all devices as the batch is.
+    B / devices must divide by `parts`.
+    """
+    if parts == 1:
+        return encode(batch)
+    spread = NamedSharding(mesh, PartitionSpec(None, sharding.BATCH_AXES))
+
+    def split(x: jax.Array) -> jax.Array:
+        x = x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)  # [parts, B / parts, ...]
+        return jax.lax.with_sharding_constraint(x, spread)
+
+    def join(x: jax.Array) -> jax.Array:
+        return x.swapaxes(0, 1).reshape(-1, x.shape[-1])
+
+    # Nothing of a part is kept but what it returns.
+    encoded = jax.lax.map(jax.checkpoint(encode), jax.tree.map(split, dict(batch)))
+    return join(encoded[0]), join(encoded[1])
 
 
 def clamp_log_logit_scale(log_logit_scale: jax.Array) -> jax.Array:

@@ -53,7 +53,9 @@ def test_imports_point_one_way(path):
         assert not {i for i in imports if inside(i, "apache_beam")}
     if name in {f"metaclip_jax.{leaf}" for leaf in LEAVES}:
         assert not {i for i in imports if inside(i, "metaclip_jax")}
-    assert not {i for i in imports if inside(i, "tensorflow") or inside(i, "torch")}
+    assert not {i for i in imports if inside(i, "tensorflow")}
+    if name != "metaclip_jax.conversion.weights":  # it reads torch's own files
+        assert not {i for i in imports if inside(i, "torch")}
 
 
 @pytest.mark.parametrize("module", sorted(SHARED))

@@ -5,6 +5,7 @@ by reading it back, and the folder's manifest comes last.
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,24 @@ def write_shard(
             "texts": texts,
             "entries": _file_facts(entries_path, sidecar),
         }
+
+
+def read_facts(final_path: str, *, texts: int) -> dict[str, Any] | None:
+    """Returns what `write_shard` said of a shard that is there, None if it is not.
+
+    A shard that has its name is whole, and the sidecar gets its name after it.
+    """
+    shard, sidecar = (
+        files.path(p) for p in (final_path, records.entries_path(final_path))
+    )
+    if not (shard.exists() and sidecar.exists()):
+        return None
+    return {
+        **_file_facts(final_path, shard),
+        "count": records.count_records(os.fspath(shard)),
+        "texts": texts,
+        "entries": _file_facts(os.fspath(sidecar), sidecar),
+    }
 
 
 def write_dataset(
@@ -147,7 +166,7 @@ def _entries_batch(rows: list[dict[str, Any]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist(rows, schema=records.ENTRIES)
 
 
-def _file_facts(final_path: str, local: Path) -> dict[str, Any]:
+def _file_facts(final_path: str, local: epath.Path) -> dict[str, Any]:
     with local.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {

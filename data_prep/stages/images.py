@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,20 +23,22 @@ Tagged = beam.pvalue.TaggedOutput
 
 
 class Download(beam.DoFn):
-    """Partition -> IMAGES of the texts that thinning keeps, bytes beside them."""
+    """Partition -> IMAGES of the texts that thinning keeps, bytes beside them.
+
+    `draws`, here and below, are keyword arguments of steps.draw.
+    """
 
     def __init__(
         self,
         workdir: str,
         partitions: int,
         *,
-        seed: int,
-        keep_probability: steps.Vectors,
+        draws: Mapping,
         fetch: Mapping,
         screen: Mapping,
     ) -> None:
         self._workdir, self._partitions = workdir, partitions
-        self._seed, self._keep_probability = seed, keep_probability
+        self._draws = dict(draws)
         self._fetch, self._screen = dict(fetch), dict(screen)
 
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -51,20 +54,19 @@ class Download(beam.DoFn):
 
     def _download(self, partition: int, part: str, downloads: str) -> None:
         matches = parts.read(f"{self._workdir}/matches", part)
-        kept, _ = steps.draw(
-            matches, seed=self._seed, keep_probability=self._keep_probability
-        )
+        kept, _ = steps.draw(matches, **self._draws)
         thinned = matches.filter(pa.array(kept))
         wanted = steps.images_of(thinned)
         blobs = downloads, parts.name(partition, self._partitions, "images")
         images = download_and_screen(
             wanted, blobs=blobs, fetch=self._fetch, screen=self._screen
         )
+        drawn = steps.drawn(matches, seed=self._draws["seed"], rule=self._draws["rule"])
+        lost = Counter(
+            not_chosen=int(np.sum(~drawn)), thinned=int(np.sum(drawn & ~kept))
+        )
         thin = drops.flow(
-            "thin",
-            entered=matches.num_rows,
-            left=thinned.num_rows,
-            drops={"thinned": matches.num_rows - thinned.num_rows},
+            "thin", entered=matches.num_rows, left=thinned.num_rows, drops=+lost
         )
         flow = schema.sum_counts([thin, *_image_flow(images)], schema.FLOW)
         parts.write(downloads, part, images, flow)
@@ -177,16 +179,9 @@ class WriteImages(beam.DoFn):
     second time with their new status.
     """
 
-    def __init__(
-        self,
-        workdir: str,
-        partitions: int,
-        *,
-        seed: int,
-        keep_probability: steps.Vectors,
-    ) -> None:
+    def __init__(self, workdir: str, partitions: int, *, draws: Mapping) -> None:
         self._workdir, self._partitions = workdir, partitions
-        self._seed, self._keep_probability = seed, keep_probability
+        self._draws = dict(draws)
 
     def process(
         self, element: tuple[int, Iterable[pa.RecordBatch]]
@@ -214,7 +209,5 @@ class WriteImages(beam.DoFn):
         matches = matches.filter(
             pc.is_in(matches["image_id"], ok["image_id"].combine_chunks())
         )
-        _, accepted = steps.draw(
-            matches, seed=self._seed, keep_probability=self._keep_probability
-        )
+        _, accepted = steps.draw(matches, **self._draws)
         yield accepted

@@ -3,13 +3,13 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import cache
 from threading import Lock
 from typing import Literal
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data_prep import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
@@ -100,20 +100,24 @@ def _concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
 class Match(beam.DoFn):
     """CANDIDATES -> (partition, MATCHES)."""
 
-    def __init__(self, tables: Mapping[str, str], partitions: int) -> None:
-        self._tables = dict(tables)
-        self._partitions = partitions
+    def __init__(
+        self,
+        tables: Mapping[str, str],
+        partitions: int,
+        *,
+        engine: str,
+        identifier: str,
+    ) -> None:
+        self._tables, self._engine = dict(tables), engine
+        self._partitions, self._identifier = partitions, identifier
 
     def process(
         self, candidates: pa.RecordBatch
     ) -> Iterator[tuple[int, pa.RecordBatch] | Tagged[Literal["flow"], pa.RecordBatch]]:
         """Yields the matched rows of each partition."""
-        with _LOADING:  # one copy of the tables per process, whatever the threads
-            matchers = {
-                code: _matcher(path, os.stat(path).st_mtime_ns)
-                for code, path in self._tables.items()
-            }
-            identify = _identifier()
+        matchers = _LazyMatchers(self._tables, self._engine)
+        with _LOADING:
+            identify = _identifier(self._identifier)
         matches, lost = steps.match(candidates, matchers=matchers, identify=identify)
         yield Tagged(
             "flow",
@@ -127,45 +131,92 @@ class Match(beam.DoFn):
         yield from by_partition(matches, self._partitions)
 
 
-@lru_cache
-def _matcher(path: str, stamp: int) -> Matcher:
+class _LazyMatchers(Mapping[str, Matcher]):
+    """Code -> matcher, loaded when it is first asked for: a batch needs few of many."""
+
+    def __init__(self, paths: Mapping[str, str], engine: str) -> None:
+        self._paths, self._engine = paths, engine
+
+    def __getitem__(self, code: str) -> Matcher:
+        path = self._paths[code]
+        with _LOADING:  # one copy of the tables per process, whatever the threads
+            return _matcher(path, self._engine, os.stat(path).st_mtime_ns)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
+@cache
+def _matcher(path: str, engine: str, stamp: int) -> Matcher:
     """The tables at `path`; `stamp` tells a worker that lives on of new ones there."""
-    return Matcher.load(path)
+    return Matcher.load(path, engine=engine)
 
 
-@lru_cache
-def _identifier() -> language.LanguageIdentifier:
-    return language.Lid176()
+_identifier = cache(language.load_identifier)
 
 
 def by_partition(
     rows: pa.RecordBatch, partitions: int
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yields (partition, its rows), ascending; rows have an image_id."""
-    numbers = pa.array(parts.partition_of(rows["image_id"], partitions))
-    for partition in sorted(pc.unique(numbers).to_pylist()):
-        yield partition, rows.filter(pc.equal(numbers, partition))
+    numbers = parts.partition_of(rows["image_id"], partitions)
+    order = np.argsort(numbers, kind="stable")
+    together, sorted_numbers = rows.take(pa.array(order)), numbers[order]
+    for partition in np.unique(numbers).tolist():
+        start, end = np.searchsorted(sorted_numbers, [partition, partition + 1])
+        yield partition, together.slice(start, end - start)
 
 
 class WriteMatches(beam.DoFn):
-    """(partition, MATCHES batches) -> a part of unique pairs, and its COUNTS."""
+    """(partition, MATCHES batches) -> a part of unique pairs; COUNTS twice, a sample.
 
-    def __init__(self, folder: str, partitions: int) -> None:
+    The counts are of all texts, and of those that the rule draws.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        partitions: int,
+        *,
+        seed: int,
+        rule: str,
+        sample_images: int,
+    ) -> None:
         self._folder, self._partitions = folder, partitions
+        self._seed, self._rule = seed, rule
+        self._sample_images = -(-sample_images // partitions)
 
     def process(
         self, element: tuple[int, Iterable[pa.RecordBatch]]
     ) -> Iterator[pa.RecordBatch]:
-        """Drops repeated pairs, writes the part, yields the entry counts."""
+        """Drops repeated pairs and writes the part, unless it is finished already."""
         partition, batches = element
-        table = pa.Table.from_batches(batches, schema=schema.MATCHES)
-        unique = dedup.sort_and_drop_repeats(table)
-        flow = drops.flow(
-            "dedup",
-            entered=table.num_rows,
-            left=unique.num_rows,
-            drops={"repeated_pair": table.num_rows - unique.num_rows},
+        part = parts.name(partition, self._partitions)
+        if not parts.exists(self._folder, part):
+            table = pa.Table.from_batches(batches, schema=schema.MATCHES)
+            unique = dedup.sort_and_drop_repeats(table)
+            flow = drops.flow(
+                "dedup",
+                entered=table.num_rows,
+                left=unique.num_rows,
+                drops={"repeated_pair": table.num_rows - unique.num_rows},
+            )
+            parts.write(self._folder, part, unique, flow)
+        unique = parts.read(self._folder, part)
+        yield Tagged("flow", parts.read_flow(self._folder, part))
+        drawn = steps.drawn(unique, seed=self._seed, rule=self._rule)
+        yield Tagged("drawn", steps.count(unique.filter(pa.array(drawn))))
+        yield Tagged(
+            "sample",
+            steps.sample(
+                unique,
+                images=self._sample_images,
+                partition=partition,
+                seed=self._seed,
+                rule=self._rule,
+            ),
         )
-        parts.write(self._folder, parts.name(partition, self._partitions), unique, flow)
-        yield Tagged("flow", flow)
         yield steps.count(unique)

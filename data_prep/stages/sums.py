@@ -1,6 +1,6 @@
 """Where pipelines start, and the sums in which they end."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import apache_beam as beam
 import pyarrow as pa
@@ -78,8 +78,52 @@ def write_sum(
     Raises TypeError where `rows` would not travel as Arrow: Beam falls back to
     pickle without a word.
     """
-    if rows.element_type is not pa.RecordBatch:
-        raise TypeError(f"{part}: wanted RecordBatches, got {rows.element_type}")
+    _check_element_type(rows, part)
     name = part.removesuffix(".parquet")
     total = rows | f"sum {name}" >> beam.CombineGlobally(SumCounts(of))
     return total | f"write {name}" >> beam.ParDo(WriteSum(folder, part))
+
+
+class KeyTogether(beam.DoFn):
+    """RecordBatch -> (0, RecordBatch): all rows meet in one place."""
+
+    def process(self, rows: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yields the rows under the only key."""
+        yield 0, rows
+
+
+class WriteAll(beam.DoFn):
+    """Writes all rows as one Parquet file, sorted."""
+
+    def __init__(self, of: pa.Schema, folder: str, part: str, order: str) -> None:
+        self._schema, self._folder, self._part = of, folder, part
+        self._order = order
+
+    def process(self, element: tuple[int, Iterable[pa.RecordBatch]]) -> None:
+        """Puts the batches in order of their first row's `order` column."""
+        _, batches = element
+        some = [batch for batch in batches if batch.num_rows]
+        some.sort(key=lambda batch: batch[self._order][0].as_py())
+        table = pa.Table.from_batches(some, schema=self._schema)
+        nothing = schema.one_batch(schema.FLOW.empty_table())
+        parts.write(self._folder, self._part, table, nothing)
+
+
+def write_all(
+    rows: beam.PCollection, of: pa.Schema, folder: str, part: str, *, order: str
+) -> beam.PCollection:
+    """Writes batches of schema `of` into the Parquet file folder/part.
+
+    They are put in the order of column `order`, of which each batch has one value. One
+    worker holds them all. Raises TypeError as `write_sum` does.
+    """
+    _check_element_type(rows, part)
+    name = part.removesuffix(".parquet")
+    together = rows | f"key {name}" >> beam.ParDo(KeyTogether())
+    grouped = together | f"gather {name}" >> beam.GroupByKey()
+    return grouped | f"write {name}" >> beam.ParDo(WriteAll(of, folder, part, order))
+
+
+def _check_element_type(rows: beam.PCollection, part: str) -> None:
+    if rows.element_type is not pa.RecordBatch:
+        raise TypeError(f"{part}: wanted RecordBatches, got {rows.element_type}")

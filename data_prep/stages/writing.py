@@ -32,15 +32,13 @@ class WriteShard(beam.DoFn):
         name: str,
         partitions: int,
         *,
-        seed: int,
-        keep_probability: steps.Vectors,
+        draws: Mapping,
     ) -> None:
         self._workdir, self._output, self._name = workdir, output, name
-        self._partitions, self._seed = partitions, seed
-        self._keep = keep_probability
+        self._partitions, self._draws = partitions, dict(draws)
 
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Writes the shard; yields FLOW, and COUNTS of kept texts and of draws."""
+        """Writes the shard if it is missing; yields what it holds and what was lost."""
         (partition,) = element["value"].to_pylist()
         part = parts.name(partition, self._partitions)
         matches = parts.read(f"{self._workdir}/matches", part)
@@ -50,18 +48,18 @@ class WriteShard(beam.DoFn):
             pc.is_in(matches["image_id"], images["image_id"].combine_chunks())
         )
         # What thinning dropped is dropped here too: the same draws, a smaller p.
-        kept, accepted = steps.draw(
-            matches, seed=self._seed, keep_probability=self._keep
-        )
+        kept, accepted = steps.draw(matches, **self._draws)
         balanced = matches.filter(pa.array(kept))
         left = images.filter(
             pc.is_in(images["image_id"], balanced["image_id"].combine_chunks())
         )
         shard = records.shard_name(self._name, partition, self._partitions)
-        facts = sink.write_shard(
-            os.path.join(self._output, shard),
-            steps.to_records(balanced, left, self._bodies(partition, left)),
-        )
+        path = os.path.join(self._output, shard)
+        facts = sink.read_facts(path, texts=balanced.num_rows)
+        if facts is None:
+            facts = sink.write_shard(
+                path, steps.to_records(balanced, left, self._bodies(partition, left))
+            )
         entered = pc.sum(images["texts"]).as_py() or 0
         yield Tagged(
             "flow",

@@ -33,7 +33,7 @@ def schema(embed_dim: int) -> pa.Schema:
 
     `embedding` is of unit norm; `text_scores` are the cosines of the image with each of
     its texts, whose keys are in `text_keys`; `status` is "ok", or the reason why the
-    image could not be decoded, and then embedding and text_scores are null.
+    image could not be decoded; then the embedding is zero and text_scores is null.
     """
     return pa.schema(
         [
@@ -108,13 +108,10 @@ def read_parts(folder: str) -> Iterator[Part]:
         with files.path(path).open("rb") as file:
             table = pq.read_table(file, columns=["image_id", "status", "embedding"])
         column = pa.concat_arrays(table["embedding"].chunks)
-        flat = column.fill_null([0.0] * manifest["embed_dim"]).flatten()
         yield Part(
             image_ids=table["image_id"].to_pylist(),
             status=table["status"].to_pylist(),
-            embedding=flat.to_numpy(zero_copy_only=False).reshape(
-                -1, manifest["embed_dim"]
-            ),
+            embedding=column.flatten().to_numpy().reshape(-1, manifest["embed_dim"]),
         )
 
 

@@ -21,12 +21,12 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from metaclip_jax.data import draws, images, records, tokenizer
+from metaclip_jax.data import balance, draws, images, records, tokenizer
 
 Batch = dict[str, np.ndarray]
 
-# What a draw is for: the key after the seed.
-_ORDER, _TEXT, _CROP, _REPLACEMENT = range(4)
+# What a draw is for: the key after the seed; data/balance.py has the others.
+_ORDER, _CROP, _REPLACEMENT = balance.ORDER, 2, 3
 _REPLACEMENT_ATTEMPTS = 16
 _ROWS_PER_TASK = 16  # what a thread decodes at a time
 _EXAMPLES_TO_JUDGE = 1_000  # among fewer, a share of bad images says little
@@ -67,14 +67,11 @@ def order(
 def choose_texts(
     chosen: Sequence[records.Record], *, epochs: np.ndarray, seed: int
 ) -> list[str]:
-    """Draws one text of each record for its epoch; all are equally likely.
-
-    The draw goes by image id, so it does not depend on where a record stands.
-    """
+    """Draws one text of each record for its epoch: see balance.chosen_texts."""
     # The 24 hex digits of an image id are a hash already; 16 of them fill 64 bits.
     ids = np.array([int(record.image_id[:16], 16) for record in chosen], np.uint64)
     counts = np.array([len(record.texts) for record in chosen])
-    index = draws.below(counts, draws.mix(seed, _TEXT, epochs, ids))
+    index = balance.chosen_texts(ids, counts, epochs=epochs, seed=seed)
     return [record.texts[i] for record, i in zip(chosen, index.tolist(), strict=True)]
 
 
@@ -96,11 +93,13 @@ def batches(
     read_threads: int = 2,
     prefetch: int = 2,
     max_replaced_share: float = 0.05,
+    online_t: int = 0,
+    online_tail_share: float = 0.0,
 ) -> "Batches":
     """Opens a dataset and returns this host's batches of [start_step, total_steps).
 
     Args:
-      dataset: dataset folder. It is taken as it is: nothing is balanced here.
+      dataset: dataset folder. It is taken as it is unless balanced online.
       tokenizer_path: what `tokenizer.load` takes.
       global_batch: pairs a step over all processes, a multiple of process_count.
       image_size: pixels, height and width.
@@ -115,6 +114,8 @@ def batches(
       read_threads: threads that decode, in each process.
       prefetch: batches made ahead, in each process; 0 = made when asked for.
       max_replaced_share: a larger share of images that cannot be decoded ends the run.
+      online_t, online_tail_share: balance an unthinned dataset anew in each epoch, see
+        balance.OnlineBalance; both 0 = no.
 
     Raises:
       FileNotFoundError: the dataset or the tokenizer is missing or unfinished.
@@ -127,8 +128,14 @@ def batches(
             "in its data_card.json says where they were lost"
         )
     _check_values(start_step, total_steps, crop_scale, worker_count, prefetch)
+    online = None
+    if online_t or online_tail_share:
+        online = balance.OnlineBalance(
+            opened, seed=seed, t=online_t, tail_share=online_tail_share
+        )
     make = _MakeBatch(
         dataset=opened,
+        online=online,
         tokenize=tokenizer.load(tokenizer_path),
         global_batch=global_batch,
         process_index=process_index,
@@ -141,7 +148,8 @@ def batches(
         threads=_Threads(read_threads),
     )
     make.positions(start_step)  # refuses a batch that does not divide, before the start
-    _log_plan(opened, global_batch, start_step, total_steps)
+    if online is None:  # its epochs say themselves how long they are
+        _log_plan(opened, global_batch, start_step, total_steps)
     made = _iterate(
         make,
         range(start_step, total_steps),
@@ -222,6 +230,7 @@ class _MakeBatch:
     """Makes the host batch of a step. It travels to worker processes by pickle."""
 
     dataset: records.Dataset
+    online: balance.OnlineBalance | None
     tokenize: tokenizer.Tokenizer
     global_batch: int
     process_index: int
@@ -245,9 +254,11 @@ class _MakeBatch:
     def __call__(self, step: int) -> _Made:
         """Reads, decodes, crops and tokenises the host batch of a step."""
         positions = self.positions(step)
-        epochs, numbers = order(
-            positions, record_count=len(self.dataset), seed=self.seed
-        )
+        if self.online is None:
+            count = len(self.dataset)
+            epochs, numbers = order(positions, record_count=count, seed=self.seed)
+        else:
+            epochs, numbers = self.online.order(positions)
         size = self.image_size
         pixels = np.empty((len(positions), size, size, 3), np.uint8)
         rows = zip(

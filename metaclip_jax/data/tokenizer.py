@@ -22,7 +22,14 @@ import ftfy
 import numpy as np
 import tokenizers
 from absl import app, flags, logging
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from metaclip_jax import files
 from metaclip_jax.data import records
@@ -127,6 +134,37 @@ class Tokenizer:
             tokens = [*head, *ids[:room], self.eos_id]
             result[row, : len(tokens)] = tokens
         return result, truncated
+
+    def to_huggingface(self, context_length: int) -> dict[str, str]:
+        """Returns the files by name with which transformers encodes as this does.
+
+        Cut to `context_length` tokens, with both marks. transformers knows nothing of
+        `clean`: on texts that it would change, give it cleaned ones.
+        """
+        bpe = tokenizers.Tokenizer.from_str(self._bpe.to_str())
+        bos = None if self.bos_id is None else bpe.id_to_token(self.bos_id)
+        eos = bpe.id_to_token(self.eos_id)
+        assert eos is not None  # it was found by its name
+        begin = [] if bos is None else [bos]
+        bpe.post_processor = processors.TemplateProcessing(
+            single=" ".join([*begin, "$A", eos]),
+            special_tokens=[(mark, bpe.token_to_id(mark)) for mark in [*begin, eos]],
+        )
+        # CLIP's own pad is an ordinary token, which decoding should not lose.
+        pad = bpe.id_to_token(self.pad_id) if self.pad_id in self._marks else eos
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": bos,
+            "eos_token": eos,
+            "pad_token": pad,
+            "unk_token": eos if bpe.token_to_id("<unk>") is None else "<unk>",
+            "model_max_length": context_length,
+            "clean_up_tokenization_spaces": False,
+        }
+        return {
+            "tokenizer.json": bpe.to_str(),
+            "tokenizer_config.json": json.dumps(config, indent=1, sort_keys=True),
+        }
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of a row of ids, as far as its end mark."""

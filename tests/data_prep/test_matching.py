@@ -1,6 +1,7 @@
 """Matching finds exactly what `in` finds on spaced strings, in every mode."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -373,3 +374,56 @@ def test_the_kernel_compiles_where_no_cache_can_be_kept(tmp_path):
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["None", "True"]
+
+
+_LOAD_AND_LOOK = """
+import sys
+from data_prep.matching import Matcher
+path = sys.argv[1]
+matcher = Matcher.load(path)
+assert len(matcher.entries()) == len(matcher)
+matcher.match([f"word{i} x" for i in range(60_000)])
+resident = private = 0
+ours = False
+for line in open("/proc/self/smaps"):
+    name, _, rest = line.partition(":")
+    if "-" in name.split(" ")[0]:
+        ours = line.rstrip().endswith(path)
+    elif ours and name == "Rss":
+        resident += int(rest.split()[0])
+    elif ours and name.startswith("Private_"):
+        private += int(rest.split()[0])
+print(resident * 1024, private * 1024)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="needs Linux")
+def test_two_processes_share_the_memory_of_one_matcher(tmp_path):
+    path = str(tmp_path / "m")
+    entries = [f"word{i}" for i in range(60_000)]
+    Matcher(entries).save(path)
+    here = Matcher.load(path)
+    assert len(here.entries()) == len(here)
+    here.match([f"word{i} x" for i in range(60_000)])
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD_AND_LOOK, path],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    resident, private = map(int, done.stdout.split())
+    assert resident > 0.8 * here.table_bytes  # it did touch the tables
+    assert private < 0.02 * resident  # and has hardly a page of its own
+
+
+@pytest.mark.slow
+def test_half_a_million_entries_on_a_million_texts_equal_the_reference():
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/matching.py", "--texts=1000000", "--rounds=1"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "equal matches" in done.stdout and "500,000 entries" in done.stdout

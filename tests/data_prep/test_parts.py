@@ -3,6 +3,7 @@ import pyarrow as pa
 import pytest
 
 from data_prep import drops, parts
+from data_prep.stages.matching import by_partition
 from metaclip_jax.data import records
 
 
@@ -64,3 +65,11 @@ def test_an_interrupted_blob_file_gets_no_name(tmp_path):
         raise KeyError
     assert not parts.exists(tmp_path, "blobs")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_go_to_their_partitions_in_order():
+    ids = [f"{i:08x}{'0' * 16}" for i in (0xFFFFFFFF, 0, 0x80000000, 1, 0xFFFFFFFE)]
+    rows = pa.RecordBatch.from_pydict({"image_id": ids, "n": [0, 1, 2, 3, 4]})
+    found = {p: part["n"].to_pylist() for p, part in by_partition(rows, 3)}
+    assert found == {0: [1, 3], 1: [2], 2: [0, 4]}
+    assert list(by_partition(rows.slice(0, 0), 3)) == []

@@ -120,7 +120,7 @@ def test_after_losses_the_recount_brings_accepted_draws_back_to_t(pool):
     lost = np.random.default_rng(1).random(pool.num_rows) < 0.2
     alive = pool.filter(pa.array(~lost))
     _, accepted = steps.draw(alive, seed=0, keep_probability=thin)
-    keep = steps.recount(vectors(accepted), thin, t)
+    keep = steps.recount(vectors(accepted), thin, t, pool=counts, drawn_counts=counts)
     kept, final = steps.draw(alive, seed=0, keep_probability=keep)
     fetched, _ = steps.draw(alive, seed=0, keep_probability=thin)
     assert np.all(fetched[kept])  # nothing is kept that was not fetched
@@ -130,6 +130,54 @@ def test_after_losses_the_recount_brings_accepted_draws_back_to_t(pool):
     survivors = steps.survivors(vectors(accepted), thin)["en"]
     alive_counts = vectors(steps.count(alive))["en"]
     assert np.all(np.abs(survivors - alive_counts) < 4 * np.sqrt(alive_counts + 1))
+
+
+def several_texts(images=6_000):
+    """MATCHES of images with one to three texts each, sorted by image."""
+    rng = np.random.default_rng(2)
+    rows = []
+    for i in range(images):
+        for j in range(rng.integers(1, 4)):
+            words = ["the"] if rng.random() < 0.8 else ["zebra"]
+            rows.append((f"http://a.example/{i}.jpg", " ".join([*words, str(j)])))
+    matches, _ = match([text for _, text in rows], {"en": Matcher(ENTRIES)})
+    table = pa.Table.from_batches([matches])
+    urls = pa.array([url for url, _ in rows])
+    ids = pa.array([records.image_id(url) for url, _ in rows])
+    for name, values in (("image_url", urls), ("image_id", ids)):
+        table = table.set_column(table.column_names.index(name), name, values)
+    return table.sort_by("image_id").combine_chunks()
+
+
+def test_v2_draws_one_text_an_image_and_gives_the_law_of_the_pool():
+    """Also where a fifth of the images was lost between thinning and balancing."""
+    table = several_texts()
+    chosen = steps.drawn(table, seed=0, rule="v2")
+    ids = np.array(table["image_id"].to_pylist())
+    assert chosen.sum() == len(set(ids)) == len(set(ids[chosen]))
+    counts, t = vectors(steps.count(table)), {"en": 800}
+    of_chosen = vectors(steps.count(table.filter(pa.array(chosen))))
+    thin = steps.keep_probabilities(counts, t, slack=1.5)
+    alive = table.filter(pa.array([int(i[-1], 16) >= 3 for i in ids]))
+    _, accepted = steps.draw(alive, seed=0, keep_probability=thin, rule="v2")
+    keep = steps.recount(
+        vectors(accepted), thin, t, pool=counts, drawn_counts=of_chosen
+    )
+    kept, final = steps.draw(alive, seed=0, keep_probability=keep, rule="v2")
+    assert not np.any(kept & ~steps.drawn(alive, seed=0, rule="v2"))
+    the = ENTRIES.index("the")
+    want = 800 / counts["en"][the] * of_chosen["en"][the]
+    assert abs(vectors(final)["en"][the] - want) < 4 * np.sqrt(want)
+
+
+def test_an_entry_that_lost_more_than_the_slack_is_told_of(pool, caplog):
+    counts, t = vectors(steps.count(pool)), {"en": 1_000}
+    thin = steps.keep_probabilities(counts, t, slack=1.5)
+    few = pool.slice(0, pool.num_rows // 3)
+    _, accepted = steps.draw(few, seed=0, keep_probability=thin)
+    with caplog.at_level("WARNING", logger="absl"):
+        steps.recount(vectors(accepted), thin, t, pool=counts, drawn_counts=counts)
+    assert "lost more than the slack" in caplog.text
 
 
 def test_other_languages_get_the_tail_share_of_english():

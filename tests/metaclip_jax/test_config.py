@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from metaclip_jax import config as keys
+from metaclip_jax.models import presets
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs"
 TOKENS = {"vocab_size": 49_408, "eos_id": 49_407, "pad_id": 0}
@@ -42,6 +44,44 @@ def test_the_papers_recipes_to_the_letter():
         }
         assert config.data.crop_scale == (0.9, 1.0)
         assert config.model.activation == "quick_gelu"
+
+
+@pytest.mark.parametrize(
+    "name", sorted(p.stem for p in RECIPES.glob("vit_*.py")), ids=str
+)
+def test_recipes_build_the_released_architectures(name):
+    towers = name.split("_")[1]
+    end = {"worldwide": "_worldwide", "altogether": "_altogether"}
+    preset = presets.architecture(f"vit_{towers}{end.get(name.split('_')[2], '')}")
+    config = load(name)
+    built = keys.architecture(
+        config,
+        vocab_size=preset.vocab_size,
+        eos_id=preset.eos_id,
+        pad_id=preset.pad_id,
+    )
+    for field in dataclasses.fields(preset):
+        if field.name not in ("dtype", "remat"):
+            got, want = getattr(built, field.name), getattr(preset, field.name)
+            assert got == want, field.name
+    # Of MetaCLIP's published configurations: batch, steps, lr, betas, decay.
+    optimizer = config.optimizer
+    facts = (
+        config.global_batch,
+        config.total_steps,
+        optimizer.peak_lr,
+        optimizer.beta2,
+        optimizer.weight_decay,
+    )
+    if "worldwide" in name:
+        assert facts == (75_264, 391_136, 4e-4, 0.95, 0.1)
+    elif "altogether" in name:
+        assert facts == (131_072, 390_625, 4e-4, 0.95, 0.1)
+    else:
+        lr = 5e-4 if towers in ("b32", "b16") else 4e-4
+        assert facts == (32_768, 390_624, lr, 0.98, 0.2)
+    assert (optimizer.beta1, optimizer.epsilon) == (0.9, 1e-6)
+    assert optimizer.warmup_steps == 2_000
 
 
 def test_the_quick_start_splits_its_batch_over_two_devices():

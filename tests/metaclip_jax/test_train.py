@@ -365,7 +365,7 @@ def test_the_table_has_a_line_for_each_number(evaluated):
 
 def test_a_workdir_without_a_run_cannot_be_evaluated(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
-        evaluate.read_config(str(tmp_path))
+        checkpoint.read_config(str(tmp_path))
 
 
 def test_held_out_labels_must_be_of_images_that_are_there(folder, tmp_path):

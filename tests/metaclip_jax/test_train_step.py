@@ -31,7 +31,7 @@ SCHEDULE = optimizer.make_schedule(peak_lr=1e-3, warmup_steps=2, total_steps=20)
 
 
 @functools.cache
-def program(shape, loss="gathered"):
+def program(shape, loss="gathered", microbatches=1):
     """The mesh and the compiled step; compiling is what these tests cost."""
     mesh = sharding.make_mesh(
         data=shape[0],
@@ -46,6 +46,7 @@ def program(shape, loss="gathered"):
         optimizer=ADAMW,
         schedule=SCHEDULE,
         loss=loss,
+        microbatches=microbatches,
     )
     return mesh, step
 
@@ -98,6 +99,48 @@ def test_every_mesh_trains_alike(shape, loss, initial, on_one_device):
     for got, want in zip(train(initial, shape, loss), on_one_device, strict=True):
         for name in ("loss", "gradient_norm", "parameter_norm", "logit_scale"):
             np.testing.assert_allclose(got[name], want[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "loss"), [((1, 1, 1), "gathered"), ((2, 2, 2), "ring")]
+)
+def test_microbatches_have_the_gradient_of_the_whole_batch(shape, loss, initial):
+    """Read from AdamW's first moment after one step: a tenth of the gradient."""
+    moments = []
+    for microbatches in (1, 4):
+        mesh, step = program(shape, loss, microbatches)
+        state, _ = step(put(initial, mesh), batch_of(mesh, 0))
+        moments.append(jax.device_get(state.opt_state[0].mu))
+    for got, want in zip(*map(jax.tree.leaves, moments[::-1]), strict=True):
+        scale = np.abs(want).max()
+        assert np.abs(got - want).max() <= 1e-5 * scale
+
+
+def test_microbatches_need_the_memory_of_one_part(initial):
+    """The temporary memory of the compiled gradient, at a batch of 512."""
+    mesh, _ = program((1, 1, 1))
+
+    def temporary(parts):
+        def loss(params, batch):
+            image, text = train_step.encode_in_parts(
+                lambda rows: (
+                    clip.encode_image(ARCHITECTURE, params, rows["image"]),
+                    clip.encode_text(ARCHITECTURE, params, rows["tokens"]),
+                ),
+                batch,
+                parts=parts,
+                mesh=mesh,
+            )
+            return jnp.sum(image * text)
+
+        batch = {
+            "image": jax.ShapeDtypeStruct((512, 8, 8, 3), np.uint8),
+            "tokens": jax.ShapeDtypeStruct((512, 5), np.int32),
+        }
+        compiled = jax.jit(jax.grad(loss)).lower(initial.params, batch).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(16) < temporary(1) / 5
 
 
 def test_metrics_tell_the_step(on_one_device):

@@ -18,11 +18,11 @@ def unit(rng, count):
 def test_top_1_and_top_5_are_equal():
     rng = np.random.default_rng(0)
     values, labels = rng.normal(size=(300, 20)), rng.integers(0, 20, 300)
-    expected = theirs.accuracy(
-        torch.from_numpy(values), torch.from_numpy(labels), topk=(1, 5)
-    )
-    assert scores.top_k(values, labels, k=1) == pytest.approx(expected[0])
-    assert scores.top_k(values, labels, k=5) == pytest.approx(expected[1])
+    # Their function makes a number of an array of one, which NumPy 2.4 refuses.
+    for k in (1, 5):
+        best = torch.from_numpy(values).topk(k, 1).indices.numpy()
+        expected = (best == labels[:, None]).any(axis=1).mean()
+        assert scores.top_k(values, labels, k=k) == pytest.approx(expected)
 
 
 def test_average_precision_per_class_is_equal():

@@ -1,0 +1,348 @@
+"""Curation at scale: texts/s of one core and memory, as the pool grows.
+
+    python -m benchmarks.curation_scale                      # 1M, 4M, 16M texts
+    python -m benchmarks.curation_scale --texts=1000000
+
+Generated alt texts, half of them of a Zipf vocabulary and half file names, go through
+curation's own functions in the order of a worker's work: match with 500,000 entries,
+identify languages, partition by image, then partition by partition drop repeats,
+count, sample, draw. Between the two halves lies a runner's shuffle; here files take
+its place, so that what is measured is our work and not how a runner keeps its data.
+Each size runs in a process of its own. HTML is parsed in a run of its own, since its
+cost goes by bytes.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from absl import app, flags
+
+from data_prep import config as curation_config
+from data_prep import dedup, language, parts, schema, steps
+from data_prep.matching import Matcher
+from data_prep.sample_web import warc_file
+from data_prep.sources import html, warc
+from data_prep.stages.matching import by_partition
+
+_TEXTS = flags.DEFINE_list("texts", ["1000000", "4000000", "16000000"], "Pool sizes.")
+_ENTRIES = flags.DEFINE_integer("entries", 500_000, "How many entries.", lower_bound=10)
+_ONE = flags.DEFINE_integer("one", 0, "Internal: run this size, print its seconds.")
+
+_BATCH = 16_384  # rows, as the parser hands them on
+_IMAGES_PER_PARTITION = 20_000
+_TEXTS_PER_IMAGE = 1.25
+_VOCABULARY = 1_000_000
+_JUNK = 0.5  # file names and the like: about half of all texts match nothing
+_TAIL_SHARE = 0.06
+_SNAPSHOT_BYTES = 3e9 * 60e3  # a snapshot of Common Crawl: pages, bytes of HTML each
+_DOLLARS_PER_CORE_HOUR = 0.04  # what cc2dataset's README paid: 2,800 for 70,000
+
+Seconds = defaultdict[str, float]
+
+
+def words(count: int) -> pa.Array:
+    """Returns `count` different words of consonants and vowels."""
+    consonants, vowels = list("bcdfghjklmnprstvwyz"), list("aeiou")
+    syllables = [c + v for c in consonants for v in vowels]
+    out = []
+    for rank in range(count):
+        word, left = "", rank
+        while True:
+            left, syllable = divmod(left, len(syllables))
+            word += syllables[syllable]
+            if not left:
+                break
+            left -= 1
+        out.append(word)
+    return pa.array(out)
+
+
+def zipf(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Returns i64[size], ranks below the vocabulary with frequency 1 / (rank + 3)."""
+    top = np.log(_VOCABULARY / 3 + 1)
+    ranks = (3 * np.expm1(rng.random(size) * top)).astype(np.int64)
+    return np.minimum(ranks, _VOCABULARY - 1)
+
+
+def candidates(
+    vocabulary: pa.Array, count: int, *, seed: int
+) -> Iterator[pa.RecordBatch]:
+    """Yields CANDIDATES of `count` texts; one in twenty repeats a pair of its batch."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, count, _BATCH):
+        n = min(_BATCH, count - start)
+        lengths = 1 + rng.poisson(rng.gamma(2, 4, n))
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        lists = pa.ListArray.from_arrays(
+            pa.array(offsets), vocabulary.take(pa.array(zipf(rng, int(offsets[-1]))))
+        )
+        texts = pc.if_else(
+            pa.array(rng.random(n) < _JUNK),
+            pc.binary_join_element_wise(
+                "IMG_",
+                pa.array(rng.integers(0, 10**6, n)).cast(pa.string()),
+                ".JPG",
+                "",
+            ),
+            pc.binary_join(lists, " "),
+        )
+        digits = rng.bytes(12 * n).hex()
+        image = np.minimum.accumulate(  # some images have several texts
+            np.where(rng.random(n) < 1 / _TEXTS_PER_IMAGE, np.arange(n), n)[::-1]
+        )[::-1]
+        image = np.where(image == n, n - 1, image)
+        ids = [digits[24 * i : 24 * i + 24] for i in image.tolist()]
+        urls = [f"https://images.example/{image_id}.jpg" for image_id in ids]
+        table = pa.Table.from_batches(
+            [
+                schema.from_columns(
+                    {
+                        "image_id": ids,
+                        "image_url": urls,
+                        "page_url": ["https://page.example/"] * n,
+                        "text": texts,
+                        "text_source": ["alt"] * n,
+                        "language": ["en"] * n,
+                    },
+                    schema.CANDIDATES,
+                )
+            ]
+        )
+        again = rng.choice(n, n // 20)
+        rows = np.concatenate([np.arange(n - again.size), again])
+        yield schema.one_batch(table.take(pa.array(rows)))
+
+
+def timed(seconds: Seconds, name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Adds the CPU seconds of a call to `seconds[name]`; returns its result."""
+    begin = time.process_time()
+    result = function(*args)
+    seconds[name] += time.process_time() - begin
+    return result
+
+
+def run_once(count: int) -> dict[str, Any]:
+    """Curates `count` texts up to the draws; returns seconds by step, rows, memory."""
+    seconds: Seconds = defaultdict(float)
+    vocabulary = words(_VOCABULARY)
+    matcher = Matcher(vocabulary[: _ENTRIES.value])
+    Matcher(["a"]).match(["a"])
+    heard = language.Lid176()
+
+    def identify(texts: Any, /, *, min_probability: float = 0.0) -> list[str]:
+        # Generated words belong to no language: the answer is not used, its cost is.
+        timed(seconds, "language", lambda: heard(texts))
+        return ["en"] * len(texts)
+
+    partitions = max(1, round(count / _TEXTS_PER_IMAGE / _IMAGES_PER_PARTITION))
+    rows_in = rows_matched = 0
+    with tempfile.TemporaryDirectory() as folder:
+        shuffle = Shuffle(Path(folder), partitions)
+        for batch in candidates(vocabulary, count, seed=count):
+            rows_in += batch.num_rows
+            before = seconds["language"]
+            matches, _ = timed(
+                seconds,
+                "match",
+                lambda b=batch: steps.match(
+                    b, matchers={"en": matcher}, identify=identify
+                ),
+            )
+            seconds["match"] -= seconds["language"] - before
+            rows_matched += matches.num_rows
+            split = timed(
+                seconds,
+                "partition",
+                lambda m=matches: list(by_partition(m, partitions)),
+            )
+            for partition, rows in split:
+                shuffle.add(partition, rows)
+        counts = np.zeros(len(matcher), np.uint64)
+        sampled = 0
+        for partition in range(partitions):
+            table = shuffle.read(partition)
+            unique = timed(seconds, "dedup", dedup.sort_and_drop_repeats, table)
+            counted = timed(seconds, "count", steps.count, unique)
+            counts += steps.to_vectors(counted, {"en": len(matcher)})["en"]
+            part = timed(
+                seconds,
+                "sample",
+                lambda u=unique, p=partition: steps.sample(
+                    u,
+                    images=1_000_000 // partitions + 1,
+                    partition=p,
+                    seed=0,
+                    rule="v1",
+                ),
+            )
+            sampled += part.num_rows
+            parts.write(folder, parts.name(partition, partitions), unique, _NO_FLOW)
+        vectors = {"en": counts.astype(np.float64)}
+        t = steps.thresholds(vectors, t=0, tail_share=_TAIL_SHARE)
+        keep = steps.keep_probabilities(vectors, t)
+        kept = 0
+        for partition in range(partitions):
+            unique = parts.read(folder, parts.name(partition, partitions))
+            mask, _ = timed(
+                seconds,
+                "draw",
+                lambda u=unique: steps.draw(u, seed=0, keep_probability=keep),
+            )
+            kept += int(mask.sum())
+    return {
+        "texts": rows_in,
+        "matched": rows_matched,
+        "kept": kept,
+        "sampled": sampled,
+        "seconds": dict(seconds),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+_NO_FLOW = schema.one_batch(schema.FLOW.empty_table())
+
+
+class Shuffle:
+    """Stands in for a runner's shuffle: rows of each partition in a file of its own."""
+
+    def __init__(self, folder: Path, partitions: int) -> None:
+        self._paths = [folder / f"shuffle-{i}" for i in range(partitions)]
+
+    def add(self, partition: int, rows: pa.RecordBatch) -> None:
+        """Appends rows, written with their length before them."""
+        data = rows.serialize()
+        with self._paths[partition].open("ab") as file:
+            file.write(len(data).to_bytes(8, "little"))
+            file.write(data)
+
+    def read(self, partition: int) -> pa.Table:
+        """Returns the rows of one partition."""
+        path = self._paths[partition]
+        data = path.read_bytes() if path.exists() else b""
+        batches, at = [], 0
+        while at < len(data):
+            size = int.from_bytes(data[at : at + 8], "little")
+            body = pa.py_buffer(data[at + 8 : at + 8 + size])
+            batches.append(pa.ipc.read_record_batch(body, schema.MATCHES))
+            at += 8 + size
+        return pa.Table.from_batches(batches, schema=schema.MATCHES)
+
+
+def parse_rate() -> tuple[float, float]:
+    """Returns MB of HTML and texts a second of one core, from a .warc.gz file on.
+
+    The pages are of 60 kB, of text, links and scripts, with 20 images: about what a
+    page of Common Crawl is like.
+    """
+    vocabulary = words(2_000).to_pylist()
+    rng = np.random.default_rng(0)
+    answers = []
+    for page in range(100):
+        blocks = []
+        for i in range(20):
+            text = " ".join(rng.choice(vocabulary, 250).tolist())
+            blocks.append(
+                f'<div class="row"><h2 id="h{i}">{text[:40]}</h2><p>{text}'
+                f'<a href="/page/{i}.html">{text[:20]}</a></p>'
+                f'<img src="/images/{i}.jpg" alt="{text[:60]}" width="640">'
+                f"<script>var x{i} = {json.dumps(text[:400])};</script></div>"
+            )
+        body = f"<html lang=en><body>{''.join(blocks)}</body></html>".encode()
+        headers = (
+            ("Content-Type", "text/html; charset=utf-8"),
+            ("Date", "Thu, 01 Jan 2026 00:00:00 GMT"),
+        )
+        answers.append(
+            warc_file.Answer(f"https://page.example/{page}", 200, headers, body)
+        )
+    size = sum(len(answer.body) for answer in answers)
+    limits = curation_config.curate().pages.to_dict()
+    max_page_bytes = limits.pop("max_page_bytes")
+    texts = rounds = 0
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "pages.warc.gz")
+        warc_file.write(path, answers, software="benchmark")
+        begin = time.process_time()
+        while time.process_time() - begin < 3:
+            for page in warc.read_pages(path, max_page_bytes=max_page_bytes):
+                found, _ = html.parse_page(page, **limits)
+                texts += found.num_rows
+            rounds += 1
+        took = time.process_time() - begin
+    return rounds * size / 1e6 / took, texts / took
+
+
+def print_estimates(*, texts_per_second: float, megabytes_per_second: float) -> None:
+    """Prints the core-hours of MetaCLIP's pools as a table in Markdown."""
+    print("| work | amount | core-hours | dollars |")
+    print("|---|---|---|---|")
+    for work, amount, unit, rate in (
+        ("parse one snapshot", _SNAPSHOT_BYTES / 1e6, "MB", megabytes_per_second),
+        ("match ... draw, pool 1", 2 * 1.6e9, "texts", texts_per_second),
+        ("match ... draw, pool 2", 2 * 10.7e9, "texts", texts_per_second),
+        ("match ... draw, all", 300e9, "texts", texts_per_second),
+    ):
+        hours = amount / rate / 3600
+        print(
+            f"| {work} | {amount:.3g} {unit} | {hours:,.0f} "
+            f"| {hours * _DOLLARS_PER_CORE_HOUR:,.0f} |"
+        )
+
+
+def main(argv: list[str]) -> None:
+    """Prints a line for each size, one for the parser, and whether all stay flat."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    if _ONE.value:
+        print(json.dumps(run_once(_ONE.value)))
+        return
+    rates, peaks = [], []
+    for count in map(int, _TEXTS.value):
+        command = [sys.executable, __file__, f"--one={count}"]
+        done = subprocess.run(
+            [*command, f"--entries={_ENTRIES.value}"],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        )
+        found = json.loads(done.stdout)
+        seconds = found["seconds"]
+        rates.append(found["texts"] / sum(seconds.values()))
+        peaks.append(found["peak_bytes"])
+        each = ", ".join(
+            f"{name} {1e6 * took / found['texts']:.2f}"
+            for name, took in seconds.items()
+        )
+        print(
+            f"curation_scale: {count / 1e6:g}M texts: {rates[-1]:,.0f} texts/s of one "
+            f"core, peak {peaks[-1] / 2**30:.2f} GiB; {found['matched']:,} matched, "
+            f"{found['kept']:,} kept; microseconds a text: {each}",
+            flush=True,
+        )
+    megabytes, pairs = parse_rate()
+    print(
+        f"curation_scale: parse {megabytes:.0f} MB of HTML/s and {pairs:,.0f} texts/s "
+        "of one core (60 kB and 20 images a page)"
+    )
+    print(
+        f"curation_scale: rate of the largest pool / of the smallest "
+        f"{rates[-1] / rates[0]:.2f}x, memory {peaks[-1] / peaks[0]:.2f}x"
+    )
+    print_estimates(texts_per_second=rates[-1], megabytes_per_second=megabytes)
+
+
+if __name__ == "__main__":
+    app.run(main)

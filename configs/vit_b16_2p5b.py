@@ -1,0 +1,19 @@
+"""ViT-B/16 on 2.5B pairs, as in the MetaCLIP paper (arXiv 2309.16671).
+
+    python -m metaclip_jax.train --config=configs/vit_b16_2p5b.py \
+        --config.dataset=DIR --config.tokenizer=FILE --workdir=DIR
+
+The paper: pool 2 at t = 170,000, 12.8B pairs seen, 64 V100, zero-shot
+ImageNet 72.1%.
+"""
+
+from ml_collections import ConfigDict
+
+from metaclip_jax import config as keys
+
+
+def get_config() -> ConfigDict:
+    """The recipe of 400M pairs: more pairs, each seen less often."""
+    config = keys.default()
+    config.model.patch_size = 16
+    return config.lock()

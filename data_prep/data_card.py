@@ -1,0 +1,212 @@
+"""Data cards: what a dataset says of itself, and of several datasets together.
+
+    python -m data_prep.data_card --datasets=run1/dataset,run2/dataset --output=both
+
+writes the data card and the entry counts of several datasets as of one. Their images
+may repeat between them; their metadata must be the same.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from absl import app, flags
+
+from data_prep import drops
+from data_prep.metadata import store
+from data_prep.sinks import array_record as sink
+from metaclip_jax import files
+from metaclip_jax.data import records
+
+_KEYS = ("metadata", "entry_id", "entry")  # of counts.parquet; other columns add up
+_TOP = 20  # entries named in the card
+
+Card = dict[str, Any]
+
+
+def build(
+    *,
+    name: str,
+    config: Mapping[str, Any],
+    balanced: Mapping[str, Any] | None,
+    metadata: Mapping[str, store.Metadata],
+    funnel: Sequence[Mapping[str, Any]],
+    shares: Mapping[str, Mapping[str, int]],
+    n_records: int,
+    counts: pa.Table,
+) -> Card:
+    """Returns the content of data_card.json.
+
+    Args:
+      name: of the dataset.
+      config: every value that decided it.
+      balanced: rule, t of each metadata, seed and slack; None if nothing was thinned.
+      metadata: code -> metadata.
+      funnel: drops.funnel of the whole run.
+      shares: kept texts by value, for "language", "text_source" and "metadata".
+      n_records: images.
+      counts: steps.counts_table with pool_count and kept_count; the whole of it lies
+        beside the card in counts.parquet.
+    """
+    return {
+        "name": name,
+        "version": files.version(),
+        "records": n_records,
+        "texts": funnel[-1]["out"],
+        "config": dict(config),
+        "balanced": balanced,
+        "metadata": {
+            code: {
+                "entries": len(m.entries),
+                "fingerprint": m.fingerprint,
+                "sources": dict(sorted(Counter(m.sources).items())),
+            }
+            for code, m in metadata.items()
+        },
+        "entries": entry_summary(counts),
+        "funnel": list(funnel),
+        "languages": dict(shares["language"]),
+        "text_sources": dict(shares["text_source"]),
+        "texts_by_metadata": dict(shares["metadata"]),
+    }
+
+
+def entry_summary(counts: pa.Table) -> dict[str, Any]:
+    """Returns, for each metadata, matches before and after balancing, and the top.
+
+    The file with the counts of all entries is named, since they are millions.
+    """
+    summary: dict[str, Any] = {"file": sink.COUNTS}
+    for code in pc.unique(counts["metadata"]).to_pylist():
+        table = counts.filter(pc.equal(counts["metadata"], code))
+        pool, kept = (table[c].to_numpy() for c in ("pool_count", "kept_count"))
+        top = np.argsort(-pool.astype(np.int64), kind="stable")[:_TOP]
+        summary[code] = {
+            "matches": {"pool": int(pool.sum()), "kept": int(kept.sum())},
+            "without_match": {
+                "pool": int((pool == 0).sum()),
+                "kept": int((kept == 0).sum()),
+            },
+            "top": [
+                {
+                    "entry": table["entry"][i].as_py(),
+                    "pool": int(pool[i]),
+                    "kept": int(kept[i]),
+                }
+                for i in top
+            ],
+        }
+    return summary
+
+
+def merge(cards: Sequence[Card], counts: Sequence[pa.Table]) -> tuple[Card, pa.Table]:
+    """Returns the data card and the entry counts of several datasets together.
+
+    Sums, in any order the same; what cannot be summed (configurations, t) is listed
+    under `merged_from`. Nothing is said of images that occur in several datasets.
+
+    Raises:
+      ValueError: their metadata differ, so that entry ids mean different things.
+    """
+    first = cards[0]
+    for card in cards[1:]:
+        if _fingerprints(card) != _fingerprints(first):
+            raise ValueError(
+                f"wanted datasets of one metadata, but {first['name']} has "
+                f"{_fingerprints(first)} and {card['name']} {_fingerprints(card)}; "
+                "curate them with the same one"
+            )
+    total = _sum_columns(counts)
+    rows = sorted(
+        (
+            {
+                "name": card["name"],
+                "records": card["records"],
+                "balanced": card["balanced"],
+                "config": card["config"],
+            }
+            for card in cards
+        ),
+        key=repr,
+    )
+    merged: Card = {
+        "name": "+".join(row["name"] for row in rows),
+        "version": files.version(),
+        "merged_from": rows,
+        "metadata": first["metadata"],
+        "entries": entry_summary(total),
+        "funnel": _sum_funnels([card["funnel"] for card in cards]),
+    }
+    for key in ("records", "texts"):
+        merged[key] = sum(card[key] for card in cards)
+    for key in ("languages", "text_sources", "texts_by_metadata"):
+        shares: Counter[str] = Counter()
+        for card in cards:
+            shares.update(card[key])
+        merged[key] = dict(sorted(shares.items()))
+    return merged, total
+
+
+def _fingerprints(card: Card) -> dict[str, str]:
+    return {code: m["fingerprint"] for code, m in card["metadata"].items()}
+
+
+def _sum_columns(tables: Sequence[pa.Table]) -> pa.Table:
+    total = tables[0]
+    for i, name in enumerate(total.column_names):
+        if name in _KEYS:
+            continue
+        column = np.sum([table[name].to_numpy() for table in tables], axis=0)
+        total = total.set_column(i, name, pa.array(column, total[name].type))
+    return total
+
+
+def _sum_funnels(funnels: Sequence[Sequence[Mapping]]) -> list[dict]:
+    """All runs have the same stages; drops of the same reason add up."""
+    summed: dict[tuple[str, str], dict] = {}
+    for row in (row for funnel in funnels for row in funnel):
+        key = row["stage"], row["unit"]
+        into = summed.setdefault(
+            key,
+            {"stage": key[0], "unit": key[1], "in": 0, "out": 0, "drops": Counter()},
+        )
+        into["in"] += row["in"]
+        into["out"] += row["out"]
+        into["drops"].update(row["drops"])
+    for row in summed.values():
+        row["drops"] = dict(sorted(row["drops"].items()))
+    return list(summed.values())
+
+
+def main(argv: Sequence[str]) -> None:
+    """Merges the cards of finished datasets."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
+    folders = flags.FLAGS.datasets
+    cards = [dict(records.open_dataset(folder).data_card) for folder in folders]
+    counts = []
+    for folder in folders:
+        with (files.path(folder) / sink.COUNTS).open("rb") as file:
+            counts.append(pq.read_table(file))
+    card, total = merge(cards, counts)
+    output = flags.FLAGS.output
+    buffer = pa.BufferOutputStream()
+    pq.write_table(total, buffer)
+    files.write_bytes(os.path.join(output, sink.COUNTS), buffer.getvalue().to_pybytes())
+    files.write_json(os.path.join(output, records.DATA_CARD), card)
+    print(drops.render(card["funnel"]))
+    print(
+        f"{card['records']:,} records, {card['texts']:,} texts in {len(cards)} datasets"
+    )
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("datasets", None, "Dataset folders, comma-separated.")
+    flags.DEFINE_string("output", None, "Folder for the merged card and counts.")
+    flags.mark_flags_as_required(["datasets", "output"])
+    app.run(main)

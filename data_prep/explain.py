@@ -1,0 +1,166 @@
+"""What a threshold would give, before anything is downloaded or written.
+
+    python -m data_prep.explain --counts=curation/matches --metadata=metadata --t=20000
+    python -m data_prep.explain --counts=curation/matches --metadata=metadata \
+        --tail_share=0.06 --plot=explain.html
+
+Reads what `data_prep.curate --stop_after=match` left: the entry counts and the sample
+of images. Counts alone do not determine how many texts are kept, since a text matches
+many entries and stays if one of them is accepted; the sample does. The numbers are
+before losses in the download. It answers how 400 million pairs come out of 1.6 billion
+at t = 20,000.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from absl import app, flags
+
+from data_prep import balance, parts, predict, schema, steps
+from data_prep.matching import Matcher
+from data_prep.metadata import store
+from data_prep.report import explanation
+from data_prep.stages import sums
+from metaclip_jax import files
+
+_CURVE_POINTS = 25
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What the match stage left, and the metadata it was matched with."""
+
+    metadata: Mapping[str, store.Metadata]
+    counts: Mapping[str, np.ndarray]  # f64[entries] for each code
+    sample: pa.Table  # schema.SAMPLE
+    mode: str
+    rule: str
+
+
+def load(folder: str, metadata: str) -> Pool:
+    """Reads the finished folder of matches.
+
+    Raises:
+      FileNotFoundError: the match stage has not finished there.
+      ValueError: it was made with other metadata.
+    """
+    manifest = files.path(folder) / files.MANIFEST
+    if not manifest.exists():
+        raise FileNotFoundError(
+            f"--counts={folder} wants the folder of a finished match stage, but it has "
+            f"no {files.MANIFEST}; run data_prep.curate --stop_after=match, its "
+            "--workdir holds the folder 'matches'"
+        )
+    inputs = files.read_json(manifest)["inputs"]
+    found = store.load(metadata)
+    fingerprints = {code: m.fingerprint for code, m in found.items()}
+    if fingerprints != inputs["metadata"]:
+        raise ValueError(
+            f"{folder} was matched with metadata {inputs['metadata']}, but "
+            f"--metadata={metadata} is {fingerprints}; pass the one it was made with"
+        )
+    sizes = {code: len(m.entries) for code, m in found.items()}
+    counts = steps.to_vectors(sums.read_sum(folder, "counts.parquet"), sizes)
+    return Pool(
+        metadata=found,
+        counts={code: vector.astype(np.float64) for code, vector in counts.items()},
+        sample=parts.read(folder, "sample.parquet").cast(schema.SAMPLE),
+        mode=inputs["config"]["matching"]["mode"],
+        rule=inputs["config"]["rule"],
+    )
+
+
+def expected(
+    pool: Pool, t: Mapping[str, int]
+) -> tuple[predict.Size, dict[str, predict.Size]]:
+    """Returns the predicted size in all, and of each metadata's texts."""
+    keep = steps.keep_probabilities(pool.counts, t)
+    chance = steps.text_probabilities(pool.sample, keep)
+    chance = chance * pool.sample["drawn"].to_numpy()
+    codes = pool.sample["metadata"]
+    by_code = {
+        code: predict.size(pool.sample, chance * pc.equal(codes, code).to_numpy())
+        for code in pool.counts
+    }
+    return predict.size(pool.sample, chance), by_code
+
+
+def curve(pool: Pool, t: Mapping[str, int]) -> list[explanation.Point]:
+    """Returns t, tail share and predicted size over the range that t can have."""
+    lead = steps.lead(pool.counts)
+    highest = max(10.0, float(pool.counts[lead].max(initial=0)))
+    grid = np.unique(np.geomspace(1, highest, _CURVE_POINTS).round().astype(int))
+    values = sorted({*grid.tolist(), t[lead]})
+    points = []
+    for value in values:
+        every = steps.thresholds(pool.counts, t=value, tail_share=0.0)
+        size, _ = expected(pool, every)
+        share = balance.tail_share(pool.counts[lead], value)
+        points.append(explanation.Point(value, share, size))
+    return points
+
+
+def entry_table(pool: Pool, t: Mapping[str, int]) -> list[explanation.EntryRow]:
+    """Returns, for each metadata, how its entries and matches fall apart at t."""
+    rows = []
+    for code, counts in pool.counts.items():
+        entries = pool.metadata[code].entries
+        dead = Matcher(entries, mode=pool.mode).dead_entries()
+        order = np.argsort(-counts, kind="stable")[: explanation.TOP]
+        tail = (counts > 0) & (counts < t[code])
+        rows.append(
+            explanation.EntryRow(
+                code=code,
+                t=t[code],
+                dead=len(dead),
+                dead_examples=tuple((each.entry, each.reason) for each in dead[:5]),
+                unmatched=int(np.sum(counts == 0)) - len(dead),
+                tail=int(np.sum(tail)),
+                head=int(np.sum(counts >= t[code])),
+                tail_matches=float(counts[tail].sum()),
+                head_matches=float(counts[counts >= t[code]].sum()),
+                top=tuple((entries[i], float(counts[i])) for i in order if counts[i]),
+            )
+        )
+    return rows
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints the explanation, and plots it where asked."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
+    values = flags.FLAGS
+    if (values.t is None) == (values.tail_share is None):
+        raise app.UsageError("wanted one of --t and --tail_share")
+    pool = load(values.counts, values.metadata)
+    t = steps.thresholds(
+        pool.counts, t=values.t or 0, tail_share=values.tail_share or 0.0
+    )
+    total, by_code = expected(pool, t)
+    found = explanation.Explanation(
+        rule=pool.rule,
+        total=total,
+        by_code=by_code,
+        entries=entry_table(pool, t),
+        curve=curve(pool, t),
+        sampled_images=len(pc.unique(pool.sample["image_id"])),
+    )
+    print(explanation.as_text(found))
+    if values.plot:
+        page = explanation.as_page(found, counts=pool.counts)
+        files.write_bytes(values.plot, page)
+        print(f"\nplots: {os.path.abspath(values.plot)}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("counts", None, "Folder 'matches' of a curation's workdir.")
+    flags.DEFINE_string("metadata", None, "The metadata it was matched with.")
+    flags.DEFINE_integer("t", None, "Accepted draws an entry.", lower_bound=1)
+    flags.DEFINE_float("tail_share", None, "Tail's part of all matches.", 0.0, 1.0)
+    flags.DEFINE_string("plot", None, "HTML file for the plots.")
+    flags.mark_flags_as_required(["counts", "metadata"])
+    app.run(main)

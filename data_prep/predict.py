@@ -1,0 +1,87 @@
+"""The size of a dataset, predicted from a sample of images, with its interval."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+_Z95 = 1.959964  # standard deviations on each side that hold 95% of a normal law
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A predicted number, with the bounds of 95%."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Size:
+    """What balancing would leave, and what it would be left of."""
+
+    texts: Estimate
+    images: Estimate
+    pool_texts: float
+    pool_images: float
+
+
+def size(sample: pa.Table, chance: NDArray[np.float64]) -> Size:
+    """Predicts how many texts and images are kept in the whole pool.
+
+    The sample takes whole images, uniformly within each partition, so the variance of
+    an estimate is that of stratified sampling of images (Cochran, Sampling Techniques,
+    5.3) and that of the draws themselves, which are independent.
+
+    Args:
+      sample: schema.SAMPLE, the texts of an image together.
+      chance: f64[n], the probability that each text is kept.
+    """
+    if sample.num_rows == 0:
+        nothing = Estimate(0.0, 0.0, 0.0)
+        return Size(nothing, nothing, 0.0, 0.0)
+    ids = sample["image_id"].to_numpy(zero_copy_only=False)
+    starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
+    weight = sample["weight"].to_numpy()[starts]
+    partition = sample["partition"].to_numpy()[starts]
+    texts = np.diff(np.append(starts, ids.size))
+    kept_texts = np.add.reduceat(chance, starts)
+    kept_image = 1 - np.multiply.reduceat(1 - chance, starts)
+    return Size(
+        texts=_estimate(
+            kept_texts,
+            np.add.reduceat(chance * (1 - chance), starts),
+            weight=weight,
+            partition=partition,
+        ),
+        images=_estimate(
+            kept_image,
+            kept_image * (1 - kept_image),
+            weight=weight,
+            partition=partition,
+        ),
+        pool_texts=float(np.sum(weight * texts)),
+        pool_images=float(np.sum(weight)),
+    )
+
+
+def _estimate(
+    mean: NDArray[np.float64],
+    variance: NDArray[np.float64],
+    *,
+    weight: NDArray[np.float64],
+    partition: NDArray[np.int32],
+) -> Estimate:
+    """Sums over the pool what each sampled image gives, and how it varies."""
+    value = float(np.sum(weight * mean))
+    spread = float(np.sum(weight * variance))
+    _, stratum = np.unique(partition, return_inverse=True)
+    n = np.bincount(stratum).astype(np.float64)
+    total = np.bincount(stratum, weight)
+    middle = np.bincount(stratum, mean) / n
+    square = np.bincount(stratum, (mean - middle[stratum]) ** 2) / np.maximum(n - 1, 1)
+    spread += float(np.sum(total**2 * (1 - n / total) * square / n))
+    reach = _Z95 * np.sqrt(spread)
+    return Estimate(value, max(0.0, value - reach), value + reach)

@@ -1,0 +1,197 @@
+"""How `data_prep.explain` shows what a threshold gives: as text and as a page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from data_prep.predict import Estimate, Size
+from data_prep.report import charts, numbers
+from data_prep.report.figure import HALF_WIDTH, figure, lead, section, two_widths
+from data_prep.report.markup import Markup, clean, element, stranger
+from data_prep.report.page import render
+
+TOP = 20  # entries shown
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of t of the leading metadata, the tail share and the size it gives."""
+
+    t: int
+    tail_share: float
+    size: Size
+
+
+@dataclass(frozen=True)
+class EntryRow:
+    """The entries of one metadata at its t; matches are texts per entry, summed."""
+
+    code: str
+    t: int
+    dead: int  # can never match
+    dead_examples: tuple[tuple[str, str], ...]  # entry, reason
+    unmatched: int  # could match, but no text does
+    tail: int  # 0 < count < t
+    head: int  # count >= t
+    tail_matches: float
+    head_matches: float
+    top: tuple[tuple[str, float], ...]  # entry, count
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """All that is shown."""
+
+    rule: str
+    total: Size
+    by_code: Mapping[str, Size]
+    entries: Sequence[EntryRow]
+    curve: Sequence[Point]
+    sampled_images: int
+
+
+def as_text(found: Explanation) -> str:
+    """Returns the explanation as lines for a terminal."""
+    total = found.total
+    lines = [
+        f"rule {found.rule}, from a sample of {found.sampled_images:,} of about "
+        f"{total.pool_images:,.0f} images; before losses in the download",
+        "",
+        f"texts kept   {_between(total.texts)}"
+        f"   {numbers.ratio(total.texts.value, total.pool_texts)} of"
+        f" {total.pool_texts:,.0f}",
+        f"images kept  {_between(total.images)}"
+        f"   {numbers.ratio(total.images.value, total.pool_images)} of"
+        f" {total.pool_images:,.0f}",
+        "",
+        f"{'metadata':<10}{'t':>12}{'texts kept':>16}{'of':>16}"
+        f"{'head':>10}{'tail':>10}{'unmatched':>11}{'dead':>9}{'tail share':>12}",
+    ]
+    for row in found.entries:
+        size = found.by_code[row.code]
+        matches = row.tail_matches + row.head_matches
+        lines.append(
+            f"{clean(row.code, limit=9):<10}{row.t:>12,}{size.texts.value:>16,.0f}"
+            f"{size.pool_texts:>16,.0f}{row.head:>10,}{row.tail:>10,}"
+            f"{row.unmatched:>11,}{row.dead:>9,}"
+            f"{numbers.ratio(row.tail_matches, matches):>12}"
+        )
+    lines += ["", f"{'t':>14}{'tail share':>13}{'texts kept':>18}{'images kept':>18}"]
+    chosen = _chosen_t(found)
+    for point in found.curve:
+        mark = "  <- asked for" if point.t == chosen else ""
+        lines.append(
+            f"{point.t:>14,}{numbers.percent(point.tail_share):>13}"
+            f"{point.size.texts.value:>18,.0f}{point.size.images.value:>18,.0f}{mark}"
+        )
+    for row in found.entries:
+        lines += ["", f"most frequent entries of {clean(row.code, limit=20)}"]
+        matches = row.tail_matches + row.head_matches
+        for entry, count in row.top:
+            lines.append(
+                f"{count:>14,.0f}{numbers.ratio(count, matches):>9}"
+                f"  keep {numbers.percent(min(1.0, row.t / count)):>6}"
+                f"  {clean(entry, limit=40)}"
+            )
+        for entry, reason in row.dead_examples:
+            lines.append(f"{'can never match':>23}  {clean(entry, limit=40)}: {reason}")
+    return "\n".join(lines)
+
+
+def as_page(found: Explanation, *, counts: Mapping[str, np.ndarray]) -> bytes:
+    """Returns two plots, and the text below them, as one HTML page in UTF-8."""
+    plots = element("div", _size_plot(found), _count_plot(found, counts), class_="pair")
+    words = element("pre", as_text(found), class_="scroll", dir="ltr")
+    total = found.total
+    return render(
+        title="What a threshold gives",
+        sections=[
+            section(
+                "What a threshold gives",
+                lead(
+                    f"About {numbers.short(total.texts.value)} texts of "
+                    f"{numbers.short(total.pool_texts)} would be kept "
+                    f"(95%: {numbers.short(total.texts.low)} to "
+                    f"{numbers.short(total.texts.high)}), before losses in the "
+                    "download."
+                ),
+                plots,
+                words,
+                name="explain",
+            )
+        ],
+    )
+
+
+def _size_plot(found: Explanation) -> Markup:
+    t = np.array([point.t for point in found.curve], np.float64)
+    kept = np.array([point.size.texts.value for point in found.curve])
+    share = np.array([point.tail_share for point in found.curve])
+    pool = max(found.total.pool_texts, 1.0)
+    draw = partial(
+        charts.line_chart,
+        [
+            charts.Series("texts kept", t, kept / pool, "accent", label_at=0.35),
+            charts.Series("tail share", t, share, "muted", label_at=0.8, below=True),
+        ],
+        height=340,
+        x=charts.Axis("t", log=True),
+        y=charts.Axis(
+            "share of the pool's texts, of its matches",
+            write=numbers.axis_percent,
+            low=0,
+            high=1,
+        ),
+        rules=[charts.Rule("x", float(_chosen_t(found)), "t")],
+        describe="Share of texts kept, and of matches in the tail, by t.",
+    )
+    return figure(
+        two_widths(draw, wide=HALF_WIDTH),
+        "The higher t, the more is kept, and the less the head is thinned.",
+        title="Threshold and size",
+    )
+
+
+def _count_plot(found: Explanation, counts: Mapping[str, np.ndarray]) -> Markup:
+    row = max(found.entries, key=lambda each: each.tail_matches + each.head_matches)
+    sorted_counts = -np.sort(-counts[row.code])
+    ranks = charts.log_ranks(sorted_counts.size)
+    before = sorted_counts[ranks - 1] if ranks.size else sorted_counts
+    draw = partial(
+        charts.line_chart,
+        [
+            charts.Series("matches", ranks, before, "ink", label_at=0.3),
+            charts.Series(
+                "accepted draws",
+                ranks,
+                np.minimum(before, row.t),
+                "accent",
+                label_at=0.2,
+                below=True,
+            ),
+        ],
+        height=340,
+        x=charts.Axis("entries, most frequent first", log=True, low=1),
+        y=charts.Axis("matches per entry", log=True, low=1),
+        rules=[charts.Rule("y", float(row.t), "t")],
+        describe="Sorted entry counts and accepted draws.",
+    )
+    return figure(
+        two_widths(draw, wide=HALF_WIDTH),
+        "Metadata \u201c",
+        stranger(row.code),
+        f"\u201d: {row.head:,} entries are in the head, {row.tail:,} in the tail; "
+        f"{row.unmatched + row.dead:,} match nothing.",
+        title="Entry counts, sorted",
+    )
+
+
+def _chosen_t(found: Explanation) -> int:
+    codes = {row.code: row.t for row in found.entries}
+    return codes["en"] if "en" in codes else codes[min(codes)]
+
+
+def _between(estimate: Estimate) -> str:
+    return f"{estimate.value:,.0f} (95%: {estimate.low:,.0f} to {estimate.high:,.0f})"

@@ -1,0 +1,1 @@
+"""Weights in and out: one table per foreign format, total in both directions."""

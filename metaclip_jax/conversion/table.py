@@ -1,0 +1,205 @@
+"""How weights of another library become ours, and ours theirs: rules in a table.
+
+A rule names one of our leaves, the tensors of the other side that it is made of, and
+the pair of transforms between them. Our leaves inside `blocks` hold all layers; the
+other side has a tensor for each, so those names hold `{layer}`. A conversion is total:
+a tensor that no rule uses, or one that a rule misses, is an error that lists them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metaclip_jax.models import text
+from metaclip_jax.models.clip import Architecture
+
+Array = NDArray[Any]
+LAYER = "{layer}"
+
+
+class Weights(Protocol):
+    """Named tensors that are read one by one."""
+
+    def names(self) -> list[str]:
+        """All names there are."""
+        ...
+
+    def read(self, name: str) -> Array:
+        """One tensor."""
+        ...
+
+
+class Transform(NamedTuple):
+    """A pair of inverse functions; `heads` is the tower's number of heads."""
+
+    to_ours: Callable[[Sequence[Array], int], Array]
+    to_theirs: Callable[[Array, int], list[Array]]
+
+
+class Rule(NamedTuple):
+    """One of our leaves and what it is called on the other side."""
+
+    ours: str  # path, such as "image/blocks/ln_1/scale"
+    theirs: tuple[str, ...]
+    transform: Transform
+
+
+def _heads_out(kernel: Array, heads: int) -> Array:
+    """[out, in] -> [in, H, out / H]."""
+    return kernel.T.reshape(kernel.shape[1], heads, -1)
+
+
+SAME = Transform(lambda a, _: a[0], lambda a, _: [a])
+SCALAR = Transform(lambda a, _: a[0].reshape(()), lambda a, _: [a.reshape(())])
+LINEAR = Transform(lambda a, _: a[0].T, lambda a, _: [a.T])  # [out, in] <-> [in, out]
+PATCHES = Transform(  # OIHW <-> HWIO
+    lambda a, _: a[0].transpose(2, 3, 1, 0), lambda a, _: [a.transpose(3, 2, 0, 1)]
+)
+# Query, key and value apart: three [D, D] or [D] <-> [D, 3, H, D / H] or [3, H, D / H].
+QKV_KERNEL = Transform(
+    lambda a, heads: np.stack([_heads_out(each, heads) for each in a], axis=1),
+    lambda a, _: [a[:, i].reshape(a.shape[0], -1).T for i in range(3)],
+)
+QKV_BIAS = Transform(
+    lambda a, heads: np.stack([each.reshape(heads, -1) for each in a]),
+    lambda a, _: [each.reshape(-1) for each in a],
+)
+# Query, key and value in one: [3D, D] or [3D].
+FUSED_KERNEL = Transform(
+    lambda a, heads: QKV_KERNEL.to_ours(np.split(a[0], 3), heads),
+    lambda a, heads: [np.concatenate(QKV_KERNEL.to_theirs(a, heads))],
+)
+FUSED_BIAS = Transform(
+    lambda a, heads: QKV_BIAS.to_ours(np.split(a[0], 3), heads),
+    lambda a, heads: [np.concatenate(QKV_BIAS.to_theirs(a, heads))],
+)
+OUT_KERNEL = Transform(  # [D, H * D / H] <-> [H, D / H, D]
+    lambda a, heads: a[0].T.reshape(heads, -1, a[0].shape[0]),
+    lambda a, _: [a.reshape(-1, a.shape[-1]).T],
+)
+
+
+def block_rules(
+    ours: str, theirs: str, rows: Sequence[tuple[str, tuple[str, ...], Transform]]
+) -> list[Rule]:
+    """Returns the rules of one tower's blocks; names are relative to a block."""
+    return [
+        Rule(
+            f"{ours}/blocks/{leaf}",
+            tuple(f"{theirs}.{LAYER}.{name}" for name in names),
+            transform,
+        )
+        for leaf, names, transform in rows
+    ]
+
+
+def to_ours(
+    weights: Weights,
+    rules: Sequence[Rule],
+    architecture: Architecture,
+    *,
+    ignored: Callable[[str], bool],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Iterator[tuple[str, Array]]:
+    """Yields (path, f32 array) of all our leaves, reading one leaf's tensors at a time.
+
+    Args:
+      weights: of the other side.
+      rules: of its format.
+      architecture: of the model.
+      ignored: names that hold no weight, such as constants that are saved along.
+      shapes: wanted shape by path, the token table without its padding.
+
+    Raises:
+      ValueError: tensors are left over or missing, or have another shape; lists them.
+    """
+    wanted = {
+        name
+        for rule in rules
+        for names in _layers(rule, architecture)
+        for name in names
+    }
+    there = {name for name in weights.names() if not ignored(name)}
+    if wanted != there:
+        raise ValueError(
+            "the weights do not fit the model: "
+            f"missing {_some(wanted - there)}; left over {_some(there - wanted)}"
+        )
+    for rule in rules:
+        heads = _heads(rule, architecture)
+        layers = [
+            rule.transform.to_ours([weights.read(name) for name in names], heads)
+            for names in _layers(rule, architecture)
+        ]
+        leaf = np.stack(layers) if _is_stacked(rule) else layers[0]
+        if leaf.shape != shapes[rule.ours]:
+            raise ValueError(
+                f"{rule.theirs} should give {rule.ours} of shape {shapes[rule.ours]}, "
+                f"got {leaf.shape}; is its config that of another model?"
+            )
+        if rule.ours == "text/token_embedding":
+            leaf = np.pad(leaf, ((0, _padding(architecture)), (0, 0)))
+        yield rule.ours, np.asarray(leaf, np.float32, order="C")
+
+
+def to_theirs(
+    leaves: Mapping[str, Any], rules: Sequence[Rule], architecture: Architecture
+) -> Iterator[tuple[str, Array]]:
+    """Yields (name, f32 array) of the other side's tensors, a layer at a time.
+
+    Args:
+      leaves: path -> array, on any device.
+      rules: of the format wanted.
+      architecture: of the model.
+
+    Raises:
+      ValueError: leaves are left over or missing; lists them.
+    """
+    wanted = {rule.ours for rule in rules}
+    if wanted != set(leaves):
+        raise ValueError(
+            "the model does not fit the format: missing "
+            f"{_some(wanted - set(leaves))}; left over {_some(set(leaves) - wanted)}"
+        )
+    for rule in rules:
+        leaf = np.asarray(leaves[rule.ours])
+        if rule.ours == "text/token_embedding":
+            leaf = leaf[: architecture.vocab_size]
+        heads = _heads(rule, architecture)
+        layers = leaf if _is_stacked(rule) else [leaf]
+        for names, layer in zip(_layers(rule, architecture), layers, strict=True):
+            tensors = rule.transform.to_theirs(np.asarray(layer), heads)
+            for name, tensor in zip(names, tensors, strict=True):
+                yield name, np.asarray(tensor, order="C")
+
+
+def _layers(rule: Rule, architecture: Architecture) -> list[list[str]]:
+    """The names of each layer's tensors, one list for leaves outside the blocks."""
+    if not _is_stacked(rule):
+        return [list(rule.theirs)]
+    image = rule.ours.startswith("image/")
+    count = architecture.vision_layers if image else architecture.text_layers
+    return [
+        [name.replace(LAYER, str(layer)) for name in rule.theirs]
+        for layer in range(count)
+    ]
+
+
+def _is_stacked(rule: Rule) -> bool:
+    return "/blocks/" in rule.ours
+
+
+def _heads(rule: Rule, architecture: Architecture) -> int:
+    image = rule.ours.startswith("image/")
+    return architecture.vision_heads if image else architecture.text_heads
+
+
+def _padding(architecture: Architecture) -> int:
+    return text.stored_rows(architecture.vocab_size) - architecture.vocab_size
+
+
+def _some(names: set[str], *, most: int = 12) -> str:
+    shown = ", ".join(sorted(names)[:most]) or "nothing"
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

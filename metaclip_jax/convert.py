@@ -1,0 +1,142 @@
+"""Writes a model in another library's format.
+
+    python -m metaclip_jax.convert --model=RUN --to=huggingface --output=DIR
+    python -m metaclip_jax.convert --model=facebook/metaclip-b32-400m --to=open_clip \
+        --output=DIR
+
+The folder opens as it is: transformers.AutoModel.from_pretrained(DIR), or
+open_clip.create_model_and_transforms("local-dir:DIR").
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags, logging
+
+from metaclip_jax import files, loading
+from metaclip_jax.conversion import huggingface, open_clip, table, weights
+from metaclip_jax.models import vit
+
+FORMATS = ("huggingface", "open_clip")
+
+
+def convert(loaded: loading.Loaded, to: str, output: str) -> None:
+    """Writes a folder with weights, config, preprocessor and tokenizer.
+
+    Args:
+      loaded: the model.
+      to: one of FORMATS.
+      output: folder, local. It is locked while it is written; its config comes last,
+        without which no library opens it.
+
+    Raises:
+      ValueError: the format is unknown, or cannot hold this model.
+    """
+    if to not in FORMATS:
+        raise ValueError(f"wanted --to one of {', '.join(FORMATS)}, got {to!r}")
+    theirs = huggingface if to == "huggingface" else open_clip
+    config = _config(loaded, to, output)
+    root = files.path(output)
+    with files.lock(output):
+        weights.write_folder(
+            output,
+            table.to_theirs(
+                loading.flat_params(loaded.params), theirs.RULES, loaded.architecture
+            ),
+            name=_WEIGHTS[to],
+        )
+        for name, content in _tokenizer_files(loaded).items():
+            files.write_bytes(root / name, content.encode())
+        if to == "huggingface":
+            files.write_json(root / "preprocessor_config.json", _processor(loaded))
+        files.write_bytes(root / "README.md", _card(loaded).encode())
+        files.write_json(root / _CONFIGS[to], config)
+
+
+_WEIGHTS = {"huggingface": weights.SINGLE, "open_clip": "open_clip_model.safetensors"}
+_CONFIGS = {"huggingface": "config.json", "open_clip": "open_clip_config.json"}
+
+
+def _config(loaded: loading.Loaded, to: str, output: str) -> dict[str, Any]:
+    if to == "huggingface":
+        bos = None if loaded.tokenizer is None else loaded.tokenizer.bos_id
+        return huggingface.write_config(loaded.architecture, bos_id=bos)
+    preprocess = {
+        "mean": [round(float(value), 8) for value in vit.IMAGE_MEAN],
+        "std": [round(float(value), 8) for value in vit.IMAGE_STD],
+        "interpolation": "bicubic",
+        "resize_mode": "squash" if loaded.preprocess.squash else "shortest",
+    }
+    own = loaded.tokenizer is not None and (
+        loaded.tokenizer.vocab_size != open_clip.CLIP_VOCABULARY
+    )
+    return open_clip.write_config(
+        loaded.architecture,
+        preprocess=preprocess,
+        tokenizer=os.path.abspath(output) if own else None,
+    )
+
+
+def _processor(loaded: loading.Loaded) -> dict[str, Any]:
+    """preprocessor_config.json of transformers."""
+    size = loaded.preprocess.size
+    square = {"height": size, "width": size}
+    squash = loaded.preprocess.squash
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": square if squash else {"shortest_edge": size},
+        "resample": 3,
+        "do_center_crop": not squash,
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [round(float(value), 8) for value in vit.IMAGE_MEAN],
+        "image_std": [round(float(value), 8) for value in vit.IMAGE_STD],
+        "do_convert_rgb": True,
+    }
+
+
+def _tokenizer_files(loaded: loading.Loaded) -> dict[str, str]:
+    if loaded.tokenizer is None:
+        logging.warning("%s has no tokenizer: none is written", loaded.name)
+        return {}
+    return loaded.tokenizer.to_huggingface(loaded.architecture.context_length)
+
+
+def _card(loaded: loading.Loaded) -> str:
+    """A model card whose head tools read; the licence of the weights travels on."""
+    head = f"license: {loaded.licence.lower()}\n" if loaded.licence else ""
+    return (
+        f"---\n{head}library_name: metaclip-jax\n---\n\nConverted from "
+        f"`{os.path.basename(loaded.name.rstrip('/'))}` by metaclip-jax "
+        f"{files.version()}.\n"
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Converts from the command line."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
+    values = flags.FLAGS
+    loaded = loading.load(
+        values.model,
+        preset=values.preset,
+        trust_pickle=values.trust_pickle,
+        step=values.step,
+    )
+    convert(loaded, values.to, values.output)
+    print(f"{values.output}: {values.to} folder of {loaded.name}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("model", None, "Folder, hub name, run, or weight file.")
+    flags.DEFINE_enum("to", None, FORMATS, "Format to write.")
+    flags.DEFINE_string("output", None, "Folder to write.")
+    flags.DEFINE_string("preset", "", "Architecture of a weight file.")
+    flags.DEFINE_integer("step", None, "Checkpoint of a run; default: the newest.")
+    flags.DEFINE_bool("trust_pickle", False, "Read torch files that may run code.")
+    flags.mark_flags_as_required(["model", "to", "output"])
+    app.run(main)

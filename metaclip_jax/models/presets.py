@@ -1,0 +1,110 @@
+"""Every MetaCLIP architecture by name, as the released checkpoints have it.
+
+Sizes are those of the public configurations; test_presets compares the parameters of
+each with the published numbers.
+"""
+
+from typing import NamedTuple
+
+from metaclip_jax.models.clip import Architecture
+
+
+class Towers(NamedTuple):
+    """Width, layers and heads of both towers; `patch` in pixels."""
+
+    patch: int
+    vision: tuple[int, int, int]
+    vision_mlp: int
+    text: tuple[int, int, int]
+    embed_dim: int
+
+
+class Vocabulary(NamedTuple):
+    """A tokenizer's ids that the model depends on."""
+
+    size: int
+    eos_id: int
+    pad_id: int
+
+
+TOWERS = {
+    "s16": Towers(16, (384, 12, 6), 1_536, (384, 12, 6), 384),
+    "m16": Towers(16, (512, 12, 8), 2_048, (512, 12, 8), 512),
+    "b32": Towers(32, (768, 12, 12), 3_072, (512, 12, 8), 512),
+    "b16": Towers(16, (768, 12, 12), 3_072, (512, 12, 8), 512),
+    "l14": Towers(14, (1_024, 24, 16), 4_096, (768, 12, 12), 768),
+    "h14": Towers(14, (1_280, 32, 16), 5_120, (1_024, 24, 16), 1_024),
+    "bigg14": Towers(14, (1_664, 48, 16), 8_192, (1_280, 32, 20), 1_280),
+}
+VOCABULARIES = {
+    "clip": Vocabulary(49_408, 49_407, 0),
+    "xlm_v": Vocabulary(901_629, 2, 1),
+    "mt5": Vocabulary(250_000, 1, 0),
+}
+
+
+class Preset(NamedTuple):
+    """What a released model is made of."""
+
+    towers: str
+    vocabulary: str = "clip"
+    image_size: int = 224
+    activation: str = "quick_gelu"
+
+
+PRESETS = {
+    # MetaCLIP 1 and OpenAI's CLIP.
+    **{f"vit_{name}": Preset(name) for name in ("b32", "b16", "l14", "h14", "bigg14")},
+    "vit_l14_336": Preset("l14", image_size=336),  # OpenAI's
+    # MetaCLIP 1.2 (Altogether).
+    "vit_h14_altogether": Preset("h14", activation="gelu"),
+    # MetaCLIP 2; all but the first H/14 use exact GELU.
+    "vit_h14_worldwide": Preset("h14", "xlm_v"),
+    "vit_h14_378_worldwide": Preset("h14", "xlm_v", 378, "gelu"),
+    "vit_bigg14_worldwide": Preset("bigg14", "xlm_v", 224, "gelu"),
+    "vit_bigg14_378_worldwide": Preset("bigg14", "xlm_v", 378, "gelu"),
+    **{
+        f"vit_{name}_worldwide": Preset(name, "xlm_v", 224, "gelu")
+        for name in ("s16", "m16", "b32", "b16", "l14")
+    },
+    **{
+        f"vit_{name}_384_worldwide": Preset(name, "xlm_v", 384, "gelu")
+        for name in ("s16", "m16", "b32", "b16")
+    },
+    **{
+        f"vit_{name}_mt5_worldwide": Preset(name, "mt5", 224, "gelu")
+        for name in ("s16", "m16", "b32")
+    },
+}
+
+
+def architecture(name: str) -> Architecture:
+    """Returns the architecture of a released model.
+
+    Raises:
+      ValueError: there is no preset of this name; lists those there are.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}")
+    preset = PRESETS[name]
+    towers, vocabulary = TOWERS[preset.towers], VOCABULARIES[preset.vocabulary]
+    vision_width, vision_layers, vision_heads = towers.vision
+    text_width, text_layers, text_heads = towers.text
+    return Architecture(
+        image_size=preset.image_size,
+        patch_size=towers.patch,
+        vision_width=vision_width,
+        vision_layers=vision_layers,
+        vision_heads=vision_heads,
+        vision_mlp_width=towers.vision_mlp,
+        text_width=text_width,
+        text_layers=text_layers,
+        text_heads=text_heads,
+        text_mlp_width=4 * text_width,
+        context_length=77,
+        vocab_size=vocabulary.size,
+        embed_dim=towers.embed_dim,
+        activation=preset.activation,
+        eos_id=vocabulary.eos_id,
+        pad_id=vocabulary.pad_id,
+    )
