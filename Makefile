@@ -40,8 +40,8 @@ clean:
 	touch $@
 
 # pip, since it heeds a machine's own choice among torch's builds, which uv does not.
-# open_clip alone: it asks for a torchvision that the tests replace.
+# open_clip and clip_benchmark alone: they ask for a torchvision that the tests replace.
 .venv/parity: .venv/dev
 	$(BIN)/pip install -q -c constraints.txt torch==2.13.0 transformers==5.23.0
-	$(BIN)/pip install -q --no-deps open_clip_torch==3.3.0
+	$(BIN)/pip install -q --no-deps open_clip_torch==3.3.0 clip_benchmark==1.6.2
 	touch $@

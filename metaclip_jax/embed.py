@@ -88,7 +88,9 @@ def embed_shard(
     model: inference.Model, dataset: records.Dataset, shard: int, bar: Any
 ) -> pa.Table:
     """Embeds the records of one file shard; returns its rows in their order."""
-    rows: dict[str, list[Any]] = {name: [] for name in embeddings.schema().names}
+    rows: dict[str, list[Any]] = {
+        name: [] for name in embeddings.schema(model.architecture.embed_dim).names
+    }
     with ThreadPoolExecutor(_DECODE_THREADS) as pool:
         for portion in inference.one_ahead(_portions(model, dataset, shard, pool)):
             image = model.embed_images(portion.pixels)  # [n, E]
@@ -102,9 +104,8 @@ def embed_shard(
             ends = np.cumsum(counts)[:-1]
             ok = [status == embeddings.OK for status in portion.status]
             rows["image_id"] += [record.image_id for record in portion.records]
-            rows["embedding"] += [
-                row if good else None for row, good in zip(image, ok, strict=True)
-            ]
+            # No nulls here: Parquet's readers fail on null lists of a fixed size.
+            rows["embedding"] += list(image * np.array(ok, np.float32)[:, None])
             rows["text_keys"] += np.split(keys, ends)
             rows["text_scores"] += [
                 row if good else None
@@ -112,7 +113,7 @@ def embed_shard(
             ]
             rows["status"] += portion.status
             bar.update(len(portion.records))
-    return pa.table(rows, schema=embeddings.schema())
+    return pa.table(rows, schema=embeddings.schema(model.architecture.embed_dim))
 
 
 def _portions(

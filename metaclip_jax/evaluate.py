@@ -1,10 +1,16 @@
-"""How good a run's model is on held-out images, beside chance and the untrained model.
+"""How good a model is on images that it has not seen, beside chance.
 
     python -m metaclip_jax.evaluate --workdir=RUN --held_out=DIR
 
 DIR is a dataset folder; a zero_shot.json in it adds zero-shot classification. Writes
-RUN/evaluation/STEP.json (the numbers) and RUN/evaluation/STEP_top5.json (the best texts
-of the first images). The same checkpoint gives the same files.
+RUN/evaluation/STEP.json (the numbers, beside the untrained model's) and
+RUN/evaluation/STEP_top5.json (the best texts of the first images). The same checkpoint
+gives the same files.
+
+    python -m metaclip_jax.evaluate --model=NAME_OR_PATH --data=DIR [--prompts=FILE]
+
+measures any model that metaclip_jax.load takes, on a dataset folder, a folder
+class/image, or a TFDS dataset; evaluation/prompts.py says what FILE holds.
 """
 
 import functools
@@ -18,11 +24,18 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from metaclip_jax import checkpoint, files, runtime, sharding, train_state
+from metaclip_jax import (
+    checkpoint,
+    files,
+    model_flags,
+    runtime,
+    sharding,
+    train_state,
+)
 from metaclip_jax import config as keys
 from metaclip_jax.data import images, records
 from metaclip_jax.data import tokenizer as tokenizers
-from metaclip_jax.evaluation import retrieval, zero_shot
+from metaclip_jax.evaluation import classification, retrieval, zero_shot
 from metaclip_jax.evaluation.held_out import HeldOut, load_held_out
 from metaclip_jax.models import clip
 
@@ -319,11 +332,40 @@ def _portions(total: int, size: int) -> Iterator[slice]:
     return (slice(i, min(i + size, total)) for i in range(0, total, size))
 
 
+def evaluate_model(values: Any) -> None:
+    """Runs --model on --data; prints the numbers and writes --output."""
+    model = model_flags.load(values)
+    found = classification.evaluate(
+        model,
+        values.data,
+        split=values.split,
+        data_dir=values.data_dir or None,
+        prompts_path=values.prompts,
+        resamples=keys.default().evaluation.bootstrap_samples,
+    )
+    facts = {"model": model.name, "fingerprint": model.fingerprint, "data": values.data}
+    if values.output:
+        files.write_json(values.output, facts | found)
+    for group, cells in found.items():
+        for name, cell in cells.items():
+            if isinstance(cell, dict):
+                chance = f" (chance {cell['chance']:.2%})" if "chance" in cell else ""
+                title = f"{group} {name}".replace("_", " ")
+                print(f"{title:<42}{cell['value']:>7.2%}{chance}")
+
+
 def main(argv: Sequence[str]) -> None:
-    """Evaluates a run from the command line."""
+    """Evaluates a run, or any model, from the command line."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
     values = flags.FLAGS
+    if bool(values.workdir) == bool(values.model):
+        raise app.UsageError("want --workdir=RUN, or --model=NAME_OR_PATH and --data")
+    if values.model:
+        if not values.data:
+            raise app.UsageError("want --data=DIR, what to measure --model on")
+        evaluate_model(values)
+        return
     config = checkpoint.read_config(values.workdir)
     held_out = values.held_out or config.evaluation.held_out
     if not held_out:
@@ -331,16 +373,20 @@ def main(argv: Sequence[str]) -> None:
     runtime.log_our_own_notes()
     runtime.start_jax(
         cpu_devices=(
-            config.cpu_devices if values.cpu_devices is None else values.cpu_devices
+            values.cpu_devices
+            if flags.FLAGS["cpu_devices"].present
+            else config.cpu_devices
         ),
-        compilation_cache=config.compilation_cache,
+        compilation_cache=values.compilation_cache or config.compilation_cache,
     )
     found = evaluate(
         values.workdir,
         config,
         held_out_folder=held_out,
         step=values.step,
-        batch=values.batch or config.evaluation.batch,
+        batch=(
+            values.batch if flags.FLAGS["batch"].present else config.evaluation.batch
+        ),
     )
     logging.info("wrote %s/evaluation/%d.json", values.workdir, found["step"])
     print(table(found))
@@ -348,9 +394,13 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     # Here, since training imports this module and has flags of its own.
-    flags.DEFINE_string("workdir", None, "Workdir of the run.", required=True)
+    flags.DEFINE_string("workdir", "", "Workdir of the run.")
     flags.DEFINE_string("held_out", "", "Dataset folder; default: the run's own.")
     flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
-    flags.DEFINE_integer("cpu_devices", None, "Virtual CPU devices; 0 = real devices.")
-    flags.DEFINE_integer("batch", 0, "Rows encoded at a time; 0 = the run's own.")
+    model_flags.define(required=False)
+    flags.DEFINE_string("data", "", "What to measure --model on.")
+    flags.DEFINE_string("split", "test", "Split of a TFDS dataset.")
+    flags.DEFINE_string("data_dir", "", "Where TFDS keeps datasets; default: its own.")
+    flags.DEFINE_string("prompts", "", "JSON with templates and class names.")
+    flags.DEFINE_string("output", "", "JSON file for the numbers of --model.")
     app.run(main)

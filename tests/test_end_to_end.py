@@ -116,7 +116,8 @@ def test_the_commands_of_the_readme_run_as_they_stand(finished, tmp_path):
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     (commands,) = [block for block in blocks if "data_prep.curate" in block]
     (tmp_path / "quickstart_run").symlink_to(workdir)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for folder in ("configs", "docs"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-euc", commands],

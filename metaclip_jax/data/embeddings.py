@@ -28,19 +28,17 @@ class Part(NamedTuple):
     embedding: np.ndarray
 
 
-def schema() -> pa.Schema:
+def schema(embed_dim: int) -> pa.Schema:
     """The columns of a part.
 
-    `embedding` has E channels and unit norm; `text_scores` are the cosines of the image
-    with each of its texts, whose keys are in `text_keys`; `status` is "ok", or the
-    reason why the image could not be decoded, and then embedding and text_scores are
-    null.
+    `embedding` is of unit norm; `text_scores` are the cosines of the image with each of
+    its texts, whose keys are in `text_keys`; `status` is "ok", or the reason why the
+    image could not be decoded; then the embedding is zero and text_scores is null.
     """
     return pa.schema(
         [
             ("image_id", pa.string()),
-            # Not a list of fixed size: pyarrow cannot read a null one back.
-            ("embedding", pa.list_(pa.float32())),
+            ("embedding", pa.list_(pa.float32(), embed_dim)),
             ("text_keys", pa.list_(pa.uint64())),
             ("text_scores", pa.list_(pa.float32())),
             ("status", pa.string()),
@@ -109,12 +107,12 @@ def read_parts(folder: str) -> Iterator[Part]:
         path = part_path(folder, shard, manifest["shards"])
         with files.path(path).open("rb") as file:
             table = pq.read_table(file, columns=["image_id", "status", "embedding"])
-        status = table["status"].to_pylist()
-        embedding = np.zeros((len(status), manifest["embed_dim"]), np.float32)
-        flat = table["embedding"].combine_chunks().flatten().to_numpy()
-        usable = [each == OK for each in status]
-        embedding[usable] = flat.reshape(-1, manifest["embed_dim"])
-        yield Part(table["image_id"].to_pylist(), status, embedding)
+        column = pa.concat_arrays(table["embedding"].chunks)
+        yield Part(
+            image_ids=table["image_id"].to_pylist(),
+            status=table["status"].to_pylist(),
+            embedding=column.flatten().to_numpy().reshape(-1, manifest["embed_dim"]),
+        )
 
 
 def _dumps(inputs: Mapping[str, Any]) -> bytes:

@@ -7,21 +7,34 @@ number. They agree with scikit-learn's and clip_benchmark's on the same scores.
 import numpy as np
 
 
-def top_k(scores: np.ndarray, labels: np.ndarray, *, k: int) -> float:
-    """The share of examples whose class is among their k best.
+def ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many classes come before each example's own, int64[N]; 0 is the top.
 
-    Of equal scores the class with the lower index comes first.
+    Of equal scores the class with the lower index comes first, so a model that maps
+    everything to one point has the accuracy of guessing class 0.
+
+    Args:
+        scores: f[N, K].
+        labels: int[N].
+
+    Raises:
+        ValueError: a score is not finite.
+    """
+    _check(scores, labels)
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    earlier = np.arange(scores.shape[1])[None, :] < labels[:, None]
+    return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
+
+
+def top_k(scores: np.ndarray, labels: np.ndarray, *, k: int) -> float:
+    """The share of examples whose class is among their k best; ties as in `ranks`.
 
     Args:
         scores: f[N, K].
         labels: int[N].
         k: at least 1.
     """
-    _check(scores, labels)
-    own = np.take_along_axis(scores, labels[:, None], axis=1)
-    earlier = np.arange(scores.shape[1])[None, :] < labels[:, None]
-    rank = ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
-    return float(np.mean(rank < k))
+    return float(np.mean(ranks(scores, labels) < k))
 
 
 def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from metaclip_jax import files
-from metaclip_jax.evaluation import prompts, statistics
+from metaclip_jax.evaluation import prompts, scores, statistics
 
 EncodeTexts = Callable[[list[str]], np.ndarray]
 
@@ -78,8 +78,7 @@ def ranks(
 ) -> np.ndarray:
     """How many classes come before each image's own, int64[N]; 0 is the top.
 
-    Of equal scores the class with the lower index comes first, so a model that maps
-    everything to one point has the accuracy of guessing class 0.
+    Equal scores as in `scores.ranks`.
 
     Args:
         image_embeddings: f32[N, E], unit norm.
@@ -89,14 +88,7 @@ def ranks(
     Raises:
         ValueError: an embedding is not finite.
     """
-    scores = image_embeddings @ classes.T  # [N, K]
-    if not np.isfinite(scores).all():
-        raise ValueError(
-            "want finite embeddings, got NaN or inf; the parameters have diverged"
-        )
-    own = np.take_along_axis(scores, labels[:, None], axis=1)
-    earlier = np.arange(len(classes))[None, :] < labels[:, None]
-    return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
+    return scores.ranks(image_embeddings @ classes.T, labels)
 
 
 def accuracy(

@@ -1,159 +1,208 @@
-"""embed and search as commands, on a real dataset and a model in a folder."""
+"""The commands on a dataset: embeddings that survive a kill, search, predict."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-import metaclip_jax
-from metaclip_jax import convert, files, loading
+from metaclip_jax import checkpoint, embed, files, inference, search
+from metaclip_jax import config as keys
 from metaclip_jax.data import records
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.models import clip
 
-ROOT = Path(__file__).resolve().parents[2]
-HOSTILE = "<script>alert(1)</script> \x1b[2J"
-BROKEN = 7
-
-
-def command(module, **flags):
-    named = [f"--{name}={value}" for name, value in flags.items()]
-    return [sys.executable, "-m", module, *named]
-
-
-def run(module, *, succeeds=True, **flags):
-    done = subprocess.run(
-        command(module, **flags), cwd=ROOT, capture_output=True, text=True
-    )
-    assert (done.returncode == 0) == succeeds, done.stderr[-3000:]
-    return done.stdout if succeeds else done.stderr
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    """A random model as a Hugging Face folder, with a licence."""
-    folder = tmp_path_factory.mktemp("model")
-    (folder / "t.json").write_text(
-        tokenizers.train([f"picture {i} told as" for i in range(30)], 600).to_str()
-    )
-    tokenizer = tokenizers.load(folder / "t.json")
-    architecture = clip.Architecture(
-        image_size=16,
-        patch_size=8,
-        vision_width=32,
-        vision_layers=1,
-        vision_heads=2,
-        vision_mlp_width=64,
-        text_width=32,
-        text_layers=1,
-        text_heads=2,
-        text_mlp_width=64,
-        context_length=12,
-        vocab_size=tokenizer.vocab_size,
-        embed_dim=16,
-        eos_id=tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
-    )
-    loaded = loading.Loaded(
-        name="random",
-        architecture=architecture,
-        params=jax.tree.map(np.asarray, clip.init(architecture, jax.random.key(0))),
-        tokenizer=tokenizer,
-        preprocess=loading.Preprocess(16, squash=False),
-        licence="cc-by-nc-4.0",
-    )
-    convert.convert(loaded, "huggingface", str(folder / "hf"))
-    return folder / "hf"
+SHARDS = 30
 
 
 @pytest.fixture(scope="module")
 def dataset(write_dataset, tmp_path_factory):
     return write_dataset(
-        tmp_path_factory.mktemp("dataset") / "tiny",
-        record_count=90,
-        shard_count=3,
-        images={BROKEN: b"no image"},
-        texts={3: (HOSTILE,)},
+        tmp_path_factory.mktemp("data") / "dataset",
+        record_count=6 * SHARDS,
+        shard_count=SHARDS,
+        images={7: b"\xff\xd8\xff no picture"},
+        texts={0: ("<script>alert('x')</script>", "a & b"), 3: ("tabs\tand \x1b[31m",)},
     )
 
 
 @pytest.fixture(scope="module")
-def embedded(model_folder, dataset, tmp_path_factory):
-    output = tmp_path_factory.mktemp("embedded") / "out"
-    run("metaclip_jax.embed", model=model_folder, dataset=dataset, output=output)
+def run(tmp_path_factory):
+    """A run's workdir with a checkpoint of an untrained model."""
+    workdir = tmp_path_factory.mktemp("run")
+    (workdir / "tokenizer.json").write_text(
+        tokenizers.train(["picture told as 0 1 2"] * 3, 600).to_str()
+    )
+    config = keys.default()
+    with config.unlocked():
+        config.tokenizer = str(workdir / "tokenizer.json")
+        config.image_size, config.dtype = 16, "float32"
+        model = config.model
+        model.patch_size, model.embed_dim, model.context_length = 8, 16, 12
+        model.vision_width = model.text_width = 32
+        model.vision_layers = model.text_layers = 1
+        model.vision_heads = model.text_heads = 2
+    tokenize = tokenizers.load(config.tokenizer)
+    architecture = keys.architecture(
+        config,
+        vocab_size=tokenize.vocab_size,
+        eos_id=tokenize.eos_id,
+        pad_id=tokenize.pad_id,
+    )
+    checkpoint.claim_workdir(str(workdir), config.to_dict(), write=True)
+    manager = checkpoint.open_manager(str(workdir), keep_last=1, keep_every_steps=0)
+    params = clip.init(architecture, jax.random.key(1))
+    meta = checkpoint.describe(
+        architecture=architecture, inputs={"tokenizer": tokenize.fingerprint}
+    )
+    checkpoint.save(manager, 1, {"params": params}, meta=meta)
+    manager.close()
+    return str(workdir)
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return inference.load(run, batch=8)
+
+
+@pytest.fixture(scope="module")
+def embedded(model, dataset, tmp_path_factory):
+    output = str(tmp_path_factory.mktemp("embeddings") / "all")
+    embed.embed_dataset(model, dataset, output)
     return output
 
 
-def rows_of(folder):
-    parts = sorted(folder.glob("part-*.parquet"))
-    return [row for part in parts for row in pq.read_table(part).to_pylist()]
+def command(module, *options):
+    return [sys.executable, "-m", f"metaclip_jax.{module}", *options]
 
 
-def test_rows_hold_what_the_model_says_of_each_record(embedded, model_folder, dataset):
+def read_rows(folder):
+    return pq.read_table(sorted(files.path(folder).glob("part-*"))).to_pylist()
+
+
+def contents(folder):
+    paths = sorted(files.path(folder).iterdir())
+    return {p.name: p.read_bytes() for p in paths if not p.name.startswith(".")}
+
+
+def test_rows_hold_what_the_model_says_in_the_dataset_s_order(embedded, model, dataset):
     opened = records.open_dataset(dataset)
-    read = [records.decode(d) for d in records.read(opened, np.arange(90))]
-    rows = rows_of(embedded)
-    assert [row["image_id"] for row in rows] == [r.image_id for r in read]
-    assert rows[BROKEN]["embedding"] is None and rows[BROKEN]["status"] != "ok"
-    good = [i for i in range(90) if i != BROKEN]
-    model = metaclip_jax.load(model_folder)
-    images = model.embed_images([read[i].image for i in good])
-    found = np.array([rows[i]["embedding"] for i in good], np.float32)
-    np.testing.assert_allclose(found, images, atol=1e-5)
-    for i, image in zip(good[:10], images, strict=False):
-        cosines = model.embed_texts(read[i].texts) @ image
-        np.testing.assert_allclose(rows[i]["text_scores"], cosines, atol=1e-5)
-        keys = records.text_keys([read[i].image_id] * len(read[i].texts), read[i].texts)
-        assert rows[i]["text_keys"] == keys.tolist()
-    manifest = files.read_json(embedded / "manifest.json")
-    assert manifest["licence"] == "cc-by-nc-4.0" and manifest["status"]["ok"] == 89
+    rows = read_rows(embedded)
+    stored = [records.decode(d) for d in records.read(opened, range(len(opened)))]
+    assert [row["image_id"] for row in rows] == [record.image_id for record in stored]
+    assert [n for n, row in enumerate(rows) if row["status"] != "ok"] == [7]
+    assert not any(rows[7]["embedding"]) and rows[7]["text_scores"] is None
+    whole = [n for n in range(40) if n != 7]
+    images = model.embed_images([stored[n].image for n in whole])
+    for n, image in zip(whole, images, strict=True):
+        np.testing.assert_allclose(rows[n]["embedding"], image, atol=1e-6)
+        cosines = model.embed_texts(stored[n].texts) @ image
+        np.testing.assert_allclose(rows[n]["text_scores"], cosines, atol=1e-6)
+        ids = [stored[n].image_id] * len(stored[n].texts)
+        assert rows[n]["text_keys"] == records.text_keys(ids, stored[n].texts).tolist()
+    field = pq.read_schema(f"{embedded}/part-00000-of-{SHARDS:05d}.parquet").field(1)
+    assert str(field.type) == "fixed_size_list<element: float>[16]"
+    manifest = files.read_json(f"{embedded}/manifest.json")
+    assert manifest["status"]["ok"] == len(opened) - 1
 
 
 def test_a_killed_run_goes_on_and_leaves_the_same_bytes(
-    embedded, model_folder, dataset, tmp_path
+    run, dataset, embedded, tmp_path
 ):
-    flags = {"model": model_folder, "dataset": dataset, "output": tmp_path / "out"}
+    output = tmp_path / "killed"
+    options = [f"--model={run}", f"--dataset={dataset}", f"--output={output}"]
     process = subprocess.Popen(
-        command("metaclip_jax.embed", **flags),
-        cwd=ROOT,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        command("embed", *options, "--batch=8"), stderr=subprocess.DEVNULL
     )
-    while process.poll() is None and not list((tmp_path / "out").glob("part-*")):
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
+    while not list(output.glob("part-*")):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
     process.wait()
-    run("metaclip_jax.embed", **flags)
-    for path in sorted(embedded.glob("*.parquet")):
-        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
-    error = run("metaclip_jax.embed", succeeds=False, **flags | {"dtype": "bfloat16"})
-    assert "another run" in error
+    done = {p.name: p.stat().st_mtime_ns for p in output.glob("part-*")}
+    assert 0 < len(done) < SHARDS and not (output / "manifest.json").exists()
+    subprocess.run(command("embed", *options, "--batch=8"), check=True)
+    assert {n: (output / n).stat().st_mtime_ns for n in done} == done
+    found, expected = contents(output), contents(embedded)
+    assert found == expected
 
 
-def test_search_finds_an_image_by_itself_and_escapes_strangers(
-    embedded, dataset, tmp_path
+def test_another_model_s_parts_are_refused(run, dataset, model, embedded, tmp_path):
+    half = tmp_path / "half"
+    half.mkdir()
+    part = f"part-00000-of-{SHARDS:05d}.parquet"
+    (half / part).write_bytes((files.path(embedded) / part).read_bytes())
+    other = inference.load(run, batch=8, dtype="bfloat16")
+    with pytest.raises(ValueError, match="belongs to another run.*another folder"):
+        embed.embed_dataset(other, dataset, str(half))
+    with pytest.raises(ValueError, match="model: wanted"):
+        embed.embed_dataset(other, dataset, embedded)
+
+
+def test_search_finds_what_sorting_all_cosines_finds(embedded, dataset, model):
+    query = model.embed_texts(["picture 5"])[0]
+    hits = search.nearest(embedded, query, count=10)
+    rows = read_rows(embedded)
+    cosines = np.array([np.dot(row["embedding"], query) for row in rows])
+    cosines[7] = -9
+    order = np.argsort(-cosines, kind="stable")[:10]
+    assert [hit.position for hit in hits] == order.tolist()
+    assert [hit.image_id for hit in hits] == [rows[n]["image_id"] for n in order]
+    everything = search.nearest(embedded, query, count=10_000)
+    assert len(everything) == len(rows) - 1  # all but the one without an embedding
+
+
+def test_the_contact_sheet_escapes_what_strangers_wrote(embedded, dataset, model):
+    image = records.decode(records.read(records.open_dataset(dataset), [0])[0]).image
+    query = model.embed_images([image])[0]
+    hits = search.nearest(embedded, query, count=6 * SHARDS)
+    assert hits[0].position == 0
+    found = search.pictures(records.open_dataset(dataset), hits)
+    page = search.render_html("<b>me</b>", found)
+    assert "<script>" not in page and "&lt;script&gt;alert" in page
+    assert "<b>me" not in page and page.count("<figure>") == len(hits)
+    assert "\x1b" not in search.table(found) and "tabs and" in search.table(found)
+    assert search.render_png(found[:7])[:4] == b"\x89PNG"
+
+
+def test_search_in_another_dataset_is_refused(
+    embedded, model, write_dataset, tmp_path_factory
 ):
-    opened = records.open_dataset(dataset)
-    record = records.decode(records.read(opened, [3])[0])
-    (tmp_path / "query.jpg").write_bytes(record.image)
-    flags = {"embeddings": embedded, "dataset": dataset, "top": 5}
-    sheet = tmp_path / "sheet.html"
-    shown = run(
-        "metaclip_jax.search", image=tmp_path / "query.jpg", output=sheet, **flags
+    other = write_dataset(tmp_path_factory.mktemp("other") / "d", record_count=4)
+    hits = search.nearest(embedded, model.embed_texts(["a"])[0], count=20)
+    with pytest.raises(ValueError, match="not the dataset that was embedded"):
+        search.pictures(records.open_dataset(other), hits)
+
+
+def test_commands_print_tables(run, dataset, embedded, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(
+        records.decode(records.read(records.open_dataset(dataset), [2])[0]).image
     )
-    first = shown.splitlines()[1].split()
-    assert first[2] == record.image_id and float(first[1]) > 0.999
-    assert "\x1b" not in shown
-    assert "<script>" not in sheet.read_text()
-    assert "&lt;script&gt;" in sheet.read_text()
-    run("metaclip_jax.search", query="picture 4", output=tmp_path / "s.png", **flags)
-    with Image.open(tmp_path / "s.png") as picture:
-        assert picture.size == (5 * 256, 276)
+    done = subprocess.run(
+        command("predict", f"--model={run}", "--image=a.jpg", "--labels=cat,dog"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    head, *lines = done.stdout.splitlines()
+    assert head == "a.jpg"
+    assert {line.split()[0] for line in lines} == {"cat", "dog"}
+    shares = [float(line.split()[1].rstrip("%")) for line in lines]
+    assert shares[0] >= shares[1] and sum(shares) == pytest.approx(100, abs=0.02)
+    sheet = tmp_path / "sheet.html"
+    options = [f"--embeddings={embedded}", f"--dataset={dataset}", "--top=3"]
+    done = subprocess.run(
+        command("search", *options, "--query=picture 1", f"--output={sheet}"),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "2"},
+        check=True,
+    )
+    assert len(done.stdout.splitlines()) == 1 + 3
+    assert sheet.read_text().count("<figure>") == 3

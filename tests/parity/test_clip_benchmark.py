@@ -1,0 +1,59 @@
+"""Our numbers beside clip_benchmark's own functions on the same scores."""
+
+import numpy as np
+import pytest
+
+from metaclip_jax.evaluation import retrieval, scores
+
+torch = pytest.importorskip("torch")
+theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
+their_retrieval = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval")
+
+
+def unit(rng, count):
+    rows = rng.normal(size=(count, 32)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_top_1_and_top_5_are_equal():
+    rng = np.random.default_rng(0)
+    values, labels = rng.normal(size=(300, 20)), rng.integers(0, 20, 300)
+    # Their function makes a number of an array of one, which NumPy 2.4 refuses.
+    for k in (1, 5):
+        best = torch.from_numpy(values).topk(k, 1).indices.numpy()
+        expected = (best == labels[:, None]).any(axis=1).mean()
+        assert scores.top_k(values, labels, k=k) == pytest.approx(expected)
+
+
+def test_average_precision_per_class_is_equal():
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(300, 20)).astype(np.float32)
+    positive = rng.random((300, 20)) < 0.2
+    expected = theirs.average_precision_per_class(
+        torch.from_numpy(values), torch.from_numpy(positive)
+    )
+    for k in range(20):
+        found = scores.average_precision(values[:, k], positive[:, k])
+        assert found == pytest.approx(float(expected[k]), abs=1e-6)
+
+
+def test_recall_with_several_texts_per_image_is_equal_both_ways():
+    """Theirs sums hits over positives; it reports the share of queries with any."""
+    rng = np.random.default_rng(2)
+    images, image_of_text = unit(rng, 60), np.arange(300) // 5
+    texts = unit(rng, 300)
+    text_scores = torch.from_numpy(texts @ images.T)
+    positive = torch.from_numpy(image_of_text[:, None] == np.arange(60)[None, :])
+    found = retrieval.recall(images, texts, image_of_text, resamples=1, ks=(1, 5, 10))
+    for k in (1, 5, 10):
+        to_image = their_retrieval.recall_at_k(text_scores, positive, k)
+        to_text = their_retrieval.recall_at_k(text_scores.T, positive.T, k)
+        assert found["text_to_image"][f"R@{k}"]["value"] == pytest.approx(
+            (to_image > 0).float().mean().item()
+        )
+        assert found["image_to_text"][f"R@{k}"]["value"] == pytest.approx(
+            (to_text > 0).float().mean().item()
+        )
+        assert scores.recall_at_k(
+            text_scores.numpy(), positive.numpy(), k=k
+        ) == pytest.approx((to_image > 0).float().mean().item())
