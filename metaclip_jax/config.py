@@ -67,6 +67,7 @@ def default() -> ConfigDict:
 def _model() -> ConfigDict:
     """Both towers. Heads must divide their tower's width."""
     model = ConfigDict()
+    model.family = "clip"  # of the towers: clip or siglip (MAP head, no causal mask)
     model.patch_size = 32  # pixels
     model.vision_width = 768  # channels
     model.vision_layers = 12
@@ -78,8 +79,8 @@ def _model() -> ConfigDict:
     model.text_mlp_width = 0  # channels; 0 = 4 * text_width
     model.context_length = 77  # tokens, begin and end marks included
     model.embed_dim = 512  # channels of the shared embedding
-    model.activation = "quick_gelu"  # of the MLPs: quick_gelu or gelu
-    model.text_pool = "eos"  # token read out: first "eos", or "argmax" of the ids
+    model.activation = "quick_gelu"  # of the MLPs: quick_gelu, gelu or gelu_tanh
+    model.text_pool = "eos"  # read at the first "eos", "argmax" of ids, "last" (siglip)
     model.attention = "xla"  # implementation: xla or cudnn
     model.remat = "none"  # what the backward pass recomputes: none, dots or full
     return model
@@ -121,6 +122,7 @@ def architecture(
 
     model = config.model
     return Architecture(
+        family=model.family,
         image_size=config.image_size,
         patch_size=model.patch_size,
         vision_width=model.vision_width,

@@ -16,7 +16,7 @@ from absl import app, flags, logging
 
 from metaclip_jax import files, loading
 from metaclip_jax.conversion import huggingface, open_clip, table, weights
-from metaclip_jax.models import vit
+from metaclip_jax.models import clip
 
 FORMATS = ("huggingface", "open_clip")
 
@@ -36,13 +36,14 @@ def convert(loaded: loading.Loaded, to: str, output: str) -> None:
     if to not in FORMATS:
         raise ValueError(f"wanted --to one of {', '.join(FORMATS)}, got {to!r}")
     theirs = huggingface if to == "huggingface" else open_clip
+    rules = theirs.rules(loaded.architecture)
     config = _config(loaded, to, output)
     root = files.path(output)
     with files.lock(output):
         weights.write_folder(
             output,
             table.to_theirs(
-                loading.flat_params(loaded.params), theirs.RULES, loaded.architecture
+                loading.flat_params(loaded.params), rules, loaded.architecture
             ),
             name=_WEIGHTS[to],
         )
@@ -62,9 +63,10 @@ def _config(loaded: loading.Loaded, to: str, output: str) -> dict[str, Any]:
     if to == "huggingface":
         bos = None if loaded.tokenizer is None else loaded.tokenizer.bos_id
         return huggingface.write_config(loaded.architecture, bos_id=bos)
+    mean, std = _statistics(loaded)
     preprocess = {
-        "mean": [round(float(value), 8) for value in vit.IMAGE_MEAN],
-        "std": [round(float(value), 8) for value in vit.IMAGE_STD],
+        "mean": mean,
+        "std": std,
         "interpolation": "bicubic",
         "resize_mode": "squash" if loaded.preprocess.squash else "shortest",
     }
@@ -83,6 +85,7 @@ def _processor(loaded: loading.Loaded) -> dict[str, Any]:
     size = loaded.preprocess.size
     square = {"height": size, "width": size}
     squash = loaded.preprocess.squash
+    mean, std = _statistics(loaded)
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
@@ -93,10 +96,15 @@ def _processor(loaded: loading.Loaded) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": [round(float(value), 8) for value in vit.IMAGE_MEAN],
-        "image_std": [round(float(value), 8) for value in vit.IMAGE_STD],
+        "image_mean": mean,
+        "image_std": std,
         "do_convert_rgb": True,
     }
+
+
+def _statistics(loaded: loading.Loaded) -> list[list[float]]:
+    known = clip.image_statistics(loaded.architecture)
+    return [[round(float(value), 8) for value in values] for values in known]
 
 
 def _tokenizer_files(loaded: loading.Loaded) -> dict[str, str]:

@@ -425,6 +425,7 @@ def load(
         mesh=mesh,
         batch=batch,
         squash=loaded.preprocess.squash,
+        probability="sigmoid" if "logit_bias" in loaded.params else "softmax",
         licence=loaded.licence,
         class_cache=class_cache,
     )

@@ -15,7 +15,7 @@ from metaclip_jax import checkpoint, files, sharding
 from metaclip_jax import config as keys
 from metaclip_jax.conversion import huggingface, open_clip, table, weights
 from metaclip_jax.data import tokenizer as tokenizers
-from metaclip_jax.models import clip, presets, vit
+from metaclip_jax.models import clip, presets
 
 METACLIP_LICENCE = "CC-BY-NC-4.0"
 # Owners on the hub whose models are MetaCLIP's weights.
@@ -29,7 +29,7 @@ _BICUBIC = 3
 
 
 class Preprocess(NamedTuple):
-    """How an image becomes what the model sees; the statistics are always OpenAI's."""
+    """How an image becomes what the model sees, before it is normalised."""
 
     size: int  # pixels, height and width
     squash: bool  # both sides resized; else the shortest, and the centre cut out
@@ -107,7 +107,7 @@ def read_params(source: table.Weights, architecture: clip.Architecture) -> clip.
     params: clip.Params = {}
     for path, leaf in table.to_ours(
         source,
-        theirs.RULES,
+        theirs.rules(architecture),
         architecture,
         ignored=theirs.is_ignored,
         shapes=shapes | {"text/token_embedding": rows},
@@ -215,7 +215,7 @@ def _huggingface_preprocess(
     facts: dict[str, Any], architecture: clip.Architecture
 ) -> Preprocess:
     """`size` is {"shortest_edge"} with a crop, or {"height", "width"}: a squash."""
-    _check_statistics(facts.get("image_mean"), facts.get("image_std"))
+    _check_statistics(facts.get("image_mean"), facts.get("image_std"), architecture)
     if facts.get("resample", _BICUBIC) != _BICUBIC:
         raise ValueError(
             f"preprocessor_config.json: wanted bicubic resampling ({_BICUBIC}), got "
@@ -230,21 +230,19 @@ def _open_clip_preprocess(
     written: dict[str, Any], architecture: clip.Architecture
 ) -> Preprocess:
     facts = written.get("preprocess_cfg", {})
-    _check_statistics(facts.get("mean"), facts.get("std"))
+    _check_statistics(facts.get("mean"), facts.get("std"), architecture)
     return Preprocess(
         architecture.image_size, squash=facts.get("resize_mode") == "squash"
     )
 
 
-def _check_statistics(mean: Any, std: Any) -> None:
-    for what, got, wanted in (
-        ("mean", mean, vit.IMAGE_MEAN),
-        ("std", std, vit.IMAGE_STD),
-    ):
+def _check_statistics(mean: Any, std: Any, architecture: clip.Architecture) -> None:
+    known = clip.image_statistics(architecture)
+    for what, got, wanted in zip(("mean", "std"), (mean, std), known, strict=True):
         if got is not None and not np.allclose(got, wanted, atol=1e-6):
             raise ValueError(
-                f"wanted OpenAI's channel {what} {wanted.tolist()}, got {got}: images "
-                "are normalised on the device with it"
+                f"wanted the channel {what} {wanted.tolist()}, got {got}: images are "
+                "normalised on the device with it"
             )
 
 
@@ -253,7 +251,9 @@ def _tokenizer_of(
 ) -> tokenizers.Tokenizer | None:
     for file in _TOKENIZER_FILES:
         if (folder / file).exists():
-            found = tokenizers.load(folder / file)
+            found = tokenizers.load(
+                folder / file, siglip=architecture.family == "siglip"
+            )
             if found.vocab_size > architecture.vocab_size:
                 raise ValueError(
                     f"{folder / file} has {found.vocab_size} tokens, the model only "

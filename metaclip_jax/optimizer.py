@@ -10,7 +10,18 @@ import optax
 # By the last part of a leaf's path. Not by rank: a stack of biases has two axes.
 # Tables decay, vectors and the scale do not, as in the paper's code.
 DECAYED = frozenset({"kernel", "projection", "token_embedding", "position_embedding"})
-NOT_DECAYED = frozenset({"bias", "scale", "class_embedding", "log_logit_scale"})
+NOT_DECAYED = frozenset(
+    {
+        "bias",
+        "scale",
+        "class_embedding",
+        "log_logit_scale",
+        "logit_bias",
+        "patch_bias",
+        "probe",
+        "projection_bias",
+    }
+)
 
 Schedule = Callable[[jax.Array], jax.Array]
 

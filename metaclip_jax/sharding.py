@@ -22,7 +22,7 @@ BATCH_AXES = ("data", "fsdp")
 # leading layer axis, which is never split.
 PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"patch_embed/kernel", PartitionSpec(None, None, None, "fsdp")),
-    (r"class_embedding", PartitionSpec()),
+    (r"class_embedding|patch_bias", PartitionSpec()),
     (r"position_embedding", PartitionSpec(None, "fsdp")),
     (r"token_embedding", PartitionSpec("fsdp", "tensor")),
     (r"blocks/attn/qkv/kernel", PartitionSpec(None, "fsdp", None, "tensor", None)),
@@ -35,7 +35,15 @@ PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"blocks/mlp/fc2/bias", PartitionSpec()),
     (r"(blocks/)?ln_\w+/(scale|bias)", PartitionSpec()),
     (r"projection", PartitionSpec("fsdp", None)),
-    (r"log_logit_scale", PartitionSpec()),
+    # SigLIP's head: one block outside the stack.
+    (r"head/attn/qkv/kernel", PartitionSpec("fsdp", None, "tensor", None)),
+    (r"head/attn/qkv/bias", PartitionSpec(None, "tensor", None)),
+    (r"head/attn/out/kernel", PartitionSpec("tensor", None, "fsdp")),
+    (r"head/mlp/fc1/kernel", PartitionSpec("fsdp", "tensor")),
+    (r"head/mlp/fc1/bias", PartitionSpec("tensor")),
+    (r"head/mlp/fc2/kernel", PartitionSpec("tensor", "fsdp")),
+    (r"head/(attn/out|mlp/fc2)/bias|head/probe|projection_bias", PartitionSpec()),
+    (r"log_logit_scale|logit_bias", PartitionSpec()),
     (r"step|count", PartitionSpec()),
 )
 

@@ -1,46 +1,27 @@
-"""Hugging Face's CLIP and MetaCLIP 2 folders: weights, config, processor.
+"""Hugging Face's folders: weights and config.
 
 `model_type` "clip" is MetaCLIP 1 and OpenAI's CLIP, "metaclip_2" the worldwide models;
-their tensors have the same names.
+their tensors have the same names. "siglip" is in siglip.py.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+from metaclip_jax.conversion import siglip
 from metaclip_jax.conversion.table import (
+    HUGGINGFACE_BLOCK,
     LINEAR,
-    OUT_KERNEL,
     PATCHES,
-    QKV_BIAS,
-    QKV_KERNEL,
     SAME,
     SCALAR,
     Rule,
     block_rules,
 )
 from metaclip_jax.models.clip import Architecture
-from metaclip_jax.models.layers import LAYER_NORM_EPSILON
+from metaclip_jax.models.vit import LAYER_NORM_EPSILON
 
-_BLOCK = (
-    ("ln_1/scale", ("layer_norm1.weight",), SAME),
-    ("ln_1/bias", ("layer_norm1.bias",), SAME),
-    (
-        "attn/qkv/kernel",
-        tuple(f"self_attn.{part}_proj.weight" for part in "qkv"),
-        QKV_KERNEL,
-    ),
-    ("attn/qkv/bias", tuple(f"self_attn.{part}_proj.bias" for part in "qkv"), QKV_BIAS),
-    ("attn/out/kernel", ("self_attn.out_proj.weight",), OUT_KERNEL),
-    ("attn/out/bias", ("self_attn.out_proj.bias",), SAME),
-    ("ln_2/scale", ("layer_norm2.weight",), SAME),
-    ("ln_2/bias", ("layer_norm2.bias",), SAME),
-    ("mlp/fc1/kernel", ("mlp.fc1.weight",), LINEAR),
-    ("mlp/fc1/bias", ("mlp.fc1.bias",), SAME),
-    ("mlp/fc2/kernel", ("mlp.fc2.weight",), LINEAR),
-    ("mlp/fc2/bias", ("mlp.fc2.bias",), SAME),
-)
 _IMAGE, _TEXT = "vision_model", "text_model"
-RULES: tuple[Rule, ...] = (
+_RULES: tuple[Rule, ...] = (
     Rule("image/class_embedding", (f"{_IMAGE}.embeddings.class_embedding",), SAME),
     Rule(
         "image/patch_embed/kernel",
@@ -54,7 +35,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("image/ln_pre/scale", (f"{_IMAGE}.pre_layrnorm.weight",), SAME),  # sic
     Rule("image/ln_pre/bias", (f"{_IMAGE}.pre_layrnorm.bias",), SAME),
-    *block_rules("image", f"{_IMAGE}.encoder.layers", _BLOCK),
+    *block_rules("image", f"{_IMAGE}.encoder.layers", HUGGINGFACE_BLOCK),
     Rule("image/ln_post/scale", (f"{_IMAGE}.post_layernorm.weight",), SAME),
     Rule("image/ln_post/bias", (f"{_IMAGE}.post_layernorm.bias",), SAME),
     Rule("image/projection", ("visual_projection.weight",), LINEAR),
@@ -64,14 +45,14 @@ RULES: tuple[Rule, ...] = (
         (f"{_TEXT}.embeddings.position_embedding.weight",),
         SAME,
     ),
-    *block_rules("text", f"{_TEXT}.encoder.layers", _BLOCK),
+    *block_rules("text", f"{_TEXT}.encoder.layers", HUGGINGFACE_BLOCK),
     Rule("text/ln_final/scale", (f"{_TEXT}.final_layer_norm.weight",), SAME),
     Rule("text/ln_final/bias", (f"{_TEXT}.final_layer_norm.bias",), SAME),
     Rule("text/projection", ("text_projection.weight",), LINEAR),
     Rule("log_logit_scale", ("logit_scale",), SCALAR),
 )
 
-MODEL_TYPES = ("clip", "metaclip_2")
+MODEL_TYPES = ("clip", "metaclip_2", "siglip")
 # What transformers takes where a config leaves a value out (its class defaults).
 _TEXT_DEFAULTS: dict[str, Any] = {
     "vocab_size": 49_408,
@@ -100,6 +81,11 @@ _VISION_DEFAULTS: dict[str, Any] = {
 _LEGACY_EOS = 2
 
 
+def rules(architecture: Architecture) -> tuple[Rule, ...]:
+    """The rules of all weights of a model."""
+    return siglip.RULES if architecture.family == "siglip" else _RULES
+
+
 def is_ignored(name: str) -> bool:
     """Constants that older files save along."""
     return name.endswith(".position_ids")
@@ -116,6 +102,8 @@ def read_architecture(written: Mapping[str, Any]) -> Architecture:
         raise ValueError(
             f"config.json: wanted model_type {' or '.join(MODEL_TYPES)}, got {kind!r}"
         )
+    if kind == "siglip":
+        return siglip.read_architecture(written)
     text = _TEXT_DEFAULTS | _given(written, "text")
     vision = _VISION_DEFAULTS | _given(written, "vision")
     for part, values in (("text", text), ("vision", vision)):
@@ -159,6 +147,8 @@ def write_config(architecture: Architecture, *, bos_id: int | None) -> dict[str,
       ValueError: transformers would read its texts at another place.
     """
     a = architecture
+    if a.family == "siglip":
+        return siglip.write_config(a, bos_id=bos_id)
     worldwide = a.eos_id == _LEGACY_EOS
     if a.text_pool == "argmax" and a.eos_id != a.vocab_size - 1:
         raise ValueError(

@@ -31,7 +31,7 @@ _BLOCK = (
     ("mlp/fc2/bias", ("mlp.c_proj.bias",), SAME),
 )
 # Projections are parameters x @ P here, and so they are in ours.
-RULES: tuple[Rule, ...] = (
+_RULES: tuple[Rule, ...] = (
     Rule("image/class_embedding", ("visual.class_embedding",), SAME),
     Rule("image/patch_embed/kernel", ("visual.conv1.weight",), PATCHES),
     Rule("image/position_embedding", ("visual.positional_embedding",), SAME),
@@ -53,6 +53,20 @@ RULES: tuple[Rule, ...] = (
 CLIP_VOCABULARY = 49_408
 # (eos, pad) by vocabulary: CLIP's BPE, XLM-V, mT5 as the worldwide models use it.
 _END_AND_PAD = {CLIP_VOCABULARY: (49_407, 0), 901_629: (2, 1), 250_000: (1, 0)}
+
+
+def rules(architecture: Architecture) -> tuple[Rule, ...]:
+    """The rules of all weights of a model.
+
+    Raises:
+      ValueError: open_clip builds such a model of another library's parts.
+    """
+    if architecture.family != "clip":
+        raise ValueError(
+            f"open_clip's {architecture.family} has timm's image tower, which is not"
+            " converted; use Hugging Face's format"
+        )
+    return _RULES
 
 
 def is_ignored(name: str) -> bool:

@@ -53,6 +53,8 @@ def _heads_out(kernel: Array, heads: int) -> Array:
 
 SAME = Transform(lambda a, _: a[0], lambda a, _: [a])
 SCALAR = Transform(lambda a, _: a[0].reshape(()), lambda a, _: [a.reshape(())])
+SINGLE = Transform(lambda a, _: a[0].reshape(()), lambda a, _: [a.reshape(1)])
+PROBE = Transform(lambda a, _: a[0][0, 0], lambda a, _: [a[None, None]])  # [1, 1, D]
 LINEAR = Transform(lambda a, _: a[0].T, lambda a, _: [a.T])  # [out, in] <-> [in, out]
 PATCHES = Transform(  # OIHW <-> HWIO
     lambda a, _: a[0].transpose(2, 3, 1, 0), lambda a, _: [a.transpose(3, 2, 0, 1)]
@@ -78,6 +80,26 @@ FUSED_BIAS = Transform(
 OUT_KERNEL = Transform(  # [D, H * D / H] <-> [H, D / H, D]
     lambda a, heads: a[0].T.reshape(heads, -1, a[0].shape[0]),
     lambda a, _: [a.reshape(-1, a.shape[-1]).T],
+)
+
+# A block of any of transformers' models: our leaf, their tensors.
+HUGGINGFACE_BLOCK = (
+    ("ln_1/scale", ("layer_norm1.weight",), SAME),
+    ("ln_1/bias", ("layer_norm1.bias",), SAME),
+    (
+        "attn/qkv/kernel",
+        tuple(f"self_attn.{part}_proj.weight" for part in "qkv"),
+        QKV_KERNEL,
+    ),
+    ("attn/qkv/bias", tuple(f"self_attn.{part}_proj.bias" for part in "qkv"), QKV_BIAS),
+    ("attn/out/kernel", ("self_attn.out_proj.weight",), OUT_KERNEL),
+    ("attn/out/bias", ("self_attn.out_proj.bias",), SAME),
+    ("ln_2/scale", ("layer_norm2.weight",), SAME),
+    ("ln_2/bias", ("layer_norm2.bias",), SAME),
+    ("mlp/fc1/kernel", ("mlp.fc1.weight",), LINEAR),
+    ("mlp/fc1/bias", ("mlp.fc1.bias",), SAME),
+    ("mlp/fc2/kernel", ("mlp.fc2.weight",), LINEAR),
+    ("mlp/fc2/bias", ("mlp.fc2.bias",), SAME),
 )
 
 

@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import re
+import string
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,17 @@ from metaclip_jax import files
 from metaclip_jax.data import records
 
 BOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
+_Marks = tuple[str | None, str, str | None, str]
 # (begin, end, pad, clean-up) by which a tokenizer file is recognised, first fit wins.
 # CLIP's own vocabulary has no pad token and pads with id 0.
-_MARKS = (
+_MARKS: tuple[_Marks, ...] = (
     (BOS, EOS, PAD, "clip"),
     (BOS, EOS, None, "clip"),
     ("<s>", "</s>", "<pad>", "none"),  # XLM-V and its family
     (None, "</s>", "<pad>", "none"),  # mT5
 )
+# SigLIP ends and pads with one mark, though its vocabulary has a pad.
+_SIGLIP_MARKS: _Marks = (None, "</s>", "</s>", "canonical")
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _END_OF_WORD = "</w>"
 _BYTES = 256
@@ -51,6 +55,7 @@ _CLIP_VOCABULARY = 49_408
 _CLIP_FILE = "bpe_simple_vocab_16e6.txt.gz"
 # What ftfy and html.unescape leave alone: printable ASCII but "&", and white space.
 _NEEDS_REPAIR = re.compile(r"[^\t\n\x0c\r\x20-\x25\x27-\x7e]")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _BATCH = 1_000  # texts at a time in training
 
 
@@ -60,7 +65,7 @@ class Tokenizer:
     Attributes:
       vocab_size: ids are below it.
       bos_id, eos_id, pad_id: ids of the marks; bos_id is None where there is none.
-      clean_up: "clip" (`clean`) or "none".
+      clean_up: "clip" (`clean`), "canonical" (`canonical`) or "none".
     """
 
     def __init__(
@@ -100,8 +105,9 @@ class Tokenizer:
         A text that spells a mark, like "</s>", does not give it: the model reads its
         output at the first end mark.
         """
-        if self.clean_up == "clip":
-            texts = [clean(text) for text in texts]
+        if self.clean_up != "none":
+            clean_up = clean if self.clean_up == "clip" else canonical
+            texts = [clean_up(text) for text in texts]
         encodings = self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)
         ids = [encoding.ids for encoding in encodings]
         # Some models hold their marks as ordinary pieces too.
@@ -187,13 +193,20 @@ def clean(text: str) -> str:
     return " ".join(text.split()).lower()
 
 
-def load(source: str | os.PathLike) -> Tokenizer:
+def canonical(text: str) -> str:
+    """SigLIP's clean-up: lower case, no ASCII punctuation, one space between words."""
+    return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
+
+
+def load(source: str | os.PathLike, *, siglip: bool = False) -> Tokenizer:
     """Loads a tokenizer.
 
     Args:
       source: a tokenizer.json (trained here, or a public one such as XLM-V's); CLIP's
         merges as a text file, gzipped or not; or "clip", which takes that file from
         an installed open_clip.
+      siglip: whether it is a SigLIP model's, whose files name the same marks as mT5's
+        and mean others.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -209,7 +222,8 @@ def load(source: str | os.PathLike) -> Tokenizer:
         )
     data = path.read_bytes()
     if path.name.endswith((".txt", ".txt.gz")):
-        return _with_marks(_from_clip_merges(data, os.fspath(source)), source)
+        bpe = _from_clip_merges(data, os.fspath(source))
+        return _with_marks(bpe, source, _MARKS)
     try:
         bpe = tokenizers.Tokenizer.from_str(data.decode())
     except Exception as error:  # the Rust library raises plain Exception
@@ -217,7 +231,8 @@ def load(source: str | os.PathLike) -> Tokenizer:
             f"{source} should be a tokenizer.json, but: {error}. Train it again, or "
             "fetch it again"
         ) from error
-    return _with_marks(bpe, source)
+    marks = (_SIGLIP_MARKS, *_MARKS) if siglip else _MARKS
+    return _with_marks(bpe, source, marks)
 
 
 def train(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
@@ -335,8 +350,10 @@ def _installed_clip_file() -> Path:
     return Path(spec.origin).with_name(_CLIP_FILE)
 
 
-def _with_marks(bpe: tokenizers.Tokenizer, source: str | os.PathLike) -> Tokenizer:
-    for bos, eos, pad, clean_up in _MARKS:
+def _with_marks(
+    bpe: tokenizers.Tokenizer, source: str | os.PathLike, marks: Sequence[_Marks]
+) -> Tokenizer:
+    for bos, eos, pad, clean_up in marks:
         bos_id = None if bos is None else bpe.token_to_id(bos)
         eos_id = bpe.token_to_id(eos)
         pad_id = 0 if pad is None else bpe.token_to_id(pad)
@@ -345,7 +362,7 @@ def _with_marks(bpe: tokenizers.Tokenizer, source: str | os.PathLike) -> Tokeniz
             return Tokenizer(
                 bpe, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id, clean_up=clean_up
             )
-    known = "; ".join(" ".join(filter(None, row[:3])) for row in _MARKS)
+    known = "; ".join(" ".join(filter(None, row[:3])) for row in marks)
     raise ValueError(
         f"{source} has none of the sets of marks known here ({known}); is it the "
         "tokenizer of a CLIP model?"

@@ -12,22 +12,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from metaclip_jax.models import layers, text, vit
+from metaclip_jax.models import layers, siglip, text, vit
 
 Params = dict[str, Any]
 
 INITIAL_LOG_LOGIT_SCALE = math.log(1 / 0.07)
+# SigLIP's, for the sigmoid loss: few of a batch's many pairs are right at first.
+SIGLIP_LOG_LOGIT_SCALE, SIGLIP_LOGIT_BIAS = math.log(10), -10.0
 DTYPES = ("float32", "bfloat16")
-TEXT_POOLS = ("eos", "argmax")
+FAMILIES = ("clip", "siglip")
+TEXT_POOLS = ("eos", "argmax", "last")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture:
     """All that fixes the model's function, in plain values.
 
-    Widths are channels, sizes pixels, context_length tokens.
+    Widths are channels, sizes pixels, context_length tokens. The family "siglip" has
+    the towers of models/siglip.py and a logit bias; its texts are read at the "last"
+    position, and its embedding is as wide as its image tower.
     """
 
     image_size: int
@@ -45,6 +51,7 @@ class Architecture:
     embed_dim: int
     eos_id: int
     pad_id: int
+    family: str = "clip"
     activation: str = "quick_gelu"
     text_pool: str = "eos"
     dtype: str = "float32"
@@ -54,6 +61,7 @@ class Architecture:
     def __post_init__(self) -> None:
         """Refuses shapes that no model has, before anything is compiled."""
         for name, value, choices in (
+            ("family", self.family, FAMILIES),
             ("activation", self.activation, tuple(layers.ACTIVATIONS)),
             ("text_pool", self.text_pool, TEXT_POOLS),
             ("dtype", self.dtype, DTYPES),
@@ -77,6 +85,17 @@ class Architecture:
                     f"{tower}_width={width} must be a multiple of "
                     f"{tower}_heads={heads}; CLIP's heads have 64 channels"
                 )
+        siglip_like = self.family == "siglip"
+        if siglip_like != (self.text_pool == "last"):
+            raise ValueError(
+                'text_pool="last" goes with family="siglip" and with no other, got '
+                f"text_pool={self.text_pool!r} and family={self.family!r}"
+            )
+        if siglip_like and self.embed_dim != self.vision_width:
+            raise ValueError(
+                f"embed_dim={self.embed_dim} must be vision_width={self.vision_width}: "
+                "SigLIP's image tower has no projection"
+            )
         if not 0 <= self.eos_id < self.vocab_size:
             raise ValueError(
                 f"eos_id={self.eos_id} must be below vocab_size={self.vocab_size}; "
@@ -89,11 +108,15 @@ def init(architecture: Architecture, key: jax.Array) -> Params:
     image_key, text_key = jax.random.split(key)
     image = _image_tower(architecture, nnx.Rngs(image_key))
     text_tower = _text_tower(architecture, nnx.Rngs(text_key))
-    return {
+    params = {
         "image": nnx.to_pure_dict(nnx.state(image, nnx.Param)),
         "text": nnx.to_pure_dict(nnx.state(text_tower, nnx.Param)),
         "log_logit_scale": jnp.float32(INITIAL_LOG_LOGIT_SCALE),
     }
+    if architecture.family == "siglip":
+        params["log_logit_scale"] = jnp.float32(SIGLIP_LOG_LOGIT_SCALE)
+        params["logit_bias"] = jnp.float32(SIGLIP_LOGIT_BIAS)
+    return params
 
 
 def encode_image(
@@ -117,6 +140,8 @@ def encode_text(
     longest = architecture.context_length
     if tokens.ndim != 2 or tokens.shape[1] > longest:
         raise ValueError(f"tokens must be [B, at most {longest}], got {tokens.shape}")
+    if architecture.text_pool == "last" and tokens.shape[1] != longest:
+        raise ValueError(f"tokens must be padded to [B, {longest}], got {tokens.shape}")
     _, text_graph = _graphs(architecture)
     return _unit_norm(nnx.merge(text_graph, params["text"])(tokens))
 
@@ -130,7 +155,22 @@ def parameter_count(architecture: Architecture) -> dict[str, int]:
     }
     padding = text.stored_rows(architecture.vocab_size) - architecture.vocab_size
     count["text"] -= padding * architecture.text_width
-    return count | {"total": count["image"] + count["text"] + 1}
+    scalars = len(shapes) - len(count)
+    return count | {"total": count["image"] + count["text"] + scalars}
+
+
+def image_statistics(architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation f32[3] of the pixels in [0, 1], as it wants them."""
+    if architecture.family == "siglip":
+        return siglip.IMAGE_MEAN, siglip.IMAGE_STD
+    return vit.IMAGE_MEAN, vit.IMAGE_STD
+
+
+def layer_norm_epsilon(architecture: Architecture) -> float:
+    """What LayerNorm adds to the variance."""
+    if architecture.family == "siglip":
+        return siglip.LAYER_NORM_EPSILON
+    return vit.LAYER_NORM_EPSILON
 
 
 def _unit_norm(x: jax.Array) -> jax.Array:
@@ -147,27 +187,62 @@ def _graphs(architecture: Architecture) -> tuple[Any, Any]:
     return nnx.split(image)[0], nnx.split(text_tower)[0]
 
 
-def _image_tower(architecture: Architecture, rngs: nnx.Rngs) -> vit.ImageTower:
+def _image_tower(
+    architecture: Architecture, rngs: nnx.Rngs
+) -> vit.ImageTower | siglip.ImageTower:
+    block = layers.BlockShape(
+        width=architecture.vision_width,
+        heads=architecture.vision_heads,
+        mlp_width=architecture.vision_mlp_width,
+        activation=architecture.activation,
+        causal=False,
+        attention=architecture.attention,
+        dtype=architecture.dtype,
+        epsilon=layer_norm_epsilon(architecture),
+    )
+    if architecture.family == "siglip":
+        return siglip.ImageTower(
+            image_size=architecture.image_size,
+            patch_size=architecture.patch_size,
+            num_layers=architecture.vision_layers,
+            block=block,
+            remat=architecture.remat,
+            rngs=rngs,
+        )
     return vit.ImageTower(
         image_size=architecture.image_size,
         patch_size=architecture.patch_size,
         num_layers=architecture.vision_layers,
         embed_dim=architecture.embed_dim,
-        block=layers.BlockShape(
-            width=architecture.vision_width,
-            heads=architecture.vision_heads,
-            mlp_width=architecture.vision_mlp_width,
-            activation=architecture.activation,
-            causal=False,
-            attention=architecture.attention,
-            dtype=architecture.dtype,
-        ),
+        block=block,
         remat=architecture.remat,
         rngs=rngs,
     )
 
 
-def _text_tower(architecture: Architecture, rngs: nnx.Rngs) -> text.TextTower:
+def _text_tower(
+    architecture: Architecture, rngs: nnx.Rngs
+) -> text.TextTower | siglip.TextTower:
+    block = layers.BlockShape(
+        width=architecture.text_width,
+        heads=architecture.text_heads,
+        mlp_width=architecture.text_mlp_width,
+        activation=architecture.activation,
+        causal=architecture.family == "clip",
+        attention=architecture.attention,
+        dtype=architecture.dtype,
+        epsilon=layer_norm_epsilon(architecture),
+    )
+    if architecture.family == "siglip":
+        return siglip.TextTower(
+            context_length=architecture.context_length,
+            vocab_size=architecture.vocab_size,
+            num_layers=architecture.text_layers,
+            embed_dim=architecture.embed_dim,
+            block=block,
+            remat=architecture.remat,
+            rngs=rngs,
+        )
     return text.TextTower(
         context_length=architecture.context_length,
         vocab_size=architecture.vocab_size,
@@ -175,15 +250,7 @@ def _text_tower(architecture: Architecture, rngs: nnx.Rngs) -> text.TextTower:
         eos_id=architecture.eos_id,
         num_layers=architecture.text_layers,
         embed_dim=architecture.embed_dim,
-        block=layers.BlockShape(
-            width=architecture.text_width,
-            heads=architecture.text_heads,
-            mlp_width=architecture.text_mlp_width,
-            activation=architecture.activation,
-            causal=True,
-            attention=architecture.attention,
-            dtype=architecture.dtype,
-        ),
+        block=block,
         remat=architecture.remat,
         rngs=rngs,
     )

@@ -13,8 +13,6 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx import initializers
 
-LAYER_NORM_EPSILON = 1e-5
-
 Activation = Callable[[jax.Array], jax.Array]
 
 
@@ -28,6 +26,7 @@ class BlockShape(NamedTuple):
     causal: bool
     attention: str
     dtype: str
+    epsilon: float  # of LayerNorm
 
 
 class BlockInit(NamedTuple):
@@ -66,6 +65,16 @@ def text_init(*, width: int, mlp_width: int, layers: int) -> BlockInit:
     )
 
 
+def siglip_init(*, width: int, mlp_width: int) -> BlockInit:
+    """SigLIP's blocks, in both towers: Xavier's uniform, query, key and value apart."""
+    square = symmetric_uniform((6 / (width + width)) ** 0.5)
+    mlp = symmetric_uniform((6 / (width + mlp_width)) ** 0.5)
+    bias = initializers.normal(1e-6)
+    return BlockInit(
+        qkv=square, out=square, fc1=mlp, fc2=mlp, fc1_bias=bias, fc2_bias=bias
+    )
+
+
 def symmetric_uniform(bound: float) -> nnx.Initializer:
     """Uniform on [-bound, bound)."""
 
@@ -87,15 +96,24 @@ def gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
 
-ACTIVATIONS: dict[str, Activation] = {"quick_gelu": quick_gelu, "gelu": gelu}
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """GELU by its tanh approximation, as SigLIP has it."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "quick_gelu": quick_gelu,
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+}
 ATTENTIONS: dict[str, Literal["xla", "cudnn"]] = {"xla": "xla", "cudnn": "cudnn"}
 
 
-def layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Normalises the last axis in f32 and returns f32."""
     return nnx.LayerNorm(
         width,
-        epsilon=LAYER_NORM_EPSILON,
+        epsilon=epsilon,
         dtype=jnp.float32,
         use_fast_variance=False,
         rngs=rngs,
@@ -170,9 +188,9 @@ class Block(nnx.Module):
     """Pre-norm residual block: attention, then MLP."""
 
     def __init__(self, shape: BlockShape, init: BlockInit, *, rngs: nnx.Rngs) -> None:
-        self.ln_1 = layer_norm(shape.width, rngs)
+        self.ln_1 = layer_norm(shape.width, shape.epsilon, rngs)
         self.attn = Attention(shape, init, rngs=rngs)
-        self.ln_2 = layer_norm(shape.width, rngs)
+        self.ln_2 = layer_norm(shape.width, shape.epsilon, rngs)
         self.mlp = Mlp(shape, init, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:

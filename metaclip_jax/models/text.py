@@ -17,6 +17,15 @@ def stored_rows(vocab_size: int) -> int:
     return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
+def token_table(
+    init: nnx.Initializer, vocab_size: int, width: int, rngs: nnx.Rngs
+) -> jax.Array:
+    """Returns f32[stored_rows, width], new but for the padding, which is zero."""
+    table = init(rngs.params(), (vocab_size, width))
+    padding = stored_rows(vocab_size) - vocab_size
+    return jnp.pad(table, ((0, padding), (0, 0)))
+
+
 class TextTower(nnx.Module):
     """Token and position embeddings through the blocks; one position is read out."""
 
@@ -34,9 +43,9 @@ class TextTower(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         width = block.width
-        table = initializers.normal(0.02)(rngs.params(), (vocab_size, width))
-        padding = stored_rows(vocab_size) - vocab_size
-        self.token_embedding = nnx.Param(jnp.pad(table, ((0, padding), (0, 0))))
+        self.token_embedding = nnx.Param(
+            token_table(initializers.normal(0.02), vocab_size, width, rngs)
+        )
         self.position_embedding = nnx.Param(
             initializers.normal(0.01)(rngs.params(), (context_length, width))
         )
@@ -46,7 +55,7 @@ class TextTower(nnx.Module):
             layers=num_layers,
             rngs=rngs,
         )
-        self.ln_final = layers.layer_norm(width, rngs)
+        self.ln_final = layers.layer_norm(width, block.epsilon, rngs)
         self.projection = nnx.Param(
             initializers.normal(width**-0.5)(rngs.params(), (width, embed_dim))
         )

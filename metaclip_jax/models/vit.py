@@ -12,6 +12,15 @@ from metaclip_jax.models import layers
 IMAGE_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 IMAGE_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
+LAYER_NORM_EPSILON = 1e-5
+
+
+def normalise(images: jax.Array, mean: np.ndarray, std: np.ndarray) -> jax.Array:
+    """Maps uint8[B, H, W, 3] to f32 of zero mean; f32 images have been normalised."""
+    if images.dtype != jnp.uint8:
+        return images
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
 
 class PatchEmbed(nnx.Module):
     """Cuts an image into squares and projects each. No bias, as in CLIP."""
@@ -56,14 +65,14 @@ class ImageTower(nnx.Module):
         )
         self.class_embedding = nnx.Param(normal(rngs.params(), (width,)))
         self.position_embedding = nnx.Param(normal(rngs.params(), (positions, width)))
-        self.ln_pre = layers.layer_norm(width, rngs)
+        self.ln_pre = layers.layer_norm(width, block.epsilon, rngs)
         self.blocks = layers.make_blocks(
             block,
             layers.image_init(width=width, mlp_width=block.mlp_width),
             layers=num_layers,
             rngs=rngs,
         )
-        self.ln_post = layers.layer_norm(width, rngs)
+        self.ln_post = layers.layer_norm(width, block.epsilon, rngs)
         self.projection = nnx.Param(normal(rngs.params(), (width, embed_dim)))
         self.dtype = block.dtype
         self.remat = remat
@@ -73,8 +82,7 @@ class ImageTower(nnx.Module):
 
         uint8 images are normalised here; f32 ones must have been.
         """
-        if images.dtype == jnp.uint8:
-            images = (images.astype(jnp.float32) / 255 - IMAGE_MEAN) / IMAGE_STD
+        images = normalise(images, IMAGE_MEAN, IMAGE_STD)
         x = self.patch_embed(images)  # [B, N, D]
         class_token = jnp.broadcast_to(
             self.class_embedding[...].astype(self.dtype), (x.shape[0], 1, x.shape[2])

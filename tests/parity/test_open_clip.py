@@ -132,9 +132,10 @@ def test_both_formats_hold_the_same_leaves():
     architecture = presets.architecture("vit_s16_worldwide")
     shapes = jax.eval_shape(lambda: clip.init(architecture, jax.random.key(0)))
     leaves = set(loading.flat_params(shapes))
-    for rules in (huggingface.RULES, conversion.RULES):
+    for module in (huggingface, conversion):
+        rules = module.rules(architecture)
         assert {rule.ours for rule in rules} == leaves
         assert len({name for rule in rules for name in rule.theirs}) == sum(
             len(rule.theirs) for rule in rules
         )
-    assert table.LAYER in huggingface.RULES[6].theirs[0]
+        assert any(table.LAYER in rule.theirs[0] for rule in rules)

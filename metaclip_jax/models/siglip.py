@@ -1,0 +1,140 @@
+"""SigLIP's two towers (arXiv 2303.15343): no class token, no causal mask.
+
+The image tower is read out by a learned query that attends to all patches (a MAP head),
+the text tower at its last position, which is padding unless the text is long. Names
+and sizes are those of the released checkpoints.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.nnx import initializers
+
+from metaclip_jax.models import layers, text, vit
+
+LAYER_NORM_EPSILON = 1e-6
+# Of each channel: pixels are scaled to [-1, 1].
+IMAGE_MEAN = IMAGE_STD = np.full(3, 0.5, np.float32)
+
+
+class Head(nnx.Module):
+    """Attention pooling: one learned query over all positions, then an MLP."""
+
+    def __init__(self, shape: layers.BlockShape, *, rngs: nnx.Rngs) -> None:
+        width = shape.width
+        init = layers.siglip_init(width=width, mlp_width=shape.mlp_width)
+        probe = layers.symmetric_uniform((6 / (width + 1)) ** 0.5)
+        self.probe = nnx.Param(probe(rngs.params(), (width,)))
+        self.attn = layers.Attention(shape, init, rngs=rngs)
+        self.ln_2 = layers.layer_norm(width, shape.epsilon, rngs)
+        self.mlp = layers.Mlp(shape, init, rngs=rngs)
+        self.dtype = shape.dtype
+        self.implementation = layers.ATTENTIONS[shape.attention]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, N, D] to [B, D]."""
+        qkv = self.attn.qkv
+        assert qkv.bias is not None
+        kernel = qkv.kernel[...].astype(self.dtype)  # [D, 3, H, D / H]
+        bias = qkv.bias[...].astype(self.dtype)
+        probe = self.probe[...].astype(self.dtype)
+        query = jnp.einsum("d,dhk->hk", probe, kernel[:, 0]) + bias[0]
+        query = jnp.broadcast_to(query, (len(x), 1, *query.shape))  # [B, 1, H, D / H]
+        both = jnp.einsum("bnd,dchk->bnchk", x, kernel[:, 1:]) + bias[1:]
+        mixed = jax.nn.dot_product_attention(
+            query, both[:, :, 0], both[:, :, 1], implementation=self.implementation
+        )
+        pooled = self.attn.out(mixed)[:, 0]
+        return pooled + self.mlp(self.ln_2(pooled))
+
+
+class ImageTower(nnx.Module):
+    """Patches through the blocks; `Head` reads them out as the embedding itself."""
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        num_layers: int,
+        block: layers.BlockShape,
+        remat: str,
+        rngs: nnx.Rngs,
+    ) -> None:
+        width = block.width
+        positions = (image_size // patch_size) ** 2
+        self.patch_embed = vit.PatchEmbed(
+            patch=patch_size, width=width, dtype=block.dtype, rngs=rngs
+        )
+        self.patch_bias = nnx.Param(jnp.zeros(width))
+        self.position_embedding = nnx.Param(
+            initializers.normal(width**-0.5)(rngs.params(), (positions, width))
+        )
+        self.blocks = layers.make_blocks(
+            block,
+            layers.siglip_init(width=width, mlp_width=block.mlp_width),
+            layers=num_layers,
+            rngs=rngs,
+        )
+        self.ln_post = layers.layer_norm(width, block.epsilon, rngs)
+        self.head = Head(block, rngs=rngs)
+        self.dtype = block.dtype
+        self.remat = remat
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Maps images [B, H, W, 3] to f32[B, E], not yet of unit norm; E is the width.
+
+        uint8 images are normalised here; f32 ones must have been.
+        """
+        x = self.patch_embed(vit.normalise(images, IMAGE_MEAN, IMAGE_STD))
+        x = x + (self.patch_bias[...] + self.position_embedding[...]).astype(self.dtype)
+        x = layers.run_blocks(self.blocks, x, remat=self.remat)  # [B, N, D]
+        return self.head(self.ln_post(x).astype(self.dtype)).astype(jnp.float32)
+
+
+class TextTower(nnx.Module):
+    """Token and position embeddings through the blocks; the last position is read."""
+
+    def __init__(
+        self,
+        *,
+        context_length: int,
+        vocab_size: int,
+        num_layers: int,
+        embed_dim: int,
+        block: layers.BlockShape,
+        remat: str,
+        rngs: nnx.Rngs,
+    ) -> None:
+        width = block.width
+        normal = initializers.normal(width**-0.5)
+        self.token_embedding = nnx.Param(
+            text.token_table(normal, vocab_size, width, rngs)
+        )
+        self.position_embedding = nnx.Param(
+            normal(rngs.params(), (context_length, width))
+        )
+        self.blocks = layers.make_blocks(
+            block,
+            layers.siglip_init(width=width, mlp_width=block.mlp_width),
+            layers=num_layers,
+            rngs=rngs,
+        )
+        self.ln_final = layers.layer_norm(width, block.epsilon, rngs)
+        self.projection = nnx.Param(
+            initializers.lecun_normal()(rngs.params(), (width, embed_dim))
+        )
+        self.projection_bias = nnx.Param(jnp.zeros(embed_dim))
+        self.dtype = block.dtype
+        self.remat = remat
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Maps tokens int32[B, T], T the whole context, to f32[B, E]."""
+        x = jnp.take(self.token_embedding[...], tokens, axis=0)
+        x = (x + self.position_embedding[: tokens.shape[1]]).astype(self.dtype)
+        x = layers.run_blocks(self.blocks, x, remat=self.remat)  # [B, T, D]
+        features = self.ln_final(x[:, -1]).astype(self.dtype)
+        embedding = features @ self.projection[...].astype(self.dtype)
+        embedding += self.projection_bias[...].astype(self.dtype)
+        return embedding.astype(jnp.float32)
