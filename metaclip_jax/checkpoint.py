@@ -31,6 +31,7 @@ FREE_KEYS = (
     "max_skipped_steps",
     "dataset",
     "tokenizer",
+    "init_from",
     "loss",
     "loss_chunk",
     "microbatches",
@@ -68,6 +69,9 @@ def claim_workdir(workdir: str, config: Mapping[str, Any], *, write: bool) -> No
     mine = _flat(json.loads(json.dumps(config)))
     if path.exists():
         theirs = _flat(files.read_json(path))
+        # Keys that are newer than the run had their default.
+        default = _flat(keys.default().to_dict())
+        theirs |= {k: default[k] for k in mine if k not in theirs and k in default}
         different = [
             key
             for key in sorted(mine.keys() | theirs.keys())
@@ -233,10 +237,30 @@ def latest_step(workdir: str) -> int | None:
     return max(steps(workdir), default=None)
 
 
+def find_step(workdir: str, step: int | None) -> int:
+    """`step`, or the newest checkpoint's where that is None.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint; names those that there are.
+    """
+    there = steps(workdir)
+    if not there or (step is not None and step not in there):
+        raise FileNotFoundError(
+            f"want a checkpoint {'' if step is None else f'of step {step} '}in"
+            f" {workdir}, found {there or 'none'}; train first or choose another step"
+        )
+    return there[-1] if step is None else step
+
+
 def read_meta(workdir: str, step: int) -> dict[str, Any]:
     """What `describe` said about a checkpoint."""
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
         return reader.restore(_folder(workdir) / str(step) / "meta")
+
+
+def architecture_of(meta: Mapping[str, Any]) -> clip.Architecture:
+    """The model of a checkpoint; fields that are newer than it at their default."""
+    return clip.Architecture(**meta["architecture"])
 
 
 def restore_params(
@@ -264,13 +288,7 @@ def restore_params(
         FileNotFoundError: there is no such checkpoint; names those that there are.
         ValueError: the checkpoint is of another architecture or of other inputs.
     """
-    there = steps(workdir)
-    if not there or (step is not None and step not in there):
-        raise FileNotFoundError(
-            f"want a checkpoint {'' if step is None else f'of step {step} '}in"
-            f" {workdir}, found {there or 'none'}; train first or choose another step"
-        )
-    step = there[-1] if step is None else step
+    step = find_step(workdir, step)
     folder = _folder(workdir) / str(step)
     meta = read_meta(workdir, step)
     _check_architecture(str(folder), meta, architecture)
@@ -319,16 +337,20 @@ def check_inputs(name: str, *, want: Mapping[str, str], got: Mapping[str, str]) 
         )
 
 
+def differences(*, want: clip.Architecture, got: clip.Architecture) -> list[str]:
+    """Says by which fields two models differ in what their parameters mean."""
+    mine, theirs = dataclasses.asdict(want), dataclasses.asdict(got)
+    return [
+        f"{key}: wanted {mine[key]!r}, found {theirs[key]!r}"
+        for key in sorted(mine)
+        if mine[key] != theirs[key] and key not in _FREE_ARCHITECTURE
+    ]
+
+
 def _check_architecture(
     name: str, meta: Mapping[str, Any], architecture: clip.Architecture
 ) -> None:
-    mine = json.loads(json.dumps(dataclasses.asdict(architecture)))
-    theirs = meta["architecture"]
-    different = [
-        f"{key}: wanted {mine.get(key)!r}, found {theirs.get(key)!r}"
-        for key in sorted(mine.keys() | theirs.keys())
-        if mine.get(key) != theirs.get(key) and key not in _FREE_ARCHITECTURE
-    ]
+    different = differences(want=architecture, got=architecture_of(meta))
     if different:
         raise ValueError(
             f"{name} holds a model of another architecture: {'; '.join(different)}."

@@ -20,6 +20,7 @@ def default() -> ConfigDict:
     # What to train on. Paths are local or gs://.
     config.dataset = ""  # dataset folder, as written by data_prep.curate
     config.tokenizer = ""  # tokenizer.json to load
+    config.init_from = ""  # model to start from, as metaclip_jax.load takes; "" = new
 
     # How long, and in which order.
     config.global_batch = 32_768  # pairs a step, over all processes and devices
@@ -111,6 +112,16 @@ def _data() -> ConfigDict:
     data.worker_count = 0  # loader processes; 0 = threads only
     data.prefetch = 4  # batches made ahead of the step
     return data
+
+
+def of_architecture(wanted: "Architecture") -> ConfigDict:
+    """Returns the default config with the keys that give this architecture."""
+    config = default()
+    with config.unlocked():
+        config.image_size = wanted.image_size
+        for key in config.model:
+            config.model[key] = wanted.__dict__[key]
+    return config.lock()
 
 
 def architecture(

@@ -5,24 +5,32 @@
         --output=DIR
 
 The folder opens as it is: transformers.AutoModel.from_pretrained(DIR), or
-open_clip.create_model_and_transforms("local-dir:DIR").
+open_clip.create_model_and_transforms("local-dir:DIR"). --to=checkpoint makes a workdir
+that training starts from by config.init_from.
 """
 
 import os
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from absl import app, flags, logging
 
-from metaclip_jax import files, loading
+from metaclip_jax import checkpoint, files, loading
+from metaclip_jax import config as keys
 from metaclip_jax.conversion import huggingface, open_clip, table, weights
-from metaclip_jax.models import clip
+from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.models import clip, positions
 
-FORMATS = ("huggingface", "open_clip")
+FORMATS = ("huggingface", "open_clip", "checkpoint")
 
 
 def convert(loaded: loading.Loaded, to: str, output: str) -> None:
     """Writes a folder with weights, config, preprocessor and tokenizer.
+
+    The format "checkpoint" is a run of no steps: what a training run writes, but for
+    the state of an optimizer. Training starts from it by config.init_from.
 
     Args:
       loaded: the model.
@@ -35,6 +43,10 @@ def convert(loaded: loading.Loaded, to: str, output: str) -> None:
     """
     if to not in FORMATS:
         raise ValueError(f"wanted --to one of {', '.join(FORMATS)}, got {to!r}")
+    if to == "checkpoint":
+        with files.lock(output):
+            _write_checkpoint(loaded, output)
+        return
     theirs = huggingface if to == "huggingface" else open_clip
     rules = theirs.rules(loaded.architecture)
     config = _config(loaded, to, output)
@@ -53,6 +65,34 @@ def convert(loaded: loading.Loaded, to: str, output: str) -> None:
             files.write_json(root / "preprocessor_config.json", _processor(loaded))
         files.write_bytes(root / "README.md", _card(loaded).encode())
         files.write_json(root / _CONFIGS[to], config)
+
+
+def _write_checkpoint(loaded: loading.Loaded, output: str) -> None:
+    if loaded.tokenizer is None:
+        raise ValueError(f"{loaded.name} has no tokenizer, without which no run starts")
+    if checkpoint.latest_step(output) is not None:
+        raise ValueError(f"{output} holds checkpoints already; choose another folder")
+    root = files.path(output)
+    written = _tokenizer_files(loaded)["tokenizer.json"]
+    files.write_bytes(root / "tokenizer.json", written.encode())
+    config = keys.of_architecture(loaded.architecture)
+    with config.unlocked():
+        folder = os.path.abspath(output) if files.is_local(output) else output
+        config.tokenizer = f"{folder}/tokenizer.json"
+    tokenizer = tokenizers.load(
+        config.tokenizer, siglip=loaded.architecture.family == "siglip"
+    )
+    checkpoint.claim_workdir(output, config.to_dict(), write=True)
+    meta = checkpoint.describe(
+        architecture=loaded.architecture,
+        inputs={"tokenizer": tokenizer.fingerprint},
+        config=config.to_dict(),
+        squash=loaded.preprocess.squash,
+        licence=loaded.licence,
+    )
+    params = jax.tree.map(jnp.asarray, loaded.params)
+    with checkpoint.open_manager(output, keep_last=1, keep_every_steps=0) as manager:
+        checkpoint.save(manager, 0, {"params": params}, meta=meta)
 
 
 _WEIGHTS = {"huggingface": weights.SINGLE, "open_clip": "open_clip_model.safetensors"}
@@ -134,6 +174,8 @@ def main(argv: Sequence[str]) -> None:
         preset=values.preset,
         trust_pickle=values.trust_pickle,
         step=values.step,
+        image_size=values.image_size,
+        position_resize=values.position_resize,
     )
     convert(loaded, values.to, values.output)
     print(f"{values.output}: {values.to} folder of {loaded.name}")
@@ -145,6 +187,13 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", None, "Folder to write.")
     flags.DEFINE_string("preset", "", "Architecture of a weight file.")
     flags.DEFINE_integer("step", None, "Checkpoint of a run; default: the newest.")
+    flags.DEFINE_integer("image_size", None, "Pixels; default: as trained.")
+    flags.DEFINE_enum(
+        "position_resize",
+        "open_clip",
+        positions.CONVENTIONS,
+        "How positions are interpolated for another image size.",
+    )
     flags.DEFINE_bool("trust_pickle", False, "Read torch files that may run code.")
     flags.mark_flags_as_required(["model", "to", "output"])
     app.run(main)

@@ -390,6 +390,8 @@ def load(
     class_cache: str = "",
     preset: str = "",
     trust_pickle: bool = False,
+    image_size: int | None = None,
+    position_resize: str = "open_clip",
 ) -> Model:
     """Loads a model for use.
 
@@ -404,13 +406,20 @@ def load(
       class_cache: folder that keeps class embeddings; "" = only in memory.
       preset: architecture of a weight file.
       trust_pickle: read torch files that may run code of their maker.
+      image_size: pixels; None = as trained. Another size interpolates the positions.
+      position_resize: how, "open_clip" or "metaclip": see models/positions.py.
 
     Raises:
       FileNotFoundError: there is no model of this name.
       ValueError: it is none that this package knows, or has no tokenizer.
     """
     loaded = loading.load(
-        name_or_path, preset=preset, trust_pickle=trust_pickle, step=step
+        name_or_path,
+        preset=preset,
+        trust_pickle=trust_pickle,
+        step=step,
+        image_size=image_size,
+        position_resize=position_resize,
     )
     if loaded.tokenizer is None:
         raise ValueError(

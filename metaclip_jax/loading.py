@@ -12,10 +12,9 @@ import numpy as np
 from absl import logging
 
 from metaclip_jax import checkpoint, files, sharding
-from metaclip_jax import config as keys
 from metaclip_jax.conversion import huggingface, open_clip, table, weights
 from metaclip_jax.data import tokenizer as tokenizers
-from metaclip_jax.models import clip, presets
+from metaclip_jax.models import clip, positions, presets
 
 METACLIP_LICENCE = "CC-BY-NC-4.0"
 # Owners on the hub whose models are MetaCLIP's weights.
@@ -56,6 +55,8 @@ def load(
     preset: str = "",
     trust_pickle: bool = False,
     step: int | None = None,
+    image_size: int | None = None,
+    position_resize: str = "open_clip",
 ) -> Loaded:
     """Loads a model.
 
@@ -65,11 +66,43 @@ def load(
       preset: architecture of a weight file that comes without a config.
       trust_pickle: see `weights.open_weights`.
       step: which checkpoint of a run; None = the newest.
+      image_size: pixels; None = as trained. Another size interpolates the positions.
+      position_resize: how, see models/positions.py.
 
     Raises:
       FileNotFoundError: there is no such model.
       ValueError: it is none that this package knows; says what was wanted.
     """
+    loaded = _load(source, preset=preset, trust_pickle=trust_pickle, step=step)
+    if loaded.licence:
+        logging.warning(
+            "the weights of %s are licensed %s", loaded.name, loaded.licence
+        )
+    if image_size in (None, loaded.architecture.image_size):
+        return loaded
+    return resized(loaded, image_size, position_resize)
+
+
+def resized(loaded: Loaded, image_size: int, convention: str) -> Loaded:
+    """The same model for images of `image_size` pixels; see models/positions.py."""
+    architecture = dataclasses.replace(loaded.architecture, image_size=image_size)
+    image = loaded.params["image"]
+    table = positions.resize(
+        image["position_embedding"],
+        patches=(image_size // architecture.patch_size) ** 2,
+        convention=convention,
+    )
+    return dataclasses.replace(
+        loaded,
+        architecture=architecture,
+        params=loaded.params | {"image": image | {"position_embedding": table}},
+        preprocess=loaded.preprocess._replace(size=image_size),
+    )
+
+
+def _load(
+    source: str | os.PathLike, *, preset: str, trust_pickle: bool, step: int | None
+) -> Loaded:
     name = os.fspath(source)
     path = Path(name)
     if not path.exists() and files.is_local(name):
@@ -78,10 +111,7 @@ def load(
         return _load_file(path, preset, trust_pickle=trust_pickle)
     if (files.path(name) / "checkpoints").exists():
         return _load_run(name, step)
-    loaded = _load_folder(path, name, trust_pickle=trust_pickle)
-    if loaded.licence:
-        logging.warning("the weights of %s are licensed %s", name, loaded.licence)
-    return loaded
+    return _load_folder(path, name, trust_pickle=trust_pickle)
 
 
 def flat_params(params: clip.Params) -> dict[str, Any]:
@@ -168,12 +198,11 @@ def _load_file(path: Path, preset: str, *, trust_pickle: bool) -> Loaded:
 def _load_run(workdir: str, step: int | None) -> Loaded:
     """A run's own checkpoint, on one device."""
     config = checkpoint.read_config(workdir)
-    tokenizer = tokenizers.load(config.tokenizer)
-    architecture = keys.architecture(
-        config,
-        vocab_size=tokenizer.vocab_size,
-        eos_id=tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
+    step = checkpoint.find_step(workdir, step)
+    meta = checkpoint.read_meta(workdir, step)
+    architecture = checkpoint.architecture_of(meta)
+    tokenizer = tokenizers.load(
+        config.tokenizer, siglip=architecture.family == "siglip"
     )
     mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
     params, _ = checkpoint.restore_params(
@@ -188,7 +217,9 @@ def _load_run(workdir: str, step: int | None) -> Loaded:
         architecture=dataclasses.replace(architecture, dtype="float32"),
         params=jax.tree.map(np.asarray, params),
         tokenizer=tokenizer,
-        preprocess=Preprocess(architecture.image_size, squash=False),
+        # Only what was converted into a checkpoint has these.
+        preprocess=Preprocess(architecture.image_size, meta.get("squash", False)),
+        licence=meta.get("licence", ""),
     )
 
 

@@ -28,6 +28,7 @@ from metaclip_jax import (
     checkpoint,
     evaluate,
     files,
+    loading,
     metrics,
     runtime,
     sharding,
@@ -204,7 +205,8 @@ def first_state(
 ) -> tuple[train_state.TrainState, int, collections.Counter[str]]:
     """The state to start from, the steps it has done, and what was lost in them.
 
-    That is the newest checkpoint, or else a new state.
+    That is the newest checkpoint, or else a new state, from config.init_from if that is
+    given.
     """
     start = manager.latest_step()
     if start is None:
@@ -214,6 +216,8 @@ def first_state(
             mesh=job.mesh,
             seed=config.seed,
         )
+        if config.init_from:
+            state = state._replace(params=initial_params(job, config))
         return state, 0, collections.Counter()
     state, meta = checkpoint.restore(
         workdir,
@@ -225,6 +229,22 @@ def first_state(
     )
     logging.info("%s goes on from step %d", workdir, start)
     return state, start, collections.Counter(meta["totals"])
+
+
+def initial_params(job: Job, config: ConfigDict) -> clip.Params:
+    """The parameters of config.init_from on the mesh.
+
+    Raises:
+        ValueError: they are those of another architecture.
+    """
+    loaded = loading.load(config.init_from, image_size=config.image_size)
+    different = checkpoint.differences(want=job.architecture, got=loaded.architecture)
+    if different:
+        raise ValueError(
+            f"config.init_from={config.init_from!r} is another model:"
+            f" {'; '.join(different)}. Give config.model and the tokenizer its values"
+        )
+    return train_state.place(loaded.params, mesh=job.mesh)
 
 
 def abstract_state(job: Job) -> train_state.TrainState:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -61,6 +62,17 @@ def create_params(
         sharding.tree_shardings(mesh, shapes),
         mesh=mesh,
         seed=seed,
+    )
+
+
+def place(params: clip.Params, *, mesh: Mesh) -> clip.Params:
+    """Puts parameters that every process holds on the mesh, as training has them."""
+    return jax.tree.map(
+        lambda leaf, where: jax.make_array_from_callback(
+            np.shape(leaf), where, lambda rows: np.asarray(leaf)[rows]
+        ),
+        params,
+        sharding.tree_shardings(mesh, params),
     )
 
 

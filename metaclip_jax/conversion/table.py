@@ -17,6 +17,7 @@ from metaclip_jax.models.clip import Architecture
 
 Array = NDArray[Any]
 LAYER = "{layer}"
+_TOKEN_TABLE = "text/token_embedding"  # has more rows in storage
 
 
 class Weights(Protocol):
@@ -150,20 +151,30 @@ def to_ours(
             f"missing {_some(wanted - there)}; left over {_some(there - wanted)}"
         )
     for rule in rules:
-        heads = _heads(rule, architecture)
-        layers = [
-            rule.transform.to_ours([weights.read(name) for name in names], heads)
-            for names in _layers(rule, architecture)
-        ]
-        leaf = np.stack(layers) if _is_stacked(rule) else layers[0]
-        if leaf.shape != shapes[rule.ours]:
+        yield rule.ours, _read_leaf(weights, rule, architecture, shapes[rule.ours])
+
+
+def _read_leaf(
+    weights: Weights, rule: Rule, architecture: Architecture, shape: tuple[int, ...]
+) -> Array:
+    """One of our leaves, filled layer by layer: reading takes no second copy of it."""
+    stored = shape
+    if rule.ours == _TOKEN_TABLE:
+        stored = text.stored_rows(shape[0]), shape[1]
+    leaf = np.zeros(stored, np.float32)
+    layers, wanted = leaf[None], shape
+    if _is_stacked(rule):
+        layers, wanted = leaf, shape[1:]
+    heads = _heads(rule, architecture)
+    for place, names in enumerate(_layers(rule, architecture)):
+        layer = rule.transform.to_ours([weights.read(name) for name in names], heads)
+        if layer.shape != wanted:
             raise ValueError(
-                f"{rule.theirs} should give {rule.ours} of shape {shapes[rule.ours]}, "
-                f"got {leaf.shape}; is its config that of another model?"
+                f"{rule.theirs} should give {rule.ours} of shape {wanted}, got "
+                f"{layer.shape}; is its config that of another model?"
             )
-        if rule.ours == "text/token_embedding":
-            leaf = np.pad(leaf, ((0, _padding(architecture)), (0, 0)))
-        yield rule.ours, np.asarray(leaf, np.float32, order="C")
+        layers[(place, *(slice(n) for n in wanted))] = layer
+    return leaf
 
 
 def to_theirs(
@@ -187,7 +198,7 @@ def to_theirs(
         )
     for rule in rules:
         leaf = np.asarray(leaves[rule.ours])
-        if rule.ours == "text/token_embedding":
+        if rule.ours == _TOKEN_TABLE:
             leaf = leaf[: architecture.vocab_size]
         heads = _heads(rule, architecture)
         layers = leaf if _is_stacked(rule) else [leaf]
@@ -216,10 +227,6 @@ def _is_stacked(rule: Rule) -> bool:
 def _heads(rule: Rule, architecture: Architecture) -> int:
     image = rule.ours.startswith("image/")
     return architecture.vision_heads if image else architecture.text_heads
-
-
-def _padding(architecture: Architecture) -> int:
-    return text.stored_rows(architecture.vocab_size) - architecture.vocab_size
 
 
 def _some(names: set[str], *, most: int = 12) -> str:

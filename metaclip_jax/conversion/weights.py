@@ -34,7 +34,7 @@ _NAMES = (
 )
 # What training frameworks put before every name.
 _PREFIXES = ("_orig_mod.", "module.")
-_MAX_FILE_BYTES = 4 << 30
+_MAX_FILE_BYTES = 2 << 30
 
 
 class SafeTensors:
