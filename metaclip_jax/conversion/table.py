@@ -173,7 +173,8 @@ def _read_leaf(
                 f"{rule.theirs} should give {rule.ours} of shape {wanted}, got "
                 f"{layer.shape}; is its config that of another model?"
             )
-        layers[(place, *(slice(n) for n in wanted))] = layer
+        at: tuple[Any, ...] = (place, *(slice(size) for size in wanted))
+        layers[at] = layer
     return leaf
 
 
