@@ -8,6 +8,7 @@ temporary name, so a killed run leaves whole checkpoints only.
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from metaclip_jax import config as keys
 from metaclip_jax import files, sharding
 from metaclip_jax.models import clip
 
+TOKENIZER = "tokenizer.json"
 # A run may go on with other values of these keys; an entry that ends in "." stands for
 # all keys under it. The data and the tokenizer may move but not change, which `restore`
 # checks. A new total_steps also stretches the rest of the learning-rate schedule.
@@ -105,6 +107,12 @@ def read_config(workdir: str) -> ConfigDict:
     with config.unlocked():
         config.update(ConfigDict(files.read_json(path), convert_dict=True))
     return config.lock()
+
+
+def tokenizer_path(workdir: str, config: ConfigDict) -> str:
+    """The run's own copy of its tokenizer; older runs have none and name the file."""
+    own = files.path(workdir) / TOKENIZER
+    return os.fspath(own) if own.exists() else config.tokenizer
 
 
 def write_finished(workdir: str, *, step: int, inputs: Mapping[str, Any]) -> None:

@@ -20,7 +20,6 @@ from absl import app, flags, logging
 from metaclip_jax import checkpoint, files, loading
 from metaclip_jax import config as keys
 from metaclip_jax.conversion import huggingface, open_clip, table, weights
-from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.models import clip, positions
 
 FORMATS = ("huggingface", "open_clip", "checkpoint")
@@ -72,23 +71,17 @@ def _write_checkpoint(loaded: loading.Loaded, output: str) -> None:
         raise ValueError(f"{loaded.name} has no tokenizer, without which no run starts")
     if checkpoint.latest_step(output) is not None:
         raise ValueError(f"{output} holds checkpoints already; choose another folder")
-    root = files.path(output)
-    written = _tokenizer_files(loaded)["tokenizer.json"]
-    files.write_bytes(root / "tokenizer.json", written.encode())
-    config = keys.of_architecture(loaded.architecture)
-    with config.unlocked():
-        folder = os.path.abspath(output) if files.is_local(output) else output
-        config.tokenizer = f"{folder}/tokenizer.json"
-    tokenizer = tokenizers.load(
-        config.tokenizer, siglip=loaded.architecture.family == "siglip"
-    )
-    checkpoint.claim_workdir(output, config.to_dict(), write=True)
+    copy = files.path(output) / checkpoint.TOKENIZER
+    files.write_bytes(copy, loaded.tokenizer.to_json().encode())
+    config = keys.of_architecture(loaded.architecture).to_dict()
+    checkpoint.claim_workdir(output, config, write=True)
     meta = checkpoint.describe(
         architecture=loaded.architecture,
-        inputs={"tokenizer": tokenizer.fingerprint},
-        config=config.to_dict(),
+        inputs={"tokenizer": loaded.tokenizer.fingerprint},
+        config=config,
         squash=loaded.preprocess.squash,
         licence=loaded.licence,
+        siglip_marks=loaded.architecture.family == "siglip",
     )
     params = jax.tree.map(jnp.asarray, loaded.params)
     with checkpoint.open_manager(output, keep_last=1, keep_every_steps=0) as manager:

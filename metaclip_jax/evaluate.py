@@ -232,7 +232,7 @@ def evaluate(
         What STEP.json holds.
     """
     held_out = load_held_out(held_out_folder)
-    tokenize = tokenizers.load(config.tokenizer)
+    tokenize = tokenizers.load(checkpoint.tokenizer_path(workdir, config))
     architecture = keys.architecture(
         config,
         vocab_size=tokenize.vocab_size,

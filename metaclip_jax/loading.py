@@ -201,8 +201,11 @@ def _load_run(workdir: str, step: int | None) -> Loaded:
     step = checkpoint.find_step(workdir, step)
     meta = checkpoint.read_meta(workdir, step)
     architecture = checkpoint.architecture_of(meta)
+    # Only what was converted into a checkpoint has these facts.
+    squash, licence = meta.get("squash", False), meta.get("licence", "")
     tokenizer = tokenizers.load(
-        config.tokenizer, siglip=architecture.family == "siglip"
+        checkpoint.tokenizer_path(workdir, config),
+        siglip=meta.get("siglip_marks", False),
     )
     mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
     params, _ = checkpoint.restore_params(
@@ -217,9 +220,8 @@ def _load_run(workdir: str, step: int | None) -> Loaded:
         architecture=dataclasses.replace(architecture, dtype="float32"),
         params=jax.tree.map(np.asarray, params),
         tokenizer=tokenizer,
-        # Only what was converted into a checkpoint has these.
-        preprocess=Preprocess(architecture.image_size, meta.get("squash", False)),
-        licence=meta.get("licence", ""),
+        preprocess=Preprocess(architecture.image_size, squash),
+        licence=licence,
     )
 
 

@@ -77,6 +77,9 @@ def train(config: ConfigDict, workdir: str) -> None:
         return
     if chief:
         checkpoint.clear_finished(workdir)
+        # The run's own copy: it can be moved, and loaded from anywhere.
+        copy = files.path(workdir) / checkpoint.TOKENIZER
+        files.write_bytes(copy, job.tokenizer.to_json().encode())
     measure = make_measure(job, config)
 
     with contextlib.ExitStack() as stack:

@@ -1,8 +1,45 @@
-"""Eight virtual CPU devices for whatever test starts jax; jax is not imported here."""
+"""Eight virtual CPU devices for whatever test starts jax; jax is not imported here.
+
+The quick start on a small web, run once for all tests that look at its results.
+"""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Tests compile much and compute little: this halves the time to compile.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+
+
+@pytest.fixture(scope="session")
+def quickstart():
+    """Runs it, with fewer pictures and steps, in a folder; returns what it prints."""
+
+    def run(workdir, *extra, timeout=400):
+        command = [sys.executable, "-m", "metaclip_jax.quickstart"]
+        small = [f"--workdir={workdir}", "--pictures=400", "--steps=20"]
+        done = subprocess.run(
+            [*command, *small, *extra],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(quickstart, tmp_path_factory):
+    """A finished quick start: its folder, and what it printed."""
+    workdir = tmp_path_factory.mktemp("quickstart") / "run"
+    return workdir, quickstart(workdir)

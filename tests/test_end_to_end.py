@@ -16,26 +16,6 @@ from metaclip_jax import files
 from metaclip_jax.data import records
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ["--pictures=400", "--steps=20"]
-
-
-def quickstart(workdir, *extra, timeout=400):
-    command = [sys.executable, "-m", "metaclip_jax.quickstart", f"--workdir={workdir}"]
-    done = subprocess.run(
-        [*command, *SMALL, *extra],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("quickstart") / "run"
-    return workdir, quickstart(workdir)
 
 
 def deterministic(workdir):
@@ -132,7 +112,7 @@ def test_the_commands_of_the_readme_run_as_they_stand(finished, tmp_path):
     assert (tmp_path / "my_run" / "run" / "evaluation" / "20.json").exists()
 
 
-def test_a_second_run_ends_in_seconds(finished):
+def test_a_second_run_ends_in_seconds(quickstart, finished):
     workdir, _ = finished
     start = time.monotonic()
     output = quickstart(workdir)
@@ -140,7 +120,7 @@ def test_a_second_run_ends_in_seconds(finished):
     assert time.monotonic() - start < 20
 
 
-def test_two_fresh_runs_agree_to_the_byte(finished, tmp_path):
+def test_two_fresh_runs_agree_to_the_byte(quickstart, finished, tmp_path):
     workdir, _ = finished
     quickstart(tmp_path / "again")
     assert deterministic(tmp_path / "again") == deterministic(workdir)
@@ -158,7 +138,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 
 @pytest.mark.slow
-def test_ten_kills_leave_the_same_dataset_and_metrics(finished, tmp_path):
+def test_ten_kills_leave_the_same_dataset_and_metrics(quickstart, finished, tmp_path):
     """SIGKILL of the whole process group at ten random moments."""
     workdir, _ = finished
     again = tmp_path / "killed"
@@ -168,7 +148,7 @@ def test_ten_kills_leave_the_same_dataset_and_metrics(finished, tmp_path):
     kills = 0
     for _ in range(10):
         process = subprocess.Popen(
-            [*command, *SMALL],
+            [*command, "--pictures=400", "--steps=20"],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -141,6 +141,10 @@ class Tokenizer:
             result[row, : len(tokens)] = tokens
         return result, truncated
 
+    def to_json(self) -> str:
+        """Returns a tokenizer.json from which `load` makes this tokenizer again."""
+        return self._bpe.to_str()
+
     def to_huggingface(self, context_length: int) -> dict[str, str]:
         """Returns the files by name with which transformers encodes as this does.
 
