@@ -43,3 +43,17 @@ def finished(quickstart, tmp_path_factory):
     """A finished quick start: its folder, and what it printed."""
     workdir = tmp_path_factory.mktemp("quickstart") / "run"
     return workdir, quickstart(workdir)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """For several workers: a file's tests stay together, and the longest go first."""
+
+    def group(item):
+        if "finished" in item.fixturenames or item.path.name == "test_end_to_end.py":
+            return "quickstart"
+        return item.path.name
+
+    items.sort(key=lambda item: group(item) != "quickstart")
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))

@@ -144,6 +144,22 @@ def test_an_end_mark_of_2_means_the_largest_id_in_clip_only(tmp_path):
     assert_equal_models(model, loaded, images(32), texts(150, 149))
 
 
+@pytest.mark.parametrize("eos_token_id", [2, 149])
+def test_padding_with_0_and_with_the_end_mark_is_one(eos_token_id, tmp_path):
+    """CLIP pads with 0, transformers' tokenizer with the end mark."""
+    model = make("clip", eos_token_id=eos_token_id)
+    model.save_pretrained(tmp_path)
+    loaded = loading.load(tmp_path)
+    ends = texts(150, 149)
+    behind = np.arange(16) > (ends == 149).argmax(axis=1)[:, None]
+    padded = [np.where(behind, pad, ends).astype(np.int32) for pad in (0, 149)]
+    pixels = images(32)
+    for tokens in padded:
+        assert_equal_models(model, loaded, pixels, tokens)
+    first, second = (ours(loaded, pixels, tokens)[1] for tokens in padded)
+    np.testing.assert_array_equal(first, second)
+
+
 def test_a_projection_dim_of_the_top_level_alone_is_used():
     """MetaCLIP's configs leave the sub-configs at their default of 512."""
     config = make().config.to_dict()
