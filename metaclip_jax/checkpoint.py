@@ -34,7 +34,7 @@ FREE_KEYS = (
     "dataset",
     "tokenizer",
     "init_from",
-    "loss",
+    "loss_form",
     "loss_chunk",
     "microbatches",
     "cpu_devices",

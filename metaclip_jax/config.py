@@ -37,7 +37,8 @@ def default() -> ConfigDict:
     # Numbers and devices.
     config.image_size = 224  # pixels, height and width
     config.dtype = "bfloat16"  # of the towers' matrix products: float32 or bfloat16
-    config.loss = "gathered"  # how negatives meet: "gathered" or "ring"
+    config.loss = "softmax"  # "softmax" (CLIP) or "sigmoid" (SigLIP)
+    config.loss_form = "gathered"  # how negatives meet: "gathered" or "ring"
     config.loss_chunk = 1_024  # columns of logits at a time in the ring form
     config.cpu_devices = 0  # virtual CPU devices to make; 0 = use the real devices
     config.compilation_cache = ""  # folder for compiled programs; "" = none
@@ -119,6 +120,7 @@ def of_architecture(wanted: "Architecture") -> ConfigDict:
     config = default()
     with config.unlocked():
         config.image_size = wanted.image_size
+        config.loss = "sigmoid" if wanted.logit_bias else "softmax"
         for key in config.model:
             config.model[key] = wanted.__dict__[key]
     return config.lock()
@@ -134,6 +136,7 @@ def architecture(
     model = config.model
     return Architecture(
         family=model.family,
+        logit_bias=config.loss == "sigmoid",
         image_size=config.image_size,
         patch_size=model.patch_size,
         vision_width=model.vision_width,

@@ -1,9 +1,12 @@
 """The contrastive loss, exact over the whole batch, on any number of devices.
 
-Embeddings stay split over devices inside `jax.shard_map`. The gathered form collects
+Two losses: CLIP's symmetric softmax, and SigLIP's sigmoid (arXiv 2303.15343), which
+asks of each pair by itself whether it is one. Each in two forms, inside
+`jax.shard_map`, which leave embeddings split over devices. The gathered form collects
 all of them on each device and computes the device's rows of logits. The ring form
 passes blocks of texts from device to device and never holds more than one chunk of
-logits, forward or backward; it computes each logit once where the other does twice.
+logits, forward or backward; it computes each logit once where the gathered softmax does
+twice.
 """
 
 import functools
@@ -18,56 +21,68 @@ from jax.sharding import PartitionSpec as P
 Axes = tuple[str, ...]
 Scalars = tuple[jax.Array, jax.Array, jax.Array]  # loss, accuracies of image and text
 
+KINDS = ("softmax", "sigmoid")
 FORMS = ("gathered", "ring")
 
 
-def softmax_loss(
+def contrastive_loss(
     image: jax.Array,
     text: jax.Array,
     logit_scale: jax.Array,
+    logit_bias: jax.Array | float = 0.0,
     *,
     mesh: Mesh,
     batch_axes: Axes,
+    kind: str = "softmax",
     form: str = "gathered",
     chunk: int = 1024,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Symmetric softmax cross-entropy of a batch against itself, and accuracies.
+    """The loss of a batch against itself, and accuracies.
 
     Embeddings are f32[B, E] of unit norm, row i of both being a pair, B divisible by
-    the devices along batch_axes; logit_scale f32[] multiplies their cosines. The
+    the devices along batch_axes. Logits are logit_scale f32[] times their cosines plus
+    logit_bias f32[]. The softmax loss is the mean cross-entropy over rows and columns,
+    which no bias changes; the sigmoid loss is the sum of all logits' losses by B. The
     accuracies, f32[], are the shares of images (texts) whose own text (image) scores
     higher than every other; a tie is a miss. `chunk` is how many columns of logits
     the ring form computes at a time.
+
+    Raises:
+        ValueError: shapes differ, or kind or form is unknown.
     """
     if image.ndim != 2 or image.shape != text.shape:
         raise ValueError(
             f"embeddings must be two [B, E] of one shape, got {image.shape} and "
             f"{text.shape}"
         )
+    if kind not in KINDS:
+        raise ValueError(f"loss must be one of {KINDS}, got {kind!r}")
     if form not in FORMS:
-        raise ValueError(f"loss must be one of {FORMS}, got {form!r}")
+        raise ValueError(f"loss_form must be one of {FORMS}, got {form!r}")
+    bias = jnp.asarray(logit_bias, jnp.float32)
     if form == "ring":
-        scalars = _ring(image, text, logit_scale, mesh, batch_axes, chunk)
+        scalars = _ring(image, text, logit_scale, bias, kind, mesh, batch_axes, chunk)
     else:
+        gathered = _gathered_softmax if kind == "softmax" else _gathered_sigmoid
         scalars = jax.shard_map(
-            functools.partial(_gathered, axes=batch_axes),
+            functools.partial(gathered, axes=batch_axes),
             mesh=mesh,
-            in_specs=(P(batch_axes), P(batch_axes), P()),
+            in_specs=(P(batch_axes), P(batch_axes), P(), P()),
             out_specs=P(),
-        )(image, text, logit_scale)
+        )(image, text, logit_scale, bias)
     loss, image_accuracy, text_accuracy = scalars
     return loss, {"image_accuracy": image_accuracy, "text_accuracy": text_accuracy}
 
 
-def _gathered(
-    image: jax.Array, text: jax.Array, scale: jax.Array, *, axes: Axes
+def _gathered_softmax(
+    image: jax.Array, text: jax.Array, scale: jax.Array, bias: jax.Array, *, axes: Axes
 ) -> Scalars:
     """One device's rows f32[b, E] against everybody's, summed over devices."""
     images = lax.all_gather(image, axes, tiled=True)  # [B, E]
     texts = lax.all_gather(text, axes, tiled=True)
     first = lax.axis_index(axes) * image.shape[0]
-    image_loss, image_hits = _cross_entropy(scale * _dot(image, texts), first)
-    text_loss, text_hits = _cross_entropy(scale * _dot(text, images), first)
+    image_loss, image_hits = _cross_entropy(scale * _dot(image, texts) + bias, first)
+    text_loss, text_hits = _cross_entropy(scale * _dot(text, images) + bias, first)
     batch = images.shape[0]
     return (
         lax.psum(image_loss + text_loss, axes) / (2 * batch),
@@ -78,53 +93,108 @@ def _gathered(
 
 def _cross_entropy(logits: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Sums over rows of f32[b, B]; row i's own column is first + i."""
-    own = first + jnp.arange(logits.shape[0])
-    is_own = own[:, None] == jnp.arange(logits.shape[1])
-    positive = jnp.take_along_axis(logits, own[:, None], axis=1)[:, 0]
-    loss = jnp.sum(jax.nn.logsumexp(logits, axis=1) - positive)
-    rival = jnp.max(jnp.where(is_own, -jnp.inf, logits), axis=1)
-    return loss, _hits(positive, rival)
+    own, is_own = _own(logits, first)
+    loss = jnp.sum(jax.nn.logsumexp(logits, axis=1) - own)
+    return loss, _hits(own, _rival(logits, is_own, axis=1))
 
 
-class _Running(NamedTuple):
-    """What is known so far about some rows of logits; leaves f32[rows]."""
+def _gathered_sigmoid(
+    image: jax.Array, text: jax.Array, scale: jax.Array, bias: jax.Array, *, axes: Axes
+) -> Scalars:
+    """One device's images f32[b, E] against everybody's texts, summed over devices."""
+    texts = lax.all_gather(text, axes, tiled=True)  # [B, E]
+    first = lax.axis_index(axes) * image.shape[0]
+    logits = scale * _dot(image, texts) + bias  # [b, B]
+    own, is_own = _own(logits, first)
+    loss = jnp.sum(_sigmoid_loss(logits, is_own))
+    image_hits = _hits(own, _rival(logits, is_own, axis=1))
+    # A text's rivals are on all devices.
+    logits = lax.stop_gradient(logits)
+    rival = lax.pmax(_rival(logits, is_own, axis=0), axes)
+    rival = lax.dynamic_slice_in_dim(rival, first, image.shape[0])
+    batch = texts.shape[0]
+    return (
+        lax.psum(loss, axes) / batch,
+        lax.psum(image_hits, axes) / batch,
+        lax.psum(_hits(own, rival), axes) / batch,
+    )
 
-    top: jax.Array  # largest logit
-    total: jax.Array  # sum of exp(logit - top)
+
+def _own(logits: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Each row's own logit, f32[b], and where it is, bool[b, B]."""
+    columns = first + jnp.arange(logits.shape[0])
+    own = jnp.take_along_axis(logits, columns[:, None], axis=1)[:, 0]
+    return own, columns[:, None] == jnp.arange(logits.shape[1])
+
+
+def _rival(logits: jax.Array, is_own: jax.Array, *, axis: int) -> jax.Array:
+    """The largest logit but the own one."""
+    return jnp.max(jnp.where(is_own, -jnp.inf, logits), axis=axis)
+
+
+def _sigmoid_loss(logits: jax.Array, is_own: jax.Array) -> jax.Array:
+    """Each logit's own loss: -log sigmoid of it, or of its negative if no pair."""
+    return jax.nn.softplus(jnp.where(is_own, -logits, logits))
+
+
+class _Best(NamedTuple):
+    """What accuracy needs of some rows of logits; leaves f32[rows]."""
+
     own: jax.Array  # the logit of the row's own pair
     rival: jax.Array  # largest logit but that
 
-    def add(self, logits: jax.Array, is_own: jax.Array) -> "_Running":
+    @classmethod
+    def unknown(cls, rows: int) -> "_Best":
+        return cls(jnp.zeros(rows), jnp.full(rows, -jnp.inf))
+
+    def add(self, logits: jax.Array, is_own: jax.Array) -> "_Best":
+        """Takes in f32[rows, n] more logits."""
+        own = self.own + jnp.sum(jnp.where(is_own, logits, 0), axis=1)
+        return _Best(own, jnp.maximum(self.rival, _rival(logits, is_own, axis=1)))
+
+
+class _LogSumExp(NamedTuple):
+    """The softmax's denominator so far; leaves f32[rows]."""
+
+    top: jax.Array  # largest logit
+    total: jax.Array  # sum of exp(logit - top)
+
+    @classmethod
+    def unknown(cls, rows: int) -> "_LogSumExp":
+        return cls(jnp.full(rows, -jnp.inf), jnp.zeros(rows))
+
+    def add(self, logits: jax.Array) -> "_LogSumExp":
         """Takes in f32[rows, n] more logits."""
         top = jnp.maximum(self.top, jnp.max(logits, axis=1))
         total = self.total * jnp.exp(self.top - top)
-        total += jnp.sum(jnp.exp(logits - top[:, None]), axis=1)
-        own = self.own + jnp.sum(jnp.where(is_own, logits, 0), axis=1)
-        others = jnp.max(jnp.where(is_own, -jnp.inf, logits), axis=1)
-        return _Running(top, total, own, jnp.maximum(self.rival, others))
+        return _LogSumExp(top, total + jnp.sum(jnp.exp(logits - top[:, None]), axis=1))
 
-    def log_sum_exp(self) -> jax.Array:
+    def value(self) -> jax.Array:
         """Returns f32[rows]."""
         return self.top + jnp.log(self.total)
 
 
 # The derivative is by hand: that of the loops would save every block of logits.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def _ring(
     image: jax.Array,
     text: jax.Array,
     scale: jax.Array,
+    bias: jax.Array,
+    kind: str,
     mesh: Mesh,
     axes: Axes,
     chunk: int,
 ) -> Scalars:
-    return _ring_forward(image, text, scale, mesh, axes, chunk)[0]
+    return _ring_forward(image, text, scale, bias, kind, mesh, axes, chunk)[0]
 
 
 def _ring_forward(
     image: jax.Array,
     text: jax.Array,
     scale: jax.Array,
+    bias: jax.Array,
+    kind: str,
     mesh: Mesh,
     axes: Axes,
     chunk: int,
@@ -132,28 +202,29 @@ def _ring_forward(
     """Returns the scalars, and what the backward pass reads."""
     rows = P(axes)
     scalars, image_lse, text_lse = jax.shard_map(
-        functools.partial(_forward_rows, axes=axes, chunk=chunk),
+        functools.partial(_forward_rows, kind=kind, axes=axes, chunk=chunk),
         mesh=mesh,
-        in_specs=(rows, rows, P()),
+        in_specs=(rows, rows, P(), P()),
         out_specs=(P(), rows, rows),
-    )(image, text, scale)
-    return scalars, (image, text, scale, image_lse, text_lse)
+    )(image, text, scale, bias)
+    return scalars, (image, text, scale, bias, image_lse, text_lse)
 
 
 def _ring_backward(
+    kind: str,
     mesh: Mesh,
     axes: Axes,
     chunk: int,
     saved: tuple[jax.Array, ...],
     cotangents: Scalars,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the gradients of image, text and scale."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Returns the gradients of image, text, scale and bias."""
     rows = P(axes)
     gradients = jax.shard_map(
-        functools.partial(_backward_rows, axes=axes, chunk=chunk),
+        functools.partial(_backward_rows, kind=kind, axes=axes, chunk=chunk),
         mesh=mesh,
-        in_specs=(rows, rows, P(), rows, rows),
-        out_specs=(rows, rows, P()),
+        in_specs=(rows, rows, P(), P(), rows, rows),
+        out_specs=(rows, rows, P(), P()),
     )(*saved)
     return jax.tree.map(lambda gradient: gradient * cotangents[0], gradients)
 
@@ -162,82 +233,103 @@ _ring.defvjp(_ring_forward, _ring_backward)
 
 
 def _forward_rows(
-    image: jax.Array, text: jax.Array, scale: jax.Array, *, axes: Axes, chunk: int
+    image: jax.Array,
+    text: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    *,
+    kind: str,
+    axes: Axes,
+    chunk: int,
 ) -> tuple[Scalars, jax.Array, jax.Array]:
     """One device's images f32[b, E] meet every text, a chunk at a time.
 
-    Texts travel with what is known about them, and are home again at the end.
+    Texts travel with what is known about them, and are home again at the end. Returns
+    the scalars and, for the softmax, the log-sum-exp of each image's and text's logits
+    f32[b]; zeros for the sigmoid.
     """
     count, devices = image.shape[0], lax.axis_size(axes)
-    texts = _chunked(text, chunk)  # [C, n, E]
-    lowest, zero = jnp.full(count, -jnp.inf), jnp.zeros(count)
-    unknown = _varying(_Running(lowest, zero, zero, lowest), axes)
-    travelling = (texts, jax.tree.map(lambda x: _chunked(x, chunk), unknown))
+    unknown = _varying((_Best.unknown(count), _LogSumExp.unknown(count)), axes)
+    no_loss = _varying(jnp.zeros(()), axes)
+    split = functools.partial(_chunked, chunk=chunk)
+    travelling = (split(text), jax.tree.map(split, unknown))
 
     def hop(state: Any, number: jax.Array) -> tuple[Any, None]:
-        images_known, (texts, texts_known) = state
+        here, (texts, texts_known) = state
 
-        def meet(images_known: _Running, block: Any) -> tuple[_Running, _Running]:
-            text, text_known, is_own = block
+        def meet(here: Any, block: Any) -> tuple[Any, Any]:
+            (best, lse), loss = here
+            text, (text_best, text_lse), is_own = block
             is_own &= number == 0
-            logits = scale * _dot(image, text)  # [b, n]
-            return (
-                images_known.add(logits, is_own),
-                text_known.add(logits.T, is_own.T),
-            )
+            logits = scale * _dot(image, text) + bias  # [b, n]
+            best = best.add(logits, is_own)
+            text_best = text_best.add(logits.T, is_own.T)
+            if kind == "sigmoid":
+                loss += jnp.sum(_sigmoid_loss(logits, is_own))
+            else:
+                lse, text_lse = lse.add(logits), text_lse.add(logits.T)
+            return ((best, lse), loss), (text_best, text_lse)
 
-        images_known, texts_known = lax.scan(
-            meet, images_known, (texts, texts_known, _diagonal(count, chunk))
+        here, texts_known = lax.scan(
+            meet, here, (texts, texts_known, _diagonal(count, chunk))
         )
-        return (images_known, _pass_on((texts, texts_known), axes)), None
+        return (here, _pass_on((texts, texts_known), axes)), None
 
-    (images_known, (_, texts_known)), _ = lax.scan(
-        hop, (unknown, travelling), jnp.arange(devices)
+    (((best, lse), loss), (_, texts_known)), _ = lax.scan(
+        hop, ((unknown, no_loss), travelling), jnp.arange(devices)
     )
-    texts_known = jax.tree.map(lambda x: x.reshape(count), texts_known)
-    image_lse, text_lse = images_known.log_sum_exp(), texts_known.log_sum_exp()
+    text_best, text_lse = jax.tree.map(lambda x: x.reshape(count), texts_known)
     batch = count * devices
-    loss = jnp.sum(image_lse - images_known.own + text_lse - texts_known.own)
+    saved = jnp.zeros_like(best.own), jnp.zeros_like(best.own)
+    if kind == "softmax":
+        saved = lse.value(), text_lse.value()
+        loss = jnp.sum(saved[0] - best.own + saved[1] - text_best.own) / 2
     scalars = (
-        lax.psum(loss, axes) / (2 * batch),
-        lax.psum(_hits(images_known.own, images_known.rival), axes) / batch,
-        lax.psum(_hits(texts_known.own, texts_known.rival), axes) / batch,
+        lax.psum(loss, axes) / batch,
+        lax.psum(_hits(*best), axes) / batch,
+        lax.psum(_hits(*text_best), axes) / batch,
     )
-    return scalars, image_lse, text_lse
+    return scalars, *saved
 
 
 def _backward_rows(
     image: jax.Array,
     text: jax.Array,
     scale: jax.Array,
+    bias: jax.Array,
     image_lse: jax.Array,
     text_lse: jax.Array,
     *,
+    kind: str,
     axes: Axes,
     chunk: int,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """The same journey again; texts travel with their gradient."""
     count, devices = image.shape[0], lax.axis_size(axes)
     texts, texts_lse = _chunked(text, chunk), _chunked(text_lse, chunk)
-    start = (jnp.zeros_like(image), _varying(jnp.zeros(()), axes))
+    zero = _varying(jnp.zeros(()), axes)
+    start = (jnp.zeros_like(image), zero, zero)
 
     def hop(state: Any, number: jax.Array) -> tuple[Any, None]:
         gradients, (texts, texts_lse, text_gradients) = state
 
         def meet(gradients: Any, block: Any) -> tuple[Any, jax.Array]:
-            image_gradient, scale_gradient = gradients
+            image_gradient, scale_gradient, bias_gradient = gradients
             text, text_lse, text_gradient, is_own = block
             is_own &= number == 0
             cosine = _dot(image, text)  # [b, n]
-            logits = scale * cosine
-            slope = jnp.exp(logits - image_lse[:, None]) + jnp.exp(logits - text_lse)
-            slope -= 2 * is_own
-            image_gradient += _dot(slope, text.T)
-            scale_gradient += jnp.sum(slope * cosine)
-            return (
-                (image_gradient, scale_gradient),
-                text_gradient + _dot(slope.T, image.T),
+            logits = scale * cosine + bias
+            if kind == "sigmoid":
+                slope = jax.nn.sigmoid(logits) - is_own
+            else:
+                slope = jnp.exp(logits - image_lse[:, None])
+                slope = (slope + jnp.exp(logits - text_lse) - 2 * is_own) / 2
+            gradients = (
+                image_gradient + _dot(slope, text.T),
+                scale_gradient + jnp.sum(slope * cosine),
+                bias_gradient + jnp.sum(slope),
             )
+            return gradients, text_gradient + _dot(slope.T, image.T)
 
         gradients, text_gradients = lax.scan(
             meet,
@@ -248,15 +340,16 @@ def _backward_rows(
         return (gradients, travelling), None
 
     travelling = (texts, texts_lse, jnp.zeros_like(texts))
-    ((image_gradient, scale_gradient), travelling), _ = lax.scan(
+    ((image_gradient, scale_gradient, bias_gradient), travelling), _ = lax.scan(
         hop, (start, travelling), jnp.arange(devices)
     )
     text_gradient = travelling[2].reshape(text.shape)
-    mean = 1 / (2 * count * devices)
+    mean = 1 / (count * devices)
     return (
         image_gradient * scale * mean,
         text_gradient * scale * mean,
         lax.psum(scale_gradient, axes) * mean,
+        lax.psum(bias_gradient, axes) * mean,
     )
 
 

@@ -302,6 +302,7 @@ def compile_step(job: Job, config: ConfigDict) -> tuple[Any, float]:
         optimizer=job.optimizer,
         schedule=job.schedule,
         loss=config.loss,
+        loss_form=config.loss_form,
         loss_chunk=config.loss_chunk,
         microbatches=config.microbatches,
     )

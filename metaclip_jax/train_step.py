@@ -27,7 +27,8 @@ def make_train_step(
     state: TrainState,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
-    loss: str = "gathered",
+    loss: str = "softmax",
+    loss_form: str = "gathered",
     loss_chunk: int = 1024,
     microbatches: int = 1,
 ) -> TrainStep:
@@ -36,12 +37,9 @@ def make_train_step(
     `state` may be abstract and only gives the layout. A batch holds "image"
     uint8[B, H, W, 3] and "tokens" int32[B, T], split over the mesh; the state passed
     in is donated. Metrics are f32[]: loss, image_accuracy, text_accuracy,
-    logit_scale, gradient_norm, parameter_norm, learning_rate, skipped.
+    logit_scale (logit_bias), gradient_norm, parameter_norm, learning_rate, skipped.
 
-    With microbatches > 1 the towers run over parts of the batch, one after another, and
-    keep only the embeddings; the backward pass runs them again, part by part. The loss
-    still sees the whole batch, so gradients are those of the unsplit batch (GradCache,
-    arXiv 2101.06983), for the memory of one part's activations.
+    With microbatches > 1 the towers run over parts of the batch, see `encode_in_parts`.
 
     Where the loss or the gradient is not finite, parameters and optimizer stay as
     they were, `skipped` is 1, and only `step` advances, as it counts batches.
@@ -57,13 +55,15 @@ def make_train_step(
             parts=microbatches,
             mesh=mesh,
         )
-        return losses.softmax_loss(
+        return losses.contrastive_loss(
             image,
             text,
             jnp.exp(params["log_logit_scale"]),
+            params.get("logit_bias", 0.0),
             mesh=mesh,
             batch_axes=sharding.BATCH_AXES,
-            form=loss,
+            kind=loss,
+            form=loss_form,
             chunk=loss_chunk,
         )
 
@@ -81,7 +81,8 @@ def make_train_step(
         params = jax.tree.map(
             lambda p, d: p - learning_rate * d, state.params, direction
         )
-        params["log_logit_scale"] = clamp_log_logit_scale(params["log_logit_scale"])
+        if loss == "softmax":  # SigLIP's scale is free, and ends above 100
+            params |= {"log_logit_scale": clamp(params["log_logit_scale"])}
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (params, opt_state),
@@ -96,6 +97,8 @@ def make_train_step(
             "learning_rate": learning_rate,
             "skipped": 1 - finite.astype(jnp.float32),
         }
+        if "logit_bias" in params:
+            metrics["logit_bias"] = state.params["logit_bias"]
         return TrainState(state.step + 1, params, opt_state), metrics
 
     layout = shardings(mesh, state)
@@ -115,6 +118,10 @@ def encode_in_parts(
     mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns f32[B, E] of images and texts, encoded in `parts` parts.
+
+    Parts keep only their embeddings; the backward pass runs them again, part by part.
+    The loss still sees the whole batch, so gradients are those of the unsplit batch
+    (GradCache, arXiv 2101.06983), for the memory of one part's activations.
 
     `encode` maps the rows of a batch to their embeddings. Part k has rows k, k + parts,
     k + 2 parts and so on, so that each is spread over all devices as the batch is.
@@ -136,6 +143,6 @@ def encode_in_parts(
     return join(encoded[0]), join(encoded[1])
 
 
-def clamp_log_logit_scale(log_logit_scale: jax.Array) -> jax.Array:
+def clamp(log_logit_scale: jax.Array) -> jax.Array:
     """Keeps logit_scale = exp(...) in [1, 100], as the paper does after each step."""
     return jnp.clip(log_logit_scale, 0, MAX_LOG_LOGIT_SCALE)

@@ -113,6 +113,7 @@ def read_architecture(written: Mapping[str, Any]) -> Architecture:
     eos = text["eos_token_id"]
     architecture = Architecture(
         family="siglip",
+        logit_bias=True,
         image_size=vision["image_size"],
         patch_size=vision["patch_size"],
         vision_width=vision["hidden_size"],

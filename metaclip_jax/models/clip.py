@@ -32,8 +32,9 @@ class Architecture:
     """All that fixes the model's function, in plain values.
 
     Widths are channels, sizes pixels, context_length tokens. The family "siglip" has
-    the towers of models/siglip.py and a logit bias; its texts are read at the "last"
-    position, and its embedding is as wide as its image tower.
+    the towers of models/siglip.py; its texts are read at the "last" position, and its
+    embedding is as wide as its image tower. `logit_bias` adds a learned one to the
+    logits, for the sigmoid loss.
     """
 
     image_size: int
@@ -52,6 +53,7 @@ class Architecture:
     eos_id: int
     pad_id: int
     family: str = "clip"
+    logit_bias: bool = False
     activation: str = "quick_gelu"
     text_pool: str = "eos"
     dtype: str = "float32"
@@ -113,7 +115,7 @@ def init(architecture: Architecture, key: jax.Array) -> Params:
         "text": nnx.to_pure_dict(nnx.state(text_tower, nnx.Param)),
         "log_logit_scale": jnp.float32(INITIAL_LOG_LOGIT_SCALE),
     }
-    if architecture.family == "siglip":
+    if architecture.logit_bias:
         params["log_logit_scale"] = jnp.float32(SIGLIP_LOG_LOGIT_SCALE)
         params["logit_bias"] = jnp.float32(SIGLIP_LOGIT_BIAS)
     return params

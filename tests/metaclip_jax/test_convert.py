@@ -58,7 +58,7 @@ def assert_equal(got, want):
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
 def test_a_checkpoint_holds_all_of_a_model(family, tmp_path):
-    siglip = {"text_pool": "last", "activation": "gelu_tanh"}
+    siglip = {"text_pool": "last", "activation": "gelu_tanh", "logit_bias": True}
     loaded = make(tmp_path, family=family, **(siglip if family == "siglip" else {}))
     convert.convert(loaded, "checkpoint", str(tmp_path / "run"))
     again = loading.load(tmp_path / "run")

@@ -14,6 +14,7 @@ from metaclip_jax.models import clip
 
 SMALL = clip.Architecture(
     family="siglip",
+    logit_bias=True,
     image_size=32,
     patch_size=8,
     vision_width=32,
