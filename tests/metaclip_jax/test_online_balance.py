@@ -10,7 +10,7 @@ from PIL import Image
 from data_prep import balance as offline
 from data_prep import steps
 from data_prep.sinks import array_record as sink
-from metaclip_jax.data import balance, pipeline, records, tokenizer
+from metaclip_jax.data import balance, pipeline, records, texts, tokenizer
 
 ENTRIES, RECORDS, SHARDS, T = 60, 3_000, 3, 100
 
@@ -185,7 +185,7 @@ def test_a_batch_shows_the_text_that_was_accepted(folder, online, tmp_path):
             record = records.decode(records.read(dataset, [number])[0])
             key = np.array([int(record.image_id[:16], 16)], np.uint64)
             count = np.array([len(record.texts)])
-            index = balance.chosen_texts(key, count, epochs=0, seed=3)[0]
+            index = texts.shown(key, count, epochs=0, seed=3)[0]
             (want,), _ = tokenize([record.texts[index]], 16)
             np.testing.assert_array_equal(row, want)
 

@@ -11,7 +11,16 @@ import time
 import numpy as np
 import pytest
 
-from metaclip_jax.data import draws, pipeline, records, tokenizer
+from metaclip_jax.data import (
+    draws,
+    images,
+    order,
+    pipeline,
+    records,
+    texts,
+    tokenizer,
+    workers,
+)
 
 RECORDS = 50
 
@@ -70,6 +79,7 @@ def test_a_batch_has_the_promised_shapes(batches):
         "image": ((16, 24, 24, 3), "uint8"),
         "tokens": ((16, 12), "int32"),
         "position": ((16,), "int64"),
+        "dataset": ((16,), "int32"),
         "record": ((16,), "int64"),
     }
 
@@ -137,28 +147,19 @@ def test_an_epoch_draws_its_own_crops(batches):
 
 
 def test_all_texts_of_an_image_are_equally_likely_over_epochs():
-    record = records.Record(
-        **{field: "" for field in ("image_url", "page_url", "sha256")},
-        image=b"",
-        image_id=records.image_id("http://a.example/1"),
-        width=1,
-        height=1,
-        texts=("a", "b", "c"),
-        text_sources=(),
-        languages=(),
-        metadata=(),
-        entry_ids=np.zeros(0, np.int32),
-        entry_offsets=np.zeros(1, np.int64),
+    index = texts.shown(
+        np.full(3000, texts.image_key(records.image_id("http://a.example/1"))),
+        np.full(3000, 3),
+        epochs=np.arange(3000),
+        seed=0,
     )
-    texts = pipeline.choose_texts([record] * 3000, epochs=np.arange(3000), seed=0)
-    counts = collections.Counter(texts)
     # Binomial with p = 1/3: four sigma are 103.
-    assert all(abs(counts[text] - 1000) < 103 for text in "abc")
+    assert np.abs(np.bincount(index, minlength=3) - 1000).max() < 103
 
 
 def test_order_needs_no_memory_for_a_huge_dataset():
     positions = np.arange(10**12, 10**12 + 4096)
-    epoch, number = pipeline.order(positions, record_count=2_500_000_000, seed=0)
+    epoch, number = order.WholeDataset(2_500_000_000, seed=0).index(positions)
     assert set(epoch) == {400}
     assert len(set(number)) == 4096
     assert 0.45 < number.mean() / 2_500_000_000 < 0.55
@@ -230,13 +231,13 @@ def test_values_that_do_not_fit_are_refused(batches):
     with pytest.raises(ValueError, match="read_threads must be at least 1"):
         batches(read_threads=0)
     with pytest.raises(ValueError, match=r"crop_scale must hold .* got \(0.5, 1.5\)"):
-        batches(crop_scale=(0.5, 1.5))
+        batches(augmentation=images.Augmentation(scale=(0.5, 1.5)))
     with pytest.raises(ValueError, match="prefetch=-1 must not be negative"):
         batches(prefetch=-1)
 
 
 def test_threads_do_not_travel_to_other_processes():
-    copy = pickle.loads(pickle.dumps(pipeline._Threads(3)))
+    copy = pickle.loads(pickle.dumps(workers.Threads(3)))
     assert copy.map(str, range(40)) == [str(n) for n in range(40)]
 
 

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from data_prep.sinks import array_record
-from metaclip_jax import checkpoint, evaluate, files, metrics, runtime, train
-from metaclip_jax.data import records, tokenizer
+from metaclip_jax import checkpoint, evaluate, files, metrics, runtime
+from metaclip_jax.data import mixture, records, tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (40, 60, 220)}
@@ -289,7 +289,7 @@ def test_an_unknown_key_is_refused_with_a_suggestion(folder):
 
 def test_a_missing_dataset_is_refused():
     with pytest.raises(FileNotFoundError, match="'nowhere' is not a finished dataset"):
-        train.dataset_fingerprint("nowhere")
+        mixture.fingerprint(["nowhere"], [1.0])
 
 
 def test_sigterm_is_noted_and_the_handler_put_back():
