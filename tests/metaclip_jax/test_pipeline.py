@@ -3,6 +3,7 @@
 import collections
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -99,18 +100,119 @@ def test_another_seed_gives_another_order(batches):
     assert not (one["record"] == other["record"]).all()
 
 
-@pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_together_make_the_batches_of_one_host(batches, hosts):
-    parts = [
-        list(batches(process_index=host, process_count=hosts)) for host in range(hosts)
-    ]
-    assert_same(joined(*parts), list(batches()))
+@pytest.fixture(scope="module")
+def other(tmp_path_factory, write_dataset):
+    """A second dataset, smaller, with texts of several sources."""
+    return write_dataset(
+        tmp_path_factory.mktemp("other"),
+        record_count=23,
+        text_sources=("alt", "title", "synthetic"),
+        name="other",
+    )
 
 
-def test_a_restart_at_a_step_goes_on_with_the_same_batches(batches):
-    straight = list(batches())
+@pytest.fixture(params=["plain", "blocks", "mixture", "everything"])
+def values(request, dataset, other):
+    """What `batches` is asked for, besides the usual."""
+    both = {"folder": "", "weights": ((dataset, 3.0), (other, 1.0))}
+    blocks = {"order_blocks": order.Blocks(records=4, window=3)}
+    varied = {
+        "augmentation": images.Augmentation((0.5, 1.0), flip=True, colour=0.4),
+        "choice": texts.Choice(
+            weights=(("title", 3.0),),
+            synthetic_sources=("synthetic",),
+            synthetic_share=0.3,
+        ),
+    }
+    return {
+        "plain": {},
+        "blocks": blocks,
+        "mixture": both,
+        "everything": both | blocks | varied,
+    }[request.param]
+
+
+def test_neither_hosts_nor_restarts_nor_workers_change_a_batch(batches, values):
+    straight = list(batches(**values))
+    for hosts in (2, 4):
+        parts = [
+            list(batches(**values, process_index=host, process_count=hosts))
+            for host in range(hosts)
+        ]
+        assert_same(joined(*parts), straight)
     for start in (0, 3, 8):
-        assert_same(list(batches(start_step=start)), straight[start:])
+        assert_same(list(batches(**values, start_step=start)), straight[start:])
+
+
+@pytest.mark.parametrize("values", ["plain", "everything"], indirect=True)
+def test_workers_change_nothing_and_share_memory(batches, values):
+    stream = batches(**values, worker_count=2)
+    found = list(stream)
+    assert_same(found, list(batches(**values)))
+    # Grain's arrays in shared memory; the others were pickled.
+    assert {type(batch["image"]).__name__ for batch in found} == {"SharedMemoryArray"}
+    assert len(stream.memory) == 2 and os.getpid() not in stream.memory
+    stream.close()
+
+
+def test_a_mixture_shows_each_dataset_by_its_weight(batches, dataset, other):
+    both = ((dataset, 3.0), (other, 1.0))
+    stream = batches("", weights=both, total_steps=256, image_size=8)
+    seen = {0: [], 1: []}
+    for batch in stream:
+        for member, number in zip(batch["dataset"], batch["record"], strict=True):
+            seen[int(member)].append(int(number))
+    assert abs(len(seen[0]) - 3_072) <= 1  # a cycle of positions
+    assert stream.progress["examples_seen/tiny"] == len(seen[0])
+    assert stream.progress["epochs/other"] == pytest.approx(len(seen[1]) / 23)
+    for member, records_there in ((0, RECORDS), (1, 23)):
+        counts = np.bincount(seen[member], minlength=records_there)
+        assert counts.max() - counts.min() <= 1  # each once before any again
+
+
+def test_a_mixture_logs_what_it_will_show(batches, dataset, other, caplog):
+    with caplog.at_level("INFO"):
+        batches("", weights=((dataset, 3.0), (other, 1.0)), total_steps=256)
+    assert re.search(
+        r"other \(.*\): 23 records, 0.25 of the examples; steps 0 to 256 see 102\d "
+        r"examples of it, 44.\d\d epochs",
+        caplog.text,
+    )
+
+
+def test_texts_are_shown_by_the_weight_of_their_source(batches, other, tokenizer_path):
+    choice = texts.Choice(
+        weights=(("alt", 0.0),),
+        synthetic_sources=("synthetic",),
+        synthetic_share=0.25,
+    )
+    stream = batches(
+        other, choice=choice, total_steps=150, image_size=8, max_replaced_share=1.0
+    )
+    tokenize = tokenizer.load(tokenizer_path)
+    counts, three = collections.Counter(), range(2, 23, 3)  # those with all sources
+    for batch in stream:
+        for number, tokens in zip(batch["record"], batch["tokens"], strict=True):
+            if number in three:
+                counts[tokenize.decode(tokens.tolist())[-1]] += 1
+    assert counts.keys() == {"1", "2"}  # the title and the synthetic one
+    total = counts.total()
+    assert abs(counts["2"] - total / 4) < 4 * np.sqrt(total * 3 / 16)
+    # Records with an alt text alone have nothing to show.
+    assert stream.replaced["no_text"] > 100
+
+
+def test_a_batch_of_blocks_is_read_whole_and_holds_the_right_records(batches, dataset):
+    batch = next(batches(order_blocks=order.Blocks(8, 2)))
+    assert len(np.unique(batch["record"] // 8)) == 2  # one window
+    np.testing.assert_array_equal(
+        np.sort(batch["record"]),
+        np.sort(
+            order.shuffle(
+                np.arange(16), n=RECORDS, seed=5, epoch=0, blocks=order.Blocks(8, 2)
+            )
+        ),
+    )
 
 
 def test_threads_and_prefetch_change_nothing(batches):
@@ -118,12 +220,6 @@ def test_threads_and_prefetch_change_nothing(batches):
         list(batches(read_threads=1, prefetch=0)),
         list(batches(read_threads=4, prefetch=5)),
     )
-
-
-def test_worker_processes_change_nothing(batches):
-    stream = batches(worker_count=2)
-    assert_same(list(stream), list(batches()))
-    stream.close()
 
 
 def test_rows_hold_the_image_and_a_text_of_their_record(
@@ -182,6 +278,14 @@ def test_an_undecodable_image_is_replaced_and_counted(tmp_path, write_dataset, b
     assert all(len(batch["image"]) == 16 for batch in found)
     assert not {7, 9} & {n for batch in found for n in batch["record"].tolist()}
     assert stream.replaced["not_an_image"] >= 2
+    # Each time by its id, in the last batch's counts.
+    bad = records.image_id("http://images.example/7.jpg")
+    again = batches(folder, total_steps=RECORDS // 16 + 1)
+    counts = collections.Counter()
+    for _ in again:
+        counts += again.tally
+    assert counts[f"replaced_images/not_an_image/{bad}"] >= 1
+    assert counts["replaced_images"] == stream.replaced.total()
     # The same record stands in on every host and after a restart.
     assert_same(found, list(batches(folder, total_steps=RECORDS // 16 + 1)))
 
