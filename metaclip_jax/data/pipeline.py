@@ -310,6 +310,14 @@ def _log_plan(make: batch.MakeBatch, steps: range) -> None:
             if isinstance(make.sources[member], order.WholeDataset)
             else "",  # its epochs say themselves how long they are
         )
+        if len(dataset.shards) > records.MAX_OPEN_FILES and not make.readers[member]:
+            logging.warning(
+                "%s has %d file shards, of which %d stay open: in the global order "
+                "most records open a file anew; data.order=blocks reads them faster",
+                name,
+                len(dataset.shards),
+                records.MAX_OPEN_FILES,
+            )
         if share * global_batch > len(dataset):
             logging.warning(
                 "global_batch=%d takes more than the %d records of %s: images repeat "

@@ -40,8 +40,9 @@ ENTRIES = pa.schema(
     ]
 )
 
-# Each open file costs a descriptor and about 21 bytes of index a record.
-_MAX_OPEN_FILES = 512
+# Each open file costs a descriptor and about 21 bytes of index a record; opening one of
+# 20k records takes about as long as decoding an image.
+MAX_OPEN_FILES = 512
 # Without it, each record of a gs:// file is a request of its own.
 _READ_AHEAD = "readahead_buffer_size:16777216"
 _MAX_IDLE_READERS = 64  # each may hold 16 MiB that it read ahead
@@ -204,7 +205,7 @@ class _Readers:
         with self._lock:
             if shard_path not in self._open:
                 self._open[shard_path] = ArrayRecordReader(shard_path)
-                if len(self._open) > _MAX_OPEN_FILES:
+                if len(self._open) > MAX_OPEN_FILES:
                     self._open.popitem(last=False)
             self._open.move_to_end(shard_path)
             return self._open[shard_path]
