@@ -1,8 +1,11 @@
 """Mixtures: shares that hold at every position, and each dataset in its own order."""
 
+import shutil
+
 import numpy as np
 import pytest
 
+from metaclip_jax import checkpoint
 from metaclip_jax.data import mixture
 
 PARTS = mixture.shares([5, 3, 1.7])
@@ -74,3 +77,18 @@ def test_what_does_not_fit_together_is_refused():
         mixture.members("", (("a", 1.0), ("b", 0.0)))
     with pytest.raises(ValueError, match="the least share is 0.00049"):
         mixture.members("", (("a", 10_000.0), ("b", 1.0)))
+
+
+def test_datasets_may_move_but_not_change_weight(tmp_path, write_dataset):
+    one, other = (
+        write_dataset(tmp_path / name, record_count=count)
+        for name, count in (("one", 4), ("other", 6))
+    )
+    want = mixture.fingerprint([one, other], [3.0, 1.0])
+    shutil.copytree(one, tmp_path / "moved")
+    assert mixture.fingerprint([str(tmp_path / "moved"), other], [3.0, 1.0]) == want
+    assert mixture.fingerprint([one, other], [3.0, 2.0]) != want
+    assert mixture.fingerprint([other, one], [3.0, 1.0]) != want
+    # A run may name the folders anew; the fingerprint says whether they are the same.
+    assert {"dataset", "data.mixture"} <= set(checkpoint.FREE_KEYS)
+    assert mixture.fingerprint([one], [1.0]) == mixture.fingerprint([one], [7.0])
