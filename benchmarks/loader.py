@@ -1,25 +1,28 @@
-"""Loading: our pipeline against the usual Pillow loader, in one run on one core.
+"""Loading: our pipeline against two Pillow loaders, in one run on one core.
 
     python -m benchmarks.loader                  # under a minute
 
-Both read the same dataset of generated 640 x 480 JPEGs and their texts, crop at random
-to 224 x 224 and tokenise with CLIP's clean-up. The usual loader is torchvision's way:
-image by image, decoded whole by Pillow, cropped and resized with its bicubic filter,
-texts one by one; it is spared the conversion to normalised floats, which torchvision
-does too. Time is processor time and the best round counts, since other work may share
-the machine.
+All read the same generated 640 x 480 JPEGs and their texts, crop at random to 224 x 224
+and tokenise with CLIP's clean-up. The usual loader is torchvision's way: image by
+image, decoded whole by Pillow, cropped and resized with its bicubic filter, texts one
+by one; it is spared the conversion to normalised floats, which torchvision does too.
+The other one reads a tar file with webdataset, shuffles in its buffer and prepares each
+image in the same way. Time is processor time and the best round counts, since other
+work may share the machine. What workers, large datasets and online balancing cost is in
+benchmarks/loader_scale.py.
 """
 
 import io
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
+import webdataset
 from absl import app, flags
 from PIL import Image
 
@@ -92,11 +95,50 @@ def load_with_pillow(
     for number in np.random.default_rng(seed).permutation(count):
         record = records.decode(records.read(dataset, [number])[0])
         image = Image.open(io.BytesIO(record.image)).convert("RGB")
-        box = images.crop_box(image.width, image.height, key=int(number))
-        image = image.crop(box).resize((_SIZE, _SIZE), Image.Resampling.BICUBIC)
-        pixels.append(np.asarray(image))
+        pixels.append(crop_with_pillow(image, key=int(number)))
         tokens.append(tokenize([record.texts[0]], _CONTEXT)[0][0])
     return np.stack(pixels), np.stack(tokens)
+
+
+def crop_with_pillow(image: Image.Image, *, key: int) -> np.ndarray:
+    """Returns a random crop as uint8[H, W, 3]."""
+    box = images.crop_box(image.width, image.height, key=key)
+    image = image.crop(box).resize((_SIZE, _SIZE), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def write_tar(path: str, dataset: records.Dataset) -> None:
+    """Writes the dataset's images and texts as one file of webdataset's."""
+    with webdataset.TarWriter(path) as writer:
+        for number, data in enumerate(records.read(dataset, range(len(dataset)))):
+            record = records.decode(data)
+            writer.write(
+                {"__key__": f"{number}", "jpg": record.image, "txt": record.texts[0]}
+            )
+
+
+def load_with_webdataset(
+    path: str, tokenize: tokenizer.Tokenizer, *, count: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields batches of a tar file: (uint8[count, H, W, 3], int32[count, T]).
+
+    As webdataset's own examples do it: shuffled in a buffer, decoded by Pillow.
+    """
+    dataset = (
+        webdataset.WebDataset(path, shardshuffle=False)
+        .repeat()
+        .shuffle(count)
+        .decode("pilrgb")
+        .to_tuple("jpg", "txt", "__key__")
+        .map(
+            lambda row: (
+                crop_with_pillow(row[0], key=int(row[2])),
+                tokenize([row[1]], _CONTEXT)[0][0],
+            )
+        )
+        .batched(count, partial=False)
+    )
+    return iter(dataset)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -130,19 +172,26 @@ def main(argv: Sequence[str]) -> None:
             prefetch=0,
         )
         next(stream)
-        ours, usual = [], []
+        tar = f"{folder}/bench.tar"
+        write_tar(tar, dataset)
+        other = load_with_webdataset(tar, tokenize, count=count)
+        next(other)
+        ours, usual, theirs = [], [], []
         for seed in range(_ROUNDS.value):
             ours.append(seconds(lambda: next(stream)))
             load = partial(load_with_pillow, dataset, tokenize, count=count, seed=seed)
             usual.append(seconds(load))
+            theirs.append(seconds(lambda: next(other)))
         texts = [
             records.decode(d).texts[0] for d in records.read(dataset, range(count))
         ]
         tokenising = min(seconds(lambda: tokenize(texts, _CONTEXT)) for _ in range(5))
+    best = min(ours)
     print(
-        f"loader: {count / min(ours):,.0f} images/s a core, Pillow "
-        f"{count / min(usual):,.0f}; {min(usual) / min(ours):.1f}x "
-        f"(tokenising takes {tokenising / min(ours):.1%})"
+        f"loader: {count / best:,.0f} images/s a core; "
+        f"Pillow {count / min(usual):,.0f}, {min(usual) / best:.1f}x; "
+        f"webdataset and Pillow {count / min(theirs):,.0f}, "
+        f"{min(theirs) / best:.1f}x; tokenising takes {tokenising / best:.1%}"
     )
 
 

@@ -42,9 +42,12 @@ FREE_KEYS = (
     "mesh.",
     "model.attention",
     "model.remat",
+    "data.mixture",
+    "data.max_replaced_share",
     "data.read_threads",
     "data.worker_count",
     "data.prefetch",
+    "data.device_prefetch",
     "checkpoint.",
     "tensorboard",
     "evaluation.",
@@ -53,7 +56,9 @@ FREE_KEYS = (
 _FREE_ARCHITECTURE = ("dtype", "attention", "remat")
 
 
-def claim_workdir(workdir: str, config: Mapping[str, Any], *, write: bool) -> None:
+def claim_workdir(
+    workdir: str, config: Mapping[str, Any], *, write: bool, tokenizer: str = ""
+) -> None:
     """Makes the workdir this run's own, or finds that it already is.
 
     Writes config.json. Where there is one, it must agree with `config` in all keys but
@@ -62,6 +67,8 @@ def claim_workdir(workdir: str, config: Mapping[str, Any], *, write: bool) -> No
     Args:
         workdir: local or gs://.
         config: the resolved config, a JSON object.
+        tokenizer: contents of its tokenizer.json; with its own copy a run can be moved
+            and loaded from anywhere. "" = none is written.
         write: whether this process writes (one of all processes does).
 
     Raises:
@@ -89,6 +96,8 @@ def claim_workdir(workdir: str, config: Mapping[str, Any], *, write: bool) -> No
                 " another --workdir, or give these keys the values found"
             )
     if write:
+        if tokenizer:
+            files.write_bytes(path.with_name(TOKENIZER), tokenizer.encode())
         files.write_json(path, config)
 
 

@@ -18,7 +18,7 @@ def default() -> ConfigDict:
     config = ConfigDict()
 
     # What to train on. Paths are local or gs://.
-    config.dataset = ""  # dataset folder, as written by data_prep.curate
+    config.dataset = ""  # dataset folder, as data_prep.curate writes it; see also data
     config.tokenizer = ""  # tokenizer.json to load
     config.init_from = ""  # model to start from, as metaclip_jax.load takes; "" = new
 
@@ -104,14 +104,29 @@ def _optimizer() -> ConfigDict:
 def _data() -> ConfigDict:
     """The input pipeline of one process."""
     data = ConfigDict()
+    # Several datasets instead of config.dataset: ((folder, weight), ...), where weights
+    # are shares of the examples up to a factor.
+    data.mixture = ()
+    data.order = "global"  # any record anywhere, or "blocks": large reads, for gs://
+    data.block_records = 128  # consecutive records that are read together
+    data.window_blocks = 256  # blocks that are shuffled together, held in memory twice
     data.crop_scale = (0.9, 1.0)  # least and most share of the image area to crop
+    data.flip = False  # mirror every second image
+    data.colour = 0.0  # most change of brightness, contrast, saturation, as a share
+    # Which text of an image an epoch shows: ((text source, weight), ...), 1 if not
+    # named; and how often a synthetic one, of the sources named, for images with both.
+    data.text_source_weights = ()
+    data.synthetic_sources = ()
+    data.synthetic_share = 0.0
     # Online balancing of a dataset that holds every matched text: accepted draws an
     # entry and epoch, or the tail's share of all matches; both 0 = as it is.
     data.online_t = 0
     data.online_tail_share = 0.0
+    data.max_replaced_share = 0.05  # more undecodable images than this end the run
     data.read_threads = 16  # threads that read and decode
     data.worker_count = 0  # loader processes; 0 = threads only
-    data.prefetch = 4  # batches made ahead of the step
+    data.prefetch = 4  # batches made ahead of the step, in each process
+    data.device_prefetch = 2  # batches that wait on the devices
     return data
 
 

@@ -71,10 +71,10 @@ def _write_checkpoint(loaded: loading.Loaded, output: str) -> None:
         raise ValueError(f"{loaded.name} has no tokenizer, without which no run starts")
     if checkpoint.latest_step(output) is not None:
         raise ValueError(f"{output} holds checkpoints already; choose another folder")
-    copy = files.path(output) / checkpoint.TOKENIZER
-    files.write_bytes(copy, loaded.tokenizer.to_json().encode())
     config = keys.of_architecture(loaded.architecture).to_dict()
-    checkpoint.claim_workdir(output, config, write=True)
+    checkpoint.claim_workdir(
+        output, config, write=True, tokenizer=loaded.tokenizer.to_json()
+    )
     meta = checkpoint.describe(
         architecture=loaded.architecture,
         inputs={"tokenizer": loaded.tokenizer.fingerprint},

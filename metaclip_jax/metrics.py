@@ -26,6 +26,9 @@ TIMINGS = frozenset({"examples_per_second", "data_wait", "compile_seconds"})
 # Counted since the first step.
 TOTALS = ("skipped_steps", "truncated_texts", "replaced_images")
 
+_BY_REASON = "replaced_images/"  # REASON, or REASON/IMAGE_ID
+_MOST_IDS = 1_000  # a checkpoint carries them
+
 _PART = re.compile(r"part-(\d{6,})\.jsonl")
 
 
@@ -181,6 +184,9 @@ class Meter:
         row["examples_seen"] = float(self._step * self._global_batch)
         for key in TOTALS:
             row[key] = float(self._totals[key])
+        for key, count in self._totals.items():
+            if key.startswith(_BY_REASON) and key.count("/") == 1:
+                row[key] = float(count)
         row["examples_per_second"] = examples / seconds
         row["data_wait"] = self._waited / seconds
         self._start_interval()
@@ -208,6 +214,34 @@ class Meter:
                 f"{self._max_skipped_steps}. Lower optimizer.peak_lr, lengthen"
                 " optimizer.warmup_steps, or look at the data of these steps"
             )
+
+
+def add_tally(totals: collections.Counter[str], tally: Mapping[str, int]) -> None:
+    """Adds a batch's counts to the totals; image ids only up to the first thousand."""
+    ids = sum(key.count("/") == 2 for key in totals)
+    for key, count in tally.items():
+        if key.count("/") == 2 and key not in totals:
+            if ids == _MOST_IDS:
+                continue
+            ids += 1
+        totals[key] += count
+
+
+def write_replaced(workdir: str, totals: Mapping[str, int]) -> None:
+    """Writes WORKDIR/metrics/replaced_images.json: {reason: {image id: times}}.
+
+    The images that could not be decoded, as far as this process met them; nothing is
+    written while there are none.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for key, count in totals.items():
+        if key.startswith(_BY_REASON) and key.count("/") == 2:
+            _, reason, image_id = key.split("/")
+            found.setdefault(reason, {})[image_id] = count
+    if found:
+        files.write_json(
+            files.path(workdir) / "metrics" / "replaced_images.json", found
+        )
 
 
 def read(workdir: str) -> list[dict[str, Any]]:

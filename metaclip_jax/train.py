@@ -10,10 +10,8 @@ Slurm, or --coordinator=HOST:PORT --process_count=N --process_index=I.
 
 import collections
 import contextlib
-import hashlib
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,7 +34,7 @@ from metaclip_jax import (
 )
 from metaclip_jax import config as keys
 from metaclip_jax import optimizer as optimizers
-from metaclip_jax.data import pipeline
+from metaclip_jax.data import images, mixture, order, pipeline, texts
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.evaluation import held_out as held_outs
 from metaclip_jax.models import clip
@@ -47,6 +45,14 @@ from metaclip_jax.train_step import make_train_step
 _STEPS_AHEAD = 2
 
 Measure = Callable[[clip.Params], dict[str, float]]
+
+
+class OnDevice(NamedTuple):
+    """A global batch, or its copy under way, and what is to be said about it."""
+
+    arrays: dict[str, jax.Array]  # image, tokens
+    tally: collections.Counter[str]  # what this process had to mend to make it
+    progress: dict[str, float]  # how far the datasets are seen after it
 
 
 class Job(NamedTuple):
@@ -70,16 +76,15 @@ def train(config: ConfigDict, workdir: str) -> None:
     """
     job = prepare(config)
     chief = jax.process_index() == 0
-    checkpoint.claim_workdir(workdir, config.to_dict(), write=chief)
+    checkpoint.claim_workdir(
+        workdir, config.to_dict(), write=chief, tokenizer=job.tokenizer.to_json()
+    )
     done = checkpoint.latest_step(workdir)
     if done is not None and done >= config.total_steps:
         finish(workdir, job, step=done)
         return
     if chief:
         checkpoint.clear_finished(workdir)
-        # The run's own copy: it can be moved, and loaded from anywhere.
-        copy = files.path(workdir) / checkpoint.TOKENIZER
-        files.write_bytes(copy, job.tokenizer.to_json().encode())
     measure = make_measure(job, config)
 
     with contextlib.ExitStack() as stack:
@@ -95,6 +100,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         batches = stack.enter_context(
             contextlib.closing(open_batches(config, start_step=start))
         )
+        feed = feed_devices(job, batches, ahead=config.data.device_prefetch)
         step_function, compile_seconds = compile_step(job, config)
         writer = stack.enter_context(
             contextlib.closing(
@@ -122,18 +128,16 @@ def train(config: ConfigDict, workdir: str) -> None:
 
         for step in range(start + 1, config.total_steps + 1):
             with meter.waiting():
-                batch = next_batch(batches, totals)
-            on_device = sharding.put_batch(
-                job.mesh, {"image": batch["image"], "tokens": batch["tokens"]}
-            )
+                batch = next(feed)
+            metrics.add_tally(totals, batch.tally)
             # Nothing may cross between host and device unasked.
             with jax.transfer_guard("disallow"):
-                state, measured = step_function(state, on_device)
+                state, measured = step_function(state, batch.arrays)
             meter.add(step, measured)
 
             stop, last = stop_wanted(step), step == config.total_steps
             if last or due(step, config.log_every_steps):
-                writer.write(step, meter.row(measured))
+                writer.write(step, meter.row(measured) | batch.progress)
                 if compile_seconds:
                     writer.write(step, {"compile_seconds": compile_seconds})
                     compile_seconds = 0.0
@@ -145,6 +149,8 @@ def train(config: ConfigDict, workdir: str) -> None:
                     meter.settle()
                     # Rows first: where a checkpoint is, the rows before it are too.
                     writer.flush()
+                    if chief:
+                        metrics.write_replaced(workdir, totals)
                     save(job, config, manager, step, state, totals)
             if stop and not last:
                 logging.info("asked to stop: saved step %d", step)
@@ -154,6 +160,7 @@ def train(config: ConfigDict, workdir: str) -> None:
 
 def prepare(config: ConfigDict) -> Job:
     """Loads and checks all that the run needs."""
+    members = mixture.members(config.dataset, config.data.mixture)
     tokenizer = tokenizers.load(config.tokenizer)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_global_batch(
@@ -181,26 +188,10 @@ def prepare(config: ConfigDict) -> Job:
         ),
         mesh=mesh,
         inputs={
-            "dataset": dataset_fingerprint(config.dataset),
+            "dataset": mixture.fingerprint(*members),
             "tokenizer": tokenizer.fingerprint,
         },
     )
-
-
-def dataset_fingerprint(folder: str) -> str:
-    """The sha256 over what a dataset's manifest says of its files.
-
-    Raises:
-        FileNotFoundError: the folder is no finished dataset.
-    """
-    path = files.path(folder) / files.MANIFEST
-    if not path.exists():
-        raise FileNotFoundError(
-            f"config.dataset={folder!r} is not a finished dataset: it has no"
-            f" {files.MANIFEST}; finish data_prep.curate, or correct the path"
-        )
-    shards = files.read_json(path)["shards"]
-    return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
 
 
 def first_state(
@@ -260,8 +251,10 @@ def abstract_state(job: Job) -> train_state.TrainState:
 
 def open_batches(config: ConfigDict, *, start_step: int) -> pipeline.Batches:
     """This process's batches from `start_step` on; their whole state is the step."""
+    data = config.data
     return pipeline.batches(
         config.dataset,
+        weights=data.mixture,
         tokenizer_path=config.tokenizer,
         global_batch=config.global_batch,
         image_size=config.image_size,
@@ -271,24 +264,39 @@ def open_batches(config: ConfigDict, *, start_step: int) -> pipeline.Batches:
         total_steps=config.total_steps,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        crop_scale=tuple(config.data.crop_scale),
-        online_t=config.data.online_t,
-        online_tail_share=config.data.online_tail_share,
-        worker_count=config.data.worker_count,
-        read_threads=config.data.read_threads,
-        prefetch=config.data.prefetch,
+        order_blocks=order.check_blocks(
+            data.order, records=data.block_records, window=data.window_blocks
+        ),
+        augmentation=images.Augmentation(
+            scale=tuple(data.crop_scale), flip=data.flip, colour=data.colour
+        ),
+        choice=texts.Choice(
+            weights=data.text_source_weights,
+            synthetic_sources=data.synthetic_sources,
+            synthetic_share=data.synthetic_share,
+        ),
+        online_t=data.online_t,
+        online_tail_share=data.online_tail_share,
+        max_replaced_share=data.max_replaced_share,
+        worker_count=data.worker_count,
+        read_threads=data.read_threads,
+        prefetch=data.prefetch,
     )
 
 
-def next_batch(
-    batches: pipeline.Batches, totals: collections.Counter[str]
-) -> pipeline.Batch:
-    """The next host batch; counts what this process had to mend to make it."""
-    truncated, replaced = batches.truncated, batches.replaced.total()
-    batch = next(batches)
-    totals["truncated_texts"] += batches.truncated - truncated
-    totals["replaced_images"] += batches.replaced.total() - replaced
-    return batch
+def feed_devices(
+    job: Job, batches: pipeline.Batches, *, ahead: int
+) -> Iterator[OnDevice]:
+    """Yields batches on the devices; the copies of the next `ahead` are under way."""
+    waiting: collections.deque[OnDevice] = collections.deque()
+    for batch in batches:
+        arrays = sharding.put_batch(
+            job.mesh, {"image": batch["image"], "tokens": batch["tokens"]}
+        )
+        waiting.append(OnDevice(arrays, batches.tally, batches.progress))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def compile_step(job: Job, config: ConfigDict) -> tuple[Any, float]:

@@ -159,6 +159,7 @@ def _entries_row(record: records.Record) -> dict[str, Any]:
         "entry_ids": [
             ids[start:end] for start, end in zip(offsets, offsets[1:], strict=False)
         ],
+        "text_sources": list(record.text_sources),
     }
 
 

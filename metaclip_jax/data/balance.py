@@ -20,13 +20,11 @@ from absl import logging
 from numpy.typing import NDArray
 
 from metaclip_jax import files
-from metaclip_jax.data import draws, records
+from metaclip_jax.data import draws, order, records, texts
 
 COUNTS = "counts.parquet"  # of a dataset folder
 LEAD = "en"  # the metadata whose t is given, where there are several
 
-# What a draw is for: the key after the seed. Others are in pipeline.py.
-TEXT, ORDER, ACCEPT = 1, 0, 4
 _EPOCHS_HELD = 2  # a batch may straddle two
 
 
@@ -77,30 +75,27 @@ def read_counts(dataset: records.Dataset) -> dict[str, NDArray[np.int64]]:
     return counts
 
 
-def chosen_texts(
-    image_keys: NDArray[np.uint64],
-    text_counts: NDArray[np.int64],
-    *,
-    epochs: NDArray[np.int64] | int,
-    seed: int,
-) -> NDArray[np.int64]:
-    """Returns int64[n], which text of each image stands for it in its epoch.
-
-    All are equally likely. The draw goes by image, not by where a record stands.
-    """
-    return draws.below(text_counts, draws.mix(seed, TEXT, epochs, image_keys))
-
-
 class OnlineBalance:
-    """The order of an endless pass over what each epoch keeps. Pickles, is thread-safe.
+    """An order.Source: an endless pass over what each epoch keeps.
 
-    Memory: a bit for each record of the dataset, for two epochs.
+    It pickles and threads may share it. Memory: a bit for each record of the dataset,
+    for two epochs.
     """
 
     def __init__(
-        self, dataset: records.Dataset, *, seed: int, t: int, tail_share: float
+        self,
+        dataset: records.Dataset,
+        *,
+        seed: int,
+        t: int,
+        tail_share: float,
+        choice: texts.Choice | None = None,
+        blocks: order.Blocks | None = None,
     ) -> None:
         """Reads the dataset's counts; see `keep_probabilities` for t and tail_share.
+
+        `choice` says how the text that stands for an image is drawn, `blocks` how the
+        kept records are shuffled.
 
         Raises:
           ValueError: the dataset was thinned already, or t and tail_share do not say
@@ -119,6 +114,7 @@ class OnlineBalance:
                 f"to 1, got {t} and {tail_share}"
             )
         self._dataset, self._seed = dataset, seed
+        self._choice, self._blocks = choice or texts.Choice(), blocks
         self._keep = keep_probabilities(
             read_counts(dataset), t=t, tail_share=tail_share
         )
@@ -134,36 +130,72 @@ class OnlineBalance:
         self._kept = {}
         self._lock = threading.Lock()
 
-    def order(
+    def index(
         self, positions: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns (epoch, record) of global positions, int64 each.
+        """Returns (epoch, index into what it keeps) of positions, int64 each.
 
         Each epoch is a permutation of the records that it keeps.
         """
-        with self._lock:
-            while not self._ends or self._ends[-1] <= positions.max(initial=0):
-                kept = self._hold(len(self._ends))
-                self._ends.append(kept.total + (self._ends[-1] if self._ends else 0))
-            ends = np.array(self._ends)
-            epochs = np.searchsorted(ends, positions, side="right")
-            held = {epoch: self._hold(epoch) for epoch in np.unique(epochs).tolist()}
-        numbers = np.empty_like(positions)
+        ends = self._ends_until(int(positions.max(initial=0)))
+        epochs = np.searchsorted(ends, positions, side="right")
         starts = np.concatenate([[0], ends])
-        for epoch, kept in held.items():
-            here = np.flatnonzero(epochs == epoch)
-            index = positions[here] - starts[epoch]
-            key = np.broadcast_to(
-                draws.mix(self._seed, ORDER, epoch), index.shape
-            ).copy()
-            numbers[here] = kept.records(draws.permute(index, n=kept.total, key=key))
-        return epochs.astype(np.int64), numbers
+        index = np.empty_like(positions)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            index[here] = order.shuffle(
+                positions[here] - starts[epoch],
+                n=int(starts[epoch + 1] - starts[epoch]),
+                seed=self._seed,
+                epoch=epoch,
+                blocks=self._blocks,
+            )
+        return epochs.astype(np.int64), index
+
+    def records(
+        self, epochs: NDArray[np.int64], index: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Returns int64, the dataset's record of each index into its epoch."""
+        numbers = np.empty_like(index)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            with self._lock:
+                kept = self._hold(epoch)
+            numbers[here] = kept.records(index[here])
+        return numbers
+
+    def order(
+        self, positions: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns (epoch, record) of positions, int64 each."""
+        epochs, index = self.index(positions)
+        return epochs, self.records(epochs, index)
+
+    def size(self, epoch: int) -> int:
+        """Returns how many records an epoch keeps."""
+        with self._lock:
+            return self._hold(epoch).total
+
+    def progress(self, position: int) -> float:
+        """Returns how many epochs lie before a position."""
+        ends = self._ends_until(position)
+        epoch = int(np.searchsorted(ends, position, side="right"))
+        start = ends[epoch - 1] if epoch else 0
+        return float(epoch + (position - start) / (ends[epoch] - start))
 
     def epoch_records(self, epoch: int) -> NDArray[np.int64]:
         """Returns the records that an epoch keeps, ascending."""
         with self._lock:
             kept = self._hold(epoch)
         return kept.records(np.arange(kept.total))
+
+    def _ends_until(self, position: int) -> NDArray[np.int64]:
+        """Returns where epochs end, up to the one that holds a position."""
+        with self._lock:
+            while not self._ends or self._ends[-1] <= position:
+                kept = self._hold(len(self._ends))
+                self._ends.append(kept.total + (self._ends[-1] if self._ends else 0))
+            return np.array(self._ends)
 
     def _hold(self, epoch: int) -> "_Kept":
         """What the epoch keeps, computed when it is first asked for."""
@@ -195,15 +227,19 @@ class OnlineBalance:
         if not table.num_rows:
             return np.zeros(0, bool)
         ids = table["image_id"].to_pylist()
-        image_keys = np.array([int(i[:16], 16) for i in ids], np.uint64)
-        texts = table["text_keys"].combine_chunks()
-        text_offsets = texts.offsets.to_numpy().astype(np.int64)
-        counts = np.diff(text_offsets)
-        chosen = text_offsets[:-1] + chosen_texts(
-            image_keys, np.maximum(counts, 1), epochs=epoch, seed=self._seed
-        )
-        chosen = chosen[counts > 0]
-        keys = texts.flatten().to_numpy()[chosen]
+        image_keys = np.array([texts.image_key(i) for i in ids], np.uint64)
+        text_lists = table["text_keys"].combine_chunks()
+        text_offsets = text_lists.offsets.to_numpy().astype(np.int64)
+        numbers = texts.draw(
+            image_keys,
+            np.diff(text_offsets),
+            epochs=epoch,
+            seed=self._seed,
+            kinds=self._kinds(shard, table),
+        )[0]
+        some = numbers >= 0
+        chosen = (text_offsets[:-1] + numbers)[some]
+        keys = text_lists.flatten().to_numpy()[chosen]
         codes = table["metadata"].combine_chunks().flatten().take(pa.array(chosen))
         lists = table["entry_ids"].combine_chunks().flatten().take(pa.array(chosen))
         offsets = lists.offsets.to_numpy().astype(np.int64)
@@ -215,12 +251,28 @@ class OnlineBalance:
                 pc.equal(codes, code).to_numpy(zero_copy_only=False), lengths
             )
             probability[own] = self._keep[code][entry_ids[own]]
-        bits = draws.mix(self._seed, ACCEPT, epoch, np.repeat(keys, lengths), entry_ids)
+        bits = draws.mix(
+            self._seed, order.ACCEPT, epoch, np.repeat(keys, lengths), entry_ids
+        )
         accepted = draws.uniform(bits) < probability
         running = np.concatenate([[0], np.cumsum(accepted)])
         mask = np.zeros(table.num_rows, bool)
-        mask[counts > 0] = running[offsets[1:]] > running[offsets[:-1]]
+        mask[some] = running[offsets[1:]] > running[offsets[:-1]]
         return mask
+
+    def _kinds(self, shard: int, table: pa.Table) -> tuple[NDArray, NDArray] | None:
+        """Weights and kinds of the shard's texts, where their source matters."""
+        if not self._choice.needs_sources:
+            return None
+        if "text_sources" not in table.column_names:
+            raise ValueError(
+                f"{self._dataset.shards[shard]}: its sidecar does not say where texts "
+                "come from (it was curated by an older version), so weights by text "
+                "source cannot be used with online balancing; curate it again, or "
+                "leave data.text_source_weights and data.synthetic_sources empty"
+            )
+        sources = table["text_sources"].combine_chunks().flatten().to_pylist()
+        return self._choice.kinds(sources)
 
 
 class _Kept:

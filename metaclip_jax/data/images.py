@@ -9,6 +9,7 @@ import io
 import math
 import struct
 import warnings
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -24,7 +25,8 @@ CROP_RATIO = (3 / 4, 4 / 3)
 
 MAX_PIXELS = 1 << 26  # 67 million: 200 MB as RGB; more is an attack or a mistake
 _CROP_ATTEMPTS = 10
-_FLIP = 1  # keeps the draw for mirroring apart from those for the crop
+_FLIP, _COLOUR = 1, 2  # keep these draws apart from those for the crop
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 # Other eighths exist, but decoding to 5/8..7/8 takes longer than decoding all.
 _DCT_SCALES = (1 / 8, 1 / 4, 1 / 2)
 
@@ -40,6 +42,26 @@ _DECODER_ERRORS = (
 )
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+
+
+class Augmentation(NamedTuple):
+    """How training images vary; see `decode_train`."""
+
+    scale: tuple[float, float] = CROP_SCALE
+    flip: bool = False
+    colour: float = 0.0
+
+    def check(self) -> None:
+        """Raises ValueError for values that cannot be used."""
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(
+                f"crop_scale must hold 0 < low <= high <= 1, got {self.scale}"
+            )
+        if not 0 <= self.colour < 1:
+            raise ValueError(
+                f"colour must be at least 0 and below 1, got {self.colour}"
+            )
 
 
 class UndecodableImage(ValueError):
@@ -90,18 +112,38 @@ def decode_train(
     scale: tuple[float, float] = CROP_SCALE,
     ratio: tuple[float, float] = CROP_RATIO,
     flip: bool = False,
+    colour: float = 0.0,
 ) -> np.ndarray:
     """Decodes, crops at random and resizes an image for training.
 
-    Returns uint8[size, size, 3], RGB. The crop is drawn from `key` (64 bits), and with
-    `flip` every second image is mirrored. Raises UndecodableImage.
+    Returns uint8[size, size, 3], RGB. The crop is drawn from `key` (64 bits); with
+    `flip` every second image is mirrored, and `colour` is the most by which brightness,
+    contrast and saturation change (see `change_colour`). Raises UndecodableImage.
     """
     width, height = image_size(data)
     box = crop_box(width, height, key=key, scale=scale, ratio=ratio)
     pixels = _resize(*_decode_box(data, width, height, box, size), size)
     if flip and int(draws.mix(key, _FLIP)) & 1:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
-    return pixels
+    return change_colour(pixels, key=key, most=colour) if colour else pixels
+
+
+def change_colour(pixels: np.ndarray, *, key: int, most: float) -> np.ndarray:
+    """Changes brightness, contrast and saturation, each by a factor drawn from `key`.
+
+    The factors are uniform in [1 - most, 1 + most]. Contrast spreads values about the
+    image's mean grey, saturation spreads colours about their own grey. Takes and
+    returns uint8[H, W, 3], RGB; one matrix does it all, so that values are cut once.
+    """
+    draw = draws.stream(int(draws.mix(key, _COLOUR)))
+    brightness, contrast, saturation = (
+        1 + most * (2 * next(draw) - 1) for _ in range(3)
+    )
+    grey = np.tile(_LUMA, (3, 1))
+    matrix = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * grey)
+    mean_grey = float(np.dot(cv2.mean(pixels)[:3], _LUMA))
+    offset = np.full((3, 1), brightness * (1 - contrast) * mean_grey)
+    return cv2.transform(pixels, np.hstack([matrix, offset]))
 
 
 def decode_eval(data: bytes, *, size: int, squash: bool = False) -> np.ndarray:

@@ -20,7 +20,7 @@ import simplejpeg
 from absl import app, flags, logging
 
 from metaclip_jax import files
-from metaclip_jax.data import pipeline, records, tokenizer
+from metaclip_jax.data import images, pipeline, records, tokenizer
 
 _RECORDS_FOR_LENGTHS = 10_000
 _TEXTS_FOR_TOKENIZER = 20_000
@@ -227,6 +227,10 @@ def main(argv: Sequence[str]) -> None:
             context_length=values.context_length,
             seed=values.seed,
             total_steps=1_000_000_000,
+            augmentation=images.Augmentation(
+                (values.crop_scale, 1.0), flip=values.flip, colour=values.colour
+            ),
+            online_t=values.online_t,
             worker_count=values.workers,
             read_threads=values.threads,
             max_replaced_share=1.0,
@@ -259,6 +263,10 @@ if __name__ == "__main__":
     flags.DEFINE_integer("seed", 0, "Of order, texts and crops, as in training.")
     flags.DEFINE_integer("batch", 256, "Images at a time.")
     flags.DEFINE_integer("examples", 96, "Images on the sheet.")
+    flags.DEFINE_float("crop_scale", 0.9, "Least share of an image that a crop keeps.")
+    flags.DEFINE_bool("flip", False, "Mirror every second image.")
+    flags.DEFINE_float("colour", 0.0, "Most change of colours, as a share.")
+    flags.DEFINE_integer("online_t", 0, "Balance online at this t; 0 = no.")
     flags.DEFINE_integer("workers", 0, "Loader processes; 0 = threads only.")
     flags.DEFINE_integer("threads", 2, "Threads that decode, in each process.")
     flags.DEFINE_float("seconds", 5.0, "How long to measure the speed.")

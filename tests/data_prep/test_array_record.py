@@ -100,6 +100,7 @@ def test_the_sidecar_tells_each_records_texts_and_entries(tmp_path):
             "text_keys": keys,
             "metadata": ["en"] * len(keys),
             "entry_ids": ids,
+            "text_sources": list(record.text_sources),
         }
 
 

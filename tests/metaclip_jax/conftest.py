@@ -15,7 +15,8 @@ def write_dataset() -> Callable[..., str]:
     """Returns a function that writes a dataset folder of random pictures.
 
     Record i has 1 + i % 3 texts, "picture i told as 0" and so on. `images` replaces
-    the bytes of single records.
+    the bytes of single records, `texts` their texts; `text_sources` are dealt to each
+    record's texts in turn.
     """
 
     def write(
@@ -25,6 +26,8 @@ def write_dataset() -> Callable[..., str]:
         shard_count: int = 2,
         images: Mapping[int, bytes] | None = None,
         texts: Mapping[int, tuple[str, ...]] | None = None,
+        text_sources: tuple[str, ...] = ("alt",),
+        name: str = "tiny",
     ) -> str:
         rng = np.random.default_rng(0)
 
@@ -43,7 +46,7 @@ def write_dataset() -> Callable[..., str]:
                 width=50,
                 height=40,
                 texts=told,
-                text_sources=("alt",) * len(told),
+                text_sources=(text_sources * len(told))[: len(told)],
                 languages=("en",) * len(told),
                 metadata=("en",) * len(told),
                 entry_ids=np.zeros(0, np.int32),
@@ -53,16 +56,16 @@ def write_dataset() -> Callable[..., str]:
         bounds = [record_count * n // shard_count for n in range(shard_count + 1)]
         facts = [
             array_record.write_shard(
-                f"{folder}/{records.shard_name('tiny', shard, shard_count)}",
+                f"{folder}/{records.shard_name(name, shard, shard_count)}",
                 map(record, range(bounds[shard], bounds[shard + 1])),
             )
             for shard in range(shard_count)
         ]
         array_record.write_dataset(
             str(folder),
-            name="tiny",
+            name=name,
             shard_facts=facts,
-            data_card={"name": "tiny", "balanced": None},
+            data_card={"name": name, "balanced": None},
             counts=None,
             inputs={"records": record_count},
         )

@@ -7,7 +7,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from metaclip_jax.data import images
+from metaclip_jax.data import draws, images
 
 
 def natural(height, width, *, seed=0):
@@ -187,6 +187,34 @@ def test_half_of_the_images_are_mirrored():
         mirrored += not (found == plain).all()
         assert (found == plain).all() or (found == plain[:, ::-1]).all()
     assert 70 < mirrored < 130  # four sigma
+
+
+def test_colours_change_by_factors_about_the_grey():
+    pixels = natural(60, 80)
+    plain = images.change_colour(pixels, key=3, most=0.0)
+    np.testing.assert_array_equal(plain, pixels)
+    luma = np.array([0.299, 0.587, 0.114])
+    mean_grey = pixels.mean(axis=(0, 1)) @ luma
+    factors = []
+    for key in range(200):
+        draw = draws.stream(int(draws.mix(key, images._COLOUR)))
+        brightness, contrast, saturation = (0.6 + 0.8 * next(draw) for _ in range(3))
+        factors.append((brightness, contrast, saturation))
+        grey = (pixels @ luma)[..., None]
+        wanted = grey + saturation * (pixels - grey)
+        wanted = brightness * (mean_grey + contrast * (wanted - mean_grey))
+        found = images.change_colour(pixels, key=key, most=0.4)
+        assert np.abs(found - np.clip(wanted, 0, 255)).max() < 1
+    assert np.abs(np.mean(factors, axis=0) - 1).max() < 4 * 0.8 / np.sqrt(12 * 200)
+
+
+def test_colour_and_crop_have_draws_of_their_own():
+    data = encoded(natural(40, 40), "PNG")
+    plain = images.decode_train(data, size=40, key=1, flip=True)
+    found = images.decode_train(data, size=40, key=1, flip=True, colour=0.3)
+    wanted = images.change_colour(plain, key=1, most=0.3)
+    np.testing.assert_array_equal(found, wanted)
+    assert (found != plain).any()
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 48), (101, 57), (57, 101)])

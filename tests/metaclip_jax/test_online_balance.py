@@ -10,7 +10,15 @@ from PIL import Image
 from data_prep import balance as offline
 from data_prep import steps
 from data_prep.sinks import array_record as sink
-from metaclip_jax.data import balance, pipeline, records, tokenizer
+from metaclip_jax.data import (
+    balance,
+    blocks,
+    order,
+    pipeline,
+    records,
+    texts,
+    tokenizer,
+)
 
 ENTRIES, RECORDS, SHARDS, T = 60, 3_000, 3, 100
 
@@ -148,6 +156,35 @@ def test_epochs_differ_and_each_is_a_permutation_of_what_it_keeps(online):
     assert not np.array_equal(numbers[: len(first)], first)
 
 
+def test_blocks_of_what_an_epoch_keeps_are_read_as_they_stand(dataset):
+    shape = order.Blocks(16, 4)
+    source = balance.OnlineBalance(dataset, seed=3, t=T, tail_share=0.0, blocks=shape)
+    kept = source.epoch_records(0)
+    epochs, index = source.index(np.arange(len(kept) + 40))
+    numbers = source.records(epochs, index)
+    assert np.array_equal(np.sort(numbers[epochs == 0]), kept)
+    assert len(np.unique(index[:64] // 16)) <= 5  # a window; one block may be short
+    reader = blocks.BlockReader(dataset, source, shape)
+    for start in range(0, len(index), 100):
+        some = slice(start, start + 100)
+        found = reader.read(epochs[some], index[some])
+        assert found == records.read(dataset, numbers[some])
+    assert source.progress(len(kept)) == 1.0
+
+
+def test_a_text_without_weight_keeps_no_image(dataset):
+    """All texts here are alt texts; a share of synthetic ones changes nothing."""
+    none = texts.Choice(weights=(("alt", 0.0),))
+    with pytest.raises(ValueError, match="keeps none of 3000 records"):
+        balance.OnlineBalance(dataset, seed=3, t=T, tail_share=0.0, choice=none).order(
+            np.arange(1)
+        )
+    made = texts.Choice(synthetic_sources=("made",), synthetic_share=0.15)
+    source = balance.OnlineBalance(dataset, seed=3, t=T, tail_share=0.0, choice=made)
+    plain = balance.OnlineBalance(dataset, seed=3, t=T, tail_share=0.0)
+    assert np.array_equal(source.epoch_records(1), plain.epoch_records(1))
+
+
 def test_a_position_says_everything(dataset, online):
     """Whatever was asked before, in whichever process."""
     positions = np.array([20_000, 5, 7_001, 7_000, 12_345])
@@ -185,7 +222,7 @@ def test_a_batch_shows_the_text_that_was_accepted(folder, online, tmp_path):
             record = records.decode(records.read(dataset, [number])[0])
             key = np.array([int(record.image_id[:16], 16)], np.uint64)
             count = np.array([len(record.texts)])
-            index = balance.chosen_texts(key, count, epochs=0, seed=3)[0]
+            index = texts.shown(key, count, epochs=0, seed=3)[0]
             (want,), _ = tokenize([record.texts[index]], 16)
             np.testing.assert_array_equal(row, want)
 

@@ -3,6 +3,7 @@
 import collections
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,16 @@ import time
 import numpy as np
 import pytest
 
-from metaclip_jax.data import draws, pipeline, records, tokenizer
+from metaclip_jax.data import (
+    draws,
+    images,
+    order,
+    pipeline,
+    records,
+    texts,
+    tokenizer,
+    workers,
+)
 
 RECORDS = 50
 
@@ -70,6 +80,7 @@ def test_a_batch_has_the_promised_shapes(batches):
         "image": ((16, 24, 24, 3), "uint8"),
         "tokens": ((16, 12), "int32"),
         "position": ((16,), "int64"),
+        "dataset": ((16,), "int32"),
         "record": ((16,), "int64"),
     }
 
@@ -89,18 +100,119 @@ def test_another_seed_gives_another_order(batches):
     assert not (one["record"] == other["record"]).all()
 
 
-@pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_together_make_the_batches_of_one_host(batches, hosts):
-    parts = [
-        list(batches(process_index=host, process_count=hosts)) for host in range(hosts)
-    ]
-    assert_same(joined(*parts), list(batches()))
+@pytest.fixture(scope="module")
+def other(tmp_path_factory, write_dataset):
+    """A second dataset, smaller, with texts of several sources."""
+    return write_dataset(
+        tmp_path_factory.mktemp("other"),
+        record_count=23,
+        text_sources=("alt", "title", "synthetic"),
+        name="other",
+    )
 
 
-def test_a_restart_at_a_step_goes_on_with_the_same_batches(batches):
-    straight = list(batches())
+@pytest.fixture(params=["plain", "blocks", "mixture", "everything"])
+def values(request, dataset, other):
+    """What `batches` is asked for, besides the usual."""
+    both = {"folder": "", "weights": ((dataset, 3.0), (other, 1.0))}
+    blocks = {"order_blocks": order.Blocks(records=4, window=3)}
+    varied = {
+        "augmentation": images.Augmentation((0.5, 1.0), flip=True, colour=0.4),
+        "choice": texts.Choice(
+            weights=(("title", 3.0),),
+            synthetic_sources=("synthetic",),
+            synthetic_share=0.3,
+        ),
+    }
+    return {
+        "plain": {},
+        "blocks": blocks,
+        "mixture": both,
+        "everything": both | blocks | varied,
+    }[request.param]
+
+
+def test_neither_hosts_nor_restarts_nor_workers_change_a_batch(batches, values):
+    straight = list(batches(**values))
+    for hosts in (2, 4):
+        parts = [
+            list(batches(**values, process_index=host, process_count=hosts))
+            for host in range(hosts)
+        ]
+        assert_same(joined(*parts), straight)
     for start in (0, 3, 8):
-        assert_same(list(batches(start_step=start)), straight[start:])
+        assert_same(list(batches(**values, start_step=start)), straight[start:])
+
+
+@pytest.mark.parametrize("values", ["plain", "everything"], indirect=True)
+def test_workers_change_nothing_and_share_memory(batches, values):
+    stream = batches(**values, worker_count=2)
+    found = list(stream)
+    assert_same(found, list(batches(**values)))
+    # Grain's arrays in shared memory; the others were pickled.
+    assert {type(batch["image"]).__name__ for batch in found} == {"SharedMemoryArray"}
+    assert len(stream.memory) == 2 and os.getpid() not in stream.memory
+    stream.close()
+
+
+def test_a_mixture_shows_each_dataset_by_its_weight(batches, dataset, other):
+    both = ((dataset, 3.0), (other, 1.0))
+    stream = batches("", weights=both, total_steps=256, image_size=8)
+    seen = {0: [], 1: []}
+    for batch in stream:
+        for member, number in zip(batch["dataset"], batch["record"], strict=True):
+            seen[int(member)].append(int(number))
+    assert abs(len(seen[0]) - 3_072) <= 1  # a cycle of positions
+    assert stream.progress["examples_seen/tiny"] == len(seen[0])
+    assert stream.progress["epochs/other"] == pytest.approx(len(seen[1]) / 23)
+    for member, records_there in ((0, RECORDS), (1, 23)):
+        counts = np.bincount(seen[member], minlength=records_there)
+        assert counts.max() - counts.min() <= 1  # each once before any again
+
+
+def test_a_mixture_logs_what_it_will_show(batches, dataset, other, caplog):
+    with caplog.at_level("INFO"):
+        batches("", weights=((dataset, 3.0), (other, 1.0)), total_steps=256)
+    assert re.search(
+        r"other \(.*\): 23 records, 0.25 of the examples; steps 0 to 256 see 102\d "
+        r"examples of it, 44.\d\d epochs",
+        caplog.text,
+    )
+
+
+def test_texts_are_shown_by_the_weight_of_their_source(batches, other, tokenizer_path):
+    choice = texts.Choice(
+        weights=(("alt", 0.0),),
+        synthetic_sources=("synthetic",),
+        synthetic_share=0.25,
+    )
+    stream = batches(
+        other, choice=choice, total_steps=150, image_size=8, max_replaced_share=1.0
+    )
+    tokenize = tokenizer.load(tokenizer_path)
+    counts, three = collections.Counter(), range(2, 23, 3)  # those with all sources
+    for batch in stream:
+        for number, tokens in zip(batch["record"], batch["tokens"], strict=True):
+            if number in three:
+                counts[tokenize.decode(tokens.tolist())[-1]] += 1
+    assert counts.keys() == {"1", "2"}  # the title and the synthetic one
+    total = counts.total()
+    assert abs(counts["2"] - total / 4) < 4 * np.sqrt(total * 3 / 16)
+    # Records with an alt text alone have nothing to show.
+    assert stream.replaced["no_text"] > 100
+
+
+def test_a_batch_of_blocks_is_read_whole_and_holds_the_right_records(batches, dataset):
+    batch = next(batches(order_blocks=order.Blocks(8, 2)))
+    assert len(np.unique(batch["record"] // 8)) == 2  # one window
+    np.testing.assert_array_equal(
+        np.sort(batch["record"]),
+        np.sort(
+            order.shuffle(
+                np.arange(16), n=RECORDS, seed=5, epoch=0, blocks=order.Blocks(8, 2)
+            )
+        ),
+    )
 
 
 def test_threads_and_prefetch_change_nothing(batches):
@@ -108,12 +220,6 @@ def test_threads_and_prefetch_change_nothing(batches):
         list(batches(read_threads=1, prefetch=0)),
         list(batches(read_threads=4, prefetch=5)),
     )
-
-
-def test_worker_processes_change_nothing(batches):
-    stream = batches(worker_count=2)
-    assert_same(list(stream), list(batches()))
-    stream.close()
 
 
 def test_rows_hold_the_image_and_a_text_of_their_record(
@@ -137,28 +243,19 @@ def test_an_epoch_draws_its_own_crops(batches):
 
 
 def test_all_texts_of_an_image_are_equally_likely_over_epochs():
-    record = records.Record(
-        **{field: "" for field in ("image_url", "page_url", "sha256")},
-        image=b"",
-        image_id=records.image_id("http://a.example/1"),
-        width=1,
-        height=1,
-        texts=("a", "b", "c"),
-        text_sources=(),
-        languages=(),
-        metadata=(),
-        entry_ids=np.zeros(0, np.int32),
-        entry_offsets=np.zeros(1, np.int64),
+    index = texts.shown(
+        np.full(3000, texts.image_key(records.image_id("http://a.example/1"))),
+        np.full(3000, 3),
+        epochs=np.arange(3000),
+        seed=0,
     )
-    texts = pipeline.choose_texts([record] * 3000, epochs=np.arange(3000), seed=0)
-    counts = collections.Counter(texts)
     # Binomial with p = 1/3: four sigma are 103.
-    assert all(abs(counts[text] - 1000) < 103 for text in "abc")
+    assert np.abs(np.bincount(index, minlength=3) - 1000).max() < 103
 
 
 def test_order_needs_no_memory_for_a_huge_dataset():
     positions = np.arange(10**12, 10**12 + 4096)
-    epoch, number = pipeline.order(positions, record_count=2_500_000_000, seed=0)
+    epoch, number = order.WholeDataset(2_500_000_000, seed=0).index(positions)
     assert set(epoch) == {400}
     assert len(set(number)) == 4096
     assert 0.45 < number.mean() / 2_500_000_000 < 0.55
@@ -181,6 +278,14 @@ def test_an_undecodable_image_is_replaced_and_counted(tmp_path, write_dataset, b
     assert all(len(batch["image"]) == 16 for batch in found)
     assert not {7, 9} & {n for batch in found for n in batch["record"].tolist()}
     assert stream.replaced["not_an_image"] >= 2
+    # Each time by its id, in the last batch's counts.
+    bad = records.image_id("http://images.example/7.jpg")
+    again = batches(folder, total_steps=RECORDS // 16 + 1)
+    counts = collections.Counter()
+    for _ in again:
+        counts += again.tally
+    assert counts[f"replaced_images/not_an_image/{bad}"] >= 1
+    assert counts["replaced_images"] == stream.replaced.total()
     # The same record stands in on every host and after a restart.
     assert_same(found, list(batches(folder, total_steps=RECORDS // 16 + 1)))
 
@@ -230,13 +335,13 @@ def test_values_that_do_not_fit_are_refused(batches):
     with pytest.raises(ValueError, match="read_threads must be at least 1"):
         batches(read_threads=0)
     with pytest.raises(ValueError, match=r"crop_scale must hold .* got \(0.5, 1.5\)"):
-        batches(crop_scale=(0.5, 1.5))
+        batches(augmentation=images.Augmentation(scale=(0.5, 1.5)))
     with pytest.raises(ValueError, match="prefetch=-1 must not be negative"):
         batches(prefetch=-1)
 
 
 def test_threads_do_not_travel_to_other_processes():
-    copy = pickle.loads(pickle.dumps(pipeline._Threads(3)))
+    copy = pickle.loads(pickle.dumps(workers.Threads(3)))
     assert copy.map(str, range(40)) == [str(n) for n in range(40)]
 
 

@@ -1,5 +1,6 @@
 """Real training runs, as commands, on a small made-up dataset."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -17,8 +18,8 @@ import pytest
 from PIL import Image
 
 from data_prep.sinks import array_record
-from metaclip_jax import checkpoint, evaluate, files, metrics, runtime, train
-from metaclip_jax.data import records, tokenizer
+from metaclip_jax import checkpoint, evaluate, files, metrics, runtime
+from metaclip_jax.data import mixture, records, tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (40, 60, 220)}
@@ -29,7 +30,14 @@ from metaclip_jax import config as keys
 
 def get_config():
     config = keys.default()
-    config.dataset = "{folder}/dataset"
+    config.data.mixture = (("{folder}/dataset", 3.0), ("{folder}/more", 1.0))
+    config.data.order = "blocks"
+    config.data.block_records = 8
+    config.data.window_blocks = 5
+    config.data.flip = True
+    config.data.text_source_weights = (("alt", 2.0),)
+    config.data.synthetic_sources = ("made",)
+    config.data.synthetic_share = 0.15
     config.tokenizer = "{folder}/tokenizer.json"
     config.compilation_cache = "{folder}/compiled"
     config.evaluation.held_out = "{folder}/held_out"
@@ -79,7 +87,7 @@ def record(index):
         width=32,
         height=32,
         texts=texts,
-        text_sources=("alt",) * 2,
+        text_sources=("alt", "made"),
         languages=("en",) * 2,
         metadata=("en",) * 2,
         entry_ids=np.array([0, 1], np.int32),
@@ -87,16 +95,14 @@ def record(index):
     )
 
 
-def write_dataset(folder, some):
+def write_dataset(folder, some, *, name="tiny"):
     folder.mkdir()
-    facts = array_record.write_shard(
-        str(folder / records.shard_name("tiny", 0, 1)), some
-    )
+    facts = array_record.write_shard(str(folder / records.shard_name(name, 0, 1)), some)
     array_record.write_dataset(
         str(folder),
-        name="tiny",
+        name=name,
         shard_facts=[facts],
-        data_card={"name": "tiny"},
+        data_card={"name": name},
         counts=None,
         inputs={},
     )
@@ -108,6 +114,9 @@ def folder(tmp_path_factory):
     learned = [record(i) for i in range(120)]
     held_out = [record(i) for i in range(1000, 1024)]
     write_dataset(folder / "dataset", learned)
+    more = [record(i) for i in range(2000, 2040)]
+    more[3] = dataclasses.replace(more[3], image=b"no image")
+    write_dataset(folder / "more", more, name="more")
     write_dataset(folder / "held_out", held_out)
     task = {
         "class_names": list(COLOURS),
@@ -182,7 +191,7 @@ def interrupted(folder, straight):
         signal.SIGKILL,
     )
     after_kill = checkpoint.latest_step(str(workdir))
-    parts = len(list((workdir / "metrics").iterdir()))
+    parts = len(list((workdir / "metrics").glob("part-*")))
     terminated = stop_after(
         start_training(folder, "interrupted"),
         lambda: (workdir / "metrics" / f"part-{parts:06d}.jsonl").exists(),
@@ -231,6 +240,17 @@ def test_a_run_learns_logs_evaluates_and_saves(straight):
     assert [row["step"] for row in rows] == list(range(1, TOTAL_STEPS + 1))
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.3
     assert rows[-1]["examples_seen"] == 64 * TOTAL_STEPS
+    # The cycles of a mixture are longer than this run, so its shares hold by chance.
+    more = rows[-1]["examples_seen/more"]
+    assert abs(more - 64 * TOTAL_STEPS / 4) < 4 * np.sqrt(64 * TOTAL_STEPS * 3 / 16)
+    assert rows[-1]["examples_seen/tiny"] == 64 * TOTAL_STEPS - more
+    assert rows[-1]["epochs/more"] == more / 40
+    bad = records.image_id("http://images.example/2003")
+    lost = files.read_json(workdir / "metrics" / "replaced_images.json")
+    times = lost["not_an_image"][bad]
+    assert abs(times - more / 40) < 1
+    assert rows[-1]["replaced_images/not_an_image"] == times
+    assert rows[-1]["replaced_images"] == times
     assert rows[0]["compile_seconds"] > 0
     assert "compile_seconds" not in rows[1]
     assert all(0 <= row["data_wait"] <= 1 for row in rows)
@@ -263,6 +283,9 @@ def test_an_interrupted_run_ends_with_the_same_bits(straight, interrupted):
 
 def test_an_interrupted_run_ends_with_the_same_metrics(straight, interrupted):
     assert lasting(interrupted["workdir"]) == lasting(straight[0])
+    name = Path("metrics") / "replaced_images.json"
+    one, other = straight[0] / name, interrupted["workdir"] / name
+    assert one.read_bytes() == other.read_bytes()
 
 
 def test_a_finished_run_ends_at_once(folder, straight):
@@ -289,7 +312,7 @@ def test_an_unknown_key_is_refused_with_a_suggestion(folder):
 
 def test_a_missing_dataset_is_refused():
     with pytest.raises(FileNotFoundError, match="'nowhere' is not a finished dataset"):
-        train.dataset_fingerprint("nowhere")
+        mixture.fingerprint(["nowhere"], [1.0])
 
 
 def test_sigterm_is_noted_and_the_handler_put_back():

@@ -1,0 +1,242 @@
+"""Loading at scale: two workers, ten million records, online balancing, two orders.
+
+    python -m benchmarks.loader_scale            # about two minutes
+
+- images per second with 1 and 2 worker processes, by the clock: it wants two free
+  cores;
+- processor time to find and read a record out of 1,000 and out of 10 million (500 file
+  shards of 20,000, as the sink writes them; they are one file under many names, so that
+  the disk is spared), beside the time to make a training image of a record;
+- the share of loading that online balancing takes: the masks of an epoch, spread over
+  the images that it keeps, and finding what a position holds;
+- how the `blocks` order mixes, beside `global`: batch mates from the own block of a
+  record, and batch mates that it meets again in the next epoch.
+"""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from absl import app, flags, logging
+
+from benchmarks import loader
+from data_prep.sinks import array_record
+from metaclip_jax.data import balance, order, pipeline, records, tokenizer
+
+_IMAGES = flags.DEFINE_integer("scale_images", 1_024, "images a timing", lower_bound=64)
+_SHARDS = flags.DEFINE_integer("shards", 500, "of the large dataset", lower_bound=1)
+_SHARD_RECORDS = 20_000  # as the sink writes them
+_BATCH, _READ_ROUNDS = 4_096, 6
+_ENTRIES = 2_000
+
+
+def worker_speed(folder: str, tokenizer_path: str, *, workers: int) -> float:
+    """Returns images per second of so many worker processes, by the clock."""
+    batch = 64
+    rounds = _IMAGES.value * workers // batch
+    ahead = 3 * workers  # made while the workers start, so not timed
+    stream = pipeline.batches(
+        folder,
+        tokenizer_path=tokenizer_path,
+        global_batch=batch,
+        image_size=224,
+        context_length=77,
+        seed=0,
+        total_steps=rounds + 2 * ahead,
+        worker_count=workers,
+        read_threads=1,
+        prefetch=1,
+    )
+    for _ in range(ahead):
+        next(stream)
+    start = time.perf_counter()
+    for _ in range(rounds):
+        next(stream)
+    seconds = time.perf_counter() - start
+    stream.close()
+    return rounds * batch / seconds
+
+
+def small_records(count: int, *, seed: int) -> list[records.Record]:
+    """Returns records without an image, with one to three matched texts each."""
+    rng = np.random.default_rng(seed)
+    weights = 1 / (np.arange(_ENTRIES) + 1)
+    weights /= weights.sum()
+    made = []
+    for number in range(count):
+        texts = int(rng.integers(1, 4))
+        ids = np.sort(rng.choice(_ENTRIES, 3 * texts, p=weights)).astype(np.int32)
+        url = f"http://images.example/{number}"
+        made.append(
+            records.Record(
+                image=b"",
+                image_id=records.image_id(url),
+                image_url=url,
+                page_url="",
+                sha256="",
+                width=1,
+                height=1,
+                texts=tuple(f"text {n}" for n in range(texts)),
+                text_sources=("alt",) * texts,
+                languages=("en",) * texts,
+                metadata=("en",) * texts,
+                entry_ids=ids,
+                entry_offsets=np.arange(texts + 1, dtype=np.int64) * 3,
+            )
+        )
+    return made
+
+
+def write_large(folder: str, *, shards: int, shard_records: int, seed: int) -> None:
+    """Writes a dataset whose shards are one file under many names."""
+    made = small_records(shard_records, seed=seed)
+    first = Path(folder) / records.shard_name("large", 0, shards)
+    facts = array_record.write_shard(str(first), made)
+    counts = np.zeros(_ENTRIES, np.int64)
+    np.add.at(counts, np.concatenate([r.entry_ids for r in made]), shards)
+    all_facts: list[dict[str, Any]] = []
+    for shard in range(shards):
+        path = Path(folder) / records.shard_name("large", shard, shards)
+        sidecar = Path(records.entries_path(str(path)))
+        if shard:
+            path.hardlink_to(first)
+            sidecar.hardlink_to(records.entries_path(str(first)))
+        entries = {**facts["entries"], "file": sidecar.name}
+        all_facts.append({**facts, "file": path.name, "entries": entries})
+    array_record.write_dataset(
+        folder,
+        name="large",
+        shard_facts=all_facts,
+        data_card={"name": "large", "balanced": None},
+        counts=pa.table(
+            {
+                "metadata": ["en"] * _ENTRIES,
+                "entry_id": np.arange(_ENTRIES, dtype=np.int32),
+                "kept_count": counts.astype(np.uint64),
+            }
+        ),
+        inputs={},
+    )
+
+
+def read_time(dataset: records.Dataset, source: order.Source) -> tuple[float, float]:
+    """Returns processor seconds a record to (find it, read it), best of the rounds.
+
+    The first round opens the files and does not count.
+    """
+    finding, reading = [], []
+    for number in range(_READ_ROUNDS + 1):
+        positions = np.arange(number * _BATCH, (number + 1) * _BATCH)
+        start = time.process_time()
+        epochs, index = source.index(positions)
+        found = source.records(epochs, index)
+        middle = time.process_time()
+        records.read(dataset, found)
+        finding.append(middle - start)
+        reading.append(time.process_time() - middle)
+    return min(finding[1:]) / _BATCH, min(reading[1:]) / _BATCH
+
+
+def met_again(source: order.Source, *, batch: int, epoch_records: int) -> float:
+    """Returns the share of a record's batch mates that it meets in the next epoch.
+
+    Over the first whole batches of two epochs of `epoch_records` each.
+    """
+    batches = epoch_records // batch
+    place = np.full((2, epoch_records), -1)  # the batch of each record in each epoch
+    for epoch in range(2):
+        start = epoch * epoch_records
+        numbers = source.index(np.arange(start, start + batches * batch))[1]
+        place[epoch, numbers] = np.arange(len(numbers)) // batch
+    there = (place >= 0).all(axis=0)
+    together = np.unique(place[:, there], axis=1, return_counts=True)[1]
+    return float((together * (together - 1)).sum() / (there.sum() * (batch - 1)))
+
+
+def print_workers(folder: str) -> float:
+    """Prints how workers add up; returns processor seconds a training image."""
+    loader.write_dataset(folder, count=256, seed=0)
+    path = Path(folder) / "tokenizer.json"
+    path.write_text(tokenizer.train([" ".join(loader._WORDS)] * 2, 2_048).to_str())
+    stream = pipeline.batches(
+        folder,
+        tokenizer_path=str(path),
+        global_batch=128,
+        image_size=224,
+        context_length=77,
+        seed=0,
+        total_steps=5,
+        read_threads=1,
+        prefetch=0,
+    )
+    next(stream)
+    image = min(loader.seconds(lambda: next(stream)) for _ in range(4)) / 128
+    one, two = (worker_speed(folder, str(path), workers=n) for n in (1, 2))
+    print(f"workers: {one:,.0f} images/s with 1, {two:,.0f} with 2, {two / one:.2f}x")
+    return image
+
+
+def print_scale(folder: str, *, image: float) -> None:
+    """Prints what many records and online balancing cost beside an image."""
+    small, large = f"{folder}/small", f"{folder}/large"
+    write_large(small, shards=1, shard_records=1_000, seed=0)
+    write_large(large, shards=_SHARDS.value, shard_records=_SHARD_RECORDS, seed=1)
+    opened = [records.open_dataset(path, verify=False) for path in (small, large)]
+    times = [
+        sum(read_time(dataset, order.WholeDataset(len(dataset), seed=0)))
+        for dataset in opened
+    ]
+    print(
+        f"records: {times[0] * 1e6:.0f} us to find and read one of {len(opened[0]):,}, "
+        f"{times[1] * 1e6:.0f} us of {len(opened[1]):,}; an image takes "
+        f"{image * 1e6:,.0f} us, so {(image + times[1]) / (image + times[0]):.2f}x"
+    )
+    start = time.process_time()
+    online = balance.OnlineBalance(opened[1], seed=0, t=0, tail_share=0.3)
+    kept = online.size(0)
+    masks = (time.process_time() - start) / kept
+    finding = read_time(opened[1], online)[0]
+    whole = order.WholeDataset(len(opened[1]), seed=0)
+    extra = masks + finding - read_time(opened[1], whole)[0]
+    print(
+        f"online balancing: {kept / len(opened[1]):.0%} of {len(opened[1]):,} records "
+        f"kept, {masks * 1e6:.1f} us an image for the epoch's masks and "
+        f"{(extra - masks) * 1e6:.1f} us to find it: {extra / (image + extra):.1%} of "
+        "loading"
+    )
+
+
+def print_mixing(*, count: int, batch: int) -> None:
+    """Prints how far each order takes records away from their neighbours."""
+    for name, blocks in {
+        "global": None,
+        "blocks of 128 in windows of 256": order.Blocks(128, 256),
+        "blocks of 128 in windows of 1,024": order.Blocks(128, 1_024),
+    }.items():
+        source = order.WholeDataset(count, seed=0, blocks=blocks)
+        numbers = source.index(np.arange(batch))[1]
+        mates = order.mates_of_block(numbers, block=128)
+        again = met_again(source, batch=batch, epoch_records=count)
+        print(
+            f"order: {name}: of {batch - 1:,} batch mates {mates:.2f} are of the own "
+            f"128 neighbours, {again:.3%} are met again in the next epoch "
+            f"(by chance {127 * (batch - 1) / (count - 1):.2f}, {batch / count:.3%})"
+        )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints a line for each claim."""
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        image = print_workers(f"{folder}/images")
+        print_scale(folder, image=image)
+    print_mixing(count=2_000_000, batch=4_096)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,219 @@
+"""Makes the batch of one host and step: read, decode, crop, choose texts, tokenise."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from metaclip_jax.data import (
+    blocks,
+    draws,
+    images,
+    mixture,
+    order,
+    records,
+    texts,
+    tokenizer,
+    workers,
+)
+
+Batch = dict[str, np.ndarray]
+
+_REPLACEMENT_ATTEMPTS = 16
+
+
+class Made(NamedTuple):
+    """A host batch, and what is to be said about it.
+
+    A tuple with a dict of arrays, since Grain shares memory with its workers only for
+    arrays that it finds in such.
+    """
+
+    batch: Batch
+    replaced: tuple[tuple[str, str], ...]  # (image id, reason)
+    truncated: int  # texts
+    progress: dict[str, float]
+    process: tuple[int, int]  # which one made it, and its peak memory in bytes
+
+
+@dataclass(frozen=True, eq=False)
+class MakeBatch:
+    """Makes the host batch of a step. It travels to worker processes by pickle."""
+
+    datasets: tuple[records.Dataset, ...]
+    sources: tuple[order.Source, ...]
+    readers: tuple[blocks.BlockReader | None, ...]
+    shares: tuple[float, ...]
+    choice: texts.Choice
+    tokenize: tokenizer.Tokenizer
+    global_batch: int
+    process_index: int
+    process_count: int
+    image_size: int
+    context_length: int
+    seed: int
+    augmentation: images.Augmentation
+    threads: workers.Threads
+
+    def positions(self, step: int) -> np.ndarray:
+        """Returns int64[b], the global positions of this host's rows."""
+        return order.host_positions(
+            step,
+            global_batch=self.global_batch,
+            process_index=self.process_index,
+            process_count=self.process_count,
+        )
+
+    def __call__(self, step: int) -> Made:
+        """Reads, decodes, crops and tokenises the host batch of a step."""
+        positions = self.positions(step)
+        places, stored = self._find(positions)
+        size = self.image_size
+        pixels = np.empty((len(positions), size, size, 3), np.uint8)
+        rows = zip(
+            positions.tolist(),
+            places,
+            draws.mix(self.seed, order.CROP, positions).tolist(),
+            stored,
+            pixels,
+            strict=True,
+        )
+        found = self.threads.map(lambda row: self._fill_row(*row), list(rows))
+        tokens, truncated = self.tokenize(
+            self._texts(
+                [record for record, _, _ in found],
+                epochs=np.array([place.epoch for place in places]),
+            ),
+            self.context_length,
+        )
+        return Made(
+            batch={
+                "image": pixels,
+                "tokens": tokens,
+                "position": positions,
+                "dataset": np.array([place.dataset for place in places], np.int32),
+                "record": np.array([number for _, number, _ in found], np.int64),
+            },
+            replaced=tuple(loss for _, _, losses in found for loss in losses),
+            truncated=truncated,
+            progress=self.progress(step + 1),
+            process=(os.getpid(), workers.peak_memory()),
+        )
+
+    def progress(self, steps: int) -> dict[str, float]:
+        """Returns how far each dataset is seen once so many steps are done."""
+        seen = mixture.examples_seen(
+            steps * self.global_batch, parts=self.shares, seed=self.seed
+        )
+        result = {}
+        for name, source, count in zip(
+            names(self.datasets), self.sources, seen, strict=True
+        ):
+            result[f"examples_seen/{name}"] = float(count)
+            result[f"epochs/{name}"] = source.progress(int(count))
+        return result
+
+    def _find(self, positions: np.ndarray) -> tuple[list["_Place"], list[bytes]]:
+        """Returns what stands at the positions, and the records' bytes."""
+        members, own = mixture.deal(positions, parts=self.shares, seed=self.seed)
+        places: list[_Place] = [_Place(0, 0, 0)] * len(positions)
+        stored = [b""] * len(positions)
+        for member in np.unique(members).tolist():
+            here = np.flatnonzero(members == member)
+            source, reader = self.sources[member], self.readers[member]
+            epochs, index = source.index(own[here])
+            numbers = source.records(epochs, index)
+            data = (
+                reader.read(epochs, index)
+                if reader
+                else records.read(self.datasets[member], numbers)
+            )
+            rows = zip(
+                here.tolist(), epochs.tolist(), numbers.tolist(), data, strict=True
+            )
+            for row, epoch, number, one in rows:
+                places[row] = _Place(member, epoch, number)
+                stored[row] = one
+        return places, stored
+
+    def _texts(
+        self, chosen: Sequence[records.Record], *, epochs: np.ndarray
+    ) -> list[str]:
+        """Returns the text of each record that is shown in its epoch."""
+        kinds = None
+        if self.choice.needs_sources:
+            kinds = self.choice.kinds([s for r in chosen for s in r.text_sources])
+        index = texts.shown(
+            np.array([texts.image_key(r.image_id) for r in chosen], np.uint64),
+            np.array([len(record.texts) for record in chosen]),
+            epochs=epochs,
+            seed=self.seed,
+            kinds=kinds,
+            synthetic_share=self.choice.synthetic_share,
+        )
+        return [r.texts[i] for r, i in zip(chosen, index.tolist(), strict=True)]
+
+    def _fill_row(
+        self,
+        position: int,
+        place: "_Place",
+        crop_key: int,
+        data: bytes,
+        pixels: np.ndarray,
+    ) -> tuple[records.Record, int, list[tuple[str, str]]]:
+        """Decodes a record into uint8[size, size, 3], or the one that replaces it.
+
+        Returns the record that stands there, its number, and what was passed over.
+        """
+        number = place.record
+        dataset, source = self.datasets[place.dataset], self.sources[place.dataset]
+        losses: list[tuple[str, str]] = []
+        for attempt in range(_REPLACEMENT_ATTEMPTS):
+            record = records.decode(data)
+            try:
+                if not self._has_text(record):
+                    raise images.UndecodableImage("no_text", record.image_id)
+                pixels[:] = images.decode_train(
+                    record.image,
+                    size=self.image_size,
+                    key=crop_key,
+                    scale=self.augmentation.scale,
+                    flip=self.augmentation.flip,
+                    colour=self.augmentation.colour,
+                )
+                return record, number, losses
+            except images.UndecodableImage as error:
+                losses.append((record.image_id, error.reason))
+            bits = draws.mix(self.seed, order.REPLACEMENT, position, attempt)
+            index = draws.below(source.size(place.epoch), bits).reshape(1)
+            epochs = np.array([place.epoch])
+            number = int(source.records(epochs, index)[0])
+            data = records.read(dataset, [number])[0]
+        raise ValueError(
+            f"position {position}: {len(losses)} records in a row cannot be used, the "
+            f"last {losses[-1]}; is {dataset.folder} damaged?"
+        )
+
+    def _has_text(self, record: records.Record) -> bool:
+        if not self.choice.needs_sources:
+            return bool(record.texts)
+        return bool(self.choice.kinds(record.text_sources)[0].any())
+
+
+class _Place(NamedTuple):
+    """What stands at a position: a record of a dataset, in one of its epochs."""
+
+    dataset: int
+    epoch: int
+    record: int
+
+
+def names(datasets: Sequence[records.Dataset]) -> list[str]:
+    """Returns each dataset's name, with a number where others bear it too."""
+    found = [dataset.name for dataset in datasets]
+    return [
+        f"{name}_{index}" if found.count(name) > 1 else name
+        for index, name in enumerate(found)
+    ]

@@ -1,0 +1,181 @@
+"""Which record stands where: the endless seeded order that batches are cut from.
+
+Position p of the order says everything: nothing is shuffled in memory, so that a
+restart needs only the step. Each epoch is a permutation of its records, either of all
+at once (`global`) or block by block: whole blocks of consecutive records change places,
+then records are shuffled inside a window of blocks, so that a reader fetches whole
+blocks, each once an epoch.
+"""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metaclip_jax.data import draws
+
+# What a draw is for: the key after the seed. Every key of the loader is here, so that
+# no two draws share one.
+ORDER, TEXT, CROP, REPLACEMENT, ACCEPT, SYNTHETIC, MIXTURE = range(7)
+# Draws inside an epoch's order of blocks, after its key.
+_SLOT, _BLOCK, _WINDOW = range(3)
+
+
+class Blocks(NamedTuple):
+    """The shape of the `blocks` order."""
+
+    records: int  # consecutive records that are read together
+    window: int  # blocks that are shuffled together
+
+
+class Source(Protocol):
+    """An endless pass over a dataset; data/balance.py has one that thins each epoch."""
+
+    def index(
+        self, positions: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns (epoch, index into the records of that epoch), int64 each."""
+
+    def records(
+        self, epochs: NDArray[np.int64], index: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Returns int64, the dataset's record of each index; ascending with it."""
+
+    def size(self, epoch: int) -> int:
+        """Returns how many records an epoch has."""
+
+    def progress(self, position: int) -> float:
+        """Returns how many epochs lie before a position."""
+
+
+class WholeDataset:
+    """A source in which each epoch holds every record."""
+
+    def __init__(self, count: int, *, seed: int, blocks: Blocks | None = None) -> None:
+        self._count, self._seed, self._blocks = count, seed, blocks
+
+    def index(
+        self, positions: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns (epoch, record) of positions, int64 each."""
+        epochs, place = np.divmod(positions, self._count)
+        index = np.empty_like(place)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            index[here] = shuffle(
+                place[here],
+                n=self._count,
+                seed=self._seed,
+                epoch=epoch,
+                blocks=self._blocks,
+            )
+        return epochs, index
+
+    def records(
+        self, epochs: NDArray[np.int64], index: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Returns the index: it is the record."""
+        del epochs
+        return index
+
+    def size(self, epoch: int) -> int:
+        """Returns the number of records."""
+        del epoch
+        return self._count
+
+    def progress(self, position: int) -> float:
+        """Returns how many epochs lie before a position."""
+        return position / self._count
+
+
+def host_positions(
+    step: int, *, global_batch: int, process_index: int = 0, process_count: int = 1
+) -> NDArray[np.int64]:
+    """Returns int64[b], the positions of this host's rows of global batch `step`."""
+    if global_batch < 1 or global_batch % process_count:
+        nearest = max(1, round(global_batch / process_count)) * process_count
+        raise ValueError(
+            f"global_batch={global_batch} must be a multiple of the {process_count} "
+            f"processes; nearest: {nearest}"
+        )
+    if not 0 <= process_index < process_count:
+        raise ValueError(
+            f"process_index must be in [0, {process_count}), got {process_index}"
+        )
+    host_batch = global_batch // process_count
+    start = step * global_batch + process_index * host_batch
+    return np.arange(start, start + host_batch, dtype=np.int64)
+
+
+def shuffle(
+    place: NDArray[np.int64],
+    *,
+    n: int,
+    seed: int,
+    epoch: int,
+    blocks: Blocks | None = None,
+) -> NDArray[np.int64]:
+    """Returns int64, which of the n records of an epoch stands at each place in it.
+
+    Memory does not grow with n. Without `blocks` any record may stand anywhere.
+    """
+    key = draws.mix(seed, ORDER, epoch)
+    if blocks is None:
+        return draws.permute(place, n=n, key=np.full(place.shape, key, np.uint64))
+    size, window = blocks
+    count = -(-n // size)
+    last = n - (count - 1) * size  # records of the last block, which may be short
+    missing = size - last
+    # It stands in a slot of its own choice, so that the others are all of one size.
+    slot_of_last = int(draws.below(count, draws.mix(key, _SLOT)))
+    window_of_last = slot_of_last // window
+
+    def as_if_full(place: NDArray[np.int64]) -> NDArray[np.int64]:
+        return place + missing * (place >= slot_of_last * size + last)
+
+    number = as_if_full(place) // (size * window)
+    first = number * size * window - missing * (number > window_of_last)
+    end = (number + 1) * size * window - missing * (number >= window_of_last)
+    length = np.minimum(end, n) - first
+    inside = place - first
+    window_key = draws.mix(key, _WINDOW, number)
+    for m in np.unique(length).tolist():  # at most three
+        here = length == m
+        inside[here] = draws.permute(inside[here], n=m, key=window_key[here])
+    slot, offset = np.divmod(as_if_full(first + inside), size)
+    block = np.full(slot.shape, count - 1, np.int64)
+    others = slot != slot_of_last
+    if others.any():
+        block[others] = draws.permute(
+            slot[others] - (slot[others] > slot_of_last),
+            n=count - 1,
+            key=np.full(others.sum(), draws.mix(key, _BLOCK), np.uint64),
+        )
+    return block * size + offset
+
+
+def mates_of_block(numbers: NDArray[np.int64], *, block: int) -> float:
+    """Returns how many rows of a batch come from a row's own block, on average.
+
+    `numbers` int64[B] are the batch's records, `block` the records of a block. With
+    (block - 1) * (B - 1) / (n - 1) it is what chance gives among n records.
+    """
+    counts = np.unique(numbers // block, return_counts=True)[1]
+    return float((counts * (counts - 1)).sum() / max(numbers.size, 1))
+
+
+def check_blocks(order: str, *, records: int, window: int) -> Blocks | None:
+    """Returns the blocks of an order by name, None for `global`.
+
+    Raises ValueError for another name, or blocks of nothing.
+    """
+    if order == "global":
+        return None
+    if order != "blocks":
+        raise ValueError(f"data.order must be 'global' or 'blocks', got {order!r}")
+    if records < 1 or window < 1:
+        raise ValueError(
+            "data.block_records and data.window_blocks must be at least 1, got "
+            f"{records} and {window}"
+        )
+    return Blocks(records, window)

@@ -1,0 +1,124 @@
+"""A dataset on gs://, served by an emulator: the same batches, in few requests.
+
+The emulator speaks Cloud Storage's HTTP interface; gcsfs and array_record's own client
+read it as they read the real one.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from metaclip_jax.data import tokenizer
+
+server = pytest.importorskip(
+    "gcp_storage_emulator.server", reason="pip install gcp-storage-emulator"
+)
+
+RECORDS, SHARDS = 96, 3
+
+READ = """
+import hashlib, json, sys
+import numpy as np
+from metaclip_jax import files
+from metaclip_jax.data import order, pipeline
+
+def digest(folder, **values):
+    stream = pipeline.batches(
+        folder, tokenizer_path=tokenizer, global_batch=24, image_size=16,
+        context_length=8, seed=0, total_steps=8, prefetch=0, **values,
+    )
+    return [hashlib.sha256(b"".join(a.tobytes() for a in batch.values())).hexdigest()
+            for batch in stream]
+
+local, tokenizer, remote, mark = sys.argv[1:]
+if not (files.path(remote) / files.MANIFEST).exists():
+    for path in sorted(files.path(local).iterdir()):
+        path.copy(files.path(remote) / path.name)
+result = {}
+for name, values in {
+    "global": {}, "blocks": {"order_blocks": order.Blocks(16, 2)}
+}.items():
+    result[name] = [digest(local, **values)]
+    files.path(f"{mark}/{name}-begins").exists()
+    result[name].append(digest(remote, **values))
+files.path(f"{mark}/ends").exists()
+print(json.dumps(result))
+"""
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory, write_dataset):
+    """What a process reads of a dataset here and there, and the requests it made."""
+    folder = tmp_path_factory.mktemp("gcs")
+    dataset = write_dataset(
+        folder / "dataset", record_count=RECORDS, shard_count=SHARDS
+    )
+    raw = tokenizer.train([f"picture {n} told as {n % 3}" for n in range(9)], 600)
+    (folder / "tokenizer.json").write_text(raw.to_str())
+    requests = []
+
+    class Keep(logging.Handler):
+        def emit(self, record):
+            requests.append(record.getMessage())
+
+    log = logging.getLogger("gcp_storage_emulator")
+    log.addHandler(keep := Keep())
+    log.setLevel(logging.INFO)
+    emulator = server.create_server(
+        "127.0.0.1", 0, in_memory=True, default_bucket="bucket1"
+    )
+    # It answers one at a time; callers beyond the queue would wait for seconds.
+    with contextlib.ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr("http.server.HTTPServer.request_queue_size", 256)
+        stack.enter_context(emulator)
+        url = f"http://127.0.0.1:{emulator._api._httpd.server_port}"
+        found = {
+            "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,  # array_record looks here
+            "STORAGE_EMULATOR_HOST": url,  # gcsfs, and so files.path, looks here
+        }
+        done = subprocess.run(
+            [
+                *(sys.executable, "-c", READ, dataset, str(folder / "tokenizer.json")),
+                *("gs://bucket1/some/dataset", "gs://bucket1/mark"),
+            ],
+            env={**os.environ, **found},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    log.removeHandler(keep)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), requests
+
+
+def test_a_dataset_on_gs_gives_the_same_batches(read):
+    result, _ = read
+    for local, remote in result.values():
+        assert local == remote
+        assert len(set(local)) == 8
+    assert result["global"] != result["blocks"]
+
+
+def test_blocks_take_a_request_each_where_single_records_take_one_each(read):
+    _, requests = read
+    marks = [
+        next(i for i, line in enumerate(requests) if name in line)
+        for name in ("global-begins", "blocks-begins", "mark%2Fends")
+    ]
+    counts = []
+    for start, end in zip(marks, marks[1:], strict=False):
+        bodies = [r for r in requests[start:end] if re.search("GET .*array_record", r)]
+        counts.append(sum("alt=media" in line for line in bodies))
+    by_record, by_block = counts
+    epochs = 2
+    assert by_record >= epochs * RECORDS
+    # Each block once an epoch; and the files are opened, once to count their records.
+    blocks = epochs * RECORDS // 16
+    assert blocks <= by_block <= blocks + 4 * SHARDS
