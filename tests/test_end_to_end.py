@@ -102,7 +102,7 @@ def test_the_commands_of_the_readme_run_as_they_stand(finished, tmp_path):
     done = subprocess.run(
         ["bash", "-euc", commands],
         cwd=tmp_path,
-        env={**os.environ, "PATH": path},
+        env={**os.environ, "PATH": path, "XLA_FLAGS": ""},
         capture_output=True,
         text=True,
         timeout=500,
@@ -148,7 +148,7 @@ def test_ten_kills_leave_the_same_dataset_and_metrics(quickstart, finished, tmp_
     kills = 0
     for _ in range(10):
         process = subprocess.Popen(
-            [*command, "--pictures=400", "--steps=20"],
+            [*command, "--pictures=400", "--steps=6"],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
