@@ -17,7 +17,8 @@ test: lint
 test-slow: .venv/dev
 	$(BIN)/pytest -m slow $(ARGS)
 
-# Against torch, transformers and open_clip themselves.
+# Against torch, transformers and open_clip themselves. Also brings what some tests skip
+# without: the TPU compiler and W&B.
 test-parity: .venv/parity
 	$(BIN)/pytest tests/parity $(ARGS)
 
@@ -45,4 +46,5 @@ clean:
 .venv/parity: .venv/dev
 	$(BIN)/pip install -q -c constraints.txt torch==2.13.0 transformers==5.23.0
 	$(BIN)/pip install -q --no-deps open_clip_torch==3.3.0 clip_benchmark==1.6.2
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install -q -c constraints.txt libtpu wandb
 	touch $@

@@ -15,6 +15,7 @@ from metaclip_jax import config as keys
 def get_config() -> ConfigDict:
     """The recipe of 400M pairs, with 2.3 times the batch and XLM-V's tokenizer."""
     config = keys.default()
+    config.vocabulary = "xlm_v"
     config.global_batch = 75_264
     config.total_steps = 391_136
     config.optimizer.peak_lr = 4e-4

@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     """The recipe of 400M pairs: more pairs, each seen less often."""
     config = keys.default()
     config.optimizer.peak_lr = 4e-4
+    config.model.remat = "dots"
     config.model.patch_size = 14
     config.model.vision_width = 1_024
     config.model.vision_layers = 24

@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     """The paper's recipe: a larger model at a slightly lower learning rate."""
     config = keys.default()
     config.optimizer.peak_lr = 4e-4
+    config.model.remat = "dots"
     config.model.patch_size = 14
     config.model.vision_width = 1_024
     config.model.vision_layers = 24

@@ -16,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
 from metaclip_jax import config as keys
 from metaclip_jax import files, sharding
@@ -33,6 +34,7 @@ FREE_KEYS = (
     "max_skipped_steps",
     "dataset",
     "tokenizer",
+    "vocabulary",
     "init_from",
     "loss_form",
     "loss_chunk",
@@ -50,6 +52,8 @@ FREE_KEYS = (
     "data.device_prefetch",
     "checkpoint.",
     "tensorboard",
+    "wandb",
+    "profile.",
     "evaluation.",
 )
 # How the model is computed, not what its parameters mean.
@@ -137,7 +141,7 @@ def clear_finished(workdir: str) -> None:
 
 
 def open_manager(
-    workdir: str, *, keep_last: int, keep_every_steps: int
+    workdir: str, *, keep_last: int, keep_every_steps: int = 0, keep_best: str = ""
 ) -> ocp.CheckpointManager:
     """Opens the workdir's checkpoints for writing and reading; close it when done.
 
@@ -145,6 +149,8 @@ def open_manager(
         workdir: local or gs://.
         keep_last: how many of the newest checkpoints stay.
         keep_every_steps: checkpoints at multiples of this stay too; 0 = none.
+        keep_best: the checkpoint with the highest score of this name stays too, the
+            newest of several; "" = none.
 
     Raises:
         ValueError: keep_last is below 1.
@@ -154,11 +160,22 @@ def open_manager(
             f"checkpoint.keep_last must be at least 1, got {keep_last}: the newest"
             " checkpoint is what a run goes on from"
         )
+    kept: list[preservation.PreservationPolicy] = [preservation.LatestN(keep_last)]
+    if keep_every_steps:
+        kept.append(preservation.EveryNSteps(keep_every_steps))
+    if keep_best:
+        kept.append(
+            preservation.BestN(
+                get_metric_fn=lambda scores: scores[keep_best],
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            )
+        )
     return ocp.CheckpointManager(
         _folder(workdir),
         options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep_last,
-            keep_period=keep_every_steps or None,
+            preservation_policy=preservation.AnyPreservationPolicy(kept),
+            best_fn=(lambda scores: scores[keep_best]) if keep_best else None,
             enable_async_checkpointing=True,
             # What a killed save left.
             cleanup_tmp_directories=True,
@@ -168,7 +185,12 @@ def open_manager(
 
 
 def save(
-    manager: ocp.CheckpointManager, step: int, state: Any, *, meta: Mapping[str, Any]
+    manager: ocp.CheckpointManager,
+    step: int,
+    state: Any,
+    *,
+    meta: Mapping[str, Any],
+    scores: Mapping[str, float] | None = None,
 ) -> None:
     """Starts to write a checkpoint; returns once the state's arrays may be reused.
 
@@ -177,6 +199,7 @@ def save(
         step: steps done, the checkpoint's name.
         state: a pytree of global arrays.
         meta: a JSON object as `describe` makes it.
+        scores: what this state was found to reach, for keep_best; None = unknown.
 
     Raises:
         Exception: an earlier write in the background failed.
@@ -186,6 +209,7 @@ def save(
         args=ocp.args.Composite(
             state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
         ),
+        metrics=dict(scores) if scores else None,
     )
 
 

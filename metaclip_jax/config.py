@@ -20,6 +20,7 @@ def default() -> ConfigDict:
     # What to train on. Paths are local or gs://.
     config.dataset = ""  # dataset folder, as data_prep.curate writes it; see also data
     config.tokenizer = ""  # tokenizer.json to load
+    config.vocabulary = "clip"  # what metaclip_jax.plan assumes where that is ""
     config.init_from = ""  # model to start from, as metaclip_jax.load takes; "" = new
 
     # How long, and in which order.
@@ -27,6 +28,7 @@ def default() -> ConfigDict:
     config.total_steps = 390_624  # optimizer steps; pairs seen = steps * global_batch
     config.seed = 0  # of the initial parameters, the data order and the crops
     config.microbatches = 1  # parts of a batch that the towers see one by one
+    config.patch_dropout = 0.0  # share of an image's patches that a step leaves out
     config.max_skipped_steps = 10  # stop after this many non-finite steps in a row
 
     # When things happen, in steps. 0 = never (the last step always saves and logs).
@@ -47,6 +49,7 @@ def default() -> ConfigDict:
     config.mesh.data = -1  # devices that split the batch; -1 = all that are left
     config.mesh.fsdp = 1  # devices that split the batch and the parameters
     config.mesh.tensor = 1  # devices that split heads and MLP width
+    config.mesh.slices = -1  # TPU slices, among data; -1 = as many as there are
 
     config.model = _model()
     config.optimizer = _optimizer()
@@ -55,8 +58,16 @@ def default() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.keep_last = 3  # newest checkpoints to keep
     config.checkpoint.keep_every_steps = 0  # also keep multiples of this; 0 = none
+    # Also keep the checkpoint that is best by this metric of the held-out images:
+    # "evaluation/zero_shot/accuracy", "evaluation/image_to_text/R@1", ...; "" = none.
+    config.checkpoint.keep_best = ""
 
     config.tensorboard = True  # also write TensorBoard files
+    config.wandb = ""  # Weights & Biases project to log to; "" = none
+
+    config.profile = ConfigDict()
+    config.profile.first_step = 0  # trace this step and those up to the last; 0 = none
+    config.profile.last_step = 0
 
     config.evaluation = ConfigDict()
     config.evaluation.held_out = ""  # dataset folder with zero_shot.json; "" = none

@@ -170,6 +170,18 @@ def flat(found: Scores) -> dict[str, float]:
     }
 
 
+def score_names(held_out: HeldOut) -> tuple[str, ...]:
+    """The keys of `flat` for these images."""
+    names = tuple(
+        f"evaluation/{direction}/R@{k}"
+        for direction in ("image_to_text", "text_to_image")
+        for k in retrieval.KS
+    )
+    if held_out.task is None:
+        return names
+    return *names, "evaluation/zero_shot/accuracy"
+
+
 def best_texts(held_out: HeldOut, embeddings: Embeddings) -> list[dict[str, Any]]:
     """The first images by id, each with its first text and its best texts of all."""
     first = np.unique(held_out.image_of_text, return_index=True)[1]

@@ -252,6 +252,7 @@ def _forward_rows(
     unknown = _varying((_Best.unknown(count), _LogSumExp.unknown(count)), axes)
     no_loss = _varying(jnp.zeros(()), axes)
     split = functools.partial(_chunked, chunk=chunk)
+    columns = split(jnp.arange(count))
     travelling = (split(text), jax.tree.map(split, unknown))
 
     def hop(state: Any, number: jax.Array) -> tuple[Any, None]:
@@ -259,8 +260,8 @@ def _forward_rows(
 
         def meet(here: Any, block: Any) -> tuple[Any, Any]:
             (best, lse), loss = here
-            text, (text_best, text_lse), is_own = block
-            is_own &= number == 0
+            text, (text_best, text_lse), columns = block
+            is_own = (number == 0) & _same(count, columns)
             logits = scale * _dot(image, text) + bias  # [b, n]
             best = best.add(logits, is_own)
             text_best = text_best.add(logits.T, is_own.T)
@@ -270,9 +271,7 @@ def _forward_rows(
                 lse, text_lse = lse.add(logits), text_lse.add(logits.T)
             return ((best, lse), loss), (text_best, text_lse)
 
-        here, texts_known = lax.scan(
-            meet, here, (texts, texts_known, _diagonal(count, chunk))
-        )
+        here, texts_known = lax.scan(meet, here, (texts, texts_known, columns))
         return (here, _pass_on((texts, texts_known), axes)), None
 
     (((best, lse), loss), (_, texts_known)), _ = lax.scan(
@@ -307,6 +306,7 @@ def _backward_rows(
     """The same journey again; texts travel with their gradient."""
     count, devices = image.shape[0], lax.axis_size(axes)
     texts, texts_lse = _chunked(text, chunk), _chunked(text_lse, chunk)
+    columns = _chunked(jnp.arange(count), chunk)
     zero = _varying(jnp.zeros(()), axes)
     start = (jnp.zeros_like(image), zero, zero)
 
@@ -315,8 +315,8 @@ def _backward_rows(
 
         def meet(gradients: Any, block: Any) -> tuple[Any, jax.Array]:
             image_gradient, scale_gradient, bias_gradient = gradients
-            text, text_lse, text_gradient, is_own = block
-            is_own &= number == 0
+            text, text_lse, text_gradient, columns = block
+            is_own = (number == 0) & _same(count, columns)
             cosine = _dot(image, text)  # [b, n]
             logits = scale * cosine + bias
             if kind == "sigmoid":
@@ -332,9 +332,7 @@ def _backward_rows(
             return gradients, text_gradient + _dot(slope.T, image.T)
 
         gradients, text_gradients = lax.scan(
-            meet,
-            gradients,
-            (texts, texts_lse, text_gradients, _diagonal(count, chunk)),
+            meet, gradients, (texts, texts_lse, text_gradients, columns)
         )
         travelling = _pass_on((texts, texts_lse, text_gradients), axes)
         return (gradients, travelling), None
@@ -359,10 +357,9 @@ def _chunked(x: jax.Array, chunk: int) -> jax.Array:
     return x.reshape(-1, size, *x.shape[1:])
 
 
-def _diagonal(count: int, chunk: int) -> jax.Array:
-    """Returns bool[C, b, n]: whether a column of a chunk is the row's own pair."""
-    columns = _chunked(jnp.arange(count), chunk)
-    return columns[:, None, :] == jnp.arange(count)[None, :, None]
+def _same(rows: int, columns: jax.Array) -> jax.Array:
+    """Returns bool[rows, n]: whether a column int32[n] has the row's number."""
+    return columns == jnp.arange(rows)[:, None]
 
 
 def _pass_on(block: Any, axes: Axes) -> Any:

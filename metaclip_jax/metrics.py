@@ -1,4 +1,4 @@
-"""Metrics of a run: JSON lines in immutable parts, TensorBoard, a progress line.
+"""Metrics of a run: JSON lines in immutable parts, TensorBoard, W&B, a progress line.
 
 WORKDIR/metrics/part-NNNNNN.jsonl holds one object a line with `step` and numbers. A
 part is written whole and never again; each flush makes a new one. A resumed run writes
@@ -7,22 +7,35 @@ the steps after its checkpoint once more, and the last row of a step wins.
 
 import collections
 import contextlib
+import hashlib
+import importlib
 import json
 import math
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import tensorboardX
 from tqdm import tqdm
 
 from metaclip_jax import files
 
 # Keys that tell about the machine and the moment; all others are the same each time.
-TIMINGS = frozenset({"examples_per_second", "data_wait", "compile_seconds"})
+TIMINGS = frozenset(
+    {
+        "examples_per_second",
+        "examples_per_second_per_chip",
+        "model_teraflops_per_second_per_chip",
+        "model_flops_utilisation",
+        "data_wait",
+        "compile_seconds",
+    }
+)
 # Counted since the first step.
 TOTALS = ("skipped_steps", "truncated_texts", "replaced_images")
 
@@ -36,15 +49,24 @@ class Writer:
     """Collects rows and writes them as a new part at each flush.
 
     With `tensorboard`, the numbers also go to WORKDIR/tensorboard (local folders
-    only: TensorBoard's files are appended to, which gs:// does not know). With
-    `write` False nothing is written: of several processes, one writes.
+    only: TensorBoard's files are appended to, which gs:// does not know), and with the
+    name of a `wandb` project to Weights & Biases, together with `config`. With `write`
+    False nothing is written: of several processes, one writes.
     """
 
     def __init__(
-        self, workdir: str, *, start_step: int, tensorboard: bool, write: bool = True
+        self,
+        workdir: str,
+        *,
+        start_step: int,
+        tensorboard: bool,
+        wandb: str = "",
+        config: Mapping[str, Any] | None = None,
+        write: bool = True,
     ) -> None:
         self._rows: dict[int, dict[str, Any]] = {}
         self._tensorboard = None
+        self._wandb = None
         self._write = write
         if not write:
             return
@@ -56,12 +78,16 @@ class Writer:
             self._tensorboard = tensorboardX.SummaryWriter(
                 str(files.path(workdir) / "tensorboard"), purge_step=start_step + 1
             )
+        if wandb:
+            self._wandb = _open_wandb(wandb, workdir, config or {})
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds numbers to the row of a step. Not finite ones are written as null."""
         if not self._write:
             return
         row = self._rows.setdefault(step, {"step": step})
+        if self._wandb is not None:
+            self._wandb.log({**values, "step": step})
         for key, value in values.items():
             number = float(value)
             row[key] = number if math.isfinite(number) else None
@@ -86,6 +112,8 @@ class Writer:
         self.flush()
         if self._tensorboard is not None:
             self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
 
 class Meter:
@@ -99,11 +127,14 @@ class Meter:
         self,
         totals: collections.Counter[str],
         *,
+        workdir: str,
         start_step: int,
         total_steps: int,
         global_batch: int,
         max_skipped_steps: int,
         steps_ahead: int,
+        model_flops: int = 0,
+        peak_flops: float | None = None,
         show: bool,
     ) -> None:
         """Starts the clock.
@@ -111,19 +142,27 @@ class Meter:
         Args:
             totals: counted on in place; a checkpoint carries it, so that a resumed run
                 counts like an uninterrupted one.
+            workdir: where the images of skipped steps are written down.
             start_step: steps done.
             total_steps: where the progress line ends.
             global_batch: examples a step.
             max_skipped_steps: this many in a row end the run.
             steps_ahead: how many steps may be under way on the device.
+            model_flops: what a step is worth, over all chips.
+            peak_flops: of a chip, a second; None = unknown.
             show: whether this process shows the line.
         """
         self._totals = totals
+        self._workdir = workdir
         self._step = start_step
         self._global_batch = global_batch
         self._max_skipped_steps = max_skipped_steps
         self._steps_ahead = steps_ahead
-        self._ahead: collections.deque[tuple[int, jax.Array]] = collections.deque()
+        self._model_flops = model_flops
+        self._peak_flops = peak_flops
+        self._ahead: collections.deque[tuple[int, jax.Array, np.ndarray]] = (
+            collections.deque()
+        )
         self._bar = tqdm(
             total=total_steps,
             initial=start_step,
@@ -154,14 +193,19 @@ class Meter:
         yield
         self._since += time.monotonic() - start
 
-    def add(self, step: int, measured: Mapping[str, jax.Array]) -> None:
+    def add(
+        self, step: int, measured: Mapping[str, jax.Array], image_ids: np.ndarray
+    ) -> None:
         """Takes a step that was handed to the device, and awaits earlier ones.
+
+        `image_ids`, bytes[b], are those of this process; they are written down if the
+        step turns out to be skipped.
 
         Raises:
             FloatingPointError: too many steps in a row were not finite.
         """
         self._step = step
-        self._ahead.append((step, measured["skipped"]))
+        self._ahead.append((step, measured["skipped"], image_ids))
         while len(self._ahead) > self._steps_ahead:
             self._await_one()
         self._bar.update()
@@ -174,13 +218,18 @@ class Meter:
     def row(self, measured: Mapping[str, jax.Array]) -> dict[str, float]:
         """The numbers of the newest step, the totals, and the rates since last asked.
 
-        `data_wait` is the share of time spent waiting for data.
+        `data_wait` is the share of time spent waiting for data. The model's FLOPs a
+        second are what steps are worth, not what rematerialisation adds to them; their
+        share of the chip's peak, `model_flops_utilisation`, is left out where the peak
+        is unknown.
         """
         row = {key: float(value) for key, value in jax.device_get(measured).items()}
         del row["skipped"]
         self.settle()
         seconds = max(time.monotonic() - self._since, 1e-9)
-        examples = (self._step - self._since_step) * self._global_batch
+        steps, chips = self._step - self._since_step, jax.device_count()
+        examples = steps * self._global_batch
+        flops = steps * self._model_flops / seconds / chips
         row["examples_seen"] = float(self._step * self._global_batch)
         for key in TOTALS:
             row[key] = float(self._totals[key])
@@ -188,6 +237,10 @@ class Meter:
             if key.startswith(_BY_REASON) and key.count("/") == 1:
                 row[key] = float(count)
         row["examples_per_second"] = examples / seconds
+        row["examples_per_second_per_chip"] = examples / seconds / chips
+        row["model_teraflops_per_second_per_chip"] = flops / 1e12
+        if self._peak_flops:
+            row["model_flops_utilisation"] = flops / self._peak_flops
         row["data_wait"] = self._waited / seconds
         self._start_interval()
         self._bar.set_postfix_str(
@@ -202,8 +255,10 @@ class Meter:
         self._bar.close()
 
     def _await_one(self) -> None:
-        step, flag = self._ahead.popleft()
+        step, flag, image_ids = self._ahead.popleft()
         skipped = bool(jax.device_get(flag))
+        if skipped:
+            write_skipped(self._workdir, step, image_ids)
         self._totals["skipped_steps"] += skipped
         in_a_row = self._totals["skipped_in_a_row"] + 1 if skipped else 0
         self._totals["skipped_in_a_row"] = in_a_row
@@ -212,7 +267,8 @@ class Meter:
                 f"loss or gradient was not finite in {in_a_row} steps in a row, up to"
                 f" step {step}; want fewer than max_skipped_steps="
                 f"{self._max_skipped_steps}. Lower optimizer.peak_lr, lengthen"
-                " optimizer.warmup_steps, or look at the data of these steps"
+                " optimizer.warmup_steps, or look at the images of these steps: their"
+                f" ids are in {self._workdir}/metrics/skipped"
             )
 
 
@@ -244,6 +300,18 @@ def write_replaced(workdir: str, totals: Mapping[str, int]) -> None:
         )
 
 
+def write_skipped(workdir: str, step: int, image_ids: np.ndarray) -> None:
+    """Writes down which images, bytes[b], this process had in a step that was skipped.
+
+    WORKDIR/metrics/skipped/STEP-PROCESS.json: {"step", "image_ids"}.
+    """
+    name = f"{step:08d}-{jax.process_index():05d}.json"
+    files.write_json(
+        files.path(workdir) / "metrics" / "skipped" / name,
+        {"step": step, "image_ids": [one.decode() for one in image_ids.tolist()]},
+    )
+
+
 def read(workdir: str) -> list[dict[str, Any]]:
     """All rows of a run by step, the last one written of each step.
 
@@ -262,6 +330,30 @@ def read(workdir: str) -> list[dict[str, Any]]:
                     f" {line[:80]!r}; remove this part or start the run anew"
                 ) from error
     return [rows[step] for step in sorted(rows)]
+
+
+def _open_wandb(project: str, workdir: str, config: Mapping[str, Any]) -> Any:
+    """The run of a workdir at Weights & Biases, new or taken up again."""
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError as error:
+        raise ValueError(
+            f"config.wandb={project!r} needs the package wandb: pip install wandb, or"
+            " leave the key empty"
+        ) from error
+    name = str(files.path(workdir))
+    run = wandb.init(
+        project=project,
+        id=hashlib.sha256(name.encode()).hexdigest()[:16],
+        resume="allow",
+        name=name,
+        config=dict(config),
+        dir=name if files.is_local(workdir) else tempfile.gettempdir(),
+    )
+    # A resumed run repeats the steps after its checkpoint.
+    run.define_metric("step")
+    run.define_metric("*", step_metric="step")
+    return run
 
 
 def _parts(workdir: str) -> list[tuple[int, Any]]:

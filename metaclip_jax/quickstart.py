@@ -119,9 +119,7 @@ def prepare(workdir: Path, *, fresh: bool) -> None:
 def stages(workdir: Path, configs: Path) -> list[Stage]:
     """The whole story, one command each."""
     pictures = {"pictures": _PICTURES.value} if _PICTURES.value else {}
-    steps = {}
-    if _STEPS.value:
-        steps["config.total_steps"] = _STEPS.value
+    steps = {"config.total_steps": _STEPS.value} if _STEPS.value else {}
     if 0 < _STEPS.value < 32:  # the recipe warms up for 16
         steps["config.optimizer.warmup_steps"] = _STEPS.value // 2
     return [

@@ -4,12 +4,16 @@ import contextlib
 import logging as logging_of_python
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 from absl import logging
 from jax.experimental import multihost_utils
+
+from metaclip_jax import files
 
 
 @contextlib.contextmanager
@@ -30,6 +34,61 @@ def stop_on_sigterm() -> Iterator[Callable[[int], bool]]:
         yield lambda step: asked
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def profiler(
+    workdir: str,
+    *,
+    first_step: int,
+    last_step: int,
+    settle: Callable[[], None],
+    write: bool = True,
+) -> Iterator[Callable[[int], None]]:
+    """Yields what is to be called with the number of each step that comes next.
+
+    It traces the steps first_step to last_step, for xprof and TensorBoard, into
+    WORKDIR/profile; first_step 0 = none. `settle` awaits the steps under way. Of
+    several processes, those with `write` trace their own devices.
+
+    Raises:
+        ValueError: last_step comes before first_step.
+    """
+    if first_step and last_step < first_step:
+        raise ValueError(
+            f"profile.last_step={last_step} must be at least profile.first_step="
+            f"{first_step}"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        running = False
+
+        def stop() -> None:
+            nonlocal running
+            settle()
+            jax.profiler.stop_trace()
+            running = False
+            final = files.path(workdir) / "profile"
+            for traced in sorted(Path(folder).rglob("*")):
+                if traced.is_file():
+                    target = final / traced.relative_to(folder)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    files.publish(traced, target)
+            logging.info("%s holds the trace; see it with xprof", final)
+
+        def before(step: int) -> None:
+            nonlocal running
+            if running and step > last_step:
+                stop()
+            if write and step == first_step:
+                settle()
+                jax.profiler.start_trace(folder)
+                running = True
+
+        try:
+            yield before
+        finally:
+            if running:
+                stop()
 
 
 def start_jax(

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -49,9 +50,19 @@ PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
 
 
 def make_mesh(
-    *, data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None
+    *,
+    data: int,
+    fsdp: int,
+    tensor: int,
+    slices: int = -1,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """Returns a mesh over all devices; data=-1 takes what the others leave."""
+    """Returns a mesh over all devices; data=-1 takes what the others leave.
+
+    TPU slices, which are linked by the data centre's slow network, split the `data`
+    axis, so that only gradients cross it. `slices` is how many there are to be; -1 = as
+    many as there are.
+    """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
     if fsdp < 1 or tensor < 1 or (data < 1 and data != -1):
@@ -67,9 +78,21 @@ def make_mesh(
             f"{data * fsdp * tensor} devices, but there are {count}; change mesh.*, "
             "or set cpu_devices to make virtual CPU devices"
         )
-    return jax.make_mesh(
-        (data, fsdp, tensor), AXES, (AxisType.Auto,) * len(AXES), devices=devices
+    there = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices not in (-1, there):
+        raise ValueError(f"mesh.slices={slices}, but the devices are in {there}")
+    if data % there:
+        raise ValueError(
+            f"mesh data={data} must be a multiple of the {there} TPU slices, over "
+            "which it is split"
+        )
+    axis_types = (AxisType.Auto,) * len(AXES)
+    if there == 1:
+        return jax.make_mesh((data, fsdp, tensor), AXES, axis_types, devices=devices)
+    grid = mesh_utils.create_hybrid_device_mesh(
+        (data // there, fsdp, tensor), (there, 1, 1), devices
     )
+    return Mesh(grid, AXES, axis_types=axis_types)
 
 
 def check_global_batch(global_batch: int, mesh: Mesh, *, microbatches: int = 1) -> None:

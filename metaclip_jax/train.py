@@ -11,34 +11,32 @@ Slurm, or --coordinator=HOST:PORT --process_count=N --process_index=I.
 import collections
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 from absl import app, flags, logging
-from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from metaclip_jax import (
     checkpoint,
     evaluate,
     files,
+    flops,
     loading,
     metrics,
+    program,
     runtime,
     sharding,
     train_state,
 )
-from metaclip_jax import config as keys
-from metaclip_jax import optimizer as optimizers
 from metaclip_jax.data import images, mixture, order, pipeline, texts
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.evaluation import held_out as held_outs
 from metaclip_jax.models import clip
-from metaclip_jax.train_step import make_train_step
+from metaclip_jax.program import Program
 
 # Steps that an accelerator may have ahead: it never waits for Python, and does not
 # hoard batches. On CPU each step is awaited: several under way can hang in collectives.
@@ -51,6 +49,7 @@ class OnDevice(NamedTuple):
     """A global batch, or its copy under way, and what is to be said about it."""
 
     arrays: dict[str, jax.Array]  # image, tokens
+    image_ids: np.ndarray  # bytes[b], of this process
     tally: collections.Counter[str]  # what this process had to mend to make it
     progress: dict[str, float]  # how far the datasets are seen after it
 
@@ -58,11 +57,8 @@ class OnDevice(NamedTuple):
 class Job(NamedTuple):
     """What is trained, how, on what and where; all checked, nothing compiled."""
 
-    architecture: clip.Architecture
+    program: Program
     tokenizer: tokenizers.Tokenizer
-    optimizer: optax.GradientTransformation
-    schedule: optimizers.Schedule
-    mesh: Mesh
     inputs: dict[str, str]  # fingerprints of the dataset and the tokenizer
 
 
@@ -94,6 +90,7 @@ def train(config: ConfigDict, workdir: str) -> None:
                 workdir,
                 keep_last=config.checkpoint.keep_last,
                 keep_every_steps=config.checkpoint.keep_every_steps,
+                keep_best=config.checkpoint.keep_best,
             )
         )
         state, start, totals = first_state(job, config, manager, workdir)
@@ -102,48 +99,44 @@ def train(config: ConfigDict, workdir: str) -> None:
         )
         feed = feed_devices(job, batches, ahead=config.data.device_prefetch)
         step_function, compile_seconds = compile_step(job, config)
-        writer = stack.enter_context(
-            contextlib.closing(
-                metrics.Writer(
-                    workdir,
-                    start_step=start,
-                    tensorboard=config.tensorboard,
-                    write=chief,
-                )
-            )
-        )
+        writer = stack.enter_context(open_writer(config, workdir, start_step=start))
         meter = stack.enter_context(
-            contextlib.closing(
-                metrics.Meter(
-                    totals,
-                    start_step=start,
-                    total_steps=config.total_steps,
-                    global_batch=config.global_batch,
-                    max_skipped_steps=config.max_skipped_steps,
-                    steps_ahead=0 if jax.default_backend() == "cpu" else _STEPS_AHEAD,
-                    show=chief,
-                )
+            open_meter(job, config, workdir, totals, start_step=start)
+        )
+        next_is = stack.enter_context(
+            runtime.profiler(
+                workdir,
+                first_step=config.profile.first_step,
+                last_step=config.profile.last_step,
+                settle=meter.settle,
+                write=chief,
             )
         )
 
         for step in range(start + 1, config.total_steps + 1):
+            next_is(step)
             with meter.waiting():
                 batch = next(feed)
             metrics.add_tally(totals, batch.tally)
-            # Nothing may cross between host and device unasked.
-            with jax.transfer_guard("disallow"):
+            with (
+                jax.profiler.StepTraceAnnotation("train", step_num=step),
+                jax.transfer_guard("disallow"),  # nothing may cross unasked
+            ):
                 state, measured = step_function(state, batch.arrays)
-            meter.add(step, measured)
+            meter.add(step, measured, batch.image_ids)
 
             stop, last = stop_wanted(step), step == config.total_steps
+            scores: dict[str, float] = {}
             if last or due(step, config.log_every_steps):
+                manager.check_for_errors()  # of a save in the background
                 writer.write(step, meter.row(measured) | batch.progress)
                 if compile_seconds:
                     writer.write(step, {"compile_seconds": compile_seconds})
                     compile_seconds = 0.0
             if measure and (last or due(step, config.eval_every_steps)):
                 with meter.paused():
-                    writer.write(step, measure(state.params))
+                    scores = measure(state.params)
+                    writer.write(step, scores)
             if stop or last or due(step, config.checkpoint_every_steps):
                 with meter.paused():
                     meter.settle()
@@ -151,7 +144,7 @@ def train(config: ConfigDict, workdir: str) -> None:
                     writer.flush()
                     if chief:
                         metrics.write_replaced(workdir, totals)
-                    save(job, config, manager, step, state, totals)
+                    save(job, config, manager, step, state, totals, scores)
             if stop and not last:
                 logging.info("asked to stop: saved step %d", step)
                 return
@@ -162,31 +155,14 @@ def prepare(config: ConfigDict) -> Job:
     """Loads and checks all that the run needs."""
     members = mixture.members(config.dataset, config.data.mixture)
     tokenizer = tokenizers.load(config.tokenizer)
-    mesh = sharding.make_mesh(**config.mesh)
-    sharding.check_global_batch(
-        config.global_batch, mesh, microbatches=config.microbatches
-    )
     return Job(
-        architecture=keys.architecture(
+        program=program.make(
             config,
             vocab_size=tokenizer.vocab_size,
             eos_id=tokenizer.eos_id,
             pad_id=tokenizer.pad_id,
         ),
         tokenizer=tokenizer,
-        optimizer=optimizers.make_optimizer(
-            beta1=config.optimizer.beta1,
-            beta2=config.optimizer.beta2,
-            epsilon=config.optimizer.epsilon,
-            weight_decay=config.optimizer.weight_decay,
-            first_moment_dtype=config.optimizer.first_moment_dtype,
-        ),
-        schedule=optimizers.make_schedule(
-            peak_lr=config.optimizer.peak_lr,
-            warmup_steps=config.optimizer.warmup_steps,
-            total_steps=config.total_steps,
-        ),
-        mesh=mesh,
         inputs={
             "dataset": mixture.fingerprint(*members),
             "tokenizer": tokenizer.fingerprint,
@@ -205,9 +181,9 @@ def first_state(
     start = manager.latest_step()
     if start is None:
         state = train_state.create(
-            architecture=job.architecture,
-            optimizer=job.optimizer,
-            mesh=job.mesh,
+            architecture=job.program.architecture,
+            optimizer=job.program.optimizer,
+            mesh=job.program.mesh,
             seed=config.seed,
         )
         if config.init_from:
@@ -217,8 +193,8 @@ def first_state(
         workdir,
         manager,
         start,
-        target=abstract_state(job),
-        architecture=job.architecture,
+        target=program.abstract_state(job.program),
+        architecture=job.program.architecture,
         inputs=job.inputs,
     )
     logging.info("%s goes on from step %d", workdir, start)
@@ -232,21 +208,15 @@ def initial_params(job: Job, config: ConfigDict) -> clip.Params:
         ValueError: they are those of another architecture.
     """
     loaded = loading.load(config.init_from, image_size=config.image_size)
-    different = checkpoint.differences(want=job.architecture, got=loaded.architecture)
+    different = checkpoint.differences(
+        want=job.program.architecture, got=loaded.architecture
+    )
     if different:
         raise ValueError(
             f"config.init_from={config.init_from!r} is another model:"
             f" {'; '.join(different)}. Give config.model and the tokenizer its values"
         )
-    return train_state.place(loaded.params, mesh=job.mesh)
-
-
-def abstract_state(job: Job) -> train_state.TrainState:
-    """The state's shapes, dtypes and shardings."""
-    shapes = train_state.abstract(
-        architecture=job.architecture, optimizer=job.optimizer
-    )
-    return checkpoint.with_shardings(shapes, train_state.shardings(job.mesh, shapes))
+    return train_state.place(loaded.params, mesh=job.program.mesh)
 
 
 def open_batches(config: ConfigDict, *, start_step: int) -> pipeline.Batches:
@@ -291,54 +261,95 @@ def feed_devices(
     waiting: collections.deque[OnDevice] = collections.deque()
     for batch in batches:
         arrays = sharding.put_batch(
-            job.mesh, {"image": batch["image"], "tokens": batch["tokens"]}
+            job.program.mesh, {"image": batch["image"], "tokens": batch["tokens"]}
         )
-        waiting.append(OnDevice(arrays, batches.tally, batches.progress))
+        waiting.append(
+            OnDevice(arrays, batch["image_id"], batches.tally, batches.progress)
+        )
         if len(waiting) > ahead:
             yield waiting.popleft()
     yield from waiting
 
 
-def compile_step(job: Job, config: ConfigDict) -> tuple[Any, float]:
+def compile_step(job: Job, config: ConfigDict) -> tuple[jax.stages.Compiled, float]:
     """The compiled (state, batch) -> (state, metrics), and the seconds it took."""
     start = time.monotonic()
-    state = abstract_state(job)
-    step_function: Any = make_train_step(
-        architecture=job.architecture,
-        mesh=job.mesh,
-        state=state,
-        optimizer=job.optimizer,
-        schedule=job.schedule,
-        loss=config.loss,
-        loss_form=config.loss_form,
-        loss_chunk=config.loss_chunk,
-        microbatches=config.microbatches,
-    )
-    rows = sharding.batch_sharding(job.mesh)
-    size, length = config.image_size, config.model.context_length
-    batch = {
-        "image": jax.ShapeDtypeStruct(
-            (config.global_batch, size, size, 3), np.uint8, sharding=rows
-        ),
-        "tokens": jax.ShapeDtypeStruct(
-            (config.global_batch, length), np.int32, sharding=rows
-        ),
-    }
-    compiled = step_function.lower(state, batch).compile()
+    compiled = program.lower(job.program, config).compile()
     seconds = time.monotonic() - start
-    logging.info("compiled the step for %d devices in %.1f s", job.mesh.size, seconds)
+    size = job.program.mesh.size
+    logging.info("compiled the step for %d devices in %.1f s", size, seconds)
     return compiled, seconds
 
 
+@contextlib.contextmanager
+def open_writer(
+    config: ConfigDict, workdir: str, *, start_step: int
+) -> Iterator[metrics.Writer]:
+    """What one of all processes writes metrics with."""
+    writer = metrics.Writer(
+        workdir,
+        start_step=start_step,
+        tensorboard=config.tensorboard,
+        wandb=config.wandb,
+        config=config.to_dict(),
+        write=jax.process_index() == 0,
+    )
+    with contextlib.closing(writer):
+        yield writer
+
+
+@contextlib.contextmanager
+def open_meter(
+    job: Job,
+    config: ConfigDict,
+    workdir: str,
+    totals: collections.Counter[str],
+    *,
+    start_step: int,
+) -> Iterator[metrics.Meter]:
+    """What watches the steps of this process."""
+    meter = metrics.Meter(
+        totals,
+        workdir=workdir,
+        start_step=start_step,
+        total_steps=config.total_steps,
+        global_batch=config.global_batch,
+        max_skipped_steps=config.max_skipped_steps,
+        steps_ahead=0 if jax.default_backend() == "cpu" else _STEPS_AHEAD,
+        model_flops=program.model_flops(job.program, config),
+        peak_flops=flops.peak(jax.devices()[0]),
+        show=jax.process_index() == 0,
+    )
+    with contextlib.closing(meter):
+        yield meter
+
+
 def make_measure(job: Job, config: ConfigDict) -> Measure | None:
-    """Returns parameters -> metrics on the held-out images, None where not wanted."""
-    if not config.eval_every_steps or not config.evaluation.held_out:
+    """Returns parameters -> scores on the held-out images, None where not wanted."""
+    wanted, best = config.evaluation.held_out, config.checkpoint.keep_best
+    if best and not (wanted and config.eval_every_steps):
+        raise ValueError(
+            f"checkpoint.keep_best={best!r} needs evaluation.held_out and"
+            " eval_every_steps"
+        )
+    if best and config.checkpoint_every_steps % config.eval_every_steps:
+        raise ValueError(
+            "with checkpoint.keep_best, want checkpoint_every_steps a multiple of"
+            f" eval_every_steps={config.eval_every_steps}, got"
+            f" {config.checkpoint_every_steps}: a checkpoint is judged when saved"
+        )
+    if not config.eval_every_steps or not wanted:
         return None
-    held_out = held_outs.load_held_out(config.evaluation.held_out)
+    held_out = held_outs.load_held_out(wanted)
+    if best and best not in evaluate.score_names(held_out):
+        raise ValueError(
+            f"checkpoint.keep_best must be one of {evaluate.score_names(held_out)},"
+            f" got {best!r}"
+        )
     model = evaluate.make_model(
-        architecture=job.architecture,
+        architecture=job.program.architecture,
         tokenize=job.tokenizer,
-        mesh=job.mesh,
+        mesh=job.program.mesh,
         batch=config.evaluation.batch,
     )
 
@@ -367,15 +378,16 @@ def save(
     step: int,
     state: train_state.TrainState,
     totals: collections.Counter[str],
+    scores: Mapping[str, float],
 ) -> None:
     """Starts to write a checkpoint, in the background."""
     meta = checkpoint.describe(
-        architecture=job.architecture,
+        architecture=job.program.architecture,
         inputs=job.inputs,
         config=config.to_dict(),
         totals=dict(totals),
     )
-    checkpoint.save(manager, step, state, meta=meta)
+    checkpoint.save(manager, step, state, meta=meta, scores=scores)
 
 
 def finish(workdir: str, job: Job, *, step: int) -> None:

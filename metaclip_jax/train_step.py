@@ -17,7 +17,6 @@ MAX_LOG_LOGIT_SCALE = math.log(100)
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
@@ -31,7 +30,9 @@ def make_train_step(
     loss_form: str = "gathered",
     loss_chunk: int = 1024,
     microbatches: int = 1,
-) -> TrainStep:
+    patch_dropout: float = 0.0,
+    seed: int = 0,
+) -> jax.stages.Wrapped:
     """Returns the compiled (state, batch) -> (state, metrics).
 
     `state` may be abstract and only gives the layout. A batch holds "image"
@@ -40,6 +41,8 @@ def make_train_step(
     logit_scale (logit_bias), gradient_norm, parameter_norm, learning_rate, skipped.
 
     With microbatches > 1 the towers run over parts of the batch, see `encode_in_parts`.
+    With patch_dropout > 0 the image tower sees a random choice of patches, see
+    `choose_patches`.
 
     Where the loss or the gradient is not finite, parameters and optimizer stay as
     they were, `skipped` is 1, and only `step` advances, as it counts batches.
@@ -48,7 +51,9 @@ def make_train_step(
     def loss_of(params: clip.Params, batch: Batch) -> tuple[jax.Array, Metrics]:
         image, text = encode_in_parts(
             lambda rows: (
-                clip.encode_image(architecture, params, rows["image"]),
+                clip.encode_image(
+                    architecture, params, rows["image"], rows.get("patches")
+                ),
                 clip.encode_text(architecture, params, rows["tokens"]),
             ),
             batch,
@@ -68,6 +73,14 @@ def make_train_step(
         )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if patch_dropout:
+            patches = choose_patches(
+                jax.random.fold_in(jax.random.key(seed), state.step),
+                batch=len(batch["image"]),
+                patches=(architecture.image_size // architecture.patch_size) ** 2,
+                dropout=patch_dropout,
+            )
+            batch = dict(batch, patches=patches)
         (value, accuracies), gradients = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, batch
         )
@@ -141,6 +154,24 @@ def encode_in_parts(
     # Nothing of a part is kept but what it returns.
     encoded = jax.lax.map(jax.checkpoint(encode), jax.tree.map(split, dict(batch)))
     return join(encoded[0]), join(encoded[1])
+
+
+def kept_patches(patches: int, *, dropout: float) -> int:
+    """How many of an image's patches a training step sees."""
+    return max(round(patches * (1 - dropout)), 1)
+
+
+def choose_patches(
+    key: jax.Array, *, batch: int, patches: int, dropout: float
+) -> jax.Array:
+    """Returns int32[batch, kept_patches], ascending: those that each image shows.
+
+    Leaving out half of them makes the image tower twice as fast, for a little accuracy
+    (FLIP, arXiv 2212.00794). The choice depends on the key and the row alone.
+    """
+    draws = jax.random.uniform(key, (batch, patches))
+    _, chosen = jax.lax.top_k(draws, kept_patches(patches, dropout=dropout))
+    return jnp.sort(chosen, axis=1)
 
 
 def clamp(log_logit_scale: jax.Array) -> jax.Array:

@@ -95,6 +95,7 @@ class MakeBatch:
                 "position": positions,
                 "dataset": np.array([place.dataset for place in places], np.int32),
                 "record": np.array([number for _, number, _ in found], np.int64),
+                "image_id": np.array([record.image_id for record, _, _ in found], "S"),
             },
             replaced=tuple(loss for _, _, losses in found for loss in losses),
             truncated=truncated,

@@ -178,7 +178,7 @@ class Batches:
 
     A batch holds `image` uint8[b, size, size, 3] in RGB, `tokens` int32[b, T],
     `position` int64[b] in the global order, `dataset` int32[b], which of the datasets,
-    and `record` int64[b], the record's number in it.
+    `record` int64[b], the record's number in it, and its `image_id` bytes[b].
 
     Attributes:
       examples: rows handed out.

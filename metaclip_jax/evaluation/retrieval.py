@@ -13,6 +13,7 @@ from metaclip_jax.evaluation import statistics
 # Cosines of f32 vectors are not surer than this, so closer scores are a tie. Ties count
 # against the model: one that maps everything to one point finds nothing.
 TIE = 1e-6
+KS = (1, 5, 10)  # ranks that recall is told for
 # Queries scored at a time, which bounds memory to ROWS x candidates.
 ROWS = 1024
 
@@ -96,7 +97,7 @@ def recall(
     image_of_text: np.ndarray,
     *,
     resamples: int,
-    ks: Sequence[int] = (1, 5, 10),
+    ks: Sequence[int] = KS,
     seed: int = 0,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Recall at each k both ways, with 95% intervals (over images) and chance.

@@ -122,17 +122,21 @@ def init(architecture: Architecture, key: jax.Array) -> Params:
 
 
 def encode_image(
-    architecture: Architecture, params: Params, images: jax.Array
+    architecture: Architecture,
+    params: Params,
+    images: jax.Array,
+    patches: jax.Array | None = None,
 ) -> jax.Array:
     """Returns f32[B, E] of unit norm for images [B, H, W, 3].
 
     uint8 images are normalised on the device; f32 images must be normalised already.
+    `patches`, int32[B, n], are those that the tower sees of each image; None = all.
     """
     size = architecture.image_size
     if images.ndim != 4 or images.shape[1:] != (size, size, 3):
         raise ValueError(f"images must be [B, {size}, {size}, 3], got {images.shape}")
     image_graph, _ = _graphs(architecture)
-    return _unit_norm(nnx.merge(image_graph, params["image"])(images))
+    return _unit_norm(nnx.merge(image_graph, params["image"])(images, patches))
 
 
 def encode_text(

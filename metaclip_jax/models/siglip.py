@@ -82,13 +82,17 @@ class ImageTower(nnx.Module):
         self.dtype = block.dtype
         self.remat = remat
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, patches: jax.Array | None = None
+    ) -> jax.Array:
         """Maps images [B, H, W, 3] to f32[B, E], not yet of unit norm; E is the width.
 
-        uint8 images are normalised here; f32 ones must have been.
+        uint8 images are normalised here; f32 ones must have been. Of each image only
+        `patches`, int32[B, n], are seen; None = all.
         """
         x = self.patch_embed(vit.normalise(images, IMAGE_MEAN, IMAGE_STD))
         x = x + (self.patch_bias[...] + self.position_embedding[...]).astype(self.dtype)
+        x = vit.pick(x, patches)
         x = layers.run_blocks(self.blocks, x, remat=self.remat)  # [B, N, D]
         return self.head(self.ln_post(x).astype(self.dtype)).astype(jnp.float32)
 

@@ -22,6 +22,13 @@ def normalise(images: jax.Array, mean: np.ndarray, std: np.ndarray) -> jax.Array
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
+def pick(x: jax.Array, patches: jax.Array | None) -> jax.Array:
+    """Returns of [B, N, D] the rows int32[B, n] of each image; None = all."""
+    if patches is None:
+        return x
+    return jnp.take_along_axis(x, patches[:, :, None], axis=1)
+
+
 class PatchEmbed(nnx.Module):
     """Cuts an image into squares and projects each. No bias, as in CLIP."""
 
@@ -77,18 +84,23 @@ class ImageTower(nnx.Module):
         self.dtype = block.dtype
         self.remat = remat
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, patches: jax.Array | None = None
+    ) -> jax.Array:
         """Maps images [B, H, W, 3] to f32[B, E], not yet of unit norm.
 
-        uint8 images are normalised here; f32 ones must have been.
+        uint8 images are normalised here; f32 ones must have been. Of each image only
+        `patches`, int32[B, n], are seen; None = all.
         """
         images = normalise(images, IMAGE_MEAN, IMAGE_STD)
-        x = self.patch_embed(images)  # [B, N, D]
+        x = self.patch_embed(images) + self.position_embedding[1:]  # [B, N, D]
+        x = pick(x, patches)
+        class_token = self.class_embedding[...].astype(self.dtype)
         class_token = jnp.broadcast_to(
-            self.class_embedding[...].astype(self.dtype), (x.shape[0], 1, x.shape[2])
+            class_token + self.position_embedding[0], (x.shape[0], 1, x.shape[2])
         )
         x = jnp.concatenate([class_token, x], axis=1)  # [B, N + 1, D]
-        x = self.ln_pre(x + self.position_embedding[...]).astype(self.dtype)
+        x = self.ln_pre(x).astype(self.dtype)
         x = layers.run_blocks(self.blocks, x, remat=self.remat)
         features = self.ln_post(x[:, 0]).astype(self.dtype)  # [B, D]
         embedding = features @ self.projection[...].astype(self.dtype)

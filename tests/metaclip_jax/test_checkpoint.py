@@ -130,6 +130,19 @@ def test_the_newest_checkpoints_and_the_multiples_are_kept(tmp_path):
     assert checkpoint.latest_step(workdir) == 8
 
 
+def test_the_best_checkpoint_is_kept_also_by_a_later_start(tmp_path):
+    state, workdir, name = new_state(mesh_of(1)), str(tmp_path), "evaluation/a/R@1"
+    scores = {2: 0.1, 4: 0.5, 6: None, 8: 0.3, 10: 0.2, 12: 0.4}
+    for steps in ((2, 4, 6), (8, 10, 12)):
+        with checkpoint.open_manager(workdir, keep_last=1, keep_best=name) as some:
+            for step in steps:
+                found = scores[step] and {name: scores[step], "other": 1.0}
+                checkpoint.save(some, step, state, meta=meta(), scores=found)
+    assert checkpoint.steps(workdir) == [4, 12]
+    restored, _ = restore(workdir, mesh_of(1), step=4)
+    assert_equal(restored, state)
+
+
 def test_what_a_killed_save_left_is_no_checkpoint_and_is_replaced(tmp_path):
     state = new_state(mesh_of(1))
     workdir = str(tmp_path)

@@ -120,10 +120,10 @@ def saved(tmp_path_factory):
         eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id,
     )
-    # Weights large enough that images get different answers.
+    # Weights so large that images get different answers, and no larger.
     rng = np.random.default_rng(1)
     params = jax.tree.map(
-        lambda leaf: np.asarray(rng.normal(size=leaf.shape), np.float32),
+        lambda leaf: np.asarray(rng.normal(scale=0.3, size=leaf.shape), np.float32),
         clip.init(architecture, jax.random.key(0)),
     )
     preprocess = loading.Preprocess(16, squash=False)

@@ -3,15 +3,21 @@
 import collections
 import json
 import math
+import sys
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from metaclip_jax import metrics
+from metaclip_jax import files, metrics
+
+IDS = np.array([b"ab12", b"cd34"])
 
 
-def writer(tmp_path, *, start_step=0, tensorboard=False):
-    return metrics.Writer(str(tmp_path), start_step=start_step, tensorboard=tensorboard)
+def writer(tmp_path, *, start_step=0, tensorboard=False, **options):
+    return metrics.Writer(
+        str(tmp_path), start_step=start_step, tensorboard=tensorboard, **options
+    )
 
 
 def test_rows_are_read_back_by_step(tmp_path):
@@ -97,6 +103,7 @@ def test_numbers_also_go_to_tensorboard(tmp_path):
 
 def meter(totals, **changes):
     options = dict(
+        workdir="unused",
         start_step=0,
         total_steps=9,
         global_batch=32,
@@ -111,39 +118,79 @@ def measured(skipped=False):
     return {"loss": jnp.float32(2.5), "skipped": jnp.float32(skipped)}
 
 
-def test_skipped_steps_are_counted_and_a_good_one_breaks_the_row():
+def test_skipped_steps_are_counted_and_a_good_one_breaks_the_row(tmp_path):
     totals = collections.Counter()
-    some = meter(totals)
+    some = meter(totals, workdir=str(tmp_path))
     for step, skipped in enumerate([1, 1, 0, 1, 1], start=1):
-        some.add(step, measured(skipped))
+        some.add(step, measured(skipped), IDS)
     assert some.row(measured())["skipped_steps"] == 4
     assert totals["skipped_in_a_row"] == 2
+    written = sorted((tmp_path / "metrics" / "skipped").iterdir())
+    assert [path.name[:8] for path in written] == [
+        f"{step:08d}" for step in (1, 2, 4, 5)
+    ]
+    assert files.read_json(written[2]) == {"step": 4, "image_ids": ["ab12", "cd34"]}
 
 
-def test_too_many_skipped_steps_in_a_row_end_the_run():
-    some = meter(collections.Counter({"skipped_steps": 7, "skipped_in_a_row": 2}))
+def test_too_many_skipped_steps_in_a_row_end_the_run(tmp_path):
+    before = collections.Counter({"skipped_steps": 7, "skipped_in_a_row": 2})
+    some = meter(before, workdir=str(tmp_path))
     with pytest.raises(FloatingPointError, match="3 steps in a row, up to step 1"):
-        some.add(1, measured(True))
+        some.add(1, measured(True), IDS)
 
 
-def test_totals_are_those_of_the_step_once_settled():
+def test_totals_are_those_of_the_step_once_settled(tmp_path):
     totals = collections.Counter()
-    some = meter(totals, steps_ahead=2)
+    some = meter(totals, steps_ahead=2, workdir=str(tmp_path))
     for step in (1, 2, 3):
-        some.add(step, measured(True) if step < 3 else measured(False))
+        some.add(step, measured(step < 3), IDS)
     assert totals["skipped_steps"] == 1
     some.settle()
     assert totals["skipped_steps"] == 2
 
 
 def test_a_row_holds_the_newest_numbers_and_the_rates():
-    some = meter(collections.Counter())
+    some = meter(collections.Counter(), model_flops=8 * 10**12, peak_flops=1e12)
     with some.waiting():
         pass
-    some.add(1, measured())
+    some.add(1, measured(), IDS)
     row = some.row(measured())
     assert row["loss"] == 2.5
     assert row["examples_seen"] == 32
     assert row["examples_per_second"] > 0
     assert 0 <= row["data_wait"] <= 1
     assert "skipped" not in row
+    # Eight devices share a step.
+    rate = row["examples_per_second"]
+    assert row["examples_per_second_per_chip"] == pytest.approx(rate / 8)
+    steps_a_second = rate / 32
+    utilisation = row["model_flops_utilisation"]
+    assert utilisation == pytest.approx(8e12 * steps_a_second / 8 / 1e12)
+    assert row["model_teraflops_per_second_per_chip"] == pytest.approx(utilisation)
+
+
+def test_the_utilisation_of_an_unknown_chip_is_not_told():
+    some = meter(collections.Counter(), model_flops=1000)
+    some.add(1, measured(), IDS)
+    assert "model_flops_utilisation" not in some.row(measured())
+
+
+def test_numbers_also_go_to_weights_and_biases(tmp_path, monkeypatch):
+    """Offline, into a file that `wandb sync` would send."""
+    pytest.importorskip("wandb", reason="needs wandb: pip install wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    out = writer(tmp_path, wandb="some-project", config={"peak_lr": 0.0625})
+    out.write(1, {"loss": 2.5})
+    out.write(2, {"loss": 1.5})
+    out.close()
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    written = path.read_bytes()
+    for part in (b"some-project", b"peak_lr", b"0.0625", b"loss", b"2.5", b"1.5"):
+        assert part in written, part
+
+
+def test_weights_and_biases_without_its_package_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="pip install wandb"):
+        writer(tmp_path, wandb="clip")

@@ -162,7 +162,7 @@ def test_threads_and_pickled_copies_read_the_same(tmp_path):
 
 
 def test_more_shards_than_open_files_read_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "_MAX_OPEN_FILES", 2)
+    monkeypatch.setattr(records, "MAX_OPEN_FILES", 2)
     dataset = records.open_dataset(write_folder(tmp_path, [1] * 5))
     for positions in ([0, 1, 2, 3, 4], [4, 0, 4, 2, 0]):
         found = [records.decode(data) for data in records.read(dataset, positions)]

@@ -46,7 +46,9 @@ def get_config():
     config.total_steps = {total_steps}
     config.log_every_steps = 1
     config.checkpoint_every_steps = 10
-    config.eval_every_steps = 15
+    config.eval_every_steps = 10
+    config.checkpoint.keep_best = "evaluation/zero_shot/accuracy"
+    config.patch_dropout = 0.25
     config.image_size = 16
     config.dtype = "float32"
     config.cpu_devices = 2
@@ -176,7 +178,8 @@ def stop_after(process, done, sign):
 
 @pytest.fixture(scope="module")
 def straight(folder):
-    status, output = run(folder, "straight")
+    traced = ("--config.profile.first_step=2", "--config.profile.last_step=3")
+    status, output = run(folder, "straight", *traced)
     assert status == 0, output
     return folder / "straight", output
 
@@ -254,14 +257,44 @@ def test_a_run_learns_logs_evaluates_and_saves(straight):
     assert rows[0]["compile_seconds"] > 0
     assert "compile_seconds" not in rows[1]
     assert all(0 <= row["data_wait"] <= 1 for row in rows)
-    assert [row["step"] for row in rows if "evaluation/zero_shot/accuracy" in row] == [
-        15,
-        30,
-    ]
+    best = {
+        row["step"]: row["evaluation/zero_shot/accuracy"]
+        for row in rows
+        if "evaluation/zero_shot/accuracy" in row
+    }
+    assert list(best) == [10, 20, 30]
+    for step, score in best.items():
+        stored = workdir / "checkpoints" / str(step) / "metrics" / "metrics"
+        assert files.read_json(stored)["evaluation/zero_shot/accuracy"] == score
     assert checkpoint.steps(str(workdir)) == [10, 20, 30]
     assert files.read_json(workdir / "manifest.json")["step"] == TOTAL_STEPS
     assert "compiled the step for 2 devices in" in output
     assert "examples/s" in output
+    assert all(row["examples_per_second_per_chip"] > 0 for row in rows)
+
+
+def test_the_steps_asked_for_are_traced(straight):
+    (trace,) = straight[0].glob("profile/plugins/profile/*/*.xplane.pb")
+    found = jax.profiler.ProfileData.from_file(str(trace))
+    steps = {
+        dict(event.stats)["step_num"]
+        for plane in found.planes
+        for line in plane.lines
+        for event in line.events
+        if event.name == "train"
+    }
+    assert steps == {2, 3}
+
+
+def test_a_best_metric_that_is_not_measured_is_refused(folder):
+    wrong = "--config.checkpoint.keep_best=evaluation/zero_shot/f1"
+    status, output = run(folder, "best", wrong)
+    assert status != 0
+    assert "keep_best must be one of" in output
+    assert "compiled" not in output
+    status, output = run(folder, "best", "--config.eval_every_steps=3")
+    assert status != 0
+    assert "want checkpoint_every_steps a multiple of eval_every_steps=3" in output
 
 
 def test_killed_and_terminated_runs_stop_where_they_should(interrupted):

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import math
 
@@ -31,7 +32,7 @@ SCHEDULE = optimizer.make_schedule(peak_lr=1e-3, warmup_steps=2, total_steps=20)
 
 
 @functools.cache
-def program(shape, form="gathered", microbatches=1):
+def program(shape, form="gathered", microbatches=1, patch_dropout=0.0):
     """The mesh and the compiled step; compiling is what these tests cost."""
     mesh = sharding.make_mesh(
         data=shape[0],
@@ -47,6 +48,7 @@ def program(shape, form="gathered", microbatches=1):
         schedule=SCHEDULE,
         loss_form=form,
         microbatches=microbatches,
+        patch_dropout=patch_dropout,
     )
     return mesh, step
 
@@ -141,6 +143,102 @@ def test_microbatches_need_the_memory_of_one_part(initial):
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporary(16) < temporary(1) / 5
+
+
+def test_every_mesh_leaves_out_the_same_patches(initial):
+    found = []
+    for shape, form, microbatches in (
+        ((1, 1, 1), "gathered", 1),
+        ((2, 4, 1), "ring", 2),
+    ):
+        mesh, step = program(shape, form, microbatches, 0.5)
+        state = put(initial, mesh)
+        for number in range(3):
+            state, metrics = step(state, batch_of(mesh, number))
+            found.append(float(metrics["loss"]))
+    np.testing.assert_allclose(found[:3], found[3:], rtol=1e-5)
+
+
+def test_patches_are_left_out_evenly_and_anew_each_step():
+    chosen = np.stack(
+        [
+            train_step.choose_patches(
+                jax.random.key(step), batch=200, patches=10, dropout=0.7
+            )
+            for step in range(10)
+        ]
+    )
+    assert chosen.shape == (10, 200, 3)
+    assert (np.diff(chosen, axis=-1) > 0).all()
+    share = np.bincount(chosen.ravel(), minlength=10) / 2000
+    assert np.abs(share - 0.3).max() < 4 * np.sqrt(0.3 * 0.7 / 2000)
+    assert len(np.unique(chosen.reshape(-1, 3), axis=0)) == 120  # all there are
+    assert not (chosen[0] == chosen[1]).all()
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_a_tower_sees_the_patches_that_it_is_given(family):
+    changes = {"text_pool": "last", "embed_dim": 16} if family == "siglip" else {}
+    architecture = dataclasses.replace(ARCHITECTURE, family=family, **changes)
+    params = clip.init(architecture, jax.random.key(0))
+    images = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), dtype=np.uint8)
+    images = jnp.asarray(images)
+
+    def encode(images, patches=None):
+        return clip.encode_image(architecture, params, images, patches)
+
+    everything = jnp.tile(jnp.arange(4), (3, 1))
+    np.testing.assert_allclose(encode(images, everything), encode(images), atol=1e-6)
+    # Of each image the last patch, bottom right, is left out.
+    changed = images.at[:, 4:, 4:].set(0)
+    some = encode(images, everything[:, :3])
+    np.testing.assert_array_equal(encode(changed, everything[:, :3]), some)
+    assert np.abs(some - encode(images)).max() > 1e-3
+
+
+def test_each_device_holds_what_is_copied_and_its_part_of_the_rest():
+    """Exactly, of parameters and optimizer state; with the whole XLM-V vocabulary."""
+    architecture = dataclasses.replace(ARCHITECTURE, vocab_size=901_629)
+    mesh = sharding.make_mesh(data=2, fsdp=4, tensor=1)
+    state = train_state.create(
+        architecture=architecture, optimizer=ADAMW, mesh=mesh, seed=0
+    )
+    assert state.params["text"]["token_embedding"].shape == (901_632, 16)
+    copied = split = 0
+    for leaf in jax.tree.leaves(state):
+        if leaf.sharding.is_fully_replicated:
+            copied += leaf.nbytes
+        else:
+            split += leaf.nbytes
+    for device in jax.devices():
+        held = sum(
+            shard.data.nbytes
+            for leaf in jax.tree.leaves(state)
+            for shard in leaf.addressable_shards
+            if shard.device == device
+        )
+        assert held == copied + split / 4
+    assert copied < split / 1000
+
+
+def test_compiling_does_not_grow_with_depth():
+    """The program of ten layers is no longer than that of two."""
+    lengths = []
+    for layers in (2, 10):
+        architecture = dataclasses.replace(
+            ARCHITECTURE, vision_layers=layers, text_layers=layers
+        )
+        mesh, _ = program((1, 1, 1))
+        state = train_state.abstract(architecture=architecture, optimizer=ADAMW)
+        step = train_step.make_train_step(
+            architecture=architecture,
+            mesh=mesh,
+            state=state,
+            optimizer=ADAMW,
+            schedule=SCHEDULE,
+        )
+        lengths.append(len(step.lower(state, batch_of(mesh, 0)).as_text().splitlines()))
+    assert lengths[0] == lengths[1]
 
 
 def test_metrics_tell_the_step(on_one_device):

@@ -1,0 +1,125 @@
+"""Compiles for TPUs that are not there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from metaclip_jax import config as keys
+from metaclip_jax import plan, sharding
+
+ROOT = Path(__file__).resolve().parents[2]
+pytest.importorskip("libtpu", reason="needs libtpu: pip install 'metaclip-jax[tpu]'")
+
+
+def run(config, topology, *extra):
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "metaclip_jax.plan"),
+            *(f"--config=configs/{config}.py", f"--topology={topology}", *extra),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+
+
+def read(output):
+    """The words before the figures, and the figures, of each line."""
+    return {line[:17].strip(): line[17:] for line in output.splitlines()}
+
+
+@pytest.fixture(scope="module")
+def b32():
+    """A tenth of the paper's batch on 16 small chips."""
+    done = run("vit_b32_400m", "v5e:4x4", "--config.global_batch=1024")
+    assert done.returncode == 0, done.stderr
+    return read(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def l14():
+    """The paper's recipe."""
+    done = run("vit_l14_400m", "v5p:4x4x8")
+    assert done.returncode == 0, done.stderr
+    return read(done.stdout)
+
+
+def test_vit_b32_fits_v5e(b32):
+    used, limit = memory(b32)
+    assert 2 < used < limit == 15.75
+
+
+def test_vit_l14_fits_v5p_at_the_papers_batch(l14):
+    used, limit = memory(l14)
+    assert 10 < used < 0.9 * limit
+    assert limit == 95.74
+    assert l14["global batch"].startswith("32,768 pairs, 256 a device")
+    # 17.2 PFLOP on 128 chips of 459 TFLOP/s.
+    assert l14["compute floor"].startswith("0.293 s a step")
+
+
+def memory(lines):
+    words = lines["device memory"].split()
+    return float(words[0]), float(words[3])
+
+
+def test_what_does_not_fit_says_by_how_much():
+    done = run("vit_b32_400m", "v5e:2x2")
+    assert done.returncode == 1
+    told = read(done.stdout)["device memory"]
+    assert told.startswith("DOES NOT FIT: ")
+    wanted, there, too_much = (float(told.split()[n]) for n in (3, 6, 9))
+    assert there == 15.75
+    assert too_much == pytest.approx(wanted - there, abs=0.011)
+
+
+def test_slices_split_the_batch_and_nothing_else():
+    two = plan.describe_slice("v5e:2x2", slices=2)
+    assert two.chips == len(two.devices) == 8
+    mesh = sharding.make_mesh(data=-1, fsdp=2, tensor=2, devices=two.devices)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    for number, part in enumerate(mesh.devices):
+        assert {device.slice_index for device in part.flat} == {number}
+    with pytest.raises(ValueError, match="must be a multiple of the 2 TPU slices"):
+        sharding.make_mesh(data=1, fsdp=4, tensor=2, devices=two.devices)
+    with pytest.raises(ValueError, match="mesh.slices=4, but the devices are in 2"):
+        sharding.make_mesh(data=-1, fsdp=2, tensor=2, slices=4, devices=two.devices)
+
+
+def test_a_step_compiles_for_two_slices():
+    where = plan.describe_slice("v5e:2x2", slices=2)
+    config = keys.default()
+    config.global_batch = 64
+    config.image_size = config.model.patch_size = 32
+    config.mesh.fsdp = 4
+    for tower in ("vision", "text"):
+        config.model[f"{tower}_width"] = 128
+        config.model[f"{tower}_heads"] = 2
+    found = plan.make_plan(config, where, vocabulary="clip")
+    assert found.mesh == {"data": 2, "fsdp": 4, "tensor": 1}
+    assert found.fits
+    assert found.argument_bytes > 0
+
+
+def test_the_vocabulary_is_the_configs_and_unknown_ones_are_refused():
+    where = plan.describe_slice("v5e:2x2")
+    with pytest.raises(
+        ValueError, match="must be one of clip, xlm_v, mt5, got 'klingon'"
+    ):
+        plan.make_plan(keys.default(), where, vocabulary="klingon")
+
+
+def test_an_unknown_slice_is_refused():
+    with pytest.raises(ValueError, match="want a TPU topology such as v5e:4x4"):
+        plan.describe_slice("v9:2x2")
+
+
+def test_other_errors_of_the_compiler_are_not_taken_for_lack_of_memory():
+    assert plan._too_much("INTERNAL: something else") is None
+    assert jax.default_backend() == "cpu"
+    assert os.environ["JAX_PLATFORMS"] == "cpu"

@@ -1,0 +1,171 @@
+"""Runs of several processes, and runs that go wrong."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metaclip_jax import checkpoint, files, metrics
+from metaclip_jax.data import pipeline, tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS, DEVICES = 20, 4
+
+RECIPE = """
+from metaclip_jax import config as keys
+
+def get_config():
+    config = keys.default()
+    config.dataset = "{folder}/dataset"
+    config.tokenizer = "{folder}/tokenizer.json"
+    config.global_batch = 32
+    config.total_steps = {steps}
+    config.log_every_steps = 1
+    config.checkpoint_every_steps = 10
+    config.image_size = 16
+    config.dtype = "float32"
+    config.mesh.fsdp = 2
+    config.mesh.tensor = 1
+    config.loss_form = "ring"
+    config.tensorboard = False
+    config.model.patch_size = 8
+    config.model.vision_width = 32
+    config.model.vision_layers = 2
+    config.model.vision_heads = 2
+    config.model.text_width = 32
+    config.model.text_layers = 2
+    config.model.text_heads = 2
+    config.model.context_length = 12
+    config.model.embed_dim = 32
+    config.optimizer.warmup_steps = 5
+    config.data.read_threads = 1
+    return config.lock()
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, write_dataset):
+    folder = tmp_path_factory.mktemp("pods")
+    write_dataset(folder / "dataset", record_count=100)
+    texts = [f"picture {n} told as {n % 3}" for n in range(100)]
+    (folder / "tokenizer.json").write_text(tokenizer.train(texts, 560).to_str())
+    (folder / "recipe.py").write_text(RECIPE.format(folder=folder, steps=STEPS))
+    return folder
+
+
+def start(folder, workdir, *flags, limit=""):
+    """Starts training; `limit` is a command of the shell before it."""
+    command = [sys.executable, "-m", "metaclip_jax.train"]
+    command += [f"--config={folder}/recipe.py", f"--workdir={folder / workdir}"]
+    return subprocess.Popen(
+        ["bash", "-c", f'{limit} exec "$@"', "train", *command, *flags],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(folder, workdir, *, processes=1, flags=(), limit=""):
+    """Returns exit statuses and what was written, by process."""
+    devices = f"--config.cpu_devices={DEVICES // processes}"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        coordinator = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
+    peers = [coordinator, f"--process_count={processes}"] if processes > 1 else []
+    started = [
+        start(
+            folder,
+            workdir,
+            *(devices, *peers, f"--process_index={index}", *flags),
+            limit=limit,
+        )
+        for index in range(processes)
+    ]
+    output = [process.communicate(timeout=300)[0] for process in started]
+    return [process.returncode for process in started], output
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def several(folder, request):
+    """The workdir of a run of several processes."""
+    workdir = f"of_{request.param}"
+    statuses, output = run(folder, workdir, processes=request.param)
+    assert statuses == [0] * request.param, output
+    return folder / workdir
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """The rows of a run of one process."""
+    statuses, output = run(folder, "alone")
+    assert statuses == [0], output
+    return metrics.read(str(folder / "alone"))
+
+
+def assert_alike(rows, others):
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    for got, want in zip(rows, others, strict=True):
+        for name in ("loss", "gradient_norm", "parameter_norm", "logit_scale"):
+            assert got[name] == pytest.approx(want[name], rel=1e-5)
+
+
+def test_several_processes_train_like_one(several, alone):
+    """Twenty steps on as many devices, of real processes that talk over gloo."""
+    assert_alike(metrics.read(str(several)), alone)
+    assert checkpoint.steps(str(several)) == [10, 20]
+
+
+def test_a_run_goes_on_with_another_number_of_processes(folder, several, alone):
+    """From the checkpoint of step 10, on as many devices."""
+    moved = folder / f"moved_{several.name}"
+    shutil.copytree(several, moved)
+    shutil.rmtree(moved / "checkpoints" / "20")
+    shutil.rmtree(moved / "metrics")
+    statuses, output = run(folder, moved.name)
+    assert statuses == [0], output
+    assert "goes on from step 10" in output[0]
+    assert_alike(alone[:10] + metrics.read(str(moved)), alone)
+
+
+def test_steps_that_are_not_finite_are_written_down_and_end_the_run(folder):
+    """A learning rate that overflows: the first step is taken, no later one."""
+    flags = ("--config.optimizer.peak_lr=1e38", "--config.max_skipped_steps=3")
+    statuses, output = run(folder, "overflow", flags=flags)
+    assert statuses != [0]
+    assert "not finite in 3 steps in a row, up to step" in output[0]
+    workdir = folder / "overflow"
+    assert not (workdir / files.MANIFEST).exists()
+    skipped = [
+        files.read_json(path)
+        for path in sorted((workdir / "metrics" / "skipped").iterdir())
+    ]
+    last = skipped[-1]["step"]
+    assert [one["step"] for one in skipped] == [last - 2, last - 1, last]
+    batches = pipeline.batches(
+        str(folder / "dataset"),
+        tokenizer_path=str(folder / "tokenizer.json"),
+        global_batch=32,
+        image_size=16,
+        context_length=12,
+        seed=0,
+        start_step=last - 3,
+        total_steps=last,
+    )
+    for one, batch in zip(skipped, batches, strict=True):
+        assert one["image_ids"] == np.char.decode(batch["image_id"]).tolist()
+    batches.close()
+
+
+def test_a_save_in_the_background_that_fails_ends_the_run(folder):
+    """A disk that takes no file of more than 64 KiB."""
+    statuses, output = run(folder, "full", limit="ulimit -f 64;")
+    assert statuses != [0]
+    assert "File too large" in output[0]
+    assert checkpoint.steps(str(folder / "full")) == []
+    assert not (folder / "full" / files.MANIFEST).exists()
