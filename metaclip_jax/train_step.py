@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,10 +97,8 @@ def make_train_step(
         )
         if loss == "softmax":  # SigLIP's scale is free, and ends above 100
             params |= {"log_logit_scale": clamp(params["log_logit_scale"])}
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, opt_state),
-            (state.params, state.opt_state),
+        params, opt_state = choose(
+            finite, (params, opt_state), (state.params, state.opt_state)
         )
         metrics = {
             "loss": value,
@@ -121,6 +120,11 @@ def make_train_step(
         out_shardings=(layout, sharding.replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def choose(condition: jax.Array, one: Any, other: Any) -> Any:
+    """Returns `one` where bool[] is true, else `other`, a pytree of the same shapes."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
 
 
 def encode_in_parts(
