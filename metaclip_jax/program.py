@@ -108,9 +108,8 @@ def lower(program: Program, config: ConfigDict) -> jax.stages.Lowered:
 def model_flops(program: Program, config: ConfigDict) -> int:
     """FLOPs that a step is worth: what it computes again is not counted."""
     architecture = program.architecture
-    patches = (architecture.image_size // architecture.patch_size) ** 2
     return flops.of_step(
         architecture,
         global_batch=config.global_batch,
-        patches=kept_patches(patches, dropout=config.patch_dropout),
+        patches=kept_patches(architecture.patches, dropout=config.patch_dropout),
     )

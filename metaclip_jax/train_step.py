@@ -75,13 +75,10 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if patch_dropout:
-            patches = choose_patches(
-                jax.random.fold_in(jax.random.key(seed), state.step),
-                batch=len(batch["image"]),
-                patches=(architecture.image_size // architecture.patch_size) ** 2,
-                dropout=patch_dropout,
-            )
-            batch = dict(batch, patches=patches)
+            key = jax.random.fold_in(jax.random.key(seed), state.step)
+            shape = (len(batch["image"]), architecture.patches)
+            chosen = choose_patches(key, *shape, dropout=patch_dropout)
+            batch = dict(batch, patches=chosen)
         (value, accuracies), gradients = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, batch
         )
@@ -166,7 +163,7 @@ def kept_patches(patches: int, *, dropout: float) -> int:
 
 
 def choose_patches(
-    key: jax.Array, *, batch: int, patches: int, dropout: float
+    key: jax.Array, batch: int, patches: int, *, dropout: float
 ) -> jax.Array:
     """Returns int32[batch, kept_patches], ascending: those that each image shows.
 

@@ -60,6 +60,11 @@ class Architecture:
     attention: str = "xla"
     remat: str = "none"
 
+    @property
+    def patches(self) -> int:
+        """How many an image has."""
+        return (self.image_size // self.patch_size) ** 2
+
     def __post_init__(self) -> None:
         """Refuses shapes that no model has, before anything is compiled."""
         for name, value, choices in (

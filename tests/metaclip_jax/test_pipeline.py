@@ -82,6 +82,7 @@ def test_a_batch_has_the_promised_shapes(batches):
         "position": ((16,), "int64"),
         "dataset": ((16,), "int32"),
         "record": ((16,), "int64"),
+        "image_id": ((16,), "bytes192"),
     }
 
 

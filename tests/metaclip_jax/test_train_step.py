@@ -162,9 +162,7 @@ def test_every_mesh_leaves_out_the_same_patches(initial):
 def test_patches_are_left_out_evenly_and_anew_each_step():
     chosen = np.stack(
         [
-            train_step.choose_patches(
-                jax.random.key(step), batch=200, patches=10, dropout=0.7
-            )
+            train_step.choose_patches(jax.random.key(step), 200, 10, dropout=0.7)
             for step in range(10)
         ]
     )
