@@ -1,5 +1,6 @@
 """One optimizer step: both towers, the loss, AdamW, and what is worth logging."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -49,12 +50,12 @@ def make_train_step(
     they were, `skipped` is 1, and only `step` advances, as it counts batches.
     """
 
+    encode_image = functools.partial(clip.encode_image, architecture)
+
     def loss_of(params: clip.Params, batch: Batch) -> tuple[jax.Array, Metrics]:
         image, text = encode_in_parts(
             lambda rows: (
-                clip.encode_image(
-                    architecture, params, rows["image"], rows.get("patches")
-                ),
+                encode_image(params, rows["image"], rows.get("patches")),
                 clip.encode_text(architecture, params, rows["tokens"]),
             ),
             batch,
@@ -64,8 +65,7 @@ def make_train_step(
         return losses.contrastive_loss(
             image,
             text,
-            jnp.exp(params["log_logit_scale"]),
-            params.get("logit_bias", 0.0),
+            **head_scalars(params),
             mesh=mesh,
             batch_axes=sharding.BATCH_AXES,
             kind=loss,
@@ -77,8 +77,8 @@ def make_train_step(
         if patch_dropout:
             key = jax.random.fold_in(jax.random.key(seed), state.step)
             shape = (len(batch["image"]), architecture.patches)
-            chosen = choose_patches(key, *shape, dropout=patch_dropout)
-            batch = dict(batch, patches=chosen)
+            patches = choose_patches(key, *shape, dropout=patch_dropout)
+            batch = dict(batch, patches=patches)
         (value, accuracies), gradients = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, batch
         )
@@ -100,14 +100,12 @@ def make_train_step(
         metrics = {
             "loss": value,
             **accuracies,
-            "logit_scale": jnp.exp(state.params["log_logit_scale"]),
+            **head_scalars(state.params),
             "gradient_norm": gradient_norm,
             "parameter_norm": optax.tree.norm(params),
             "learning_rate": learning_rate,
             "skipped": 1 - finite.astype(jnp.float32),
         }
-        if "logit_bias" in params:
-            metrics["logit_bias"] = state.params["logit_bias"]
         return TrainState(state.step + 1, params, opt_state), metrics
 
     layout = shardings(mesh, state)
@@ -117,6 +115,14 @@ def make_train_step(
         out_shardings=(layout, sharding.replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def head_scalars(params: clip.Params) -> Metrics:
+    """Returns logit_scale f32[] and, where there is one, logit_bias f32[]."""
+    found = {"logit_scale": jnp.exp(params["log_logit_scale"])}
+    if "logit_bias" in params:
+        found["logit_bias"] = params["logit_bias"]
+    return found
 
 
 def choose(condition: jax.Array, one: Any, other: Any) -> Any:
