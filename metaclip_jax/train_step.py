@@ -42,9 +42,7 @@ def make_train_step(
     in is donated. Metrics are f32[]: loss, image_accuracy, text_accuracy,
     logit_scale (logit_bias), gradient_norm, parameter_norm, learning_rate, skipped.
 
-    With microbatches > 1 the towers run over parts of the batch, see `encode_in_parts`.
-    With patch_dropout > 0 the image tower sees a random choice of patches, see
-    `choose_patches`.
+    See `encode_in_parts` for microbatches and `choose_patches` for patch_dropout.
 
     Where the loss or the gradient is not finite, parameters and optimizer stay as
     they were, `skipped` is 1, and only `step` advances, as it counts batches.
@@ -86,17 +84,14 @@ def make_train_step(
         finite = jnp.isfinite(value) & jnp.isfinite(gradient_norm)
         learning_rate = schedule(state.step)
 
-        direction, opt_state = optimizer.update(
-            gradients, state.opt_state, state.params
-        )
+        direction, opt = optimizer.update(gradients, state.opt_state, state.params)
         params = jax.tree.map(
             lambda p, d: p - learning_rate * d, state.params, direction
         )
         if loss == "softmax":  # SigLIP's scale is free, and ends above 100
             params |= {"log_logit_scale": clamp(params["log_logit_scale"])}
-        params, opt_state = choose(
-            finite, (params, opt_state), (state.params, state.opt_state)
-        )
+        params = choose(finite, params, state.params)
+        opt = choose(finite, opt, state.opt_state)
         metrics = {
             "loss": value,
             **accuracies,
@@ -106,7 +101,7 @@ def make_train_step(
             "learning_rate": learning_rate,
             "skipped": 1 - finite.astype(jnp.float32),
         }
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt), metrics
 
     layout = shardings(mesh, state)
     return jax.jit(
