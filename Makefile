@@ -28,7 +28,7 @@ lint: .venv/dev
 	$(BIN)/python -m compileall -q configs data_prep metaclip_jax tests benchmarks
 	$(BIN)/mypy
 
-bench: .venv/dev
+bench: .venv/parity
 	@for script in benchmarks/*.py; do \
 		$(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from metaclip_jax import files
+from metaclip_jax import files, metrics
 from metaclip_jax.data import records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,25 +91,55 @@ def test_no_held_out_text_or_picture_is_in_the_dataset(finished):
     assert not {r.sha256 for r in seen} & {r.sha256 for r in held}
 
 
-def test_the_commands_of_the_readme_run_as_they_stand(finished, tmp_path):
-    workdir, _ = finished
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    (commands,) = [block for block in blocks if "data_prep.curate" in block]
-    (tmp_path / "quickstart_run").symlink_to(workdir)
-    for folder in ("configs", "docs"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+@pytest.fixture(scope="module")
+def beside(finished, tmp_path_factory):
+    """A folder to run documented commands in, with a quick start's run."""
+    folder = tmp_path_factory.mktemp("beside")
+    (folder / "quickstart_run").symlink_to(finished[0])
+    for name in ("configs", "docs"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def run_commands(document, folder, *, about):
+    """Runs, as they stand, the commands of a document's block that names `about`."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / document).read_text(), re.S)
+    (commands,) = [block for block in blocks if about in block]
     done = subprocess.run(
         ["bash", "-euc", commands],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": path, "XLA_FLAGS": ""},
+        cwd=folder,
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "XLA_FLAGS": "",
+        },
         capture_output=True,
         text=True,
         timeout=500,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert (tmp_path / "my_run" / "report.html").exists()
-    assert (tmp_path / "my_run" / "run" / "evaluation" / "20.json").exists()
+
+
+def test_the_commands_of_the_readme_run_as_they_stand(beside):
+    run_commands("README.md", beside, about="data_prep.curate")
+    assert (beside / "my_run" / "report.html").exists()
+    assert (beside / "my_run" / "run" / "evaluation" / "20.json").exists()
+
+
+def test_the_commands_about_training_run_as_they_stand(beside):
+    run_commands("docs/training.md", beside, about="metaclip_jax.train")
+    mesh, two = (metrics.read(str(beside / "my_run" / run)) for run in ("mesh", "two"))
+    assert [row["step"] for row in mesh] == [10, 18, 20]
+    assert mesh[0]["loss"] == pytest.approx(two[0]["loss"], rel=1e-5)
+    assert mesh[1]["loss"] == pytest.approx(two[1]["loss"], rel=1e-5)
+    assert list(beside.glob("my_run/mesh/profile/**/*.xplane.pb"))
+    assert (beside / "my_run" / "two" / "manifest.json").exists()
+
+
+def test_the_commands_about_data_run_as_they_stand(beside):
+    run_commands("docs/data.md", beside, about="metaclip_jax.data.inspect")
+    assert "<img" in (beside / "my_run" / "sheet.html").read_text()
+    assert (beside / "my_run" / "blocks" / "manifest.json").exists()
 
 
 def test_a_second_run_ends_in_seconds(quickstart, finished):

@@ -176,13 +176,14 @@ class MakeBatch:
             try:
                 if not self._has_text(record):
                     raise images.UndecodableImage("no_text", record.image_id)
-                pixels[:] = images.decode_train(
+                images.decode_train(
                     record.image,
                     size=self.image_size,
                     key=crop_key,
                     scale=self.augmentation.scale,
                     flip=self.augmentation.flip,
                     colour=self.augmentation.colour,
+                    out=pixels,
                 )
                 return record, number, losses
             except images.UndecodableImage as error:

@@ -1,0 +1,115 @@
+"""Memory of the contrastive loss and its gradient on TPU slices that are not there.
+
+    python -m benchmarks.loss_memory             # about three minutes, needs libtpu
+
+Compiles the loss for slices of 8 and 32 v5p chips and reads what the compiler says it
+needs on each device, beside the embeddings themselves, at an embedding width of 512:
+
+- all logits on each device (B x B), written plainly;
+- the rows of a device (b x B) against all embeddings gathered, as CLIP trainers do;
+- the ring form, which holds one chunk of logits (b x 1,024).
+
+Inf-CL (arXiv 2410.17243) is the published mark: a global batch of 4M on 8 A800 and of
+12M on 32.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from absl import app
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from metaclip_jax import losses, plan, sharding
+
+_WIDTH = 512
+_MIB = 2**20
+
+
+def full_logits(image: jax.Array, text: jax.Array, scale: jax.Array) -> jax.Array:
+    """The softmax loss as one writes it on one device."""
+    logits = scale * jnp.matmul(image, text.T, precision=jax.lax.Precision.HIGHEST)
+    own = jnp.diagonal(logits)
+    rows, columns = (jax.nn.logsumexp(logits, axis=axis) for axis in (1, 0))
+    return jnp.mean(rows + columns - 2 * own) / 2
+
+
+def needed(where: plan.Slice, form: str, batch: int) -> int:
+    """Returns the bytes that loss and gradient need on a device beside embeddings.
+
+    Raises:
+        jax.errors.JaxRuntimeError: the program does not fit.
+    """
+    mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1, devices=where.devices)
+
+    def loss(image: jax.Array, text: jax.Array, scale: jax.Array) -> jax.Array:
+        if form == "full":
+            # As when nobody says how to split them.
+            image, text = (
+                jax.lax.with_sharding_constraint(x, sharding.replicated(mesh))
+                for x in (image, text)
+            )
+            return full_logits(image, text, scale)
+        value, _ = losses.contrastive_loss(
+            image,
+            text,
+            scale,
+            mesh=mesh,
+            batch_axes=sharding.BATCH_AXES,
+            form=form,
+        )
+        return value
+
+    return _compile(loss, mesh, batch)
+
+
+def _compile(loss: Callable[..., jax.Array], mesh: Mesh, batch: int) -> int:
+    rows = NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES))
+    one = sharding.replicated(mesh)
+    embeddings = jax.ShapeDtypeStruct((batch, _WIDTH), jnp.float32, sharding=rows)
+    scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=one)
+    gradient = jax.jit(
+        jax.value_and_grad(loss, argnums=(0, 1, 2)),
+        out_shardings=(one, (rows, rows, one)),
+    )
+    memory = gradient.lower(embeddings, embeddings, scale).compile().memory_analysis()
+    assert memory is not None
+    # The two do not agree; the larger one is safe.
+    return max(
+        memory.temp_size_in_bytes,
+        memory.peak_memory_in_bytes - memory.argument_size_in_bytes,
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints a line a size, and the ratio."""
+    del argv
+    jax.config.update("jax_platforms", "cpu")
+    os.environ["TPU_STDERR_LOG_LEVEL"] = "4"
+    small, large = plan.describe_slice("v5p:2x2x2"), plan.describe_slice("v5p:2x4x4")
+    batch = 32_768
+    found = {form: needed(small, form, batch) for form in ("full", "gathered", "ring")}
+    for form, size in found.items():
+        print(f"  {form:9} 8 devices, batch {batch:>10,}: {size / _MIB:10,.0f} MiB")
+    for where, batches in (
+        (small, (131_072, 1_048_576, 4_194_304)),
+        (large, (32_768, 131_072, 1_048_576, 4_194_304, 12_582_912)),
+    ):
+        for batch in batches:
+            size = needed(where, "ring", batch)
+            print(
+                f"  ring      {where.chips} devices, batch {batch:>10,}:"
+                f" {size / _MIB:10,.0f} MiB, {size * where.chips / batch:,.0f} bytes a"
+                " row of the device"
+            )
+    ring = found["ring"]
+    print(
+        f"loss memory: ring {found['gathered'] / ring:.1f}x less than gathered rows,"
+        f" {found['full'] / ring:.0f}x less than full logits (32,768 on 8 devices);"
+        " 4M on 8 and 12M on 32 chips compile and fit"
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

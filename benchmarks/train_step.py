@@ -1,0 +1,154 @@
+"""A train step on the CPU: ours against torch and transformers' CLIPModel, in one run.
+
+    python -m benchmarks.train_step              # about two minutes, needs torch
+
+Both train the same model (ViT-S/16 at 112 pixels with a text tower of the same size,
+CLIP's vocabulary and context) in f32 on as many threads, on the same random batch:
+forward, loss, backward, AdamW. A few steps of each alternate, the median counts. Then
+it says what bounds ours: the FLOP/s that it reaches beside those of one large matrix
+product by XLA.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+import torch
+import transformers
+from absl import app, flags
+
+from metaclip_jax import config as keys
+from metaclip_jax import program, sharding, train_state
+
+_BATCH = flags.DEFINE_integer("batch", 64, "pairs a step", lower_bound=2)
+_STEPS = flags.DEFINE_integer("steps", 2, "timed in a row", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "of such rows of each", lower_bound=1)
+_WIDTH, _LAYERS, _HEADS, _SIZE, _PATCH = 384, 12, 6, 112, 16
+_VOCABULARY, _CONTEXT, _EOS = 49_408, 77, 49_407
+
+
+def make_batch() -> dict[str, np.ndarray]:
+    """Returns random images and texts, each text with its end mark."""
+    rng = np.random.default_rng(0)
+    shape = (_BATCH.value, _SIZE, _SIZE, 3)
+    tokens = rng.integers(1, 40_000, (_BATCH.value, _CONTEXT), dtype=np.int32)
+    tokens[:, -1] = _EOS
+    return {"image": rng.integers(0, 255, shape, dtype=np.uint8), "tokens": tokens}
+
+
+def our_step(batch: dict[str, np.ndarray]) -> tuple[Callable[[], float], int]:
+    """Returns what makes one step and gives its loss, and the step's model FLOPs."""
+    config = keys.default()
+    config.global_batch = _BATCH.value
+    config.total_steps = 100_000
+    config.image_size = _SIZE
+    config.dtype = "float32"
+    config.model.patch_size = _PATCH
+    config.model.embed_dim = _WIDTH
+    config.model.remat = "dots"  # memory is what CPUs are short of
+    for tower in ("vision", "text"):
+        config.model[f"{tower}_width"] = _WIDTH
+        config.model[f"{tower}_layers"] = _LAYERS
+        config.model[f"{tower}_heads"] = _HEADS
+    asked = program.make(config, vocab_size=_VOCABULARY, eos_id=_EOS, pad_id=0)
+    compiled = program.lower(asked, config).compile()
+    state = train_state.create(
+        architecture=asked.architecture,
+        optimizer=asked.optimizer,
+        mesh=asked.mesh,
+        seed=0,
+    )
+    arrays = sharding.put_batch(asked.mesh, batch)
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = compiled(state, arrays)
+        return float(metrics["loss"])
+
+    return step, program.model_flops(asked, config)
+
+
+def torch_step(batch: dict[str, np.ndarray]) -> Callable[[], float]:
+    """Returns what makes one step and gives its loss."""
+    tower = {
+        "hidden_size": _WIDTH,
+        "intermediate_size": 4 * _WIDTH,
+        "num_hidden_layers": _LAYERS,
+        "num_attention_heads": _HEADS,
+        "projection_dim": _WIDTH,
+    }
+    model = transformers.CLIPModel(
+        transformers.CLIPConfig(
+            vision_config=tower | {"image_size": _SIZE, "patch_size": _PATCH},
+            text_config=tower
+            | {"vocab_size": _VOCABULARY, "eos_token_id": _EOS, "pad_token_id": 0},
+            projection_dim=_WIDTH,
+        )
+    )
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2
+    )
+    pixels = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).float() / 255
+    tokens = torch.from_numpy(batch["tokens"]).long()
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        output = model(input_ids=tokens, pixel_values=pixels, return_loss=True)
+        output.loss.backward()
+        optimizer.step()
+        return float(output.loss.detach())
+
+    return step
+
+
+def product_flops() -> float:
+    """Returns FLOP/s of XLA's product of two 2,048 x 2,048 f32 matrices."""
+    matrix = jax.numpy.ones((2048, 2048))
+    product = jax.jit(lambda a: a @ a)
+    product(matrix).block_until_ready()
+    return (
+        2
+        * 2048**3
+        / statistics.median(
+            timed(lambda: product(matrix).block_until_ready()) for _ in range(9)
+        )
+    )
+
+
+def timed(function: Callable[[], object]) -> float:
+    """Returns the seconds of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints both rates, the ratio and what bounds it."""
+    del argv
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 1)
+    threads = len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    transformers.logging.set_verbosity_error()
+    batch = make_batch()
+    (ours, flops), theirs = our_step(batch), torch_step(batch)
+    seconds: dict[Callable[[], float], list[float]] = {ours: [], theirs: []}
+    for _ in range(_ROUNDS.value):
+        for step, found in seconds.items():
+            step()  # while the other's threads fall asleep
+            found += [timed(step) for _ in range(_STEPS.value)]
+    mine, other = (statistics.median(each) for each in seconds.values())
+    peak = product_flops()
+    print(
+        f"train step: {_BATCH.value / mine:.1f} pairs/s, torch and transformers"
+        f" {_BATCH.value / other:.1f}, {other / mine:.2f}x ({threads} threads, f32);"
+        f" {flops / mine / 1e9:.0f} GFLOP/s of model FLOPs, {flops / mine / peak:.0%}"
+        f" of XLA's {peak / 1e9:.0f} for a large matrix product"
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)
