@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from metaclip_jax import config as keys
-from metaclip_jax.models import presets
+from metaclip_jax.models import clip, presets
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs"
 TOKENS = {"vocab_size": 49_408, "eos_id": 49_407, "pad_id": 0}
@@ -82,6 +82,26 @@ def test_recipes_build_the_released_architectures(name):
         assert facts == (32_768, 390_624, lr, 0.98, 0.2)
     assert (optimizer.beta1, optimizer.epsilon) == (0.9, 1e-6)
     assert optimizer.warmup_steps == 2_000
+
+
+def test_the_siglip_recipe_builds_the_released_base_model():
+    config = load("siglip_b16")
+    built = keys.architecture(config, vocab_size=32_000, eos_id=1, pad_id=1)
+    assert built.logit_bias
+    # google/siglip-base-patch16-224 on the hub.
+    assert clip.parameter_count(built)["total"] == 203_155_970
+    plain = load("vit_b16_400m")
+    assert config.global_batch * config.total_steps == 12_799_967_232
+    assert config.optimizer.beta2 == 0.95
+    with config.optimizer.unlocked():
+        config.optimizer.beta2 = plain.optimizer.beta2
+    assert config.optimizer == plain.optimizer
+
+
+def test_recipes_name_their_vocabulary():
+    for path in RECIPES.glob("vit_*.py"):
+        wanted = "xlm_v" if "worldwide" in path.stem else "clip"
+        assert load(path.stem).vocabulary == wanted
 
 
 def test_the_quick_start_splits_its_batch_over_two_devices():

@@ -20,6 +20,7 @@ from PIL import Image
 from data_prep.sinks import array_record
 from metaclip_jax import checkpoint, evaluate, files, metrics, runtime
 from metaclip_jax.data import mixture, records, tokenizer
+from metaclip_jax.evaluation import held_out as held_outs
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (40, 60, 220)}
@@ -263,6 +264,8 @@ def test_a_run_learns_logs_evaluates_and_saves(straight):
         if "evaluation/zero_shot/accuracy" in row
     }
     assert list(best) == [10, 20, 30]
+    held_out = held_outs.load_held_out(str(workdir.parent / "held_out"))
+    assert set(evaluate.score_names(held_out)) <= rows[-1].keys()
     for step, score in best.items():
         stored = workdir / "checkpoints" / str(step) / "metrics" / "metrics"
         assert files.read_json(stored)["evaluation/zero_shot/accuracy"] == score
