@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from metaclip_jax import config as keys
-from metaclip_jax import convert, files, loading, sharding, train
+from metaclip_jax import convert, files, loading, program, sharding, train
 from metaclip_jax.conversion import huggingface, table, weights
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.models import clip
@@ -80,22 +80,20 @@ def test_training_starts_from_any_model_of_its_architecture(tmp_path):
     config = keys.of_architecture(loaded.architecture)
     with config.unlocked():
         config.init_from = str(tmp_path / "run")
-    job = train.Job(
+    asked = program.Program(
         architecture=dataclasses.replace(loaded.architecture, dtype="bfloat16"),
-        tokenizer=loaded.tokenizer,
         optimizer=None,
         schedule=None,
         mesh=sharding.make_mesh(data=2, fsdp=2, tensor=2),
-        inputs={},
     )
+    job = train.Job(program=asked, tokenizer=loaded.tokenizer, inputs={})
     params = train.initial_params(job, config)
     assert_equal(params, loaded.params)
     kernel = params["image"]["blocks"]["mlp"]["fc1"]["kernel"]
     assert len({shard.data.shape for shard in kernel.addressable_shards}) == 1
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
-    other = job._replace(
-        architecture=dataclasses.replace(loaded.architecture, activation="gelu")
-    )
+    gelu = dataclasses.replace(loaded.architecture, activation="gelu")
+    other = job._replace(program=asked._replace(architecture=gelu))
     with pytest.raises(ValueError, match="activation: wanted 'gelu', found 'quick"):
         train.initial_params(other, config)
 
