@@ -13,7 +13,6 @@ Inf-CL (arXiv 2410.17243) is the published mark: a global batch of 4M on 8 A800 
 12M on 32.
 """
 
-import os
 from collections.abc import Callable, Sequence
 
 import jax
@@ -86,7 +85,6 @@ def main(argv: Sequence[str]) -> None:
     """Prints a line a size, and the ratio."""
     del argv
     jax.config.update("jax_platforms", "cpu")
-    os.environ["TPU_STDERR_LOG_LEVEL"] = "4"
     small, large = plan.describe_slice("v5p:2x2x2"), plan.describe_slice("v5p:2x4x4")
     batch = 32_768
     found = {form: needed(small, form, batch) for form in ("full", "gathered", "ring")}

@@ -160,22 +160,24 @@ def open_manager(
             f"checkpoint.keep_last must be at least 1, got {keep_last}: the newest"
             " checkpoint is what a run goes on from"
         )
+
+    def score(scores: Mapping[str, float]) -> float:
+        return scores[keep_best]
+
     kept: list[preservation.PreservationPolicy] = [preservation.LatestN(keep_last)]
     if keep_every_steps:
         kept.append(preservation.EveryNSteps(keep_every_steps))
     if keep_best:
         kept.append(
             preservation.BestN(
-                get_metric_fn=lambda scores: scores[keep_best],
-                n=1,
-                keep_checkpoints_without_metrics=False,
+                get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False
             )
         )
     return ocp.CheckpointManager(
         _folder(workdir),
         options=ocp.CheckpointManagerOptions(
             preservation_policy=preservation.AnyPreservationPolicy(kept),
-            best_fn=(lambda scores: scores[keep_best]) if keep_best else None,
+            best_fn=score if keep_best else None,
             enable_async_checkpointing=True,
             # What a killed save left.
             cleanup_tmp_directories=True,

@@ -90,20 +90,17 @@ def describe_slice(topology: str, *, slices: int = 1) -> Slice:
     return Slice(topology, devices, chips, _device_bytes(devices[0]))
 
 
-def make_plan(config: ConfigDict, where: Slice, *, vocabulary: str = "") -> Plan:
+def make_plan(config: ConfigDict, where: Slice) -> Plan:
     """Compiles the config's train step for a slice.
 
     Args:
         config: the recipe.
         where: from `describe_slice`.
-        vocabulary: a name in presets.VOCABULARIES; "" = as the config says.
 
     Raises:
         ValueError: the recipe is at odds with itself or with the slice.
     """
-    asked = program.make(
-        config, **_token_ids(config, vocabulary), devices=where.devices
-    )
+    asked = program.make(config, **_token_ids(config), devices=where.devices)
     found = Plan(
         devices=len(where.devices),
         chips=where.chips,
@@ -186,15 +183,16 @@ def report(config: ConfigDict, where: Slice, plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _token_ids(config: ConfigDict, vocabulary: str) -> dict[str, int]:
-    if config.tokenizer and not vocabulary:
+def _token_ids(config: ConfigDict) -> dict[str, int]:
+    """The tokenizer's, or those of the vocabulary that the recipe names."""
+    if config.tokenizer:
         tokenizer = tokenizers.load(config.tokenizer)
         return {
             "vocab_size": tokenizer.vocab_size,
             "eos_id": tokenizer.eos_id,
             "pad_id": tokenizer.pad_id,
         }
-    name = vocabulary or config.vocabulary
+    name = config.vocabulary
     if name not in presets.VOCABULARIES:
         raise ValueError(
             f"vocabulary must be one of {', '.join(presets.VOCABULARIES)}, got"
