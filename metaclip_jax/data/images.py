@@ -40,6 +40,8 @@ _DECODER_ERRORS = (
     IndexError,
     struct.error,
 )
+# Of a JPEG that Pillow decodes all the same.
+_HARMLESS = ("colo", "extraneous bytes")
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
@@ -161,12 +163,15 @@ def decode_eval(data: bytes, *, size: int, squash: bool = False) -> np.ndarray:
 
 
 def open_eval(data: bytes) -> Image.Image:
-    """Decodes an image whole, with Pillow, as RGB. Raises UndecodableImage."""
+    """Decodes an image whole, with Pillow, as RGB; transparent pixels are put on white.
+
+    Raises UndecodableImage.
+    """
     image_size(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow on odd EXIF and palettes
-            return Image.open(io.BytesIO(data)).convert("RGB")
+            return _flat(Image.open(io.BytesIO(data)))
     except _DECODER_ERRORS as error:
         raise UndecodableImage("broken_image", str(error)) from error
 
@@ -176,8 +181,9 @@ def fit_eval(image: Image.Image, *, size: int, squash: bool = False) -> np.ndarr
 
     The shortest side is resized to `size` with Pillow's bicubic filter and the centre
     is cut out; with `squash` both sides are resized instead, whatever their ratio.
+    Transparent pixels are put on white.
     """
-    image = image.convert("RGB")
+    image = _flat(image)
     if squash:
         return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
     width, height = image.size
@@ -230,8 +236,9 @@ def _decode_box(
             min_height=math.ceil(height * dct_scale),
         )
     except _DECODER_ERRORS as error:
-        # Colour spaces that libjpeg-turbo does not turn into RGB are left to Pillow.
-        if "colo" not in str(error).lower():
+        # Left to Pillow: colour spaces that libjpeg-turbo does not turn into RGB, and
+        # stray bytes between the markers, which are common and which curation keeps.
+        if not any(harmless in str(error).lower() for harmless in _HARMLESS):
             raise UndecodableImage("broken_image", str(error)) from error
         return _decode_with_pillow(data), box
     # Pixel k of the scaled image is pixels [k / scale, (k + 1) / scale) of the whole.
@@ -257,15 +264,15 @@ def _decode_other(data: bytes) -> np.ndarray:
 
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
-            if image.has_transparency_data:
-                return _on_white(np.asarray(image.convert("RGBA")))
-            return np.asarray(image.convert("RGB"))
-    except _DECODER_ERRORS as error:
-        raise UndecodableImage("broken_image", str(error)) from error
+    return np.asarray(open_eval(data))
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """Returns an image as RGB; transparent pixels are put on white."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def _on_white(pixels: np.ndarray) -> np.ndarray:

@@ -1,12 +1,14 @@
 """Decoding: crops, DCT-scaled decoding, other formats, evaluation, broken input."""
 
 import io
+from functools import partial
 
 import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
 
+from data_prep.images import inspect as curation
 from metaclip_jax.data import draws, images
 
 
@@ -119,14 +121,15 @@ def test_other_colour_modes_become_rgb(mode, kind):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_transparent_pixels_are_white_in_training(kind):
+def test_transparent_pixels_are_white_in_training_and_evaluation(kind):
     pixels = np.zeros((32, 32, 4), np.uint8)
     pixels[:, 16:] = (0, 0, 255, 255)
-    found = images.decode_train(
-        encoded(pixels, kind, lossless=True), size=32, key=3, scale=(1, 1), ratio=(1, 1)
-    )
-    assert (found[:, :14] == 255).all()
-    assert (found[:, 18:] == (0, 0, 255)).all()
+    data = encoded(pixels, kind, lossless=True)
+    whole = partial(images.decode_train, key=3, scale=(1, 1), ratio=(1, 1))
+    for decode in (whole, images.decode_eval):
+        found = decode(data, size=32)
+        assert (found[:, :14] == 255).all()
+        assert (found[:, 18:] == (0, 0, 255)).all()
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 200), (200, 3), (30, 20)])
@@ -258,6 +261,45 @@ def test_broken_input_has_a_reason(data, reason):
     with pytest.raises(images.UndecodableImage) as caught:
         images.decode_train(data, size=16, key=0)
     assert caught.value.reason == reason
+
+
+def curated(data):
+    """The status that curation gives, and whether it keeps the bytes as they are."""
+    found = curation.inspect(
+        data, min_side=8, max_side=512, max_aspect=10, max_pixels=1 << 20
+    )
+    return found.status, found.image == data
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_stray_bytes_between_markers_are_kept_by_curation_and_by_training(progressive):
+    data = encoded(natural(300, 400), "JPEG", progressive=progressive)
+    scan = data.index(b"\xff\xda")
+    for stray in (
+        data[:scan] + b"\0\1\2" + data[scan:],
+        data[:-2] + b"\1\2\3\4" + data[-2:],
+    ):
+        assert curated(stray) == ("ok", True)
+        for decode in (images.decode_eval, partial(images.decode_train, key=0)):
+            assert psnr(decode(stray, size=64), decode(data, size=64)) > 30
+        assert curated(stray[: len(stray) // 2])[0] == "truncated_image"
+        with pytest.raises(images.UndecodableImage, match="broken_image"):
+            images.decode_train(stray[: len(stray) // 2], size=64, key=0)
+
+
+def test_what_curation_keeps_is_decoded_in_training():
+    rng = np.random.default_rng(1)
+    for kind in ("JPEG", "WEBP"):
+        data = encoded(natural(64, 64), kind)
+        kept = 0
+        for _ in range(300):
+            body = bytearray(data)
+            place, few = int(rng.integers(20, len(data))), int(rng.integers(1, 4))
+            body[place : place + int(rng.integers(2))] = rng.bytes(few)
+            if curated(bytes(body)) == ("ok", True):
+                kept += 1
+                images.decode_train(bytes(body), size=16, key=0)
+        assert kept > 30
 
 
 def test_an_image_of_too_many_pixels_is_not_decoded():

@@ -2,6 +2,7 @@
 
 import io
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -32,17 +33,40 @@ def png(picture):
     return buffer.getvalue()
 
 
+def transparent(picture, kind):
+    """The PNG of a picture whose colours go on where nobody sees them."""
+    ramp = np.linspace(-64, 320, picture.width).clip(0, 255).astype(np.uint8)
+    alpha = Image.fromarray(np.tile(ramp, (picture.height, 1)))
+    if kind == "RGBA 16":
+        picture.putalpha(alpha)
+        pixels = cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGBA2BGRA)
+        return cv2.imencode(".png", pixels.astype(np.uint16) * 257)[1].tobytes()
+    if kind == "P":
+        picture = picture.quantize(16)
+        picture.info["transparency"] = bytes(range(0, 256, 16))
+    elif kind == "RGB":
+        picture.info["transparency"] = picture.getpixel((0, 0))
+    else:
+        picture = picture.convert(kind)
+        picture.putalpha(alpha)
+    return png(picture)
+
+
 @pytest.mark.parametrize("squash", [False, True])
-def test_a_hundred_images_equal_the_processor(squash):
+@pytest.mark.parametrize("kind", ["opaque", "RGBA", "LA", "P", "RGB", "RGBA 16"])
+def test_images_equal_the_processor(kind, squash):
     square = {"height": 64, "width": 64}
     processor = transformers.CLIPImageProcessorPil(
         size=square if squash else {"shortest_edge": 64},
         do_center_crop=not squash,
         crop_size=square,
     )
-    for picture in pictures(100):
-        want = processor(picture, return_tensors="np")["pixel_values"][0]
-        pixels = image_data.decode_eval(png(picture), size=64, squash=squash)
+    for picture in pictures(100 if kind == "opaque" else 20):
+        data = png(picture) if kind == "opaque" else transparent(picture, kind)
+        stored = Image.open(io.BytesIO(data))
+        assert stored.has_transparency_data == (kind != "opaque")
+        want = processor(stored, return_tensors="np")["pixel_values"][0]
+        pixels = image_data.decode_eval(data, size=64, squash=squash)
         got = (pixels.astype(np.float32) / 255 - vit.IMAGE_MEAN) / vit.IMAGE_STD
         np.testing.assert_allclose(got.transpose(2, 0, 1), want, atol=1e-5)
 
