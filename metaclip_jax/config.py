@@ -119,8 +119,8 @@ def _data() -> ConfigDict:
     # are shares of the examples up to a factor.
     data.mixture = ()
     data.order = "global"  # any record anywhere, or "blocks": large reads, for gs://
-    data.block_records = 128  # consecutive records that are read together
-    data.window_blocks = 256  # blocks that are shuffled together, held in memory twice
+    data.block_records = 128  # consecutive records that stay together
+    data.window_blocks = 64  # blocks shuffled together: at most a quarter of a batch
     data.crop_scale = (0.9, 1.0)  # least and most share of the image area to crop
     data.flip = False  # mirror every second image
     data.colour = 0.0  # most change of brightness, contrast, saturation, as a share

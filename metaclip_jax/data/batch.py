@@ -58,13 +58,22 @@ class MakeBatch:
     threads: workers.Threads
 
     def positions(self, step: int) -> np.ndarray:
-        """Returns int64[b], the global positions of this host's rows."""
-        return order.host_positions(
+        """Returns int64[b], the global positions of this host's rows.
+
+        With blocks, the batch's rows are in the order of their records.
+        """
+        mine = order.host_positions(
             step,
             global_batch=self.global_batch,
             process_index=self.process_index,
             process_count=self.process_count,
         )
+        if not any(self.readers):
+            return mine
+        whole = order.host_positions(step, global_batch=self.global_batch)
+        members, own = mixture.deal(whole, parts=self.shares, seed=self.seed)
+        near = blocks.neighbours(whole, members=members, own=own, sources=self.sources)
+        return near[mine - whole[0]]
 
     def __call__(self, step: int) -> Made:
         """Reads, decodes, crops and tokenises the host batch of a step."""
@@ -127,7 +136,7 @@ class MakeBatch:
             epochs, index = source.index(own[here])
             numbers = source.records(epochs, index)
             data = (
-                reader.read(epochs, index)
+                reader.read(numbers)
                 if reader
                 else records.read(self.datasets[member], numbers)
             )

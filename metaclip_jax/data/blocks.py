@@ -1,79 +1,79 @@
-"""Reads a dataset block by block, for the `blocks` order.
+"""Reads for the `blocks` order: few, large, and of nothing that a host does not need.
 
-A block is fetched whole, once while its window lasts, and its records wait in memory
-until the batches have taken them: from gs:// one large request instead of hundreds.
+The rows of a global batch stand in the order of their records, so that a host's run of
+them lies in few blocks. What it needs of these is read run by run, and no more: from
+gs:// a run is one request instead of hundreds.
 """
 
-import threading
-from collections import OrderedDict
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
+from metaclip_jax import files
 from metaclip_jax.data import order, records
 
 _FETCHES = 16  # at a time, in each process
+_GAP = 8  # records: passing over fewer costs less than another request
+
+
+def neighbours(
+    positions: NDArray[np.int64],
+    *,
+    members: NDArray[np.int64],
+    own: NDArray[np.int64],
+    sources: Sequence[order.Source],
+) -> NDArray[np.int64]:
+    """Returns the positions of a global batch so that neighbouring records follow.
+
+    A dataset of a mixture keeps its rows among those of the others: hosts have equal
+    shares of each.
+
+    Args:
+      positions: int64[B], of the global batch.
+      members, own: int64[B] each, what `mixture.deal` says of them.
+      sources: of all datasets.
+    """
+    result = positions.copy()
+    for member, source in enumerate(sources):
+        here = np.flatnonzero(members == member)
+        epochs, index = source.index(own[here])
+        result[here] = positions[here][np.lexsort((index, epochs))]
+    return result
+
+
+def runs(
+    numbers: NDArray[np.int64], shard_lengths: Sequence[int]
+) -> list[NDArray[np.int64]]:
+    """Splits ascending record numbers into what one request reads.
+
+    A run lies in one file shard, and its records close together.
+    """
+    shard = np.searchsorted(np.cumsum(shard_lengths), numbers, side="right")
+    apart = (np.diff(numbers) > _GAP) | (np.diff(shard) > 0)
+    return np.split(numbers, np.flatnonzero(apart) + 1) if numbers.size else []
 
 
 class BlockReader:
-    """Reads records of a source through its blocks. Threads may share it.
+    """Reads records that lie in few places of a dataset. Threads may share it."""
 
-    Memory: `blocks.window` blocks of records as they are stored, and as many again
-    while the batches pass from one window to the next.
-    """
-
-    def __init__(
-        self, dataset: records.Dataset, source: order.Source, blocks: order.Blocks
-    ) -> None:
-        self._dataset, self._source, self._blocks = dataset, source, blocks
-        self._start()
-
-    def _start(self) -> None:
-        self._lock = threading.Lock()
-        self._held: OrderedDict[tuple[int, int], Future[list[bytes]]] = OrderedDict()
+    def __init__(self, dataset: records.Dataset) -> None:
+        self._dataset = dataset
         self._pool = ThreadPoolExecutor(_FETCHES, thread_name_prefix="fetch")
 
-    def __getstate__(self) -> dict[str, Any]:
-        own = ("_lock", "_held", "_pool")
-        return {k: v for k, v in self.__dict__.items() if k not in own}
+    def __reduce__(self) -> tuple[type, tuple[records.Dataset]]:
+        return BlockReader, (self._dataset,)  # a copy in another process has its own
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._start()
-
-    def read(self, epochs: NDArray[np.int64], index: NDArray[np.int64]) -> list[bytes]:
-        """Returns the records that a source's `index` named, in their order."""
-        numbers = index // self._blocks.records
-        wanted = sorted(set(zip(epochs.tolist(), numbers.tolist(), strict=True)))
-        with self._lock:
-            futures = {key: self._request(key) for key in wanted}
-            while len(self._held) > max(2 * self._blocks.window, len(wanted)):
-                self._held.popitem(last=False)
-        fetched = {key: future.result() for key, future in futures.items()}
-        places = zip(
-            epochs.tolist(),
-            numbers.tolist(),
-            (index % self._blocks.records).tolist(),
-            strict=True,
-        )
-        return [fetched[epoch, block][place] for epoch, block, place in places]
-
-    def _request(self, key: tuple[int, int]) -> "Future[list[bytes]]":
-        """The records of a block, fetched or under way."""
-        if key not in self._held or _failed(self._held[key]):
-            self._held[key] = self._pool.submit(self._fetch, *key)
-        self._held.move_to_end(key)
-        return self._held[key]
-
-    def _fetch(self, epoch: int, block: int) -> list[bytes]:
-        size = self._blocks.records
-        end = min((block + 1) * size, self._source.size(epoch))
-        index = np.arange(block * size, end)
-        numbers = self._source.records(np.full_like(index, epoch), index)
-        return records.read(self._dataset, numbers, ahead=True)
-
-
-def _failed(future: "Future[list[bytes]]") -> bool:
-    return future.done() and future.exception() is not None
+    def read(self, numbers: NDArray[np.int64]) -> list[bytes]:
+        """Returns the records of int64[n] numbers, in their order."""
+        ascending, places = np.unique(numbers, return_inverse=True)
+        if files.is_local(self._dataset.folder):
+            found = records.read(self._dataset, ascending)
+        else:
+            parts = runs(ascending, self._dataset.shard_lengths)
+            fetched = self._pool.map(
+                lambda part: records.read(self._dataset, part, ahead=True), parts
+            )
+            found = [data for part in fetched for data in part]
+        return [found[place] for place in places.tolist()]

@@ -3,8 +3,8 @@
 Position p of the order says everything: nothing is shuffled in memory, so that a
 restart needs only the step. Each epoch is a permutation of its records, either of all
 at once (`global`) or block by block: whole blocks of consecutive records change places,
-then records are shuffled inside a window of blocks, so that a reader fetches whole
-blocks, each once an epoch.
+then records are shuffled inside a window of blocks, so that a batch takes many
+records of few blocks.
 """
 
 from typing import NamedTuple, Protocol
@@ -24,7 +24,7 @@ _SLOT, _BLOCK, _WINDOW = range(3)
 class Blocks(NamedTuple):
     """The shape of the `blocks` order."""
 
-    records: int  # consecutive records that are read together
+    records: int  # consecutive ones, which stay in one window
     window: int  # blocks that are shuffled together
 
 

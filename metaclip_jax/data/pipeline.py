@@ -95,8 +95,7 @@ def batches(
         datasets=opened,
         sources=tuple(sources),
         readers=tuple(
-            blocks.BlockReader(one, source, order_blocks) if order_blocks else None
-            for one, source in zip(opened, sources, strict=True)
+            blocks.BlockReader(one) if order_blocks else None for one in opened
         ),
         shares=mixture.shares(parts),
         choice=choice,
@@ -113,7 +112,6 @@ def batches(
     return _start(
         make,
         range(start_step, total_steps),
-        order_blocks=order_blocks,
         worker_count=worker_count,
         prefetch=prefetch,
         max_replaced_share=max_replaced_share,
@@ -154,7 +152,6 @@ def _start(
     make: batch.MakeBatch,
     steps: range,
     *,
-    order_blocks: order.Blocks | None,
     worker_count: int,
     prefetch: int,
     max_replaced_share: float,
@@ -167,7 +164,7 @@ def _start(
         worker_count=worker_count,
         prefetch=prefetch,
         batch_bytes=host_batch * (3 * make.image_size**2 + 4 * make.context_length),
-        stored_bytes=_stored_bytes(make.datasets, order_blocks, host_batch),
+        stored_bytes=_stored_bytes(make.datasets, host_batch),
     )
     made = workers.iterate(make, steps, worker_count=worker_count, prefetch=prefetch)
     return Batches(made, max_replaced_share=max_replaced_share)
@@ -249,11 +246,7 @@ class Batches:
             )
 
 
-def _stored_bytes(
-    datasets: Sequence[records.Dataset],
-    order_blocks: order.Blocks | None,
-    host_batch: int,
-) -> int:
+def _stored_bytes(datasets: Sequence[records.Dataset], host_batch: int) -> int:
     """Returns about how many bytes of stored records a process holds at a time."""
     shards = [
         shard
@@ -264,8 +257,6 @@ def _stored_bytes(
     ]
     mean = sum(shard["bytes"] for shard in shards) / sum(map(len, datasets))
     held = 2 * host_batch  # two batches are made at a time
-    if order_blocks:
-        held += 2 * order_blocks.records * order_blocks.window * len(datasets)
     return round(mean * min(held, 2 * sum(map(len, datasets))))
 
 

