@@ -95,7 +95,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         )
         state, start, totals = first_state(job, config, manager, workdir)
         batches = stack.enter_context(
-            contextlib.closing(open_batches(config, start_step=start))
+            contextlib.closing(open_batches(config, workdir, start_step=start))
         )
         feed = feed_devices(job, batches, ahead=config.data.device_prefetch)
         step_function, compile_seconds = compile_step(job, config)
@@ -219,8 +219,13 @@ def initial_params(job: Job, config: ConfigDict) -> clip.Params:
     return train_state.place(loaded.params, mesh=job.program.mesh)
 
 
-def open_batches(config: ConfigDict, *, start_step: int) -> pipeline.Batches:
-    """This process's batches from `start_step` on; their whole state is the step."""
+def open_batches(
+    config: ConfigDict, workdir: str, *, start_step: int
+) -> pipeline.Batches:
+    """This process's batches from `start_step` on; their whole state is the step.
+
+    The workdir serves to share what is found out about epochs; "" = it is not shared.
+    """
     data = config.data
     return pipeline.batches(
         config.dataset,
@@ -247,6 +252,7 @@ def open_batches(config: ConfigDict, *, start_step: int) -> pipeline.Batches:
         ),
         online_t=data.online_t,
         online_tail_share=data.online_tail_share,
+        online_folder=workdir and f"{workdir}/online",
         max_replaced_share=data.max_replaced_share,
         worker_count=data.worker_count,
         read_threads=data.read_threads,

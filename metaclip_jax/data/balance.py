@@ -13,19 +13,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from absl import logging
 from numpy.typing import NDArray
 
 from metaclip_jax import files
-from metaclip_jax.data import draws, order, records, texts
+from metaclip_jax.data import kept, order, records, texts
 
 COUNTS = "counts.parquet"  # of a dataset folder
 LEAD = "en"  # the metadata whose t is given, where there are several
 
-_EPOCHS_HELD = 2  # a batch may straddle two
+_EPOCHS_HELD = 2  # at least: a batch may straddle two,
+_BITS_HELD = 1 << 20  # and of a small dataset, whose epochs a mixture goes through
 
 
 def keep_probabilities(
@@ -79,7 +79,7 @@ class OnlineBalance:
     """An order.Source: an endless pass over what each epoch keeps.
 
     It pickles and threads may share it. Memory: a bit for each record of the dataset,
-    for two epochs.
+    for two epochs (more of a small one).
     """
 
     def __init__(
@@ -91,11 +91,13 @@ class OnlineBalance:
         tail_share: float,
         choice: texts.Choice | None = None,
         blocks: order.Blocks | None = None,
+        shared: str = "",
     ) -> None:
         """Reads the dataset's counts; see `keep_probabilities` for t and tail_share.
 
         `choice` says how the text that stands for an image is drawn, `blocks` how the
-        kept records are shuffled.
+        kept records are shuffled. `shared` is a folder in which all processes of a run
+        share what they find out about epochs, and a run that goes on finds it again.
 
         Raises:
           ValueError: the dataset was thinned already, or t and tail_share do not say
@@ -114,20 +116,24 @@ class OnlineBalance:
                 f"to 1, got {t} and {tail_share}"
             )
         self._dataset, self._seed = dataset, seed
-        self._choice, self._blocks = choice or texts.Choice(), blocks
-        self._keep = keep_probabilities(
-            read_counts(dataset), t=t, tail_share=tail_share
+        self._blocks = blocks
+        self._rule = kept.Rule(
+            dataset,
+            keep=keep_probabilities(read_counts(dataset), t=t, tail_share=tail_share),
+            choice=choice or texts.Choice(),
+            seed=seed,
+            folder=shared,
         )
         self._ends: list[int] = []  # records of all epochs up to each
-        self._kept: dict[int, _Kept] = {}
+        self._held: dict[int, kept.Bits] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_kept")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_held")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._kept = {}
+        self._held = {}
         self._lock = threading.Lock()
 
     def index(
@@ -160,8 +166,8 @@ class OnlineBalance:
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
             with self._lock:
-                kept = self._hold(epoch)
-            numbers[here] = kept.records(index[here])
+                bits = self._hold(epoch)
+            numbers[here] = bits.records(index[here])
         return numbers
 
     def order(
@@ -174,7 +180,7 @@ class OnlineBalance:
     def size(self, epoch: int) -> int:
         """Returns how many records an epoch keeps."""
         with self._lock:
-            return self._hold(epoch).total
+            return self._total(epoch)
 
     def progress(self, position: int) -> float:
         """Returns how many epochs lie before a position."""
@@ -186,29 +192,31 @@ class OnlineBalance:
     def epoch_records(self, epoch: int) -> NDArray[np.int64]:
         """Returns the records that an epoch keeps, ascending."""
         with self._lock:
-            kept = self._hold(epoch)
-        return kept.records(np.arange(kept.total))
+            bits = self._hold(epoch)
+        return bits.records(np.arange(bits.total))
 
     def _ends_until(self, position: int) -> NDArray[np.int64]:
         """Returns where epochs end, up to the one that holds a position."""
         with self._lock:
             while not self._ends or self._ends[-1] <= position:
-                kept = self._hold(len(self._ends))
-                self._ends.append(kept.total + (self._ends[-1] if self._ends else 0))
+                total = self._total(len(self._ends))
+                self._ends.append(total + (self._ends[-1] if self._ends else 0))
             return np.array(self._ends)
 
-    def _hold(self, epoch: int) -> "_Kept":
-        """What the epoch keeps, computed when it is first asked for."""
-        if epoch not in self._kept:
-            for old in sorted(self._kept)[: 1 - _EPOCHS_HELD]:
-                del self._kept[old]
-            self._kept[epoch] = _Kept(
-                [
-                    self._shard_mask(shard, epoch)
-                    for shard in range(len(self._dataset.shards))
-                ]
-            )
-            if not self._kept[epoch].total:
+    def _total(self, epoch: int) -> int:
+        """How many records an epoch keeps; those of epochs past are read, if shared."""
+        if epoch in self._held or not (total := self._rule.read_total(epoch)):
+            return self._hold(epoch).total
+        return total
+
+    def _hold(self, epoch: int) -> kept.Bits:
+        """What the epoch keeps, found when it is first asked for."""
+        if epoch not in self._held:
+            most = max(_EPOCHS_HELD, _BITS_HELD // len(self._dataset))
+            for old in sorted(self._held)[: 1 - most]:
+                del self._held[old]
+            self._held[epoch] = bits = self._rule.bits(epoch)
+            if not bits.total:
                 raise ValueError(
                     f"{self._dataset.folder}: epoch {epoch} keeps none of "
                     f"{len(self._dataset)} records; raise data.online_t"
@@ -216,86 +224,20 @@ class OnlineBalance:
             logging.info(
                 "epoch %d keeps %d of %d records",
                 epoch,
-                self._kept[epoch].total,
+                bits.total,
                 len(self._dataset),
             )
-        return self._kept[epoch]
+            if self._rule.folder:
+                thread = threading.Thread(
+                    target=self._prepare, args=(epoch + 1,), daemon=True
+                )
+                thread.start()
+        return self._held[epoch]
 
-    def _shard_mask(self, shard: int, epoch: int) -> NDArray[np.bool_]:
-        """Returns bool[records of the shard], what the epoch keeps of it."""
-        table = records.read_entries(self._dataset, shard)
-        if not table.num_rows:
-            return np.zeros(0, bool)
-        ids = table["image_id"].to_pylist()
-        image_keys = np.array([texts.image_key(i) for i in ids], np.uint64)
-        text_lists = table["text_keys"].combine_chunks()
-        text_offsets = text_lists.offsets.to_numpy().astype(np.int64)
-        numbers = texts.draw(
-            image_keys,
-            np.diff(text_offsets),
-            epochs=epoch,
-            seed=self._seed,
-            kinds=self._kinds(shard, table),
-        )[0]
-        some = numbers >= 0
-        chosen = (text_offsets[:-1] + numbers)[some]
-        keys = text_lists.flatten().to_numpy()[chosen]
-        codes = table["metadata"].combine_chunks().flatten().take(pa.array(chosen))
-        lists = table["entry_ids"].combine_chunks().flatten().take(pa.array(chosen))
-        offsets = lists.offsets.to_numpy().astype(np.int64)
-        lengths = np.diff(offsets)
-        entry_ids = lists.flatten().to_numpy()
-        probability = np.empty(entry_ids.size)
-        for code in pc.unique(codes).to_pylist():
-            own = np.repeat(
-                pc.equal(codes, code).to_numpy(zero_copy_only=False), lengths
-            )
-            probability[own] = self._keep[code][entry_ids[own]]
-        bits = draws.mix(
-            self._seed, order.ACCEPT, epoch, np.repeat(keys, lengths), entry_ids
-        )
-        accepted = draws.uniform(bits) < probability
-        running = np.concatenate([[0], np.cumsum(accepted)])
-        mask = np.zeros(table.num_rows, bool)
-        mask[some] = running[offsets[1:]] > running[offsets[:-1]]
-        return mask
-
-    def _kinds(self, shard: int, table: pa.Table) -> tuple[NDArray, NDArray] | None:
-        """Weights and kinds of the shard's texts, where their source matters."""
-        if not self._choice.needs_sources:
-            return None
-        if "text_sources" not in table.column_names:
-            raise ValueError(
-                f"{self._dataset.shards[shard]}: its sidecar does not say where texts "
-                "come from (it was curated by an older version), so weights by text "
-                "source cannot be used with online balancing; curate it again, or "
-                "leave data.text_source_weights and data.synthetic_sources empty"
-            )
-        sources = table["text_sources"].combine_chunks().flatten().to_pylist()
-        return self._choice.kinds(sources)
-
-
-class _Kept:
-    """The kept records of one epoch: a bit a record, and counts up to each shard."""
-
-    def __init__(self, masks: list[NDArray[np.bool_]]) -> None:
-        self._bits = [np.packbits(mask) for mask in masks]
-        self._sizes = [mask.size for mask in masks]
-        self._first = np.concatenate([[0], np.cumsum(self._sizes)])  # record of a shard
-        self._before = np.concatenate([[0], np.cumsum([m.sum() for m in masks])])
-
-    @property
-    def total(self) -> int:
-        """How many records the epoch keeps."""
-        return int(self._before[-1])
-
-    def records(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Returns the dataset's record for each index into the kept ones."""
-        shard_of = np.searchsorted(self._before, index, side="right") - 1
-        numbers = np.empty(index.shape, np.int64)
-        for shard in np.unique(shard_of).tolist():
-            here = np.flatnonzero(shard_of == shard)
-            mask = np.unpackbits(self._bits[shard], count=self._sizes[shard])
-            inside = np.flatnonzero(mask)[index[here] - self._before[shard]]
-            numbers[here] = self._first[shard] + inside
-        return numbers
+    def _prepare(self, epoch: int) -> None:
+        """Finds what an epoch keeps before it begins, for all who share the folder."""
+        try:
+            self._rule.bits(epoch)
+            self._rule.forget(epoch - 2 - _EPOCHS_HELD)
+        except Exception as error:  # it comes again where the bits are needed
+            logging.info("preparing epoch %d: %r", epoch, error)

@@ -52,6 +52,7 @@ def batches(
     max_replaced_share: float = 0.05,
     online_t: int = 0,
     online_tail_share: float = 0.0,
+    online_folder: str = "",
 ) -> "Batches":
     """Opens datasets and returns this host's batches of [start_step, total_steps).
 
@@ -77,6 +78,7 @@ def batches(
       online_t, online_tail_share: balance an unthinned dataset anew in each epoch, see
         balance.OnlineBalance; both 0 = no. Of several datasets, each is balanced by
         its own counts.
+      online_folder: where a run's processes share what each epoch keeps; "" = nowhere.
 
     Raises:
       FileNotFoundError: a dataset or the tokenizer is missing or unfinished.
@@ -87,10 +89,8 @@ def batches(
     _check_values(start_step, total_steps, worker_count, prefetch)
     augmentation.check()
     choice = choice or texts.Choice()
-    sources = [
-        _source(one, seed, order_blocks, choice, online_t, online_tail_share)
-        for one in opened
-    ]
+    online = (online_t, online_tail_share, online_folder)
+    sources = [_source(one, seed, order_blocks, choice, *online) for one in opened]
     make = batch.MakeBatch(
         datasets=opened,
         sources=tuple(sources),
@@ -135,6 +135,7 @@ def _source(
     choice: texts.Choice,
     online_t: int,
     online_tail_share: float,
+    online_folder: str,
 ) -> order.Source:
     if not online_t and not online_tail_share:
         return order.WholeDataset(len(dataset), seed=seed, blocks=order_blocks)
@@ -145,6 +146,7 @@ def _source(
         tail_share=online_tail_share,
         choice=choice,
         blocks=order_blocks,
+        shared=online_folder,
     )
 
 

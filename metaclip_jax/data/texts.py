@@ -10,10 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from metaclip_jax.data import draws, order
 
+_ID_LETTERS = 24
+_VALUES = np.zeros(256, np.uint8)  # of hex digits
+_VALUES[list(b"0123456789abcdef")] = range(16)
 _FULL = 1 << 20  # the largest weight as an integer: sums are exact in any grouping
 
 
@@ -76,6 +81,17 @@ def image_key(image_id: str) -> int:
     return int(image_id[:16], 16)
 
 
+def image_keys(image_ids: pa.Array) -> NDArray[np.uint64]:
+    """Returns uint64[n], the keys of n image ids, as `image_key` does one by one."""
+    if not pc.all(pc.equal(pc.binary_length(image_ids), _ID_LETTERS)).as_py():
+        raise ValueError(f"image ids must be {_ID_LETTERS} hex digits, got others")
+    start, letters = image_ids.offset * _ID_LETTERS, image_ids.buffers()[2]
+    table = np.frombuffer(letters, np.uint8)[start:][: len(image_ids) * _ID_LETTERS]
+    digits = _VALUES[table.reshape(-1, _ID_LETTERS)[:, :16]]
+    packed = digits[:, ::2] << 4 | digits[:, 1::2]
+    return packed.view(">u8").ravel().astype(np.uint64)
+
+
 def draw(
     image_keys: NDArray[np.uint64],
     text_counts: NDArray[np.int64],
@@ -101,8 +117,11 @@ def draw(
       one where there is one), and of a synthetic text; -1 where an image has none that
       weighs anything. They are counted from the image's first text.
     """
-    total = int(text_counts.sum())
-    weights, synthetic = kinds or (np.ones(total, np.int64), np.zeros(total, bool))
+    if kinds is None:
+        bits = draws.mix(seed, order.TEXT, epochs, image_keys)
+        number = draws.below(np.maximum(text_counts, 1), bits)
+        return np.where(text_counts > 0, number, -1), np.full(text_counts.shape, -1)
+    weights, synthetic = kinds
     offsets = np.concatenate([[0], np.cumsum(text_counts)])
     found = []
     for group, purpose in ((~synthetic, order.TEXT), (synthetic, order.SYNTHETIC)):

@@ -1,9 +1,10 @@
 """Which text of an image is shown: the law of the draw by source, image and epoch."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from metaclip_jax.data import texts
+from metaclip_jax.data import records, texts
 
 SOURCES = ("alt", "title", "alt", "synthetic", "figcaption", "synthetic")
 CHOICE = texts.Choice(
@@ -83,6 +84,25 @@ def test_a_draw_depends_on_image_epoch_and_seed_alone():
         )
         assert [a[0] for a in alone] == [w[i] for w in whole]
     assert (whole[0][counts == 0] == -1).all()
+
+
+def test_texts_without_kinds_weigh_the_same():
+    counts = np.arange(400) % 5
+    keys = np.arange(400, dtype=np.uint64)
+    total = counts.sum()
+    for epochs in (3, np.arange(400)):
+        plain = texts.draw(keys, counts, epochs=epochs, seed=1)
+        kinds = (np.full(total, 7), np.zeros(total, bool))
+        weighed = texts.draw(keys, counts, epochs=epochs, seed=1, kinds=kinds)
+        np.testing.assert_array_equal(plain, weighed)
+
+
+def test_keys_of_many_images_are_those_of_each():
+    ids = [records.image_id(f"http://a.example/{n}") for n in range(100)]
+    found = texts.image_keys(pa.array(["0" * 24, *ids]).slice(1))
+    assert found.tolist() == [texts.image_key(one) for one in ids]
+    with pytest.raises(ValueError, match="24 hex digits"):
+        texts.image_keys(pa.array(["1234"]))
 
 
 def test_images_without_a_text_of_weight_have_none():

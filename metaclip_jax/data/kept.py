@@ -1,0 +1,189 @@
+"""What an epoch of online balancing keeps: a bit for each record of the dataset.
+
+Whether a record is kept is a pure function of the seed, the epoch, the sidecar beside
+its file shard and the keep probabilities, so every process finds the same. Since each
+needs the bits of all, they may share them in a folder: what one has computed, the
+others read, those of other hosts and of a run that goes on included.
+"""
+
+import hashlib
+import os
+import socket
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from metaclip_jax import files
+from metaclip_jax.data import draws, mixture, order, records, texts
+
+_GROUPS = 256  # files of bits an epoch, at most
+_RULE = 1  # raise it whenever the same values would give other bits
+
+
+class Bits:
+    """The kept records of one epoch: a bit a record, and counts up to each shard."""
+
+    def __init__(self, sizes: NDArray[np.int64], packed: list[NDArray]) -> None:
+        self._sizes, self._packed = sizes, packed
+        self._first = np.concatenate([[0], np.cumsum(sizes)])  # record of a shard
+        counts = [int(np.bitwise_count(bits).sum()) for bits in packed]
+        self._before = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    @property
+    def total(self) -> int:
+        """How many records the epoch keeps."""
+        return int(self._before[-1])
+
+    def records(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the dataset's record for each index into the kept ones."""
+        shard_of = np.searchsorted(self._before, index, side="right") - 1
+        numbers = np.empty(index.shape, np.int64)
+        for shard in np.unique(shard_of).tolist():
+            here = np.flatnonzero(shard_of == shard)
+            mask = np.unpackbits(self._packed[shard], count=self._sizes[shard])
+            inside = np.flatnonzero(mask)[index[here] - self._before[shard]]
+            numbers[here] = self._first[shard] + inside
+        return numbers
+
+
+class Rule:
+    """Decides what each epoch keeps of a dataset. It pickles, threads may share it.
+
+    Attributes:
+      dataset: whose sidecars are read.
+      folder: where processes share what they find, local or gs://; "" = nowhere. It may
+        serve several runs: what they decide by is in the names.
+    """
+
+    def __init__(
+        self,
+        dataset: records.Dataset,
+        *,
+        keep: Mapping[str, NDArray[np.float64]],
+        choice: texts.Choice,
+        seed: int,
+        folder: str = "",
+    ) -> None:
+        """`keep` holds f64[entries], the keep probabilities, by metadata code."""
+        self.dataset = dataset
+        self._choice, self._seed = choice, seed
+        self._codes = {code: number for number, code in enumerate(sorted(keep))}
+        vectors = [keep[code] for code in sorted(keep)]
+        self._starts = np.cumsum([0, *map(len, vectors)])
+        self._keep = np.concatenate(vectors)
+        self.folder = folder and f"{folder}/{self._fingerprint()}"
+
+    def _fingerprint(self) -> str:
+        facts = [_RULE, self._seed, sorted(self._codes), self._choice.weights]
+        facts += [self._choice.synthetic_sources, self._starts.tolist()]
+        facts += [mixture.fingerprint([self.dataset.folder], [1.0])]
+        digest = hashlib.sha256(repr(facts).encode())
+        digest.update(self._keep.tobytes())
+        return digest.hexdigest()[:16]
+
+    def read_total(self, epoch: int) -> int:
+        """Returns how many records an epoch keeps if that is shared, else 0."""
+        path = self.folder and files.path(f"{self.folder}/{epoch:06}/total")
+        return int(path.read_text()) if path and path.exists() else 0
+
+    def bits(self, epoch: int) -> Bits:
+        """Returns what an epoch keeps, found here or by others."""
+        shards = np.arange(len(self.dataset.shards))
+        groups = np.array_split(shards, min(_GROUPS, len(shards)))
+        packed: list[NDArray] = [np.empty(0, np.uint8)] * len(shards)
+        # Each process has an order of its own, so that they find different ones first.
+        who = hashlib.sha256(f"{socket.gethostname()} {os.getpid()}".encode()).digest()
+        key = np.full(len(groups), int.from_bytes(who[:8]), np.uint64)
+        own = draws.permute(np.arange(len(groups)), n=len(groups), key=key)
+        for number in own.tolist():
+            found = self._group(groups[number], f"{epoch:06}/{number:03}", epoch)
+            for shard, bits in zip(groups[number].tolist(), found, strict=True):
+                packed[shard] = bits
+        result = Bits(np.array(self.dataset.shard_lengths), packed)
+        if self.folder:
+            files.write_bytes(
+                f"{self.folder}/{epoch:06}/total", str(result.total).encode()
+            )
+        return result
+
+    def forget(self, epoch: int) -> None:
+        """Removes what was shared of an epoch, but for its total."""
+        if self.folder:
+            for name in files.glob(f"{self.folder}/{epoch:06}/[0-9]*"):
+                files.path(name).unlink(missing_ok=True)
+
+    def _group(
+        self, shards: NDArray[np.int64], name: str, epoch: int
+    ) -> list[NDArray[np.uint8]]:
+        """Returns the packed bits of some shards, from the folder where they are."""
+        sizes = [-(-self.dataset.shard_lengths[shard] // 8) for shard in shards]
+        path = self.folder and files.path(f"{self.folder}/{name}")
+        if path and path.exists():
+            data = np.frombuffer(path.read_bytes(), np.uint8)
+            if data.size == sum(sizes):
+                return np.split(data, np.cumsum(sizes)[:-1])
+        found = [np.packbits(self.mask(shard, epoch)) for shard in shards.tolist()]
+        if path:
+            files.write_bytes(path, np.concatenate(found).tobytes())
+        return found
+
+    def mask(self, shard: int, epoch: int) -> NDArray[np.bool_]:
+        """Returns bool[records of the shard], what the epoch keeps of it."""
+        table = records.read_entries(self.dataset, shard)
+        if not table.num_rows:
+            return np.zeros(0, bool)
+        text_lists = table["text_keys"].combine_chunks()
+        text_offsets = text_lists.offsets.to_numpy().astype(np.int64)
+        numbers = texts.draw(
+            texts.image_keys(table["image_id"].combine_chunks()),
+            np.diff(text_offsets),
+            epochs=epoch,
+            seed=self._seed,
+            kinds=self._kinds(shard, table),
+        )[0]
+        some = numbers >= 0
+        chosen = (text_offsets[:-1] + numbers)[some]
+        lists = table["entry_ids"].combine_chunks().flatten()
+        offsets = lists.offsets.to_numpy()
+        lengths = np.diff(offsets)[chosen]
+        ends = np.cumsum(lengths)
+        text_of = np.repeat(np.arange(chosen.size), lengths)  # of each match
+        place = np.arange(text_of.size) + (offsets[chosen] - ends + lengths)[text_of]
+        entry_ids = lists.values.to_numpy()[place]
+        starts = self._starts_of(table["metadata"].combine_chunks().flatten())
+        probability = self._keep[entry_ids + starts[chosen][text_of]]
+        kept = np.zeros(chosen.size, bool)
+        kept[text_of[probability >= 1]] = True  # whatever is drawn: most texts
+        open_ = np.flatnonzero(~kept[text_of])
+        keys = text_lists.values.to_numpy()[chosen]
+        bits = draws.mix(
+            self._seed, order.ACCEPT, epoch, keys[text_of[open_]], entry_ids[open_]
+        )
+        kept[text_of[open_[draws.uniform(bits) < probability[open_]]]] = True
+        mask = np.zeros(table.num_rows, bool)
+        mask[some] = kept
+        return mask
+
+    def _starts_of(self, codes: pa.Array) -> NDArray[np.int64]:
+        """Returns int64[texts], where each text's metadata begins in all entries."""
+        encoded = codes.dictionary_encode()
+        starts = [self._starts[self._codes[c]] for c in encoded.dictionary.to_pylist()]
+        return np.array(starts, np.int64)[encoded.indices.to_numpy()]
+
+    def _kinds(self, shard: int, table: pa.Table) -> tuple[NDArray, NDArray] | None:
+        """Weights and kinds of the shard's texts, where their source matters."""
+        if not self._choice.needs_sources:
+            return None
+        if "text_sources" not in table.column_names:
+            raise ValueError(
+                f"{self.dataset.shards[shard]}: its sidecar does not say where texts "
+                "come from (it was curated by an older version), so weights by text "
+                "source cannot be used with online balancing; curate it again, or "
+                "leave data.text_source_weights and data.synthetic_sources empty"
+            )
+        sources = table["text_sources"].combine_chunks().flatten().dictionary_encode()
+        weights, synthetic = self._choice.kinds(sources.dictionary.to_pylist())
+        number = sources.indices.to_numpy()
+        return weights[number], synthetic[number]
