@@ -45,9 +45,19 @@ def reference_clean(text):
     return re.sub(r"\s+", " ", text).strip().lower()
 
 
+# The letters that decide whether ftfy finds a text broken, quotes, what it replaces.
+BROKEN = re.sub(
+    "(.)-(.)",
+    lambda m: "".join(map(chr, range(ord(m[1]), ord(m[2]) + 1))),
+    "".join(ftfy.badness.MOJIBAKE_CATEGORIES.values()),
+)
+BROKEN = sorted({*BROKEN, *"‘’“”‛ʼ'\" abzÂÃœ.,e\u0301\u0327のか\u3099東한ﬁＡ\u212b\n"})
+
+
 @given(
     st.lists(
-        st.sampled_from(["&", "amp;", "lt;", "#39;", "\n", "\x0b", "\x0c", "\x1b[1m"])
+        st.text(BROKEN)
+        | st.sampled_from(["&", "amp;", "lt;", "#39;", "\n", "\x0b", "\x0c", "\x1b[1m"])
         | st.text(st.characters(max_codepoint=127))
         | st.text(),
         max_size=6,

@@ -1,8 +1,12 @@
 """Token ids equal those of open_clip and transformers on ten thousand texts.
 
-Emoji names in 14 languages, and generated ones that are as hostile as the web's: broken
-encodings, HTML entities, marks, surrogates of other scripts, odd spaces, long runs.
+Emoji names in 14 languages, as they are and in quotes as people type them, and
+generated texts that are as hostile as the web's: broken encodings, HTML entities,
+marks, surrogates of other scripts, odd spaces, long runs.
 """
+
+import collections
+import unicodedata
 
 import emoji
 import numpy as np
@@ -27,25 +31,51 @@ PIECES = (
 )
 
 
+QUOTES = ("{}", "“{}”", "„{}“", "«{}»", "‘{}’ – it’s")
+
+
 @pytest.fixture(scope="module")
-def texts():
-    """Names of emoji, then pieces drawn and joined; without repeats."""
-    languages = emoji.LANGUAGES
-    assert len(languages) >= 14
-    names = {
-        entry[language].strip(":").replace("_", " ")
-        for entry in emoji.EMOJI_DATA.values()
-        for language in languages
-        if language in entry
-    }
+def names():
+    """Names of emoji by language, each once."""
+    emoji.config.load_language()  # without it, there is English alone
+    assert len(emoji.LANGUAGES) == 14
+    seen = set()
+    found = collections.defaultdict(list)
+    for language in emoji.LANGUAGES:
+        for entry in emoji.EMOJI_DATA.values():
+            name = entry[language].strip(":").replace("_", " ")
+            if name not in seen:
+                seen.add(name)
+                found[language].append(name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def texts(names):
+    """Names in equal shares of 14 languages, then pieces drawn and joined; all differ.
+
+    dict.fromkeys, not a set: the order must not change from run to run.
+    """
     rng = np.random.default_rng(0)
-    named = sorted(names)
-    found = [named[i] for i in rng.permutation(len(named))[: COUNT // 2]]
+    named = [
+        QUOTES[rng.integers(len(QUOTES))].format(of_one[i])
+        for of_one in names.values()
+        for i in rng.permutation(len(of_one))[: COUNT // 2 // len(names)]
+    ]
+    found = dict.fromkeys(named)
     while len(found) < COUNT:
         count = int(rng.integers(0, 12))
         between = rng.choice(["", " ", "  "])
-        found.append(between.join(rng.choice(PIECES, count).tolist()))
-    return found
+        found[between.join(rng.choice(PIECES, count).tolist())] = None
+    return list(found)
+
+
+def test_the_texts_are_of_fourteen_languages_and_differ(names, texts):
+    assert len(texts) == len(set(texts)) == COUNT
+    assert min(map(len, names.values())) > COUNT // 2 // 14
+    for script in ("CYRILLIC", "ARABIC", "HANGUL", "CJK", "HIRAGANA", "LATIN"):
+        letters = (c for text in texts[: COUNT // 2] for c in text)
+        assert sum(unicodedata.name(c, "").startswith(script) for c in letters) > 500
 
 
 @pytest.fixture(scope="module")
@@ -68,27 +98,48 @@ def test_ids_equal_open_clips(open_clip, ours, texts):
     assert (found == ours.eos_id).any(axis=1).all()
 
 
-def test_ids_equal_those_of_transformers_on_cleaned_texts(open_clip, ours, texts):
-    """transformers has no ftfy and no HTML: it gets what the clean-up leaves."""
+@pytest.fixture(scope="module")
+def theirs(open_clip):
+    """transformers' tokenizer of CLIP, which has no ftfy and unescapes no HTML."""
     reference = open_clip.SimpleTokenizer()
     merges = sorted(reference.bpe_ranks, key=reference.bpe_ranks.get)
     marks = {"<start_of_text>": tokenizer.BOS, "<end_of_text>": tokenizer.EOS}
-    theirs = transformers.CLIPTokenizer(
+    tokenize = transformers.CLIPTokenizer(
         vocab={marks.get(k, k): number for k, number in reference.encoder.items()},
         merges=merges,
         model_max_length=CONTEXT,
     )
-    assert theirs.is_fast
+    assert tokenize.is_fast
+    return tokenize
+
+
+def assert_equal_transformers(ours, theirs, texts):
+    rows = theirs(texts, truncation=True, padding="max_length")["input_ids"]
+    found, _ = ours(texts, CONTEXT)
+    # It pads with the end mark, CLIP with 0, which texts may hold as well.
+    ends = (found == ours.eos_id).argmax(axis=1)[:, None]
+    found = np.where(np.arange(CONTEXT) > ends, ours.eos_id, found)
+    assert_equal_rows(found, np.array(rows), texts)
+
+
+def test_ids_equal_those_of_transformers_where_nothing_is_repaired(ours, theirs, texts):
+    """What both clean-ups do: NFC, one space between words, lower case."""
+
+    def is_plain(text):
+        normal = " ".join(unicodedata.normalize("NFC", text).split()).lower()
+        return tokenizer.clean(text) == normal
+
+    plain = [text for text in texts if is_plain(text)]
+    assert len(plain) > 0.3 * COUNT
+    assert_equal_transformers(ours, theirs, plain)
+
+
+def test_ids_equal_those_of_transformers_on_repaired_texts(ours, theirs, texts):
     cleaned = [tokenizer.clean(text) for text in texts]
     # Ours cleans them again, and a second repair finds more in one text of a thousand.
     cleaned = [text for text in cleaned if tokenizer.clean(text) == text]
     assert len(cleaned) > 0.998 * COUNT
-    rows = theirs(cleaned, truncation=True, padding="max_length")["input_ids"]
-    found, _ = ours(cleaned, CONTEXT)
-    # It pads with the end mark, CLIP with 0, which texts may hold as well.
-    ends = (found == ours.eos_id).argmax(axis=1)[:, None]
-    found = np.where(np.arange(CONTEXT) > ends, ours.eos_id, found)
-    assert_equal_rows(found, np.array(rows), cleaned)
+    assert_equal_transformers(ours, theirs, cleaned)
 
 
 def test_an_unigram_tokenizer_s_ids_are_transformers(texts, tmp_path):
