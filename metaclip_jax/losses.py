@@ -48,17 +48,14 @@ def contrastive_loss(
     the ring form computes at a time.
 
     Raises:
-        ValueError: shapes differ, or kind or form is unknown.
+        ValueError: shapes differ, or `check` refuses the rest.
     """
     if image.ndim != 2 or image.shape != text.shape:
         raise ValueError(
             f"embeddings must be two [B, E] of one shape, got {image.shape} and "
             f"{text.shape}"
         )
-    if kind not in KINDS:
-        raise ValueError(f"loss must be one of {KINDS}, got {kind!r}")
-    if form not in FORMS:
-        raise ValueError(f"loss_form must be one of {FORMS}, got {form!r}")
+    check(kind=kind, form=form, chunk=chunk)
     bias = jnp.asarray(logit_bias, jnp.float32)
     if form == "ring":
         scalars = _ring(image, text, logit_scale, bias, kind, mesh, batch_axes, chunk)
@@ -72,6 +69,20 @@ def contrastive_loss(
         )(image, text, logit_scale, bias)
     loss, image_accuracy, text_accuracy = scalars
     return loss, {"image_accuracy": image_accuracy, "text_accuracy": text_accuracy}
+
+
+def check(*, kind: str, form: str, chunk: int) -> None:
+    """Refuses a loss that there is not, before anything is computed.
+
+    Raises:
+        ValueError: kind or form is unknown, or chunk is below 1.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"loss must be one of {KINDS}, got {kind!r}")
+    if form not in FORMS:
+        raise ValueError(f"loss_form must be one of {FORMS}, got {form!r}")
+    if chunk < 1:
+        raise ValueError(f"loss_chunk must be at least 1 column, got {chunk}")
 
 
 def _gathered_softmax(
