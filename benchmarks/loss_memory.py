@@ -86,13 +86,13 @@ def main(argv: Sequence[str]) -> None:
     del argv
     jax.config.update("jax_platforms", "cpu")
     small, large = plan.describe_slice("v5p:2x2x2"), plan.describe_slice("v5p:2x4x4")
-    batch = 32_768
+    mark = 32_768
     found = {}
     for where in (small, large):
         for form in ("full", "gathered", "ring"):
-            size = found[where.chips, form] = needed(where, form, batch)
+            size = found[where.chips, form] = needed(where, form, mark)
             print(
-                f"  {form:9} {where.chips:2} devices, batch {batch:>10,}:"
+                f"  {form:9} {where.chips:2} devices, batch {mark:>10,}:"
                 f" {size / _MIB:10,.0f} MiB"
             )
     for where, batches in (
@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
     for chips in (small.chips, large.chips):
         ring = found[chips, "ring"]
         print(
-            f"loss memory, {batch:,} on {chips} devices: ring"
+            f"loss memory, {mark:,} on {chips} devices: ring"
             f" {found[chips, 'gathered'] / ring:.1f}x less than gathered rows,"
             f" {found[chips, 'full'] / ring:.0f}x less than full logits"
         )

@@ -137,8 +137,9 @@ def _gathered_sigmoid(
 def _own(logits: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Each row's own logit, f32[b], and where it is, bool[b, B]."""
     columns = first + jnp.arange(logits.shape[0])
-    own = jnp.take_along_axis(logits, columns[:, None], axis=1)[:, 0]
-    return own, columns[:, None] == jnp.arange(logits.shape[1])
+    is_own = columns[:, None] == jnp.arange(logits.shape[1])
+    # Not by index: the derivative of that would scatter into one more [b, B].
+    return jnp.sum(jnp.where(is_own, logits, 0), axis=1), is_own
 
 
 def _rival(logits: jax.Array, is_own: jax.Array, *, axis: int) -> jax.Array:
