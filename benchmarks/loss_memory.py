@@ -86,27 +86,34 @@ def main(argv: Sequence[str]) -> None:
     del argv
     jax.config.update("jax_platforms", "cpu")
     small, large = plan.describe_slice("v5p:2x2x2"), plan.describe_slice("v5p:2x4x4")
-    batch = 32_768
-    found = {form: needed(small, form, batch) for form in ("full", "gathered", "ring")}
-    for form, size in found.items():
-        print(f"  {form:9} 8 devices, batch {batch:>10,}: {size / _MIB:10,.0f} MiB")
+    mark = 32_768
+    found = {}
+    for where in (small, large):
+        for form in ("full", "gathered", "ring"):
+            size = found[where.chips, form] = needed(where, form, mark)
+            print(
+                f"  {form:9} {where.chips:2} devices, batch {mark:>10,}:"
+                f" {size / _MIB:10,.0f} MiB"
+            )
     for where, batches in (
         (small, (131_072, 1_048_576, 4_194_304)),
-        (large, (32_768, 131_072, 1_048_576, 4_194_304, 12_582_912)),
+        (large, (131_072, 1_048_576, 4_194_304, 12_582_912)),
     ):
         for batch in batches:
             size = needed(where, "ring", batch)
             print(
-                f"  ring      {where.chips} devices, batch {batch:>10,}:"
+                f"  ring      {where.chips:2} devices, batch {batch:>10,}:"
                 f" {size / _MIB:10,.0f} MiB, {size * where.chips / batch:,.0f} bytes a"
                 " row of the device"
             )
-    ring = found["ring"]
-    print(
-        f"loss memory: ring {found['gathered'] / ring:.1f}x less than gathered rows,"
-        f" {found['full'] / ring:.0f}x less than full logits (32,768 on 8 devices);"
-        " 4M on 8 and 12M on 32 chips compile and fit"
-    )
+    for chips in (small.chips, large.chips):
+        ring = found[chips, "ring"]
+        print(
+            f"loss memory, {mark:,} on {chips} devices: ring"
+            f" {found[chips, 'gathered'] / ring:.1f}x less than gathered rows,"
+            f" {found[chips, 'full'] / ring:.0f}x less than full logits"
+        )
+    print("4M on 8 and 12M on 32 chips compile and fit")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
     python -m metaclip_jax.train --config=configs/vit_b16_2p5b.py \
         --config.dataset=DIR --config.tokenizer=FILE --workdir=DIR
 
-The paper: pool 2 at t = 170,000, 12.8B pairs seen, 64 V100, zero-shot
-ImageNet 72.1%.
+- data: pool 2 at t = 170,000, 12.8B pairs seen
+- hardware: 64 V100
+- time: not given in the paper
+- zero-shot ImageNet: 72.1%
 """
 
 from ml_collections import ConfigDict
@@ -15,5 +17,6 @@ from metaclip_jax import config as keys
 def get_config() -> ConfigDict:
     """The recipe of 400M pairs: more pairs, each seen less often."""
     config = keys.default()
+    config.vocabulary = "clip"
     config.model.patch_size = 16
     return config.lock()

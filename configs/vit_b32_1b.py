@@ -3,7 +3,10 @@
     python -m metaclip_jax.train --config=configs/vit_b32_1b.py \
         --config.dataset=DIR --config.tokenizer=FILE --workdir=DIR
 
-The paper: pool 2 at t = 20,000, 12.8B pairs seen, 64 V100, zero-shot ImageNet 67.3%.
+- data: pool 2 at t = 20,000, 12.8B pairs seen
+- hardware: 64 V100
+- time: 4 days
+- zero-shot ImageNet: 67.3%
 """
 
 from ml_collections import ConfigDict
@@ -14,4 +17,5 @@ from metaclip_jax import config as keys
 def get_config() -> ConfigDict:
     """The recipe of 400M pairs: more pairs, each seen less often."""
     config = keys.default()
+    config.vocabulary = "clip"
     return config.lock()

@@ -3,8 +3,12 @@
     python -m metaclip_jax.train --config=configs/vit_h14_worldwide.py \
         --config.dataset=DIR --config.tokenizer=FILE --workdir=DIR
 
-The paper: 29.4B pairs seen on 384 GPUs, zero-shot ImageNet 81.3%, Babel-ImageNet 50.2%,
-XM3600 51.5% (text to image) and 64.3% (image to text).
+- data: worldwide, 29.4B pairs seen
+- hardware: 384 GPUs
+- time: not given in the paper
+- zero-shot ImageNet: 81.3%
+
+Babel-ImageNet 50.2%, XM3600 51.5% (text to image) and 64.3% (image to text).
 """
 
 from ml_collections import ConfigDict

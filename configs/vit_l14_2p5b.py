@@ -3,8 +3,10 @@
     python -m metaclip_jax.train --config=configs/vit_l14_2p5b.py \
         --config.dataset=DIR --config.tokenizer=FILE --workdir=DIR
 
-The paper: pool 2 at t = 170,000, 12.8B pairs seen, 128 V100, zero-shot
-ImageNet 79.2%.
+- data: pool 2 at t = 170,000, 12.8B pairs seen
+- hardware: 128 V100
+- time: one month
+- zero-shot ImageNet: 79.2%
 """
 
 from ml_collections import ConfigDict
@@ -15,6 +17,7 @@ from metaclip_jax import config as keys
 def get_config() -> ConfigDict:
     """The recipe of 400M pairs: more pairs, each seen less often."""
     config = keys.default()
+    config.vocabulary = "clip"
     config.optimizer.peak_lr = 4e-4
     config.model.remat = "dots"
     config.model.patch_size = 14

@@ -3,7 +3,10 @@
     python -m metaclip_jax.train --config=configs/vit_l14_400m.py \
         --config.dataset=DIR --config.tokenizer=FILE --workdir=DIR
 
-The paper: 12.8B pairs seen, 128 V100 for one month, zero-shot ImageNet 76.2%.
+- data: pool 1 at t = 20,000, 12.8B pairs seen
+- hardware: 128 V100
+- time: one month
+- zero-shot ImageNet: 76.2%
 """
 
 from ml_collections import ConfigDict
@@ -14,6 +17,7 @@ from metaclip_jax import config as keys
 def get_config() -> ConfigDict:
     """The paper's recipe: a larger model at a slightly lower learning rate."""
     config = keys.default()
+    config.vocabulary = "clip"
     config.optimizer.peak_lr = 4e-4
     config.model.remat = "dots"
     config.model.patch_size = 14

@@ -3,9 +3,14 @@
     python -m metaclip_jax.train --config=configs/vit_l14_worldwide.py \
         --config.dataset=DIR --config.tokenizer=FILE --workdir=DIR
 
+- data: worldwide, 29.4B pairs seen
+- hardware: not given in the paper
+- time: not given in the paper
+- zero-shot ImageNet: 78.8%
+
 The released model of this size was distilled from ViT-H/14; this recipe trains it on
 pairs alone, with the batch, the schedule and the optimizer of ViT-H/14. The paper's own
-L/14, from pairs alone, reaches ImageNet 78.8%.
+L/14, from pairs alone, is the one of this accuracy.
 """
 
 from ml_collections import ConfigDict

@@ -3,6 +3,11 @@
     python -m metaclip_jax.train --config=configs/vit_m16_worldwide.py \
         --config.dataset=DIR --config.tokenizer=FILE --workdir=DIR
 
+- data: worldwide, 29.4B pairs seen
+- hardware: not given in the paper
+- time: not given in the paper
+- zero-shot ImageNet: not given in the paper
+
 The released model of this size was distilled from ViT-H/14; this recipe trains it on
 pairs alone, with the batch, the schedule and the optimizer of ViT-H/14.
 """

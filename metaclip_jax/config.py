@@ -20,7 +20,9 @@ def default() -> ConfigDict:
     # What to train on. Paths are local or gs://.
     config.dataset = ""  # dataset folder, as data_prep.curate writes it; see also data
     config.tokenizer = ""  # tokenizer.json to load
-    config.vocabulary = "clip"  # what metaclip_jax.plan assumes where that is ""
+    # Which vocabulary it must have: clip, xlm_v, mt5 or siglip; "" = any. A recipe of a
+    # paper names it; metaclip_jax.plan assumes it where no tokenizer is given.
+    config.vocabulary = ""
     config.init_from = ""  # model to start from, as metaclip_jax.load takes; "" = new
 
     # How long, and in which order.

@@ -11,28 +11,46 @@ from jax.extend import core
 
 from metaclip_jax.models import clip
 
-# Peak FLOP/s of one chip in bfloat16 without sparsity, from the makers' data sheets, by
-# what `jax.Device.device_kind` starts with; the first that fits wins.
-PEAKS: tuple[tuple[str, float], ...] = (
-    ("TPU v4", 275e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5e", 197e12),
-    ("TPU v5", 459e12),
-    ("TPU v6", 918e12),
-    ("NVIDIA H100 PCIe", 756e12),
-    ("NVIDIA H100", 989e12),
-    ("NVIDIA H200", 989e12),
-    ("NVIDIA B200", 2_250e12),
-    ("NVIDIA A100", 312e12),
-    ("NVIDIA L4", 121e12),
-    ("Tesla V100", 125e12),
-)
+# Peak FLOP/s of one chip in bfloat16 (the V100 in float16) without sparsity, from the
+# makers' data sheets, by `jax.Device.device_kind`, which goes on with the form and the
+# memory: "NVIDIA A100-SXM4-80GB".
+PEAKS: dict[str, float] = {
+    "TPU v4": 275e12,
+    "TPU v4 lite": 138e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA B200": 2_250e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40": 181e12,
+    "NVIDIA L40S": 362e12,
+    "Tesla V100": 125e12,
+    "Tesla V100-PCIE": 112e12,
+}
 
 
 def peak(device: jax.Device) -> float | None:
-    """Peak FLOP/s of a chip; None where nobody states one, as for CPUs."""
-    kind = device.device_kind
-    return next((flops for start, flops in PEAKS if kind.startswith(start)), None)
+    """Peak FLOP/s of a chip; None where nobody states one, as for CPUs.
+
+    The longest name in PEAKS whose words are the first of the device's kind counts: an
+    L40S is no L4.
+    """
+    words = _words(device.device_kind)
+    names = [name for name in PEAKS if words[: len(_words(name))] == _words(name)]
+    return PEAKS[max(names, key=len)] if names else None
+
+
+def _words(name: str) -> list[str]:
+    return name.replace("-", " ").split()
 
 
 def of_step(architecture: clip.Architecture, *, global_batch: int, patches: int) -> int:

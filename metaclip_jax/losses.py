@@ -21,6 +21,8 @@ from jax.sharding import PartitionSpec as P
 Axes = tuple[str, ...]
 Scalars = tuple[jax.Array, jax.Array, jax.Array]  # loss, accuracies of image and text
 
+_LEAST = float(jnp.finfo(jnp.float32).min)  # finite, so that differences are numbers
+
 KINDS = ("softmax", "sigmoid")
 FORMS = ("gathered", "ring")
 
@@ -48,17 +50,14 @@ def contrastive_loss(
     the ring form computes at a time.
 
     Raises:
-        ValueError: shapes differ, or kind or form is unknown.
+        ValueError: shapes differ, or `check` refuses the rest.
     """
     if image.ndim != 2 or image.shape != text.shape:
         raise ValueError(
             f"embeddings must be two [B, E] of one shape, got {image.shape} and "
             f"{text.shape}"
         )
-    if kind not in KINDS:
-        raise ValueError(f"loss must be one of {KINDS}, got {kind!r}")
-    if form not in FORMS:
-        raise ValueError(f"loss_form must be one of {FORMS}, got {form!r}")
+    check(kind=kind, form=form, chunk=chunk)
     bias = jnp.asarray(logit_bias, jnp.float32)
     if form == "ring":
         scalars = _ring(image, text, logit_scale, bias, kind, mesh, batch_axes, chunk)
@@ -72,6 +71,20 @@ def contrastive_loss(
         )(image, text, logit_scale, bias)
     loss, image_accuracy, text_accuracy = scalars
     return loss, {"image_accuracy": image_accuracy, "text_accuracy": text_accuracy}
+
+
+def check(*, kind: str, form: str, chunk: int) -> None:
+    """Refuses a loss that there is not, before anything is computed.
+
+    Raises:
+        ValueError: kind or form is unknown, or chunk is below 1.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"loss must be one of {KINDS}, got {kind!r}")
+    if form not in FORMS:
+        raise ValueError(f"loss_form must be one of {FORMS}, got {form!r}")
+    if chunk < 1:
+        raise ValueError(f"loss_chunk must be at least 1 column, got {chunk}")
 
 
 def _gathered_softmax(
@@ -94,7 +107,8 @@ def _gathered_softmax(
 def _cross_entropy(logits: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Sums over rows of f32[b, B]; row i's own column is first + i."""
     own, is_own = _own(logits, first)
-    loss = jnp.sum(jax.nn.logsumexp(logits, axis=1) - own)
+    rivals = jax.nn.logsumexp(jnp.where(is_own, _LEAST, logits), axis=1)
+    loss = jnp.sum(_softmax_loss(own, rivals))
     return loss, _hits(own, _rival(logits, is_own, axis=1))
 
 
@@ -123,13 +137,23 @@ def _gathered_sigmoid(
 def _own(logits: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Each row's own logit, f32[b], and where it is, bool[b, B]."""
     columns = first + jnp.arange(logits.shape[0])
-    own = jnp.take_along_axis(logits, columns[:, None], axis=1)[:, 0]
-    return own, columns[:, None] == jnp.arange(logits.shape[1])
+    is_own = columns[:, None] == jnp.arange(logits.shape[1])
+    # Not by index: the derivative of that would scatter into one more [b, B].
+    return jnp.sum(jnp.where(is_own, logits, 0), axis=1), is_own
 
 
 def _rival(logits: jax.Array, is_own: jax.Array, *, axis: int) -> jax.Array:
     """The largest logit but the own one."""
     return jnp.max(jnp.where(is_own, -jnp.inf, logits), axis=axis)
+
+
+def _softmax_loss(own: jax.Array, rivals: jax.Array) -> jax.Array:
+    """Each row's loss from its own logit and the log-sum-exp of all others, f32[b].
+
+    It is log-sum-exp of all minus own, without the rounding of that difference: where
+    own is 100 and the loss next to nothing, f32 would leave nothing of it.
+    """
+    return jax.nn.softplus(rivals - own)
 
 
 def _sigmoid_loss(logits: jax.Array, is_own: jax.Array) -> jax.Array:
@@ -154,23 +178,24 @@ class _Best(NamedTuple):
 
 
 class _LogSumExp(NamedTuple):
-    """The softmax's denominator so far; leaves f32[rows]."""
+    """The softmax's denominator so far, without the own logit; leaves f32[rows]."""
 
     top: jax.Array  # largest logit
     total: jax.Array  # sum of exp(logit - top)
 
     @classmethod
     def unknown(cls, rows: int) -> "_LogSumExp":
-        return cls(jnp.full(rows, -jnp.inf), jnp.zeros(rows))
+        return cls(jnp.full(rows, _LEAST), jnp.zeros(rows))
 
-    def add(self, logits: jax.Array) -> "_LogSumExp":
+    def add(self, logits: jax.Array, is_own: jax.Array) -> "_LogSumExp":
         """Takes in f32[rows, n] more logits."""
+        logits = jnp.where(is_own, -jnp.inf, logits)
         top = jnp.maximum(self.top, jnp.max(logits, axis=1))
         total = self.total * jnp.exp(self.top - top)
         return _LogSumExp(top, total + jnp.sum(jnp.exp(logits - top[:, None]), axis=1))
 
     def value(self) -> jax.Array:
-        """Returns f32[rows]."""
+        """Returns f32[rows]; -inf for rows that met none."""
         return self.top + jnp.log(self.total)
 
 
@@ -201,13 +226,13 @@ def _ring_forward(
 ) -> tuple[Scalars, tuple[jax.Array, ...]]:
     """Returns the scalars, and what the backward pass reads."""
     rows = P(axes)
-    scalars, image_lse, text_lse = jax.shard_map(
+    scalars, *saved = jax.shard_map(
         functools.partial(_forward_rows, kind=kind, axes=axes, chunk=chunk),
         mesh=mesh,
         in_specs=(rows, rows, P(), P()),
-        out_specs=(P(), rows, rows),
+        out_specs=(P(), rows, rows, rows),
     )(image, text, scale, bias)
-    return scalars, (image, text, scale, bias, image_lse, text_lse)
+    return scalars, (image, text, scale, bias, *saved)
 
 
 def _ring_backward(
@@ -223,7 +248,7 @@ def _ring_backward(
     gradients = jax.shard_map(
         functools.partial(_backward_rows, kind=kind, axes=axes, chunk=chunk),
         mesh=mesh,
-        in_specs=(rows, rows, P(), P(), rows, rows),
+        in_specs=(rows, rows, P(), P(), rows, rows, rows),
         out_specs=(rows, rows, P(), P()),
     )(*saved)
     return jax.tree.map(lambda gradient: gradient * cotangents[0], gradients)
@@ -241,12 +266,12 @@ def _forward_rows(
     kind: str,
     axes: Axes,
     chunk: int,
-) -> tuple[Scalars, jax.Array, jax.Array]:
+) -> tuple[Scalars, jax.Array, jax.Array, jax.Array]:
     """One device's images f32[b, E] meet every text, a chunk at a time.
 
     Texts travel with what is known about them, and are home again at the end. Returns
-    the scalars and, for the softmax, the log-sum-exp of each image's and text's logits
-    f32[b]; zeros for the sigmoid.
+    the scalars and f32[b] each pair's own logit, and for the softmax the loss of each
+    image and of each text, zeros for the sigmoid.
     """
     count, devices = image.shape[0], lax.axis_size(axes)
     unknown = _varying((_Best.unknown(count), _LogSumExp.unknown(count)), axes)
@@ -268,7 +293,8 @@ def _forward_rows(
             if kind == "sigmoid":
                 loss += jnp.sum(_sigmoid_loss(logits, is_own))
             else:
-                lse, text_lse = lse.add(logits), text_lse.add(logits.T)
+                lse = lse.add(logits, is_own)
+                text_lse = text_lse.add(logits.T, is_own.T)
             return ((best, lse), loss), (text_best, text_lse)
 
         here, texts_known = lax.scan(meet, here, (texts, texts_known, columns))
@@ -279,16 +305,17 @@ def _forward_rows(
     )
     text_best, text_lse = jax.tree.map(lambda x: x.reshape(count), texts_known)
     batch = count * devices
-    saved = jnp.zeros_like(best.own), jnp.zeros_like(best.own)
+    image_loss = text_loss = jnp.zeros_like(best.own)
     if kind == "softmax":
-        saved = lse.value(), text_lse.value()
-        loss = jnp.sum(saved[0] - best.own + saved[1] - text_best.own) / 2
+        image_loss = _softmax_loss(best.own, lse.value())
+        text_loss = _softmax_loss(best.own, text_lse.value())
+        loss = jnp.sum(image_loss + text_loss) / 2
     scalars = (
         lax.psum(loss, axes) / batch,
         lax.psum(_hits(*best), axes) / batch,
         lax.psum(_hits(*text_best), axes) / batch,
     )
-    return scalars, *saved
+    return scalars, best.own, image_loss, text_loss
 
 
 def _backward_rows(
@@ -296,8 +323,9 @@ def _backward_rows(
     text: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
-    image_lse: jax.Array,
-    text_lse: jax.Array,
+    own: jax.Array,
+    image_loss: jax.Array,
+    text_loss: jax.Array,
     *,
     kind: str,
     axes: Axes,
@@ -305,25 +333,30 @@ def _backward_rows(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """The same journey again; texts travel with their gradient."""
     count, devices = image.shape[0], lax.axis_size(axes)
-    texts, texts_lse = _chunked(text, chunk), _chunked(text_lse, chunk)
-    columns = _chunked(jnp.arange(count), chunk)
+    split = functools.partial(_chunked, chunk=chunk)
+    columns = split(jnp.arange(count))
+    texts = (split(text), split(own), split(text_loss))
     zero = _varying(jnp.zeros(()), axes)
     start = (jnp.zeros_like(image), zero, zero)
 
     def hop(state: Any, number: jax.Array) -> tuple[Any, None]:
-        gradients, (texts, texts_lse, text_gradients) = state
+        gradients, (texts, text_gradients) = state
 
         def meet(gradients: Any, block: Any) -> tuple[Any, jax.Array]:
             image_gradient, scale_gradient, bias_gradient = gradients
-            text, text_lse, text_gradient, columns = block
+            (text, text_own, text_loss), text_gradient, columns = block
             is_own = (number == 0) & _same(count, columns)
             cosine = _dot(image, text)  # [b, n]
             logits = scale * cosine + bias
             if kind == "sigmoid":
-                slope = jax.nn.sigmoid(logits) - is_own
+                pull, push = -jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits)
             else:
-                slope = jnp.exp(logits - image_lse[:, None])
-                slope = (slope + jnp.exp(logits - text_lse) - 2 * is_own) / 2
+                # Probabilities, and of the own ones what they lack of 1.
+                pull = jnp.expm1(-image_loss)[:, None] + jnp.expm1(-text_loss)
+                push = jnp.exp(logits - own[:, None] - image_loss[:, None])
+                push += jnp.exp(logits - text_own - text_loss)
+                pull, push = pull / 2, push / 2
+            slope = jnp.where(is_own, pull, push)
             gradients = (
                 image_gradient + _dot(slope, text.T),
                 scale_gradient + jnp.sum(slope * cosine),
@@ -332,16 +365,15 @@ def _backward_rows(
             return gradients, text_gradient + _dot(slope.T, image.T)
 
         gradients, text_gradients = lax.scan(
-            meet, gradients, (texts, texts_lse, text_gradients, columns)
+            meet, gradients, (texts, text_gradients, columns)
         )
-        travelling = _pass_on((texts, texts_lse, text_gradients), axes)
-        return (gradients, travelling), None
+        return (gradients, _pass_on((texts, text_gradients), axes)), None
 
-    travelling = (texts, texts_lse, jnp.zeros_like(texts))
+    travelling = (texts, jnp.zeros_like(texts[0]))
     ((image_gradient, scale_gradient, bias_gradient), travelling), _ = lax.scan(
         hop, (start, travelling), jnp.arange(devices)
     )
-    text_gradient = travelling[2].reshape(text.shape)
+    text_gradient = travelling[1].reshape(text.shape)
     mean = 1 / (count * devices)
     return (
         image_gradient * scale * mean,

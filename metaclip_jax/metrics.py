@@ -8,7 +8,7 @@ the steps after its checkpoint once more, and the last row of a step wins.
 import collections
 import contextlib
 import hashlib
-import importlib
+import importlib.util
 import json
 import math
 import re
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -42,16 +43,20 @@ TOTALS = ("skipped_steps", "truncated_texts", "replaced_images")
 _BY_REASON = "replaced_images/"  # REASON, or REASON/IMAGE_ID
 _MOST_IDS = 1_000  # a checkpoint carries them
 
+# How long a row may wait on this machine, in seconds; each flush makes a part.
+FLUSH_SECONDS = 300.0
+
 _PART = re.compile(r"part-(\d{6,})\.jsonl")
 
 
 class Writer:
     """Collects rows and writes them as a new part at each flush.
 
-    With `tensorboard`, the numbers also go to WORKDIR/tensorboard (local folders
-    only: TensorBoard's files are appended to, which gs:// does not know), and with the
-    name of a `wandb` project to Weights & Biases, together with `config`. With `write`
-    False nothing is written: of several processes, one writes.
+    A row is whole when that of the next step begins; if the last flush is then more
+    than `flush_seconds` ago, it is flushed. With `tensorboard`, the numbers also go to
+    WORKDIR/tensorboard, and with the name of a `wandb` project to Weights & Biases,
+    together with `config`. With `write` False nothing is written: of several processes,
+    one writes.
     """
 
     def __init__(
@@ -63,8 +68,10 @@ class Writer:
         wandb: str = "",
         config: Mapping[str, Any] | None = None,
         write: bool = True,
+        flush_seconds: float = FLUSH_SECONDS,
     ) -> None:
         self._rows: dict[int, dict[str, Any]] = {}
+        self._flush_seconds, self._flushed = flush_seconds, time.monotonic()
         self._tensorboard = None
         self._wandb = None
         self._write = write
@@ -73,11 +80,8 @@ class Writer:
         self._folder = files.path(workdir) / "metrics"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._next_part = 1 + max((number for number, _ in _parts(workdir)), default=-1)
-        if tensorboard and files.is_local(workdir):
-            # What a killed run wrote after this step is hidden.
-            self._tensorboard = tensorboardX.SummaryWriter(
-                str(files.path(workdir) / "tensorboard"), purge_step=start_step + 1
-            )
+        if tensorboard:
+            self._tensorboard = _Events(workdir, start_step=start_step)
         if wandb:
             self._wandb = _open_wandb(wandb, workdir, config or {})
 
@@ -85,6 +89,9 @@ class Writer:
         """Adds numbers to the row of a step. Not finite ones are written as null."""
         if not self._write:
             return
+        waited = time.monotonic() - self._flushed
+        if step not in self._rows and waited > self._flush_seconds:
+            self.flush()
         row = self._rows.setdefault(step, {"step": step})
         if self._wandb is not None:
             self._wandb.log({**values, "step": step})
@@ -92,18 +99,20 @@ class Writer:
             number = float(value)
             row[key] = number if math.isfinite(number) else None
             if self._tensorboard is not None:
-                self._tensorboard.add_scalar(key, number, global_step=step)
+                self._tensorboard.add(step, key, number)
 
     def flush(self) -> None:
         """Writes the rows since the last flush; without any it writes nothing."""
-        if self._rows:
-            text = "".join(
-                json.dumps(row, allow_nan=False) + "\n" for row in self._rows.values()
-            )
-            name = f"part-{self._next_part:06d}.jsonl"
-            files.write_bytes(self._folder / name, text.encode())
-            self._next_part += 1
-            self._rows = {}
+        self._flushed = time.monotonic()
+        if not self._rows:
+            return
+        text = "".join(
+            json.dumps(row, allow_nan=False) + "\n" for row in self._rows.values()
+        )
+        name = f"part-{self._next_part:06d}.jsonl"
+        files.write_bytes(self._folder / name, text.encode())
+        self._next_part += 1
+        self._rows = {}
         if self._tensorboard is not None:
             self._tensorboard.flush()
 
@@ -114,6 +123,38 @@ class Writer:
             self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+class _Events:
+    """TensorBoard's file of this start, in WORKDIR/tensorboard.
+
+    It is appended to, which gs:// does not know: there a local file is uploaded whole
+    at each flush. It grows by about 60 bytes a number.
+    """
+
+    def __init__(self, workdir: str, *, start_step: int) -> None:
+        self._final = files.path(workdir) / "tensorboard"
+        self._staging = None
+        folder = str(self._final)
+        if not files.is_local(workdir):
+            self._staging = tempfile.TemporaryDirectory()
+            folder = self._staging.name
+        # What a killed run wrote after this step is hidden.
+        self._writer = tensorboardX.SummaryWriter(folder, purge_step=start_step + 1)
+
+    def add(self, step: int, key: str, number: float) -> None:
+        self._writer.add_scalar(key, number, global_step=step)
+
+    def flush(self) -> None:
+        self._writer.flush()
+        if self._staging is not None:
+            for events in Path(self._staging.name).iterdir():
+                files.write_bytes(self._final / events.name, events.read_bytes())
+
+    def close(self) -> None:
+        self._writer.close()
+        if self._staging is not None:
+            self._staging.cleanup()
 
 
 class Meter:
@@ -188,7 +229,8 @@ class Meter:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves what is not training out of the rates."""
+        """Awaits all steps, then leaves what is not training out of the rates."""
+        self.settle()
         start = time.monotonic()
         yield
         self._since += time.monotonic() - start
@@ -332,15 +374,23 @@ def read(workdir: str) -> list[dict[str, Any]]:
     return [rows[step] for step in sorted(rows)]
 
 
-def _open_wandb(project: str, workdir: str, config: Mapping[str, Any]) -> Any:
-    """The run of a workdir at Weights & Biases, new or taken up again."""
-    try:
-        wandb = importlib.import_module("wandb")
-    except ImportError as error:
+def check_wandb(project: str) -> None:
+    """Refuses a project name where Weights & Biases is not installed; "" is none.
+
+    Raises:
+        ValueError: there is no package wandb.
+    """
+    if project and importlib.util.find_spec("wandb") is None:
         raise ValueError(
             f"config.wandb={project!r} needs the package wandb: pip install wandb, or"
             " leave the key empty"
-        ) from error
+        )
+
+
+def _open_wandb(project: str, workdir: str, config: Mapping[str, Any]) -> Any:
+    """The run of a workdir at Weights & Biases, new or taken up again."""
+    check_wandb(project)
+    wandb = importlib.import_module("wandb")
     name = str(files.path(workdir))
     run = wandb.init(
         project=project,

@@ -7,6 +7,7 @@ takes a minute or two on any Linux machine with libtpu (`pip install
 "metaclip-jax[tpu]"`) and no TPU. Exits with 1 if the step does not fit.
 """
 
+import math
 import os
 import re
 import sys
@@ -21,7 +22,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict, config_flags
 
-from metaclip_jax import flops, program
+from metaclip_jax import flops, program, sharding
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.models import presets
 
@@ -48,8 +49,9 @@ class Plan(NamedTuple):
     chips: int
     mesh: dict[str, int]
     argument_bytes: int  # the state and its part of the batch
-    temporary_bytes: int
-    needed_bytes: int  # at the worst moment
+    temporary_bytes: int  # at least; exact where the step fits
+    peak_bytes: int | None  # what the compiler reckons; None = it gave up
+    needed_bytes: int  # to be safe
     limit_bytes: int
     model_flops: int  # of a step, over all devices
     peak_flops: float | None  # of a chip, a second
@@ -105,8 +107,9 @@ def make_plan(config: ConfigDict, where: Slice) -> Plan:
         devices=len(where.devices),
         chips=where.chips,
         mesh=dict(asked.mesh.shape),
-        argument_bytes=0,
+        argument_bytes=_argument_bytes(asked, config),
         temporary_bytes=0,
+        peak_bytes=None,
         needed_bytes=0,
         limit_bytes=where.device_bytes,
         model_flops=program.model_flops(asked, config),
@@ -117,11 +120,16 @@ def make_plan(config: ConfigDict, where: Slice) -> Plan:
     try:
         memory = program.lower(asked, config).compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
-        needed = _too_much(str(error))
-        if needed is None:
+        too_much = _too_much(str(error))
+        if too_much is None:
             raise
+        wanted, arguments = too_much[0], found.argument_bytes
+        # The compiler gives up at the first sum that is too large.
+        temporary = wanted if "temporaries" in str(error) else wanted - arguments
         return found._replace(
-            needed_bytes=needed[0], compile_seconds=time.monotonic() - start
+            temporary_bytes=temporary,
+            needed_bytes=arguments + temporary,
+            compile_seconds=time.monotonic() - start,
         )
     if memory is None:
         raise RuntimeError("this libtpu does not tell how much memory a program needs")
@@ -136,6 +144,7 @@ def make_plan(config: ConfigDict, where: Slice) -> Plan:
     return found._replace(
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
+        peak_bytes=memory.peak_memory_in_bytes,
         needed_bytes=max(memory.peak_memory_in_bytes, together),
         compile_seconds=time.monotonic() - start,
     )
@@ -155,19 +164,25 @@ def report(config: ConfigDict, where: Slice, plan: Plan) -> str:
     ]
     share = plan.needed_bytes / plan.limit_bytes
     if plan.fits:
-        lines.append(
-            f"device memory    {_gib(plan.needed_bytes)} of {_gib(plan.limit_bytes)}"
-            f" ({share:.0%}): arguments {_gib(plan.argument_bytes)}, temporaries"
-            f" {_gib(plan.temporary_bytes)}"
-        )
+        least = ""
+        verdict = f"{_gib(plan.needed_bytes)} of {_gib(plan.limit_bytes)} ({share:.0%})"
     else:
-        lines.append(
-            f"device memory    DOES NOT FIT: {_gib(plan.needed_bytes)} wanted,"
-            f" {_gib(plan.limit_bytes)} there,"
-            f" {_gib(plan.needed_bytes - plan.limit_bytes)} too much. Try"
-            " --config.model.remat=full, --config.microbatches, --config.mesh.fsdp,"
-            " --config.loss_form=ring, or more chips"
+        least = "at least "
+        verdict = (
+            f"DOES NOT FIT: {_gib(plan.needed_bytes)} wanted, {_gib(plan.limit_bytes)}"
+            f" there ({share:.0%}), {_gib(plan.needed_bytes - plan.limit_bytes)} too"
+            " much. Try --config.model.remat=full, --config.microbatches,"
+            " --config.mesh.fsdp, --config.loss_form=ring, or more chips"
         )
+    peak = "not known, as the compiler gave up"
+    if plan.peak_bytes is not None:
+        peak = f"{_gib(plan.peak_bytes)} as the compiler reckons"
+    lines += [
+        f"device memory    {verdict}",
+        f"  arguments      {_gib(plan.argument_bytes)}",
+        f"  temporaries    {least}{_gib(plan.temporary_bytes)}",
+        f"  peak           {peak}",
+    ]
     lines.append(
         f"model FLOPs      {plan.model_flops / 1e12:,.1f} T a step,"
         f" {plan.model_flops / config.global_batch / 1e9:,.1f} G a pair"
@@ -187,19 +202,32 @@ def _token_ids(config: ConfigDict) -> dict[str, int]:
     """The tokenizer's, or those of the vocabulary that the recipe names."""
     if config.tokenizer:
         tokenizer = tokenizers.load(config.tokenizer)
+        presets.check_vocabulary(
+            config.vocabulary, size=tokenizer.vocab_size, tokenizer=config.tokenizer
+        )
         return {
             "vocab_size": tokenizer.vocab_size,
             "eos_id": tokenizer.eos_id,
             "pad_id": tokenizer.pad_id,
         }
-    name = config.vocabulary
-    if name not in presets.VOCABULARIES:
+    if not config.vocabulary:
         raise ValueError(
-            f"vocabulary must be one of {', '.join(presets.VOCABULARIES)}, got"
-            f" {name!r}; or give --config.tokenizer"
+            "want a tokenizer or a vocabulary, got a recipe that names none: give"
+            f" --config.tokenizer=FILE, or --config.vocabulary as one of"
+            f" {', '.join(presets.VOCABULARIES)}"
         )
-    ids = presets.VOCABULARIES[name]
+    ids = presets.vocabulary(config.vocabulary)
     return {"vocab_size": ids.size, "eos_id": ids.eos_id, "pad_id": ids.pad_id}
+
+
+def _argument_bytes(asked: program.Program, config: ConfigDict) -> int:
+    """What the state and a part of the batch take on each device, without padding."""
+    held = 0
+    for leaf in jax.tree.leaves(program.abstract_state(asked)):
+        held += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    parts = math.prod(asked.mesh.shape[axis] for axis in sharding.BATCH_AXES)
+    pair = 3 * config.image_size**2 + 4 * config.model.context_length
+    return held + config.global_batch // parts * pair
 
 
 def _device_bytes(device: jax.Device) -> int:

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from metaclip_jax import checkpoint, flops, sharding, train_state
+from metaclip_jax import checkpoint, flops, losses, sharding, train_state
 from metaclip_jax import config as keys
 from metaclip_jax import optimizer as optimizers
 from metaclip_jax.models import clip
@@ -46,6 +46,12 @@ def make(
         raise ValueError(
             f"patch_dropout must be a share in [0, 1), got {config.patch_dropout}"
         )
+    losses.check(kind=config.loss, form=config.loss_form, chunk=config.loss_chunk)
+    check_attention(
+        config.model.attention,
+        dtype=config.dtype,
+        platform=mesh.devices.flat[0].platform,
+    )
     return Program(
         architecture=keys.architecture(
             config, vocab_size=vocab_size, eos_id=eos_id, pad_id=pad_id
@@ -64,6 +70,19 @@ def make(
         ),
         mesh=mesh,
     )
+
+
+def check_attention(attention: str, *, dtype: str, platform: str) -> None:
+    """Refuses cuDNN's attention where it cannot run.
+
+    Raises:
+        ValueError: the devices are not GPUs, or the dtype is not one of 16 bits.
+    """
+    if attention == "cudnn" and (platform != "gpu" or dtype != "bfloat16"):
+        raise ValueError(
+            "model.attention='cudnn' wants NVIDIA GPUs and dtype='bfloat16', got"
+            f" {platform} and {dtype!r}; --config.model.attention=xla runs everywhere"
+        )
 
 
 def abstract_state(program: Program) -> train_state.TrainState:

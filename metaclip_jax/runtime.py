@@ -36,6 +36,19 @@ def stop_on_sigterm() -> Iterator[Callable[[int], bool]]:
         signal.signal(signal.SIGTERM, before)
 
 
+def check_profile(*, first_step: int, last_step: int, total_steps: int) -> None:
+    """Refuses to trace steps that do not come; both 0 = none are to be traced.
+
+    Raises:
+        ValueError: they are not in order, or not among the run's steps.
+    """
+    if (first_step or last_step) and not 1 <= first_step <= last_step <= total_steps:
+        raise ValueError(
+            f"want 1 <= profile.first_step <= profile.last_step <= {total_steps}, the"
+            f" total_steps, or 0 and 0 for no profile, got {first_step} and {last_step}"
+        )
+
+
 @contextlib.contextmanager
 def profiler(
     workdir: str,
@@ -50,15 +63,7 @@ def profiler(
     It traces the steps first_step to last_step, for xprof and TensorBoard, into
     WORKDIR/profile; first_step 0 = none. `settle` awaits the steps under way. Of
     several processes, those with `write` trace their own devices.
-
-    Raises:
-        ValueError: last_step comes before first_step.
     """
-    if first_step and last_step < first_step:
-        raise ValueError(
-            f"profile.last_step={last_step} must be at least profile.first_step="
-            f"{first_step}"
-        )
     with tempfile.TemporaryDirectory() as folder:
         running = False
 

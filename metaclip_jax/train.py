@@ -10,6 +10,7 @@ Slurm, or --coordinator=HOST:PORT --process_count=N --process_index=I.
 
 import collections
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -22,10 +23,10 @@ from ml_collections import ConfigDict, config_flags
 
 from metaclip_jax import (
     checkpoint,
-    evaluate,
     files,
     flops,
     loading,
+    measure,
     metrics,
     program,
     runtime,
@@ -34,15 +35,14 @@ from metaclip_jax import (
 )
 from metaclip_jax.data import images, mixture, order, pipeline, texts
 from metaclip_jax.data import tokenizer as tokenizers
-from metaclip_jax.evaluation import held_out as held_outs
-from metaclip_jax.models import clip
+from metaclip_jax.models import clip, presets
 from metaclip_jax.program import Program
 
 # Steps that an accelerator may have ahead: it never waits for Python, and does not
 # hoard batches. On CPU each step is awaited: several under way can hang in collectives.
 _STEPS_AHEAD = 2
 
-Measure = Callable[[clip.Params], dict[str, float]]
+StepFunction = Callable[..., tuple[train_state.TrainState, dict[str, jax.Array]]]
 
 
 class OnDevice(NamedTuple):
@@ -72,16 +72,19 @@ def train(config: ConfigDict, workdir: str) -> None:
     """
     job = prepare(config)
     chief = jax.process_index() == 0
-    checkpoint.claim_workdir(
-        workdir, config.to_dict(), write=chief, tokenizer=job.tokenizer.to_json()
+    claim = functools.partial(
+        checkpoint.claim_workdir,
+        workdir,
+        config.to_dict(),
+        tokenizer=job.tokenizer.to_json(),
     )
+    claim(write=False)
     done = checkpoint.latest_step(workdir)
     if done is not None and done >= config.total_steps:
         finish(workdir, job, step=done)
         return
-    if chief:
-        checkpoint.clear_finished(workdir)
-    measure = make_measure(job, config)
+    start = done or 0
+    scores_of = make_measure(job, config)
 
     with contextlib.ExitStack() as stack:
         stop_wanted = stack.enter_context(runtime.stop_on_sigterm())
@@ -93,10 +96,14 @@ def train(config: ConfigDict, workdir: str) -> None:
                 keep_best=config.checkpoint.keep_best,
             )
         )
-        state, start, totals = first_state(job, config, manager, workdir)
         batches = stack.enter_context(
             contextlib.closing(open_batches(config, workdir, start_step=start))
         )
+        state, totals = first_state(job, config, manager, workdir, done=done)
+        # Now that all fits: the workdir of a refused config would be of no use.
+        claim(write=chief)
+        if chief:
+            checkpoint.clear_finished(workdir)
         feed = feed_devices(job, batches, ahead=config.data.device_prefetch)
         step_function, compile_seconds = compile_step(job, config)
         writer = stack.enter_context(open_writer(config, workdir, start_step=start))
@@ -118,11 +125,7 @@ def train(config: ConfigDict, workdir: str) -> None:
             with meter.waiting():
                 batch = next(feed)
             metrics.add_tally(totals, batch.tally)
-            with (
-                jax.profiler.StepTraceAnnotation("train", step_num=step),
-                jax.transfer_guard("disallow"),  # nothing may cross unasked
-            ):
-                state, measured = step_function(state, batch.arrays)
+            state, measured = take_step(step_function, step, state, batch.arrays)
             meter.add(step, measured, batch.image_ids)
 
             stop, last = stop_wanted(step), step == config.total_steps
@@ -133,13 +136,12 @@ def train(config: ConfigDict, workdir: str) -> None:
                 if compile_seconds:
                     writer.write(step, {"compile_seconds": compile_seconds})
                     compile_seconds = 0.0
-            if measure and (last or due(step, config.eval_every_steps)):
+            if scores_of and (last or due(step, config.eval_every_steps)):
                 with meter.paused():
-                    scores = measure(state.params)
+                    scores = scores_of(state.params)
                     writer.write(step, scores)
             if stop or last or due(step, config.checkpoint_every_steps):
                 with meter.paused():
-                    meter.settle()
                     # Rows first: where a checkpoint is, the rows before it are too.
                     writer.flush()
                     if chief:
@@ -152,9 +154,14 @@ def train(config: ConfigDict, workdir: str) -> None:
 
 
 def prepare(config: ConfigDict) -> Job:
-    """Loads and checks all that the run needs."""
+    """Loads and checks all that the run needs, but what `open_batches` checks."""
+    runtime.check_profile(**config.profile, total_steps=config.total_steps)
+    metrics.check_wandb(config.wandb)
     members = mixture.members(config.dataset, config.data.mixture)
     tokenizer = tokenizers.load(config.tokenizer)
+    presets.check_vocabulary(
+        config.vocabulary, size=tokenizer.vocab_size, tokenizer=config.tokenizer
+    )
     return Job(
         program=program.make(
             config,
@@ -171,15 +178,19 @@ def prepare(config: ConfigDict) -> Job:
 
 
 def first_state(
-    job: Job, config: ConfigDict, manager: ocp.CheckpointManager, workdir: str
-) -> tuple[train_state.TrainState, int, collections.Counter[str]]:
-    """The state to start from, the steps it has done, and what was lost in them.
+    job: Job,
+    config: ConfigDict,
+    manager: ocp.CheckpointManager,
+    workdir: str,
+    *,
+    done: int | None,
+) -> tuple[train_state.TrainState, collections.Counter[str]]:
+    """The state to start from, and what was lost in the steps it has done.
 
-    That is the newest checkpoint, or else a new state, from config.init_from if that is
-    given.
+    That is the checkpoint of the steps done, or else a new state, from config.init_from
+    if that is given.
     """
-    start = manager.latest_step()
-    if start is None:
+    if done is None:
         state = train_state.create(
             architecture=job.program.architecture,
             optimizer=job.program.optimizer,
@@ -188,17 +199,17 @@ def first_state(
         )
         if config.init_from:
             state = state._replace(params=initial_params(job, config))
-        return state, 0, collections.Counter()
+        return state, collections.Counter()
     state, meta = checkpoint.restore(
         workdir,
         manager,
-        start,
+        done,
         target=program.abstract_state(job.program),
         architecture=job.program.architecture,
         inputs=job.inputs,
     )
-    logging.info("%s goes on from step %d", workdir, start)
-    return state, start, collections.Counter(meta["totals"])
+    logging.info("%s goes on from step %d", workdir, done)
+    return state, collections.Counter(meta["totals"])
 
 
 def initial_params(job: Job, config: ConfigDict) -> clip.Params:
@@ -277,7 +288,7 @@ def feed_devices(
     yield from waiting
 
 
-def compile_step(job: Job, config: ConfigDict) -> tuple[jax.stages.Compiled, float]:
+def compile_step(job: Job, config: ConfigDict) -> tuple[StepFunction, float]:
     """The compiled (state, batch) -> (state, metrics), and the seconds it took."""
     start = time.monotonic()
     compiled = program.lower(job.program, config).compile()
@@ -285,6 +296,20 @@ def compile_step(job: Job, config: ConfigDict) -> tuple[jax.stages.Compiled, flo
     size = job.program.mesh.size
     logging.info("compiled the step for %d devices in %.1f s", size, seconds)
     return compiled, seconds
+
+
+def take_step(
+    step_function: StepFunction,
+    number: int,
+    state: train_state.TrainState,
+    arrays: Mapping[str, jax.Array],
+) -> tuple[train_state.TrainState, dict[str, jax.Array]]:
+    """Hands a step to the devices; what is not there already is an error."""
+    with (
+        jax.profiler.StepTraceAnnotation("train", step_num=number),
+        jax.transfer_guard("disallow"),
+    ):
+        return step_function(state, arrays)
 
 
 @contextlib.contextmanager
@@ -330,46 +355,18 @@ def open_meter(
         yield meter
 
 
-def make_measure(job: Job, config: ConfigDict) -> Measure | None:
+def make_measure(job: Job, config: ConfigDict) -> measure.Measure | None:
     """Returns parameters -> scores on the held-out images, None where not wanted."""
-    wanted, best = config.evaluation.held_out, config.checkpoint.keep_best
-    if best and not (wanted and config.eval_every_steps):
-        raise ValueError(
-            f"checkpoint.keep_best={best!r} needs evaluation.held_out and"
-            " eval_every_steps"
-        )
-    if best and config.checkpoint_every_steps % config.eval_every_steps:
-        raise ValueError(
-            "with checkpoint.keep_best, want checkpoint_every_steps a multiple of"
-            f" eval_every_steps={config.eval_every_steps}, got"
-            f" {config.checkpoint_every_steps}: a checkpoint is judged when saved"
-        )
-    if not config.eval_every_steps or not wanted:
-        return None
-    held_out = held_outs.load_held_out(wanted)
-    if best and best not in evaluate.score_names(held_out):
-        raise ValueError(
-            f"checkpoint.keep_best must be one of {evaluate.score_names(held_out)},"
-            f" got {best!r}"
-        )
-    model = evaluate.make_model(
+    return measure.make_measure(
+        held_out=config.evaluation.held_out,
+        every_steps=config.eval_every_steps,
+        batch=config.evaluation.batch,
+        keep_best=config.checkpoint.keep_best,
+        checkpoint_every_steps=config.checkpoint_every_steps,
         architecture=job.program.architecture,
         tokenize=job.tokenizer,
         mesh=job.program.mesh,
-        batch=config.evaluation.batch,
     )
-
-    def measure(params: clip.Params) -> dict[str, float]:
-        found = evaluate.scores(
-            model,
-            params,
-            held_out,
-            evaluate.embed(model, params, held_out),
-            bootstrap_samples=1,  # the rows hold no intervals
-        )
-        return evaluate.flat(found)
-
-    return measure
 
 
 def due(step: int, every_steps: int) -> bool:
@@ -425,12 +422,20 @@ def main(argv: Sequence[str]) -> None:
         train(config, values.workdir)
 
 
+def define_flags(to: flags.FlagValues) -> None:
+    """Defines the flags of the command line; importing this module defines none."""
+    text = functools.partial(flags.DEFINE_string, flag_values=to)
+    number = functools.partial(flags.DEFINE_integer, flag_values=to)
+    config_flags.DEFINE_config_file(
+        "config", help_string="Recipe, configs/NAME.py.", flag_values=to
+    )
+    text("workdir", None, "Folder of the run, local or gs://.")
+    text("coordinator", "", '"auto" or HOST:PORT; "" = one process.')
+    number("process_count", 1, "Processes, with HOST:PORT.")
+    number("process_index", 0, "This process, with HOST:PORT.")
+    flags.mark_flags_as_required(["config", "workdir"], flag_values=to)
+
+
 if __name__ == "__main__":
-    # Here, so that importing this module defines no flags.
-    config_flags.DEFINE_config_file("config", help_string="Recipe, configs/NAME.py.")
-    flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://.")
-    flags.DEFINE_string("coordinator", "", '"auto" or HOST:PORT; "" = one process.')
-    flags.DEFINE_integer("process_count", 1, "Processes, with HOST:PORT.")
-    flags.DEFINE_integer("process_index", 0, "This process, with HOST:PORT.")
-    flags.mark_flags_as_required(["config", "workdir"])
+    define_flags(flags.FLAGS)
     app.run(main)

@@ -40,6 +40,7 @@ VOCABULARIES = {
     "clip": Vocabulary(49_408, 49_407, 0),
     "xlm_v": Vocabulary(901_629, 2, 1),
     "mt5": Vocabulary(250_000, 1, 0),
+    "siglip": Vocabulary(32_000, 1, 1),  # not of MetaCLIP
 }
 
 
@@ -78,6 +79,36 @@ PRESETS = {
 }
 
 
+def vocabulary(name: str) -> Vocabulary:
+    """Returns the ids of a vocabulary.
+
+    Raises:
+      ValueError: there is none of this name; lists those there are.
+    """
+    if name not in VOCABULARIES:
+        raise ValueError(
+            f"vocabulary must be one of {', '.join(VOCABULARIES)}, got {name!r}"
+        )
+    return VOCABULARIES[name]
+
+
+def check_vocabulary(name: str, *, size: int, tokenizer: str) -> None:
+    """Refuses a tokenizer, by its file, whose size is not that of the vocabulary.
+
+    Every size will do for "". Nothing else is compared: no two of the vocabularies are
+    of one size.
+
+    Raises:
+      ValueError: the sizes differ, or the vocabulary is unknown.
+    """
+    if name and vocabulary(name).size != size:
+        raise ValueError(
+            f"config.vocabulary={name!r} wants a tokenizer of {vocabulary(name).size:,}"
+            f" tokens, but {tokenizer!r} has {size:,}. Give that vocabulary's"
+            " tokenizer; or --config.vocabulary= takes any, for another model"
+        )
+
+
 def architecture(name: str) -> Architecture:
     """Returns the architecture of a released model.
 
@@ -87,7 +118,7 @@ def architecture(name: str) -> Architecture:
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}")
     preset = PRESETS[name]
-    towers, vocabulary = TOWERS[preset.towers], VOCABULARIES[preset.vocabulary]
+    towers, ids = TOWERS[preset.towers], VOCABULARIES[preset.vocabulary]
     vision_width, vision_layers, vision_heads = towers.vision
     text_width, text_layers, text_heads = towers.text
     return Architecture(
@@ -102,9 +133,9 @@ def architecture(name: str) -> Architecture:
         text_heads=text_heads,
         text_mlp_width=4 * text_width,
         context_length=77,
-        vocab_size=vocabulary.size,
+        vocab_size=ids.size,
         embed_dim=towers.embed_dim,
         activation=preset.activation,
-        eos_id=vocabulary.eos_id,
-        pad_id=vocabulary.pad_id,
+        eos_id=ids.eos_id,
+        pad_id=ids.pad_id,
     )

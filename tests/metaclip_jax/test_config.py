@@ -1,15 +1,27 @@
+import ast
 import dataclasses
 import importlib.util
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 from metaclip_jax import config as keys
+from metaclip_jax import train
 from metaclip_jax.models import clip, presets
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs"
+# The quick start is no paper's; the other recipes are of data_prep's programs.
+TRAINED = sorted(
+    path.stem
+    for path in RECIPES.glob("*.py")
+    if "metaclip_jax.train" in path.read_text()
+)
+NOT_GIVEN = "not given in the paper"
 TOKENS = {"vocab_size": 49_408, "eos_id": 49_407, "pad_id": 0}
 
 
@@ -76,12 +88,26 @@ def test_recipes_build_the_released_architectures(name):
     if "worldwide" in name:
         assert facts == (75_264, 391_136, 4e-4, 0.95, 0.1)
     elif "altogether" in name:
-        assert facts == (131_072, 390_625, 4e-4, 0.95, 0.1)
+        assert facts == (131_072, 390_624, 4e-4, 0.95, 0.1)
     else:
         lr = 5e-4 if towers in ("b32", "b16") else 4e-4
         assert facts == (32_768, 390_624, lr, 0.98, 0.2)
     assert (optimizer.beta1, optimizer.epsilon) == (0.9, 1e-6)
     assert optimizer.warmup_steps == 2_000
+    # 32 times the pairs of an epoch, in whole batches.
+    pairs = {32_768: 400, 75_264: 920, 131_072: 1_600}[config.global_batch] * 10**6
+    assert config.total_steps == pairs // config.global_batch * 32
+    # Only MetaCLIP 1.2 balances in the loader and mixes synthetic texts in.
+    data = config.data.to_dict()
+    assert data.pop("crop_scale") == (0.9, 1.0)
+    if "altogether" in name:
+        assert data.pop("online_tail_share") == 0.06
+        assert data.pop("synthetic_share") == 0.15
+        assert data.pop("synthetic_sources") == ("synthetic",)
+    default = keys.default()
+    assert data.items() <= default.data.to_dict().items()
+    for key in ("loss", "microbatches", "patch_dropout", "image_size", "dtype"):
+        assert config[key] == default[key], key
 
 
 def test_the_siglip_recipe_builds_the_released_base_model():
@@ -98,10 +124,89 @@ def test_the_siglip_recipe_builds_the_released_base_model():
     assert config.optimizer == plain.optimizer
 
 
-def test_recipes_name_their_vocabulary():
+def test_recipes_of_papers_name_their_vocabulary():
     for path in RECIPES.glob("vit_*.py"):
         wanted = "xlm_v" if "worldwide" in path.stem else "clip"
         assert load(path.stem).vocabulary == wanted
+    assert load("siglip_b16").vocabulary == "siglip"
+    assert load("quickstart").vocabulary == ""
+
+
+# ml_collections loads a recipe in a way that Python 3.12 will not know.
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+@pytest.mark.parametrize("name", TRAINED, ids=str)
+def test_the_command_of_a_recipe_names_it_and_parses(name, monkeypatch):
+    words = shlex.split(command_of(docstring(name)))
+    assert words[:3] == ["python", "-m", "metaclip_jax.train"]
+    monkeypatch.chdir(RECIPES.parent)
+    monkeypatch.setattr(sys, "argv", words[2:])  # where ml_collections finds overrides
+    parsed = flags.FlagValues()
+    train.define_flags(parsed)
+    assert parsed(words[2:]) == words[2:3]  # nothing is left over
+    parsed.validate_all_flags()
+    assert words[3] == f"--config=configs/{name}.py"
+    assert parsed.workdir == "DIR"
+    assert parsed.config.global_batch == load(name).global_batch
+    if name != "quickstart":
+        assert (parsed.config.dataset, parsed.config.tokenizer) == ("DIR", "FILE")
+
+
+def test_recipes_of_papers_tell_what_the_paper_tells():
+    """Hardware, time and accuracy; test_recipes_... compares the rest."""
+    told = {name: facts_of(docstring(name)) for name in TRAINED if name != "quickstart"}
+    for name, facts in told.items():
+        assert list(facts) == ["data", "hardware", "time", "zero-shot ImageNet"], name
+        for key in ("hardware", "time"):
+            unknown = facts[key] == NOT_GIVEN
+            assert unknown or re.match(r"(\d+|one|two) \w+", facts[key]), (name, key)
+    accuracy = {name: facts["zero-shot ImageNet"] for name, facts in told.items()}
+    assert accuracy == {
+        "siglip_b16": "73.4%",
+        "vit_b32_400m": "65.5%",
+        "vit_b16_400m": "70.8%",
+        "vit_l14_400m": "76.2%",
+        "vit_b32_1b": "67.3%",
+        "vit_b32_2p5b": "67.6%",
+        "vit_b16_2p5b": "72.1%",
+        "vit_l14_2p5b": "79.2%",
+        "vit_h14_2p5b": "80.5%",
+        "vit_bigg14_2p5b": "82.1%",
+        "vit_h14_altogether": "82.0%",
+        "vit_l14_worldwide": "78.8%",
+        "vit_h14_worldwide": "81.3%",
+        **{
+            f"vit_{towers}_worldwide": NOT_GIVEN
+            for towers in ("s16", "m16", "b32", "b16")
+        },
+    }
+
+
+def docstring(name):
+    return ast.get_docstring(ast.parse((RECIPES / f"{name}.py").read_text()))
+
+
+def command_of(text):
+    """The block that is indented, its lines joined."""
+    lines = [line[4:] for line in text.splitlines() if line.startswith("    ")]
+    return "\n".join(lines).replace("\\\n", " ")
+
+
+def facts_of(text):
+    """The lines "- name: what"."""
+    return dict(re.findall(r"^- ([\w -]+): (.+)$", text, re.MULTILINE))
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused():
+    presets.check_vocabulary("", size=777, tokenizer="own.json")
+    presets.check_vocabulary("xlm_v", size=901_629, tokenizer="own.json")
+    with pytest.raises(
+        ValueError,
+        match=r"'xlm_v' wants a tokenizer of 901,629 tokens, but 'own.json' has 49,408."
+        " .*--config.vocabulary= takes any",
+    ):
+        presets.check_vocabulary("xlm_v", size=49_408, tokenizer="own.json")
+    with pytest.raises(ValueError, match="must be one of clip, .*got 'klingon'"):
+        presets.check_vocabulary("klingon", size=9, tokenizer="own.json")
 
 
 def test_the_quick_start_splits_its_batch_over_two_devices():

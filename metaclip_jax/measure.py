@@ -1,0 +1,74 @@
+"""Scores of the held-out images, again and again, while a model is in training."""
+
+from collections.abc import Callable
+
+from jax.sharding import Mesh
+
+from metaclip_jax import evaluate
+from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.evaluation import held_out as held_outs
+from metaclip_jax.models import clip
+
+Measure = Callable[[clip.Params], dict[str, float]]
+
+
+def make_measure(
+    *,
+    held_out: str,
+    every_steps: int,
+    batch: int,
+    keep_best: str,
+    checkpoint_every_steps: int,
+    architecture: clip.Architecture,
+    tokenize: tokenizers.Tokenizer,
+    mesh: Mesh,
+) -> Measure | None:
+    """Returns parameters -> scores by name, None where no images or steps are given.
+
+    Args:
+        held_out: dataset folder with zero_shot.json.
+        every_steps: how often it will be asked; 0 = never.
+        batch: images or texts encoded at a time.
+        keep_best: the score by which a checkpoint is to be kept; "" = none.
+        checkpoint_every_steps: how often there is a checkpoint.
+        architecture: of the parameters.
+        tokenize: of the texts.
+        mesh: where the parameters are.
+
+    Raises:
+        ValueError: keep_best is no score, or is not known when a checkpoint is saved.
+    """
+    if keep_best and not (held_out and every_steps):
+        raise ValueError(
+            f"checkpoint.keep_best={keep_best!r} needs evaluation.held_out and"
+            " eval_every_steps"
+        )
+    if keep_best and checkpoint_every_steps % every_steps:
+        raise ValueError(
+            "with checkpoint.keep_best, want checkpoint_every_steps a multiple of"
+            f" eval_every_steps={every_steps}, got {checkpoint_every_steps}: a"
+            " checkpoint is judged when saved"
+        )
+    if not every_steps or not held_out:
+        return None
+    images = held_outs.load_held_out(held_out)
+    if keep_best and keep_best not in evaluate.score_names(images):
+        raise ValueError(
+            f"checkpoint.keep_best must be one of {evaluate.score_names(images)}, got"
+            f" {keep_best!r}"
+        )
+    model = evaluate.make_model(
+        architecture=architecture, tokenize=tokenize, mesh=mesh, batch=batch
+    )
+
+    def measure(params: clip.Params) -> dict[str, float]:
+        found = evaluate.scores(
+            model,
+            params,
+            images,
+            evaluate.embed(model, params, images),
+            bootstrap_samples=1,  # the rows hold no intervals
+        )
+        return evaluate.flat(found)
+
+    return measure
