@@ -50,4 +50,4 @@ cd metaclip-jax && python3 -m venv .venv && .venv/bin/pip install -q -e ".[tpu]"
 run "${everywhere[@]}" "$install"
 
 printf -v flags '%q ' "$@"
-run "${everywhere[@]}" "cd metaclip-jax && .venv/bin/python -m metaclip_jax.train $flags"
+run "${everywhere[@]}" "cd metaclip-jax && .venv/bin/python -m metaclip_jax.train --coordinator=auto $flags"

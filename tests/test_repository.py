@@ -153,5 +153,7 @@ def test_the_launcher_passes_its_flags_to_training():
     remote = shlex.split(local[-1])  # the workers' shells split once more
     assert "--worker=all" in local and "metaclip_jax.train" in remote
     assert remote[-2:] == flags
+    # Without it each host of a slice would train by itself.
+    assert "--coordinator=auto" in remote
     wrong = subprocess.run([*command, "--zome=z"], cwd=ROOT, capture_output=True)
     assert wrong.returncode == 2

@@ -17,6 +17,7 @@ from metaclip_jax.data import (
     balance,
     batch,
     blocks,
+    draws,
     images,
     mixture,
     order,
@@ -90,7 +91,10 @@ def batches(
     augmentation.check()
     choice = choice or texts.Choice()
     online = (online_t, online_tail_share, online_folder)
-    sources = [_source(one, seed, order_blocks, choice, *online) for one in opened]
+    sources = [
+        _source(one, member, seed, order_blocks, choice, *online)
+        for member, one in enumerate(opened)
+    ]
     make = batch.MakeBatch(
         datasets=opened,
         sources=tuple(sources),
@@ -130,6 +134,7 @@ def _open(folder: str) -> records.Dataset:
 
 def _source(
     dataset: records.Dataset,
+    member: int,
     seed: int,
     order_blocks: order.Blocks | None,
     choice: texts.Choice,
@@ -138,6 +143,11 @@ def _source(
     online_folder: str,
 ) -> order.Source:
     if not online_t and not online_tail_share:
+        if member:
+            # Or datasets of one size, as a copy with other texts, would go through the
+            # same record numbers side by side. The mixture's own keys are cycles, from
+            # 0 on, so this is another.
+            seed = int(draws.mix(seed, order.MIXTURE, -member))
         return order.WholeDataset(len(dataset), seed=seed, blocks=order_blocks)
     return balance.OnlineBalance(
         dataset,

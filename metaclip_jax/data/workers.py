@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import resource
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -131,6 +132,10 @@ def peak_memory() -> int:
 def _start_worker(worker_index: int, worker_count: int) -> None:
     """Sets up a worker process; in particular, it ends when its parent does."""
     del worker_index, worker_count
+    # They go to the whole process group, but the trainer needs batches until it has
+    # saved, and ends its workers itself.
+    for sent in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sent, signal.SIG_IGN)
     cv2.setNumThreads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()

@@ -181,6 +181,22 @@ def test_a_mixture_logs_what_it_will_show(batches, dataset, other, caplog):
     )
 
 
+def test_datasets_of_one_size_are_not_passed_through_side_by_side(
+    batches, tmp_path, write_dataset
+):
+    """A copy with other texts: else an image would meet itself in each batch."""
+    count = 600
+    folders = [
+        write_dataset(tmp_path / name, record_count=count, name=name)
+        for name in ("one", "other")
+    ]
+    weights = tuple((folder, 1.0) for folder in folders)
+    batch = next(batches("", weights=weights, image_size=8, global_batch=256))
+    one, other = (batch["record"][batch["dataset"] == n] for n in (0, 1))
+    by_chance = len(one) * len(other) / count
+    assert len(np.intersect1d(one, other)) < by_chance + 4 * by_chance**0.5
+
+
 def test_texts_are_shown_by_the_weight_of_their_source(batches, other, tokenizer_path):
     choice = texts.Choice(
         weights=(("alt", 0.0),),

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from metaclip_jax import config as keys
@@ -125,3 +126,24 @@ def test_other_errors_of_the_compiler_are_not_taken_for_lack_of_memory():
     assert plan._too_much("INTERNAL: something else") is None
     assert jax.default_backend() == "cpu"
     assert os.environ["JAX_PLATFORMS"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("topology", "slices", "fsdp", "tensor"),
+    [
+        ("v5p:4x4x8", 1, 2, 1),
+        ("v5p:4x4x8", 1, 1, 2),
+        ("v6e:4x4", 1, 2, 1),
+        ("v5e:4x4", 2, 8, 1),
+        ("v5e:16x16", 2, 8, 1),
+        ("v5p:4x4x4", 2, 2, 2),
+    ],
+)
+def test_an_axis_may_take_a_part_of_a_side_of_the_torus(topology, slices, fsdp, tensor):
+    devices = plan.describe_slice(topology, slices=slices).devices
+    mesh = sharding.make_mesh(data=-1, fsdp=fsdp, tensor=tensor, devices=devices)
+    assert mesh.shape["fsdp"] == fsdp and mesh.shape["tensor"] == tensor
+    assert sorted(d.id for d in mesh.devices.flat) == sorted(d.id for d in devices)
+    # Slices split `data` alone.
+    of_slice = np.vectorize(lambda d: getattr(d, "slice_index", 0))(mesh.devices)
+    assert (of_slice == of_slice[:, :1, :1]).all()

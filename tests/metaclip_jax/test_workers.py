@@ -1,6 +1,8 @@
 """Worker processes: what they may hold, and that they hold no more."""
 
+import os
 import shutil
+import signal
 
 import pytest
 
@@ -48,6 +50,28 @@ def test_a_worker_holds_no_more_than_was_said(folder):
     grown = peak(folder, image_size=224) - base
     assert 2 * batch < grown < bound + 16 * MIB  # what one thread decodes at a time
     assert base < 500 * MIB
+
+
+def test_workers_make_batches_after_their_process_group_was_told_to_end(folder):
+    """The trainer still needs some until all processes have agreed on a last step."""
+    stream = pipeline.batches(
+        str(folder / "dataset"),
+        tokenizer_path=str(folder / "tokenizer.json"),
+        global_batch=16,
+        image_size=8,
+        context_length=12,
+        seed=0,
+        total_steps=40,
+        worker_count=2,
+        prefetch=1,
+    )
+    batches = [next(stream) for _ in range(4)]
+    assert len(stream.memory) == 2
+    for process in stream.memory:
+        os.kill(process, signal.SIGTERM)
+        os.kill(process, signal.SIGINT)
+    assert len(batches + list(stream)) == 40
+    stream.close()
 
 
 def test_the_memory_of_workers_is_said_at_the_start(caplog):
