@@ -9,22 +9,16 @@ its special tokens.
 
 import gzip
 import hashlib
-import html
 import importlib.util
 import json
 import os
-import re
-import string
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import ftfy
 import numpy as np
 import tokenizers
 from absl import app, flags, logging
-from ftfy import badness, chardata, fixes
 from tokenizers import (
     decoders,
     models,
@@ -36,6 +30,7 @@ from tokenizers import (
 
 from metaclip_jax import files
 from metaclip_jax.data import records
+from metaclip_jax.data.clean_up import canonical, clean
 
 BOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 _Marks = tuple[str | None, str, str | None, str]
@@ -55,19 +50,6 @@ _BYTES = 256
 _SMALLEST_VOCABULARY = 2 * _BYTES + 3  # each byte inside and at the end of a word
 _CLIP_VOCABULARY = 49_408
 _CLIP_FILE = "bpe_simple_vocab_16e6.txt.gz"
-# What ftfy and html.unescape leave alone: printable ASCII but "&", and white space.
-_NEEDS_REPAIR = re.compile(r"[^\t\n\x0c\r\x20-\x25\x27-\x7e]")
-# What ftfy replaces wherever it stands, but for quotes, and what parts a text for it.
-_REPLACED = "".join(
-    {
-        *map(chr, chardata.LIGATURES),
-        *map(chr, chardata.WIDTH_MAP),
-        *map(chr, chardata.CONTROL_CHARS),
-        *"&\n\r\x1b\u2028\u2029",
-    }
-)
-_REPLACED_OR_BROKEN = re.compile(rf"[{re.escape(_REPLACED)}\x80-\x9f\ud800-\udfff]")
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _BATCH = 1_000  # texts at a time in training
 
 
@@ -197,34 +179,6 @@ class Tokenizer:
             if token not in (self.bos_id, self.pad_id):
                 kept.append(int(token))
         return self._bpe.decode(kept, skip_special_tokens=False).strip()
-
-
-def clean(text: str) -> str:
-    """CLIP's clean-up: ftfy, HTML entities twice, one space between words, lower case.
-
-    Most texts are plain ASCII, on which ftfy would change nothing.
-    """
-    if "&" in text or _NEEDS_REPAIR.search(text):
-        text = html.unescape(html.unescape(_repair(text)))
-    return " ".join(text.split()).lower()
-
-
-def _repair(text: str) -> str:
-    """ftfy.fix_text, in a third of its time where only quotes are to be replaced.
-
-    Straight quotes make no text look broken that did not before, so one look is enough.
-    """
-    if _REPLACED_OR_BROKEN.search(text) or badness.is_bad(text):
-        return ftfy.fix_text(text)
-    straight = fixes.uncurl_quotes(text)
-    if unicodedata.is_normalized("NFC", straight):
-        return straight
-    return ftfy.fix_text(text)
-
-
-def canonical(text: str) -> str:
-    """SigLIP's clean-up: lower case, no ASCII punctuation, one space between words."""
-    return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
 
 
 def load(source: str | os.PathLike, *, siglip: bool = False) -> Tokenizer:

@@ -1,93 +1,147 @@
-"""The look at a dataset: what it shows, and that strangers' texts stay text."""
+"""The look at the data: what the trainer sees, and that strangers' texts stay text."""
 
+import io
 import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from metaclip_jax.data import inspect, pipeline, records, tokenizer
+from metaclip_jax import config as keys
+from metaclip_jax import train
+from metaclip_jax.data import inspect, sheet, tokenizer
 
 HOSTILE = '<script>alert("x")</script> & "quotes" </figure>'
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory, write_dataset):
+def config(tmp_path_factory, write_dataset):
+    """Two datasets in blocks, with weights by text source and synthetic texts."""
     folder = tmp_path_factory.mktemp("inspect")
-    dataset = write_dataset(
-        folder / "dataset",
+    first = write_dataset(
+        folder / "first",
         record_count=30,
-        texts={n: (HOSTILE, "another text") for n in range(0, 30, 2)},
+        texts={n: (HOSTILE, "another text\x07") for n in range(0, 30, 2)},
         images={1: b"no image"},
     )
+    second = write_dataset(
+        folder / "second",
+        record_count=20,
+        text_sources=("alt", "title", "made"),
+        name="second",
+    )
     path = folder / "tokenizer.json"
-    path.write_text(tokenizer.train(["picture told as", HOSTILE], 600).to_str())
-    stream = pipeline.batches(
-        dataset,
-        tokenizer_path=str(path),
-        global_batch=16,
-        image_size=32,
-        context_length=20,
-        seed=0,
-        total_steps=1000,
-    )
-    opened, tokenize = records.open_dataset(dataset), tokenizer.load(path)
-    examples = inspect.first_examples(stream, opened, tokenize, count=40)
-    speed = inspect.measure_speed(stream, seconds=0.1)
-    stream.close()
-    lengths, texts_per_image = inspect.measure_texts(opened, tokenize)
-    return inspect.Report(
-        dataset=opened,
-        examples=examples,
-        lengths=lengths,
-        texts_per_image=texts_per_image,
-        context_length=20,
-        images_per_second=speed,
-        replaced=dict(stream.replaced),
-    )
+    path.write_text(tokenizer.train(["picture told as", HOSTILE] * 2, 600).to_str())
+    config = keys.default()
+    config.tokenizer = str(path)
+    config.global_batch, config.total_steps = 16, 1_000
+    config.image_size = 32
+    config.model.context_length = 20
+    config.data.mixture = ((first, 3.0), (second, 1.0))
+    config.data.order, config.data.block_records = "blocks", 4
+    config.data.crop_scale = (0.4, 0.5)
+    config.data.text_source_weights = (("title", 2.0),)
+    config.data.synthetic_sources = ("made",)
+    config.data.synthetic_share = 0.5
+    config.data.max_replaced_share = 1.0
+    return config
 
 
-def test_the_examples_are_rows_of_the_pipeline(report):
+@pytest.fixture(scope="module")
+def report(config):
+    return inspect.look(config, examples=40, seconds=0.1)
+
+
+def test_the_examples_are_the_rows_of_training(config, report):
     assert len(report.examples) == 40
-    for example in report.examples:
-        assert example.image.shape == (32, 32, 3)
-        assert example.stored
+    rows = [
+        (image, text)
+        for batch, _ in zip(
+            train.open_batches(config, "", start_step=0), range(3), strict=False
+        )
+        for image, text in zip(batch["image"], batch["tokens"], strict=True)
+    ]
+    tokenize = tokenizer.load(config.tokenizer)
+    for example, (image, tokens) in zip(report.examples, rows, strict=False):
+        np.testing.assert_array_equal(example.image, image)
+        assert example.text == tokenize.decode(tokens.tolist())
+        assert example.source in ("alt", "title", "made")
+    assert {example.dataset for example in report.examples} == {"tiny", "second"}
+    assert "made" in {example.source for example in report.examples}
 
 
-def test_the_figures_are_those_of_the_dataset(report):
-    assert len(report.texts_per_image) == 30
-    assert len(report.lengths) == report.texts_per_image.sum()
-    assert report.images_per_second > 0
-    rows = dict(inspect.summary(report))
-    assert rows["records"] == "30"
-    assert rows["balanced"] == "no"
+def test_the_figures_are_those_of_the_data(report):
+    rows = report.facts
+    assert [figure for what, figure in rows if what == "dataset"] == [
+        "tiny, 0.75 of the examples",
+        "second, 0.25 of the examples",
+    ]
+    assert [f for what, f in rows if what == "  records an epoch"] == ["30", "20"]
+    facts = dict(rows)
+    assert facts["order"] == "blocks of 4 in windows of 64"
+    assert facts["augmentation"] == "crops of 0.4 to 0.5 of the area"
+    assert facts["loader speed"].endswith("images/s")
     share = np.mean(report.lengths > 18)
-    assert rows["texts longer than 18 tokens"] == f"{share:.2%}"
+    assert facts["texts longer than 18 tokens"] == f"{share:.2%}"
+
+
+def test_without_a_begin_mark_there_is_room_for_one_token_more(config, tmp_path):
+    """As with mT5's tokenizers, whose texts only end with a mark."""
+    raw = tokenizer.train(["picture told as"] * 2, 600).to_str()
+    path = tmp_path / "tokenizer.json"
+    path.write_text(
+        raw.replace(tokenizer.BOS, "unused")
+        .replace(tokenizer.EOS, "</s>")
+        .replace(tokenizer.PAD, "<pad>")
+    )
+    assert tokenizer.load(path).bos_id is None
+    other = config.copy_and_resolve_references()
+    other.tokenizer = str(path)
+    facts = dict(inspect.look(other, examples=1, seconds=0.01).facts)
+    assert "texts longer than 19 tokens" in facts
 
 
 def test_texts_of_strangers_stay_text(report):
-    page = inspect.render(report)
+    page = sheet.render_html(report)
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert page.count("<figure>") == page.count("</figure>") == 40
 
 
 def test_the_sheet_opens_from_disk_without_requests(report):
-    page = inspect.render(report)
+    page = sheet.render_html(report)
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert len(sources) == 40
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
     assert "http" not in page
 
 
-def test_the_command_prints_and_writes(tmp_path, write_dataset):
+def test_the_picture_holds_every_example(report):
+    picture = np.asarray(Image.open(io.BytesIO(sheet.render_png(report))))
+    assert picture.ndim == 3
+    count = 0
+    for example in report.examples:
+        shown = np.asarray(Image.fromarray(example.image).resize((150, 150)))
+        starts = np.argwhere((picture == shown[0, 0]).all(axis=2))
+        count += any(
+            np.array_equal(picture[y : y + 150, x : x + 150], shown) for y, x in starts
+        )
+    assert count == 40
+
+
+@pytest.mark.parametrize("kind", ["html", "png"])
+def test_the_command_prints_and_writes(tmp_path, write_dataset, kind):
     dataset = write_dataset(tmp_path / "dataset", record_count=20)
-    output = tmp_path / "sheet.html"
-    flags = ["--image_size=32", "--batch=8", "--seconds=0.1", f"--output={output}"]
+    output = tmp_path / f"sheet.{kind}"
+    flags = ["--config.image_size=32", "--batch=8", "--seconds=0.1", "--examples=9"]
     command = [sys.executable, "-m", "metaclip_jax.data.inspect", dataset, *flags]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, f"--output={output}"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
-    assert re.search(r"records +20", done.stdout)
+    assert re.search(r"records +20 in 2 files", done.stdout)
     assert re.search(r"loader speed +[\d,]+ images/s", done.stdout)
-    assert output.read_text().startswith("<!doctype html>")
+    begin = output.read_bytes()[:15]
+    assert begin.startswith({"html": b"<!doctype html>", "png": b"\x89PNG"}[kind])
