@@ -7,7 +7,7 @@ spells them.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,7 +61,8 @@ def make_mesh(
 
     TPU slices, which are linked by the data centre's slow network, split the `data`
     axis, so that only gradients cross it. `slices` is how many there are to be; -1 = as
-    many as there are.
+    many as there are. GPUs are one slice unless `slices` says how many hosts or NVLink
+    domains they are in.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -79,19 +80,28 @@ def make_mesh(
             "or set cpu_devices to make virtual CPU devices"
         )
     there = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == -1 and devices[0].platform != "tpu":
+        there = 1  # a GPU's is its host or its NVLink domain
     if slices not in (-1, there):
         raise ValueError(f"mesh.slices={slices}, but the devices are in {there}")
     if data % there:
         raise ValueError(
-            f"mesh data={data} must be a multiple of the {there} TPU slices, over "
+            f"mesh data={data} must be a multiple of the {there} slices, over "
             "which it is split"
         )
     axis_types = (AxisType.Auto,) * len(AXES)
+    # A mesh axis may take a part of an axis of the torus.
     if there == 1:
-        return jax.make_mesh((data, fsdp, tensor), AXES, axis_types, devices=devices)
-    grid = mesh_utils.create_hybrid_device_mesh(
-        (data // there, fsdp, tensor), (there, 1, 1), devices
-    )
+        grid = mesh_utils.create_device_mesh(
+            (data, fsdp, tensor), devices, allow_split_physical_axes=True
+        )
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (data // there, fsdp, tensor),
+            (there, 1, 1),
+            devices,
+            allow_split_physical_axes=True,
+        )
     return Mesh(grid, AXES, axis_types=axis_types)
 
 
@@ -137,6 +147,29 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis is split over `data` and `fsdp`, in this order."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def split_batch(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """Returns what keeps [B, ...] split as a batch is, inside a compiled function.
+
+    Without it the compiler may split the other axes as the parameters are, and compute
+    the whole batch on each device.
+    """
+    return lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
+
+
+def collect_table(mesh: Mesh, table: jax.Array, *, lookups: int) -> jax.Array:
+    """Collects a token table [V, D] over `fsdp` where that moves less than it saves.
+
+    Where it stays split, each device looks up its rows for all tokens of its `fsdp`
+    group, and the vectors are summed over the group. `lookups` is how many tokens all
+    devices look up at a time.
+    """
+    if table.shape[0] > lookups // mesh.shape["data"]:
+        return table
+    return jax.lax.with_sharding_constraint(
+        table, NamedSharding(mesh, PartitionSpec(None, "tensor"))
+    )
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -48,13 +48,21 @@ def make_train_step(
     they were, `skipped` is 1, and only `step` advances, as it counts batches.
     """
 
-    encode_image = functools.partial(clip.encode_image, architecture)
+    split = sharding.split_batch(mesh)
+    encode_image = functools.partial(clip.encode_image, architecture, constrain=split)
+    encode_text = functools.partial(clip.encode_text, architecture, constrain=split)
 
     def loss_of(params: clip.Params, batch: Batch) -> tuple[jax.Array, Metrics]:
+        table = sharding.collect_table(
+            mesh,
+            params["text"]["token_embedding"],
+            lookups=batch["tokens"].size // microbatches,
+        )
+        params = params | {"text": params["text"] | {"token_embedding": table}}
         image, text = encode_in_parts(
             lambda rows: (
                 encode_image(params, rows["image"], rows.get("patches")),
-                clip.encode_text(architecture, params, rows["tokens"]),
+                encode_text(params, rows["tokens"]),
             ),
             batch,
             parts=microbatches,
@@ -76,7 +84,7 @@ def make_train_step(
             key = jax.random.fold_in(jax.random.key(seed), state.step)
             shape = (len(batch["image"]), architecture.patches)
             patches = choose_patches(key, *shape, dropout=patch_dropout)
-            batch = dict(batch, patches=patches)
+            batch = dict(batch, patches=split(patches))
         (value, accuracies), gradients = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, batch
         )
@@ -172,8 +180,9 @@ def choose_patches(
     (FLIP, arXiv 2212.00794). The choice depends on the key and the row alone.
     """
     draws = jax.random.uniform(key, (batch, patches))
-    _, chosen = jax.lax.top_k(draws, kept_patches(patches, dropout=dropout))
-    return jnp.sort(chosen, axis=1)
+    # Not top_k, which the compiler does not split over devices.
+    chosen = jnp.argsort(draws, axis=1, descending=True)
+    return jnp.sort(chosen[:, : kept_patches(patches, dropout=dropout)], axis=1)
 
 
 def clamp(log_logit_scale: jax.Array) -> jax.Array:

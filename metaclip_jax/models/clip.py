@@ -131,30 +131,42 @@ def encode_image(
     params: Params,
     images: jax.Array,
     patches: jax.Array | None = None,
+    *,
+    constrain: layers.Constrain = layers.unconstrained,
 ) -> jax.Array:
     """Returns f32[B, E] of unit norm for images [B, H, W, 3].
 
     uint8 images are normalised on the device; f32 images must be normalised already.
     `patches`, int32[B, n], are those that the tower sees of each image; None = all.
+    `constrain` says how arrays [B, ...] lie on the devices, as the images do.
     """
     size = architecture.image_size
     if images.ndim != 4 or images.shape[1:] != (size, size, 3):
         raise ValueError(f"images must be [B, {size}, {size}, 3], got {images.shape}")
     image_graph, _ = _graphs(architecture)
-    return _unit_norm(nnx.merge(image_graph, params["image"])(images, patches))
+    tower = nnx.merge(image_graph, params["image"])
+    return _unit_norm(tower(images, patches, constrain=constrain))
 
 
 def encode_text(
-    architecture: Architecture, params: Params, tokens: jax.Array
+    architecture: Architecture,
+    params: Params,
+    tokens: jax.Array,
+    *,
+    constrain: layers.Constrain = layers.unconstrained,
 ) -> jax.Array:
-    """Returns f32[B, E] of unit norm for tokens int32[B, T], T <= context_length."""
+    """Returns f32[B, E] of unit norm for tokens int32[B, T], T <= context_length.
+
+    `constrain` says how arrays [B, ...] lie on the devices, as the tokens do.
+    """
     longest = architecture.context_length
     if tokens.ndim != 2 or tokens.shape[1] > longest:
         raise ValueError(f"tokens must be [B, at most {longest}], got {tokens.shape}")
     if architecture.text_pool == "last" and tokens.shape[1] != longest:
         raise ValueError(f"tokens must be padded to [B, {longest}], got {tokens.shape}")
     _, text_graph = _graphs(architecture)
-    return _unit_norm(nnx.merge(text_graph, params["text"])(tokens))
+    tower = nnx.merge(text_graph, params["text"])
+    return _unit_norm(tower(tokens, constrain=constrain))
 
 
 def parameter_count(architecture: Architecture) -> dict[str, int]:

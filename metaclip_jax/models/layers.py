@@ -14,6 +14,14 @@ from flax import nnx
 from flax.nnx import initializers
 
 Activation = Callable[[jax.Array], jax.Array]
+# Says how [B, ...] lies on the devices, which the compiler must keep; training gives
+# one so that parameters come to the batch, and not the batch to them.
+Constrain = Callable[[jax.Array], jax.Array]
+
+
+def unconstrained(x: jax.Array) -> jax.Array:
+    """Leaves the layout of `x` to the compiler."""
+    return x
 
 
 class BlockShape(NamedTuple):
@@ -212,11 +220,13 @@ def make_blocks(
     return make(rngs)
 
 
-def run_blocks(blocks: Block, x: jax.Array, *, remat: str) -> jax.Array:
+def run_blocks(
+    blocks: Block, x: jax.Array, *, remat: str, constrain: Constrain = unconstrained
+) -> jax.Array:
     """Applies the stack to [B, T, D], one layer after another."""
 
     def apply(x: jax.Array, block: Block) -> jax.Array:
-        return block(x)
+        return constrain(block(constrain(x)))
 
     if remat != "none":
         apply = nnx.remat(apply, prevent_cse=False, policy=REMAT_POLICIES[remat])

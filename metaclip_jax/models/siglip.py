@@ -83,18 +83,23 @@ class ImageTower(nnx.Module):
         self.remat = remat
 
     def __call__(
-        self, images: jax.Array, patches: jax.Array | None = None
+        self,
+        images: jax.Array,
+        patches: jax.Array | None = None,
+        *,
+        constrain: layers.Constrain = layers.unconstrained,
     ) -> jax.Array:
         """Maps images [B, H, W, 3] to f32[B, E], not yet of unit norm; E is the width.
 
         uint8 images are normalised here; f32 ones must have been. Of each image only
         `patches`, int32[B, n], are seen; None = all.
         """
-        x = self.patch_embed(vit.normalise(images, IMAGE_MEAN, IMAGE_STD))
+        x = constrain(self.patch_embed(vit.normalise(images, IMAGE_MEAN, IMAGE_STD)))
         x = x + (self.patch_bias[...] + self.position_embedding[...]).astype(self.dtype)
         x = vit.pick(x, patches)
-        x = layers.run_blocks(self.blocks, x, remat=self.remat)  # [B, N, D]
-        return self.head(self.ln_post(x).astype(self.dtype)).astype(jnp.float32)
+        x = layers.run_blocks(self.blocks, x, remat=self.remat, constrain=constrain)
+        embedding = self.head(self.ln_post(x).astype(self.dtype))
+        return constrain(embedding.astype(jnp.float32))
 
 
 class TextTower(nnx.Module):
@@ -133,12 +138,17 @@ class TextTower(nnx.Module):
         self.dtype = block.dtype
         self.remat = remat
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        tokens: jax.Array,
+        *,
+        constrain: layers.Constrain = layers.unconstrained,
+    ) -> jax.Array:
         """Maps tokens int32[B, T], T the whole context, to f32[B, E]."""
-        x = jnp.take(self.token_embedding[...], tokens, axis=0)
+        x = constrain(jnp.take(self.token_embedding[...], tokens, axis=0))
         x = (x + self.position_embedding[: tokens.shape[1]]).astype(self.dtype)
-        x = layers.run_blocks(self.blocks, x, remat=self.remat)  # [B, T, D]
+        x = layers.run_blocks(self.blocks, x, remat=self.remat, constrain=constrain)
         features = self.ln_final(x[:, -1]).astype(self.dtype)
         embedding = features @ self.projection[...].astype(self.dtype)
         embedding += self.projection_bias[...].astype(self.dtype)
-        return embedding.astype(jnp.float32)
+        return constrain(embedding.astype(jnp.float32))

@@ -64,17 +64,22 @@ class TextTower(nnx.Module):
         self.dtype = block.dtype
         self.remat = remat
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        tokens: jax.Array,
+        *,
+        constrain: layers.Constrain = layers.unconstrained,
+    ) -> jax.Array:
         """Maps tokens int32[B, T] to f32[B, E], not yet of unit norm."""
-        x = jnp.take(self.token_embedding[...], tokens, axis=0)
+        x = constrain(jnp.take(self.token_embedding[...], tokens, axis=0))
         x = (x + self.position_embedding[: tokens.shape[1]]).astype(self.dtype)
-        x = layers.run_blocks(self.blocks, x, remat=self.remat)  # [B, T, D]
+        x = layers.run_blocks(self.blocks, x, remat=self.remat, constrain=constrain)
         # Causal attention has no use for what follows the end, padding included.
         end = end_position(tokens, pool=self.pool, eos_id=self.eos_id)
         features = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]  # [B, D]
         features = self.ln_final(features).astype(self.dtype)
         embedding = features @ self.projection[...].astype(self.dtype)
-        return embedding.astype(jnp.float32)
+        return constrain(embedding.astype(jnp.float32))
 
 
 def end_position(tokens: jax.Array, *, pool: str, eos_id: int) -> jax.Array:

@@ -85,7 +85,11 @@ class ImageTower(nnx.Module):
         self.remat = remat
 
     def __call__(
-        self, images: jax.Array, patches: jax.Array | None = None
+        self,
+        images: jax.Array,
+        patches: jax.Array | None = None,
+        *,
+        constrain: layers.Constrain = layers.unconstrained,
     ) -> jax.Array:
         """Maps images [B, H, W, 3] to f32[B, E], not yet of unit norm.
 
@@ -93,7 +97,8 @@ class ImageTower(nnx.Module):
         `patches`, int32[B, n], are seen; None = all.
         """
         images = normalise(images, IMAGE_MEAN, IMAGE_STD)
-        x = self.patch_embed(images) + self.position_embedding[1:]  # [B, N, D]
+        x = constrain(self.patch_embed(images))  # [B, N, D]
+        x = x + self.position_embedding[1:]
         x = pick(x, patches)
         class_token = self.class_embedding[...].astype(self.dtype)
         class_token = jnp.broadcast_to(
@@ -101,7 +106,7 @@ class ImageTower(nnx.Module):
         )
         x = jnp.concatenate([class_token, x], axis=1)  # [B, N + 1, D]
         x = self.ln_pre(x).astype(self.dtype)
-        x = layers.run_blocks(self.blocks, x, remat=self.remat)
+        x = layers.run_blocks(self.blocks, x, remat=self.remat, constrain=constrain)
         features = self.ln_post(x[:, 0]).astype(self.dtype)  # [B, D]
         embedding = features @ self.projection[...].astype(self.dtype)
-        return embedding.astype(jnp.float32)
+        return constrain(embedding.astype(jnp.float32))

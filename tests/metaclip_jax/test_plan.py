@@ -86,10 +86,27 @@ def test_slices_split_the_batch_and_nothing_else():
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
     for number, part in enumerate(mesh.devices):
         assert {device.slice_index for device in part.flat} == {number}
-    with pytest.raises(ValueError, match="must be a multiple of the 2 TPU slices"):
+    with pytest.raises(ValueError, match="must be a multiple of the 2 slices"):
         sharding.make_mesh(data=1, fsdp=4, tensor=2, devices=two.devices)
     with pytest.raises(ValueError, match="mesh.slices=4, but the devices are in 2"):
         sharding.make_mesh(data=-1, fsdp=2, tensor=2, slices=4, devices=two.devices)
+
+
+@pytest.mark.parametrize(
+    ("topology", "slices", "fsdp", "tensor"),
+    [
+        ("v5p:4x4x8", 1, 2, 1),
+        ("v5p:4x4x8", 1, 8, 2),
+        ("v6e:4x4", 1, 2, 1),
+        ("v5e:16x16", 1, 8, 1),
+        ("v5e:4x4", 2, 8, 1),
+    ],
+)
+def test_mesh_axes_may_take_a_part_of_a_torus(topology, slices, fsdp, tensor):
+    devices = plan.describe_slice(topology, slices=slices).devices
+    mesh = sharding.make_mesh(data=-1, fsdp=fsdp, tensor=tensor, devices=devices)
+    assert mesh.shape["data"] * fsdp * tensor == len(devices)
+    assert set(mesh.devices.flat) == set(devices)
 
 
 def test_a_step_compiles_for_two_slices():

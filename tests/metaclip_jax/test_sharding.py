@@ -24,6 +24,23 @@ def test_sizes_below_one_are_refused():
         sharding.make_mesh(data=8, fsdp=1, tensor=0)
 
 
+def test_hosts_of_gpus_are_slices_only_where_that_is_asked_for():
+    class Gpu:
+        platform, device_kind = "gpu", "H100"
+
+        def __init__(self, number):
+            self.id, self.slice_index = number, number // 4
+
+    gpus = [Gpu(number) for number in range(8)]
+    mesh = sharding.make_mesh(data=1, fsdp=8, tensor=1, devices=gpus)
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 8, "tensor": 1}
+    mesh = sharding.make_mesh(data=-1, fsdp=4, tensor=1, slices=2, devices=gpus)
+    for number, part in enumerate(mesh.devices):
+        assert {gpu.slice_index for gpu in part.flat} == {number}
+    with pytest.raises(ValueError, match="multiple of the 2 slices"):
+        sharding.make_mesh(data=1, fsdp=8, tensor=1, slices=2, devices=gpus)
+
+
 def test_a_batch_that_devices_cannot_share_is_refused():
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     sharding.check_global_batch(8, mesh)
