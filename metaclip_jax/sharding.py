@@ -181,6 +181,17 @@ def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Arra
     }
 
 
+def put_whole(mesh: Mesh, rows: np.ndarray) -> jax.Array:
+    """Returns [B, ...] split over the mesh, where each process holds all of it.
+
+    Each device takes its own rows, whichever these are: on a TPU slice a process's
+    devices need not lie next to each other in the mesh.
+    """
+    return jax.make_array_from_callback(
+        rows.shape, batch_sharding(mesh), lambda index: rows[index]
+    )
+
+
 def _leaf_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
     """The rule's layout, after checking that it divides the leaf's shape."""
     spec = partition_spec(path)

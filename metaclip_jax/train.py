@@ -233,10 +233,7 @@ def initial_params(job: Job, config: ConfigDict) -> clip.Params:
 def open_batches(
     config: ConfigDict, workdir: str, *, start_step: int
 ) -> pipeline.Batches:
-    """This process's batches from `start_step` on; their whole state is the step.
-
-    The workdir serves to share what is found out about epochs; "" = it is not shared.
-    """
+    """This process's batches from `start_step` on; their whole state is the step."""
     data = config.data
     return pipeline.batches(
         config.dataset,

@@ -47,18 +47,13 @@ def make_train_step(
     Where the loss or the gradient is not finite, parameters and optimizer stay as
     they were, `skipped` is 1, and only `step` advances, as it counts batches.
     """
-
     split = sharding.split_batch(mesh)
     encode_image = functools.partial(clip.encode_image, architecture, constrain=split)
     encode_text = functools.partial(clip.encode_text, architecture, constrain=split)
 
     def loss_of(params: clip.Params, batch: Batch) -> tuple[jax.Array, Metrics]:
-        table = sharding.collect_table(
-            mesh,
-            params["text"]["token_embedding"],
-            lookups=batch["tokens"].size // microbatches,
-        )
-        params = params | {"text": params["text"] | {"token_embedding": table}}
+        lookups = batch["tokens"].size // microbatches
+        params = with_table(params, mesh=mesh, lookups=lookups)
         image, text = encode_in_parts(
             lambda rows: (
                 encode_image(params, rows["image"], rows.get("patches")),
@@ -83,19 +78,17 @@ def make_train_step(
         if patch_dropout:
             key = jax.random.fold_in(jax.random.key(seed), state.step)
             shape = (len(batch["image"]), architecture.patches)
-            patches = choose_patches(key, *shape, dropout=patch_dropout)
-            batch = dict(batch, patches=split(patches))
+            shown = split(choose_patches(key, *shape, dropout=patch_dropout))
+            batch = dict(batch, patches=shown)
         (value, accuracies), gradients = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, batch
         )
         gradient_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(value) & jnp.isfinite(gradient_norm)
-        learning_rate = schedule(state.step)
+        rate = schedule(state.step)
 
         direction, opt = optimizer.update(gradients, state.opt_state, state.params)
-        params = jax.tree.map(
-            lambda p, d: p - learning_rate * d, state.params, direction
-        )
+        params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
         if loss == "softmax":  # SigLIP's scale is free, and ends above 100
             params |= {"log_logit_scale": clamp(params["log_logit_scale"])}
         params = choose(finite, params, state.params)
@@ -106,7 +99,7 @@ def make_train_step(
             **head_scalars(state.params),
             "gradient_norm": gradient_norm,
             "parameter_norm": optax.tree.norm(params),
-            "learning_rate": learning_rate,
+            "learning_rate": rate,
             "skipped": 1 - finite.astype(jnp.float32),
         }
         return TrainState(state.step + 1, params, opt), metrics
@@ -118,6 +111,13 @@ def make_train_step(
         out_shardings=(layout, sharding.replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def with_table(params: clip.Params, *, mesh: Mesh, lookups: int) -> clip.Params:
+    """Returns the parameters with the token table laid out for so many lookups."""
+    text = params["text"]
+    table = sharding.collect_table(mesh, text["token_embedding"], lookups=lookups)
+    return params | {"text": text | {"token_embedding": table}}
 
 
 def head_scalars(params: clip.Params) -> Metrics:

@@ -138,7 +138,8 @@ def test_the_commands_about_training_run_as_they_stand(beside):
 
 def test_the_commands_about_data_run_as_they_stand(beside):
     run_commands("docs/data.md", beside, about="metaclip_jax.data.inspect")
-    assert "<img" in (beside / "my_run" / "sheet.html").read_text()
+    sheet = (beside / "my_run" / "sheet.png").read_bytes()
+    assert sheet.startswith(b"\x89PNG")
     assert (beside / "my_run" / "blocks" / "manifest.json").exists()
 
 
