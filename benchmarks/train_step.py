@@ -6,7 +6,8 @@ Both train the same model (ViT-S/16 at 112 pixels with a text tower of the same 
 CLIP's vocabulary and context) in f32 on as many threads, on the same random batch:
 forward, loss, backward, AdamW. A few steps of each alternate, the median counts. Then
 it says what bounds ours: the forward passes of the towers beside the rest of the step,
-and the FLOP/s that it reaches beside those of one large matrix product by XLA.
+the matrix products of all layers alone, forward and backward, without attention or
+anything else, and the FLOP/s that the step reaches beside those of one large product.
 """
 
 import os
@@ -121,6 +122,40 @@ def theirs(batch: dict[str, np.ndarray]) -> tuple[Step, Step]:
     return step, forward
 
 
+def products() -> Step:
+    """Returns what only runs the layers' matrix products by XLA, forward and backward.
+
+    Of both towers, without attention, norms, activations, embeddings and the optimizer:
+    no step by XLA can take less.
+    """
+    shapes = ((1, 3), (1, 1), (1, 4), (4, 1))  # in widths: qkv, out, fc1, fc2
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    kernels = [
+        _WIDTH**-0.5 * jax.random.normal(key, (_LAYERS, a * _WIDTH, b * _WIDTH))
+        for key, (a, b) in zip(keys, shapes, strict=True)
+    ]
+    patches = (_SIZE // _PATCH) ** 2 + 1
+    towers = [
+        jax.random.normal(jax.random.key(1), (_BATCH.value * positions, _WIDTH))
+        for positions in (patches, _CONTEXT)
+    ]
+
+    def chain(kernels: list[jax.Array], x: jax.Array) -> jax.Array:
+        def layer(x: jax.Array, kernels: list[jax.Array]) -> tuple[jax.Array, None]:
+            qkv, out, fc1, fc2 = kernels
+            return (x @ qkv)[:, :_WIDTH] @ out @ fc1 @ fc2, None
+
+        return jax.numpy.square(jax.lax.scan(layer, x, kernels)[0]).mean()
+
+    gradient = jax.jit(jax.grad(chain, argnums=(0, 1)))
+
+    def step() -> float:
+        jax.block_until_ready([gradient(kernels, x) for x in towers])
+        return 0.0
+
+    return step
+
+
 def product_flops() -> float:
     """Returns FLOP/s of XLA's product of two 2,048 x 2,048 f32 matrices."""
     matrix = jax.numpy.ones((2048, 2048))
@@ -152,19 +187,23 @@ def main(argv: Sequence[str]) -> None:
     transformers.logging.set_verbosity_error()
     batch = make_batch()
     our_step, our_forward, flops = ours(batch)
-    steps = (our_step, our_forward, *theirs(batch))
+    steps = (our_step, our_forward, products(), *theirs(batch))
     seconds: dict[Step, list[float]] = {step: [] for step in steps}
     for _ in range(_ROUNDS.value):
         for step, found in seconds.items():
             step()  # while the other's threads fall asleep
             found += [timed(step) for _ in range(_STEPS.value)]
-    mine, forward, other, other_forward = map(statistics.median, seconds.values())
+    mine, forward, alone, other, other_forward = map(
+        statistics.median, seconds.values()
+    )
     peak = product_flops()
     print(
         f"train step: {_BATCH.value / mine:.1f} pairs/s, torch and transformers"
         f" {_BATCH.value / other:.1f}, {other / mine:.2f}x ({threads} threads, f32);"
         f" forward {forward:.2f} s against {other_forward:.2f}, the rest"
         f" {mine - forward:.2f} against {other - other_forward:.2f};"
+        f" the layers' products alone take {alone:.2f} s, at which a step would be"
+        f" {other / alone:.2f}x;"
         f" {flops / mine / 1e9:.0f} GFLOP/s of model FLOPs, {flops / mine / peak:.0%}"
         f" of XLA's {peak / 1e9:.0f} for a large matrix product"
     )

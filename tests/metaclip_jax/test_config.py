@@ -11,7 +11,7 @@ import pytest
 from absl import flags
 
 from metaclip_jax import config as keys
-from metaclip_jax import train
+from metaclip_jax import program, train
 from metaclip_jax.models import clip, presets
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs"
@@ -257,6 +257,24 @@ def test_shapes_that_no_model_has_are_refused(key, value, message):
     config.model[key] = value
     with pytest.raises(ValueError, match=message):
         keys.architecture(config, **TOKENS)
+
+
+def test_cudnn_attention_is_refused_where_it_cannot_run():
+    config = keys.default()
+    config.model.attention = "cudnn"
+    with pytest.raises(ValueError, match="wants NVIDIA GPUs .* got cpu and 'bfloat16'"):
+        program.make(config, **TOKENS)
+    program.check_attention("cudnn", dtype="bfloat16", platform="gpu")
+    program.check_attention("xla", dtype="float32", platform="cpu")
+    with pytest.raises(ValueError, match="got gpu and 'float32'"):
+        program.check_attention("cudnn", dtype="float32", platform="gpu")
+
+
+def test_an_unknown_loss_is_refused_before_anything_is_compiled():
+    config = keys.default()
+    config.loss_form = "rings"
+    with pytest.raises(ValueError, match="loss_form must be one of .*got 'rings'"):
+        program.make(config, **TOKENS)
 
 
 def test_an_end_mark_outside_the_vocabulary_is_refused():

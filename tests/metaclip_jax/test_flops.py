@@ -64,11 +64,30 @@ def test_a_pair_of_vit_b32_is_six_flops_a_weight_and_token_and_attention():
 
 @pytest.mark.parametrize(
     ("kind", "teraflops"),
-    [("TPU v4", 275), ("TPU v5 lite", 197), ("TPU v5", 459), ("TPU v6 lite", 918)],
+    [
+        ("TPU v4", 275),
+        ("TPU v4 lite", 138),
+        ("TPU v5 lite", 197),
+        ("TPU v5", 459),
+        ("TPU v5p", 459),
+        ("TPU v6 lite", 918),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40", 181),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H200", 989),
+        ("Tesla V100-SXM2-16GB", 125),
+        ("Tesla V100-PCIE-32GB", 112),
+        ("NVIDIA A10G", None),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
 )
 def test_peaks_are_found_by_the_kind_of_device(kind, teraflops):
     device = types.SimpleNamespace(device_kind=kind)
-    assert flops.peak(device) == teraflops * 1e12
+    assert flops.peak(device) == (teraflops and teraflops * 1e12)
 
 
 def test_a_cpu_has_no_peak():

@@ -1,4 +1,5 @@
-"""A dataset on gs://, served by an emulator: the same batches, in few requests.
+"""gs://, served by an emulator: a dataset gives the same batches, in few requests, and
+a run's metrics arrive.
 
 The emulator speaks Cloud Storage's HTTP interface; gcsfs and array_record's own client
 read it as they read the real one.
@@ -52,6 +53,46 @@ print(json.dumps(result))
 """
 
 
+WRITE = """
+from metaclip_jax import files, metrics
+
+workdir = "gs://bucket1/runs/some"
+out = metrics.Writer(workdir, start_step=0, tensorboard=True)
+stored = []
+for step in (1, 2):
+    out.write(step, {"loss": 2.5 / step})
+    out.flush()
+    (events,) = files.path(f"{workdir}/tensorboard").iterdir()
+    stored.append(events.read_bytes())
+out.close()
+assert len(stored[0]) < len(stored[1]) and stored[1].startswith(stored[0])
+assert b"loss" in stored[0]
+assert events.read_bytes() == stored[1]
+rows = metrics.read(workdir)
+assert rows == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 1.25}], rows
+"""
+
+
+@contextlib.contextmanager
+def emulator():
+    """Yields the environment in which gs:// is a server of this process."""
+    with contextlib.ExitStack() as stack:
+        # It answers one at a time; callers beyond the queue would wait for seconds.
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr("http.server.HTTPServer.request_queue_size", 256)
+        running = stack.enter_context(
+            server.create_server(
+                "127.0.0.1", 0, in_memory=True, default_bucket="bucket1"
+            )
+        )
+        url = f"http://127.0.0.1:{running._api._httpd.server_port}"
+        yield {
+            **os.environ,
+            "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,  # array_record looks here
+            "STORAGE_EMULATOR_HOST": url,  # gcsfs, and so files.path, looks here
+        }
+
+
 @pytest.fixture(scope="module")
 def read(tmp_path_factory, write_dataset):
     """What a process reads of a dataset here and there, and the requests it made."""
@@ -70,25 +111,13 @@ def read(tmp_path_factory, write_dataset):
     log = logging.getLogger("gcp_storage_emulator")
     log.addHandler(keep := Keep())
     log.setLevel(logging.INFO)
-    emulator = server.create_server(
-        "127.0.0.1", 0, in_memory=True, default_bucket="bucket1"
-    )
-    # It answers one at a time; callers beyond the queue would wait for seconds.
-    with contextlib.ExitStack() as stack:
-        patch = stack.enter_context(pytest.MonkeyPatch.context())
-        patch.setattr("http.server.HTTPServer.request_queue_size", 256)
-        stack.enter_context(emulator)
-        url = f"http://127.0.0.1:{emulator._api._httpd.server_port}"
-        found = {
-            "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,  # array_record looks here
-            "STORAGE_EMULATOR_HOST": url,  # gcsfs, and so files.path, looks here
-        }
+    with emulator() as environment:
         done = subprocess.run(
             [
                 *(sys.executable, "-c", READ, dataset, str(folder / "tokenizer.json")),
                 *("gs://bucket1/some/dataset", "gs://bucket1/mark"),
             ],
-            env={**os.environ, **found},
+            env=environment,
             capture_output=True,
             text=True,
             timeout=120,
@@ -96,6 +125,18 @@ def read(tmp_path_factory, write_dataset):
     log.removeHandler(keep)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), requests
+
+
+def test_metrics_on_gs_are_parts_and_an_events_file_that_grows():
+    with emulator() as environment:
+        done = subprocess.run(
+            [sys.executable, "-c", WRITE],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_dataset_on_gs_gives_the_same_batches(read):

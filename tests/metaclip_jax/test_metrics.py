@@ -45,6 +45,23 @@ def test_each_flush_makes_a_part_that_is_never_changed(tmp_path):
     assert len(list((tmp_path / "metrics").iterdir())) == 2
 
 
+def test_a_whole_row_is_flushed_once_it_has_waited(tmp_path):
+    """The parts of one row stay together."""
+    out = writer(tmp_path, flush_seconds=0.0)
+    out.write(1, {"loss": 3.0})
+    out.write(1, {"evaluation/R@1": 0.5})
+    assert metrics.read(str(tmp_path)) == []
+    out.write(2, {"loss": 2.0})
+    first = {"step": 1, "loss": 3.0, "evaluation/R@1": 0.5}
+    assert metrics.read(str(tmp_path)) == [first]
+    out.close()
+    assert metrics.read(str(tmp_path)) == [first, {"step": 2, "loss": 2.0}]
+    patient = writer(tmp_path, start_step=2, flush_seconds=1e9)
+    patient.write(3, {"loss": 1.0})
+    patient.write(4, {"loss": 1.0})
+    assert len(metrics.read(str(tmp_path))) == 2
+
+
 def test_the_last_row_of_a_step_wins_across_starts(tmp_path):
     killed = writer(tmp_path)
     killed.write(1, {"loss": 3.0})
@@ -147,6 +164,16 @@ def test_totals_are_those_of_the_step_once_settled(tmp_path):
     assert totals["skipped_steps"] == 1
     some.settle()
     assert totals["skipped_steps"] == 2
+
+
+def test_a_pause_awaits_the_steps_under_way_first(tmp_path):
+    """Else their time would be that of the pause, and leave the rates."""
+    totals = collections.Counter()
+    some = meter(totals, steps_ahead=2, workdir=str(tmp_path))
+    some.add(1, measured(True), IDS)
+    assert totals["skipped_steps"] == 0
+    with some.paused():
+        assert totals["skipped_steps"] == 1
 
 
 def test_a_row_holds_the_newest_numbers_and_the_rates():

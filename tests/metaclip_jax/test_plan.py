@@ -64,9 +64,26 @@ def test_vit_l14_fits_v5p_at_the_papers_batch(l14):
     assert l14["compute floor"].startswith("0.293 s a step")
 
 
+@pytest.mark.parametrize("plan_of", ["b32", "l14"])
+def test_a_plan_tells_memory_flops_and_the_floor(plan_of, request):
+    lines = request.getfixturevalue(plan_of)
+    used, limit = memory(lines)
+    arguments, temporaries, peak = (
+        gib(lines[name]) for name in ("arguments", "temporaries", "peak")
+    )
+    assert 0 < arguments < used and 0 < temporaries < used and 0 < peak <= used
+    assert used <= arguments + temporaries + 0.02 or used == peak
+    assert lines["device memory"].endswith(f"({used / limit:.0%})")
+    assert lines["model FLOPs"].split()[1:4] == ["T", "a", "step,"]
+
+
 def memory(lines):
     words = lines["device memory"].split()
     return float(words[0]), float(words[3])
+
+
+def gib(told):
+    return float(told.split()[0])
 
 
 def test_what_does_not_fit_says_by_how_much():
@@ -74,9 +91,16 @@ def test_what_does_not_fit_says_by_how_much():
     assert done.returncode == 1
     told = read(done.stdout)["device memory"]
     assert told.startswith("DOES NOT FIT: ")
-    wanted, there, too_much = (float(told.split()[n]) for n in (3, 6, 9))
+    wanted, there, too_much = (float(told.split()[n]) for n in (3, 6, 10))
     assert there == 15.75
     assert too_much == pytest.approx(wanted - there, abs=0.011)
+    # 151 million parameters and two moments of each, in f32, and 8,192 pairs.
+    told = read(done.stdout)
+    assert gib(told["arguments"]) == pytest.approx(1.7 + 1.15, abs=0.05)
+    least, temporaries = told["temporaries"].rsplit(" ", 2)[:2]
+    assert least == "at least"
+    assert float(temporaries) == pytest.approx(wanted - gib(told["arguments"]), abs=0.1)
+    assert told["peak"].startswith("not known")
 
 
 def test_slices_split_the_batch_and_nothing_else():
@@ -112,6 +136,7 @@ def test_mesh_axes_may_take_a_part_of_a_torus(topology, slices, fsdp, tensor):
 def test_a_step_compiles_for_two_slices():
     where = plan.describe_slice("v5e:2x2", slices=2)
     config = keys.default()
+    config.vocabulary = "clip"
     config.global_batch = 64
     config.image_size = config.model.patch_size = 32
     config.mesh.fsdp = 4
@@ -129,8 +154,11 @@ def test_the_vocabulary_is_the_configs_and_unknown_ones_are_refused():
     config = keys.default()
     config.vocabulary = "klingon"
     with pytest.raises(
-        ValueError, match="must be one of clip, xlm_v, mt5, got 'klingon'"
+        ValueError, match="must be one of clip, xlm_v, mt5, siglip, got 'klingon'"
     ):
+        plan.make_plan(config, where)
+    config.vocabulary = ""
+    with pytest.raises(ValueError, match="want a tokenizer or a vocabulary"):
         plan.make_plan(config, where)
 
 

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 from PIL import Image
 
 from data_prep.sinks import array_record
-from metaclip_jax import checkpoint, evaluate, files, metrics, runtime
+from metaclip_jax import checkpoint, evaluate, files, metrics, runtime, train
 from metaclip_jax.data import mixture, records, tokenizer
 from metaclip_jax.evaluation import held_out as held_outs
 
@@ -298,6 +299,34 @@ def test_a_best_metric_that_is_not_measured_is_refused(folder):
     status, output = run(folder, "best", "--config.eval_every_steps=3")
     assert status != 0
     assert "want checkpoint_every_steps a multiple of eval_every_steps=3" in output
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("profile.first_step", 5, "want 1 <= profile.first_step <= profile.last_step"),
+        ("wandb", "some", "needs the package wandb"),
+        ("vocabulary", "xlm_v", "'xlm_v' wants a tokenizer of 901,629 tokens"),
+        ("data.synthetic_share", 2.0, "synthetic_share must be within 0 to 1, got 2"),
+        ("data.order", "rows", "data.order .*'rows'"),
+        ("data.online_tail_share", 7.0, "data.online_tail_share within 0 to 1"),
+        ("data.crop_scale", (0.5, 2.0), "crop_scale"),
+        ("checkpoint.keep_last", 0, "keep_last must be at least 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_workdir_is_taken(
+    folder, tmp_path, monkeypatch, key, value, message
+):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = runpy.run_path(str(folder / "recipe.py"))["get_config"]()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=message):
+        train.train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_compiled_programs_are_kept_where_the_config_says(folder, straight):
+    assert list((folder / "compiled").iterdir())
 
 
 def test_killed_and_terminated_runs_stop_where_they_should(interrupted):

@@ -9,6 +9,7 @@ import pytest
 
 from metaclip_jax import optimizer, sharding, train_state, train_step
 from metaclip_jax.models import clip
+from metaclip_jax.train import take_step
 
 ARCHITECTURE = clip.Architecture(
     image_size=8,
@@ -31,8 +32,12 @@ ADAMW = optimizer.make_optimizer(beta1=0.9, beta2=0.98, epsilon=1e-6, weight_dec
 SCHEDULE = optimizer.make_schedule(peak_lr=1e-3, warmup_steps=2, total_steps=20)
 
 
+def architecture_of(loss):
+    return dataclasses.replace(ARCHITECTURE, logit_bias=loss == "sigmoid")
+
+
 @functools.cache
-def program(shape, form="gathered", microbatches=1, patch_dropout=0.0):
+def program(shape, form="gathered", microbatches=1, patch_dropout=0.0, loss="softmax"):
     """The mesh and the compiled step; compiling is what these tests cost."""
     mesh = sharding.make_mesh(
         data=shape[0],
@@ -40,12 +45,14 @@ def program(shape, form="gathered", microbatches=1, patch_dropout=0.0):
         tensor=shape[2],
         devices=jax.devices()[: math.prod(shape)],
     )
+    architecture = architecture_of(loss)
     step = train_step.make_train_step(
-        architecture=ARCHITECTURE,
+        architecture=architecture,
         mesh=mesh,
-        state=train_state.abstract(architecture=ARCHITECTURE, optimizer=ADAMW),
+        state=train_state.abstract(architecture=architecture, optimizer=ADAMW),
         optimizer=ADAMW,
         schedule=SCHEDULE,
+        loss=loss,
         loss_form=form,
         microbatches=microbatches,
         patch_dropout=patch_dropout,
@@ -103,15 +110,19 @@ def test_every_mesh_trains_alike(shape, form, initial, on_one_device):
             np.testing.assert_allclose(got[name], want[name], rtol=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 @pytest.mark.parametrize(
     ("shape", "form"), [((1, 1, 1), "gathered"), ((2, 2, 2), "ring")]
 )
-def test_microbatches_have_the_gradient_of_the_whole_batch(shape, form, initial):
+def test_microbatches_have_the_gradient_of_the_whole_batch(shape, form, loss):
     """Read from AdamW's first moment after one step: a tenth of the gradient."""
     moments = []
     for microbatches in (1, 4):
-        mesh, step = program(shape, form, microbatches)
-        state, _ = step(put(initial, mesh), batch_of(mesh, 0))
+        mesh, step = program(shape, form, microbatches, 0.0, loss)
+        state = train_state.create(
+            architecture=architecture_of(loss), optimizer=ADAMW, mesh=mesh, seed=0
+        )
+        state, _ = step(state, batch_of(mesh, 0))
         moments.append(jax.device_get(state.opt_state[0].mu))
     for got, want in zip(*map(jax.tree.leaves, moments[::-1]), strict=True):
         scale = np.abs(want).max()
@@ -290,6 +301,24 @@ def test_a_gradient_that_is_not_finite_changes_only_the_step_count(initial):
         (after.params, after.opt_state),
         (before.params, before.opt_state),
     )
+
+
+def test_a_step_takes_the_memory_of_the_state_it_is_given(initial):
+    mesh, step = program((2, 4, 1))
+    before = put(initial, mesh)
+    after, _ = step(before, batch_of(mesh, 0))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
+
+
+def test_a_batch_that_is_not_on_the_devices_is_refused(initial):
+    """Training moves batches itself, ahead of the step."""
+    mesh, step = program((2, 4, 1))
+    state, batch = put(initial, mesh), batch_of(mesh, 0)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"):
+        take_step(step, 1, state, jax.device_get(batch))
+    state, _ = take_step(step, 1, state, batch)
+    assert int(state.step) == 1
 
 
 def test_the_scale_stays_between_1_and_100():
