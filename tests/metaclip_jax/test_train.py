@@ -253,7 +253,7 @@ def test_a_run_learns_logs_evaluates_and_saves(straight):
     bad = records.image_id("http://images.example/2003")
     lost = files.read_json(workdir / "metrics" / "replaced_images.json")
     times = lost["not_an_image"][bad]
-    assert abs(times - more / 40) < 1
+    assert 0 < times < more / 40 + 4 * np.sqrt(more / 40)  # by chance, as above
     assert rows[-1]["replaced_images/not_an_image"] == times
     assert rows[-1]["replaced_images"] == times
     assert rows[0]["compile_seconds"] > 0
