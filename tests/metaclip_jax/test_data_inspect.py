@@ -44,7 +44,7 @@ def config(tmp_path_factory, write_dataset):
     config.data.crop_scale = (0.4, 0.5)
     config.data.text_source_weights = (("title", 2.0),)
     config.data.synthetic_sources = ("made",)
-    config.data.synthetic_share = 0.5
+    config.data.synthetic_share = 1.0
     config.data.max_replaced_share = 1.0
     return config
 
