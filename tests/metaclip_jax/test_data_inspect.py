@@ -51,15 +51,15 @@ def config(tmp_path_factory, write_dataset):
 
 @pytest.fixture(scope="module")
 def report(config):
-    return inspect.look(config, examples=40, seconds=0.1)
+    return inspect.look(config, examples=96, seconds=0.1)
 
 
 def test_the_examples_are_the_rows_of_training(config, report):
-    assert len(report.examples) == 40
+    assert len(report.examples) == 96
     rows = [
         (image, text)
         for batch, _ in zip(
-            train.open_batches(config, "", start_step=0), range(3), strict=False
+            train.open_batches(config, "", start_step=0), range(6), strict=False
         )
         for image, text in zip(batch["image"], batch["tokens"], strict=True)
     ]
