@@ -13,6 +13,7 @@ from metaclip_jax import config as keys
 from metaclip_jax import train
 from metaclip_jax.data import inspect, sheet, tokenizer
 
+EXAMPLES = 96  # enough for every text source to show
 HOSTILE = '<script>alert("x")</script> & "quotes" </figure>'
 
 
@@ -51,11 +52,11 @@ def config(tmp_path_factory, write_dataset):
 
 @pytest.fixture(scope="module")
 def report(config):
-    return inspect.look(config, examples=96, seconds=0.1)
+    return inspect.look(config, examples=EXAMPLES, seconds=0.1)
 
 
 def test_the_examples_are_the_rows_of_training(config, report):
-    assert len(report.examples) == 96
+    assert len(report.examples) == EXAMPLES
     rows = [
         (image, text)
         for batch, _ in zip(
@@ -107,13 +108,13 @@ def test_texts_of_strangers_stay_text(report):
     page = sheet.render_html(report)
     assert "<script" not in page
     assert "&lt;script&gt;" in page
-    assert page.count("<figure>") == page.count("</figure>") == 40
+    assert page.count("<figure>") == page.count("</figure>") == EXAMPLES
 
 
 def test_the_sheet_opens_from_disk_without_requests(report):
     page = sheet.render_html(report)
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert len(sources) == 40
+    assert len(sources) == EXAMPLES
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
     assert "http" not in page
 
@@ -128,7 +129,7 @@ def test_the_picture_holds_every_example(report):
         count += any(
             np.array_equal(picture[y : y + 150, x : x + 150], shown) for y, x in starts
         )
-    assert count == 40
+    assert count == EXAMPLES
 
 
 @pytest.mark.parametrize("kind", ["html", "png"])
