@@ -108,7 +108,8 @@ def start_jax(
 
     Args:
         cpu_devices: virtual CPU devices of this process; 0 = the real devices.
-        compilation_cache: folder for compiled programs; "" = none.
+        compilation_cache: folder for compiled programs; "" = none. Several CPU devices
+            do without.
         coordinator: "" for one process, "auto" where the cluster tells, or HOST:PORT.
         process_count: of all processes, with HOST:PORT.
         process_index: of this one, with HOST:PORT.
@@ -116,14 +117,19 @@ def start_jax(
     if cpu_devices:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", cpu_devices)
-    if compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", compilation_cache)
     if coordinator:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         if coordinator == "auto":
             jax.distributed.initialize()
         else:
             jax.distributed.initialize(coordinator, process_count, process_index)
+    if compilation_cache:
+        # Seen with jax 0.10: of a program that comes out of the cache, two CPU devices
+        # may run collectives in different orders, and wait for each other for ever.
+        if jax.default_backend() == "cpu" and jax.device_count() > 1:
+            logging.warning("compilation_cache is not used on several CPU devices")
+        else:
+            jax.config.update("jax_compilation_cache_dir", compilation_cache)
 
 
 def log_our_own_notes() -> None:

@@ -41,7 +41,6 @@ def get_config():
     config.data.synthetic_sources = ("made",)
     config.data.synthetic_share = 0.15
     config.tokenizer = "{folder}/tokenizer.json"
-    config.compilation_cache = "{folder}/compiled"
     config.evaluation.held_out = "{folder}/held_out"
     config.evaluation.batch = 10
     config.global_batch = 64
@@ -325,8 +324,19 @@ def test_what_does_not_fit_is_refused_before_the_workdir_is_taken(
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_compiled_programs_are_kept_where_the_config_says(folder, straight):
-    assert list((folder / "compiled").iterdir())
+@pytest.mark.parametrize("devices", [1, 2])
+def test_compiled_programs_are_kept_unless_cpu_devices_share_them(tmp_path, devices):
+    code = f"""
+import jax
+from metaclip_jax import runtime
+runtime.start_jax(cpu_devices={devices}, compilation_cache={str(tmp_path)!r})
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.jit(lambda x: x + 1)(1.0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert bool(list(tmp_path.iterdir())) == (devices == 1)
+    assert ("not used on several CPU devices" in done.stderr) == (devices == 2)
 
 
 def test_killed_and_terminated_runs_stop_where_they_should(interrupted):
