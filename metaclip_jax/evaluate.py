@@ -330,10 +330,9 @@ def _encode(
     start = 0
     for rows in portions:
         padding = [(0, model.batch - len(rows))] + [(0, 0)] * (rows.ndim - 1)
-        # Each process holds the portion and hands over its own run of it.
-        host = model.batch // jax.process_count()
-        own = slice(jax.process_index() * host, (jax.process_index() + 1) * host)
-        batch = sharding.put_batch(model.mesh, {"rows": np.pad(rows, padding)[own]})
+        # Each process holds the portion and hands over its devices' part of it.
+        own = np.pad(rows, padding)[sharding.process_rows(model.mesh, model.batch)]
+        batch = sharding.put_batch(model.mesh, {"rows": own})
         embedded = jax.device_get(encode(params, batch["rows"]))
         result[start : start + len(rows)] = embedded[: len(rows)]
         start += len(rows)

@@ -104,7 +104,9 @@ def start_jax(
     Args:
         cpu_devices: virtual CPU devices of this process; 0 = the real devices.
         compilation_cache: folder for compiled programs; "" = none.
-        coordinator: "" for one process, "auto" where the cluster tells, or HOST:PORT.
+        coordinator: "" for one process; HOST:PORT for processes that each have all
+            devices of their host; "auto" where the cluster tells: on TPU pods the same,
+            under Slurm one process per GPU.
         process_count: of all processes, with HOST:PORT.
         process_index: of this one, with HOST:PORT.
     """
@@ -118,7 +120,13 @@ def start_jax(
         if coordinator == "auto":
             jax.distributed.initialize()
         else:
-            jax.distributed.initialize(coordinator, process_count, process_index)
+            # Where JAX finds Slurm, it would leave each process one GPU.
+            jax.distributed.initialize(
+                coordinator,
+                process_count,
+                process_index,
+                cluster_detection_method="deactivate",
+            )
 
 
 def log_our_own_notes() -> None:

@@ -95,7 +95,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         )
         state, start, totals = first_state(job, config, manager, workdir)
         batches = stack.enter_context(
-            contextlib.closing(open_batches(config, start_step=start))
+            contextlib.closing(open_batches(job, config, start_step=start))
         )
         feed = feed_devices(job, batches, ahead=config.data.device_prefetch)
         step_function, compile_seconds = compile_step(job, config)
@@ -219,7 +219,7 @@ def initial_params(job: Job, config: ConfigDict) -> clip.Params:
     return train_state.place(loaded.params, mesh=job.program.mesh)
 
 
-def open_batches(config: ConfigDict, *, start_step: int) -> pipeline.Batches:
+def open_batches(job: Job, config: ConfigDict, *, start_step: int) -> pipeline.Batches:
     """This process's batches from `start_step` on; their whole state is the step."""
     data = config.data
     return pipeline.batches(
@@ -232,8 +232,7 @@ def open_batches(config: ConfigDict, *, start_step: int) -> pipeline.Batches:
         seed=config.seed,
         start_step=start_step,
         total_steps=config.total_steps,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=sharding.process_rows(job.program.mesh, config.global_batch),
         order_blocks=order.check_blocks(
             data.order, records=data.block_records, window=data.window_blocks
         ),

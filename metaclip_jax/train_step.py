@@ -48,22 +48,9 @@ def make_train_step(
     they were, `skipped` is 1, and only `step` advances, as it counts batches.
     """
 
-    split = sharding.split_batch(mesh)
-    encode_image = functools.partial(clip.encode_image, architecture, constrain=split)
-    encode_text = functools.partial(clip.encode_text, architecture, constrain=split)
-
     def loss_of(params: clip.Params, batch: Batch) -> tuple[jax.Array, Metrics]:
-        table = sharding.collect_table(
-            mesh,
-            params["text"]["token_embedding"],
-            lookups=batch["tokens"].size // microbatches,
-        )
-        params = params | {"text": params["text"] | {"token_embedding": table}}
         image, text = encode_in_parts(
-            lambda rows: (
-                encode_image(params, rows["image"], rows.get("patches")),
-                encode_text(params, rows["tokens"]),
-            ),
+            functools.partial(_encode, architecture, mesh, params),
             batch,
             parts=microbatches,
             mesh=mesh,
@@ -84,7 +71,7 @@ def make_train_step(
             key = jax.random.fold_in(jax.random.key(seed), state.step)
             shape = (len(batch["image"]), architecture.patches)
             patches = choose_patches(key, *shape, dropout=patch_dropout)
-            batch = dict(batch, patches=split(patches))
+            batch = dict(batch, patches=sharding.split_batch(mesh)(patches))
         (value, accuracies), gradients = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, batch
         )
@@ -117,6 +104,24 @@ def make_train_step(
         in_shardings=(layout, sharding.batch_sharding(mesh)),
         out_shardings=(layout, sharding.replicated(mesh)),
         donate_argnums=0,
+    )
+
+
+def _encode(
+    architecture: clip.Architecture, mesh: Mesh, params: clip.Params, batch: Batch
+) -> tuple[jax.Array, jax.Array]:
+    """Returns f32[B, E] of images and texts, where parameters come to the batch."""
+    split = sharding.split_batch(mesh)
+    tokens = batch["tokens"]
+    table = sharding.collect_table(
+        mesh, params["text"]["token_embedding"], lookups=tokens.size
+    )
+    params = params | {"text": params["text"] | {"token_embedding": table}}
+    return (
+        clip.encode_image(
+            architecture, params, batch["image"], batch.get("patches"), constrain=split
+        ),
+        clip.encode_text(architecture, params, tokens, constrain=split),
     )
 
 

@@ -49,8 +49,7 @@ class MakeBatch:
     choice: texts.Choice
     tokenize: tokenizer.Tokenizer
     global_batch: int
-    process_index: int
-    process_count: int
+    rows: np.ndarray  # int64[b], of each global batch
     image_size: int
     context_length: int
     seed: int
@@ -59,12 +58,7 @@ class MakeBatch:
 
     def positions(self, step: int) -> np.ndarray:
         """Returns int64[b], the global positions of this host's rows."""
-        return order.host_positions(
-            step,
-            global_batch=self.global_batch,
-            process_index=self.process_index,
-            process_count=self.process_count,
-        )
+        return step * self.global_batch + self.rows
 
     def __call__(self, step: int) -> Made:
         """Reads, decodes, crops and tokenises the host batch of a step."""

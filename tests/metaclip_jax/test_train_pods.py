@@ -133,6 +133,20 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, several, alone):
     assert_alike(alone[:10] + metrics.read(str(moved)), alone)
 
 
+def test_several_processes_start_from_the_parameters_of_another_run(folder, alone):
+    """From step 10 of a run: the first loss is that of its step 11 on other data."""
+    flags = (f"--config.init_from={folder / 'alone'}", "--config.total_steps=1")
+    flags += ("--config.optimizer.warmup_steps=0",)
+    losses = []
+    for processes in (1, 2):
+        workdir = f"started_by_{processes}"
+        statuses, output = run(folder, workdir, processes=processes, flags=flags)
+        assert statuses == [0] * processes, output
+        losses += [row["loss"] for row in metrics.read(str(folder / workdir))]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[0] < alone[0]["loss"] - 0.1
+
+
 def test_steps_that_are_not_finite_are_written_down_and_end_the_run(folder):
     """A learning rate that overflows: the first step is taken, no later one."""
     flags = ("--config.optimizer.peak_lr=1e38", "--config.max_skipped_steps=3")
