@@ -6,11 +6,12 @@
 #       --config=configs/vit_b32_400m.py --workdir=gs://bucket/runs/b32
 #
 # Run it again after a preemption: training goes on from its last checkpoint.
+# --version is the image of the TPU VM; by default what Google names for the type.
 # --dry_run prints the commands without running them.
 set -euo pipefail
 cd "$(dirname "$0")"
 
-name="" zone="" type="" version="tpu-ubuntu2204-base" dry_run=""
+name="" zone="" type="" version="" dry_run=""
 while (($#)); do
   case "$1" in
     --name=*) name="${1#*=}" ;;
@@ -26,6 +27,17 @@ done
 if [[ -z $name || -z $zone || -z $type || $# -eq 0 ]]; then
   echo "wanted --name, --zone, --type and, after --, the flags of metaclip_jax.train" >&2
   exit 2
+fi
+
+if [[ -z $version ]]; then
+  case "$type" in
+    v[234]-*) version=tpu-ubuntu2204-base ;;
+    v5litepod-*) version=v2-alpha-tpuv5-lite ;;
+    v5p-*) version=v2-alpha-tpuv5 ;;
+    v6e-*) version=v2-alpha-tpuv6e ;;
+    *) echo "no image is known for --type=$type: give --version, one of those that" \
+         "'gcloud compute tpus tpu-vm versions list --zone=$zone' prints" >&2; exit 2 ;;
+  esac
 fi
 
 run() {
@@ -45,9 +57,13 @@ trap 'rm -rf "$(dirname "$archive")"' EXIT
 run git archive --format=tar.gz --output="$archive" HEAD
 run "${tpu[@]}" scp "$archive" "$name:metaclip-jax.tar.gz" "${at[@]}" --worker=all
 
+# The images' own Python is older than what we need; uv brings one.
 install='mkdir -p metaclip-jax && tar -xzf metaclip-jax.tar.gz -C metaclip-jax &&
-cd metaclip-jax && python3 -m venv .venv && .venv/bin/pip install -q -e ".[tpu]"'
+cd metaclip-jax && python3 -m pip install -q --user uv && uv="python3 -m uv" &&
+$uv venv -q --allow-existing --python=3.11 .venv &&
+$uv pip install -q --python=.venv -c constraints.txt -e ".[tpu]"'
 run "${everywhere[@]}" "$install"
 
 printf -v flags '%q ' "$@"
-run "${everywhere[@]}" "cd metaclip-jax && .venv/bin/python -m metaclip_jax.train --coordinator=auto $flags"
+train=".venv/bin/python -m metaclip_jax.train --coordinator=auto $flags"
+run "${everywhere[@]}" "cd metaclip-jax && $train"

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -310,16 +311,18 @@ def restore_params(
     workdir: str,
     *,
     architecture: clip.Architecture,
-    mesh: Mesh,
+    mesh: Mesh | None,
     step: int | None = None,
     inputs: Mapping[str, str] | None = None,
 ) -> tuple[clip.Params, int]:
     """Reads only the parameters, onto any mesh, for evaluation and export.
 
+    Of several processes, all must call it.
+
     Args:
         workdir: of the run.
         architecture: must be the checkpoint's.
-        mesh: where the parameters go.
+        mesh: where the parameters go; None = into NumPy arrays of each process.
         step: which checkpoint; None = the newest.
         inputs: name to fingerprint of what must be the checkpoint's too, for example
             the tokenizer.
@@ -337,13 +340,20 @@ def restore_params(
     _check_architecture(str(folder), meta, architecture)
     check_inputs(str(folder), want=inputs or {}, got=meta["inputs"])
     shapes = jax.eval_shape(lambda: clip.init(architecture, jax.random.key(0)))
-    target = {"params": with_shardings(shapes, sharding.tree_shardings(mesh, shapes))}
+    target = {"params": shapes}
+    restore_args: Any = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target
+    )
+    if mesh is not None:
+        layout = sharding.tree_shardings(mesh, shapes)
+        target = {"params": with_shardings(shapes, layout)}
+        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         restored = reader.restore(
             folder / "state",
             args=ocp.args.PyTreeRestore(
                 item=target,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+                restore_args=restore_args,
                 partial_restore=True,  # the optimizer stays on disk
             ),
         )

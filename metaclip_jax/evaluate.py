@@ -330,8 +330,10 @@ def _encode(
     start = 0
     for rows in portions:
         padding = [(0, model.batch - len(rows))] + [(0, 0)] * (rows.ndim - 1)
-        batch = sharding.put_whole(model.mesh, np.pad(rows, padding))
-        embedded = jax.device_get(encode(params, batch))
+        # Each process holds the portion and hands over its devices' part of it.
+        own = np.pad(rows, padding)[sharding.process_rows(model.mesh, model.batch)]
+        batch = sharding.put_batch(model.mesh, {"rows": own})
+        embedded = jax.device_get(encode(params, batch["rows"]))
         result[start : start + len(rows)] = embedded[: len(rows)]
         start += len(rows)
     return result

@@ -196,7 +196,7 @@ def _load_file(path: Path, preset: str, *, trust_pickle: bool) -> Loaded:
 
 
 def _load_run(workdir: str, step: int | None) -> Loaded:
-    """A run's own checkpoint, on one device."""
+    """A run's own checkpoint."""
     config = checkpoint.read_config(workdir)
     step = checkpoint.find_step(workdir, step)
     meta = checkpoint.read_meta(workdir, step)
@@ -207,18 +207,17 @@ def _load_run(workdir: str, step: int | None) -> Loaded:
         checkpoint.tokenizer_path(workdir, config),
         siglip=meta.get("siglip_marks", False),
     )
-    mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
     params, _ = checkpoint.restore_params(
         workdir,
         architecture=architecture,
-        mesh=mesh,
+        mesh=None,
         step=step,
         inputs={"tokenizer": tokenizer.fingerprint},
     )
     return Loaded(
         name=workdir,
         architecture=dataclasses.replace(architecture, dtype="float32"),
-        params=jax.tree.map(np.asarray, params),
+        params=params,
         tokenizer=tokenizer,
         preprocess=Preprocess(architecture.image_size, squash),
         licence=licence,

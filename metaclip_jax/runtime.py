@@ -110,7 +110,9 @@ def start_jax(
         cpu_devices: virtual CPU devices of this process; 0 = the real devices.
         compilation_cache: folder for compiled programs; "" = none. Several CPU devices
             do without.
-        coordinator: "" for one process, "auto" where the cluster tells, or HOST:PORT.
+        coordinator: "" for one process; HOST:PORT for processes that each have all
+            devices of their host; "auto" where the cluster tells: on TPU pods the same,
+            under Slurm one process per GPU.
         process_count: of all processes, with HOST:PORT.
         process_index: of this one, with HOST:PORT.
     """
@@ -122,7 +124,13 @@ def start_jax(
         if coordinator == "auto":
             jax.distributed.initialize()
         else:
-            jax.distributed.initialize(coordinator, process_count, process_index)
+            # Where JAX finds Slurm, it would leave each process one GPU.
+            jax.distributed.initialize(
+                coordinator,
+                process_count,
+                process_index,
+                cluster_detection_method="deactivate",
+            )
     if compilation_cache:
         # Seen with jax 0.10: of a program that comes out of the cache, two CPU devices
         # may run collectives in different orders, and wait for each other for ever.

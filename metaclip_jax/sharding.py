@@ -172,24 +172,36 @@ def collect_table(mesh: Mesh, table: jax.Array, *, lookups: int) -> jax.Array:
     )
 
 
-def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Returns global arrays made of each process's rows [host batch, ...]."""
-    sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows)
-        for name, rows in batch.items()
-    }
+def process_rows(mesh: Mesh, global_batch: int) -> np.ndarray:
+    """Returns int64[b], ascending: the rows that this process's devices hold.
 
-
-def put_whole(mesh: Mesh, rows: np.ndarray) -> jax.Array:
-    """Returns [B, ...] split over the mesh, where each process holds all of it.
-
-    Each device takes its own rows, whichever these are: on a TPU slice a process's
-    devices need not lie next to each other in the mesh.
+    They need not be a run, as the mesh follows the wires between devices. Processes
+    that `tensor` spans hold the same rows, and each must have them.
     """
-    return jax.make_array_from_callback(
-        rows.shape, batch_sharding(mesh), lambda index: rows[index]
-    )
+    held = batch_sharding(mesh).addressable_devices_indices_map((global_batch,))
+    runs = {part[0].indices(global_batch) for part in held.values() if part}
+    return np.concatenate([np.arange(*run) for run in sorted(runs)])
+
+
+def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Returns global arrays made of the `process_rows` [b, ...] of each process."""
+    sharding = batch_sharding(mesh)
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    own_parts = len(process_rows(mesh, parts))
+
+    def put(own: np.ndarray) -> jax.Array:
+        count = len(own) // own_parts * parts
+        rows = process_rows(mesh, count)
+
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            start, stop, _ = index[0].indices(count)
+            first = int(np.searchsorted(rows, start))
+            return own[first : first + stop - start]
+
+        return jax.make_array_from_callback((count, *own.shape[1:]), sharding, part)
+
+    return {name: put(rows) for name, rows in batch.items()}
 
 
 def _leaf_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:

@@ -84,6 +84,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         finish(workdir, job, step=done)
         return
     start = done or 0
+    rows = sharding.process_rows(job.program.mesh, config.global_batch)
     scores_of = make_measure(job, config)
 
     with contextlib.ExitStack() as stack:
@@ -97,7 +98,9 @@ def train(config: ConfigDict, workdir: str) -> None:
             )
         )
         batches = stack.enter_context(
-            contextlib.closing(open_batches(config, workdir, start_step=start))
+            contextlib.closing(
+                open_batches(config, workdir, start_step=start, rows=rows)
+            )
         )
         state, totals = first_state(job, config, manager, workdir, done=done)
         # Now that all fits: the workdir of a refused config would be of no use.
@@ -231,7 +234,7 @@ def initial_params(job: Job, config: ConfigDict) -> clip.Params:
 
 
 def open_batches(
-    config: ConfigDict, workdir: str, *, start_step: int
+    config: ConfigDict, workdir: str, *, start_step: int, rows: np.ndarray | None = None
 ) -> pipeline.Batches:
     """This process's batches from `start_step` on; their whole state is the step."""
     data = config.data
@@ -245,8 +248,7 @@ def open_batches(
         seed=config.seed,
         start_step=start_step,
         total_steps=config.total_steps,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=rows,
         order_blocks=order.check_blocks(
             data.order, records=data.block_records, window=data.window_blocks
         ),

@@ -47,18 +47,10 @@ def make_train_step(
     Where the loss or the gradient is not finite, parameters and optimizer stay as
     they were, `skipped` is 1, and only `step` advances, as it counts batches.
     """
-    split = sharding.split_batch(mesh)
-    encode_image = functools.partial(clip.encode_image, architecture, constrain=split)
-    encode_text = functools.partial(clip.encode_text, architecture, constrain=split)
 
     def loss_of(params: clip.Params, batch: Batch) -> tuple[jax.Array, Metrics]:
-        lookups = batch["tokens"].size // microbatches
-        params = with_table(params, mesh=mesh, lookups=lookups)
         image, text = encode_in_parts(
-            lambda rows: (
-                encode_image(params, rows["image"], rows.get("patches")),
-                encode_text(params, rows["tokens"]),
-            ),
+            functools.partial(_encode, architecture, mesh, params),
             batch,
             parts=microbatches,
             mesh=mesh,
@@ -78,17 +70,19 @@ def make_train_step(
         if patch_dropout:
             key = jax.random.fold_in(jax.random.key(seed), state.step)
             shape = (len(batch["image"]), architecture.patches)
-            shown = split(choose_patches(key, *shape, dropout=patch_dropout))
-            batch = dict(batch, patches=shown)
+            patches = choose_patches(key, *shape, dropout=patch_dropout)
+            batch = dict(batch, patches=sharding.split_batch(mesh)(patches))
         (value, accuracies), gradients = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, batch
         )
         gradient_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(value) & jnp.isfinite(gradient_norm)
-        rate = schedule(state.step)
+        learning_rate = schedule(state.step)
 
         direction, opt = optimizer.update(gradients, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
+        params = jax.tree.map(
+            lambda p, d: p - learning_rate * d, state.params, direction
+        )
         if loss == "softmax":  # SigLIP's scale is free, and ends above 100
             params |= {"log_logit_scale": clamp(params["log_logit_scale"])}
         params = choose(finite, params, state.params)
@@ -99,7 +93,7 @@ def make_train_step(
             **head_scalars(state.params),
             "gradient_norm": gradient_norm,
             "parameter_norm": optax.tree.norm(params),
-            "learning_rate": rate,
+            "learning_rate": learning_rate,
             "skipped": 1 - finite.astype(jnp.float32),
         }
         return TrainState(state.step + 1, params, opt), metrics
@@ -113,11 +107,22 @@ def make_train_step(
     )
 
 
-def with_table(params: clip.Params, *, mesh: Mesh, lookups: int) -> clip.Params:
-    """Returns the parameters with the token table laid out for so many lookups."""
-    text = params["text"]
-    table = sharding.collect_table(mesh, text["token_embedding"], lookups=lookups)
-    return params | {"text": text | {"token_embedding": table}}
+def _encode(
+    architecture: clip.Architecture, mesh: Mesh, params: clip.Params, batch: Batch
+) -> tuple[jax.Array, jax.Array]:
+    """Returns f32[B, E] of images and texts, where parameters come to the batch."""
+    split = sharding.split_batch(mesh)
+    tokens = batch["tokens"]
+    table = sharding.collect_table(
+        mesh, params["text"]["token_embedding"], lookups=tokens.size
+    )
+    params = params | {"text": params["text"] | {"token_embedding": table}}
+    return (
+        clip.encode_image(
+            architecture, params, batch["image"], batch.get("patches"), constrain=split
+        ),
+        clip.encode_text(architecture, params, tokens, constrain=split),
+    )
 
 
 def head_scalars(params: clip.Params) -> Metrics:

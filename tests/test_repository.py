@@ -152,8 +152,10 @@ def test_the_launcher_passes_its_flags_to_training():
     local = shlex.split(done.stdout.splitlines()[-1])
     remote = shlex.split(local[-1])  # the workers' shells split once more
     assert "--worker=all" in local and "metaclip_jax.train" in remote
-    assert remote[-2:] == flags
-    # Without it each host of a slice would train by itself.
-    assert "--coordinator=auto" in remote
-    wrong = subprocess.run([*command, "--zome=z"], cwd=ROOT, capture_output=True)
-    assert wrong.returncode == 2
+    # Without it the workers would not know of each other.
+    assert remote[-3:] == ["--coordinator=auto", *flags]
+    assert "--version=tpu-ubuntu2204-base" in done.stdout
+    assert "-c constraints.txt" in shlex.split(done.stdout.splitlines()[-2])[-1]
+    for extra in (["--zome=z"], ["--type=v99-8", "--", *flags]):
+        wrong = subprocess.run([*command, *extra], cwd=ROOT, capture_output=True)
+        assert wrong.returncode == 2

@@ -49,8 +49,7 @@ class MakeBatch:
     choice: texts.Choice
     tokenize: tokenizer.Tokenizer
     global_batch: int
-    process_index: int
-    process_count: int
+    rows: np.ndarray  # int64[b], of each global batch
     image_size: int
     context_length: int
     seed: int
@@ -62,18 +61,13 @@ class MakeBatch:
 
         With blocks, the batch's rows are in the order of their records.
         """
-        mine = order.host_positions(
-            step,
-            global_batch=self.global_batch,
-            process_index=self.process_index,
-            process_count=self.process_count,
-        )
-        if not any(self.readers):
-            return mine
-        whole = order.host_positions(step, global_batch=self.global_batch)
-        members, own = mixture.deal(whole, parts=self.shares, seed=self.seed)
-        near = blocks.neighbours(whole, members=members, own=own, sources=self.sources)
-        return near[mine - whole[0]]
+        whole = step * self.global_batch + np.arange(self.global_batch)
+        if any(self.readers):
+            members, own = mixture.deal(whole, parts=self.shares, seed=self.seed)
+            whole = blocks.neighbours(
+                whole, members=members, own=own, sources=self.sources
+            )
+        return whole[self.rows]
 
     def __call__(self, step: int) -> Made:
         """Reads, decodes, crops and tokenises the host batch of a step."""

@@ -88,25 +88,6 @@ class WholeDataset:
         return position / self._count
 
 
-def host_positions(
-    step: int, *, global_batch: int, process_index: int = 0, process_count: int = 1
-) -> NDArray[np.int64]:
-    """Returns int64[b], the positions of this host's rows of global batch `step`."""
-    if global_batch < 1 or global_batch % process_count:
-        nearest = max(1, round(global_batch / process_count)) * process_count
-        raise ValueError(
-            f"global_batch={global_batch} must be a multiple of the {process_count} "
-            f"processes; nearest: {nearest}"
-        )
-    if not 0 <= process_index < process_count:
-        raise ValueError(
-            f"process_index must be in [0, {process_count}), got {process_index}"
-        )
-    host_batch = global_batch // process_count
-    start = step * global_batch + process_index * host_batch
-    return np.arange(start, start + host_batch, dtype=np.int64)
-
-
 def shuffle(
     place: NDArray[np.int64],
     *,

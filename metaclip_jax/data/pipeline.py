@@ -1,8 +1,8 @@
 """The input pipeline: dataset folders to batches, a pure function of the step.
 
 Global batch s is positions [s * B, (s + 1) * B) of one endless seeded order that runs
-through the dataset once an epoch, shuffled anew each time; host h makes the h-th
-contiguous run of it. Nothing depends on workers, threads, hosts or restarts, so the
+through the dataset once an epoch, shuffled anew each time; each host makes the rows of
+it that its devices hold. Nothing depends on workers, threads, hosts or restarts, so the
 whole state is the step.
 """
 
@@ -10,6 +10,7 @@ import collections
 from collections.abc import Iterator, Sequence
 
 import grain
+import numpy as np
 from absl import logging
 
 from metaclip_jax import files
@@ -41,8 +42,7 @@ def batches(
     seed: int,
     total_steps: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
     weights: Sequence[tuple[str, float]] = (),
     order_blocks: order.Blocks | None = None,
     augmentation: images.Augmentation = images.Augmentation(),  # noqa: B008
@@ -60,12 +60,13 @@ def batches(
     Args:
       dataset: dataset folder. It is taken as it is unless balanced online.
       tokenizer_path: what `tokenizer.load` takes.
-      global_batch: pairs a step over all processes, a multiple of process_count.
+      global_batch: pairs a step over all processes.
       image_size: pixels, height and width.
       context_length: tokens.
       seed: of the order, the texts and the crops.
       total_steps, start_step: the steps to make batches for.
-      process_index, process_count: this host among all hosts.
+      rows: int[b], ascending, of each global batch: what this process makes of it, see
+        sharding.process_rows; None = all.
       weights: (folder, weight) of several datasets, instead of `dataset`, which is
         empty then.
       order_blocks: shuffle block by block; None = any record may stand anywhere.
@@ -105,8 +106,7 @@ def batches(
         choice=choice,
         tokenize=tokenizer.load(tokenizer_path),
         global_batch=global_batch,
-        process_index=process_index,
-        process_count=process_count,
+        rows=_check_rows(rows, global_batch),
         image_size=image_size,
         context_length=context_length,
         seed=seed,
@@ -169,9 +169,8 @@ def _start(
     max_replaced_share: float,
 ) -> "Batches":
     """Says what will be done, and does it ahead of the steps."""
-    make.positions(steps.start)  # refuses a batch that does not divide
     _log_plan(make, steps)
-    host_batch = make.global_batch // make.process_count
+    host_batch = len(make.rows)
     workers.plan_memory(
         worker_count=worker_count,
         prefetch=prefetch,
@@ -270,6 +269,19 @@ def _stored_bytes(datasets: Sequence[records.Dataset], host_batch: int) -> int:
     mean = sum(shard["bytes"] for shard in shards) / sum(map(len, datasets))
     held = 2 * host_batch  # two batches are made at a time
     return round(mean * min(held, 2 * sum(map(len, datasets))))
+
+
+def _check_rows(rows: np.ndarray | None, global_batch: int) -> np.ndarray:
+    if global_batch < 1:
+        raise ValueError(f"global_batch must be at least 1, got {global_batch}")
+    rows = np.arange(global_batch) if rows is None else np.asarray(rows, np.int64)
+    inside = rows.size and rows[0] >= 0 and rows[-1] < global_batch
+    if not inside or (np.diff(rows) < 1).any():
+        raise ValueError(
+            f"rows must ascend within [0, global_batch={global_batch}), got {rows}; "
+            "take them from sharding.process_rows"
+        )
+    return rows
 
 
 def _check_values(

@@ -15,7 +15,7 @@ SHAPE = order.Blocks(records=128, window=64)
 
 def near(step, sources, shares=(1.0,)):
     """The positions of a global batch as its hosts take them."""
-    positions = order.host_positions(step, global_batch=BATCH)
+    positions = step * BATCH + np.arange(BATCH)
     members, own = mixture.deal(positions, parts=shares, seed=0)
     found = blocks.neighbours(positions, members=members, own=own, sources=sources)
     np.testing.assert_array_equal(np.sort(found), positions)

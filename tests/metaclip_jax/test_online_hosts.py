@@ -102,8 +102,7 @@ def read(folders, *, hosts=1, start=0, stop=24, **values):
             seed=SEED,
             total_steps=stop,
             start_step=start,
-            process_index=host,
-            process_count=hosts,
+            rows=np.array_split(np.arange(16), hosts)[host],
         )
         parts.append([{k: np.array(v) for k, v in b.items()} for b in stream])
         stream.close()

@@ -81,14 +81,3 @@ def test_batch_rows_keep_their_order_over_the_devices():
     assert {shard.data.shape for shard in tokens.addressable_shards} == {(2,)}
     assert tokens.sharding.is_equivalent_to(sharding.batch_sharding(mesh), 1)
     assert len(jax.devices()) == 8
-
-
-def test_rows_keep_their_places_where_devices_do_not():
-    devices = jax.devices()[:4]
-    rows = np.arange(24, dtype=np.float32).reshape(8, 3)
-    mesh = sharding.make_mesh(
-        data=2, fsdp=2, tensor=1, devices=[devices[i] for i in (2, 0, 3, 1)]
-    )
-    placed = sharding.put_whole(mesh, rows)
-    assert np.array_equal(placed, rows)
-    assert all(shard.data.shape == (2, 3) for shard in placed.addressable_shards)

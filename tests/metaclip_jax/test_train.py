@@ -173,7 +173,7 @@ def stop_after(process, done, sign):
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(sign)
-    process.communicate(timeout=400)
+    process.communicate(timeout=60)  # to save included
     return process.returncode
 
 

@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -69,16 +71,17 @@ def start(folder, workdir, *flags, limit=""):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,  # with its children, so that they can be counted
     )
 
 
-def run(folder, workdir, *, processes=1, flags=(), limit=""):
-    """Returns exit statuses and what was written, by process."""
+def start_all(folder, workdir, *, processes=1, flags=(), limit=""):
+    """Starts the processes of a run."""
     devices = f"--config.cpu_devices={DEVICES // processes}"
     with socket.create_server(("127.0.0.1", 0)) as free:
         coordinator = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
     peers = [coordinator, f"--process_count={processes}"] if processes > 1 else []
-    started = [
+    return [
         start(
             folder,
             workdir,
@@ -87,6 +90,11 @@ def run(folder, workdir, *, processes=1, flags=(), limit=""):
         )
         for index in range(processes)
     ]
+
+
+def run(folder, workdir, **values):
+    """Returns exit statuses and what was written, by process."""
+    started = start_all(folder, workdir, **values)
     output = [process.communicate(timeout=300)[0] for process in started]
     return [process.returncode for process in started], output
 
@@ -131,6 +139,86 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, several, alone):
     assert statuses == [0], output
     assert "goes on from step 10" in output[0]
     assert_alike(alone[:10] + metrics.read(str(moved)), alone)
+
+
+def test_a_run_of_one_process_goes_on_with_two(folder, alone):
+    moved = folder / "moved_alone"
+    shutil.copytree(folder / "alone", moved)
+    shutil.rmtree(moved / "checkpoints" / "20")
+    shutil.rmtree(moved / "metrics")
+    statuses, output = run(folder, moved.name, processes=2)
+    assert statuses == [0, 0], output
+    assert_alike(alone[:10] + metrics.read(str(moved)), alone)
+
+
+def wait_for(done, *, seconds):
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def is_gone(process):
+    """Whether the process has ended and all its children."""
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_one_process_that_is_terminated_stops_all_with_a_checkpoint(folder):
+    flags = ("--config.total_steps=100000", "--config.data.worker_count=1")
+    started = start_all(folder, "terminated", processes=2, flags=flags)
+    checkpoints = folder / "terminated" / "checkpoints"
+    wait_for((checkpoints / "10").exists, seconds=200)
+    started[1].send_signal(signal.SIGTERM)
+    output = [process.communicate(timeout=60)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], output
+    last = checkpoint.latest_step(str(folder / "terminated"))
+    assert f"asked to stop: saved step {last}" in output[0]
+    assert metrics.read(str(folder / "terminated"))[-1]["step"] == last
+    assert not (folder / "terminated" / files.MANIFEST).exists()
+    for process in started:
+        wait_for(lambda: is_gone(process), seconds=10)  # noqa: B023
+
+
+def test_a_run_killed_while_it_saves_leaves_nothing_behind_and_goes_on(folder, alone):
+    """No process, no broken checkpoint; the losses are those of a run left alone."""
+    flags = ("--config.checkpoint_every_steps=1", "--config.data.worker_count=2")
+    checkpoints = folder / "killed" / "checkpoints"
+
+    def unfinished():
+        return list(checkpoints.glob("*tmp*"))
+
+    (process,) = start_all(folder, "killed", flags=flags)
+    wait_for((checkpoints / "3").exists, seconds=200)
+    wait_for(unfinished, seconds=20)
+    process.kill()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, output
+    wait_for(lambda: is_gone(process), seconds=10)
+    assert unfinished()
+    assert 3 <= checkpoint.latest_step(str(folder / "killed")) < STEPS
+    statuses, output = run(folder, "killed")
+    assert statuses == [0], output
+    rows = metrics.read(str(folder / "killed"))
+    assert [row["loss"] for row in rows] == [row["loss"] for row in alone]
+    assert not unfinished()
+
+
+def test_several_processes_start_from_the_parameters_of_another_run(folder, alone):
+    """From step 10 of a run: the first loss is that of its step 11 on other data."""
+    flags = (f"--config.init_from={folder / 'alone'}", "--config.total_steps=1")
+    flags += ("--config.optimizer.warmup_steps=0",)
+    losses = []
+    for processes in (1, 2):
+        workdir = f"started_by_{processes}"
+        statuses, output = run(folder, workdir, processes=processes, flags=flags)
+        assert statuses == [0] * processes, output
+        losses += [row["loss"] for row in metrics.read(str(folder / workdir))]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[0] < alone[0]["loss"] - 0.1
 
 
 def test_steps_that_are_not_finite_are_written_down_and_end_the_run(folder):

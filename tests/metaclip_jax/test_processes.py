@@ -1,0 +1,119 @@
+"""Two real processes whose devices lie in the mesh as on real slices: interleaved."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# Mesh, and its devices in order: 0 to 3 are those of process 0.
+MESHES = {
+    "data": ((8, 1, 1), (0, 4, 1, 5, 2, 6, 3, 7)),
+    "fsdp": ((2, 4, 1), (0, 1, 4, 5, 6, 7, 2, 3)),
+    # Tensor spans both processes: each needs all rows, or its own and shared ones.
+    "tensor": ((4, 1, 2), (0, 4, 1, 5, 2, 6, 3, 7)),
+    "some": ((2, 2, 2), (0, 4, 1, 2, 5, 6, 3, 7)),
+}
+ROWS = {
+    "data": ([0, 1, 4, 5, 8, 9, 12, 13], [2, 3, 6, 7, 10, 11, 14, 15]),
+    "fsdp": ([0, 1, 2, 3, 12, 13, 14, 15], [4, 5, 6, 7, 8, 9, 10, 11]),
+    "tensor": (list(range(16)),) * 2,
+    "some": (
+        [0, 1, 2, 3, 4, 5, 6, 7, 12, 13, 14, 15],
+        [0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 15],
+    ),
+}
+# Under Slurm a process with HOST:PORT has all GPUs of its host, not only its first.
+SLURM = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_STEP_NODELIST": "elsewhere",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+}
+
+CODE = """
+import json, sys
+import jax, numpy as np
+from metaclip_jax import evaluate, runtime, sharding, train_state
+from metaclip_jax.models import clip
+
+meshes, port, index, output = sys.argv[1:]
+runtime.start_jax(
+    cpu_devices=4, compilation_cache="", coordinator=f"127.0.0.1:{port}",
+    process_count=2, process_index=int(index),
+)
+assert jax.config.read("jax_cuda_visible_devices") == "all"
+batch = np.arange(16 * 3).reshape(16, 3)
+texts = [str(n) for n in range(40)]
+architecture = clip.Architecture(
+    image_size=4, patch_size=4, vision_width=8, vision_layers=1, vision_heads=2,
+    vision_mlp_width=8, text_width=8, text_layers=1, text_heads=2, text_mlp_width=8,
+    context_length=4, vocab_size=60, embed_dim=8, eos_id=1, pad_id=0,
+)
+
+def tokenize(texts, length):
+    return np.array([[2 + int(text), 1, 0, 0] for text in texts], np.int32), 0
+
+result = {}
+for name, (shape, order) in json.loads(meshes).items():
+    devices = [jax.devices()[n] for n in order]
+    sizes = dict(zip(sharding.AXES, shape, strict=True))
+    mesh = sharding.make_mesh(**sizes, devices=devices)
+    assert list(mesh.devices.flat) == devices
+    rows = sharding.process_rows(mesh, 16)
+    assembled = sharding.put_batch(mesh, {"x": batch[rows]})["x"]
+    copy = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
+    np.testing.assert_array_equal(jax.device_get(copy(assembled)), batch)
+    result[name] = rows.tolist()
+
+model = evaluate.make_model(
+    architecture=architecture, tokenize=tokenize, mesh=mesh, batch=16
+)
+params = train_state.create_params(architecture=architecture, mesh=mesh, seed=0)
+found = evaluate.encode_texts(model, params, texts)
+here = jax.device_get(jax.tree.map(copy, params))
+wanted = clip.encode_text(architecture, here, tokenize(texts, 4)[0])
+result["worst"] = float(np.abs(found - wanted).max())
+result["spread"] = float(np.ptp(wanted, axis=0).min())
+with open(output, "w") as file:
+    json.dump(result, file)
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What each process wrote down."""
+    folder = tmp_path_factory.mktemp("processes")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    outputs = [folder / f"{index}.json" for index in range(2)]
+    arguments = [sys.executable, "-c", CODE, json.dumps(MESHES), port]
+    started = [
+        subprocess.Popen(
+            [*arguments, str(index), output],
+            cwd=ROOT,
+            env={**os.environ, **SLURM},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index, output in enumerate(outputs)
+    ]
+    said = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    return [json.loads(output.read_text()) for output in outputs]
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_a_batch_keeps_its_order_however_devices_lie(found, name):
+    assert tuple(one[name] for one in found) == ROWS[name]
+
+
+def test_evaluation_keeps_each_text_with_its_embedding(found):
+    for one in found:
+        assert one["worst"] < 1e-5 < 0.1 < one["spread"]
