@@ -1,16 +1,21 @@
-"""Loading at scale: two workers, ten million records, online balancing, two orders.
+"""Loading at scale: workers, records, online balancing, two orders, tokenising.
 
-    python -m benchmarks.loader_scale            # about two minutes
+    python -m benchmarks.loader_scale            # about three minutes
 
 - images per second with 1 and 2 worker processes, by the clock: it wants two free
   cores;
 - processor time to find and read a record out of 1,000 and out of 10 million (500 file
   shards of 20,000, as the sink writes them; they are one file under many names, so that
-  the disk is spared), beside the time to make a training image of a record;
-- the share of loading that online balancing takes: the masks of an epoch, spread over
-  the images that it keeps, and finding what a position holds;
+  the disk is spared), beside the time to make a training image of a record; and
+  out of more file shards than stay open;
+- the share of loading that online balancing takes, by the number of processes: what an
+  epoch keeps is found once by all who share a workdir, and read by each, or found by
+  each alone; and finding what a position holds;
 - how the `blocks` order mixes, beside `global`: batch mates from the own block of a
-  record, and batch mates that it meets again in the next epoch.
+  record, and batch mates that it meets again in the next epoch;
+- what hosts read with it: requests for a thousand records, and records passed over;
+- the share of tokenising with CLIP's vocabulary: English in ASCII, and names in 14
+  languages in the quotes that people type.
 """
 
 import tempfile
@@ -19,19 +24,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import emoji
 import numpy as np
 import pyarrow as pa
 from absl import app, flags, logging
 
 from benchmarks import loader
 from data_prep.sinks import array_record
-from metaclip_jax.data import balance, order, pipeline, records, tokenizer
+from metaclip_jax.data import (
+    balance,
+    blocks,
+    kept,
+    order,
+    pipeline,
+    records,
+    texts,
+    tokenizer,
+)
 
 _IMAGES = flags.DEFINE_integer("scale_images", 1_024, "images a timing", lower_bound=64)
 _SHARDS = flags.DEFINE_integer("shards", 500, "of the large dataset", lower_bound=1)
 _SHARD_RECORDS = 20_000  # as the sink writes them
 _BATCH, _READ_ROUNDS = 4_096, 6
 _ENTRIES = 2_000
+_MANY_SHARDS = 2 * records.MAX_OPEN_FILES
+_WORKERS = 8  # of a host, where processes are counted
 
 
 def worker_speed(folder: str, tokenizer_path: str, *, workers: int) -> float:
@@ -181,7 +198,7 @@ def print_workers(folder: str) -> float:
 
 
 def print_scale(folder: str, *, image: float) -> None:
-    """Prints what many records and online balancing cost beside an image."""
+    """Prints what many records cost beside an image."""
     small, large = f"{folder}/small", f"{folder}/large"
     write_large(small, shards=1, shard_records=1_000, seed=0)
     write_large(large, shards=_SHARDS.value, shard_records=_SHARD_RECORDS, seed=1)
@@ -195,29 +212,133 @@ def print_scale(folder: str, *, image: float) -> None:
         f"{times[1] * 1e6:.0f} us of {len(opened[1]):,}; an image takes "
         f"{image * 1e6:,.0f} us, so {(image + times[1]) / (image + times[0]):.2f}x"
     )
-    start = time.process_time()
-    online = balance.OnlineBalance(opened[1], seed=0, t=0, tail_share=0.3)
-    kept = online.size(0)
-    masks = (time.process_time() - start) / kept
-    finding = read_time(opened[1], online)[0]
-    whole = order.WholeDataset(len(opened[1]), seed=0)
-    extra = masks + finding - read_time(opened[1], whole)[0]
-    print(
-        f"online balancing: {kept / len(opened[1]):.0%} of {len(opened[1]):,} records "
-        f"kept, {masks * 1e6:.1f} us an image for the epoch's masks and "
-        f"{(extra - masks) * 1e6:.1f} us to find it: {extra / (image + extra):.1%} of "
-        "loading"
+    write_large(
+        f"{folder}/many", shards=_MANY_SHARDS, shard_records=_SHARD_RECORDS, seed=1
     )
+    many = records.open_dataset(f"{folder}/many", verify=False)
+    reading = sum(read_time(many, order.WholeDataset(len(many), seed=0)))
+    print(
+        f"records: {reading * 1e6:.0f} us out of {len(many.shards):,} file shards, of "
+        f"which {records.MAX_OPEN_FILES} stay open, in batches of {_BATCH:,}: "
+        f"{(image + reading) / (image + times[0]):.2f}x"
+    )
+
+
+def print_online(folder: str, *, image: float) -> None:
+    """Prints what online balancing costs beside an image, in `print_scale`'s folder."""
+    dataset = records.open_dataset(f"{folder}/large", verify=False)
+    start = time.process_time()
+    online = balance.OnlineBalance(dataset, seed=0, t=0, tail_share=0.3)
+    share = online.size(0) / len(dataset)
+    deciding = (time.process_time() - start) / len(dataset)
+    rule = kept.Rule(
+        dataset,
+        keep=balance.keep_probabilities(
+            balance.read_counts(dataset), t=0, tail_share=0.3
+        ),
+        choice=texts.Choice(),
+        seed=0,
+        folder=f"{folder}/shared",
+    )
+    rule.bits(0)
+    start = time.process_time()
+    rule.bits(0)  # as others decided
+    reading = (time.process_time() - start) / len(dataset)
+    whole = order.WholeDataset(len(dataset), seed=0)
+    finding = read_time(dataset, online)[0] - read_time(dataset, whole)[0]
+    print(
+        f"online balancing: {share:.0%} of {len(dataset):,} records "
+        f"kept, {deciding * 1e6:.2f} us a record to decide, {reading * 1e6:.4f} us to "
+        f"read what another process decided, {finding * 1e6:.1f} us an image to find it"
+    )
+    for hosts in (1, 8, 32, 128):
+        processes = hosts * _WORKERS
+        pool = 1 / share  # records to decide on for an image
+        alone, together = (
+            finding + pool * cost
+            for cost in (processes * deciding, deciding + processes * reading)
+        )
+        print(
+            f"online balancing: {hosts} hosts x {_WORKERS} workers: "
+            f"{together / (image + together):.1%} of loading with a shared workdir, "
+            f"{alone / (image + alone):.1%} without"
+        )
+
+
+def print_reads(*, count: int) -> None:
+    """Prints how many requests hosts make in the `blocks` order, and of what size."""
+    lengths = [_SHARD_RECORDS] * (count // _SHARD_RECORDS)
+    for batch, window in ((32_768, 64), (4_096, 64), (4_096, 8)):
+        source = order.WholeDataset(count, seed=0, blocks=order.Blocks(128, window))
+        steps = range(1, 40, 13)  # batches that begin anywhere in a window
+        found = []
+        for step in steps:
+            whole = np.arange(step * batch, (step + 1) * batch) + 64 * window
+            zeros = np.zeros_like(whole)
+            near = blocks.neighbours(whole, members=zeros, own=whole, sources=[source])
+            found.append(source.index(near)[1])
+        for hosts in (1, 4, 16, 64):
+            runs = [
+                run
+                for numbers in found
+                for part in np.split(numbers, hosts)
+                for run in blocks.runs(part, lengths)
+            ]
+            span = sum(int(run[-1] - run[0]) + 1 for run in runs)
+            records_read = sum(map(len, runs))
+            print(
+                f"blocks: batch {batch:,}, windows of {window} x 128, {hosts} hosts "
+                f"with any number of workers: {records_read / len(found) / batch:.2f} "
+                f"records read for one used, in "
+                f"{1_000 * len(runs) / records_read:.0f} requests a thousand, which "
+                f"pass over {span / records_read - 1:.2f} more"
+            )
+
+
+def print_tokenising(*, image: float) -> None:
+    """Prints the share of tokenising with CLIP's vocabulary, if open_clip has it."""
+    try:
+        tokenize = tokenizer.load("clip")
+    except ValueError as error:
+        print(f"tokenising: not measured: {error}")
+        return
+    emoji.config.load_language()
+    rng = np.random.default_rng(0)
+    names = {
+        language: [
+            entry[language].strip(":").replace("_", " ")
+            for entry in emoji.EMOJI_DATA.values()
+        ]
+        for language in emoji.LANGUAGES
+    }
+    english = [name for name in names["en"] if name.isascii()]
+    made = {
+        "English in ASCII": [
+            " ".join(rng.choice(english, 4).tolist()) for _ in range(_BATCH)
+        ],
+        "names in 14 languages in curly quotes": [
+            f"“{' '.join(rng.choice(of_one, 3).tolist())}” – it’s"
+            for of_one in list(names.values()) * (_BATCH // len(names))
+        ],
+    }
+    for what, told in made.items():
+        taken = min(loader.seconds(lambda t=told: tokenize(t, 77)) for _ in range(4))
+        one = taken / len(told)
+        letters = sum(map(len, told)) / len(told)
+        print(
+            f"tokenising: {what}, {letters:.0f} letters: {one * 1e6:.0f} us a text, "
+            f"{one / (image + one):.1%} of loading"
+        )
 
 
 def print_mixing(*, count: int, batch: int) -> None:
     """Prints how far each order takes records away from their neighbours."""
-    for name, blocks in {
+    for name, shape in {
         "global": None,
+        "blocks of 128 in windows of 64": order.Blocks(128, 64),
         "blocks of 128 in windows of 256": order.Blocks(128, 256),
-        "blocks of 128 in windows of 1,024": order.Blocks(128, 1_024),
     }.items():
-        source = order.WholeDataset(count, seed=0, blocks=blocks)
+        source = order.WholeDataset(count, seed=0, blocks=shape)
         numbers = source.index(np.arange(batch))[1]
         mates = order.mates_of_block(numbers, block=128)
         again = met_again(source, batch=batch, epoch_records=count)
@@ -235,7 +356,11 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         image = print_workers(f"{folder}/images")
         print_scale(folder, image=image)
+        print_online(folder, image=image)
+    print_tokenising(image=image)
     print_mixing(count=2_000_000, batch=4_096)
+    print_mixing(count=2_000_000, batch=32_768)
+    print_reads(count=10_000_000)
 
 
 if __name__ == "__main__":

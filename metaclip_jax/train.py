@@ -97,11 +97,8 @@ def train(config: ConfigDict, workdir: str) -> None:
                 keep_best=config.checkpoint.keep_best,
             )
         )
-        batches = stack.enter_context(
-            contextlib.closing(
-                open_batches(config, workdir, start_step=start, rows=rows)
-            )
-        )
+        batches = open_batches(config, workdir, start_step=start, rows=rows)
+        stack.callback(batches.close)
         state, totals = first_state(job, config, manager, workdir, done=done)
         # Now that all fits: the workdir of a refused config would be of no use.
         claim(write=chief)

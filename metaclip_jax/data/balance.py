@@ -193,7 +193,7 @@ class OnlineBalance:
         """Returns the records that an epoch keeps, ascending."""
         with self._lock:
             bits = self._hold(epoch)
-        return bits.records(np.arange(bits.total))
+        return bits.all()
 
     def _ends_until(self, position: int) -> NDArray[np.int64]:
         """Returns where epochs end, up to the one that holds a position."""

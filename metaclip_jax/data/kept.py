@@ -18,34 +18,42 @@ from numpy.typing import NDArray
 from metaclip_jax import files
 from metaclip_jax.data import draws, mixture, order, records, texts
 
+_STRIDE = 32  # bytes between counts
 _GROUPS = 256  # files of bits an epoch, at most
 _RULE = 1  # raise it whenever the same values would give other bits
 
 
 class Bits:
-    """The kept records of one epoch: a bit a record, and counts up to each shard."""
+    """The kept records of one epoch: a bit a record, and counts up to each 256 bits."""
 
     def __init__(self, sizes: NDArray[np.int64], packed: list[NDArray]) -> None:
-        self._sizes, self._packed = sizes, packed
-        self._first = np.concatenate([[0], np.cumsum(sizes)])  # record of a shard
-        counts = [int(np.bitwise_count(bits).sum()) for bits in packed]
-        self._before = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        """`sizes` int64[shards], and each shard's bits, packed into whole bytes."""
+        self._record = np.cumsum([0, *sizes])  # where each shard begins
+        self._bit = 8 * np.cumsum([0, *map(len, packed)])
+        spare = np.zeros(-int(self._bit[-1] // 8) % _STRIDE, np.uint8)
+        self._bytes = np.concatenate([*packed, spare]).reshape(-1, _STRIDE)
+        ones = np.bitwise_count(self._bytes).sum(axis=1, dtype=np.int64)
+        self._before = np.concatenate([[0], np.cumsum(ones)])
 
     @property
     def total(self) -> int:
         """How many records the epoch keeps."""
         return int(self._before[-1])
 
+    def all(self) -> NDArray[np.int64]:
+        """Returns the kept records, ascending."""
+        return self._numbers(np.flatnonzero(np.unpackbits(self._bytes)))
+
     def records(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns the dataset's record for each index into the kept ones."""
-        shard_of = np.searchsorted(self._before, index, side="right") - 1
-        numbers = np.empty(index.shape, np.int64)
-        for shard in np.unique(shard_of).tolist():
-            here = np.flatnonzero(shard_of == shard)
-            mask = np.unpackbits(self._packed[shard], count=self._sizes[shard])
-            inside = np.flatnonzero(mask)[index[here] - self._before[shard]]
-            numbers[here] = self._first[shard] + inside
-        return numbers
+        row = np.searchsorted(self._before, index, side="right") - 1
+        running = np.cumsum(np.unpackbits(self._bytes[row], axis=1), 1, np.int16)
+        inside = (running > (index - self._before[row])[:, None]).argmax(axis=1)
+        return self._numbers(row * 8 * _STRIDE + inside)
+
+    def _numbers(self, bits: NDArray[np.int64]) -> NDArray[np.int64]:
+        shard = np.searchsorted(self._bit, bits, side="right") - 1
+        return self._record[shard] + bits - self._bit[shard]
 
 
 class Rule:

@@ -13,6 +13,7 @@ from metaclip_jax import files
 from metaclip_jax.data import (
     balance,
     draws,
+    kept,
     order,
     pipeline,
     records,
@@ -229,3 +230,15 @@ def test_epochs_past_leave_only_their_totals(folders, tmp_path):
     while len(files.glob(f"{folder}/000000/*")) > 1 and time.monotonic() < end:
         time.sleep(0.02)
     assert [p.name for p in (folder / "000000").iterdir()] == ["total"]
+
+
+@pytest.mark.parametrize("sizes", [[0, 1, 0], [300, 0, 7, 256, 1], [20_000] * 3])
+def test_bits_name_the_kept_records(sizes):
+    rng = np.random.default_rng(0)
+    masks = [rng.random(size) < rng.choice([0.02, 0.5, 1]) for size in sizes]
+    wanted = np.flatnonzero(np.concatenate(masks))
+    bits = kept.Bits(np.array(sizes), [np.packbits(mask) for mask in masks])
+    assert bits.total == len(wanted)
+    np.testing.assert_array_equal(bits.all(), wanted)
+    index = rng.integers(0, max(len(wanted), 1), 500 if len(wanted) else 0)
+    np.testing.assert_array_equal(bits.records(index), wanted[index])
