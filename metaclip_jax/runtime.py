@@ -1,25 +1,36 @@
 """The process a command runs in: its devices, its peers, its signals, its notes."""
 
 import contextlib
+import json
 import logging as logging_of_python
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
 from metaclip_jax import files
 
 
+@dataclass(frozen=True)
+class Process:
+    """This process among those of the run."""
+
+    index: int = 0
+    count: int = 1
+
+
 @contextlib.contextmanager
-def stop_on_sigterm() -> Iterator[Callable[[int], bool]]:
+def stop_on_sigterm(process: Process) -> Iterator[Callable[[int], bool]]:
     """Yields step -> whether to save and stop after it, the same on all processes."""
-    if jax.process_count() > 1:
+    if process.count > 1:
         # JAX hears the signal and agrees with the other processes on a step.
         yield multihost_utils.reached_preemption_sync_point
         return
@@ -98,8 +109,11 @@ def start_jax(
     coordinator: str = "",
     process_count: int = 1,
     process_index: int = 0,
-) -> None:
+) -> Process:
     """Tells JAX about devices and processes; must come before anything uses it.
+
+    Returns which process this is. JAX looks for devices only then if the cluster alone
+    can tell that.
 
     Args:
         cpu_devices: virtual CPU devices of this process; 0 = the real devices.
@@ -117,8 +131,40 @@ def start_jax(
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         if coordinator == "auto":
             jax.distributed.initialize()
-        else:
-            jax.distributed.initialize(coordinator, process_count, process_index)
+            return Process(jax.process_index(), jax.process_count())
+        jax.distributed.initialize(coordinator, process_count, process_index)
+        return Process(process_index, process_count)
+    return Process()
+
+
+def check_process(process: Process) -> None:
+    """Looks for devices, and raises ValueError if JAX counts processes otherwise."""
+    found = Process(jax.process_index(), jax.process_count())
+    if found != process:
+        raise ValueError(
+            f"the flags say process {process.index} of {process.count}, but JAX is "
+            f"process {found.index} of {found.count}: give --coordinator=auto on TPU "
+            "pods and Slurm, or --process_index in the order of the devices"
+        )
+
+
+def gather(value: Mapping[str, int]) -> list[dict[str, int]]:
+    """Returns what each process gives, by process. All must call it at the same time.
+
+    The collectives that it takes are the same on all of them.
+    """
+    if jax.process_count() == 1:
+        return [dict(value)]
+    mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(mine.size))
+    # Few lengths, as each is compiled.
+    padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)
+    padded[: mine.size] = mine
+    rows = multihost_utils.process_allgather(padded)
+    return [
+        json.loads(row[:size].tobytes())
+        for row, size in zip(rows, sizes.tolist(), strict=True)
+    ]
 
 
 def log_our_own_notes() -> None:

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import app, flags, logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from metaclip_jax import (
@@ -62,29 +63,34 @@ class Job(NamedTuple):
     inputs: dict[str, str]  # fingerprints of the dataset and the tokenizer
 
 
-def train(config: ConfigDict, workdir: str) -> None:
+def train(config: ConfigDict, workdir: str, process: runtime.Process) -> None:
     """Trains until config.total_steps steps are done, or until SIGTERM.
+
+    `process` is this one among those of the run.
 
     Raises:
         ValueError: what is asked for does not fit together, or does not fit what the
             workdir holds; found before anything is compiled.
         FloatingPointError: config.max_skipped_steps steps in a row were not finite.
     """
-    job = prepare(config)
-    chief = jax.process_index() == 0
-    checkpoint.claim_workdir(
-        workdir, config.to_dict(), write=chief, tokenizer=job.tokenizer.to_json()
-    )
-    done = checkpoint.latest_step(workdir)
-    if done is not None and done >= config.total_steps:
-        finish(workdir, job, step=done)
-        return
-    if chief:
-        checkpoint.clear_finished(workdir)
-    measure = make_measure(job, config)
-
+    chief = process.index == 0
+    start = checkpoint.latest_step(workdir) or 0
     with contextlib.ExitStack() as stack:
-        stop_wanted = stack.enter_context(runtime.stop_on_sigterm())
+        stop_wanted = stack.enter_context(runtime.stop_on_sigterm(process))
+        # The loader makes batches while JAX looks for devices and compiles.
+        batches = stack.enter_context(
+            contextlib.closing(open_batches(config, process, start_step=start))
+        )
+        job = prepare(config, process)
+        checkpoint.claim_workdir(
+            workdir, config.to_dict(), write=chief, tokenizer=job.tokenizer.to_json()
+        )
+        if start >= config.total_steps:
+            finish(workdir, job, step=start)
+            return
+        if chief:
+            checkpoint.clear_finished(workdir)
+        measure = make_measure(job, config)
         manager = stack.enter_context(
             checkpoint.open_manager(
                 workdir,
@@ -93,11 +99,9 @@ def train(config: ConfigDict, workdir: str) -> None:
                 keep_best=config.checkpoint.keep_best,
             )
         )
-        state, start, totals = first_state(job, config, manager, workdir)
-        batches = stack.enter_context(
-            contextlib.closing(open_batches(config, start_step=start))
-        )
-        feed = feed_devices(job, batches, ahead=config.data.device_prefetch)
+        state, totals = first_state(job, config, manager, workdir, start)
+        mesh = job.program.mesh
+        feed = feed_devices(mesh, batches, ahead=config.data.device_prefetch)
         step_function, compile_seconds = compile_step(job, config)
         writer = stack.enter_context(open_writer(config, workdir, start_step=start))
         meter = stack.enter_context(
@@ -117,13 +121,12 @@ def train(config: ConfigDict, workdir: str) -> None:
             next_is(step)
             with meter.waiting():
                 batch = next(feed)
-            metrics.add_tally(totals, batch.tally)
             with (
                 jax.profiler.StepTraceAnnotation("train", step_num=step),
                 jax.transfer_guard("disallow"),  # nothing may cross unasked
             ):
                 state, measured = step_function(state, batch.arrays)
-            meter.add(step, measured, batch.image_ids)
+            meter.add(step, measured, batch.image_ids, batch.tally)
 
             stop, last = stop_wanted(step), step == config.total_steps
             scores: dict[str, float] = {}
@@ -139,7 +142,7 @@ def train(config: ConfigDict, workdir: str) -> None:
                     writer.write(step, scores)
             if stop or last or due(step, config.checkpoint_every_steps):
                 with meter.paused():
-                    meter.settle()
+                    meter.sum_up()
                     # Rows first: where a checkpoint is, the rows before it are too.
                     writer.flush()
                     if chief:
@@ -151,8 +154,9 @@ def train(config: ConfigDict, workdir: str) -> None:
     finish(workdir, job, step=config.total_steps)
 
 
-def prepare(config: ConfigDict) -> Job:
+def prepare(config: ConfigDict, process: runtime.Process) -> Job:
     """Loads and checks all that the run needs."""
+    runtime.check_process(process)
     members = mixture.members(config.dataset, config.data.mixture)
     tokenizer = tokenizers.load(config.tokenizer)
     return Job(
@@ -171,15 +175,13 @@ def prepare(config: ConfigDict) -> Job:
 
 
 def first_state(
-    job: Job, config: ConfigDict, manager: ocp.CheckpointManager, workdir: str
-) -> tuple[train_state.TrainState, int, collections.Counter[str]]:
-    """The state to start from, the steps it has done, and what was lost in them.
+    job: Job, config: ConfigDict, manager: ocp.CheckpointManager, workdir: str, at: int
+) -> tuple[train_state.TrainState, collections.Counter[str]]:
+    """The state at a step, and what was lost until then: those of its checkpoint.
 
-    That is the newest checkpoint, or else a new state, from config.init_from if that is
-    given.
+    At step 0 it is a new state, from config.init_from if that is given.
     """
-    start = manager.latest_step()
-    if start is None:
+    if not at:
         state = train_state.create(
             architecture=job.program.architecture,
             optimizer=job.program.optimizer,
@@ -188,17 +190,17 @@ def first_state(
         )
         if config.init_from:
             state = state._replace(params=initial_params(job, config))
-        return state, 0, collections.Counter()
+        return state, collections.Counter()
     state, meta = checkpoint.restore(
         workdir,
         manager,
-        start,
+        at,
         target=program.abstract_state(job.program),
         architecture=job.program.architecture,
         inputs=job.inputs,
     )
-    logging.info("%s goes on from step %d", workdir, start)
-    return state, start, collections.Counter(meta["totals"])
+    logging.info("%s goes on from step %d", workdir, at)
+    return state, collections.Counter(meta["totals"])
 
 
 def initial_params(job: Job, config: ConfigDict) -> clip.Params:
@@ -219,9 +221,15 @@ def initial_params(job: Job, config: ConfigDict) -> clip.Params:
     return train_state.place(loaded.params, mesh=job.program.mesh)
 
 
-def open_batches(config: ConfigDict, *, start_step: int) -> pipeline.Batches:
-    """This process's batches from `start_step` on; their whole state is the step."""
+def open_batches(
+    config: ConfigDict, process: runtime.Process, *, start_step: int
+) -> pipeline.Batches:
+    """This process's batches from a step on, made ahead from now on, without JAX."""
     data = config.data
+    if data.device_prefetch < 0:
+        raise ValueError(f"data.device_prefetch={data.device_prefetch} is negative")
+    if start_step >= config.total_steps:
+        return pipeline.Batches(iter(()))
     return pipeline.batches(
         config.dataset,
         weights=data.mixture,
@@ -232,8 +240,8 @@ def open_batches(config: ConfigDict, *, start_step: int) -> pipeline.Batches:
         seed=config.seed,
         start_step=start_step,
         total_steps=config.total_steps,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=process.index,
+        process_count=process.count,
         order_blocks=order.check_blocks(
             data.order, records=data.block_records, window=data.window_blocks
         ),
@@ -255,13 +263,13 @@ def open_batches(config: ConfigDict, *, start_step: int) -> pipeline.Batches:
 
 
 def feed_devices(
-    job: Job, batches: pipeline.Batches, *, ahead: int
+    mesh: Mesh, batches: pipeline.Batches, *, ahead: int
 ) -> Iterator[OnDevice]:
     """Yields batches on the devices; the copies of the next `ahead` are under way."""
     waiting: collections.deque[OnDevice] = collections.deque()
     for batch in batches:
         arrays = sharding.put_batch(
-            job.program.mesh, {"image": batch["image"], "tokens": batch["tokens"]}
+            mesh, {"image": batch["image"], "tokens": batch["tokens"]}
         )
         waiting.append(
             OnDevice(arrays, batch["image_id"], batches.tally, batches.progress)
@@ -406,7 +414,7 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FLAGS
     config: ConfigDict = values.config
     runtime.log_our_own_notes()
-    runtime.start_jax(
+    process = runtime.start_jax(
         cpu_devices=config.cpu_devices,
         compilation_cache=config.compilation_cache,
         coordinator=values.coordinator,
@@ -414,9 +422,9 @@ def main(argv: Sequence[str]) -> None:
         process_index=values.process_index,
     )
     # One writer a workdir; the other processes of this run write through Orbax only.
-    alone = jax.process_index() == 0
-    with files.lock(values.workdir) if alone else contextlib.nullcontext():
-        train(config, values.workdir)
+    chief = process.index == 0
+    with files.lock(values.workdir) if chief else contextlib.nullcontext():
+        train(config, values.workdir, process)
 
 
 if __name__ == "__main__":

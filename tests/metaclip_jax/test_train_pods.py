@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -51,15 +53,23 @@ def get_config():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, write_dataset):
     folder = tmp_path_factory.mktemp("pods")
-    write_dataset(folder / "dataset", record_count=100)
+    write_dataset(
+        folder / "dataset",
+        record_count=100,
+        images={3: b"no image", 60: b"no image", 97: b"no image"},
+        texts={n: ("word " * 40,) for n in (5, 41, 77)},
+    )
     texts = [f"picture {n} told as {n % 3}" for n in range(100)]
     (folder / "tokenizer.json").write_text(tokenizer.train(texts, 560).to_str())
     (folder / "recipe.py").write_text(RECIPE.format(folder=folder, steps=STEPS))
     return folder
 
 
-def start(folder, workdir, *flags, limit=""):
-    """Starts training; `limit` is a command of the shell before it."""
+def start(folder, workdir, *flags, limit="", group=0):
+    """Starts training in a process group, 0 = a new one.
+
+    `limit` is a command of the shell before it.
+    """
     command = [sys.executable, "-m", "metaclip_jax.train"]
     command += [f"--config={folder}/recipe.py", f"--workdir={folder / workdir}"]
     return subprocess.Popen(
@@ -69,23 +79,25 @@ def start(folder, workdir, *flags, limit=""):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        process_group=group,
     )
+
+
+def peers(processes):
+    """Flags of each of several processes on one machine."""
+    devices = f"--config.cpu_devices={DEVICES // processes}"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        coordinator = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
+    several = [coordinator, f"--process_count={processes}"] if processes > 1 else []
+    return [
+        (devices, *several, f"--process_index={index}") for index in range(processes)
+    ]
 
 
 def run(folder, workdir, *, processes=1, flags=(), limit=""):
     """Returns exit statuses and what was written, by process."""
-    devices = f"--config.cpu_devices={DEVICES // processes}"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        coordinator = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
-    peers = [coordinator, f"--process_count={processes}"] if processes > 1 else []
     started = [
-        start(
-            folder,
-            workdir,
-            *(devices, *peers, f"--process_index={index}", *flags),
-            limit=limit,
-        )
-        for index in range(processes)
+        start(folder, workdir, *mine, *flags, limit=limit) for mine in peers(processes)
     ]
     output = [process.communicate(timeout=300)[0] for process in started]
     return [process.returncode for process in started], output
@@ -121,6 +133,21 @@ def test_several_processes_train_like_one(several, alone):
     assert checkpoint.steps(str(several)) == [10, 20]
 
 
+def test_all_processes_count_what_they_mend_together(folder, several, alone):
+    rows = metrics.read(str(several))
+    counts = ("replaced_images", "replaced_images/not_an_image", "truncated_texts")
+    for got, want in zip(rows, alone, strict=True):
+        assert {key: got.get(key) for key in counts} == {
+            key: want.get(key) for key in counts
+        }
+    name = Path("metrics") / "replaced_images.json"
+    lost = files.read_json(several / name)
+    assert lost == files.read_json(folder / "alone" / name)
+    assert sum(lost["not_an_image"].values()) == rows[-1]["replaced_images"]
+    assert len(lost["not_an_image"]) == 3
+    assert rows[-1]["truncated_texts"] > 10
+
+
 def test_a_run_goes_on_with_another_number_of_processes(folder, several, alone):
     """From the checkpoint of step 10, on as many devices."""
     moved = folder / f"moved_{several.name}"
@@ -130,7 +157,43 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, several, alone):
     statuses, output = run(folder, moved.name)
     assert statuses == [0], output
     assert "goes on from step 10" in output[0]
-    assert_alike(alone[:10] + metrics.read(str(moved)), alone)
+    rows = alone[:10] + metrics.read(str(moved))
+    assert_alike(rows, alone)
+    for key in ("replaced_images", "truncated_texts"):
+        assert rows[-1][key] == alone[-1][key]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_to_all_processes_saves_and_leaves_nothing(folder, processes, members):
+    """SIGTERM to a process group, as a scheduler sends it, with loader processes."""
+    workdir = f"stopped_{processes}"
+    flags = (
+        f"--config.data.worker_count={2 // processes}",
+        "--config.total_steps=100000",
+        "--config.checkpoint_every_steps=3",
+    )
+    started = []
+    for mine in peers(processes):
+        group = started[0].pid if started else 0
+        started.append(start(folder, workdir, *mine, *flags, group=group))
+    group = started[0].pid
+    deadline = time.monotonic() + 120
+    while not (folder / workdir / "checkpoints" / "3").exists():
+        assert started[0].poll() is None, started[0].communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(group, signal.SIGTERM)
+    output = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * processes, output
+    step = checkpoint.latest_step(str(folder / workdir))
+    assert step >= 3
+    assert f"asked to stop: saved step {step}" in output[0]
+    assert "leaked" not in "".join(output)
+    said = output[0].index("worker processes, each with at most")
+    assert said < output[0].index("compiled the step")
+    while members(group):  # Python's resource tracker ends last
+        assert time.monotonic() < deadline + 120
+        time.sleep(0.02)
 
 
 def test_steps_that_are_not_finite_are_written_down_and_end_the_run(folder):
