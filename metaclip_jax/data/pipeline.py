@@ -170,7 +170,12 @@ def _start(
     max_replaced_share: float,
 ) -> "Batches":
     """Starts to make batches ahead of the steps, and says what will be done."""
-    make.positions(steps.start)  # refuses a batch that does not divide
+    order.host_positions(  # refuses a batch that does not divide
+        steps.start,
+        global_batch=make.global_batch,
+        process_index=make.process_index,
+        process_count=make.process_count,
+    )
     host_batch = make.global_batch // make.process_count
     workers.plan_memory(
         worker_count=worker_count,
