@@ -24,7 +24,7 @@ import numpy as np
 import tensorboardX
 from tqdm import tqdm
 
-from metaclip_jax import files
+from metaclip_jax import files, runtime
 
 # Keys that tell about the machine and the moment; all others are the same each time.
 TIMINGS = frozenset(
@@ -181,8 +181,8 @@ class Meter:
         """Starts the clock.
 
         Args:
-            totals: counted on in place; a checkpoint carries it, so that a resumed run
-                counts like an uninterrupted one.
+            totals: of all processes, counted on in place; a checkpoint carries it, so
+                that a resumed run counts like an uninterrupted one.
             workdir: where the images of skipped steps are written down.
             start_step: steps done.
             total_steps: where the progress line ends.
@@ -194,6 +194,7 @@ class Meter:
             show: whether this process shows the line.
         """
         self._totals = totals
+        self._mended: collections.Counter[str] = collections.Counter()
         self._workdir = workdir
         self._step = start_step
         self._global_batch = global_batch
@@ -236,26 +237,42 @@ class Meter:
         self._since += time.monotonic() - start
 
     def add(
-        self, step: int, measured: Mapping[str, jax.Array], image_ids: np.ndarray
+        self,
+        step: int,
+        measured: Mapping[str, jax.Array],
+        image_ids: np.ndarray,
+        tally: Mapping[str, int],
     ) -> None:
         """Takes a step that was handed to the device, and awaits earlier ones.
 
         `image_ids`, bytes[b], are those of this process; they are written down if the
-        step turns out to be skipped.
+        step turns out to be skipped. `tally` is what this process mended in its part
+        of the batch.
 
         Raises:
             FloatingPointError: too many steps in a row were not finite.
         """
         self._step = step
+        add_tally(self._mended, tally)
         self._ahead.append((step, measured["skipped"], image_ids))
         while len(self._ahead) > self._steps_ahead:
             self._await_one()
         self._bar.update()
 
     def settle(self) -> None:
-        """Awaits all steps, so that the totals are those of this step."""
+        """Awaits all steps."""
         while self._ahead:
             self._await_one()
+
+    def sum_up(self) -> None:
+        """Makes the totals those of this step and of all processes.
+
+        All processes must call it at the same steps.
+        """
+        self.settle()
+        for tally in runtime.gather(self._mended):
+            add_tally(self._totals, tally)
+        self._mended.clear()
 
     def row(self, measured: Mapping[str, jax.Array]) -> dict[str, float]:
         """The numbers of the newest step, the totals, and the rates since last asked.
@@ -263,11 +280,11 @@ class Meter:
         `data_wait` is the share of time spent waiting for data. The model's FLOPs a
         second are what steps are worth, not what rematerialisation adds to them; their
         share of the chip's peak, `model_flops_utilisation`, is left out where the peak
-        is unknown.
+        is unknown. All processes must call it at the same steps.
         """
         row = {key: float(value) for key, value in jax.device_get(measured).items()}
         del row["skipped"]
-        self.settle()
+        self.sum_up()
         seconds = max(time.monotonic() - self._since, 1e-9)
         steps, chips = self._step - self._since_step, jax.device_count()
         examples = steps * self._global_batch
@@ -328,8 +345,8 @@ def add_tally(totals: collections.Counter[str], tally: Mapping[str, int]) -> Non
 def write_replaced(workdir: str, totals: Mapping[str, int]) -> None:
     """Writes WORKDIR/metrics/replaced_images.json: {reason: {image id: times}}.
 
-    The images that could not be decoded, as far as this process met them; nothing is
-    written while there are none.
+    The images that could not be decoded, up to a thousand of them; nothing is written
+    while there are none.
     """
     found: dict[str, dict[str, int]] = {}
     for key, count in totals.items():

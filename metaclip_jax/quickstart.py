@@ -10,6 +10,7 @@ killed quick start goes on where it was; --fresh starts over.
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import resource
 import shlex
@@ -286,6 +287,7 @@ def summarise(workdir: Path, record: Mapping[str, Mapping]) -> None:
             "Pairs kept after balancing",
             f"{card['texts']:,} in {card['records']:,} images",
         ),
+        ("Training waited for data", f"{data_wait(workdir / 'run'):.1%} of its time"),
         (
             f"Text to image R@1 among {scores['candidates']} held out",
             f"{recall['value']:.1%} ({recall['value'] / recall['chance']:.0f}x chance)",
@@ -305,6 +307,20 @@ Try next:
   python -m data_prep.build_metadata --config={configs}/metadata_quickstart.py \\
       --config.warc='{workdir}/crawl/*.warc.gz' --config.unigram_min_count=10 \\
       --output=/tmp/smaller_metadata"""
+    )
+
+
+def data_wait(run: Path) -> float:
+    """Returns the share of its time that a run, of rows alike in steps, waited."""
+    parts = [path.read_text() for path in (run / "metrics").glob("part-*.jsonl")]
+    rows = [json.loads(line) for line in "".join(parts).splitlines()]
+    waits = [
+        (row["data_wait"], 1 / row["examples_per_second"])
+        for row in rows
+        if "data_wait" in row
+    ]
+    return sum(share * length for share, length in waits) / sum(
+        length for _, length in waits
     )
 
 

@@ -1,15 +1,17 @@
 """The process a command runs in: its devices, its peers, its signals, its notes."""
 
 import contextlib
+import json
 import logging as logging_of_python
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
@@ -138,6 +140,25 @@ def start_jax(
             logging.warning("compilation_cache is not used on several CPU devices")
         else:
             jax.config.update("jax_compilation_cache_dir", compilation_cache)
+
+
+def gather(value: Mapping[str, int]) -> list[dict[str, int]]:
+    """Returns what each process gives, by process. All must call it at the same time.
+
+    The collectives that it takes are the same on all of them.
+    """
+    if jax.process_count() == 1:
+        return [dict(value)]
+    mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(mine.size))
+    # Few lengths, as each is compiled.
+    padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)
+    padded[: mine.size] = mine
+    rows = multihost_utils.process_allgather(padded)
+    return [
+        json.loads(row[:size].tobytes())
+        for row, size in zip(rows, sizes.tolist(), strict=True)
+    ]
 
 
 def log_our_own_notes() -> None:

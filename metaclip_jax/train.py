@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import app, flags, logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from metaclip_jax import (
@@ -84,7 +85,8 @@ def train(config: ConfigDict, workdir: str) -> None:
         finish(workdir, job, step=done)
         return
     start = done or 0
-    rows = sharding.process_rows(job.program.mesh, config.global_batch)
+    mesh = job.program.mesh
+    rows = sharding.process_rows(mesh, config.global_batch)
     scores_of = make_measure(job, config)
 
     with contextlib.ExitStack() as stack:
@@ -104,7 +106,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         claim(write=chief)
         if chief:
             checkpoint.clear_finished(workdir)
-        feed = feed_devices(job, batches, ahead=config.data.device_prefetch)
+        feed = feed_devices(mesh, batches, ahead=config.data.device_prefetch)
         step_function, compile_seconds = compile_step(job, config)
         writer = stack.enter_context(open_writer(config, workdir, start_step=start))
         meter = stack.enter_context(
@@ -124,9 +126,8 @@ def train(config: ConfigDict, workdir: str) -> None:
             next_is(step)
             with meter.waiting():
                 batch = next(feed)
-            metrics.add_tally(totals, batch.tally)
             state, measured = take_step(step_function, step, state, batch.arrays)
-            meter.add(step, measured, batch.image_ids)
+            meter.add(step, measured, batch.image_ids, batch.tally)
 
             stop, last = stop_wanted(step), step == config.total_steps
             scores: dict[str, float] = {}
@@ -142,6 +143,7 @@ def train(config: ConfigDict, workdir: str) -> None:
                     writer.write(step, scores)
             if stop or last or due(step, config.checkpoint_every_steps):
                 with meter.paused():
+                    meter.sum_up()
                     # Rows first: where a checkpoint is, the rows before it are too.
                     writer.flush()
                     if chief:
@@ -187,8 +189,7 @@ def first_state(
 ) -> tuple[train_state.TrainState, collections.Counter[str]]:
     """The state to start from, and what was lost in the steps it has done.
 
-    That is the checkpoint of the steps done, or else a new state, from config.init_from
-    if that is given.
+    That is their checkpoint, or else a new state, from config.init_from if given.
     """
     if done is None:
         state = train_state.create(
@@ -235,6 +236,8 @@ def open_batches(
 ) -> pipeline.Batches:
     """This process's batches from `start_step` on; their whole state is the step."""
     data = config.data
+    if data.device_prefetch < 0:
+        raise ValueError(f"data.device_prefetch={data.device_prefetch} is negative")
     return pipeline.batches(
         config.dataset,
         weights=data.mixture,
@@ -268,13 +271,13 @@ def open_batches(
 
 
 def feed_devices(
-    job: Job, batches: pipeline.Batches, *, ahead: int
+    mesh: Mesh, batches: pipeline.Batches, *, ahead: int
 ) -> Iterator[OnDevice]:
     """Yields batches on the devices; the copies of the next `ahead` are under way."""
     waiting: collections.deque[OnDevice] = collections.deque()
     for batch in batches:
         arrays = sharding.put_batch(
-            job.program.mesh, {"image": batch["image"], "tokens": batch["tokens"]}
+            mesh, {"image": batch["image"], "tokens": batch["tokens"]}
         )
         waiting.append(
             OnDevice(arrays, batch["image_id"], batches.tally, batches.progress)

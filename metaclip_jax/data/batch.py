@@ -132,7 +132,11 @@ class MakeBatch:
             data = (
                 reader.read(numbers)
                 if reader
-                else records.read(self.datasets[member], numbers)
+                else records.read(
+                    self.datasets[member],
+                    numbers,
+                    run=lambda work, shards: self.threads.map(work, shards, task=1),
+                )
             )
             rows = zip(
                 here.tolist(), epochs.tolist(), numbers.tolist(), data, strict=True
@@ -174,9 +178,12 @@ class MakeBatch:
         number = place.record
         dataset, source = self.datasets[place.dataset], self.sources[place.dataset]
         losses: list[tuple[str, str]] = []
+        last: Exception | None = None
         for attempt in range(_REPLACEMENT_ATTEMPTS):
-            record = records.decode(data)
+            name = f"{dataset.name}:{number}"  # until the record says its own
             try:
+                record = _decode(data)
+                name = record.image_id
                 if not self._has_text(record):
                     raise images.UndecodableImage("no_text", record.image_id)
                 images.decode_train(
@@ -190,7 +197,8 @@ class MakeBatch:
                 )
                 return record, number, losses
             except images.UndecodableImage as error:
-                losses.append((record.image_id, error.reason))
+                losses.append((name, error.reason))
+                last = error
             bits = draws.mix(self.seed, order.REPLACEMENT, position, attempt)
             index = draws.below(source.size(place.epoch), bits).reshape(1)
             epochs = np.array([place.epoch])
@@ -198,7 +206,7 @@ class MakeBatch:
             data = records.read(dataset, [number])[0]
         raise ValueError(
             f"position {position}: {len(losses)} records in a row cannot be used, the "
-            f"last {losses[-1]}; is {dataset.folder} damaged?"
+            f"last {losses[-1][0]} ({last}); is {dataset.folder} damaged?"
         )
 
     def _has_text(self, record: records.Record) -> bool:
@@ -213,6 +221,14 @@ class _Place(NamedTuple):
     dataset: int
     epoch: int
     record: int
+
+
+def _decode(data: bytes) -> records.Record:
+    """Parses a record; one that is damaged in the file counts as an image is."""
+    try:
+        return records.decode(data)
+    except ValueError as error:
+        raise images.UndecodableImage("damaged_record", str(error)) from error
 
 
 def names(datasets: Sequence[records.Dataset]) -> list[str]:

@@ -7,6 +7,7 @@ whole state is the step.
 """
 
 import collections
+import math
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -29,6 +30,8 @@ from metaclip_jax.data import (
 )
 
 _EXAMPLES_TO_JUDGE = 1_000  # among fewer, a share of bad images says little
+_BATCHES_TO_JUDGE = 4  # lately, at least
+_NUMBERS_BYTES = 44  # of a row: position, dataset, record, image id
 _LOSSES_TO_LOG = 20  # images
 
 
@@ -168,16 +171,18 @@ def _start(
     prefetch: int,
     max_replaced_share: float,
 ) -> "Batches":
-    """Says what will be done, and does it ahead of the steps."""
-    _log_plan(make, steps)
+    """Starts to make batches ahead of the steps, and says what will be done."""
     host_batch = len(make.rows)
     workers.plan_memory(
         worker_count=worker_count,
         prefetch=prefetch,
-        batch_bytes=host_batch * (3 * make.image_size**2 + 4 * make.context_length),
-        stored_bytes=_stored_bytes(make.datasets, host_batch),
+        batch_bytes=host_batch
+        * (3 * make.image_size**2 + 4 * make.context_length + _NUMBERS_BYTES),
+        held_bytes=_held_bytes(make, host_batch),
     )
     made = workers.iterate(make, steps, worker_count=worker_count, prefetch=prefetch)
+    # Afterwards: to count what an epoch keeps takes time, of this process only.
+    _log_plan(make, steps)
     return Batches(made, max_replaced_share=max_replaced_share)
 
 
@@ -212,12 +217,14 @@ class Batches:
         self.progress: dict[str, float] = {}
         self.memory: dict[int, int] = {}
         self._logged: set[str] = set()
+        self._recent: collections.deque[tuple[int, int]] = collections.deque()
 
     def __iter__(self) -> "Batches":
         return self
 
     def __next__(self) -> batch.Batch:
         made = next(self._made)
+        workers.unname(made.batch.values())
         self.examples += len(made.batch["position"])
         self.truncated += made.truncated
         self.tally = collections.Counter(truncated_texts=made.truncated)
@@ -231,7 +238,7 @@ class Batches:
         self.progress = made.progress
         process, memory = made.process
         self.memory[process] = memory
-        self._judge()
+        self._judge(len(made.batch["position"]), len(made.replaced))
         return made.batch
 
     def close(self) -> None:
@@ -245,20 +252,39 @@ class Batches:
                 )
         self._made = iter(())
 
-    def _judge(self) -> None:
-        bad = self.replaced.total()
+    def _judge(self, rows: int, replaced: int) -> None:
+        """Ends the run where too many images are bad, in all or lately.
+
+        Lately: the last thousand examples or batches, whichever are more. They may
+        exceed the share by four standard deviations of what chance does.
+        """
+        self._recent.append((rows, replaced))
+        wanted = max(_EXAMPLES_TO_JUDGE, _BATCHES_TO_JUDGE * rows)
+        recent = sum(rows for rows, _ in self._recent)
+        while recent - self._recent[0][0] >= wanted:
+            recent -= self._recent.popleft()[0]
         if self.examples < _EXAMPLES_TO_JUDGE:
             return
-        if bad > self._max_replaced_share * self.examples:
-            raise ValueError(
-                f"{bad} of {self.examples} images cannot be decoded "
-                f"({dict(self.replaced)}), more than the share max_replaced_share="
-                f"{self._max_replaced_share}; is the dataset damaged?"
-            )
+        share = self._max_replaced_share
+        lately = sum(bad for _, bad in self._recent)
+        for when, bad, count, slack in (
+            ("", self.replaced.total(), self.examples, 0.0),
+            ("last ", lately, recent, 4 * (share * recent) ** 0.5),
+        ):
+            if bad > share * count + slack:
+                raise ValueError(
+                    f"{bad} of the {when}{count} images cannot be decoded "
+                    f"({dict(self.replaced)} since the start), more than the share "
+                    f"max_replaced_share={share}; is the dataset damaged?"
+                )
 
 
-def _stored_bytes(datasets: Sequence[records.Dataset], host_batch: int) -> int:
-    """Returns about how many bytes of stored records a process holds at a time."""
+def _held_bytes(make: batch.MakeBatch, host_batch: int) -> int:
+    """Returns about how many bytes a process holds beside batches.
+
+    Records as they are stored, indexes of open files, and what epochs keep.
+    """
+    datasets = make.datasets
     shards = [
         shard
         for dataset in datasets
@@ -268,7 +294,17 @@ def _stored_bytes(datasets: Sequence[records.Dataset], host_batch: int) -> int:
     ]
     mean = sum(shard["bytes"] for shard in shards) / sum(map(len, datasets))
     held = 2 * host_batch  # two batches are made at a time
-    return round(mean * min(held, 2 * sum(map(len, datasets))))
+    stored = mean * min(held, 2 * sum(map(len, datasets)))
+    opened = sum(
+        records.open_files_bytes(dataset, ahead=reader is not None)
+        for dataset, reader in zip(datasets, make.readers, strict=True)
+    )
+    kept = sum(
+        2 * len(dataset) // 8  # a bit a record, for two epochs
+        for dataset, source in zip(datasets, make.sources, strict=True)
+        if isinstance(source, balance.OnlineBalance)
+    )
+    return round(stored + opened + kept)
 
 
 def _check_rows(rows: np.ndarray | None, global_batch: int) -> np.ndarray:
@@ -310,20 +346,23 @@ def _log_plan(make: batch.MakeBatch, steps: range) -> None:
     )
     rows = zip(batch.names(make.datasets), make.datasets, make.shares, strict=True)
     for member, (name, dataset, share) in enumerate(rows):
-        examples = int(after[member] - before[member])
+        # Epochs that are balanced online differ a little in size.
+        epoch = make.sources[member].size(0) if steps else len(dataset)
+        epochs = int(after[member]) / epoch
         logging.info(
             "%s (%s): %d records, %.4g of the examples; steps %d to %d see %d "
-            "examples of it%s",
+            "examples of it; %.2f epochs of %d records by then, so a record repeats "
+            "up to %d times",
             name,
             dataset.folder,
             len(dataset),
             share,
             steps.start,
             steps.stop,
-            examples,
-            f", {examples / len(dataset):.2f} epochs"
-            if isinstance(make.sources[member], order.WholeDataset)
-            else "",  # its epochs say themselves how long they are
+            int(after[member] - before[member]),
+            epochs,
+            epoch,
+            max(0, math.ceil(epochs) - 1),
         )
         if len(dataset.shards) > records.MAX_OPEN_FILES and not make.readers[member]:
             logging.warning(

@@ -2,29 +2,37 @@
 
 Worker processes are Grain's: spawned, handed the recipe of a batch by pickle, handing
 back its arrays in shared memory (Grain does so for arrays that it finds in tuples and
-dicts), so that pixels are not pickled. They make whole batches in turn, end when their
-parent does, and if one dies the next batch is an error.
+dicts), so that pixels are not pickled. They make whole batches in turn, hear no signals
+of the terminal or the scheduler, end when their parent does, and if one dies the next
+batch is an error.
 """
 
+import contextlib
 import multiprocessing
 import os
 import resource
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from typing import Any
 
 import cv2
 import grain
+import numpy as np
 from absl import flags, logging
 
 _ROWS_PER_TASK = 16  # what a thread decodes at a time
 _SHARED_MEMORY = "/dev/shm"
 _STATUS = "/proc/self/status"  # Linux
 _MIB = 1 << 20
+_LIBRARIES_MIB = 300  # of a process, about
+# Batches in shared memory. Of each worker: leaving it, in the queue to its parent,
+# taken out of that, waiting there. Of all: taken from these, waiting to be asked for,
+# and with the reader the last one and the next.
+_SHARED_EACH, _SHARED_IN_ALL = 4, 4
 
 
 class Threads:
@@ -39,12 +47,17 @@ class Threads:
     def __reduce__(self) -> tuple[type, tuple[int]]:
         return Threads, (self._count,)
 
-    def map(self, work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        """Returns work(item) of all items, in order; many items make one task."""
-        starts = range(0, len(items), _ROWS_PER_TASK)
+    def map(
+        self,
+        work: Callable[[Any], Any],
+        items: Sequence[Any],
+        *,
+        task: int = _ROWS_PER_TASK,
+    ) -> list[Any]:
+        """Returns work(item) of all items, in order; so many items make one task."""
+        starts = range(0, len(items), task)
         parts = self._pool.map(
-            lambda start: [work(i) for i in items[start : start + _ROWS_PER_TASK]],
-            starts,
+            lambda start: [work(i) for i in items[start : start + task]], starts
         )
         return [result for part in parts for result in part]
 
@@ -53,6 +66,8 @@ def iterate(
     make: Callable[[int], Any], steps: range, *, worker_count: int, prefetch: int
 ) -> Iterator[Any]:
     """Runs `make` ahead of the steps, in threads or in worker processes, in order.
+
+    They start at once, before the first batch is asked for.
 
     Args:
       make: from a step to its batch; pickled for worker processes.
@@ -73,50 +88,88 @@ def iterate(
         if not flags.FLAGS.is_parsed():  # Grain hands its flags to the workers
             flags.FLAGS.mark_as_parsed()
         ahead = ahead.mp_prefetch(
+            # A worker's own buffer holds what it makes ahead; each more here would be
+            # two more batches in shared memory.
             grain.MultiprocessingOptions(
-                num_workers=worker_count, per_worker_buffer_size=max(1, prefetch)
+                num_workers=worker_count, per_worker_buffer_size=1
             ),
             worker_init_fn=_start_worker,
         )
-    return iter(ahead)
+        # Grain starts workers when it is asked for a batch: this thread asks at once.
+        ahead = grain.experimental.ThreadPrefetchIterDataset(
+            ahead, prefetch_buffer_size=1
+        )
+    started = iter(ahead)
+    with _signals_held():
+        started.start_prefetch()
+    return started
+
+
+def unname(arrays: Iterable[np.ndarray]) -> None:
+    """Takes the names from arrays in shared memory: now it goes when they go.
+
+    Grain removes a name when its array goes, by a thread, which does not outlive the
+    process: what a reader holds to the end would be left, and reported as leaked.
+    """
+    for array in arrays:
+        if memory := getattr(array, "shm", None):
+            memory.unlink()
+            vars(array)["_unlink_on_del"] = False
 
 
 def plan_memory(
-    *, worker_count: int, prefetch: int, batch_bytes: int, stored_bytes: int
+    *, worker_count: int, prefetch: int, batch_bytes: int, held_bytes: int
 ) -> int:
-    """Logs and returns the most bytes that the batches of one process take.
+    """Logs and returns the most bytes that a process that makes batches takes.
 
-    On top come the libraries of a process, about 300 MiB.
+    That is without its libraries and without shared memory, of which no batch is in two
+    processes' accounts: it is checked against what the machine has.
 
     Args:
       worker_count: processes; 0 = threads of this one.
       prefetch: batches made ahead in each.
       batch_bytes: a host batch's arrays.
-      stored_bytes: records as they are stored that a process holds at a time.
+      held_bytes: what a process holds beside batches: records as they are stored, and
+        what it knows of files.
 
     Raises:
       ValueError: the workers' hand-over does not fit into shared memory.
     """
     # Being made (two threads), ready, and the one that was asked for.
-    own = (min(prefetch, 2) + prefetch + 1) * batch_bytes + stored_bytes
-    # In the queue, under way into it, and in the consumer's hands.
-    shared = (max(1, prefetch) + 2) * batch_bytes if worker_count else 0
+    own = (min(prefetch, 2) + prefetch + 1) * batch_bytes + held_bytes
+    shared = shared_memory(worker_count=worker_count, batch_bytes=batch_bytes)
     logging.info(
-        "loader: %s, each with at most %d MiB of batches and stored records%s",
+        "loader: %s, each with at most %d MiB of batches, about %d MiB of stored "
+        "records and file indexes, and %d MiB of libraries%s",
         f"{worker_count} worker processes" if worker_count else "threads only",
-        own // _MIB,
-        f" and {shared // _MIB} MiB of shared memory" if worker_count else "",
+        (own - held_bytes) // _MIB,
+        held_bytes // _MIB,
+        _LIBRARIES_MIB,
+        f"; at most {shared // _MIB} MiB of shared memory in all, beside the batches "
+        "that the reader holds on to"
+        if worker_count
+        else "",
     )
     if shared and os.path.isdir(_SHARED_MEMORY):
         free = shutil.disk_usage(_SHARED_MEMORY).free
-        if worker_count * shared > free:
+        if shared > free:
             raise ValueError(
                 f"{worker_count} workers hand over batches in {_SHARED_MEMORY}, which "
-                f"takes up to {worker_count * shared // _MIB} MiB, but {free // _MIB} "
-                "are free: lower data.prefetch or data.worker_count, or give the "
-                "machine more shared memory (containers: --shm-size)"
+                f"takes up to {shared // _MIB} MiB, but {free // _MIB} are free: lower "
+                "data.worker_count or global_batch, or give the machine more shared "
+                "memory (containers: --shm-size)"
             )
-    return own + shared
+    return own
+
+
+def shared_memory(*, worker_count: int, batch_bytes: int) -> int:
+    """Returns the most bytes of shared memory that all workers' batches take.
+
+    What the reader still holds of batches before its last one comes on top.
+    """
+    if not worker_count:
+        return 0
+    return (_SHARED_EACH * worker_count + _SHARED_IN_ALL) * batch_bytes
 
 
 def peak_memory() -> int:
@@ -127,6 +180,22 @@ def peak_memory() -> int:
             peak = next(line for line in status if line.startswith("VmHWM:"))
         return int(peak.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Lets threads and processes that start in it hear no SIGTERM and no SIGINT.
+
+    Both go to a whole process group, but it is the trainer who saves and then ends its
+    workers. A mask is passed on, and so holds from a process's first instant, long
+    before it could ignore them by itself. What comes meanwhile, comes afterwards.
+    """
+    resource_tracker.ensure_running()  # else it starts in here, and lifts the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(worker_index: int, worker_count: int) -> None:

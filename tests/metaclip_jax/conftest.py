@@ -1,5 +1,6 @@
 """Small datasets, written by the real sink, for the tests of what reads them."""
 
+import os
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -72,3 +73,22 @@ def write_dataset() -> Callable[..., str]:
         return str(folder)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def members() -> Callable[[int], list[int]]:
+    """Returns a function that lists the living processes of a process group."""
+
+    def members(group: int) -> list[int]:
+        found = []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{name}/stat") as file:
+                    state, _, process_group = file.read().rpartition(")")[2].split()[:3]
+            except OSError:
+                continue
+            if int(process_group) == group and state != "Z":
+                found.append(int(name))
+        return found
+
+    return members

@@ -12,9 +12,11 @@ import time
 import numpy as np
 import pytest
 
+from metaclip_jax.data import batch as batch_module
 from metaclip_jax.data import (
     draws,
     images,
+    mixture,
     order,
     pipeline,
     records,
@@ -170,30 +172,35 @@ def test_a_mixture_shows_each_dataset_by_its_weight(batches, dataset, other):
         assert counts.max() - counts.min() <= 1  # each once before any again
 
 
+def test_datasets_of_one_size_are_not_passed_through_side_by_side(
+    batches, tmp_path, write_dataset
+):
+    """A copy with other texts: else an image would meet itself in each batch."""
+    count, rows = 6_000, mixture.CYCLE // 2
+    one, other = (
+        write_dataset(tmp_path / name, record_count=count, name=name)
+        for name in ("one", "other")
+    )
+    values = {"image_size": 8, "prefetch": 0}
+    both = {"folder": "", "weights": ((one, 1.0), (other, 1.0))}
+    batch = next(batches(**both, **values, global_batch=mixture.CYCLE))
+    sides = [batch["record"][batch["dataset"] == n] for n in (0, 1)]
+    by_chance = rows * rows / count
+    assert abs(len(np.intersect1d(*sides)) - by_chance) < 5 * np.sqrt(by_chance)
+    # The first dataset keeps the order that it has alone.
+    alone = next(batches(one, **values, global_batch=rows))["record"]
+    np.testing.assert_array_equal(np.sort(sides[0]), np.sort(alone))
+
+
 def test_a_mixture_logs_what_it_will_show(batches, dataset, other, caplog):
     with caplog.at_level("INFO"):
         batches("", weights=((dataset, 3.0), (other, 1.0)), total_steps=256)
     assert re.search(
         r"other \(.*\): 23 records, 0.25 of the examples; steps 0 to 256 see 102\d "
-        r"examples of it, 44.\d\d epochs",
+        r"examples of it; 44.\d\d epochs of 23 records by then, so a record repeats up "
+        r"to 44 times",
         caplog.text,
     )
-
-
-def test_datasets_of_one_size_are_not_passed_through_side_by_side(
-    batches, tmp_path, write_dataset
-):
-    """A copy with other texts: else an image would meet itself in each batch."""
-    count = 600
-    folders = [
-        write_dataset(tmp_path / name, record_count=count, name=name)
-        for name in ("one", "other")
-    ]
-    weights = tuple((folder, 1.0) for folder in folders)
-    batch = next(batches("", weights=weights, image_size=8, global_batch=256))
-    one, other = (batch["record"][batch["dataset"] == n] for n in (0, 1))
-    by_chance = len(one) * len(other) / count
-    assert len(np.intersect1d(one, other)) < by_chance + 4 * by_chance**0.5
 
 
 def test_texts_are_shown_by_the_weight_of_their_source(batches, other, tokenizer_path):
@@ -306,6 +313,58 @@ def test_an_undecodable_image_is_replaced_and_counted(tmp_path, write_dataset, b
     assert_same(found, list(batches(folder, total_steps=RECORDS // 16 + 1)))
 
 
+def test_a_damaged_record_is_replaced_and_counted(
+    tmp_path, dataset, write_dataset, batches
+):
+    """One whose bytes in the file are wrong, and one that cannot be parsed."""
+    folder = write_dataset(tmp_path, record_count=RECORDS, shard_count=1)
+    shard = tmp_path / records.shard_name("tiny", 0, 1)
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1  # in the first record
+    shard.write_bytes(data)
+    steps = RECORDS // 16 + 1
+    for blocks in (None, order.Blocks(8, 2)):
+        stream = batches(folder, total_steps=steps, order_blocks=blocks)
+        found = list(stream)
+        assert stream.replaced["damaged_record"] >= 1
+        assert stream.replaced.keys() == {"damaged_record"}
+        assert_same(
+            found, list(batches(folder, total_steps=steps, order_blocks=blocks))
+        )
+        wanted = list(batches(dataset, total_steps=steps, order_blocks=blocks))
+        for one, other in zip(found, wanted, strict=True):
+            sound = other["record"] != 0
+            assert (one["record"] != 0).all()
+            np.testing.assert_array_equal(one["tokens"][sound], other["tokens"][sound])
+    counts = collections.Counter()
+    for _ in (stream := batches(folder, total_steps=steps)):
+        counts += stream.tally
+    assert counts["replaced_images/damaged_record/tiny:0"] >= 1
+
+
+def test_many_bad_images_lately_end_the_run_however_many_were_good():
+    def made(bad, rows=500):
+        return batch_module.Made(
+            batch={"position": np.arange(rows)},
+            replaced=tuple((f"image{n}", "not_an_image") for n in range(bad)),
+            truncated=0,
+            progress={},
+            process=(0, 0),
+        )
+
+    def judged(*bad):
+        stream = pipeline.Batches(map(made, bad), max_replaced_share=0.05)
+        return sum(1 for _ in stream)
+
+    good = [0] * 2_000
+    assert judged(*good, *[25, 30, 20, 35] * 5) == 2_020  # about the share, by chance
+    with pytest.raises(ValueError, match=r"of the last 2000 images .*damaged"):
+        judged(*good, *[40] * 4)
+    with pytest.raises(ValueError, match=r"80 of the 1500 images .*damaged"):
+        judged(25, 25, 30)
+    assert judged(500) == 1  # too few to judge
+
+
 def test_too_many_undecodable_images_end_the_run(tmp_path, write_dataset, batches):
     bad = dict.fromkeys(range(RECORDS // 2), b"no image")
     folder = write_dataset(tmp_path, record_count=RECORDS, images=bad)
@@ -379,7 +438,7 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def loop(tmp_path, dataset, tokenizer_path):
+def loop(tmp_path, dataset, tokenizer_path, members):
     """A process that loads with a worker process, in a group of its own."""
     script = tmp_path / "loop.py"
     script.write_text(LOOP)
@@ -396,20 +455,6 @@ def loop(tmp_path, dataset, tokenizer_path):
     process.communicate()
 
 
-def members(group):
-    """Returns the living processes of a process group."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{name}/stat") as file:
-                state, _, process_group = file.read().rpartition(")")[2].split()[:3]
-        except OSError:
-            continue
-        if int(process_group) == group and state != "Z":
-            found.append(int(name))
-    return found
-
-
 def wait_until(condition, *, seconds):
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
@@ -417,21 +462,21 @@ def wait_until(condition, *, seconds):
     return condition()
 
 
-def worker_pids(process):
+def worker_pids(pids):
     children = []
-    for pid in members(process.pid):
+    for pid in pids:
         with open(f"/proc/{pid}/cmdline") as file:
             if "spawn_main" in file.read():
                 children.append(pid)
     return children
 
 
-def test_workers_end_when_their_parent_is_killed(loop):
-    assert len(worker_pids(loop)) == 1
+def test_workers_end_when_their_parent_is_killed(loop, members):
+    assert len(worker_pids(members(loop.pid))) == 1
     loop.kill()
     assert wait_until(lambda: not members(loop.pid), seconds=5)
 
 
-def test_a_killed_worker_is_an_error_within_seconds(loop):
-    os.kill(worker_pids(loop)[0], signal.SIGKILL)
+def test_a_killed_worker_is_an_error_within_seconds(loop, members):
+    os.kill(worker_pids(members(loop.pid))[0], signal.SIGKILL)
     assert loop.wait(timeout=10) != 0

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import xxhash
 from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.proto import tf_example_pb2
 
 from metaclip_jax import files
 from metaclip_jax.data import records
@@ -127,8 +128,16 @@ def test_lists_that_do_not_fit_together_are_refused():
 def test_other_bytes_are_no_record():
     with pytest.raises(ValueError, match=r"no tf\.train\.Example"):
         records.decode(b"\xff\xff\xff")
+    example = tf_example_pb2.Example()
+    example.features.feature["image"].bytes_list.value.append(b"image")
     with pytest.raises(ValueError, match="lacks .*'entry_ids'"):
+        records.decode(example.SerializeToString())
+    with pytest.raises(ValueError, match="its chunk of the file is damaged"):
         records.decode(b"")
+    example.ParseFromString(records.encode(make_record(0)))
+    example.features.feature["width"].int64_list.Clear()
+    with pytest.raises(ValueError, match="has no width"):
+        records.decode(example.SerializeToString())
 
 
 def test_positions_run_through_the_shards_and_come_back_in_order(tmp_path):
@@ -196,15 +205,36 @@ def test_a_missing_shard_and_a_wrong_count_are_named(tmp_path):
         records.open_dataset(folder)
 
 
-def test_a_damaged_record_is_an_error_that_names_the_file(tmp_path):
-    folder = write_folder(tmp_path, [3])
-    shard = tmp_path / records.shard_name("tiny", 0, 1)
+def test_damaged_records_come_as_no_bytes_and_others_whole(tmp_path):
+    folder = write_folder(tmp_path, [4, 2])
+    whole = records.read(records.open_dataset(folder), np.arange(6))
+    shard = tmp_path / records.shard_name("tiny", 0, 2)
     data = bytearray(shard.read_bytes())
     data[100] ^= 1  # in the first record: the file's first 64 bytes are a header
     shard.write_bytes(data)
     dataset = records.open_dataset(folder)
-    with pytest.raises(ValueError, match="00000-of-00001 cannot be read"):
-        records.read(dataset, [0])
+    for _ in range(2):
+        assert records.read(dataset, [0]) == [b""]
+        assert records.read(dataset, [5, 1, 0, 3, 0]) == [
+            *(whole[5], whole[1], b"", whole[3], b"")
+        ]
+
+
+def test_a_file_that_goes_missing_is_an_error_that_names_it(tmp_path):
+    folder = write_folder(tmp_path, [3, 2])
+    dataset = records.open_dataset(folder)
+    (tmp_path / records.shard_name("tiny", 1, 2)).unlink()
+    assert all(records.read(dataset, [0, 1, 2]))
+    with pytest.raises(ValueError, match="00001-of-00002 cannot be read"):
+        records.read(dataset, [0, 4])
+
+
+def test_shards_may_be_read_by_any_map(tmp_path):
+    dataset = records.open_dataset(write_folder(tmp_path, [40, 60, 9]))
+    positions = np.random.default_rng(0).permutation(109)
+    with ThreadPoolExecutor(4) as pool:
+        found = records.read(dataset, positions, run=pool.map)
+    assert found == records.read(dataset, positions)
 
 
 def test_records_need_neither_jax_nor_beam_nor_tensorflow():

@@ -53,7 +53,12 @@ def get_config():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, write_dataset):
     folder = tmp_path_factory.mktemp("pods")
-    write_dataset(folder / "dataset", record_count=100)
+    write_dataset(
+        folder / "dataset",
+        record_count=100,
+        images={3: b"no image", 60: b"no image", 97: b"no image"},
+        texts={n: ("word " * 40,) for n in (5, 41, 77)},
+    )
     texts = [f"picture {n} told as {n % 3}" for n in range(100)]
     (folder / "tokenizer.json").write_text(tokenizer.train(texts, 560).to_str())
     (folder / "recipe.py").write_text(RECIPE.format(folder=folder, steps=STEPS))
@@ -129,6 +134,21 @@ def test_several_processes_train_like_one(several, alone):
     assert checkpoint.steps(str(several)) == [10, 20]
 
 
+def test_all_processes_count_what_they_mend_together(folder, several, alone):
+    rows = metrics.read(str(several))
+    counts = ("replaced_images", "replaced_images/not_an_image", "truncated_texts")
+    for got, want in zip(rows, alone, strict=True):
+        assert {key: got.get(key) for key in counts} == {
+            key: want.get(key) for key in counts
+        }
+    name = Path("metrics") / "replaced_images.json"
+    lost = files.read_json(several / name)
+    assert lost == files.read_json(folder / "alone" / name)
+    assert sum(lost["not_an_image"].values()) == rows[-1]["replaced_images"]
+    assert len(lost["not_an_image"]) == 3
+    assert rows[-1]["truncated_texts"] > 10
+
+
 def test_a_run_goes_on_with_another_number_of_processes(folder, several, alone):
     """From the checkpoint of step 10, on as many devices."""
     moved = folder / f"moved_{several.name}"
@@ -138,7 +158,10 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, several, alone):
     statuses, output = run(folder, moved.name)
     assert statuses == [0], output
     assert "goes on from step 10" in output[0]
-    assert_alike(alone[:10] + metrics.read(str(moved)), alone)
+    rows = alone[:10] + metrics.read(str(moved))
+    assert_alike(rows, alone)
+    for key in ("replaced_images", "truncated_texts"):
+        assert rows[-1][key] == alone[-1][key]
 
 
 def test_a_run_of_one_process_goes_on_with_two(folder, alone):
@@ -179,6 +202,31 @@ def test_one_process_that_is_terminated_stops_all_with_a_checkpoint(folder):
     assert f"asked to stop: saved step {last}" in output[0]
     assert metrics.read(str(folder / "terminated"))[-1]["step"] == last
     assert not (folder / "terminated" / files.MANIFEST).exists()
+    for process in started:
+        wait_for(lambda: is_gone(process), seconds=10)  # noqa: B023
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_to_loaders_too_saves_and_leaves_nothing(folder, processes):
+    """SIGTERM to whole process groups, as a scheduler sends it."""
+    workdir = f"stopped_{processes}"
+    flags = (
+        f"--config.data.worker_count={2 // processes}",
+        "--config.total_steps=100000",
+        "--config.checkpoint_every_steps=3",
+    )
+    started = start_all(folder, workdir, processes=processes, flags=flags)
+    wait_for((folder / workdir / "checkpoints" / "3").exists, seconds=200)
+    for process in started:
+        os.killpg(process.pid, signal.SIGTERM)
+    output = [process.communicate(timeout=60)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * processes, output
+    step = checkpoint.latest_step(str(folder / workdir))
+    assert step >= 3
+    assert f"asked to stop: saved step {step}" in output[0]
+    assert "leaked" not in "".join(output)
+    said = output[0].index("worker processes, each with at most")
+    assert said < output[0].index("compiled the step")
     for process in started:
         wait_for(lambda: is_gone(process), seconds=10)  # noqa: B023
 

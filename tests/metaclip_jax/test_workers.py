@@ -1,8 +1,10 @@
-"""Worker processes: what they may hold, and that they hold no more."""
+"""Worker processes: what they may hold, when they start, and how they end."""
 
+import contextlib
 import os
 import shutil
 import signal
+import time
 
 import pytest
 
@@ -20,19 +22,23 @@ def folder(tmp_path_factory, write_dataset):
     return folder
 
 
-def peak(folder, *, image_size):
-    """The most bytes that a worker process held over 30 batches of 64 images."""
-    stream = pipeline.batches(
+def open_batches(folder, *, image_size=224, batch=64, steps=30, workers=1, prefetch=2):
+    return pipeline.batches(
         str(folder / "dataset"),
         tokenizer_path=str(folder / "tokenizer.json"),
-        global_batch=64,
+        global_batch=batch,
         image_size=image_size,
         context_length=12,
         seed=0,
-        total_steps=30,
-        worker_count=1,
-        prefetch=2,
+        total_steps=steps,
+        worker_count=workers,
+        prefetch=prefetch,
     )
+
+
+def peak(folder, *, image_size):
+    """The most bytes that a worker process held over 30 batches of 64 images."""
+    stream = open_batches(folder, image_size=image_size)
     for _ in stream:
         pass
     stream.close()
@@ -40,52 +46,117 @@ def peak(folder, *, image_size):
     return memory
 
 
+def held(batch, size):
+    """Bytes in shared memory of arrays that have the size of a batch's arrays.
+
+    What was handed out has no name any more and is not among them.
+    """
+    sizes = {batch * row for row in (3 * size**2, 4 * 12, 8, 4, 24)}
+    total = 0
+    for name in os.listdir("/dev/shm"):
+        with contextlib.suppress(FileNotFoundError):  # let go meanwhile
+            found = os.stat(f"/dev/shm/{name}")
+            if found.st_size in sizes:
+                total += found.st_blocks * 512
+    return total
+
+
+def wait_until(condition, *, seconds):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
 def test_a_worker_holds_no_more_than_was_said(folder):
     batch = 64 * 224 * 224 * 3
     bound = workers.plan_memory(
-        worker_count=1, prefetch=2, batch_bytes=batch, stored_bytes=0
+        worker_count=1, prefetch=2, batch_bytes=batch, held_bytes=0
     )
-    assert bound == 9 * batch
+    assert bound == 5 * batch
+    bound += workers.shared_memory(worker_count=1, batch_bytes=batch)  # mapped
     base = peak(folder, image_size=8)
     grown = peak(folder, image_size=224) - base
     assert 2 * batch < grown < bound + 16 * MIB  # what one thread decodes at a time
     assert base < 500 * MIB
 
 
-def test_workers_make_batches_after_their_process_group_was_told_to_end(folder):
-    """The trainer still needs some until all processes have agreed on a last step."""
-    stream = pipeline.batches(
-        str(folder / "dataset"),
-        tokenizer_path=str(folder / "tokenizer.json"),
-        global_batch=16,
-        image_size=8,
-        context_length=12,
-        seed=0,
-        total_steps=40,
-        worker_count=2,
-        prefetch=1,
+@pytest.mark.parametrize(("count", "prefetch"), [(1, 4), (2, 1)])
+def test_shared_memory_holds_no_more_than_was_said_and_nothing_afterwards(
+    folder, count, prefetch
+):
+    # A batch of odd sizes, to know its arrays among those of others.
+    batch, size = 61 + count, 227
+    stream = open_batches(
+        folder,
+        image_size=size,
+        batch=batch,
+        steps=10**6,
+        workers=count,
+        prefetch=prefetch,
     )
-    batches = [next(stream) for _ in range(4)]
-    assert len(stream.memory) == 2
-    for process in stream.memory:
-        os.kill(process, signal.SIGTERM)
-        os.kill(process, signal.SIGINT)
-    assert len(batches + list(stream)) == 40
+    row = 3 * size**2 + 4 * 12 + 44
+    one = batch * row
+    # Made before any is asked for.
+    steady = 4 * count + 2
+    assert wait_until(lambda: held(batch, size) >= (steady - 0.5) * one, seconds=30)
+    most = held(batch, size)
+    for _ in range(12):
+        kept = next(stream)
+        most = max(most, held(batch, size))
+    bound = workers.shared_memory(worker_count=count, batch_bytes=one)
+    pages = 4_096 * 6 * bound // one  # arrays end inside a page
+    assert most <= bound + pages
     stream.close()
+    assert wait_until(lambda: not held(batch, size), seconds=5)
+    assert kept["image"].any()  # what was handed out stays
+
+
+def test_workers_that_are_not_asked_for_anything_leave_nothing(folder):
+    open_batches(folder, image_size=229, batch=59, workers=2).close()
+    assert wait_until(lambda: not held(59, 229), seconds=5)
+
+
+def test_workers_hear_no_signals(folder):
+    """From their first instant, as a process group hears them together."""
+    before = set(children())
+    stream = open_batches(folder, image_size=8, steps=40, workers=2)
+    assert wait_until(lambda: len(set(children()) - before) == 2, seconds=10)
+    for pid in set(children()) - before:
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGINT)
+    assert len(list(stream)) == 40
+    stream.close()
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def children():
+    """Process ids of this process's workers."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            with open(f"/proc/{name}/stat") as file:
+                state, parent = file.read().rpartition(")")[2].split()[:2]
+            with open(f"/proc/{name}/cmdline") as file:
+                spawned = "spawn_main" in file.read()
+            if spawned and state != "Z" and int(parent) == os.getpid():
+                found.append(int(name))
+    return found
 
 
 def test_the_memory_of_workers_is_said_at_the_start(caplog):
     with caplog.at_level("INFO"):
         workers.plan_memory(
-            worker_count=3, prefetch=4, batch_bytes=MIB, stored_bytes=100 * MIB
+            worker_count=3, prefetch=4, batch_bytes=MIB, held_bytes=100 * MIB
         )
-    assert "3 worker processes, each with at most 107 MiB" in caplog.text
-    assert "and 6 MiB of shared memory" in caplog.text
+    assert "3 worker processes, each with at most 7 MiB of batches" in caplog.text
+    assert "about 100 MiB of stored records and file indexes" in caplog.text
+    assert "at most 16 MiB of shared memory in all" in caplog.text
 
 
 def test_batches_that_do_not_fit_into_shared_memory_are_refused():
     free = shutil.disk_usage("/dev/shm").free
-    with pytest.raises(ValueError, match=r"2 workers hand over .* lower data.prefetch"):
+    with pytest.raises(ValueError, match=r"2 workers hand over .* lower data.worker"):
         workers.plan_memory(
-            worker_count=2, prefetch=2, batch_bytes=free // 4, stored_bytes=0
+            worker_count=2, prefetch=2, batch_bytes=free // 9, held_bytes=0
         )
