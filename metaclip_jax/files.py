@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -26,6 +27,7 @@ MANIFEST = "manifest.json"
 CLAIM = "unfinished.json"  # what an unfinished folder is made from
 TEMPORARY_PREFIX = ".tmp-"
 _LOCK = ".lock"
+_ROWS = re.compile(r"part-(\d{6,})\.jsonl")
 
 
 def path(p: epath.PathLike) -> epath.Path:
@@ -117,6 +119,39 @@ def glob(pattern: epath.PathLike) -> list[str]:
     if not pattern.parent.exists():
         return []
     return sorted(os.fspath(p) for p in pattern.parent.glob(pattern.name))
+
+
+def read_rows(workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """All rows of a run's metrics by step, the last one written of each step.
+
+    Raises:
+        ValueError: a line is not an object with a `step`; names the file and the line.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    for _, part in row_parts(workdir):
+        for number, line in enumerate(part.read_text().splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                rows[int(row["step"])] = row
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{part}:{number}: want a JSON object with a step, got"
+                    f" {line[:80]!r}; remove this part or start the run anew"
+                ) from error
+    return [rows[step] for step in sorted(rows)]
+
+
+def row_parts(workdir: epath.PathLike) -> list[tuple[int, epath.Path]]:
+    """The parts of a run's metrics by number, in the order they were written in."""
+    folder = path(workdir) / "metrics"
+    if not folder.exists():
+        return []
+    found = []
+    for part in folder.iterdir():
+        match = _ROWS.fullmatch(part.name)
+        if match:
+            found.append((int(match[1]), part))
+    return sorted(found, key=lambda part: part[0])
 
 
 def finished(

@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 import json
 import math
-import re
 import sys
 import tempfile
 import time
@@ -46,8 +45,6 @@ _MOST_IDS = 1_000  # a checkpoint carries them
 # How long a row may wait on this machine, in seconds; each flush makes a part.
 FLUSH_SECONDS = 300.0
 
-_PART = re.compile(r"part-(\d{6,})\.jsonl")
-
 
 class Writer:
     """Collects rows and writes them as a new part at each flush.
@@ -79,7 +76,8 @@ class Writer:
             return
         self._folder = files.path(workdir) / "metrics"
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._next_part = 1 + max((number for number, _ in _parts(workdir)), default=-1)
+        numbers = (number for number, _ in files.row_parts(workdir))
+        self._next_part = 1 + max(numbers, default=-1)
         if tensorboard:
             self._tensorboard = _Events(workdir, start_step=start_step)
         if wandb:
@@ -371,26 +369,6 @@ def write_skipped(workdir: str, step: int, image_ids: np.ndarray) -> None:
     )
 
 
-def read(workdir: str) -> list[dict[str, Any]]:
-    """All rows of a run by step, the last one written of each step.
-
-    Raises:
-        ValueError: a line is not an object with a `step`; names the file and the line.
-    """
-    rows: dict[int, dict[str, Any]] = {}
-    for _, part in _parts(workdir):
-        for number, line in enumerate(part.read_text().splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                rows[int(row["step"])] = row
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{part}:{number}: want a JSON object with a step, got"
-                    f" {line[:80]!r}; remove this part or start the run anew"
-                ) from error
-    return [rows[step] for step in sorted(rows)]
-
-
 def check_wandb(project: str) -> None:
     """Refuses a project name where Weights & Biases is not installed; "" is none.
 
@@ -421,16 +399,3 @@ def _open_wandb(project: str, workdir: str, config: Mapping[str, Any]) -> Any:
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run
-
-
-def _parts(workdir: str) -> list[tuple[int, Any]]:
-    """The parts by number, which is the order they were written in."""
-    folder = files.path(workdir) / "metrics"
-    if not folder.exists():
-        return []
-    found = []
-    for path in folder.iterdir():
-        match = _PART.fullmatch(path.name)
-        if match:
-            found.append((int(match[1]), path))
-    return sorted(found, key=lambda part: part[0])

@@ -10,7 +10,6 @@ killed quick start goes on where it was; --fresh starts over.
 import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 import resource
 import shlex
@@ -312,16 +311,12 @@ Try next:
 
 def data_wait(run: Path) -> float:
     """Returns the share of its time that a run, of rows alike in steps, waited."""
-    parts = [path.read_text() for path in (run / "metrics").glob("part-*.jsonl")]
-    rows = [json.loads(line) for line in "".join(parts).splitlines()]
-    waits = [
-        (row["data_wait"], 1 / row["examples_per_second"])
-        for row in rows
-        if "data_wait" in row
-    ]
-    return sum(share * length for share, length in waits) / sum(
-        length for _, length in waits
+    rows = [row for row in files.read_rows(run) if "data_wait" in row]
+    lengths = [1 / row["examples_per_second"] for row in rows]
+    waits = (
+        row["data_wait"] * length for row, length in zip(rows, lengths, strict=True)
     )
+    return sum(waits) / sum(lengths)
 
 
 def say(text: str) -> None:

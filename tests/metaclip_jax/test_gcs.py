@@ -68,7 +68,7 @@ out.close()
 assert len(stored[0]) < len(stored[1]) and stored[1].startswith(stored[0])
 assert b"loss" in stored[0]
 assert events.read_bytes() == stored[1]
-rows = metrics.read(workdir)
+rows = files.read_rows(workdir)
 assert rows == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 1.25}], rows
 """
 

@@ -27,7 +27,7 @@ def test_rows_are_read_back_by_step(tmp_path):
     out.write(20, {"loss": 1.0})
     out.write(10, {"evaluation/R@1": 0.5})
     out.close()
-    assert metrics.read(str(tmp_path)) == [
+    assert files.read_rows(str(tmp_path)) == [
         {"step": 10, "loss": 2.0, "evaluation/R@1": 0.5},
         {"step": 20, "loss": 1.0},
     ]
@@ -51,16 +51,16 @@ def test_a_whole_row_is_flushed_once_it_has_waited(tmp_path):
     out = writer(tmp_path, flush_seconds=0.0)
     out.write(1, {"loss": 3.0})
     out.write(1, {"evaluation/R@1": 0.5})
-    assert metrics.read(str(tmp_path)) == []
+    assert files.read_rows(str(tmp_path)) == []
     out.write(2, {"loss": 2.0})
     first = {"step": 1, "loss": 3.0, "evaluation/R@1": 0.5}
-    assert metrics.read(str(tmp_path)) == [first]
+    assert files.read_rows(str(tmp_path)) == [first]
     out.close()
-    assert metrics.read(str(tmp_path)) == [first, {"step": 2, "loss": 2.0}]
+    assert files.read_rows(str(tmp_path)) == [first, {"step": 2, "loss": 2.0}]
     patient = writer(tmp_path, start_step=2, flush_seconds=1e9)
     patient.write(3, {"loss": 1.0})
     patient.write(4, {"loss": 1.0})
-    assert len(metrics.read(str(tmp_path))) == 2
+    assert len(files.read_rows(str(tmp_path))) == 2
 
 
 def test_the_last_row_of_a_step_wins_across_starts(tmp_path):
@@ -71,7 +71,7 @@ def test_the_last_row_of_a_step_wins_across_starts(tmp_path):
     resumed = writer(tmp_path, start_step=1)
     resumed.write(2, {"loss": 1.5})
     resumed.close()
-    assert metrics.read(str(tmp_path)) == [
+    assert files.read_rows(str(tmp_path)) == [
         {"step": 1, "loss": 3.0},
         {"step": 2, "loss": 1.5},
     ]
@@ -82,7 +82,7 @@ def test_parts_are_ordered_by_number_not_by_name(tmp_path):
     folder.mkdir()
     (folder / "part-1000000.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     (folder / "part-999999.jsonl").write_text('{"step": 1, "loss": 9.0}\n')
-    assert metrics.read(str(tmp_path))[0]["loss"] == 1.0
+    assert files.read_rows(str(tmp_path))[0]["loss"] == 1.0
     out = writer(tmp_path)
     out.write(2, {"loss": 0.0})
     out.flush()
@@ -98,7 +98,7 @@ def test_a_number_that_is_not_finite_is_null(tmp_path):
 
 
 def test_a_workdir_without_metrics_has_no_rows(tmp_path):
-    assert metrics.read(str(tmp_path)) == []
+    assert files.read_rows(str(tmp_path)) == []
 
 
 def test_a_damaged_line_is_an_error_that_names_it(tmp_path):
@@ -108,7 +108,7 @@ def test_a_damaged_line_is_an_error_that_names_it(tmp_path):
     part = tmp_path / "metrics" / "part-000000.jsonl"
     part.write_text(part.read_text() + '{"loss": 1}\n')
     with pytest.raises(ValueError, match="part-000000.jsonl:2: want a JSON object"):
-        metrics.read(str(tmp_path))
+        files.read_rows(str(tmp_path))
 
 
 def test_numbers_also_go_to_tensorboard(tmp_path):
