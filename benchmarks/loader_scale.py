@@ -55,7 +55,7 @@ def worker_speed(folder: str, tokenizer_path: str, *, workers: int) -> float:
     """Returns images per second of so many worker processes, by the clock."""
     batch = 64
     rounds = _IMAGES.value * workers // batch
-    ahead = 3 * workers  # made while the workers start, so not timed
+    ahead = 5 * workers + 2  # made before the clock starts, so not timed
     stream = pipeline.batches(
         folder,
         tokenizer_path=tokenizer_path,

@@ -45,7 +45,8 @@ def default() -> ConfigDict:
     config.loss_form = "gathered"  # how negatives meet: "gathered" or "ring"
     config.loss_chunk = 1_024  # columns of logits at a time in the ring form
     config.cpu_devices = 0  # virtual CPU devices to make; 0 = use the real devices
-    config.compilation_cache = ""  # folder for compiled programs; "" = none. Not on CPU
+    # Folder for compiled programs; "" = none. Several CPU devices do without.
+    config.compilation_cache = ""
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that split the batch; -1 = all that are left

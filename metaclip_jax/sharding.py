@@ -184,15 +184,17 @@ def process_rows(mesh: Mesh, global_batch: int) -> np.ndarray:
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Returns global arrays made of the `process_rows` [b, ...] of each process."""
+    """Returns global arrays made of the `process_rows` [b, ...] of each process.
+
+    All arrays of a batch are of one length.
+    """
     sharding = batch_sharding(mesh)
     parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     own_parts = len(process_rows(mesh, parts))
+    count = len(next(iter(batch.values()))) // own_parts * parts
+    rows = process_rows(mesh, count)
 
     def put(own: np.ndarray) -> jax.Array:
-        count = len(own) // own_parts * parts
-        rows = process_rows(mesh, count)
-
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None
             start, stop, _ = index[0].indices(count)
@@ -201,7 +203,7 @@ def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Arra
 
         return jax.make_array_from_callback((count, *own.shape[1:]), sharding, part)
 
-    return {name: put(rows) for name, rows in batch.items()}
+    return {name: put(own) for name, own in batch.items()}
 
 
 def _leaf_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:

@@ -201,10 +201,6 @@ def _signals_held() -> Iterator[None]:
 def _start_worker(worker_index: int, worker_count: int) -> None:
     """Sets up a worker process; in particular, it ends when its parent does."""
     del worker_index, worker_count
-    # They go to the whole process group, but the trainer needs batches until it has
-    # saved, and ends its workers itself.
-    for sent in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(sent, signal.SIG_IGN)
     cv2.setNumThreads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()

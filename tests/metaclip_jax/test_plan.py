@@ -120,17 +120,24 @@ def test_slices_split_the_batch_and_nothing_else():
     ("topology", "slices", "fsdp", "tensor"),
     [
         ("v5p:4x4x8", 1, 2, 1),
+        ("v5p:4x4x8", 1, 1, 2),
         ("v5p:4x4x8", 1, 8, 2),
         ("v6e:4x4", 1, 2, 1),
         ("v5e:16x16", 1, 8, 1),
         ("v5e:4x4", 2, 8, 1),
+        ("v5e:16x16", 2, 8, 1),
+        ("v5p:4x4x4", 2, 2, 2),
     ],
 )
 def test_mesh_axes_may_take_a_part_of_a_torus(topology, slices, fsdp, tensor):
     devices = plan.describe_slice(topology, slices=slices).devices
     mesh = sharding.make_mesh(data=-1, fsdp=fsdp, tensor=tensor, devices=devices)
+    assert mesh.shape["fsdp"] == fsdp and mesh.shape["tensor"] == tensor
     assert mesh.shape["data"] * fsdp * tensor == len(devices)
     assert set(mesh.devices.flat) == set(devices)
+    # Slices split `data` alone.
+    of_slice = np.vectorize(lambda d: getattr(d, "slice_index", 0))(mesh.devices)
+    assert (of_slice == of_slice[:, :1, :1]).all()
 
 
 def test_a_step_compiles_for_two_slices():
@@ -171,24 +178,3 @@ def test_other_errors_of_the_compiler_are_not_taken_for_lack_of_memory():
     assert plan._too_much("INTERNAL: something else") is None
     assert jax.default_backend() == "cpu"
     assert os.environ["JAX_PLATFORMS"] == "cpu"
-
-
-@pytest.mark.parametrize(
-    ("topology", "slices", "fsdp", "tensor"),
-    [
-        ("v5p:4x4x8", 1, 2, 1),
-        ("v5p:4x4x8", 1, 1, 2),
-        ("v6e:4x4", 1, 2, 1),
-        ("v5e:4x4", 2, 8, 1),
-        ("v5e:16x16", 2, 8, 1),
-        ("v5p:4x4x4", 2, 2, 2),
-    ],
-)
-def test_an_axis_may_take_a_part_of_a_side_of_the_torus(topology, slices, fsdp, tensor):
-    devices = plan.describe_slice(topology, slices=slices).devices
-    mesh = sharding.make_mesh(data=-1, fsdp=fsdp, tensor=tensor, devices=devices)
-    assert mesh.shape["fsdp"] == fsdp and mesh.shape["tensor"] == tensor
-    assert sorted(d.id for d in mesh.devices.flat) == sorted(d.id for d in devices)
-    # Slices split `data` alone.
-    of_slice = np.vectorize(lambda d: getattr(d, "slice_index", 0))(mesh.devices)
-    assert (of_slice == of_slice[:, :1, :1]).all()
