@@ -46,6 +46,7 @@ TRAIN = [
     "orbax-checkpoint>=0.12.8",
     "pillow",
     "safetensors",
+    "simplejpeg",
     "tensorboardX",
     "tokenizers",
 ]

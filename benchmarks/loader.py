@@ -8,11 +8,14 @@ image, decoded whole by Pillow, cropped and resized with its bicubic filter, tex
 by one, each image made normalised floats, channels first. Ours leaves this to the
 device; what the usual loader takes without it is printed too. The other one reads a
 tar file with webdataset, shuffles in its buffer and prepares each image in the same
-way. Time is processor time and the best round counts, since other work may share the
+way. Where torchvision is installed, its own transforms in torch's DataLoader are timed
+too: they take somewhat longer than the usual loader here, which draws its crops as we
+do. Time is processor time and the best round counts, since other work may share the
 machine. What workers, large datasets and online balancing cost is in
 benchmarks/loader_scale.py.
 """
 
+import importlib.util
 import io
 import os
 import tempfile
@@ -20,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -118,6 +122,42 @@ def crop_with_pillow(image: Image.Image, *, key: int) -> np.ndarray:
     return np.asarray(image)
 
 
+def load_with_torchvision(
+    dataset: records.Dataset, tokenize: tokenizer.Tokenizer, *, count: int
+) -> Iterator[list[Any]]:
+    """Yields batches of torchvision and torch: [f32[count, 3, H, W], int32[count, T]].
+
+    As their own examples do it.
+    """
+    import torch
+    from torchvision import transforms
+
+    torch.set_num_threads(1)
+    prepare = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(
+                _SIZE,
+                scale=images.CROP_SCALE,
+                interpolation=transforms.InterpolationMode.BICUBIC,
+            ),
+            transforms.ToTensor(),
+            transforms.Normalize(vit.IMAGE_MEAN, vit.IMAGE_STD),
+        ]
+    )
+
+    class Pairs(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return count
+
+        def __getitem__(self, number: int) -> tuple[Any, np.ndarray]:
+            record = records.decode(records.read(dataset, [number])[0])
+            image = Image.open(io.BytesIO(record.image)).convert("RGB")
+            return prepare(image), tokenize([record.texts[0]], _CONTEXT)[0][0]
+
+    while True:
+        yield from torch.utils.data.DataLoader(Pairs(), batch_size=count, shuffle=True)
+
+
 def decode_smallest(dataset: records.Dataset) -> None:
     """Decodes all images at an eighth of their size: all entropy decoding, little more.
 
@@ -205,13 +245,19 @@ def main(argv: Sequence[str]) -> None:
         write_tar(tar, dataset)
         other = load_with_webdataset(tar, tokenize, count=count)
         next(other)
-        ours, usual, spared, theirs = [], [], [], []
+        ours, usual, spared, theirs, torchs = [], [], [], [], []
+        torch_loader = None
+        if importlib.util.find_spec("torchvision"):
+            torch_loader = load_with_torchvision(dataset, tokenize, count=count)
+            next(torch_loader)
         for seed in range(_ROUNDS.value):
             ours.append(seconds(lambda: next(stream)))
             load = partial(load_with_pillow, dataset, tokenize, count=count, seed=seed)
             usual.append(seconds(partial(load, floats=True)))
             spared.append(seconds(partial(load, floats=False)))
             theirs.append(seconds(lambda: next(other)))
+            if torch_loader:
+                torchs.append(seconds(partial(next, torch_loader)))
         texts = [
             records.decode(d).texts[0] for d in records.read(dataset, range(count))
         ]
@@ -226,6 +272,11 @@ def main(argv: Sequence[str]) -> None:
         f"{min(theirs) / best:.1f}x; tokenising takes {tokenising / best:.1%}, the "
         f"JPEGs' entropy decoding {entropy / best:.0%}"
     )
+    if torchs:
+        print(
+            f"loader: torchvision and torch's DataLoader {count / min(torchs):,.0f} "
+            f"images/s a core, {min(torchs) / best:.1f}x"
+        )
 
 
 if __name__ == "__main__":

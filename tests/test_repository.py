@@ -1,6 +1,7 @@
 """What holds for the whole repository: import directions, sizes, README, words."""
 
 import ast
+import importlib.metadata
 import re
 import shlex
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("metaclip_jax", "data_prep")
@@ -38,6 +40,44 @@ def imports_of(path: Path) -> set[str]:
 
 def inside(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
+
+
+def installed_with(requirement: str) -> set[str]:
+    """Distributions that a requirement brings, as normalised names."""
+    found, open_ = set(), [Requirement(requirement)]
+    while open_:
+        one = open_.pop()
+        for extra in one.extras or {""}:
+            key = (re.sub(r"[-_.]+", "-", one.name).lower(), extra)
+            if key in found:
+                continue
+            found.add(key)
+            try:
+                needs = importlib.metadata.requires(one.name) or []
+            except importlib.metadata.PackageNotFoundError:
+                continue  # of another platform
+            for need in map(Requirement, needs):
+                if not need.marker or need.marker.evaluate({"extra": extra}):
+                    open_.append(need)
+    return {name for name, _ in found}
+
+
+@pytest.mark.parametrize(
+    "package, extra",
+    [("metaclip_jax", "train"), ("metaclip_jax", "tpu"), ("data_prep", "data")],
+)
+def test_an_extra_brings_what_its_package_imports(package, extra):
+    has = installed_with(f"metaclip-jax[{extra}]")
+    homes = importlib.metadata.packages_distributions()
+    for path in (p for p in SOURCES if inside(module_name(p), package)):
+        if inside(module_name(path), "data_prep.sample_web"):
+            continue  # it has an extra of its own
+        for name in imports_of(path):
+            top = name.partition(".")[0]
+            if top in sys.stdlib_module_names or top in ("torch", *PACKAGES):
+                continue
+            dists = {re.sub(r"[-_.]+", "-", d).lower() for d in homes.get(top, [])}
+            assert dists & has, f"{path.name} imports {top}, which [{extra}] lacks"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)

@@ -105,6 +105,7 @@ _STRINGS = ("image_id", "image_url", "page_url", "sha256")
 _INTEGERS = ("width", "height")
 _STRING_LISTS = ("texts", "text_sources", "languages", "metadata")
 _INTEGER_LISTS = {"entry_ids": np.int32, "entry_offsets": np.int64}
+_FIELDS = {"image", *_STRINGS, *_INTEGERS, *_STRING_LISTS, *_INTEGER_LISTS}
 
 
 def encode(record: Record) -> bytes:
@@ -141,19 +142,18 @@ def decode(data: bytes) -> Record:
         example.ParseFromString(data)
     except DecodeError as error:
         raise ValueError(f"{len(data)} bytes are no tf.train.Example") from error
-    feature = example.features.feature
-    wanted = {"image", *_STRINGS, *_INTEGERS, *_STRING_LISTS, *_INTEGER_LISTS}
-    if missing := wanted - feature.keys():
+    feature = dict(example.features.feature.items())  # one look into the message each
+    if missing := _FIELDS - feature.keys():
         raise ValueError(f"the record lacks {sorted(missing)}; is it one of ours?")
+    fields: dict[str, Any] = {}
     for name in ("image", *_STRINGS, *_INTEGERS):
-        kind = "int64_list" if name in _INTEGERS else "bytes_list"
-        if len(getattr(feature[name], kind).value) != 1:
+        one = feature[name]
+        values = (one.int64_list if name in _INTEGERS else one.bytes_list).value
+        if len(values) != 1:
             raise ValueError(f"the record has no {name}; is it one of ours?")
-    fields: dict[str, Any] = {"image": feature["image"].bytes_list.value[0]}
+        fields[name] = values[0]
     for name in _STRINGS:
-        fields[name] = feature[name].bytes_list.value[0].decode()
-    for name in _INTEGERS:
-        fields[name] = feature[name].int64_list.value[0]
+        fields[name] = fields[name].decode()
     for name in _STRING_LISTS:
         fields[name] = tuple(b.decode() for b in feature[name].bytes_list.value)
     for name, dtype in _INTEGER_LISTS.items():
