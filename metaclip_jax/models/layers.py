@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx import initializers
 
+from metaclip_jax.models import product
+
 Activation = Callable[[jax.Array], jax.Array]
 # Says how [B, ...] lies on the devices, which the compiler must keep; training gives
 # one so that parameters come to the batch, and not the batch to them.
@@ -138,6 +140,7 @@ class Attention(nnx.Module):
             (3, shape.heads, head_width),
             kernel_init=init.qkv,
             dtype=shape.dtype,
+            dot_general=product.product,
             rngs=rngs,
         )
         self.out = nnx.LinearGeneral(
@@ -146,6 +149,7 @@ class Attention(nnx.Module):
             axis=(-2, -1),
             kernel_init=init.out,
             dtype=shape.dtype,
+            dot_general=product.product,
             rngs=rngs,
         )
         self.causal = shape.causal
@@ -175,6 +179,7 @@ class Mlp(nnx.Module):
             kernel_init=init.fc1,
             bias_init=init.fc1_bias,
             dtype=shape.dtype,
+            dot_general=product.product,
             rngs=rngs,
         )
         self.fc2 = nnx.Linear(
@@ -183,6 +188,7 @@ class Mlp(nnx.Module):
             kernel_init=init.fc2,
             bias_init=init.fc2_bias,
             dtype=shape.dtype,
+            dot_general=product.product,
             rngs=rngs,
         )
         self.activation = shape.activation
@@ -237,6 +243,6 @@ def run_blocks(
 # What the forward pass keeps for the backward pass; the rest is computed again.
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(product.NAME),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
