@@ -5,6 +5,7 @@ A tower keeps all its blocks in one stack: every leaf has a leading layer axis a
 are f32; matrix products run in the tower's dtype, LayerNorm and softmax in f32.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -96,16 +97,41 @@ def symmetric_uniform(bound: float) -> nnx.Initializer:
     return initialise
 
 
+def keep_slope(activation: Activation) -> Activation:
+    """Makes the backward pass need only the slope of what works on each element alone.
+
+    It would keep x and what lies between x and the result, and a tower's activations
+    are its widest arrays.
+    """
+
+    @jax.custom_jvp
+    def apply(x: jax.Array) -> jax.Array:
+        return activation(x)
+
+    @apply.defjvp
+    def along(
+        primals: tuple[jax.Array], tangents: tuple[jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        (x,), (tangent,) = primals, tangents
+        result, slope = jax.jvp(activation, (x,), (jnp.ones_like(x),))
+        return result, tangent * slope
+
+    return functools.wraps(activation)(apply)
+
+
+@keep_slope
 def quick_gelu(x: jax.Array) -> jax.Array:
     """CLIP's approximation of GELU."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
+@keep_slope
 def gelu(x: jax.Array) -> jax.Array:
     """Exact GELU, by the error function."""
     return jax.nn.gelu(x, approximate=False)
 
 
+@keep_slope
 def gelu_tanh(x: jax.Array) -> jax.Array:
     """GELU by its tanh approximation, as SigLIP has it."""
     return jax.nn.gelu(x, approximate=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from metaclip_jax.models import clip, text, vit
+from metaclip_jax.models import clip, layers, text, vit
 
 TINY = clip.Architecture(
     image_size=12,
@@ -194,6 +194,20 @@ def test_a_block_equals_attention_and_mlp_by_hand(params):
     want = norm(x[0], p["ln_post"]) @ p["projection"]
     got = clip.encode_image(TINY, params, jnp.asarray(pixels))[0]
     np.testing.assert_allclose(got, want / np.linalg.norm(want), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", layers.ACTIVATIONS)
+def test_an_activation_keeps_nothing_but_its_slope(name):
+    activation = layers.ACTIVATIONS[name]
+    x = jnp.linspace(-6, 6, 999)
+    with jax.enable_x64():
+        exact = np.linspace(-6, 6, 999)
+        step = 1e-6
+        ahead, behind = (activation(jnp.asarray(exact + d)) for d in (step, -step))
+        slope = np.asarray(ahead - behind) / (2 * step)
+    _, pull = jax.vjp(activation, x)
+    np.testing.assert_allclose(pull(jnp.ones_like(x))[0], slope, atol=1e-5)
+    assert [leaf.shape for leaf in jax.tree.leaves(pull)] == [x.shape]
 
 
 def test_recomputing_the_forward_pass_changes_no_gradient(params):
