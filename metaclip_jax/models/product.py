@@ -25,7 +25,7 @@ def product(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _product(contracted: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _contract(x, kernel, range(-contracted, 0), range(contracted))
+    return _contract(x, kernel, range(x.ndim - contracted, x.ndim), range(contracted))
 
 
 def _forward(
@@ -44,11 +44,9 @@ def _backward(
     train step; so they are joined there. On TPUs it is joining them that copies.
     """
     x, kernel = kept
-    features = kernel.ndim - contracted
-    to_x = _contract(
-        gradient, kernel, range(-features, 0), range(contracted, kernel.ndim)
-    )
     rows = range(x.ndim - contracted)
+    features = range(len(rows), gradient.ndim)
+    to_x = _contract(gradient, kernel, features, range(contracted, kernel.ndim))
 
     def apart(x: jax.Array, gradient: jax.Array) -> jax.Array:
         return _contract(x, gradient, rows, rows)
@@ -64,6 +62,5 @@ _product.defvjp(_forward, _backward)
 
 
 def _contract(a: jax.Array, b: jax.Array, of_a: range, of_b: range) -> jax.Array:
-    """Sums the products over these axes of a and b, which may count from the end."""
-    axes_of_a = tuple(axis % a.ndim for axis in of_a)
-    return jax.lax.dot_general(a, b, ((axes_of_a, tuple(of_b)), ((), ())))
+    """Sums the products over these axes of a and b."""
+    return jax.lax.dot_general(a, b, ((tuple(of_a), tuple(of_b)), ((), ())))
