@@ -16,7 +16,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -127,16 +127,30 @@ def read_rows(workdir: epath.PathLike) -> list[dict[str, Any]]:
     Raises:
         ValueError: a line is not an object with a `step`; names the file and the line.
     """
+    return merge_rows(
+        (part for _, part in row_parts(workdir)),
+        wanted="want a JSON object with a step",
+        cure="remove this part or start the run anew",
+    )
+
+
+def merge_rows(
+    parts: Iterable[epath.Path], *, wanted: str, cure: str
+) -> list[dict[str, Any]]:
+    """The rows of these parts by step; later parts and lines replace earlier ones.
+
+    Raises:
+        ValueError: a line is not what is wanted; names the file, the line and the cure.
+    """
     rows: dict[int, dict[str, Any]] = {}
-    for _, part in row_parts(workdir):
+    for part in parts:
         for number, line in enumerate(part.read_text().splitlines(), start=1):
             try:
                 row = json.loads(line)
                 rows[int(row["step"])] = row
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"{part}:{number}: want a JSON object with a step, got"
-                    f" {line[:80]!r}; remove this part or start the run anew"
+                    f"{part}:{number}: {wanted}, got {line[:80]!r}; {cure}"
                 ) from error
     return [rows[step] for step in sorted(rows)]
 

@@ -4,7 +4,6 @@ Only finished files are read. What a run does not have yet (metrics, an evaluati
 None; what is there but not in the expected shape is an error that names the file.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -160,21 +159,11 @@ def run(workdir: str) -> Run | None:
     config_path, metrics_path = folder / "config.json", folder / "metrics"
     if not config_path.exists() or not metrics_path.exists():
         return None
-    rows: dict[int, dict[str, Any]] = {}
-    # Later parts and later lines replace earlier ones: the last row of a step wins.
-    parts = sorted(
-        metrics_path.glob("part-*.jsonl"), key=lambda p: (len(p.name), p.name)
+    rows = files.merge_rows(
+        sorted(metrics_path.glob("part-*.jsonl"), key=lambda p: (len(p.name), p.name)),
+        wanted="expected a JSON object with `step`",
+        cure="remove the damaged part or train again",
     )
-    for part in parts:
-        for number, line in enumerate(part.read_text().splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                rows[int(row["step"])] = row
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{part}:{number}: expected a JSON object with `step`, got "
-                    f"{line[:80]!r}; remove the damaged part or train again"
-                ) from error
     if not rows:
         return None
     config = files.read_json(config_path)
@@ -183,11 +172,9 @@ def run(workdir: str) -> Run | None:
             f"{config_path}: expected the key `global_batch`, found {sorted(config)}; "
             "is this the folder of a training run?"
         )
-    steps = sorted(rows)
-    keys = sorted({key for row in rows.values() for key in row} - {"step"})
-    metrics = {
-        key: np.array([_number(rows[step], key) for step in steps]) for key in keys
-    }
+    steps = [int(row["step"]) for row in rows]
+    keys = sorted({key for row in rows for key in row} - {"step"})
+    metrics = {key: np.array([_number(row, key) for row in rows]) for key in keys}
     return Run(config, np.array(steps, np.int64), metrics)
 
 
