@@ -183,6 +183,20 @@ def process_rows(mesh: Mesh, global_batch: int) -> np.ndarray:
     return np.concatenate([np.arange(*run) for run in sorted(runs)])
 
 
+def told_rows(mesh: Mesh, global_batch: int) -> np.ndarray:
+    """Returns bool[b], which of the `process_rows` no process before this one holds.
+
+    Over all processes each row of the batch is marked once: what is counted by rows
+    counts these.
+    """
+    first = np.full(global_batch, jax.process_count())
+    held = batch_sharding(mesh).devices_indices_map((global_batch,))
+    for device in mesh.devices.flat:
+        here = first[held[device]]
+        np.minimum(here, device.process_index, out=here)
+    return first[process_rows(mesh, global_batch)] == jax.process_index()
+
+
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Returns global arrays made of the `process_rows` [b, ...] of each process.
 

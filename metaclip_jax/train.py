@@ -86,7 +86,6 @@ def train(config: ConfigDict, workdir: str) -> None:
         return
     start = done or 0
     mesh = job.program.mesh
-    rows = sharding.process_rows(mesh, config.global_batch)
     scores_of = make_measure(job, config)
 
     with contextlib.ExitStack() as stack:
@@ -99,7 +98,7 @@ def train(config: ConfigDict, workdir: str) -> None:
                 keep_best=config.checkpoint.keep_best,
             )
         )
-        batches = open_batches(config, workdir, start_step=start, rows=rows)
+        batches = open_batches(config, workdir, start_step=start, mesh=mesh)
         stack.callback(batches.close)
         state, totals = first_state(job, config, manager, workdir, done=done)
         # Now that all fits: the workdir of a refused config would be of no use.
@@ -232,10 +231,16 @@ def initial_params(job: Job, config: ConfigDict) -> clip.Params:
 
 
 def open_batches(
-    config: ConfigDict, workdir: str, *, start_step: int, rows: np.ndarray | None = None
+    config: ConfigDict, workdir: str, *, start_step: int, mesh: Mesh | None = None
 ) -> pipeline.Batches:
-    """This process's batches from `start_step` on; their whole state is the step."""
-    data = config.data
+    """This process's batches from `start_step` on; their whole state is the step.
+
+    Those that its devices in the mesh hold; None = all.
+    """
+    data, rows, told = config.data, None, None
+    if mesh is not None:
+        rows = sharding.process_rows(mesh, config.global_batch)
+        told = sharding.told_rows(mesh, config.global_batch)
     if data.device_prefetch < 0:
         raise ValueError(f"data.device_prefetch={data.device_prefetch} is negative")
     return pipeline.batches(
@@ -249,6 +254,7 @@ def open_batches(
         start_step=start_step,
         total_steps=config.total_steps,
         rows=rows,
+        told=told,
         order_blocks=order.check_blocks(
             data.order, records=data.block_records, window=data.window_blocks
         ),

@@ -32,8 +32,7 @@ class Made(NamedTuple):
     """
 
     batch: Batch
-    replaced: tuple[tuple[str, str], ...]  # (image id, reason)
-    truncated: int  # texts
+    replaced: tuple[tuple[int, str, str], ...]  # (row, image id, reason)
     progress: dict[str, float]
     process: tuple[int, int]  # which one made it, and its peak memory in bytes
 
@@ -99,9 +98,13 @@ class MakeBatch:
                 "dataset": np.array([place.dataset for place in places], np.int32),
                 "record": np.array([number for _, number, _ in found], np.int64),
                 "image_id": np.array([record.image_id for record, _, _ in found], "S"),
+                "truncated": truncated,
             },
-            replaced=tuple(loss for _, _, losses in found for loss in losses),
-            truncated=truncated,
+            replaced=tuple(
+                (row, *loss)
+                for row, (_, _, losses) in enumerate(found)
+                for loss in losses
+            ),
             progress=self.progress(step + 1),
             process=(os.getpid(), workers.peak_memory()),
         )

@@ -31,7 +31,7 @@ from metaclip_jax.data import (
 
 _EXAMPLES_TO_JUDGE = 1_000  # among fewer, a share of bad images says little
 _BATCHES_TO_JUDGE = 4  # lately, at least
-_NUMBERS_BYTES = 44  # of a row: position, dataset, record, image id
+_NUMBERS_BYTES = 45  # of a row: position, dataset, record, image id, truncated
 _LOSSES_TO_LOG = 20  # images
 
 
@@ -46,6 +46,7 @@ def batches(
     total_steps: int,
     start_step: int = 0,
     rows: np.ndarray | None = None,
+    told: np.ndarray | None = None,
     weights: Sequence[tuple[str, float]] = (),
     order_blocks: order.Blocks | None = None,
     augmentation: images.Augmentation = images.Augmentation(),  # noqa: B008
@@ -70,6 +71,8 @@ def batches(
       total_steps, start_step: the steps to make batches for.
       rows: int[b], ascending, of each global batch: what this process makes of it, see
         sharding.process_rows; None = all.
+      told: bool[b], the rows that this process's tally counts, see
+        sharding.told_rows; None = all.
       weights: (folder, weight) of several datasets, instead of `dataset`, which is
         empty then.
       order_blocks: shuffle block by block; None = any record may stand anywhere.
@@ -119,6 +122,7 @@ def batches(
     return _start(
         make,
         range(start_step, total_steps),
+        told=np.ones(len(make.rows), bool) if told is None else told,
         worker_count=worker_count,
         prefetch=prefetch,
         max_replaced_share=max_replaced_share,
@@ -167,6 +171,7 @@ def _start(
     make: batch.MakeBatch,
     steps: range,
     *,
+    told: np.ndarray,
     worker_count: int,
     prefetch: int,
     max_replaced_share: float,
@@ -183,32 +188,38 @@ def _start(
     made = workers.iterate(make, steps, worker_count=worker_count, prefetch=prefetch)
     # Afterwards: to count what an epoch keeps takes time, of this process only.
     _log_plan(make, steps)
-    return Batches(made, max_replaced_share=max_replaced_share)
+    return Batches(made, told=told, max_replaced_share=max_replaced_share)
 
 
 class Batches:
     """An iterator of host batches that counts what had to be mended.
 
     A batch holds `image` uint8[b, size, size, 3] in RGB, `tokens` int32[b, T],
-    `position` int64[b] in the global order, `dataset` int32[b], which of the datasets,
-    `record` int64[b], the record's number in it, and its `image_id` bytes[b].
+    `truncated` bool[b], whether the text was longer than that, `position` int64[b] in
+    the global order, `dataset` int32[b], which of the datasets, `record` int64[b], the
+    record's number in it, and its `image_id` bytes[b].
 
     Attributes:
       examples: rows handed out.
       truncated: texts that were longer than the context.
       replaced: images that could not be decoded, by reason; another record of the
         dataset, drawn by hash, took the place of each.
-      tally: what was mended in the last batch: `truncated_texts`, `replaced_images`,
-        `replaced_images/REASON` and `replaced_images/REASON/IMAGE_ID`.
+      tally: what was mended in the `told` rows of the last batch: `truncated_texts`,
+        `replaced_images`, `replaced_images/REASON`, `replaced_images/REASON/IMAGE_ID`.
       progress: after the last batch, over all hosts: `examples_seen/DATASET` and
         `epochs/DATASET`.
       memory: the most bytes that each process that makes batches held, by process id.
     """
 
     def __init__(
-        self, made: "Iterator[batch.Made]", *, max_replaced_share: float = 1.0
+        self,
+        made: "Iterator[batch.Made]",
+        *,
+        told: np.ndarray,
+        max_replaced_share: float = 1.0,
     ) -> None:
         self._made = made
+        self._told = told
         self._max_replaced_share = max_replaced_share
         self.examples = 0
         self.truncated = 0
@@ -226,12 +237,16 @@ class Batches:
         made = next(self._made)
         workers.unname(made.batch.values())
         self.examples += len(made.batch["position"])
-        self.truncated += made.truncated
-        self.tally = collections.Counter(truncated_texts=made.truncated)
-        for image_id, reason in made.replaced:
+        truncated = made.batch["truncated"]
+        self.truncated += int(truncated.sum())
+        self.tally = collections.Counter(
+            truncated_texts=int(truncated[self._told].sum())
+        )
+        for row, image_id, reason in made.replaced:
             self.replaced[reason] += 1
-            for name in ("", f"/{reason}", f"/{reason}/{image_id}"):
-                self.tally[f"replaced_images{name}"] += 1
+            if self._told[row]:
+                for name in ("", f"/{reason}", f"/{reason}/{image_id}"):
+                    self.tally[f"replaced_images{name}"] += 1
             if image_id not in self._logged and len(self._logged) < _LOSSES_TO_LOG:
                 self._logged.add(image_id)
                 logging.warning("image %s is replaced: %s", image_id, reason)

@@ -114,8 +114,8 @@ class Tokenizer:
 
     def __call__(
         self, texts: Sequence[str], context_length: int
-    ) -> tuple[np.ndarray, int]:
-        """Encodes texts as (int32[n, context_length], how many were cut).
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes texts as (int32[n, context_length], bool[n]: which were cut).
 
         A row is the begin mark, the text, the end mark and padding. A text that is too
         long loses its end, never its end mark.
@@ -128,9 +128,9 @@ class Tokenizer:
         head = [] if self.bos_id is None else [self.bos_id]
         room = context_length - len(head) - 1
         result = np.full((len(texts), context_length), self.pad_id, np.int32)
-        truncated = 0
+        truncated = np.zeros(len(texts), bool)
         for row, ids in enumerate(self.ids(texts)):
-            truncated += len(ids) > room
+            truncated[row] = len(ids) > room
             tokens = [*head, *ids[:room], self.eos_id]
             result[row, : len(tokens)] = tokens
         return result, truncated

@@ -82,6 +82,7 @@ def test_a_batch_has_the_promised_shapes(batches):
     assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
         "image": ((16, 24, 24, 3), "uint8"),
         "tokens": ((16, 12), "int32"),
+        "truncated": ((16,), "bool"),
         "position": ((16,), "int64"),
         "dataset": ((16,), "int32"),
         "record": ((16,), "int64"),
@@ -345,15 +346,16 @@ def test_a_damaged_record_is_replaced_and_counted(
 def test_many_bad_images_lately_end_the_run_however_many_were_good():
     def made(bad, rows=500):
         return batch_module.Made(
-            batch={"position": np.arange(rows)},
-            replaced=tuple((f"image{n}", "not_an_image") for n in range(bad)),
-            truncated=0,
+            batch={"position": np.arange(rows), "truncated": np.zeros(rows, bool)},
+            replaced=tuple((n, f"image{n}", "not_an_image") for n in range(bad)),
             progress={},
             process=(0, 0),
         )
 
     def judged(*bad):
-        stream = pipeline.Batches(map(made, bad), max_replaced_share=0.05)
+        stream = pipeline.Batches(
+            map(made, bad), told=np.ones(500, bool), max_replaced_share=0.05
+        )
         return sum(1 for _ in stream)
 
     good = [0] * 2_000

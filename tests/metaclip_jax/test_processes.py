@@ -57,7 +57,8 @@ architecture = clip.Architecture(
 )
 
 def tokenize(texts, length):
-    return np.array([[2 + int(text), 1, 0, 0] for text in texts], np.int32), 0
+    tokens = np.array([[2 + int(text), 1, 0, 0] for text in texts], np.int32)
+    return tokens, np.zeros(len(texts), bool)
 
 result = {}
 for name, (shape, order) in json.loads(meshes).items():
@@ -69,7 +70,7 @@ for name, (shape, order) in json.loads(meshes).items():
     assembled = sharding.put_batch(mesh, {"x": batch[rows]})["x"]
     copy = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
     np.testing.assert_array_equal(jax.device_get(copy(assembled)), batch)
-    result[name] = rows.tolist()
+    result[name] = rows.tolist(), rows[sharding.told_rows(mesh, 16)].tolist()
 
 model = evaluate.make_model(
     architecture=architecture, tokenize=tokenize, mesh=mesh, batch=16
@@ -111,7 +112,12 @@ def found(tmp_path_factory):
 
 @pytest.mark.parametrize("name", MESHES)
 def test_a_batch_keeps_its_order_however_devices_lie(found, name):
-    assert tuple(one[name] for one in found) == ROWS[name]
+    assert tuple(one[name][0] for one in found) == ROWS[name]
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_one_process_tells_about_each_row(found, name):
+    assert sorted(row for one in found for row in one[name][1]) == list(range(16))
 
 
 def test_evaluation_keeps_each_text_with_its_embedding(found):

@@ -93,7 +93,7 @@ def test_ids_equal_open_clips(open_clip, ours, texts):
     theirs = open_clip.SimpleTokenizer(context_length=CONTEXT)(texts).numpy()
     found, truncated = ours(texts, CONTEXT)
     assert_equal_rows(found, theirs, texts)
-    assert truncated > 20
+    assert truncated.sum() > 20
     # A text that was cut keeps its end.
     assert (found == ours.eos_id).any(axis=1).all()
 
