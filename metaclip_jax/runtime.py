@@ -5,6 +5,7 @@ import json
 import logging as logging_of_python
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -36,6 +37,24 @@ def stop_on_sigterm() -> Iterator[Callable[[int], bool]]:
         yield lambda step: asked
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def fail_with_peers() -> Iterator[None]:
+    """Ends this process at once where the block raises, if it has peers.
+
+    JAX would hold it at its exit until they have ended too, and they may wait for it in
+    a collective. So they lose its connection, and fail in their turn.
+    """
+    try:
+        yield
+    except BaseException:
+        if jax.process_count() == 1:
+            raise
+        logging.exception("process %d fails, and ends at once", jax.process_index())
+        sys.stdout.flush()
+        logging.flush()
+        os._exit(1)
 
 
 def check_profile(*, first_step: int, last_step: int, total_steps: int) -> None:

@@ -16,14 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import app, flags, logging
-from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from metaclip_jax import (
     checkpoint,
+    feed,
     files,
     flops,
     loading,
@@ -31,10 +30,9 @@ from metaclip_jax import (
     metrics,
     program,
     runtime,
-    sharding,
     train_state,
 )
-from metaclip_jax.data import images, mixture, order, pipeline, texts
+from metaclip_jax.data import mixture
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.models import clip, presets
 from metaclip_jax.program import Program
@@ -44,15 +42,6 @@ from metaclip_jax.program import Program
 _STEPS_AHEAD = 2
 
 StepFunction = Callable[..., tuple[train_state.TrainState, dict[str, jax.Array]]]
-
-
-class OnDevice(NamedTuple):
-    """A global batch, or its copy under way, and what is to be said about it."""
-
-    arrays: dict[str, jax.Array]  # image, tokens
-    image_ids: np.ndarray  # bytes[b], of this process
-    tally: collections.Counter[str]  # what this process had to mend to make it
-    progress: dict[str, float]  # how far the datasets are seen after it
 
 
 class Job(NamedTuple):
@@ -98,14 +87,14 @@ def train(config: ConfigDict, workdir: str) -> None:
                 keep_best=config.checkpoint.keep_best,
             )
         )
-        batches = open_batches(config, workdir, start_step=start, mesh=mesh)
+        batches = feed.open_batches(config, workdir, start_step=start, mesh=mesh)
         stack.callback(batches.close)
         state, totals = first_state(job, config, manager, workdir, done=done)
         # Now that all fits: the workdir of a refused config would be of no use.
         claim(write=chief)
         if chief:
             checkpoint.clear_finished(workdir)
-        feed = feed_devices(mesh, batches, ahead=config.data.device_prefetch)
+        fed = feed.feed_devices(mesh, batches, ahead=config.data.device_prefetch)
         step_function, compile_seconds = compile_step(job, config)
         writer = stack.enter_context(open_writer(config, workdir, start_step=start))
         meter = stack.enter_context(
@@ -124,7 +113,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         for step in range(start + 1, config.total_steps + 1):
             next_is(step)
             with meter.waiting():
-                batch = next(feed)
+                batch = next(fed)
             state, measured = take_step(step_function, step, state, batch.arrays)
             meter.add(step, measured, batch.image_ids, batch.tally)
 
@@ -155,7 +144,7 @@ def train(config: ConfigDict, workdir: str) -> None:
 
 
 def prepare(config: ConfigDict) -> Job:
-    """Loads and checks all that the run needs, but what `open_batches` checks."""
+    """Loads and checks all that the run needs, but what `feed.open_batches` checks."""
     runtime.check_profile(**config.profile, total_steps=config.total_steps)
     metrics.check_wandb(config.wandb)
     members = mixture.members(config.dataset, config.data.mixture)
@@ -228,69 +217,6 @@ def initial_params(job: Job, config: ConfigDict) -> clip.Params:
             f" {'; '.join(different)}. Give config.model and the tokenizer its values"
         )
     return train_state.place(loaded.params, mesh=job.program.mesh)
-
-
-def open_batches(
-    config: ConfigDict, workdir: str, *, start_step: int, mesh: Mesh | None = None
-) -> pipeline.Batches:
-    """This process's batches from `start_step` on; their whole state is the step.
-
-    Those that its devices in the mesh hold; None = all.
-    """
-    data, rows, told = config.data, None, None
-    if mesh is not None:
-        rows = sharding.process_rows(mesh, config.global_batch)
-        told = sharding.told_rows(mesh, config.global_batch)
-    if data.device_prefetch < 0:
-        raise ValueError(f"data.device_prefetch={data.device_prefetch} is negative")
-    return pipeline.batches(
-        config.dataset,
-        weights=data.mixture,
-        tokenizer_path=config.tokenizer,
-        global_batch=config.global_batch,
-        image_size=config.image_size,
-        context_length=config.model.context_length,
-        seed=config.seed,
-        start_step=start_step,
-        total_steps=config.total_steps,
-        rows=rows,
-        told=told,
-        order_blocks=order.check_blocks(
-            data.order, records=data.block_records, window=data.window_blocks
-        ),
-        augmentation=images.Augmentation(
-            scale=tuple(data.crop_scale), flip=data.flip, colour=data.colour
-        ),
-        choice=texts.Choice(
-            weights=data.text_source_weights,
-            synthetic_sources=data.synthetic_sources,
-            synthetic_share=data.synthetic_share,
-        ),
-        online_t=data.online_t,
-        online_tail_share=data.online_tail_share,
-        online_folder=workdir and f"{workdir}/online",
-        max_replaced_share=data.max_replaced_share,
-        worker_count=data.worker_count,
-        read_threads=data.read_threads,
-        prefetch=data.prefetch,
-    )
-
-
-def feed_devices(
-    mesh: Mesh, batches: pipeline.Batches, *, ahead: int
-) -> Iterator[OnDevice]:
-    """Yields batches on the devices; the copies of the next `ahead` are under way."""
-    waiting: collections.deque[OnDevice] = collections.deque()
-    for batch in batches:
-        arrays = sharding.put_batch(
-            mesh, {"image": batch["image"], "tokens": batch["tokens"]}
-        )
-        waiting.append(
-            OnDevice(arrays, batch["image_id"], batches.tally, batches.progress)
-        )
-        if len(waiting) > ahead:
-            yield waiting.popleft()
-    yield from waiting
 
 
 def compile_step(job: Job, config: ConfigDict) -> tuple[StepFunction, float]:
@@ -423,7 +349,8 @@ def main(argv: Sequence[str]) -> None:
     )
     # One writer a workdir; the other processes of this run write through Orbax only.
     alone = jax.process_index() == 0
-    with files.lock(values.workdir) if alone else contextlib.nullcontext():
+    locked = files.lock(values.workdir) if alone else contextlib.nullcontext()
+    with runtime.fail_with_peers(), locked:
         train(config, values.workdir)
 
 

@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from metaclip_jax import config as keys
-from metaclip_jax import files, train
+from metaclip_jax import feed, files
 from metaclip_jax.data import batch as batches
 from metaclip_jax.data import mixture, pipeline, records, sheet, tokenizer
 
@@ -146,7 +146,7 @@ def look(config: ConfigDict, *, examples: int, seconds: float) -> sheet.Report:
     datasets = [records.open_dataset(folder) for folder in folders]
     shares = mixture.shares(weights)
     tokenize = tokenizer.load(config.tokenizer)
-    stream = train.open_batches(config, "", start_step=0)
+    stream = feed.open_batches(config, "", start_step=0)
     shown = first_examples(stream, datasets, tokenize, count=examples)
     speed = measure_speed(stream, seconds=seconds)
     stream.close()

@@ -71,10 +71,8 @@ def batches(
       total_steps, start_step: the steps to make batches for.
       rows: int[b], ascending, of each global batch: what this process makes of it, see
         sharding.process_rows; None = all.
-      told: bool[b], the rows that this process's tally counts, see
-        sharding.told_rows; None = all.
-      weights: (folder, weight) of several datasets, instead of `dataset`, which is
-        empty then.
+      told: bool[b], which rows the tally counts, see sharding.told_rows; None = all.
+      weights: (folder, weight) of several datasets; `dataset` is empty then.
       order_blocks: shuffle block by block; None = any record may stand anywhere.
       augmentation: how images are cropped, mirrored and coloured.
       choice: how the text of an image is drawn; None = all are equally likely.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from metaclip_jax import config as keys
-from metaclip_jax import runtime, sharding, train
+from metaclip_jax import feed, runtime, sharding
 from metaclip_jax.data import tokenizer
 
 STEPS, BATCH = 5, 16
@@ -36,17 +36,17 @@ def make_config(folder):
 
 
 def open_batches(folder):
-    return train.open_batches(make_config(folder), "", start_step=0)
+    return feed.open_batches(make_config(folder), "", start_step=0)
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 2, 4, 9])
 def test_batches_come_in_order_and_so_many_are_under_way(folder, ahead):
     mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
     stream = open_batches(folder)
-    feed = train.feed_devices(mesh, stream, ahead=ahead)
-    found = [next(feed)]
+    fed = feed.feed_devices(mesh, stream, ahead=ahead)
+    found = [next(fed)]
     assert stream.examples == BATCH * min(1 + ahead, STEPS)
-    found += feed
+    found += fed
     stream.close()
     wanted = open_batches(folder)
     for step, (got, want) in enumerate(zip(found, wanted, strict=True), start=1):
@@ -63,7 +63,7 @@ def test_a_negative_number_of_batches_on_the_devices_is_refused(folder):
     config = make_config(folder)
     config.data.device_prefetch = -1
     with pytest.raises(ValueError, match="device_prefetch=-1 is negative"):
-        train.open_batches(config, "", start_step=0)
+        feed.open_batches(config, "", start_step=0)
 
 
 def test_the_loader_needs_no_jax(folder):

@@ -40,25 +40,25 @@ CODE = """
 import json, sys
 import jax, numpy as np
 from metaclip_jax import evaluate, runtime, sharding, train_state
+from metaclip_jax.data import images, records
 from metaclip_jax.models import clip
 
-meshes, port, index, output = sys.argv[1:]
+meshes, port, index, output, folder = sys.argv[1:]
 runtime.start_jax(
     cpu_devices=4, compilation_cache="", coordinator=f"127.0.0.1:{port}",
     process_count=2, process_index=int(index),
 )
 assert jax.config.read("jax_cuda_visible_devices") == "all"
 batch = np.arange(16 * 3).reshape(16, 3)
-texts = [str(n) for n in range(40)]
 architecture = clip.Architecture(
     image_size=4, patch_size=4, vision_width=8, vision_layers=1, vision_heads=2,
     vision_mlp_width=8, text_width=8, text_layers=1, text_heads=2, text_mlp_width=8,
     context_length=4, vocab_size=60, embed_dim=8, eos_id=1, pad_id=0,
 )
 
-def tokenize(texts, length):
-    tokens = np.array([[2 + int(text), 1, 0, 0] for text in texts], np.int32)
-    return tokens, np.zeros(len(texts), bool)
+def tokenize(texts, length):  # "picture 7 told as 0"
+    tokens = [[2 + int(text.split()[1]), 1, 0, 0] for text in texts]
+    return np.array(tokens, np.int32), np.zeros(len(texts), bool)
 
 result = {}
 for name, (shape, order) in json.loads(meshes).items():
@@ -76,27 +76,37 @@ model = evaluate.make_model(
     architecture=architecture, tokenize=tokenize, mesh=mesh, batch=16
 )
 params = train_state.create_params(architecture=architecture, mesh=mesh, seed=0)
-found = evaluate.encode_texts(model, params, texts)
+held_out = evaluate.load_held_out(folder)
+found = evaluate.embed(model, params, held_out)
 here = jax.device_get(jax.tree.map(copy, params))
-wanted = clip.encode_text(architecture, here, tokenize(texts, 4)[0])
-result["worst"] = float(np.abs(found - wanted).max())
-result["spread"] = float(np.ptp(wanted, axis=0).min())
+texts, _ = tokenize(held_out.texts, 4)
+pixels = np.stack([
+    images.decode_eval(records.decode(data).image, size=4)
+    for data in records.read(held_out.dataset, held_out.positions)
+])
+for name, wanted in (
+    ("text", clip.encode_text(architecture, here, texts)),
+    ("image", clip.encode_image(architecture, here, pixels)),
+):
+    worst = float(np.abs(getattr(found, name) - wanted).max())
+    result[f"of {name}"] = worst, float(np.ptp(wanted, axis=0).min())
 with open(output, "w") as file:
     json.dump(result, file)
 """
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(tmp_path_factory, write_dataset):
     """What each process wrote down."""
     folder = tmp_path_factory.mktemp("processes")
+    held_out = write_dataset(folder / "held_out", record_count=40)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     outputs = [folder / f"{index}.json" for index in range(2)]
     arguments = [sys.executable, "-c", CODE, json.dumps(MESHES), port]
     started = [
         subprocess.Popen(
-            [*arguments, str(index), output],
+            [*arguments, str(index), output, held_out],
             cwd=ROOT,
             env={**os.environ, **SLURM},
             stdout=subprocess.PIPE,
@@ -120,6 +130,8 @@ def test_one_process_tells_about_each_row(found, name):
     assert sorted(row for one in found for row in one[name][1]) == list(range(16))
 
 
-def test_evaluation_keeps_each_text_with_its_embedding(found):
+@pytest.mark.parametrize("what", ["text", "image"])
+def test_evaluation_gives_each_its_own_embedding(found, what):
     for one in found:
-        assert one["worst"] < 1e-5 < 0.1 < one["spread"]
+        worst, spread = one[f"of {what}"]
+        assert worst < 1e-5 < 0.01 < spread
