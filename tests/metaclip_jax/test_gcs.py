@@ -1,8 +1,8 @@
-"""gs://, served by an emulator: a dataset gives the same batches, in few requests, and
-a run's metrics arrive.
+"""gs://, served by an emulator: a dataset gives the same batches, in few requests, a
+run's metrics arrive, and a run that was killed goes on from its checkpoint.
 
-The emulator speaks Cloud Storage's HTTP interface; gcsfs and array_record's own client
-read it as they read the real one.
+The emulator speaks Cloud Storage's HTTP interface; gcsfs, array_record's own client and
+Orbax's, tensorstore, use it as they use the real one.
 """
 
 import contextlib
@@ -12,16 +12,26 @@ import os
 import re
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
 
 import pytest
 
+from metaclip_jax import files
 from metaclip_jax.data import tokenizer
 
 server = pytest.importorskip(
     "gcp_storage_emulator.server", reason="pip install gcp-storage-emulator"
 )
+objects = pytest.importorskip("gcp_storage_emulator.handlers.objects")
+storage_errors = pytest.importorskip("gcp_storage_emulator.exceptions")
+plain_download = objects.download
 
+ROOT = Path(__file__).resolve().parents[2]
 RECORDS, SHARDS = 96, 3
+STEPS, CHECKPOINT = 12, 4
 
 READ = """
 import hashlib, json, sys
@@ -73,6 +83,36 @@ assert rows == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 1.25}], rows
 """
 
 
+COPY = """
+import sys
+from metaclip_jax import files
+
+local, remote = map(files.path, sys.argv[1:])
+for path in sorted((local / "dataset").iterdir()):
+    path.copy(remote / "dataset" / path.name)
+(local / "tokenizer.json").copy(remote / "tokenizer.json")
+"""
+
+ROWS = """
+import json, sys
+from metaclip_jax import files
+print(json.dumps(files.read_rows(sys.argv[1])))
+"""
+
+
+def download(request, response, storage):
+    """Says which generation of an object it is, as Cloud Storage does.
+
+    tensorstore needs to know what it changes.
+    """
+    with contextlib.suppress(storage_errors.NotFound):
+        stored = storage.get_file_obj(
+            request.params["bucket_name"], request.params["object_id"]
+        )
+        response["x-goog-generation"] = stored["generation"]
+    plain_download(request, response, storage)
+
+
 @contextlib.contextmanager
 def emulator():
     """Yields the environment in which gs:// is a server of this process."""
@@ -80,6 +120,7 @@ def emulator():
         # It answers one at a time; callers beyond the queue would wait for seconds.
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr("http.server.HTTPServer.request_queue_size", 256)
+        patch.setattr(objects, "download", download)
         running = stack.enter_context(
             server.create_server(
                 "127.0.0.1", 0, in_memory=True, default_bucket="bucket1"
@@ -90,6 +131,7 @@ def emulator():
             **os.environ,
             "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,  # array_record looks here
             "STORAGE_EMULATOR_HOST": url,  # gcsfs, and so files.path, looks here
+            "TENSORSTORE_GCS_HTTP_URL": url,  # Orbax's arrays
         }
 
 
@@ -163,3 +205,77 @@ def test_blocks_take_a_request_each_where_single_records_take_one_each(read):
     # A batch is three blocks; and the files are opened, once to count their records.
     blocks = epochs * RECORDS // 8
     assert by_block <= blocks + 4 * SHARDS
+
+
+def start(environment, workdir, *, folder):
+    """Starts a short training of the quick start's model."""
+    values = {
+        "dataset": f"{folder}/dataset",
+        "tokenizer": f"{folder}/tokenizer.json",
+        "total_steps": STEPS,
+        "checkpoint_every_steps": CHECKPOINT,
+        "log_every_steps": 1,
+        "global_batch": 16,
+        "optimizer.warmup_steps": 2,
+    }
+    command = [sys.executable, "-m", "metaclip_jax.train", f"--workdir={workdir}"]
+    command += [f"--config={ROOT}/configs/quickstart.py"]
+    command += [f"--config.{key}={value}" for key, value in values.items()]
+    return subprocess.Popen(
+        command,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def is_there(environment, name):
+    url = f"{environment['STORAGE_EMULATOR_HOST']}/storage/v1/b/bucket1/o/"
+    try:
+        with urllib.request.urlopen(url + name.replace("/", "%2F")):
+            return True
+    except urllib.error.HTTPError:
+        return False
+
+
+def test_a_run_on_gs_that_is_killed_goes_on_as_if_it_had_not(tmp_path, write_dataset):
+    """Its dataset, tokenizer, checkpoints and rows are all there."""
+    write_dataset(tmp_path / "dataset", record_count=RECORDS, shard_count=SHARDS)
+    raw = tokenizer.train([f"picture {n} told as {n % 3}" for n in range(9)], 600)
+    (tmp_path / "tokenizer.json").write_text(raw.to_str())
+    straight = start(os.environ, tmp_path / "run", folder=tmp_path)
+    output, _ = straight.communicate(timeout=200)
+    assert straight.returncode == 0, output
+    with emulator() as environment:
+
+        def python(code, *arguments):
+            done = subprocess.run(
+                [sys.executable, "-c", code, *map(str, arguments)],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        remote = {"workdir": "gs://bucket1/run", "folder": "gs://bucket1/data"}
+        python(COPY, tmp_path, remote["folder"])
+        killed = start(environment, **remote)
+        whole = f"run/checkpoints/{CHECKPOINT}/commit_success.txt"
+        deadline = time.monotonic() + 200
+        while not is_there(environment, whole) and killed.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        killed.kill()
+        output, _ = killed.communicate(timeout=60)
+        assert killed.returncode < 0, output
+        again = start(environment, **remote)
+        output, _ = again.communicate(timeout=200)
+        assert again.returncode == 0, output
+        assert "goes on from step" in output
+        found = json.loads(python(ROWS, remote["workdir"]))
+    wanted = files.read_rows(str(tmp_path / "run"))
+    assert [row["loss"] for row in found] == [row["loss"] for row in wanted]
+    assert len(found) == STEPS
