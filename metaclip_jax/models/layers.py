@@ -142,7 +142,51 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
 }
-ATTENTIONS: dict[str, Literal["xla", "cudnn"]] = {"xla": "xla", "cudnn": "cudnn"}
+
+
+def attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool = False
+) -> jax.Array:
+    """Mixes [B, S, H, D] values into [B, T, H, D], by the queries and keys."""
+    return jax.nn.dot_product_attention(
+        query, key, value, is_causal=causal, implementation="xla"
+    )
+
+
+def even_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    causal: bool = False,
+    implementation: Literal["xla", "cudnn"] = "cudnn",
+) -> jax.Array:
+    """Does what `attention` does with T and S made even, by cuDNN.
+
+    Where gradients are wanted, JAX 0.10 refuses odd ones for cuDNN ("Unsupported
+    sequence length"), and 77 tokens are odd. What is added is masked and left out.
+    """
+    batch, positions, others = len(query), query.shape[1], key.shape[1]
+
+    def padded(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+
+    mixed = jax.nn.dot_product_attention(
+        padded(query),
+        padded(key),
+        padded(value),
+        is_causal=causal,
+        query_seq_lengths=jnp.full(batch, positions, jnp.int32),
+        key_value_seq_lengths=jnp.full(batch, others, jnp.int32),
+        implementation=implementation,
+    )
+    return mixed[:, :positions]
+
+
+ATTENTIONS: dict[str, Callable[..., jax.Array]] = {
+    "xla": attention,
+    "cudnn": even_attention,
+}
 
 
 def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -179,20 +223,14 @@ class Attention(nnx.Module):
             rngs=rngs,
         )
         self.causal = shape.causal
-        self.implementation = ATTENTIONS[shape.attention]
+        self.attention = shape.attention
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]."""
         qkv = self.qkv(x)  # [B, T, 3, H, D / H]
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        mixed = jax.nn.dot_product_attention(
-            query,
-            key,
-            value,
-            is_causal=self.causal,
-            implementation=self.implementation,
-        )
-        return self.out(mixed)
+        mix = ATTENTIONS[self.attention]
+        return self.out(mix(query, key, value, causal=self.causal))
 
 
 class Mlp(nnx.Module):

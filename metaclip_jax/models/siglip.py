@@ -30,7 +30,7 @@ class Head(nnx.Module):
         self.ln_2 = layers.layer_norm(width, shape.epsilon, rngs)
         self.mlp = layers.Mlp(shape, init, rngs=rngs)
         self.dtype = shape.dtype
-        self.implementation = layers.ATTENTIONS[shape.attention]
+        self.attention = shape.attention
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, N, D] to [B, D]."""
@@ -42,9 +42,8 @@ class Head(nnx.Module):
         query = jnp.einsum("d,dhk->hk", probe, kernel[:, 0]) + bias[0]
         query = jnp.broadcast_to(query, (len(x), 1, *query.shape))  # [B, 1, H, D / H]
         both = jnp.einsum("bnd,dchk->bnchk", x, kernel[:, 1:]) + bias[1:]
-        mixed = jax.nn.dot_product_attention(
-            query, both[:, :, 0], both[:, :, 1], implementation=self.implementation
-        )
+        mix = layers.ATTENTIONS[self.attention]
+        mixed = mix(query, both[:, :, 0], both[:, :, 1])
         pooled = self.attn.out(mixed)[:, 0]
         return pooled + self.mlp(self.ln_2(pooled))
 
