@@ -2,8 +2,9 @@
 
     python -m benchmarks.loader_scale            # about three minutes
 
-- images per second with 1 and 2 worker processes, by the clock: it wants two free
-  cores;
+- images per second with 1 and 2 worker processes, by the clock, beside those of 1 and
+  2 programs that load by themselves, which shows what the machine lets two processes
+  do; it wants two free cores;
 - processor time to find and read a record out of 1,000 and out of 10 million (500 file
   shards of 20,000, as the sink writes them; they are one file under many names, so that
   the disk is spared), beside the time to make a training image of a record; and
@@ -18,9 +19,11 @@
   languages in the quotes that people type.
 """
 
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,7 @@ _IMAGES = flags.DEFINE_integer("scale_images", 1_024, "images a timing", lower_b
 _SHARDS = flags.DEFINE_integer("shards", 500, "of the large dataset", lower_bound=1)
 _SHARD_RECORDS = 20_000  # as the sink writes them
 _BATCH, _READ_ROUNDS = 4_096, 6
+_ROUNDS = 32
 _ENTRIES = 2_000
 _MANY_SHARDS = 2 * records.MAX_OPEN_FILES
 _WORKERS = 8  # of a host, where processes are counted
@@ -174,6 +178,37 @@ def met_again(source: order.Source, *, batch: int, epoch_records: int) -> float:
     return float((together * (together - 1)).sum() / (there.sum() * (batch - 1)))
 
 
+def own_speed(folder: str, tokenizer_path: str) -> float:
+    """Returns images per second of this process alone, by the clock."""
+    batch = 64
+    stream = pipeline.batches(
+        folder,
+        tokenizer_path=tokenizer_path,
+        global_batch=batch,
+        image_size=224,
+        context_length=77,
+        seed=0,
+        total_steps=1 + _ROUNDS,
+        read_threads=1,
+        prefetch=0,
+    )
+    next(stream)
+    start = time.perf_counter()
+    for _ in range(_ROUNDS):
+        next(stream)
+    return _ROUNDS * batch / (time.perf_counter() - start)
+
+
+def program_speed(folder: str, tokenizer_path: str, *, programs: int) -> float:
+    """Returns images per second of so many programs that know nothing of each other."""
+    with ProcessPoolExecutor(
+        programs, mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
+        arguments = [folder] * programs, [tokenizer_path] * programs
+        list(pool.map(own_speed, *arguments))  # while they import what they need
+        return sum(pool.map(own_speed, *arguments))
+
+
 def print_workers(folder: str) -> float:
     """Prints how workers add up; returns processor seconds a training image."""
     loader.write_dataset(folder, count=256, seed=0)
@@ -193,7 +228,12 @@ def print_workers(folder: str) -> float:
     next(stream)
     image = min(loader.seconds(lambda: next(stream)) for _ in range(4)) / 128
     one, two = (worker_speed(folder, str(path), workers=n) for n in (1, 2))
-    print(f"workers: {one:,.0f} images/s with 1, {two:,.0f} with 2, {two / one:.2f}x")
+    alone, both = (program_speed(folder, str(path), programs=n) for n in (1, 2))
+    print(
+        f"workers: {one:,.0f} images/s with 1, {two:,.0f} with 2, {two / one:.2f}x; "
+        f"programs that load by themselves: {alone:,.0f} with 1, {both:,.0f} with 2, "
+        f"{both / alone:.2f}x"
+    )
     return image
 
 
