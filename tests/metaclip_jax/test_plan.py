@@ -122,6 +122,7 @@ def test_slices_split_the_batch_and_nothing_else():
         ("v5p:4x4x8", 1, 2, 1),
         ("v5p:4x4x8", 1, 1, 2),
         ("v5p:4x4x8", 1, 8, 2),
+        ("v4:2x2x4", 1, 2, 2),
         ("v6e:4x4", 1, 2, 1),
         ("v5e:16x16", 1, 8, 1),
         ("v5e:4x4", 2, 8, 1),
