@@ -245,8 +245,6 @@ def test_a_run_on_gs_that_is_killed_goes_on_as_if_it_had_not(tmp_path, write_dat
     raw = tokenizer.train([f"picture {n} told as {n % 3}" for n in range(9)], 600)
     (tmp_path / "tokenizer.json").write_text(raw.to_str())
     straight = start(os.environ, tmp_path / "run", folder=tmp_path)
-    output, _ = straight.communicate(timeout=200)
-    assert straight.returncode == 0, output
     with emulator() as environment:
 
         def python(code, *arguments):
@@ -276,6 +274,8 @@ def test_a_run_on_gs_that_is_killed_goes_on_as_if_it_had_not(tmp_path, write_dat
         assert again.returncode == 0, output
         assert "goes on from step" in output
         found = json.loads(python(ROWS, remote["workdir"]))
+    output, _ = straight.communicate(timeout=200)
+    assert straight.returncode == 0, output
     wanted = files.read_rows(str(tmp_path / "run"))
     assert [row["loss"] for row in found] == [row["loss"] for row in wanted]
     assert len(found) == STEPS
