@@ -238,7 +238,10 @@ def train(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
             # The bytes that the texts hold come in addition to the merges.
             vocab_size=vocab_size,
             min_frequency=2,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            # Equally frequent pairs are merged in the order of their ids, and those of
+            # bytes that end a word would follow from a hash of each run's own.
+            special_tokens=[byte + _END_OF_WORD for byte in _clip_alphabet()],
+            initial_alphabet=_clip_alphabet(),
             end_of_word_suffix=_END_OF_WORD,
             show_progress=False,
         ),

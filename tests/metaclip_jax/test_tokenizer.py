@@ -131,6 +131,14 @@ def test_training_twice_in_any_order_gives_the_same_bytes():
     assert tokenizer.train(TEXTS[::-1], 600).to_str() == wanted
 
 
+def test_pairs_that_are_equally_frequent_are_merged_in_one_order():
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefgh"), 4)) for _ in range(300)] * 2
+    wanted = tokenizer.train(words, 900).to_str()
+    for _ in range(10):
+        assert tokenizer.train(rng.permutation(words).tolist(), 900).to_str() == wanted
+
+
 def test_training_gives_at_most_the_tokens_asked_for():
     assert tokenizer.train(TEXTS, 530).get_vocab_size() == 530
     assert tokenizer.train(TEXTS, 100_000).get_vocab_size() < 2_000
