@@ -19,6 +19,7 @@
   languages in the quotes that people type.
 """
 
+import functools
 import multiprocessing
 import tempfile
 import time
@@ -49,28 +50,38 @@ _IMAGES = flags.DEFINE_integer("scale_images", 1_024, "images a timing", lower_b
 _SHARDS = flags.DEFINE_integer("shards", 500, "of the large dataset", lower_bound=1)
 _SHARD_RECORDS = 20_000  # as the sink writes them
 _BATCH, _READ_ROUNDS = 4_096, 6
-_ROUNDS = 32
 _ENTRIES = 2_000
 _MANY_SHARDS = 2 * records.MAX_OPEN_FILES
 _WORKERS = 8  # of a host, where processes are counted
 
 
-def worker_speed(folder: str, tokenizer_path: str, *, workers: int) -> float:
-    """Returns images per second of so many worker processes, by the clock."""
-    batch = 64
-    rounds = _IMAGES.value * workers // batch
-    ahead = 5 * workers + 2  # made before the clock starts, so not timed
-    stream = pipeline.batches(
+def open_stream(
+    folder: str, tokenizer_path: str, *, batch: int, steps: int, workers: int = 0
+) -> pipeline.Batches:
+    """Opens batches made by so many worker processes; 0 = by this one, when asked."""
+    return pipeline.batches(
         folder,
         tokenizer_path=tokenizer_path,
         global_batch=batch,
         image_size=224,
         context_length=77,
         seed=0,
-        total_steps=rounds + 2 * ahead,
+        total_steps=steps,
         worker_count=workers,
         read_threads=1,
-        prefetch=1,
+        prefetch=min(workers, 1),
+    )
+
+
+def loading_speed(
+    folder: str, tokenizer_path: str, *, workers: int, images: int
+) -> float:
+    """Returns images per second by the clock, as `open_stream` makes them."""
+    batch = 64
+    rounds = images // batch
+    ahead = 5 * workers + 2  # made before the clock starts, so not timed
+    stream = open_stream(
+        folder, tokenizer_path, batch=batch, steps=rounds + 2 * ahead, workers=workers
     )
     for _ in range(ahead):
         next(stream)
@@ -178,35 +189,15 @@ def met_again(source: order.Source, *, batch: int, epoch_records: int) -> float:
     return float((together * (together - 1)).sum() / (there.sum() * (batch - 1)))
 
 
-def own_speed(folder: str, tokenizer_path: str) -> float:
-    """Returns images per second of this process alone, by the clock."""
-    batch = 64
-    stream = pipeline.batches(
-        folder,
-        tokenizer_path=tokenizer_path,
-        global_batch=batch,
-        image_size=224,
-        context_length=77,
-        seed=0,
-        total_steps=1 + _ROUNDS,
-        read_threads=1,
-        prefetch=0,
-    )
-    next(stream)
-    start = time.perf_counter()
-    for _ in range(_ROUNDS):
-        next(stream)
-    return _ROUNDS * batch / (time.perf_counter() - start)
-
-
 def program_speed(folder: str, tokenizer_path: str, *, programs: int) -> float:
     """Returns images per second of so many programs that know nothing of each other."""
     with ProcessPoolExecutor(
         programs, mp_context=multiprocessing.get_context("spawn")
     ) as pool:
-        arguments = [folder] * programs, [tokenizer_path] * programs
-        list(pool.map(own_speed, *arguments))  # while they import what they need
-        return sum(pool.map(own_speed, *arguments))
+        work = functools.partial(loading_speed, folder, workers=0, images=_IMAGES.value)
+        paths = [tokenizer_path] * programs
+        list(pool.map(work, paths))  # while they import what they need
+        return sum(pool.map(work, paths))
 
 
 def print_workers(folder: str) -> float:
@@ -214,20 +205,13 @@ def print_workers(folder: str) -> float:
     loader.write_dataset(folder, count=256, seed=0)
     path = Path(folder) / "tokenizer.json"
     path.write_text(tokenizer.train([" ".join(loader._WORDS)] * 2, 2_048).to_str())
-    stream = pipeline.batches(
-        folder,
-        tokenizer_path=str(path),
-        global_batch=128,
-        image_size=224,
-        context_length=77,
-        seed=0,
-        total_steps=5,
-        read_threads=1,
-        prefetch=0,
-    )
+    stream = open_stream(folder, str(path), batch=128, steps=5)
     next(stream)
     image = min(loader.seconds(lambda: next(stream)) for _ in range(4)) / 128
-    one, two = (worker_speed(folder, str(path), workers=n) for n in (1, 2))
+    one, two = (
+        loading_speed(folder, str(path), workers=n, images=n * _IMAGES.value)
+        for n in (1, 2)
+    )
     alone, both = (program_speed(folder, str(path), programs=n) for n in (1, 2))
     print(
         f"workers: {one:,.0f} images/s with 1, {two:,.0f} with 2, {two / one:.2f}x; "

@@ -135,6 +135,19 @@ def emulator():
         }
 
 
+def python(environment, code, *arguments):
+    """Runs code in a process of its own; returns what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def read(tmp_path_factory, write_dataset):
     """What a process reads of a dataset here and there, and the requests it made."""
@@ -154,31 +167,15 @@ def read(tmp_path_factory, write_dataset):
     log.addHandler(keep := Keep())
     log.setLevel(logging.INFO)
     with emulator() as environment:
-        done = subprocess.run(
-            [
-                *(sys.executable, "-c", READ, dataset, str(folder / "tokenizer.json")),
-                *("gs://bucket1/some/dataset", "gs://bucket1/mark"),
-            ],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        remote = ("gs://bucket1/some/dataset", "gs://bucket1/mark")
+        done = python(environment, READ, dataset, folder / "tokenizer.json", *remote)
     log.removeHandler(keep)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout), requests
+    return json.loads(done), requests
 
 
 def test_metrics_on_gs_are_parts_and_an_events_file_that_grows():
     with emulator() as environment:
-        done = subprocess.run(
-            [sys.executable, "-c", WRITE],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-    assert done.returncode == 0, done.stderr
+        python(environment, WRITE)
 
 
 def test_a_dataset_on_gs_gives_the_same_batches(read):
@@ -246,26 +243,14 @@ def test_a_run_on_gs_that_is_killed_goes_on_as_if_it_had_not(tmp_path, write_dat
     (tmp_path / "tokenizer.json").write_text(raw.to_str())
     straight = start(os.environ, tmp_path / "run", folder=tmp_path)
     with emulator() as environment:
-
-        def python(code, *arguments):
-            done = subprocess.run(
-                [sys.executable, "-c", code, *map(str, arguments)],
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=120,
-            )
-            assert done.returncode == 0, done.stderr
-            return done.stdout
-
         remote = {"workdir": "gs://bucket1/run", "folder": "gs://bucket1/data"}
-        python(COPY, tmp_path, remote["folder"])
+        python(environment, COPY, tmp_path, remote["folder"])
         killed = start(environment, **remote)
         whole = f"run/checkpoints/{CHECKPOINT}/commit_success.txt"
         deadline = time.monotonic() + 200
         while not is_there(environment, whole) and killed.poll() is None:
             assert time.monotonic() < deadline
-            time.sleep(0.01)
+            time.sleep(0.05)
         killed.kill()
         output, _ = killed.communicate(timeout=60)
         assert killed.returncode < 0, output
@@ -273,7 +258,7 @@ def test_a_run_on_gs_that_is_killed_goes_on_as_if_it_had_not(tmp_path, write_dat
         output, _ = again.communicate(timeout=200)
         assert again.returncode == 0, output
         assert "goes on from step" in output
-        found = json.loads(python(ROWS, remote["workdir"]))
+        found = json.loads(python(environment, ROWS, remote["workdir"]))
     output, _ = straight.communicate(timeout=200)
     assert straight.returncode == 0, output
     wanted = files.read_rows(str(tmp_path / "run"))

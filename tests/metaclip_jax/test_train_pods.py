@@ -233,29 +233,17 @@ def test_a_signal_to_loaders_too_saves_and_leaves_nothing(folder, processes):
         wait_for(lambda: is_gone(process), seconds=10)  # noqa: B023
 
 
-def children(pid):
-    return [
-        int(child)
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        for child in (task / "children").read_text().split()
-    ]
-
-
-def loaders(pid):
-    return [
-        child
-        for child in children(pid)
-        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
-    ]
-
-
-def test_a_process_that_fails_alone_ends_all(folder):
+def test_a_process_that_fails_alone_ends_all(folder, members):
     """Its loader is killed; its peer, which waits for it, hears of it."""
     workdir = "failing"
     flags = ("--config.total_steps=100000", "--config.data.worker_count=1")
     started = start_all(folder, workdir, processes=2, flags=flags)
     wait_for((folder / workdir / "checkpoints" / "10").exists, seconds=200)
-    (loader,) = loaders(started[1].pid)
+    (loader,) = (
+        pid
+        for pid in members(started[1].pid)
+        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
     os.kill(loader, signal.SIGKILL)
     output = [process.communicate(timeout=60)[0] for process in started]
     assert all(process.returncode for process in started), output
