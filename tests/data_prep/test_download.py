@@ -109,9 +109,15 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(404)
 
 
+class Server(ThreadingHTTPServer):
+    # The standard queue holds 5 connections; Linux drops what exceeds it and asks again
+    # a second later, longer than some tests here wait.
+    request_queue_size = 256
+
+
 @pytest.fixture
 def server():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with Server(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
         server.block_on_close = False
         server.lock = threading.Lock()
