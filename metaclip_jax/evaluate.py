@@ -14,7 +14,7 @@ class/image, or a TFDS dataset; evaluation/prompts.py says what FILE holds.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -108,9 +108,12 @@ def embed(model: Model, params: clip.Params, held_out: HeldOut) -> Embeddings:
 
 def encode_texts(model: Model, params: clip.Params, texts: Sequence[str]) -> np.ndarray:
     """Embeds n texts, f32[n, E], unit norm."""
-    tokens, _ = model.tokenize(texts, model.architecture.context_length)
-    portions = (tokens[rows] for rows in _portions(len(texts), model.batch))
-    return _encode(model, model.encode_text, params, portions, total=len(texts))
+
+    def tokens(rows: np.ndarray) -> np.ndarray:
+        chosen = [texts[row] for row in rows]
+        return model.tokenize(chosen, model.architecture.context_length)[0]
+
+    return _encode(model, model.encode_text, params, tokens, total=len(texts))
 
 
 def scores(
@@ -297,23 +300,13 @@ def _encode_images(model: Model, params: clip.Params, held_out: HeldOut) -> np.n
             ) from error
 
     with ThreadPoolExecutor(_DECODE_THREADS) as pool:
-        portions = (
-            np.stack(
-                list(
-                    pool.map(
-                        decode,
-                        records.read(held_out.dataset, held_out.positions[rows]),
-                    )
-                )
-            )
-            for rows in _portions(len(held_out.positions), model.batch)
-        )
+
+        def pixels(rows: np.ndarray) -> np.ndarray:
+            stored = records.read(held_out.dataset, held_out.positions[rows])
+            return np.stack(list(pool.map(decode, stored)))
+
         return _encode(
-            model,
-            model.encode_image,
-            params,
-            portions,
-            total=len(held_out.positions),
+            model, model.encode_image, params, pixels, total=len(held_out.positions)
         )
 
 
@@ -321,26 +314,23 @@ def _encode(
     model: Model,
     encode: Encoder,
     params: clip.Params,
-    portions: Iterator[np.ndarray],
+    make: Callable[[np.ndarray], np.ndarray],
     *,
     total: int,
 ) -> np.ndarray:
-    """Encodes portions of at most `batch` rows; all have one shape on the devices."""
+    """Encodes rows 0..total, f32[total, E]; each process makes what its devices hold.
+
+    `make` takes int64[n], ascending, to [n, ...]. All portions have one shape on the
+    devices: the last one is filled up with the last row.
+    """
     result = np.empty((total, model.architecture.embed_dim), np.float32)
-    start = 0
-    for rows in portions:
-        padding = [(0, model.batch - len(rows))] + [(0, 0)] * (rows.ndim - 1)
-        # Each process holds the portion and hands over its devices' part of it.
-        own = np.pad(rows, padding)[sharding.process_rows(model.mesh, model.batch)]
-        batch = sharding.put_batch(model.mesh, {"rows": own})
+    own = sharding.process_rows(model.mesh, model.batch)
+    for start in range(0, total, model.batch):
+        rows, place = np.unique(np.minimum(start + own, total - 1), return_inverse=True)
+        batch = sharding.put_batch(model.mesh, {"rows": make(rows)[place]})
         embedded = jax.device_get(encode(params, batch["rows"]))
-        result[start : start + len(rows)] = embedded[: len(rows)]
-        start += len(rows)
+        result[start : start + model.batch] = embedded[: total - start]
     return result
-
-
-def _portions(total: int, size: int) -> Iterator[slice]:
-    return (slice(i, min(i + size, total)) for i in range(0, total, size))
 
 
 def evaluate_model(values: Any) -> None:

@@ -56,7 +56,9 @@ architecture = clip.Architecture(
     context_length=4, vocab_size=60, embed_dim=8, eos_id=1, pad_id=0,
 )
 
+asked = []
 def tokenize(texts, length):  # "picture 7 told as 0"
+    asked.extend(texts)
     tokens = [[2 + int(text.split()[1]), 1, 0, 0] for text in texts]
     return np.array(tokens, np.int32), np.zeros(len(texts), bool)
 
@@ -78,6 +80,7 @@ model = evaluate.make_model(
 params = train_state.create_params(architecture=architecture, mesh=mesh, seed=0)
 held_out = evaluate.load_held_out(folder)
 found = evaluate.embed(model, params, held_out)
+result["made"] = asked[:], held_out.texts
 here = jax.device_get(jax.tree.map(copy, params))
 texts, _ = tokenize(held_out.texts, 4)
 pixels = np.stack([
@@ -135,3 +138,10 @@ def test_evaluation_gives_each_its_own_embedding(found, what, least):
     for one in found:
         worst, spread = one[f"of {what}"]
         assert worst < 1e-5 < least < spread
+
+
+def test_evaluation_makes_in_each_what_its_devices_hold(found):
+    made, texts = zip(*(one["made"] for one in found), strict=True)
+    assert set(made[0]) | set(made[1]) == set(texts[0])
+    # Of each 16 rows a process holds 12, and the last row fills the last portion up.
+    assert [len(texts) for texts in made] == [59, 59]
