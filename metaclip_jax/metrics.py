@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 from tqdm import tqdm
 
 from metaclip_jax import files, runtime
@@ -131,6 +130,9 @@ class _Events:
     """
 
     def __init__(self, workdir: str, *, start_step: int) -> None:
+        # Here, since it takes torch along where that is installed: over a second.
+        import tensorboardX
+
         self._final = files.path(workdir) / "tensorboard"
         self._staging = None
         folder = str(self._final)
