@@ -1,62 +1,65 @@
 """A train step on the CPU: ours against torch and transformers' CLIPModel, in one run.
 
-    python -m benchmarks.train_step              # about two minutes, needs torch
+    python -m benchmarks.train_step              # about six minutes, needs torch
 
-Both train the same model (ViT-S/16 at 112 pixels with a text tower of the same size,
-CLIP's vocabulary and context) in f32 on as many threads, on the same random batch:
-forward, loss, backward, AdamW. A few steps of each alternate, the median counts. Then
-it says what bounds ours: the forward passes of the towers beside the rest of the step,
-the matrix products of all layers alone, forward and backward, without attention or
-anything else, and the FLOP/s that the step reaches beside those of one large product.
+Both train the same model, ViT-B/32 unless --towers names another of the presets, with
+CLIP's vocabulary and context, in f32 on as many threads, on the same random batch:
+forward, loss, backward, AdamW. torch has a process of its own, so that neither lives on
+memory that the other left. A few steps of each alternate, the median counts. Then it
+says what bounds ours: the forward passes of the towers beside the rest of the step, the
+matrix products of all layers alone, forward and backward, without attention or anything
+else, and the FLOP/s that the step reaches beside those of one large product.
 """
 
+import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import connection
 
 import jax
 import numpy as np
-import torch
-import transformers
 from absl import app, flags
 
 from metaclip_jax import config as keys
 from metaclip_jax import program, sharding, train_state
-from metaclip_jax.models import clip
+from metaclip_jax.models import clip, presets
 
 Step = Callable[[], float]
 
+_TOWERS = flags.DEFINE_enum("towers", "b32", list(presets.TOWERS), "sizes of both")
+_SIZE = flags.DEFINE_integer("image_size", 224, "pixels", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch", 64, "pairs a step", lower_bound=2)
 _STEPS = flags.DEFINE_integer("steps", 2, "timed in a row", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "of such rows of each", lower_bound=1)
-_WIDTH, _LAYERS, _HEADS, _SIZE, _PATCH = 384, 12, 6, 112, 16
+_ROUNDS = flags.DEFINE_integer("rounds", 2, "of such rows of each", lower_bound=1)
 _VOCABULARY, _CONTEXT, _EOS = 49_408, 77, 49_407
+_WARM_STEPS = 2  # of each before its timed ones: the other's threads fall asleep
 
 
-def make_batch() -> dict[str, np.ndarray]:
+def make_batch(*, batch: int, size: int) -> dict[str, np.ndarray]:
     """Returns random images and texts, each text with its end mark."""
     rng = np.random.default_rng(0)
-    shape = (_BATCH.value, _SIZE, _SIZE, 3)
-    tokens = rng.integers(1, 40_000, (_BATCH.value, _CONTEXT), dtype=np.int32)
+    tokens = rng.integers(1, 40_000, (batch, _CONTEXT), dtype=np.int32)
     tokens[:, -1] = _EOS
-    return {"image": rng.integers(0, 255, shape, dtype=np.uint8), "tokens": tokens}
+    images = rng.integers(0, 255, (batch, size, size, 3), dtype=np.uint8)
+    return {"image": images, "tokens": tokens}
 
 
-def ours(batch: dict[str, np.ndarray]) -> tuple[Step, Step, int]:
+def ours(
+    towers: presets.Towers, batch: dict[str, np.ndarray]
+) -> tuple[Step, Step, int]:
     """Returns what makes a step, what only runs the towers, and the step's FLOPs."""
     config = keys.default()
-    config.global_batch = _BATCH.value
+    config.global_batch, config.image_size = batch["image"].shape[:2]
     config.total_steps = 100_000
-    config.image_size = _SIZE
     config.dtype = "float32"
-    config.model.patch_size = _PATCH
-    config.model.embed_dim = _WIDTH
+    config.model.patch_size = towers.patch
+    config.model.embed_dim = towers.embed_dim
     config.model.remat = "dots"  # memory is what CPUs are short of
-    for tower in ("vision", "text"):
-        config.model[f"{tower}_width"] = _WIDTH
-        config.model[f"{tower}_layers"] = _LAYERS
-        config.model[f"{tower}_heads"] = _HEADS
+    for name, sizes in (("vision", towers.vision), ("text", towers.text)):
+        for what, number in zip(("width", "layers", "heads"), sizes, strict=True):
+            config.model[f"{name}_{what}"] = number
     asked = program.make(config, vocab_size=_VOCABULARY, eos_id=_EOS, pad_id=0)
     compiled = program.lower(asked, config).compile()
     state = train_state.create(
@@ -68,7 +71,7 @@ def ours(batch: dict[str, np.ndarray]) -> tuple[Step, Step, int]:
     arrays = sharding.put_batch(asked.mesh, batch)
 
     @jax.jit
-    def towers(params: clip.Params) -> jax.Array:
+    def run_towers(params: clip.Params) -> jax.Array:
         image = clip.encode_image(asked.architecture, params, arrays["image"])
         text = clip.encode_text(asked.architecture, params, arrays["tokens"])
         return (image * text).sum()
@@ -79,26 +82,41 @@ def ours(batch: dict[str, np.ndarray]) -> tuple[Step, Step, int]:
         return float(metrics["loss"])
 
     def forward() -> float:
-        return float(towers(state.params))
+        return float(run_towers(state.params))
 
     return step, forward, program.model_flops(asked, config)
 
 
-def theirs(batch: dict[str, np.ndarray]) -> tuple[Step, Step]:
-    """Returns what makes a step, and what only runs the towers."""
-    tower = {
-        "hidden_size": _WIDTH,
-        "intermediate_size": 4 * _WIDTH,
-        "num_hidden_layers": _LAYERS,
-        "num_attention_heads": _HEADS,
-        "projection_dim": _WIDTH,
-    }
+def serve_theirs(
+    calls: connection.Connection,
+    towers: presets.Towers,
+    batch: dict[str, np.ndarray],
+    threads: int,
+) -> None:
+    """Answers "step" and "forward" with the seconds that torch takes for them."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(threads)
+    transformers.logging.set_verbosity_error()
+
+    def tower(sizes: tuple[int, int, int]) -> dict[str, int]:
+        width, layers, heads = sizes
+        return {
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "projection_dim": towers.embed_dim,
+        }
+
+    vision = {"image_size": batch["image"].shape[1], "patch_size": towers.patch}
+    text = {"vocab_size": _VOCABULARY, "eos_token_id": _EOS, "pad_token_id": 0}
     model = transformers.CLIPModel(
         transformers.CLIPConfig(
-            vision_config=tower | {"image_size": _SIZE, "patch_size": _PATCH},
-            text_config=tower
-            | {"vocab_size": _VOCABULARY, "eos_token_id": _EOS, "pad_token_id": 0},
-            projection_dim=_WIDTH,
+            vision_config=tower(towers.vision) | vision,
+            text_config=tower(towers.text) | text,
+            projection_dim=towers.embed_dim,
         )
     )
     optimizer = torch.optim.AdamW(
@@ -119,38 +137,41 @@ def theirs(batch: dict[str, np.ndarray]) -> tuple[Step, Step]:
             output = model(input_ids=tokens, pixel_values=pixels)
         return float(output.logits_per_image.sum())
 
-    return step, forward
+    while name := calls.recv():
+        calls.send(timed({"step": step, "forward": forward}[name]))
 
 
-def products() -> Step:
+def products(towers: presets.Towers, *, batch: int, size: int) -> Step:
     """Returns what only runs the layers' matrix products by XLA, forward and backward.
 
     Of both towers, without attention, norms, activations, embeddings and the optimizer:
     no step by XLA can take less.
     """
-    shapes = ((1, 3), (1, 1), (1, 4), (4, 1))  # in widths: qkv, out, fc1, fc2
-    keys = jax.random.split(jax.random.key(0), len(shapes))
-    kernels = [
-        _WIDTH**-0.5 * jax.random.normal(key, (_LAYERS, a * _WIDTH, b * _WIDTH))
-        for key, (a, b) in zip(keys, shapes, strict=True)
-    ]
-    patches = (_SIZE // _PATCH) ** 2 + 1
-    towers = [
-        jax.random.normal(jax.random.key(1), (_BATCH.value * positions, _WIDTH))
-        for positions in (patches, _CONTEXT)
-    ]
+    patches = (size // towers.patch) ** 2 + 1
+    key = jax.random.key(0)
+    arguments = []
+    for (width, layers, _), positions in (
+        (towers.vision, patches),
+        (towers.text, _CONTEXT),
+    ):
+        shapes = ((1, 3), (1, 1), (1, 4), (4, 1))  # in widths: qkv, out, fc1, fc2
+        kernels = [
+            width**-0.5 * jax.random.normal(key, (layers, a * width, b * width))
+            for a, b in shapes
+        ]
+        arguments.append((kernels, jax.random.normal(key, (batch * positions, width))))
 
     def chain(kernels: list[jax.Array], x: jax.Array) -> jax.Array:
         def layer(x: jax.Array, kernels: list[jax.Array]) -> tuple[jax.Array, None]:
             qkv, out, fc1, fc2 = kernels
-            return (x @ qkv)[:, :_WIDTH] @ out @ fc1 @ fc2, None
+            return (x @ qkv)[:, : x.shape[1]] @ out @ fc1 @ fc2, None
 
         return jax.numpy.square(jax.lax.scan(layer, x, kernels)[0]).mean()
 
     gradient = jax.jit(jax.grad(chain, argnums=(0, 1)))
 
     def step() -> float:
-        jax.block_until_ready([gradient(kernels, x) for x in towers])
+        jax.block_until_ready([gradient(*tower) for tower in arguments])
         return 0.0
 
     return step
@@ -183,27 +204,50 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 1)
     threads = len(os.sched_getaffinity(0))
-    torch.set_num_threads(threads)
-    transformers.logging.set_verbosity_error()
-    batch = make_batch()
-    our_step, our_forward, flops = ours(batch)
-    steps = (our_step, our_forward, products(), *theirs(batch))
-    seconds: dict[Step, list[float]] = {step: [] for step in steps}
+    towers, count, size = presets.TOWERS[_TOWERS.value], _BATCH.value, _SIZE.value
+    batch = make_batch(batch=count, size=size)
+    our_step, our_forward, flops = ours(towers, batch)
+    our_products = products(towers, batch=count, size=size)
+
+    spawn = multiprocessing.get_context("spawn")
+    calls, its_end = spawn.Pipe()
+    other = spawn.Process(
+        target=serve_theirs, args=(its_end, towers, batch, threads), daemon=True
+    )
+    other.start()
+    its_end.close()
+
+    def ask(name: str) -> float:
+        calls.send(name)
+        return calls.recv()
+
+    measures: dict[str, Callable[[], float]] = {
+        "step": lambda: timed(our_step),
+        "forward": lambda: timed(our_forward),
+        "products": lambda: timed(our_products),
+        "their step": lambda: ask("step"),
+        "their forward": lambda: ask("forward"),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in measures}
     for _ in range(_ROUNDS.value):
-        for step, found in seconds.items():
-            step()  # while the other's threads fall asleep
-            found += [timed(step) for _ in range(_STEPS.value)]
-    mine, forward, alone, other, other_forward = map(
+        for name, measure in measures.items():
+            for _ in range(_WARM_STEPS):
+                measure()
+            seconds[name] += [measure() for _ in range(_STEPS.value)]
+    calls.send("")
+    other.join()
+    mine, forward, alone, theirs, their_forward = map(
         statistics.median, seconds.values()
     )
     peak = product_flops()
     print(
-        f"train step: {_BATCH.value / mine:.1f} pairs/s, torch and transformers"
-        f" {_BATCH.value / other:.1f}, {other / mine:.2f}x ({threads} threads, f32);"
-        f" forward {forward:.2f} s against {other_forward:.2f}, the rest"
-        f" {mine - forward:.2f} against {other - other_forward:.2f};"
+        f"train step, {_TOWERS.value} at {size} pixels: {count / mine:.1f} pairs/s,"
+        f" torch and transformers {count / theirs:.1f}, {theirs / mine:.2f}x"
+        f" ({threads} threads, f32, batch {count});"
+        f" forward {forward:.2f} s against {their_forward:.2f}, the rest"
+        f" {mine - forward:.2f} against {theirs - their_forward:.2f};"
         f" the layers' products alone take {alone:.2f} s, at which a step would be"
-        f" {other / alone:.2f}x;"
+        f" {theirs / alone:.2f}x;"
         f" {flops / mine / 1e9:.0f} GFLOP/s of model FLOPs, {flops / mine / peak:.0%}"
         f" of XLA's {peak / 1e9:.0f} for a large matrix product"
     )
