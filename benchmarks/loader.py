@@ -3,16 +3,15 @@
     python -m benchmarks.loader                  # under a minute
 
 All read the same generated 640 x 480 JPEGs and their texts, crop at random to 224 x 224
-and tokenise with CLIP's clean-up. The usual loader is torchvision's way: image by
-image, decoded whole by Pillow, cropped and resized with its bicubic filter, texts one
-by one, each image made normalised floats, channels first. Ours leaves this to the
-device; what the usual loader takes without it is printed too. The other one reads a
-tar file with webdataset, shuffles in its buffer and prepares each image in the same
-way. Where torchvision is installed, its own transforms in torch's DataLoader are timed
-too: they take somewhat longer than the usual loader here, which draws its crops as we
-do. Time is processor time and the best round counts, since other work may share the
-machine. What workers, large datasets and online balancing cost is in
-benchmarks/loader_scale.py.
+and tokenise with CLIP's clean-up. The usual loader is torchvision's way in torch's
+DataLoader: image by image, decoded whole by Pillow, cropped and resized with its
+bicubic filter, made normalised floats, channels first; texts one by one. Ours leaves
+the floats to the device; what a plain loop over Pillow takes without them is printed
+too. The other one reads a tar file with webdataset, shuffles in its buffer and prepares
+each image in the same way. Where torchvision is installed, its own transforms are timed
+too, which also draw the crops. Time is processor time and the best round counts, since
+other work may share the machine. What workers, large datasets and online balancing cost
+is in benchmarks/loader_scale.py.
 """
 
 import importlib.util
@@ -23,10 +22,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import simplejpeg
+import torch
 import webdataset
 from absl import app, flags
 from PIL import Image
@@ -94,23 +93,14 @@ def write_dataset(folder: str, *, count: int, seed: int) -> None:
 
 
 def load_with_pillow(
-    dataset: records.Dataset,
-    tokenize: tokenizer.Tokenizer,
-    *,
-    count: int,
-    seed: int,
-    floats: bool,
+    dataset: records.Dataset, tokenize: tokenizer.Tokenizer, *, count: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Loads a batch the usual way: int32[count, T] and images.
-
-    Images are f32[count, 3, H, W] with `floats`, else uint8[count, H, W, 3].
-    """
+    """Loads a batch by a plain loop: uint8[count, H, W, 3] and int32[count, T]."""
     pixels, tokens = [], []
     for number in np.random.default_rng(seed).permutation(count):
         record = records.decode(records.read(dataset, [number])[0])
         image = Image.open(io.BytesIO(record.image)).convert("RGB")
-        cropped = crop_with_pillow(image, key=int(number))
-        pixels.append(to_floats(cropped) if floats else cropped)
+        pixels.append(crop_with_pillow(image, key=int(number)))
         tokens.append(tokenize([record.texts[0]], _CONTEXT)[0][0])
     return np.stack(pixels), np.stack(tokens)
 
@@ -122,18 +112,41 @@ def crop_with_pillow(image: Image.Image, *, key: int) -> np.ndarray:
     return np.asarray(image)
 
 
-def load_with_torchvision(
-    dataset: records.Dataset, tokenize: tokenizer.Tokenizer, *, count: int
-) -> Iterator[list[Any]]:
-    """Yields batches of torchvision and torch: [f32[count, 3, H, W], int32[count, T]].
+def load_with_torch(
+    dataset: records.Dataset,
+    tokenize: tokenizer.Tokenizer,
+    prepare: Callable[[Image.Image, int], torch.Tensor],
+    *,
+    count: int,
+) -> Iterator[list[torch.Tensor]]:
+    """Yields batches of torch's DataLoader: [f32[count, 3, H, W], int32[count, T]]."""
 
-    As their own examples do it.
-    """
-    import torch
+    class Pairs(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return count
+
+        def __getitem__(self, number: int) -> tuple[torch.Tensor, np.ndarray]:
+            record = records.decode(records.read(dataset, [number])[0])
+            image = Image.open(io.BytesIO(record.image)).convert("RGB")
+            return prepare(image, number), tokenize([record.texts[0]], _CONTEXT)[0][0]
+
+    while True:
+        yield from torch.utils.data.DataLoader(Pairs(), batch_size=count, shuffle=True)
+
+
+def prepare_like_torchvision(image: Image.Image, key: int) -> torch.Tensor:
+    """Returns f32[3, H, W], with the operations of ToTensor and Normalize."""
+    pixels = torch.from_numpy(np.array(crop_with_pillow(image, key=key)))
+    scaled = pixels.permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+    mean, std = map(torch.as_tensor, (vit.IMAGE_MEAN, vit.IMAGE_STD))
+    return scaled.clone().sub_(mean[:, None, None]).div_(std[:, None, None])
+
+
+def torchvision_transforms() -> Callable[[Image.Image, int], torch.Tensor]:
+    """Returns torchvision's own, as its examples have them."""
     from torchvision import transforms
 
-    torch.set_num_threads(1)
-    prepare = transforms.Compose(
+    composed = transforms.Compose(
         [
             transforms.RandomResizedCrop(
                 _SIZE,
@@ -144,18 +157,7 @@ def load_with_torchvision(
             transforms.Normalize(vit.IMAGE_MEAN, vit.IMAGE_STD),
         ]
     )
-
-    class Pairs(torch.utils.data.Dataset):
-        def __len__(self) -> int:
-            return count
-
-        def __getitem__(self, number: int) -> tuple[Any, np.ndarray]:
-            record = records.decode(records.read(dataset, [number])[0])
-            image = Image.open(io.BytesIO(record.image)).convert("RGB")
-            return prepare(image), tokenize([record.texts[0]], _CONTEXT)[0][0]
-
-    while True:
-        yield from torch.utils.data.DataLoader(Pairs(), batch_size=count, shuffle=True)
+    return lambda image, key: composed(image)
 
 
 def decode_smallest(dataset: records.Dataset) -> None:
@@ -222,6 +224,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     # One core for all threads that start from here on.
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
     count = _IMAGES.value
     with tempfile.TemporaryDirectory() as folder:
         write_dataset(folder, count=count, seed=_SEED.value)
@@ -240,43 +243,45 @@ def main(argv: Sequence[str]) -> None:
             read_threads=1,
             prefetch=0,
         )
-        next(stream)
         tar = f"{folder}/bench.tar"
         write_tar(tar, dataset)
-        other = load_with_webdataset(tar, tokenize, count=count)
-        next(other)
-        ours, usual, spared, theirs, torchs = [], [], [], [], []
-        torch_loader = None
+        load = partial(load_with_torch, dataset, tokenize, count=count)
+        loaders = {
+            "ours": stream,
+            "usual": load(prepare_like_torchvision),
+            "webdataset": load_with_webdataset(tar, tokenize, count=count),
+        }
         if importlib.util.find_spec("torchvision"):
-            torch_loader = load_with_torchvision(dataset, tokenize, count=count)
-            next(torch_loader)
+            loaders["torchvision"] = load(torchvision_transforms())
+        taken: dict[str, list[float]] = {name: [] for name in [*loaders, "loop"]}
+        for loader in loaders.values():
+            next(loader)
         for seed in range(_ROUNDS.value):
-            ours.append(seconds(lambda: next(stream)))
-            load = partial(load_with_pillow, dataset, tokenize, count=count, seed=seed)
-            usual.append(seconds(partial(load, floats=True)))
-            spared.append(seconds(partial(load, floats=False)))
-            theirs.append(seconds(lambda: next(other)))
-            if torch_loader:
-                torchs.append(seconds(partial(next, torch_loader)))
+            for name, loader in loaders.items():
+                taken[name].append(seconds(partial(next, loader)))
+            loop = partial(load_with_pillow, dataset, tokenize, count=count, seed=seed)
+            taken["loop"].append(seconds(loop))
         texts = [
             records.decode(d).texts[0] for d in records.read(dataset, range(count))
         ]
         tokenising = min(seconds(lambda: tokenize(texts, _CONTEXT)) for _ in range(5))
         entropy = min(seconds(lambda: decode_smallest(dataset)) for _ in range(5))
-    best = min(ours)
+    least = {name: min(times) for name, times in taken.items()}
+    best = least["ours"]
+
+    def against(name: str) -> str:
+        return f"{count / least[name]:,.0f}, {least[name] / best:.1f}x"
+
     print(
         f"loader: {count / best:,.0f} images/s a core; "
-        f"Pillow {count / min(usual):,.0f}, {min(usual) / best:.1f}x "
-        f"({min(spared) / best:.1f}x if it leaves pixels as they are); "
-        f"webdataset and Pillow {count / min(theirs):,.0f}, "
-        f"{min(theirs) / best:.1f}x; tokenising takes {tokenising / best:.1%}, the "
+        f"Pillow in torch's DataLoader {against('usual')} "
+        f"({least['loop'] / best:.1f}x in a plain loop that leaves pixels alone); "
+        f"webdataset and Pillow {against('webdataset')}; "
+        f"tokenising takes {tokenising / best:.1%}, the "
         f"JPEGs' entropy decoding {entropy / best:.0%}"
     )
-    if torchs:
-        print(
-            f"loader: torchvision and torch's DataLoader {count / min(torchs):,.0f} "
-            f"images/s a core, {min(torchs) / best:.1f}x"
-        )
+    if "torchvision" in least:
+        print(f"loader: torchvision's own transforms {against('torchvision')}")
 
 
 if __name__ == "__main__":
