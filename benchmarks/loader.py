@@ -98,11 +98,19 @@ def load_with_pillow(
     """Loads a batch by a plain loop: uint8[count, H, W, 3] and int32[count, T]."""
     pixels, tokens = [], []
     for number in np.random.default_rng(seed).permutation(count):
-        record = records.decode(records.read(dataset, [number])[0])
-        image = Image.open(io.BytesIO(record.image)).convert("RGB")
+        image, ids = load_pair(dataset, tokenize, int(number))
         pixels.append(crop_with_pillow(image, key=int(number)))
-        tokens.append(tokenize([record.texts[0]], _CONTEXT)[0][0])
+        tokens.append(ids)
     return np.stack(pixels), np.stack(tokens)
+
+
+def load_pair(
+    dataset: records.Dataset, tokenize: tokenizer.Tokenizer, number: int
+) -> tuple[Image.Image, np.ndarray]:
+    """Returns a record's image, decoded by Pillow, and its text as int32[T]."""
+    record = records.decode(records.read(dataset, [number])[0])
+    image = Image.open(io.BytesIO(record.image)).convert("RGB")
+    return image, tokenize([record.texts[0]], _CONTEXT)[0][0]
 
 
 def crop_with_pillow(image: Image.Image, *, key: int) -> np.ndarray:
@@ -126,9 +134,8 @@ def load_with_torch(
             return count
 
         def __getitem__(self, number: int) -> tuple[torch.Tensor, np.ndarray]:
-            record = records.decode(records.read(dataset, [number])[0])
-            image = Image.open(io.BytesIO(record.image)).convert("RGB")
-            return prepare(image, number), tokenize([record.texts[0]], _CONTEXT)[0][0]
+            image, tokens = load_pair(dataset, tokenize, number)
+            return prepare(image, number), tokens
 
     while True:
         yield from torch.utils.data.DataLoader(Pairs(), batch_size=count, shuffle=True)
@@ -170,14 +177,6 @@ def decode_smallest(dataset: records.Dataset) -> None:
         simplejpeg.decode_jpeg(image, min_width=_WIDTH // 8, min_height=_HEIGHT // 8)
 
 
-def to_floats(pixels: np.ndarray) -> np.ndarray:
-    """Returns f32[3, H, W], normalised, as torchvision's ToTensor and Normalize do."""
-    scaled = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32) / 255
-    scaled -= vit.IMAGE_MEAN[:, None, None]
-    scaled /= vit.IMAGE_STD[:, None, None]
-    return scaled
-
-
 def write_tar(path: str, dataset: records.Dataset) -> None:
     """Writes the dataset's images and texts as one file of webdataset's."""
     with webdataset.TarWriter(path) as writer:
@@ -190,7 +189,7 @@ def write_tar(path: str, dataset: records.Dataset) -> None:
 
 def load_with_webdataset(
     path: str, tokenize: tokenizer.Tokenizer, *, count: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
     """Yields batches of a tar file: (f32[count, 3, H, W], int32[count, T]).
 
     As webdataset's own examples do it: shuffled in a buffer, decoded by Pillow.
@@ -203,7 +202,7 @@ def load_with_webdataset(
         .to_tuple("jpg", "txt", "__key__")
         .map(
             lambda row: (
-                to_floats(crop_with_pillow(row[0], key=int(row[2]))),
+                prepare_like_torchvision(row[0], int(row[2])),
                 tokenize([row[1]], _CONTEXT)[0][0],
             )
         )
