@@ -36,14 +36,15 @@ PARAM_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"blocks/mlp/fc2/bias", PartitionSpec()),
     (r"(blocks/)?ln_\w+/(scale|bias)", PartitionSpec()),
     (r"projection", PartitionSpec("fsdp", None)),
-    # SigLIP's head: one block outside the stack.
-    (r"head/attn/qkv/kernel", PartitionSpec("fsdp", None, "tensor", None)),
-    (r"head/attn/qkv/bias", PartitionSpec(None, "tensor", None)),
-    (r"head/attn/out/kernel", PartitionSpec("tensor", None, "fsdp")),
-    (r"head/mlp/fc1/kernel", PartitionSpec("fsdp", "tensor")),
-    (r"head/mlp/fc1/bias", PartitionSpec("tensor")),
-    (r"head/mlp/fc2/kernel", PartitionSpec("tensor", "fsdp")),
-    (r"head/(attn/out|mlp/fc2)/bias|head/probe|projection_bias", PartitionSpec()),
+    # Outside the stack: the last block, and SigLIP's head, which is almost one.
+    (r"(last|head)/attn/qkv/kernel", PartitionSpec("fsdp", None, "tensor", None)),
+    (r"(last|head)/attn/qkv/bias", PartitionSpec(None, "tensor", None)),
+    (r"(last|head)/attn/out/kernel", PartitionSpec("tensor", None, "fsdp")),
+    (r"(last|head)/mlp/fc1/kernel", PartitionSpec("fsdp", "tensor")),
+    (r"(last|head)/mlp/fc1/bias", PartitionSpec("tensor")),
+    (r"(last|head)/mlp/fc2/kernel", PartitionSpec("tensor", "fsdp")),
+    (r"(last|head)/(attn/out|mlp/fc2)/bias", PartitionSpec()),
+    (r"head/probe|projection_bias", PartitionSpec()),
     (r"log_logit_scale|logit_bias", PartitionSpec()),
     (r"step|count", PartitionSpec()),
 )

@@ -32,7 +32,9 @@ RULES: tuple[Rule, ...] = (
         (f"{_IMAGE}.embeddings.position_embedding.weight",),
         SAME,
     ),
-    *block_rules("image", f"{_IMAGE}.encoder.layers", HUGGINGFACE_BLOCK),
+    *block_rules(
+        "image", f"{_IMAGE}.encoder.layers", HUGGINGFACE_BLOCK, last_apart=False
+    ),
     Rule("image/ln_post/scale", (f"{_IMAGE}.post_layernorm.weight",), SAME),
     Rule("image/ln_post/bias", (f"{_IMAGE}.post_layernorm.bias",), SAME),
     Rule("image/head/probe", (f"{_HEAD}.probe",), PROBE),

@@ -1,9 +1,10 @@
 """How weights of another library become ours, and ours theirs: rules in a table.
 
 A rule names one of our leaves, the tensors of the other side that it is made of, and
-the pair of transforms between them. Our leaves inside `blocks` hold all layers; the
-other side has a tensor for each, so those names hold `{layer}`. A conversion is total:
-a tensor that no rule uses, or one that a rule misses, is an error that lists them.
+the pair of transforms between them. Our leaves inside `blocks` hold several layers; the
+other side has a tensor for each, so those names hold `{layer}`, and `{last}` where the
+last one is apart. A conversion is total: a tensor that no rule uses, or one that a rule
+misses, is an error that lists them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from metaclip_jax.models import text
 from metaclip_jax.models.clip import Architecture
 
 Array = NDArray[Any]
-LAYER = "{layer}"
+LAYER, LAST = "{layer}", "{last}"
 _TOKEN_TABLE = "text/token_embedding"  # has more rows in storage
 
 
@@ -105,15 +106,21 @@ HUGGINGFACE_BLOCK = (
 
 
 def block_rules(
-    ours: str, theirs: str, rows: Sequence[tuple[str, tuple[str, ...], Transform]]
+    ours: str,
+    theirs: str,
+    rows: Sequence[tuple[str, tuple[str, ...], Transform]],
+    *,
+    last_apart: bool = True,
 ) -> list[Rule]:
     """Returns the rules of one tower's blocks; names are relative to a block."""
     return [
         Rule(
-            f"{ours}/blocks/{leaf}",
-            tuple(f"{theirs}.{LAYER}.{name}" for name in names),
+            f"{ours}/{folder}/{leaf}",
+            tuple(f"{theirs}.{number}.{name}" for name in names),
             transform,
         )
+        for folder, number in (("blocks", LAYER), ("last", LAST))
+        if folder == "blocks" or last_apart
         for leaf, names, transform in rows
     ]
 
@@ -141,7 +148,7 @@ def to_ours(
     wanted = {
         name
         for rule in rules
-        for names in _layers(rule, architecture)
+        for names in _layers(rule, architecture, shapes[rule.ours])
         for name in names
     }
     there = {name for name in weights.names() if not ignored(name)}
@@ -166,7 +173,7 @@ def _read_leaf(
     if _is_stacked(rule):
         layers, wanted = leaf, shape[1:]
     heads = _heads(rule, architecture)
-    for place, names in enumerate(_layers(rule, architecture)):
+    for place, names in enumerate(_layers(rule, architecture, shape)):
         layer = rule.transform.to_ours([weights.read(name) for name in names], heads)
         if layer.shape != wanted:
             raise ValueError(
@@ -203,21 +210,27 @@ def to_theirs(
             leaf = leaf[: architecture.vocab_size]
         heads = _heads(rule, architecture)
         layers = leaf if _is_stacked(rule) else [leaf]
-        for names, layer in zip(_layers(rule, architecture), layers, strict=True):
+        names_of_layers = _layers(rule, architecture, leaf.shape)
+        for names, layer in zip(names_of_layers, layers, strict=True):
             tensors = rule.transform.to_theirs(np.asarray(layer), heads)
             for name, tensor in zip(names, tensors, strict=True):
                 yield name, np.asarray(tensor, order="C")
 
 
-def _layers(rule: Rule, architecture: Architecture) -> list[list[str]]:
-    """The names of each layer's tensors, one list for leaves outside the blocks."""
-    if not _is_stacked(rule):
-        return [list(rule.theirs)]
+def _layers(
+    rule: Rule, architecture: Architecture, shape: tuple[int, ...]
+) -> list[list[str]]:
+    """The names of each layer's tensors, one list for leaves outside the stack.
+
+    `shape` is that of our leaf.
+    """
     image = rule.ours.startswith("image/")
     count = architecture.vision_layers if image else architecture.text_layers
+    if not _is_stacked(rule):
+        return [[name.replace(LAST, str(count - 1)) for name in rule.theirs]]
     return [
         [name.replace(LAYER, str(layer)) for name in rule.theirs]
-        for layer in range(count)
+        for layer in range(shape[0])
     ]
 
 

@@ -2,7 +2,8 @@
 
 The towers are Flax NNX modules, used to describe and initialise the parameters. All
 else sees pure functions of a nested dict of f32 arrays, with paths such as
-`image/blocks/attn/qkv/kernel` (a leading layer axis inside `blocks`).
+`image/blocks/attn/qkv/kernel` (a leading layer axis inside `blocks`) and
+`image/last/attn/qkv/kernel`.
 """
 
 import dataclasses
@@ -83,10 +84,12 @@ class Architecture:
                 f"patch_size={self.patch_size}; nearest: "
                 f"{max(self.image_size // self.patch_size, 1) * self.patch_size}"
             )
-        for tower, width, heads in (
-            ("vision", self.vision_width, self.vision_heads),
-            ("text", self.text_width, self.text_heads),
+        for tower, width, heads, count in (
+            ("vision", self.vision_width, self.vision_heads, self.vision_layers),
+            ("text", self.text_width, self.text_heads, self.text_layers),
         ):
+            if count < 2:  # a stack, and the last apart
+                raise ValueError(f"{tower}_layers must be at least 2, got {count}")
             if width % heads:
                 raise ValueError(
                     f"{tower}_width={width} must be a multiple of "

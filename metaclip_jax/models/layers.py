@@ -1,8 +1,10 @@
 """The transformer block that both towers are made of, and its initialisation.
 
-A tower keeps all its blocks in one stack: every leaf has a leading layer axis and
-`run_blocks` scans over it, so that compile time does not grow with depth. Parameters
-are f32; matrix products run in the tower's dtype, LayerNorm and softmax in f32.
+A tower keeps its blocks in one stack: every leaf has a leading layer axis and
+`run_blocks` scans over it, so that compile time does not grow with depth. Where a tower
+is read out at one position, its last block is apart, and `read_block` does no more of
+it than that takes. Parameters are f32; matrix products run in the tower's dtype,
+LayerNorm and softmax in f32.
 """
 
 import functools
@@ -145,11 +147,19 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool = False
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    causal: bool = False,
+    mask: jax.Array | None = None,
 ) -> jax.Array:
-    """Mixes [B, S, H, D] values into [B, T, H, D], by the queries and keys."""
+    """Mixes [B, S, H, D] values into [B, T, H, D], by the queries and keys.
+
+    A query sees the keys where `mask`, bool[B, 1, T, S], is true; None = all.
+    """
     return jax.nn.dot_product_attention(
-        query, key, value, is_causal=causal, implementation="xla"
+        query, key, value, mask=mask, is_causal=causal, implementation="xla"
     )
 
 
@@ -201,7 +211,7 @@ def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with one fused kernel for query, key and value."""
+    """Multi-head attention with one kernel for query, key and value."""
 
     def __init__(self, shape: BlockShape, init: BlockInit, *, rngs: nnx.Rngs) -> None:
         head_width = shape.width // shape.heads
@@ -226,11 +236,40 @@ class Attention(nnx.Module):
         self.attention = shape.attention
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [B, T, D] to [B, T, D]."""
-        qkv = self.qkv(x)  # [B, T, 3, H, D / H]
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        """Maps [B, T, D] to [B, T, D]; a position attends to all, or up to itself."""
+        query, key, value = (self._project(x, part) for part in range(3))
         mix = ATTENTIONS[self.attention]
         return self.out(mix(query, key, value, causal=self.causal))
+
+    def read(
+        self, asking: jax.Array, x: jax.Array, position: jax.Array | None = None
+    ) -> jax.Array:
+        """Maps [B, 1, D], what attends to x [B, T, D], to [B, 1, D].
+
+        Where attention is causal, it stands at `position`, int32[B], in x.
+        """
+        query, key, value = (
+            self._project(of, part) for part, of in enumerate((asking, x, x))
+        )
+        mask = None
+        if self.causal and position is not None:
+            mask = jnp.arange(x.shape[1]) <= position[:, None]
+            mask = mask[:, None, None]
+        # A single query is nothing to fuse for cuDNN.
+        return self.out(attention(query, key, value, mask=mask))
+
+    def _project(self, x: jax.Array, part: int) -> jax.Array:
+        """Maps [B, T, D] to its queries (part 0), keys (1) or values (2) by head.
+
+        By a product each: what one product gives in all would be cut apart, and its
+        gradient joined, by copies that cost more than they save.
+        """
+        dtype = self.qkv.dtype
+        assert self.qkv.bias is not None
+        kernel = self.qkv.kernel[:, part].astype(dtype)  # [D, H, D / H]
+        bias = self.qkv.bias[part].astype(dtype)
+        along = ((x.ndim - 1,), (0,)), ((), ())
+        return product.product(x.astype(dtype), kernel, along) + bias
 
 
 class Mlp(nnx.Module):
@@ -276,6 +315,16 @@ class Block(nnx.Module):
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
+    def read(self, x: jax.Array, position: jax.Array | int) -> jax.Array:
+        """Maps [B, T, D] to [B, D], what a call gives at one position or int32[B]."""
+        if isinstance(position, int):
+            there = x[:, position][:, None]  # [B, 1, D]
+            position = jnp.full(len(x), position % x.shape[1])
+        else:
+            there = jnp.take_along_axis(x, position[:, None, None], axis=1)
+        there = there + self.attn.read(self.ln_1(there), self.ln_1(x), position)
+        return (there + self.mlp(self.ln_2(there)))[:, 0]
+
 
 def make_blocks(
     shape: BlockShape, init: BlockInit, *, layers: int, rngs: nnx.Rngs
@@ -290,6 +339,15 @@ def make_blocks(
     return make(rngs)
 
 
+def split_last(blocks: Block) -> tuple[Block, Block]:
+    """Returns the stack without its last block, and that block."""
+    graph, stacks = nnx.split(blocks)
+    return (
+        nnx.merge(graph, jax.tree.map(lambda stack: stack[:-1], stacks)),
+        nnx.merge(graph, jax.tree.map(lambda stack: stack[-1], stacks)),
+    )
+
+
 def run_blocks(
     blocks: Block, x: jax.Array, *, remat: str, constrain: Constrain = unconstrained
 ) -> jax.Array:
@@ -298,10 +356,36 @@ def run_blocks(
     def apply(x: jax.Array, block: Block) -> jax.Array:
         return constrain(block(constrain(x)))
 
-    if remat != "none":
-        apply = nnx.remat(apply, prevent_cse=False, policy=REMAT_POLICIES[remat])
-    scan = nnx.scan(apply, in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+    scan = nnx.scan(_remat(apply, remat), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
     return scan(x, blocks)
+
+
+def read_block(
+    block: Block,
+    x: jax.Array,
+    position: jax.Array | int,
+    *,
+    remat: str,
+    constrain: Constrain = unconstrained,
+) -> jax.Array:
+    """Maps [B, T, D] to [B, D], a block's result at one position, or at int32[B].
+
+    Queries and all that follows attention are made for that position alone: a twelfth
+    of a B/32's products are in its last blocks, and this leaves a sixth of those.
+    """
+
+    def apply(x: jax.Array, block: Block) -> jax.Array:
+        return constrain(block.read(constrain(x), position))
+
+    return _remat(apply, remat)(x, block)
+
+
+def _remat(
+    apply: Callable[[jax.Array, Block], jax.Array], remat: str
+) -> Callable[[jax.Array, Block], jax.Array]:
+    if remat == "none":
+        return apply
+    return nnx.remat(apply, prevent_cse=False, policy=REMAT_POLICIES[remat])
 
 
 # What the forward pass keeps for the backward pass; the rest is computed again.

@@ -29,22 +29,11 @@ class Head(nnx.Module):
         self.attn = layers.Attention(shape, init, rngs=rngs)
         self.ln_2 = layers.layer_norm(width, shape.epsilon, rngs)
         self.mlp = layers.Mlp(shape, init, rngs=rngs)
-        self.dtype = shape.dtype
-        self.attention = shape.attention
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, N, D] to [B, D]."""
-        qkv = self.attn.qkv
-        assert qkv.bias is not None
-        kernel = qkv.kernel[...].astype(self.dtype)  # [D, 3, H, D / H]
-        bias = qkv.bias[...].astype(self.dtype)
-        probe = self.probe[...].astype(self.dtype)
-        query = jnp.einsum("d,dhk->hk", probe, kernel[:, 0]) + bias[0]
-        query = jnp.broadcast_to(query, (len(x), 1, *query.shape))  # [B, 1, H, D / H]
-        both = jnp.einsum("bnd,dchk->bnchk", x, kernel[:, 1:]) + bias[1:]
-        mix = layers.ATTENTIONS[self.attention]
-        mixed = mix(query, both[:, :, 0], both[:, :, 1])
-        pooled = self.attn.out(mixed)[:, 0]
+        probe = jnp.broadcast_to(self.probe[...], (len(x), 1, x.shape[2]))
+        pooled = self.attn.read(probe, x)[:, 0]
         return pooled + self.mlp(self.ln_2(pooled))
 
 
@@ -123,11 +112,9 @@ class TextTower(nnx.Module):
         self.position_embedding = nnx.Param(
             normal(rngs.params(), (context_length, width))
         )
-        self.blocks = layers.make_blocks(
-            block,
-            layers.siglip_init(width=width, mlp_width=block.mlp_width),
-            layers=num_layers,
-            rngs=rngs,
+        init = layers.siglip_init(width=width, mlp_width=block.mlp_width)
+        self.blocks, self.last = layers.split_last(
+            layers.make_blocks(block, init, layers=num_layers, rngs=rngs)
         )
         self.ln_final = layers.layer_norm(width, block.epsilon, rngs)
         self.projection = nnx.Param(
@@ -147,7 +134,10 @@ class TextTower(nnx.Module):
         x = constrain(jnp.take(self.token_embedding[...], tokens, axis=0))
         x = (x + self.position_embedding[: tokens.shape[1]]).astype(self.dtype)
         x = layers.run_blocks(self.blocks, x, remat=self.remat, constrain=constrain)
-        features = self.ln_final(x[:, -1]).astype(self.dtype)
+        features = layers.read_block(
+            self.last, x, -1, remat=self.remat, constrain=constrain
+        )
+        features = self.ln_final(features).astype(self.dtype)
         embedding = features @ self.projection[...].astype(self.dtype)
         embedding += self.projection_bias[...].astype(self.dtype)
         return constrain(embedding.astype(jnp.float32))

@@ -49,11 +49,11 @@ class TextTower(nnx.Module):
         self.position_embedding = nnx.Param(
             initializers.normal(0.01)(rngs.params(), (context_length, width))
         )
-        self.blocks = layers.make_blocks(
-            block,
-            layers.text_init(width=width, mlp_width=block.mlp_width, layers=num_layers),
-            layers=num_layers,
-            rngs=rngs,
+        init = layers.text_init(
+            width=width, mlp_width=block.mlp_width, layers=num_layers
+        )
+        self.blocks, self.last = layers.split_last(
+            layers.make_blocks(block, init, layers=num_layers, rngs=rngs)
         )
         self.ln_final = layers.layer_norm(width, block.epsilon, rngs)
         self.projection = nnx.Param(
@@ -76,7 +76,9 @@ class TextTower(nnx.Module):
         x = layers.run_blocks(self.blocks, x, remat=self.remat, constrain=constrain)
         # Causal attention has no use for what follows the end, padding included.
         end = end_position(tokens, pool=self.pool, eos_id=self.eos_id)
-        features = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]  # [B, D]
+        features = layers.read_block(  # [B, D]
+            self.last, x, end, remat=self.remat, constrain=constrain
+        )
         features = self.ln_final(features).astype(self.dtype)
         embedding = features @ self.projection[...].astype(self.dtype)
         return constrain(embedding.astype(jnp.float32))

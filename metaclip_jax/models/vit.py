@@ -73,11 +73,9 @@ class ImageTower(nnx.Module):
         self.class_embedding = nnx.Param(normal(rngs.params(), (width,)))
         self.position_embedding = nnx.Param(normal(rngs.params(), (positions, width)))
         self.ln_pre = layers.layer_norm(width, block.epsilon, rngs)
-        self.blocks = layers.make_blocks(
-            block,
-            layers.image_init(width=width, mlp_width=block.mlp_width),
-            layers=num_layers,
-            rngs=rngs,
+        init = layers.image_init(width=width, mlp_width=block.mlp_width)
+        self.blocks, self.last = layers.split_last(
+            layers.make_blocks(block, init, layers=num_layers, rngs=rngs)
         )
         self.ln_post = layers.layer_norm(width, block.epsilon, rngs)
         self.projection = nnx.Param(normal(rngs.params(), (width, embed_dim)))
@@ -107,6 +105,9 @@ class ImageTower(nnx.Module):
         x = jnp.concatenate([class_token, x], axis=1)  # [B, N + 1, D]
         x = self.ln_pre(x).astype(self.dtype)
         x = layers.run_blocks(self.blocks, x, remat=self.remat, constrain=constrain)
-        features = self.ln_post(x[:, 0]).astype(self.dtype)  # [B, D]
+        features = layers.read_block(  # [B, D]
+            self.last, x, 0, remat=self.remat, constrain=constrain
+        )
+        features = self.ln_post(features).astype(self.dtype)
         embedding = features @ self.projection[...].astype(self.dtype)
         return constrain(embedding.astype(jnp.float32))

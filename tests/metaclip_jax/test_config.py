@@ -250,6 +250,7 @@ def test_architecture_is_the_configs_values():
         ("remat", "some", "remat must be one of"),
         ("patch_size", 30, "image_size=224 must be a multiple of patch_size=30"),
         ("text_heads", 7, "text_width=512 must be a multiple of text_heads=7"),
+        ("vision_layers", 1, "vision_layers must be at least 2, got 1"),
     ],
 )
 def test_shapes_that_no_model_has_are_refused(key, value, message):

@@ -45,7 +45,7 @@ def run(tmp_path_factory):
         model = config.model
         model.patch_size, model.embed_dim, model.context_length = 8, 16, 12
         model.vision_width = model.text_width = 32
-        model.vision_layers = model.text_layers = 1
+        model.vision_layers = model.text_layers = 2
         model.vision_heads = model.text_heads = 2
     tokenize = tokenizers.load(config.tokenizer)
     architecture = keys.architecture(

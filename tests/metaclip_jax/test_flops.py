@@ -54,8 +54,14 @@ def test_what_devices_share_counts_as_on_one():
 def test_a_pair_of_vit_b32_is_six_flops_a_weight_and_token_and_attention():
     architecture = presets.architecture("vit_b32")
     found = flops.of_step(architecture, global_batch=1, patches=49)
-    vision = 12 * 50 * (12 * 768**2 + 2 * 50 * 768)
-    text = 12 * 77 * (12 * 512**2 + 2 * 77 * 512)
+
+    def tower(width: int, positions: int) -> int:
+        block = positions * (12 * width**2 + 2 * positions * width)
+        keys_and_values = positions * 2 * width**2
+        read_out = 10 * width**2 + 2 * positions * width  # of one position
+        return 11 * block + keys_and_values + read_out
+
+    vision, text = tower(768, 50), tower(512, 77)
     patches = 49 * 32 * 32 * 3 * 768
     assert found == pytest.approx(6 * (vision + text + patches), rel=0.02)
     fewer = flops.of_step(architecture, global_batch=1, patches=24)

@@ -101,7 +101,10 @@ def test_initial_values_follow_the_reference(params):
         assert abs(float(leaf.mean())) < 4 * std / math.sqrt(leaf.size)
     assert not words["token_embedding"][1000:].any()
     assert not image["blocks"]["attn"]["qkv"]["bias"].any()
-    assert not np.array_equal(*image["blocks"]["mlp"]["fc1"]["kernel"])  # by layer
+    layer_by_layer = (
+        image[name]["mlp"]["fc1"]["kernel"] for name in ("blocks", "last")
+    )
+    assert not np.array_equal(*(np.squeeze(kernel) for kernel in layer_by_layer))
 
 
 def test_embeddings_are_f32_of_unit_norm_in_either_dtype(params):
@@ -178,8 +181,7 @@ def test_a_block_equals_attention_and_mlp_by_hand(params):
     x = x @ p["patch_embed"]["kernel"].reshape(48, 16)
     x = np.concatenate([p["class_embedding"][None], x]) + p["position_embedding"]
     x = norm(x, p["ln_pre"])
-    for layer in range(2):
-        b = jax.tree.map(lambda leaf, n=layer: leaf[n], p["blocks"])
+    for b in (jax.tree.map(lambda leaf: leaf[0], p["blocks"]), p["last"]):
         h = norm(x, b["ln_1"])
         qkv = np.einsum("td,dchk->cthk", h, b["attn"]["qkv"]["kernel"])
         q, k, v = qkv + b["attn"]["qkv"]["bias"][:, None]
@@ -194,6 +196,42 @@ def test_a_block_equals_attention_and_mlp_by_hand(params):
     want = norm(x[0], p["ln_post"]) @ p["projection"]
     got = clip.encode_image(TINY, params, jnp.asarray(pixels))[0]
     np.testing.assert_allclose(got, want / np.linalg.norm(want), atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("position", [0, -1, [4, 0, 2]])
+def test_reading_a_block_equals_running_it_and_picking(causal, position):
+    shape = layers.BlockShape(
+        width=16,
+        heads=2,
+        mlp_width=32,
+        activation="quick_gelu",
+        causal=causal,
+        attention="xla",
+        dtype="float32",
+        epsilon=1e-5,
+    )
+    init = layers.text_init(width=16, mlp_width=32, layers=1)
+    graph, weights = nnx.split(layers.Block(shape, init, rngs=nnx.Rngs(0)))
+    x = jax.random.normal(jax.random.key(1), (3, 5, 16))
+    wanted = jax.random.normal(jax.random.key(2), (3, 16))
+    at = position if isinstance(position, int) else jnp.asarray(position)
+
+    def run(weights, x):
+        result = nnx.merge(graph, weights)(x)
+        return jnp.vdot(wanted, result[jnp.arange(3), jnp.asarray(position)])
+
+    def read(weights, x):
+        return jnp.vdot(wanted, nnx.merge(graph, weights).read(x, at))
+
+    for one, other in zip(
+        *(
+            jax.tree.leaves(jax.value_and_grad(f, argnums=(0, 1))(weights, x))
+            for f in (run, read)
+        ),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", layers.ACTIVATIONS)

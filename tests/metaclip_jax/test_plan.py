@@ -60,8 +60,8 @@ def test_vit_l14_fits_v5p_at_the_papers_batch(l14):
     assert 10 < used < 0.9 * limit
     assert limit == 95.74
     assert l14["global batch"].startswith("32,768 pairs, 256 a device")
-    # 17.2 PFLOP on 128 chips of 459 TFLOP/s.
-    assert l14["compute floor"].startswith("0.293 s a step")
+    # 16.6 PFLOP on 128 chips of 459 TFLOP/s.
+    assert l14["compute floor"].startswith("0.282 s a step")
 
 
 @pytest.mark.parametrize("plan_of", ["b32", "l14"])

@@ -51,8 +51,8 @@ runtime.start_jax(
 assert jax.config.read("jax_cuda_visible_devices") == "all"
 batch = np.arange(16 * 3).reshape(16, 3)
 architecture = clip.Architecture(
-    image_size=4, patch_size=4, vision_width=8, vision_layers=1, vision_heads=2,
-    vision_mlp_width=8, text_width=8, text_layers=1, text_heads=2, text_mlp_width=8,
+    image_size=4, patch_size=4, vision_width=8, vision_layers=2, vision_heads=2,
+    vision_mlp_width=8, text_width=8, text_layers=2, text_heads=2, text_mlp_width=8,
     context_length=4, vocab_size=60, embed_dim=8, eos_id=1, pad_id=0,
 )
 
