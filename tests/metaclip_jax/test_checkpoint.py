@@ -158,7 +158,7 @@ def test_what_a_killed_save_left_is_no_checkpoint_and_is_replaced(tmp_path):
 def test_another_architecture_is_refused_naming_what_differs(tmp_path):
     save(str(tmp_path), new_state(mesh_of(1)))
     other = dataclasses.replace(ARCHITECTURE, text_layers=3, vocab_size=64)
-    message = "text_layers: wanted 3, found 1; vocab_size: wanted 64, found 32"
+    message = "text_layers: wanted 3, found 2; vocab_size: wanted 64, found 32"
     with pytest.raises(ValueError, match=message):
         restore(str(tmp_path), mesh_of(1), architecture=other)
     with pytest.raises(ValueError, match=message):
