@@ -272,9 +272,10 @@ def test_metrics_tell_the_step(on_one_device):
 def test_a_state_is_born_split_and_its_values_do_not_depend_on_the_mesh(initial):
     state = create((2, 2, 2))
     for tree in (state.params, state.opt_state[0].mu, state.opt_state[0].nu):
-        kernel = tree["image"]["blocks"]["mlp"]["fc1"]["kernel"]
-        assert kernel.shape == (2, 16, 64)
-        assert kernel.addressable_shards[0].data.shape == (2, 8, 32)
+        for block, stacked in (("blocks", (1,)), ("last", ())):
+            kernel = tree["image"][block]["mlp"]["fc1"]["kernel"]
+            assert kernel.shape == (*stacked, 16, 64)
+            assert kernel.addressable_shards[0].data.shape == (*stacked, 8, 32)
     jax.tree.map(np.testing.assert_array_equal, state, initial)
 
 
