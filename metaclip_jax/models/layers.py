@@ -220,7 +220,6 @@ class Attention(nnx.Module):
             (3, shape.heads, head_width),
             kernel_init=init.qkv,
             dtype=shape.dtype,
-            dot_general=product.product,
             rngs=rngs,
         )
         self.out = nnx.LinearGeneral(
