@@ -36,9 +36,13 @@ def architecture_of(loss):
     return dataclasses.replace(ARCHITECTURE, logit_bias=loss == "sigmoid")
 
 
-@functools.cache
 def program(shape, form="gathered", microbatches=1, patch_dropout=0.0, loss="softmax"):
     """The mesh and the compiled step; compiling is what these tests cost."""
+    return _program(shape, form, microbatches, patch_dropout, loss)
+
+
+@functools.cache  # which takes a default and the same value given for two things
+def _program(shape, form, microbatches, patch_dropout, loss):
     mesh = sharding.make_mesh(
         data=shape[0],
         fsdp=shape[1],
@@ -110,9 +114,9 @@ def test_every_mesh_trains_alike(shape, form, initial, on_one_device):
             np.testing.assert_allclose(got[name], want[name], rtol=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 @pytest.mark.parametrize(
-    ("shape", "form", "loss"),
-    [((1, 1, 1), "gathered", "softmax"), ((2, 2, 2), "ring", "sigmoid")],
+    ("shape", "form"), [((1, 1, 1), "gathered"), ((2, 2, 2), "ring")]
 )
 def test_microbatches_have_the_gradient_of_the_whole_batch(shape, form, loss):
     """Read from AdamW's first moment after one step: a tenth of the gradient."""
