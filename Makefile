@@ -9,10 +9,9 @@ RUN := quickstart_run
 quickstart: .venv/quickstart
 	$(BIN)/python -m metaclip_jax.quickstart --workdir=$(RUN) $(ARGS)
 
-# JAX on several virtual devices and XLA's compiles do not share two cores well, so
-# tests run one after another.
+# By two processes, file by file: what tests of a file share is made once.
 test: lint
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: .venv/dev
 	$(BIN)/pytest -m slow $(ARGS)

@@ -58,6 +58,7 @@ DEV = [
     "hypothesis",
     "mypy",
     "pytest",
+    "pytest-xdist",
     "ruff",
     "scikit-learn",
     "webdataset",

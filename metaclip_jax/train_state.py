@@ -44,7 +44,8 @@ def create(
 ) -> TrainState:
     """Returns the state before the first step, each leaf born on its own devices.
 
-    The values depend on the seed alone, not on the mesh.
+    The values depend on the seed alone, not on the mesh, but for the compiler's
+    rounding.
     """
     layout = shardings(mesh, abstract(architecture=architecture, optimizer=optimizer))
     return _run_once(
