@@ -27,11 +27,12 @@ def open_batches(
 ) -> pipeline.Batches:
     """This process's batches from `start_step` on; their whole state is the step.
 
-    Those that its devices in the mesh hold; None = all.
+    Of each global batch it makes the run that its devices in the mesh are given; with
+    no mesh, all.
     """
     data, rows, told = config.data, None, None
     if mesh is not None:
-        rows = sharding.process_rows(mesh, config.global_batch)
+        rows = sharding.process_run(mesh, config.global_batch)
         told = sharding.told_rows(mesh, config.global_batch)
     if data.device_prefetch < 0:
         raise ValueError(f"data.device_prefetch={data.device_prefetch} is negative")

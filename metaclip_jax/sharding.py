@@ -5,6 +5,7 @@ and the parameters, `tensor` splits attention heads and MLP width. Only this fil
 spells them.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -179,9 +180,29 @@ def process_rows(mesh: Mesh, global_batch: int) -> np.ndarray:
     They need not be a run, as the mesh follows the wires between devices. Processes
     that `tensor` spans hold the same rows, and each must have them.
     """
-    held = batch_sharding(mesh).addressable_devices_indices_map((global_batch,))
-    runs = {part[0].indices(global_batch) for part in held.values() if part}
-    return np.concatenate([np.arange(*run) for run in sorted(runs)])
+    return _rows_of_parts(mesh, global_batch)[_held_parts(mesh)].ravel()
+
+
+def process_run(
+    mesh: Mesh, global_batch: int, *, process: int | None = None
+) -> np.ndarray:
+    """Returns int64[b]: what of a batch that is read goes into the `process_rows`.
+
+    It is a run of the batch however the devices lie, so that a process reads records
+    that are neighbours. For that, rows change places between the batch as it is read
+    and as the mesh holds it, which no loss minds. Processes in the mesh's order, as
+    CPUs and GPUs are, leave each row in its place.
+
+    Args:
+      mesh: what the batch is split over.
+      global_batch: rows, of all processes.
+      process: None = this one.
+    """
+    holders = _holders(mesh)
+    by_process = sorted(range(len(holders)), key=lambda part: (holders[part], part))
+    place = np.argsort(by_process)  # of each part among them
+    held = _held_parts(mesh, process)
+    return _rows_of_parts(mesh, global_batch)[place[held]].ravel()
 
 
 def told_rows(mesh: Mesh, global_batch: int) -> np.ndarray:
@@ -190,12 +211,10 @@ def told_rows(mesh: Mesh, global_batch: int) -> np.ndarray:
     Over all processes each row of the batch is marked once: what is counted by rows
     counts these.
     """
-    first = np.full(global_batch, jax.process_count())
-    held = batch_sharding(mesh).devices_indices_map((global_batch,))
-    for device in mesh.devices.flat:
-        here = first[held[device]]
-        np.minimum(here, device.process_index, out=here)
-    return first[process_rows(mesh, global_batch)] == jax.process_index()
+    holders = _holders(mesh)
+    held = _held_parts(mesh)
+    told = [holders[part][0] == jax.process_index() for part in held]
+    return np.repeat(told, global_batch // len(holders))
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -204,9 +223,8 @@ def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Arra
     All arrays of a batch are of one length.
     """
     sharding = batch_sharding(mesh)
-    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    own_parts = len(process_rows(mesh, parts))
-    count = len(next(iter(batch.values()))) // own_parts * parts
+    own_rows = len(next(iter(batch.values())))
+    count = own_rows // len(_held_parts(mesh)) * len(_holders(mesh))
     rows = process_rows(mesh, count)
 
     def put(own: np.ndarray) -> jax.Array:
@@ -219,6 +237,24 @@ def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Arra
         return jax.make_array_from_callback((count, *own.shape[1:]), sharding, part)
 
     return {name: put(own) for name, own in batch.items()}
+
+
+@functools.lru_cache(maxsize=8)  # it is asked for with each batch
+def _holders(mesh: Mesh) -> tuple[tuple[int, ...], ...]:
+    """Returns which processes hold each part of a batch, ascending."""
+    parts = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    return tuple(tuple(sorted({d.process_index for d in part})) for part in parts)
+
+
+def _held_parts(mesh: Mesh, process: int | None = None) -> list[int]:
+    """Returns the parts of a batch that a process holds, ascending; None = this one."""
+    process = jax.process_index() if process is None else process
+    return [part for part, by in enumerate(_holders(mesh)) if process in by]
+
+
+def _rows_of_parts(mesh: Mesh, global_batch: int) -> np.ndarray:
+    """Returns int64[parts, rows of a part], of a batch that the mesh can share."""
+    return np.arange(global_batch).reshape(len(_holders(mesh)), -1)
 
 
 def _leaf_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:

@@ -1,9 +1,8 @@
 """The input pipeline: dataset folders to batches, a pure function of the step.
 
 Global batch s is positions [s * B, (s + 1) * B) of one endless seeded order that runs
-through the dataset once an epoch, shuffled anew each time; each host makes the rows of
-it that its devices hold. Nothing depends on workers, threads, hosts or restarts, so the
-whole state is the step.
+through the dataset once an epoch, shuffled anew each time; each host makes a run of it.
+Nothing depends on workers, threads, hosts or restarts, so the whole state is the step.
 """
 
 import collections
@@ -69,8 +68,8 @@ def batches(
       context_length: tokens.
       seed: of the order, the texts and the crops.
       total_steps, start_step: the steps to make batches for.
-      rows: int[b], ascending, of each global batch: what this process makes of it, see
-        sharding.process_rows; None = all.
+      rows: int[b], of each global batch: what this process makes of it, see
+        sharding.process_run; None = all.
       told: bool[b], which rows the tally counts, see sharding.told_rows; None = all.
       weights: (folder, weight) of several datasets; `dataset` is empty then.
       order_blocks: shuffle block by block; None = any record may stand anywhere.
@@ -324,11 +323,11 @@ def _check_rows(rows: np.ndarray | None, global_batch: int) -> np.ndarray:
     if global_batch < 1:
         raise ValueError(f"global_batch must be at least 1, got {global_batch}")
     rows = np.arange(global_batch) if rows is None else np.asarray(rows, np.int64)
-    inside = rows.size and rows[0] >= 0 and rows[-1] < global_batch
-    if not inside or (np.diff(rows) < 1).any():
+    inside = rows.size and rows.min() >= 0 and rows.max() < global_batch
+    if not inside or len(np.unique(rows)) < len(rows):
         raise ValueError(
-            f"rows must ascend within [0, global_batch={global_batch}), got {rows}; "
-            "take them from sharding.process_rows"
+            f"rows must be different ones of [0, global_batch={global_batch}), got "
+            f"{rows}; take them from sharding.process_run"
         )
     return rows
 

@@ -140,7 +140,7 @@ def values(request, dataset, other):
 def test_neither_hosts_nor_restarts_nor_workers_change_a_batch(batches, values):
     straight = list(batches(**values))
     runs = np.arange(16).reshape(-1, 4)
-    for rows in (runs, [runs[::2].ravel(), runs[1::2].ravel()]):
+    for rows in (runs, [runs[::2].ravel(), runs[[3, 1]].ravel()]):
         parts = [list(batches(**values, rows=own)) for own in rows]
         assert_same(joined(rows, parts), straight)
     for start in (0, 3, 8):
@@ -403,8 +403,8 @@ def test_a_missing_dataset_is_refused(tmp_path, batches):
 
 
 def test_values_that_do_not_fit_are_refused(batches):
-    for rows in ([], [15, 16], [-1, 0], [3, 2], [4, 4]):
-        with pytest.raises(ValueError, match=r"ascend within \[0, global_batch=16\)"):
+    for rows in ([], [15, 16], [-1, 0], [4, 2, 4]):
+        with pytest.raises(ValueError, match=r"different ones of \[0, global_batch=16"):
             batches(rows=rows)
     with pytest.raises(ValueError, match="global_batch must be at least 1, got 0"):
         batches(global_batch=0)

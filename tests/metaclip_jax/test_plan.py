@@ -119,6 +119,31 @@ def test_slices_split_the_batch_and_nothing_else():
 @pytest.mark.parametrize(
     ("topology", "slices", "fsdp", "tensor"),
     [
+        ("v5p:4x4x8", 1, 1, 1),
+        ("v5p:4x4x8", 1, 1, 4),
+        ("v5e:16x16", 1, 1, 1),
+        ("v5e:16x16", 1, 8, 1),
+        ("v5e:4x4", 2, 8, 1),
+    ],
+)
+def test_each_host_reads_a_run_of_a_batch(topology, slices, fsdp, tensor):
+    """Though the mesh follows the wires, which go back and forth between hosts."""
+    devices = plan.describe_slice(topology, slices=slices).devices
+    mesh = sharding.make_mesh(data=-1, fsdp=fsdp, tensor=tensor, devices=devices)
+    size = 2 * len(devices)
+    runs = {
+        host: sharding.process_run(mesh, size, process=host)
+        for host in {device.process_index for device in devices}
+    }
+    for run in runs.values():
+        assert (np.diff(run) == 1).all()
+    counts = np.bincount(np.concatenate(list(runs.values())), minlength=size)
+    assert counts.min() == counts.max()  # where `tensor` spans hosts, they share
+
+
+@pytest.mark.parametrize(
+    ("topology", "slices", "fsdp", "tensor"),
+    [
         ("v5p:4x4x8", 1, 2, 1),
         ("v5p:4x4x8", 1, 1, 2),
         ("v5p:4x4x8", 1, 8, 2),

@@ -27,6 +27,16 @@ ROWS = {
         [0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 15],
     ),
 }
+# What each makes of a batch, in the order of the rows above.
+RUNS = {
+    "data": (list(range(8)), list(range(8, 16))),
+    "fsdp": (list(range(8)), list(range(8, 16))),
+    "tensor": (list(range(16)),) * 2,
+    "some": (
+        [4, 5, 6, 7, 0, 1, 2, 3, 8, 9, 10, 11],
+        [4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11],
+    ),
+}
 # Under Slurm a process with HOST:PORT has all GPUs of its host, not only its first.
 SLURM = {
     "SLURM_JOB_ID": "1",
@@ -72,7 +82,14 @@ for name, (shape, order) in json.loads(meshes).items():
     assembled = sharding.put_batch(mesh, {"x": batch[rows]})["x"]
     copy = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
     np.testing.assert_array_equal(jax.device_get(copy(assembled)), batch)
-    result[name] = rows.tolist(), rows[sharding.told_rows(mesh, 16)].tolist()
+    # As training reads it: all rows are there, in the mesh's order.
+    run = sharding.process_run(mesh, 16)
+    mixed = jax.device_get(copy(sharding.put_batch(mesh, {"x": batch[run]})["x"]))
+    np.testing.assert_array_equal(np.sort(mixed, axis=0), batch)
+    told = sharding.told_rows(mesh, 16)
+    result[name] = {
+        "rows": rows.tolist(), "told": run[told].tolist(), "run": run.tolist()
+    }
 
 model = evaluate.make_model(
     architecture=architecture, tokenize=tokenize, mesh=mesh, batch=16
@@ -125,12 +142,17 @@ def found(tmp_path_factory, write_dataset):
 
 @pytest.mark.parametrize("name", MESHES)
 def test_a_batch_keeps_its_order_however_devices_lie(found, name):
-    assert tuple(one[name][0] for one in found) == ROWS[name]
+    assert tuple(one[name]["rows"] for one in found) == ROWS[name]
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_a_process_reads_a_run_of_a_batch_however_devices_lie(found, name):
+    assert tuple(one[name]["run"] for one in found) == RUNS[name]
 
 
 @pytest.mark.parametrize("name", MESHES)
 def test_one_process_tells_about_each_row(found, name):
-    assert sorted(row for one in found for row in one[name][1]) == list(range(16))
+    assert sorted(row for one in found for row in one[name]["told"]) == list(range(16))
 
 
 @pytest.mark.parametrize(("what", "least"), [("text", 0.1), ("image", 0.01)])

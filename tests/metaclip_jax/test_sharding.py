@@ -80,4 +80,5 @@ def test_batch_rows_keep_their_order_over_the_devices():
     np.testing.assert_array_equal(tokens, rows)
     assert {shard.data.shape for shard in tokens.addressable_shards} == {(2,)}
     assert tokens.sharding.is_equivalent_to(sharding.batch_sharding(mesh), 1)
+    np.testing.assert_array_equal(sharding.process_run(mesh, 8), rows)
     assert len(jax.devices()) == 8
