@@ -31,7 +31,7 @@ from absl import app, flags
 from PIL import Image
 
 from data_prep.sinks import array_record
-from metaclip_jax.data import images, pipeline, records, tokenizer
+from metaclip_jax.data import images, pipeline, records, tokenizer, workers
 from metaclip_jax.models import vit
 
 _IMAGES = flags.DEFINE_integer("images", 256, "images a round", lower_bound=1)
@@ -240,7 +240,7 @@ def main(argv: Sequence[str]) -> None:
             seed=_SEED.value,
             total_steps=_ROUNDS.value + 1,
             read_threads=1,
-            prefetch=0,
+            pool=workers.Pool(prefetch=0),
         )
         tar = f"{folder}/bench.tar"
         write_tar(tar, dataset)

@@ -44,6 +44,7 @@ from metaclip_jax.data import (
     records,
     texts,
     tokenizer,
+    workers,
 )
 
 _IMAGES = flags.DEFINE_integer("scale_images", 1_024, "images a timing", lower_bound=64)
@@ -56,7 +57,7 @@ _WORKERS = 8  # of a host, where processes are counted
 
 
 def open_stream(
-    folder: str, tokenizer_path: str, *, batch: int, steps: int, workers: int = 0
+    folder: str, tokenizer_path: str, *, batch: int, steps: int, count: int = 0
 ) -> pipeline.Batches:
     """Opens batches made by so many worker processes; 0 = by this one, when asked."""
     return pipeline.batches(
@@ -67,21 +68,20 @@ def open_stream(
         context_length=77,
         seed=0,
         total_steps=steps,
-        worker_count=workers,
         read_threads=1,
-        prefetch=min(workers, 1),
+        pool=workers.Pool(worker_count=count, prefetch=min(count, 1)),
     )
 
 
 def loading_speed(
-    folder: str, tokenizer_path: str, *, workers: int, images: int
+    folder: str, tokenizer_path: str, *, count: int, images: int
 ) -> float:
     """Returns images per second by the clock, as `open_stream` makes them."""
     batch = 64
     rounds = images // batch
-    ahead = 5 * workers + 2  # made before the clock starts, so not timed
+    ahead = 5 * count + 2  # made before the clock starts, so not timed
     stream = open_stream(
-        folder, tokenizer_path, batch=batch, steps=rounds + 2 * ahead, workers=workers
+        folder, tokenizer_path, batch=batch, steps=rounds + 2 * ahead, count=count
     )
     for _ in range(ahead):
         next(stream)
@@ -194,7 +194,7 @@ def program_speed(folder: str, tokenizer_path: str, *, programs: int) -> float:
     with ProcessPoolExecutor(
         programs, mp_context=multiprocessing.get_context("spawn")
     ) as pool:
-        work = functools.partial(loading_speed, folder, workers=0, images=_IMAGES.value)
+        work = functools.partial(loading_speed, folder, count=0, images=_IMAGES.value)
         paths = [tokenizer_path] * programs
         list(pool.map(work, paths))  # while they import what they need
         return sum(pool.map(work, paths))
@@ -209,7 +209,7 @@ def print_workers(folder: str) -> float:
     next(stream)
     image = min(loader.seconds(lambda: next(stream)) for _ in range(4)) / 128
     one, two = (
-        loading_speed(folder, str(path), workers=n, images=n * _IMAGES.value)
+        loading_speed(folder, str(path), count=n, images=n * _IMAGES.value)
         for n in (1, 2)
     )
     alone, both = (program_speed(folder, str(path), programs=n) for n in (1, 2))

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from metaclip_jax import sharding
-from metaclip_jax.data import images, order, pipeline, texts
+from metaclip_jax.data import images, order, pipeline, texts, workers
 
 
 class OnDevice(NamedTuple):
@@ -22,13 +22,25 @@ class OnDevice(NamedTuple):
     progress: dict[str, float]  # how far the datasets are seen after it
 
 
+def start_pool(config: ConfigDict) -> workers.Pool:
+    """What will make batches; its processes start now, and this may be before JAX."""
+    return workers.Pool(
+        worker_count=config.data.worker_count, prefetch=config.data.prefetch
+    )
+
+
 def open_batches(
-    config: ConfigDict, workdir: str, *, start_step: int, mesh: Mesh | None = None
+    config: ConfigDict,
+    workdir: str,
+    pool: workers.Pool,
+    *,
+    start_step: int,
+    mesh: Mesh | None = None,
 ) -> pipeline.Batches:
     """This process's batches from `start_step` on; their whole state is the step.
 
     Of each global batch it makes the run that its devices in the mesh are given; with
-    no mesh, all.
+    no mesh, all. The pool, from `start_pool`, is closed with them.
     """
     data, rows, told = config.data, None, None
     if mesh is not None:
@@ -63,9 +75,8 @@ def open_batches(
         online_tail_share=data.online_tail_share,
         online_folder=workdir and f"{workdir}/online",
         max_replaced_share=data.max_replaced_share,
-        worker_count=data.worker_count,
         read_threads=data.read_threads,
-        prefetch=data.prefetch,
+        pool=pool,
     )
 
 

@@ -32,7 +32,7 @@ from metaclip_jax import (
     runtime,
     train_state,
 )
-from metaclip_jax.data import mixture
+from metaclip_jax.data import mixture, workers
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.models import clip, presets
 from metaclip_jax.program import Program
@@ -52,8 +52,10 @@ class Job(NamedTuple):
     inputs: dict[str, str]  # fingerprints of the dataset and the tokenizer
 
 
-def train(config: ConfigDict, workdir: str) -> None:
+def train(config: ConfigDict, workdir: str, pool: workers.Pool) -> None:
     """Trains until config.total_steps steps are done, or until SIGTERM.
+
+    The pool, from feed.start_pool, makes the batches.
 
     Raises:
         ValueError: what is asked for does not fit together, or does not fit what the
@@ -87,7 +89,7 @@ def train(config: ConfigDict, workdir: str) -> None:
                 keep_best=config.checkpoint.keep_best,
             )
         )
-        batches = feed.open_batches(config, workdir, start_step=start, mesh=mesh)
+        batches = feed.open_batches(config, workdir, pool, start_step=start, mesh=mesh)
         stack.callback(batches.close)
         state, totals = first_state(job, config, manager, workdir, done=done)
         # Now that all fits: the workdir of a refused config would be of no use.
@@ -340,18 +342,19 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FLAGS
     config: ConfigDict = values.config
     runtime.log_our_own_notes()
-    runtime.start_jax(
-        cpu_devices=config.cpu_devices,
-        compilation_cache=config.compilation_cache,
-        coordinator=values.coordinator,
-        process_count=values.process_count,
-        process_index=values.process_index,
-    )
-    # One writer a workdir; the other processes of this run write through Orbax only.
-    alone = jax.process_index() == 0
-    locked = files.lock(values.workdir) if alone else contextlib.nullcontext()
-    with runtime.fail_with_peers(), locked:
-        train(config, values.workdir)
+    with feed.start_pool(config) as pool:  # before JAX, which starts threads
+        runtime.start_jax(
+            cpu_devices=config.cpu_devices,
+            compilation_cache=config.compilation_cache,
+            coordinator=values.coordinator,
+            process_count=values.process_count,
+            process_index=values.process_index,
+        )
+        # One writer a workdir; the other processes of this run write through Orbax.
+        alone = jax.process_index() == 0
+        locked = files.lock(values.workdir) if alone else contextlib.nullcontext()
+        with runtime.fail_with_peers(), locked:
+            train(config, values.workdir, pool)
 
 
 def define_flags(to: flags.FlagValues) -> None:

@@ -146,10 +146,10 @@ def look(config: ConfigDict, *, examples: int, seconds: float) -> sheet.Report:
     datasets = [records.open_dataset(folder) for folder in folders]
     shares = mixture.shares(weights)
     tokenize = tokenizer.load(config.tokenizer)
-    stream = feed.open_batches(config, "", start_step=0)
-    shown = first_examples(stream, datasets, tokenize, count=examples)
-    speed = measure_speed(stream, seconds=seconds)
-    stream.close()
+    with feed.start_pool(config) as pool:
+        stream = feed.open_batches(config, "", pool, start_step=0)
+        shown = first_examples(stream, datasets, tokenize, count=examples)
+        speed = measure_speed(stream, seconds=seconds)
     lengths, texts_per_image = measure_texts(datasets, shares, tokenize)
     marks = 1 if tokenize.bos_id is None else 2
     room = config.model.context_length - marks

@@ -7,9 +7,8 @@ Nothing depends on workers, threads, hosts or restarts, so the whole state is th
 
 import collections
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-import grain
 import numpy as np
 from absl import logging
 
@@ -50,9 +49,8 @@ def batches(
     order_blocks: order.Blocks | None = None,
     augmentation: images.Augmentation = images.Augmentation(),  # noqa: B008
     choice: texts.Choice | None = None,
-    worker_count: int = 0,
+    pool: workers.Pool | None = None,
     read_threads: int = 2,
-    prefetch: int = 2,
     max_replaced_share: float = 0.05,
     online_t: int = 0,
     online_tail_share: float = 0.0,
@@ -75,10 +73,9 @@ def batches(
       order_blocks: shuffle block by block; None = any record may stand anywhere.
       augmentation: how images are cropped, mirrored and coloured.
       choice: how the text of an image is drawn; None = all are equally likely.
-      worker_count: processes that make batches (spawned, so start them from a main
-        that is guarded); 0 = threads of this process.
+      pool: what makes the batches, and is closed with them; None = threads of this
+        process.
       read_threads: threads that decode, in each process.
-      prefetch: batches made ahead, in each process; 0 = made when asked for.
       max_replaced_share: a larger share of images that cannot be decoded ends the run.
       online_t, online_tail_share: balance an unthinned dataset anew in each epoch, see
         balance.OnlineBalance; both 0 = no. Of several datasets, each is balanced by
@@ -91,7 +88,7 @@ def batches(
     """
     folders, parts = mixture.members(dataset, weights)
     opened = tuple(_open(folder) for folder in folders)
-    _check_values(start_step, total_steps, worker_count, prefetch)
+    steps = _check_steps(start_step, total_steps)
     augmentation.check()
     choice = choice or texts.Choice()
     online = (online_t, online_tail_share, online_folder)
@@ -118,10 +115,9 @@ def batches(
     )
     return _start(
         make,
-        range(start_step, total_steps),
+        steps,
         told=np.ones(len(make.rows), bool) if told is None else told,
-        worker_count=worker_count,
-        prefetch=prefetch,
+        pool=pool or workers.Pool(),
         max_replaced_share=max_replaced_share,
     )
 
@@ -169,23 +165,24 @@ def _start(
     steps: range,
     *,
     told: np.ndarray,
-    worker_count: int,
-    prefetch: int,
+    pool: workers.Pool,
     max_replaced_share: float,
 ) -> "Batches":
     """Starts to make batches ahead of the steps, and says what will be done."""
     host_batch = len(make.rows)
     workers.plan_memory(
-        worker_count=worker_count,
-        prefetch=prefetch,
+        worker_count=pool.worker_count,
+        prefetch=pool.prefetch,
         batch_bytes=host_batch
         * (3 * make.image_size**2 + 4 * make.context_length + _NUMBERS_BYTES),
         held_bytes=_held_bytes(make, host_batch),
     )
-    made = workers.iterate(make, steps, worker_count=worker_count, prefetch=prefetch)
+    made = pool.iterate(make, steps)
     # Afterwards: to count what an epoch keeps takes time, of this process only.
     _log_plan(make, steps)
-    return Batches(made, told=told, max_replaced_share=max_replaced_share)
+    return Batches(
+        made, told=told, max_replaced_share=max_replaced_share, close=pool.close
+    )
 
 
 class Batches:
@@ -214,8 +211,10 @@ class Batches:
         *,
         told: np.ndarray,
         max_replaced_share: float = 1.0,
+        close: Callable[[], None] = lambda: None,
     ) -> None:
         self._made = made
+        self._close = close
         self._told = told
         self._max_replaced_share = max_replaced_share
         self.examples = 0
@@ -255,13 +254,12 @@ class Batches:
 
     def close(self) -> None:
         """Ends threads and worker processes; the iterator is used up afterwards."""
-        if isinstance(self._made, grain.DatasetIterator):
-            self._made.close()
-            if self.memory:
-                logging.info(
-                    "loader: a process that makes batches held at most %d MiB",
-                    max(self.memory.values()) >> 20,
-                )
+        self._close()
+        if self.memory:
+            logging.info(
+                "loader: a process that makes batches held at most %d MiB",
+                max(self.memory.values()) >> 20,
+            )
         self._made = iter(())
 
     def _judge(self, rows: int, replaced: int) -> None:
@@ -319,6 +317,15 @@ def _held_bytes(make: batch.MakeBatch, host_batch: int) -> int:
     return round(stored + opened + kept)
 
 
+def _check_steps(start_step: int, total_steps: int) -> range:
+    if start_step > total_steps:
+        raise ValueError(
+            f"start_step={start_step} lies after total_steps={total_steps}; raise the "
+            "latter or start a new run"
+        )
+    return range(start_step, total_steps)
+
+
 def _check_rows(rows: np.ndarray | None, global_batch: int) -> np.ndarray:
     if global_batch < 1:
         raise ValueError(f"global_batch must be at least 1, got {global_batch}")
@@ -330,23 +337,6 @@ def _check_rows(rows: np.ndarray | None, global_batch: int) -> np.ndarray:
             f"{rows}; take them from sharding.process_run"
         )
     return rows
-
-
-def _check_values(
-    start_step: int,
-    total_steps: int,
-    worker_count: int,
-    prefetch: int,
-) -> None:
-    if start_step > total_steps:
-        raise ValueError(
-            f"start_step={start_step} lies after total_steps={total_steps}; raise the "
-            "latter or start a new run"
-        )
-    if worker_count < 0 or prefetch < 0:
-        raise ValueError(
-            f"worker_count={worker_count} and prefetch={prefetch} must not be negative"
-        )
 
 
 def _log_plan(make: batch.MakeBatch, steps: range) -> None:

@@ -1,22 +1,29 @@
 """Threads and processes that make batches ahead of the steps, and their memory.
 
-Worker processes are Grain's: spawned, handed the recipe of a batch by pickle, handing
-back its arrays in shared memory (Grain does so for arrays that it finds in tuples and
-dicts), so that pixels are not pickled. They make whole batches in turn, hear no signals
-of the terminal or the scheduler, end when their parent does, and if one dies the next
-batch is an error.
+Worker processes are Grain's: spawned, handing back arrays in shared memory (Grain does
+so for arrays that it finds in tuples and dicts), so that pixels are not pickled. They
+start before JAX does, and wait for a file that says what to make. They make whole
+batches in turn, hear no signals of the terminal or the scheduler, end when their parent
+does, and if one dies the next batch is an error.
 """
 
 import contextlib
+import functools
+import itertools
 import multiprocessing
 import os
+import pickle
 import resource
 import shutil
 import signal
+import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import connection, resource_tracker
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -29,10 +36,12 @@ _SHARED_MEMORY = "/dev/shm"
 _STATUS = "/proc/self/status"  # Linux
 _MIB = 1 << 20
 _LIBRARIES_MIB = 300  # of a process, about
+_SECONDS_TO_LOOK = 0.01  # between looks at what others do
+_SECONDS_TO_START = 60
+_NO_BATCH = ()  # after the last; Grain passes over None
 # Batches in shared memory. Of each worker: leaving it, in the queue to its parent,
-# taken out of that, waiting there. Of all: taken from these, waiting to be asked for,
-# and with the reader the last one and the next.
-_SHARED_EACH, _SHARED_IN_ALL = 4, 4
+# taken out of that, waiting there. Of all: with the reader the last one and the next.
+_SHARED_EACH, _SHARED_IN_ALL = 4, 2
 
 
 class Threads:
@@ -62,47 +71,139 @@ class Threads:
         return [result for part in parts for result in part]
 
 
-def iterate(
-    make: Callable[[int], Any], steps: range, *, worker_count: int, prefetch: int
-) -> Iterator[Any]:
-    """Runs `make` ahead of the steps, in threads or in worker processes, in order.
+class Pool:
+    """Makes batches ahead of the steps: in threads, or in worker processes.
 
-    They start at once, before the first batch is asked for.
+    Processes are there when this returns, before it is known what they are to make: so
+    they can start before JAX does, and load their libraries beside it. `close` ends
+    them, and so does leaving a `with`.
 
     Args:
-      make: from a step to its batch; pickled for worker processes.
-      steps: ascending, one by one.
-      worker_count: processes; 0 = threads of this one.
+      worker_count: processes (spawned, so start them from a main that is guarded); 0 =
+        threads of this one.
       prefetch: batches made ahead in each process; 0 = when asked for.
+
+    Raises:
+      ValueError: one is negative.
     """
-    if not steps:
-        return iter(())
-    cv2.setNumThreads(1)  # the parallel parts are images, not rows of pixels
-    made = grain.MapDataset.range(steps.start, steps.stop).map(make)
-    # One thread can tokenise a batch while another's images are decoded.
-    options = grain.ReadOptions(
-        num_threads=min(prefetch, 2), prefetch_buffer_size=prefetch
-    )
-    ahead = made.to_iter_dataset(options)
-    if worker_count:
+
+    def __init__(self, *, worker_count: int = 0, prefetch: int = 2) -> None:
+        if worker_count < 0 or prefetch < 0:
+            raise ValueError(
+                f"worker_count={worker_count} and prefetch={prefetch} must not be "
+                "negative"
+            )
+        self.worker_count = worker_count
+        self.prefetch = prefetch
+        self._told = False
+        self._made: grain.DatasetIterator[Any] | None = None
+        self._processes: list[multiprocessing.process.BaseProcess] = []
+        if worker_count:
+            self._folder = tempfile.TemporaryDirectory(prefix="metaclip_jax_")
+            self._start_processes()
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def iterate(self, make: Callable[[int], Any], steps: range) -> Iterator[Any]:
+        """Yields make(step) of all steps, in order. A pool does so once.
+
+        It begins at once, before the first batch is asked for.
+
+        Args:
+          make: from a step to its batch; pickled for worker processes.
+          steps: ascending, one by one.
+
+        Raises:
+          RuntimeError: the pool has done so, or is closed.
+        """
+        if self._told:
+            raise RuntimeError("a pool iterates once: want a new one")
+        self._told = True
+        cv2.setNumThreads(1)  # the parallel parts are images, not rows of pixels
+        if self._made is None:
+            self._made = iter(self._dataset(make, steps))
+            with _signals_held():
+                self._made.start_prefetch()
+        else:
+            _Told(self._folder.name).tell(make, steps)
+        return itertools.islice(self._made, len(steps))
+
+    def close(self) -> None:
+        """Ends threads and worker processes."""
+        if not self._told:
+            for process in self._processes:  # they would wait for ever
+                process.kill()
+        self._told = True
+        if self._made is not None:
+            self._made.close()
+        if self.worker_count:
+            self._folder.cleanup()
+
+    def _dataset(
+        self, make: Callable[[int], Any], steps: range
+    ) -> grain.IterDataset[Any]:
+        # One thread can tokenise a batch while another's images are decoded.
+        options = grain.ReadOptions(
+            num_threads=min(self.prefetch, 2), prefetch_buffer_size=self.prefetch
+        )
+        made = grain.MapDataset.range(steps.start, steps.stop).map(make)
+        return made.to_iter_dataset(options)
+
+    def _start_processes(self) -> None:
         if not flags.FLAGS.is_parsed():  # Grain hands its flags to the workers
             flags.FLAGS.mark_as_parsed()
-        ahead = ahead.mp_prefetch(
+        ahead = self._dataset(_Told(self._folder.name), range(sys.maxsize)).mp_prefetch(
             # A worker's own buffer holds what it makes ahead; each more here would be
             # two more batches in shared memory.
             grain.MultiprocessingOptions(
-                num_workers=worker_count, per_worker_buffer_size=1
+                num_workers=self.worker_count, per_worker_buffer_size=1
             ),
-            worker_init_fn=_start_worker,
+            worker_init_fn=functools.partial(_start_worker, self._folder.name),
         )
-        # Grain starts workers when it is asked for a batch: this thread asks at once.
-        ahead = grain.experimental.ThreadPrefetchIterDataset(
-            ahead, prefetch_buffer_size=1
-        )
-    started = iter(ahead)
-    with _signals_held():
-        started.start_prefetch()
-    return started
+        before = set(multiprocessing.active_children())
+        self._made = iter(ahead)
+        # Or Grain would start a worker when the first batch of it is asked for.
+        self._made.get_state()  # makes what starts them
+        with _signals_held():
+            self._made.start_prefetch()
+        # Where one cannot start, the first batch is the error.
+        latest = time.monotonic() + _SECONDS_TO_START
+        while len(self._processes) < self.worker_count and time.monotonic() < latest:
+            time.sleep(_SECONDS_TO_LOOK)
+            self._processes = list(set(multiprocessing.active_children()) - before)
+
+
+class _Told:
+    """Makes what a file says, once it is there; a copy in each worker process."""
+
+    def __init__(self, folder: str) -> None:
+        self._file = Path(folder) / "work"
+        self._lock = threading.Lock()
+        self._work: tuple[Callable[[int], Any], range] | None = None
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return _Told, (str(self._file.parent),)
+
+    def tell(self, make: Callable[[int], Any], steps: range) -> None:
+        """Says to all copies what they are to make."""
+        whole = self._file.with_suffix(".part")
+        whole.write_bytes(pickle.dumps((make, steps)))
+        whole.replace(self._file)
+
+    def __call__(self, index: int) -> Any:
+        """Makes the batch of a step, by its index; waits until that is told."""
+        with self._lock:
+            while self._work is None:
+                if self._file.exists():
+                    self._work = pickle.loads(self._file.read_bytes())
+                else:
+                    time.sleep(_SECONDS_TO_LOOK)
+        make, steps = self._work
+        return make(steps[index]) if index < len(steps) else _NO_BATCH
 
 
 def unname(arrays: Iterable[np.ndarray]) -> None:
@@ -198,7 +299,7 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker(worker_index: int, worker_count: int) -> None:
+def _start_worker(folder: str, worker_index: int, worker_count: int) -> None:
     """Sets up a worker process; in particular, it ends when its parent does."""
     del worker_index, worker_count
     cv2.setNumThreads(1)
@@ -209,6 +310,7 @@ def _start_worker(worker_index: int, worker_count: int) -> None:
 
     def end_with_parent() -> None:
         connection.wait([parent.sentinel])  # readable once the parent is gone
+        shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from metaclip_jax import config as keys
 from metaclip_jax import feed
-from metaclip_jax.data import inspect, sheet, tokenizer
+from metaclip_jax.data import inspect, sheet, tokenizer, workers
 
 EXAMPLES = 96  # enough for every text source to show
 HOSTILE = '<script>alert("x")</script> & "quotes" </figure>'
@@ -60,7 +60,9 @@ def test_the_examples_are_the_rows_of_training(config, report):
     rows = [
         (image, text)
         for batch, _ in zip(
-            feed.open_batches(config, "", start_step=0), range(6), strict=False
+            feed.open_batches(config, "", workers.Pool(), start_step=0),
+            range(6),
+            strict=False,
         )
         for image, text in zip(batch["image"], batch["tokens"], strict=True)
     ]

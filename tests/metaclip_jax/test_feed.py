@@ -9,7 +9,7 @@ import pytest
 
 from metaclip_jax import config as keys
 from metaclip_jax import feed, runtime, sharding
-from metaclip_jax.data import tokenizer
+from metaclip_jax.data import tokenizer, workers
 
 STEPS, BATCH = 5, 16
 
@@ -36,7 +36,7 @@ def make_config(folder):
 
 
 def open_batches(folder):
-    return feed.open_batches(make_config(folder), "", start_step=0)
+    return feed.open_batches(make_config(folder), "", workers.Pool(), start_step=0)
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 2, 4, 9])
@@ -63,7 +63,7 @@ def test_a_negative_number_of_batches_on_the_devices_is_refused(folder):
     config = make_config(folder)
     config.data.device_prefetch = -1
     with pytest.raises(ValueError, match="device_prefetch=-1 is negative"):
-        feed.open_batches(config, "", start_step=0)
+        feed.open_batches(config, "", workers.Pool(), start_step=0)
 
 
 def test_the_loader_needs_no_jax(folder):

@@ -37,12 +37,13 @@ READ = """
 import hashlib, json, sys
 import numpy as np
 from metaclip_jax import files
-from metaclip_jax.data import order, pipeline
+from metaclip_jax.data import order, pipeline, workers
 
 def digest(folder, **values):
     stream = pipeline.batches(
         folder, tokenizer_path=tokenizer, global_batch=24, image_size=16,
-        context_length=8, seed=0, total_steps=8, prefetch=0, **values,
+        context_length=8, seed=0, total_steps=8, pool=workers.Pool(prefetch=0),
+        **values,
     )
     return [hashlib.sha256(b"".join(a.tobytes() for a in batch.values())).hexdigest()
             for batch in stream]

@@ -19,6 +19,7 @@ from metaclip_jax.data import (
     records,
     texts,
     tokenizer,
+    workers,
 )
 
 ENTRIES = {"en": 20, "zh": 35, "other": 5}
@@ -148,7 +149,7 @@ def test_hosts_and_restarts_on_other_hosts_change_no_batch(folders, values):
 def test_workers_that_share_what_they_find_change_no_batch(folders, tmp_path):
     shared = {"online_folder": str(tmp_path), "order_blocks": order.Blocks(4, 3)}
     straight = read(folders, order_blocks=order.Blocks(4, 3))
-    assert_same(read(folders, **shared, worker_count=2), straight)
+    assert_same(read(folders, **shared, pool=workers.Pool(worker_count=2)), straight)
 
 
 @pytest.mark.parametrize("choice", [texts.Choice(), CHOICE])

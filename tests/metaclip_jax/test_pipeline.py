@@ -149,7 +149,7 @@ def test_neither_hosts_nor_restarts_nor_workers_change_a_batch(batches, values):
 
 @pytest.mark.parametrize("values", ["plain", "everything"], indirect=True)
 def test_workers_change_nothing_and_share_memory(batches, values):
-    stream = batches(**values, worker_count=2)
+    stream = batches(**values, pool=workers.Pool(worker_count=2))
     found = list(stream)
     assert_same(found, list(batches(**values)))
     # Grain's arrays in shared memory; the others were pickled.
@@ -182,9 +182,10 @@ def test_datasets_of_one_size_are_not_passed_through_side_by_side(
         write_dataset(tmp_path / name, record_count=count, name=name)
         for name in ("one", "other")
     )
-    values = {"image_size": 8, "prefetch": 0}
+    values = {"image_size": 8}
     both = {"folder": "", "weights": ((one, 1.0), (other, 1.0))}
-    batch = next(batches(**both, **values, global_batch=mixture.CYCLE))
+    asked = workers.Pool(prefetch=0)
+    batch = next(batches(**both, **values, pool=asked, global_batch=mixture.CYCLE))
     sides = [batch["record"][batch["dataset"] == n] for n in (0, 1)]
     by_chance = rows * rows / count
     assert abs(len(np.intersect1d(*sides)) - by_chance) < 5 * np.sqrt(by_chance)
@@ -241,8 +242,8 @@ def test_a_batch_of_blocks_is_read_whole_and_holds_the_right_records(batches, da
 
 def test_threads_and_prefetch_change_nothing(batches):
     assert_same(
-        list(batches(read_threads=1, prefetch=0)),
-        list(batches(read_threads=4, prefetch=5)),
+        list(batches(read_threads=1, pool=workers.Pool(prefetch=0))),
+        list(batches(read_threads=4, pool=workers.Pool(prefetch=5))),
     )
 
 
@@ -415,7 +416,7 @@ def test_values_that_do_not_fit_are_refused(batches):
     with pytest.raises(ValueError, match=r"crop_scale must hold .* got \(0.5, 1.5\)"):
         batches(augmentation=images.Augmentation(scale=(0.5, 1.5)))
     with pytest.raises(ValueError, match="prefetch=-1 must not be negative"):
-        batches(prefetch=-1)
+        workers.Pool(prefetch=-1)
 
 
 def test_threads_do_not_travel_to_other_processes():
@@ -425,12 +426,13 @@ def test_threads_do_not_travel_to_other_processes():
 
 LOOP = """
 import itertools, sys
-from metaclip_jax.data import pipeline
+from metaclip_jax.data import pipeline, workers
 
 if __name__ == "__main__":
     stream = pipeline.batches(
         sys.argv[1], tokenizer_path=sys.argv[2], global_batch=16, image_size=24,
-        context_length=12, seed=0, total_steps=10**6, worker_count=1,
+        context_length=12, seed=0, total_steps=10**6,
+        pool=workers.Pool(worker_count=1),
     )
     next(stream)
     print("running", flush=True)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from data_prep.sinks import array_record
 from metaclip_jax import checkpoint, evaluate, files, metrics, runtime, train
-from metaclip_jax.data import mixture, records, tokenizer
+from metaclip_jax.data import mixture, records, tokenizer, workers
 from metaclip_jax.evaluation import held_out as held_outs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -320,7 +320,7 @@ def test_what_does_not_fit_is_refused_before_the_workdir_is_taken(
     config = runpy.run_path(str(folder / "recipe.py"))["get_config"]()
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=message):
-        train.train(config, str(tmp_path / "run"))
+        train.train(config, str(tmp_path / "run"), workers.Pool())
     assert not (tmp_path / "run" / "config.json").exists()
 
 

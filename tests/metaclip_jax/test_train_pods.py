@@ -233,17 +233,36 @@ def test_a_signal_to_loaders_too_saves_and_leaves_nothing(folder, processes):
         wait_for(lambda: is_gone(process), seconds=10)  # noqa: B023
 
 
+def loaders(pids):
+    """Those of the processes that are workers of a loader."""
+    return [
+        pid
+        for pid in pids
+        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+
+
+def test_workers_are_there_before_jax_is(folder, members):
+    """Which, in one process of two, waits for the other before it does anything."""
+    flags = ("--config.data.worker_count=2", "--process_count=2", "--process_index=1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        coordinator = f"--coordinator=127.0.0.1:{silent.getsockname()[1]}"
+        process = start(folder, "waiting", coordinator, *flags)
+        wait_for(lambda: len(loaders(members(process.pid))) == 2, seconds=60)
+        time.sleep(5)  # they have their libraries by now, and wait
+        assert len(loaders(members(process.pid))) == 2
+        process.kill()
+        process.communicate(timeout=10)
+    wait_for(lambda: is_gone(process), seconds=10)
+
+
 def test_a_process_that_fails_alone_ends_all(folder, members):
     """Its loader is killed; its peer, which waits for it, hears of it."""
     workdir = "failing"
     flags = ("--config.total_steps=100000", "--config.data.worker_count=1")
     started = start_all(folder, workdir, processes=2, flags=flags)
     wait_for((folder / workdir / "checkpoints" / "10").exists, seconds=200)
-    (loader,) = (
-        pid
-        for pid in members(started[1].pid)
-        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    )
+    (loader,) = loaders(members(started[1].pid))
     os.kill(loader, signal.SIGKILL)
     output = [process.communicate(timeout=60)[0] for process in started]
     assert all(process.returncode for process in started), output

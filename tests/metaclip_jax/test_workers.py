@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import signal
+import tempfile
 import time
 
 import pytest
@@ -22,7 +23,7 @@ def folder(tmp_path_factory, write_dataset):
     return folder
 
 
-def open_batches(folder, *, image_size=224, batch=64, steps=30, workers=1, prefetch=2):
+def open_batches(folder, *, image_size=224, batch=64, steps=30, count=1, prefetch=2):
     return pipeline.batches(
         str(folder / "dataset"),
         tokenizer_path=str(folder / "tokenizer.json"),
@@ -31,8 +32,7 @@ def open_batches(folder, *, image_size=224, batch=64, steps=30, workers=1, prefe
         context_length=12,
         seed=0,
         total_steps=steps,
-        worker_count=workers,
-        prefetch=prefetch,
+        pool=workers.Pool(worker_count=count, prefetch=prefetch),
     )
 
 
@@ -92,13 +92,13 @@ def test_shared_memory_holds_no_more_than_was_said_and_nothing_afterwards(
         image_size=size,
         batch=batch,
         steps=10**6,
-        workers=count,
+        count=count,
         prefetch=prefetch,
     )
     row = 3 * size**2 + 4 * 12 + 44
     one = batch * row
     # Made before any is asked for.
-    steady = 4 * count + 2
+    steady = 4 * count
     assert wait_until(lambda: held(batch, size) >= (steady - 0.5) * one, seconds=30)
     most = held(batch, size)
     for _ in range(12):
@@ -113,14 +113,46 @@ def test_shared_memory_holds_no_more_than_was_said_and_nothing_afterwards(
 
 
 def test_workers_that_are_not_asked_for_anything_leave_nothing(folder):
-    open_batches(folder, image_size=229, batch=59, workers=2).close()
+    open_batches(folder, image_size=229, batch=59, count=2).close()
     assert wait_until(lambda: not held(59, 229), seconds=5)
+
+
+def double(step):
+    return 2 * step
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_pool_makes_what_it_is_told_later_and_no_more(count):
+    before = set(children())
+    with workers.Pool(worker_count=count, prefetch=1) as pool:
+        assert len(set(children()) - before) == count
+        made = pool.iterate(double, range(3, 10))
+        assert list(made) == [6, 8, 10, 12, 14, 16, 18]
+        assert next(made, None) is None
+        with pytest.raises(RuntimeError, match="a pool iterates once"):
+            pool.iterate(double, range(3))
+    assert set(children()) <= before
+
+
+def test_a_pool_that_is_told_nothing_ends_at_once():
+    """Its processes are still loading their libraries, or waiting."""
+    before, folders = set(children()), set(os.listdir(tempfile.gettempdir()))
+    for seconds in (0, 6):
+        pool = workers.Pool(worker_count=2)
+        assert len(set(children()) - before) == 2
+        time.sleep(seconds)
+        start = time.monotonic()
+        pool.close()
+        assert time.monotonic() - start < 3
+        assert set(children()) <= before
+    left = set(os.listdir(tempfile.gettempdir())) - folders
+    assert not [name for name in left if name.startswith("metaclip_jax_")]
 
 
 def test_workers_hear_no_signals(folder):
     """From their first instant, as a process group hears them together."""
     before = set(children())
-    stream = open_batches(folder, image_size=8, steps=40, workers=2)
+    stream = open_batches(folder, image_size=8, steps=40, count=2)
     assert wait_until(lambda: len(set(children()) - before) == 2, seconds=10)
     for pid in set(children()) - before:
         os.kill(pid, signal.SIGTERM)
@@ -151,7 +183,7 @@ def test_the_memory_of_workers_is_said_at_the_start(caplog):
         )
     assert "3 worker processes, each with at most 7 MiB of batches" in caplog.text
     assert "about 100 MiB of stored records and file indexes" in caplog.text
-    assert "at most 16 MiB of shared memory in all" in caplog.text
+    assert "at most 14 MiB of shared memory in all" in caplog.text
 
 
 def test_batches_that_do_not_fit_into_shared_memory_are_refused():
