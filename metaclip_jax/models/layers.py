@@ -9,7 +9,7 @@ LayerNorm and softmax in f32.
 
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,14 @@ from flax.nnx import initializers
 from metaclip_jax.models import product
 
 Activation = Callable[[jax.Array], jax.Array]
+# [B, T, D] of all positions, or [B, N, D] of each part of them.
+Parts = jax.Array | tuple[jax.Array, ...]
 # Says how [B, ...] lies on the devices, which the compiler must keep; training gives
 # one so that parameters come to the batch, and not the batch to them.
 Constrain = Callable[[jax.Array], jax.Array]
+
+# TPUs compute in tiles of so many positions: one more costs as much as a tile more.
+TILE = 128
 
 
 def unconstrained(x: jax.Array) -> jax.Array:
@@ -193,6 +198,28 @@ def even_attention(
     return mixed[:, :positions]
 
 
+def attention_over_parts(
+    query: jax.Array, keys: tuple[jax.Array, ...], values: tuple[jax.Array, ...]
+) -> jax.Array:
+    """Does what `attention` does, with the S positions of keys and values in parts."""
+    scale = query.shape[-1] ** -0.5
+    scores = [
+        scale
+        * jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
+        for key in keys
+    ]
+    # Softmax over all parts. Without the highest, powers overflow; it changes neither
+    # results nor gradients.
+    highest = functools.reduce(jnp.maximum, [s.max(-1, keepdims=True) for s in scores])
+    powers = [jnp.exp(s - jax.lax.stop_gradient(highest)) for s in scores]
+    total = functools.reduce(jnp.add, [p.sum(-1, keepdims=True) for p in powers])
+    mixed = [
+        jnp.einsum("bhts,bshd->bthd", (p / total).astype(value.dtype), value)
+        for p, value in zip(powers, values, strict=True)
+    ]
+    return functools.reduce(jnp.add, mixed)
+
+
 ATTENTIONS: dict[str, Callable[..., jax.Array]] = {
     "xla": attention,
     "cudnn": even_attention,
@@ -234,8 +261,18 @@ class Attention(nnx.Module):
         self.causal = shape.causal
         self.attention = shape.attention
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [B, T, D] to [B, T, D]; a position attends to all, or up to itself."""
+    def __call__(self, x: Parts) -> Parts:
+        """Maps [B, T, D] to [B, T, D]; a position attends to all, or up to itself.
+
+        Positions in parts attend to those of all parts, by XLA.
+        """
+        if isinstance(x, tuple):
+            queries, keys, values = (
+                tuple(self._project(one, part) for one in x) for part in range(3)
+            )
+            return tuple(
+                self.out(attention_over_parts(query, keys, values)) for query in queries
+            )
         query, key, value = (self._project(x, part) for part in range(3))
         mix = ATTENTIONS[self.attention]
         return self.out(mix(query, key, value, causal=self.causal))
@@ -309,10 +346,10 @@ class Block(nnx.Module):
         self.ln_2 = layer_norm(shape.width, shape.epsilon, rngs)
         self.mlp = Mlp(shape, init, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [B, T, D] to [B, T, D], in x's dtype."""
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+    def __call__(self, x: Parts) -> Parts:
+        """Maps [B, T, D] to [B, T, D], or parts to parts, in x's dtype."""
+        x = jax.tree.map(jnp.add, x, self.attn(jax.tree.map(self.ln_1, x)))
+        return jax.tree.map(lambda part: part + self.mlp(self.ln_2(part)), x)
 
     def read(self, x: jax.Array, position: jax.Array | int) -> jax.Array:
         """Maps [B, T, D] to [B, D], what a call gives at one position or int32[B]."""
@@ -350,12 +387,20 @@ def split_last(blocks: Block) -> tuple[Block, Block]:
 def run_blocks(
     blocks: Block, x: jax.Array, *, remat: str, constrain: Constrain = unconstrained
 ) -> jax.Array:
-    """Applies the stack to [B, T, D], one layer after another."""
+    """Applies the stack to [B, T, D], one layer after another.
 
-    def apply(x: jax.Array, block: Block) -> jax.Array:
-        return constrain(block(constrain(x)))
+    A class token before patches that fill whole tiles stays apart from them, which
+    changes no result.
+    """
+
+    def apply(x: Parts, block: Block) -> Parts:
+        return jax.tree.map(constrain, block(jax.tree.map(constrain, x)))
 
     scan = nnx.scan(_remat(apply, remat), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+    attn, positions = blocks.attn, x.shape[1]
+    one_too_many = positions > 1 and positions % TILE == 1
+    if one_too_many and attn.attention == "xla" and not attn.causal:
+        return jnp.concatenate(scan((x[:, :1], x[:, 1:]), blocks), axis=1)
     return scan(x, blocks)
 
 
@@ -379,9 +424,7 @@ def read_block(
     return _remat(apply, remat)(x, block)
 
 
-def _remat(
-    apply: Callable[[jax.Array, Block], jax.Array], remat: str
-) -> Callable[[jax.Array, Block], jax.Array]:
+def _remat(apply: Callable[..., Any], remat: str) -> Callable[..., Any]:
     if remat == "none":
         return apply
     return nnx.remat(apply, prevent_cse=False, policy=REMAT_POLICIES[remat])
