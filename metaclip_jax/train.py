@@ -53,9 +53,7 @@ class Job(NamedTuple):
 
 
 def train(config: ConfigDict, workdir: str, pool: workers.Pool) -> None:
-    """Trains until config.total_steps steps are done, or until SIGTERM.
-
-    The pool, from feed.start_pool, makes the batches.
+    """Trains to config.total_steps, or until SIGTERM, by batches that the pool makes.
 
     Raises:
         ValueError: what is asked for does not fit together, or does not fit what the

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from metaclip_jax.models import layers, siglip, text, vit
+from metaclip_jax.models import attention, layers, siglip, text, vit
 
 Params = dict[str, Any]
 
@@ -73,7 +73,7 @@ class Architecture:
             ("activation", self.activation, tuple(layers.ACTIVATIONS)),
             ("text_pool", self.text_pool, TEXT_POOLS),
             ("dtype", self.dtype, DTYPES),
-            ("attention", self.attention, tuple(layers.ATTENTIONS)),
+            ("attention", self.attention, tuple(attention.IMPLEMENTATIONS)),
             ("remat", self.remat, tuple(layers.REMAT_POLICIES)),
         ):
             if value not in choices:

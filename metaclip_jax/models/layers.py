@@ -9,14 +9,14 @@ LayerNorm and softmax in f32.
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx import initializers
 
-from metaclip_jax.models import product
+from metaclip_jax.models import attention, product
 
 Activation = Callable[[jax.Array], jax.Array]
 # [B, T, D] of all positions, or [B, N, D] of each part of them.
@@ -151,81 +151,6 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    *,
-    causal: bool = False,
-    mask: jax.Array | None = None,
-) -> jax.Array:
-    """Mixes [B, S, H, D] values into [B, T, H, D], by the queries and keys.
-
-    A query sees the keys where `mask`, bool[B, 1, T, S], is true; None = all.
-    """
-    return jax.nn.dot_product_attention(
-        query, key, value, mask=mask, is_causal=causal, implementation="xla"
-    )
-
-
-def even_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    *,
-    causal: bool = False,
-    implementation: Literal["xla", "cudnn"] = "cudnn",
-) -> jax.Array:
-    """Does what `attention` does with T and S made even, by cuDNN.
-
-    Where gradients are wanted, JAX 0.10 refuses odd ones for cuDNN ("Unsupported
-    sequence length"), and 77 tokens are odd. What is added is masked and left out.
-    """
-    batch, positions, others = len(query), query.shape[1], key.shape[1]
-
-    def padded(x: jax.Array) -> jax.Array:
-        return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
-
-    mixed = jax.nn.dot_product_attention(
-        padded(query),
-        padded(key),
-        padded(value),
-        is_causal=causal,
-        query_seq_lengths=jnp.full(batch, positions, jnp.int32),
-        key_value_seq_lengths=jnp.full(batch, others, jnp.int32),
-        implementation=implementation,
-    )
-    return mixed[:, :positions]
-
-
-def attention_over_parts(
-    query: jax.Array, keys: tuple[jax.Array, ...], values: tuple[jax.Array, ...]
-) -> jax.Array:
-    """Does what `attention` does, with the S positions of keys and values in parts."""
-    scale = query.shape[-1] ** -0.5
-    scores = [
-        scale
-        * jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
-        for key in keys
-    ]
-    # Softmax over all parts. Without the highest, powers overflow; it changes neither
-    # results nor gradients.
-    highest = functools.reduce(jnp.maximum, [s.max(-1, keepdims=True) for s in scores])
-    powers = [jnp.exp(s - jax.lax.stop_gradient(highest)) for s in scores]
-    total = functools.reduce(jnp.add, [p.sum(-1, keepdims=True) for p in powers])
-    mixed = [
-        jnp.einsum("bhts,bshd->bthd", (p / total).astype(value.dtype), value)
-        for p, value in zip(powers, values, strict=True)
-    ]
-    return functools.reduce(jnp.add, mixed)
-
-
-ATTENTIONS: dict[str, Callable[..., jax.Array]] = {
-    "xla": attention,
-    "cudnn": even_attention,
-}
-
-
 def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Normalises the last axis in f32 and returns f32."""
     return nnx.LayerNorm(
@@ -271,10 +196,10 @@ class Attention(nnx.Module):
                 tuple(self._project(one, part) for one in x) for part in range(3)
             )
             return tuple(
-                self.out(attention_over_parts(query, keys, values)) for query in queries
+                self.out(attention.over_parts(query, keys, values)) for query in queries
             )
         query, key, value = (self._project(x, part) for part in range(3))
-        mix = ATTENTIONS[self.attention]
+        mix = attention.IMPLEMENTATIONS[self.attention]
         return self.out(mix(query, key, value, causal=self.causal))
 
     def read(
@@ -292,7 +217,7 @@ class Attention(nnx.Module):
             mask = jnp.arange(x.shape[1]) <= position[:, None]
             mask = mask[:, None, None]
         # A single query is nothing to fuse for cuDNN.
-        return self.out(attention(query, key, value, mask=mask))
+        return self.out(attention.whole(query, key, value, mask=mask))
 
     def _project(self, x: jax.Array, part: int) -> jax.Array:
         """Maps [B, T, D] to its queries (part 0), keys (1) or values (2) by head.

@@ -14,7 +14,7 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from metaclip_jax import config as keys
-from metaclip_jax.models import clip, layers
+from metaclip_jax.models import attention, clip
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ def test_the_even_form_gives_the_same_values_and_gradients(positions, others, ca
         (_, mixed), gradients = graded(query, key, value)
         return mixed, *gradients
 
-    even = functools.partial(layers.even_attention, implementation="xla")
-    for got, want in zip(run(even), run(layers.attention), strict=True):
+    even = functools.partial(attention.even, implementation="xla")
+    for got, want in zip(run(even), run(attention.whole), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 

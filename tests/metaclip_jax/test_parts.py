@@ -12,7 +12,7 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.extend import core
 
 from metaclip_jax import sharding, train_step
-from metaclip_jax.models import clip, layers
+from metaclip_jax.models import attention, clip, layers
 
 SMALL = clip.Architecture(
     image_size=32,
@@ -142,10 +142,10 @@ def test_attention_over_parts_is_attention_over_their_positions(
     def over_parts(query, key, value):
         ends = np.cumsum(sizes)[:-1]
         keys, values = (tuple(jnp.split(x, ends, axis=1)) for x in (key, value))
-        return layers.attention_over_parts(query, keys, values)
+        return attention.over_parts(query, keys, values)
 
     found, wanted = (
-        jax.vjp(attend, query, key, value) for attend in (over_parts, layers.attention)
+        jax.vjp(attend, query, key, value) for attend in (over_parts, attention.whole)
     )
     assert_near(found[0], wanted[0])
     assert_near(found[1](weights), wanted[1](weights))
