@@ -93,6 +93,12 @@ def card(dataset: str) -> dict[str, Any]:
     return found
 
 
+def licence(dataset: str) -> str:
+    """Returns what the dataset's card says about the rights to its images, if any."""
+    found = files.read_json(files.path(dataset) / "data_card.json")
+    return str(found.get("license", ""))
+
+
 def funnel(data_card: Mapping[str, Any]) -> list[Stage]:
     """Returns the stages of curation in their order."""
     return [

@@ -32,8 +32,11 @@ def header(
     )
 
 
-def footer(card: Mapping[str, Any]) -> Markup:
-    """The version and the metadata's fingerprints: what this page was made from."""
+def footer(card: Mapping[str, Any], *, licence: str) -> Markup:
+    """The version and the metadata's fingerprints: what this page was made from.
+
+    `licence` is what the held-out pictures' dataset says of them; "" = nothing.
+    """
     metadata = join(
         element(
             "span",
@@ -45,7 +48,8 @@ def footer(card: Mapping[str, Any]) -> Markup:
         for code, facts in sorted(card["metadata"].items())[:8]
     )
     version = stranger(str(card["version"]), limit=40)
-    return element("footer", "Dataset version ", version, metadata)
+    rights = [element("p", "Held-out pictures: ", stranger(licence))] if licence else []
+    return element("footer", "Dataset version ", version, metadata, *rights)
 
 
 def _item(value: str, name: str, detail: str, *, there: bool = True) -> Markup:

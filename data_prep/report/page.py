@@ -47,7 +47,8 @@ def build(
             examples.thumbnails(held_out, ids, side=_PICTURE_SIDE) if held_out else {}
         )
         sections.append(training.held_out_section(evaluation.top5, pictures))
-    sections.append(overview.footer(card))
+    licence = load.licence(held_out) if held_out else ""
+    sections.append(overview.footer(card, licence=licence))
     title = f"From web pages to a model: {card['name']}"
     return render(title=title, sections=sections)
 

@@ -234,7 +234,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
     held_out_folder = write_dataset(
         root / "held_out",
         shown=held_out,
-        card={"name": "held_out"},
+        card={"name": "held_out", "license": "Drawings: <b>somebody</b>, CC BY-SA"},
         counts=counts_table(POOL, ENTRIES, T),
     )
     return dataset, held_out_folder, write_run(root / "run", held_out)
@@ -303,6 +303,11 @@ def test_no_stranger_can_add_a_tag_or_a_request(report: str) -> None:
     assert policy is not None and policy.startswith("default-src 'none'")
     # What they wrote is still there to be read.
     assert '<script>alert("1")</script>' in found.text
+
+
+def test_the_licence_of_the_pictures_is_said(report: str) -> None:
+    foot = Tags(report[report.index("<footer>") :]).text
+    assert "Held-out pictures: Drawings: <b>somebody</b>, CC BY-SA" in foot
 
 
 def test_strangers_cannot_steer_direction_or_length(report: str) -> None:
