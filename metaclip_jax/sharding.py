@@ -189,9 +189,10 @@ def process_run(
     """Returns int64[b]: what of a batch that is read goes into the `process_rows`.
 
     It is a run of the batch however the devices lie, so that a process reads records
-    that are neighbours. For that, rows change places between the batch as it is read
-    and as the mesh holds it, which no loss minds. Processes in the mesh's order, as
-    CPUs and GPUs are, leave each row in its place.
+    that are neighbours. (Unless `tensor` spans parts of processes: those may have two.)
+    For that, rows change places between the batch as it is read and as the mesh holds
+    it, which no loss minds. Processes in the mesh's order, as CPUs and GPUs are, leave
+    each row in its place.
 
     Args:
       mesh: what the batch is split over.
