@@ -143,7 +143,7 @@ def test_a_pool_that_is_told_nothing_ends_at_once():
         time.sleep(seconds)
         start = time.monotonic()
         pool.close()
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 10  # Grain would wait 25 for each
         assert set(children()) <= before
     left = set(os.listdir(tempfile.gettempdir())) - folders
     assert not [name for name in left if name.startswith("metaclip_jax_")]
