@@ -34,11 +34,12 @@ def quickstart():
             [*command, *small, *extra],
             cwd=ROOT,
             env=optimised,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             timeout=timeout,
         )
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+        assert done.returncode == 0, done.stdout[-12_000:]
         return done.stdout
 
     return run

@@ -50,6 +50,15 @@ def test_every_stage_is_shown_as_a_command(finished):
         assert f"python -m {module} --" in output
 
 
+def test_libraries_do_not_talk_between_the_stages(finished):
+    _, output = finished
+    notes = re.findall(r"^[IWE]\d{4} .*?\d+ ([a-z_]+\.py):\d+\]", output, re.MULTILINE)
+    folders = (ROOT / "metaclip_jax", ROOT / "data_prep")
+    ours = {path.name for folder in folders for path in folder.rglob("*.py")}
+    assert notes and set(notes) <= ours
+    assert "WARNING:root" not in output
+
+
 def test_the_funnel_accounts_for_every_text(finished):
     workdir, _ = finished
     card = files.read_json(workdir / "dataset" / "data_card.json")
