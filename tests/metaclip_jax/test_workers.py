@@ -134,19 +134,20 @@ def test_a_pool_makes_what_it_is_told_later_and_no_more(count):
     assert set(children()) <= before
 
 
-def test_a_pool_that_is_told_nothing_ends_at_once():
+def test_a_pool_that_is_told_nothing_ends_at_once(tmp_path, monkeypatch):
     """Its processes are still loading their libraries, or waiting."""
-    before, folders = set(children()), set(os.listdir(tempfile.gettempdir()))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = set(children())
     for seconds in (0, 6):
         pool = workers.Pool(worker_count=2)
         assert len(set(children()) - before) == 2
+        assert list(tmp_path.iterdir())
         time.sleep(seconds)
         start = time.monotonic()
         pool.close()
         assert time.monotonic() - start < 10  # Grain would wait 25 for each
         assert set(children()) <= before
-    left = set(os.listdir(tempfile.gettempdir())) - folders
-    assert not [name for name in left if name.startswith("metaclip_jax_")]
+        assert not list(tmp_path.iterdir())
 
 
 def test_workers_hear_no_signals(folder):
