@@ -189,10 +189,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
     folders = flags.FLAGS.datasets
     cards = [dict(records.open_dataset(folder).data_card) for folder in folders]
-    counts = []
-    for folder in folders:
-        with (files.path(folder) / sink.COUNTS).open("rb") as file:
-            counts.append(pq.read_table(file))
+    counts = [files.read_parquet(os.path.join(f, sink.COUNTS)) for f in folders]
     card, total = merge(cards, counts)
     output = flags.FLAGS.output
     buffer = pa.BufferOutputStream()

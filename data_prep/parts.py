@@ -54,14 +54,13 @@ def exists(folder: str, part: str) -> bool:
 
 def read(folder: str, part: str) -> pa.Table:
     """Returns the part's rows."""
-    with (files.path(folder) / part).open("rb") as f:
-        return pq.read_table(f).replace_schema_metadata(None)
+    return files.read_parquet(files.path(folder) / part).replace_schema_metadata(None)
 
 
 def read_flow(folder: str, part: str) -> pa.RecordBatch:
     """Returns the FLOW rows of the stage that wrote the part."""
-    with (files.path(folder) / part).open("rb") as f:
-        rows = json.loads(pq.read_schema(f).metadata[_FLOW])
+    with files.open_parquet(files.path(folder) / part) as parquet:
+        rows = json.loads(parquet.schema_arrow.metadata[_FLOW])
     return pa.RecordBatch.from_pylist(rows, schema=schema.FLOW)
 
 

@@ -138,9 +138,8 @@ def load(source: epath.PathLike) -> dict[str, Metadata]:
 
 def _read(file: epath.Path, code: str, fingerprint: str) -> Metadata:
     try:
-        with file.open("rb") as opened:
-            columns = pq.read_table(opened).select(SCHEMA.names).to_pydict()
-    except (pa.ArrowException, KeyError) as error:
+        columns = files.read_parquet(file, SCHEMA.names).to_pydict()
+    except ValueError as error:
         raise ValueError(
             f"{file} should be Parquet with the columns {SCHEMA.names}, but: {error}"
         ) from error

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from metaclip_jax import files
 
@@ -128,8 +127,7 @@ def entry_counts(dataset: str, t: Mapping[str, float]) -> list[EntryCounts]:
     """Reads counts.parquet: one item per metadata code, most pool matches first."""
     path = files.path(dataset) / "counts.parquet"
     _require(path, cure="run `python -m data_prep.curate` to the end first")
-    with path.open("rb") as file:
-        table = pq.read_table(file)
+    table = files.read_parquet(path)
     missing = [name for name in _COUNT_COLUMNS if name not in table.column_names]
     if missing:
         raise ValueError(

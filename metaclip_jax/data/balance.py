@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from absl import logging
 from numpy.typing import NDArray
 
@@ -66,8 +65,7 @@ def _threshold(counts: NDArray[np.int64], share: float) -> int:
 def read_counts(dataset: records.Dataset) -> dict[str, NDArray[np.int64]]:
     """Returns how many of the dataset's texts match each entry, by metadata code."""
     path = files.path(dataset.folder) / COUNTS
-    with path.open("rb") as file:
-        table = pq.read_table(file, columns=["metadata", "entry_id", "kept_count"])
+    table = files.read_parquet(path, ["metadata", "entry_id", "kept_count"])
     counts = {}
     for code in sorted(pc.unique(table["metadata"]).to_pylist()):
         rows = table.filter(pc.equal(table["metadata"], code)).sort_by("entry_id")

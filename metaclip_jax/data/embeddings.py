@@ -66,8 +66,7 @@ def has_part(path: str, *, inputs: Mapping[str, Any], rows: int) -> bool:
     """
     if not files.path(path).exists():
         return False
-    with files.path(path).open("rb") as file:
-        parquet = pq.ParquetFile(file)
+    with files.open_parquet(path) as parquet:
         found = (parquet.schema_arrow.metadata or {}).get(_INPUTS, b"{}")
         count = parquet.metadata.num_rows
     if found != _dumps(inputs) or count != rows:
@@ -81,8 +80,7 @@ def has_part(path: str, *, inputs: Mapping[str, Any], rows: int) -> bool:
 
 def read_status(path: str) -> list[str]:
     """The status of each row of a part."""
-    with files.path(path).open("rb") as file:
-        return pq.read_table(file, columns=["status"])["status"].to_pylist()
+    return files.read_parquet(path, ["status"])["status"].to_pylist()
 
 
 def read_manifest(folder: str) -> dict[str, Any]:
@@ -105,8 +103,7 @@ def read_parts(folder: str) -> Iterator[Part]:
     manifest = read_manifest(folder)
     for shard in range(manifest["shards"]):
         path = part_path(folder, shard, manifest["shards"])
-        with files.path(path).open("rb") as file:
-            table = pq.read_table(file, columns=["image_id", "status", "embedding"])
+        table = files.read_parquet(path, ["image_id", "status", "embedding"])
         column = pa.concat_arrays(table["embedding"].chunks)
         yield Part(
             image_ids=table["image_id"].to_pylist(),

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from metaclip_jax import files
@@ -157,3 +159,18 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
         assert len(data) == 100_000
         assert len(set(data)) == 1
     assert writer.exitcode == 0
+
+
+def test_parquet_is_read_whole_or_by_column(tmp_path):
+    table = pa.table({"a": range(10_000), "b": ["x"] * 10_000, "c": [0.5] * 10_000})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=1_000)
+    assert files.read_parquet(tmp_path / "t.parquet").equals(table)
+    found = files.read_parquet(tmp_path / "t.parquet", ["c", "a"])
+    assert found.equals(table.select(["c", "a"]))
+    with pytest.raises(ValueError, match=r"t.parquet should have .* lacks \['d'\]"):
+        files.read_parquet(tmp_path / "t.parquet", ["a", "d"])
+    (tmp_path / "other").write_bytes(b"no Parquet at all")
+    with pytest.raises(ValueError, match="Parquet"):
+        files.read_parquet(tmp_path / "other")
+    with pytest.raises(FileNotFoundError):
+        files.read_parquet(tmp_path / "none")
