@@ -116,20 +116,36 @@ def test_slices_split_the_batch_and_nothing_else():
         sharding.make_mesh(data=-1, fsdp=2, tensor=2, slices=4, devices=two.devices)
 
 
-@pytest.mark.parametrize(
-    ("topology", "slices", "fsdp", "tensor"),
-    [
+@pytest.fixture(
+    params=[
         ("v5p:4x4x8", 1, 1, 1),
         ("v5p:4x4x8", 1, 1, 4),
+        ("v5p:4x4x8", 1, 2, 1),
+        ("v5p:4x4x8", 1, 1, 2),
+        ("v5p:4x4x8", 1, 8, 2),
+        ("v4:2x2x4", 1, 2, 2),
+        ("v6e:4x4", 1, 2, 1),
         ("v5e:16x16", 1, 1, 1),
         ("v5e:16x16", 1, 8, 1),
         ("v5e:4x4", 2, 8, 1),
+        ("v5e:16x16", 2, 8, 1),
+        ("v5p:4x4x4", 2, 2, 2),
     ],
+    ids=lambda param: "-".join(map(str, param)),
 )
-def test_each_host_reads_a_run_of_a_batch(topology, slices, fsdp, tensor):
-    """Though the mesh follows the wires, which go back and forth between hosts."""
+def described(request):
+    """All devices of slices that are not there, and a mesh with such fsdp, tensor."""
+    topology, slices, fsdp, tensor = request.param
     devices = plan.describe_slice(topology, slices=slices).devices
     mesh = sharding.make_mesh(data=-1, fsdp=fsdp, tensor=tensor, devices=devices)
+    assert mesh.shape["fsdp"] == fsdp and mesh.shape["tensor"] == tensor
+    assert mesh.shape["data"] * fsdp * tensor == len(devices)
+    return devices, mesh
+
+
+def test_each_host_reads_a_run_of_a_batch(described):
+    """Though the mesh follows the wires, which go back and forth between hosts."""
+    devices, mesh = described
     size = 2 * len(devices)
     runs = {
         host: sharding.process_run(mesh, size, process=host)
@@ -141,25 +157,8 @@ def test_each_host_reads_a_run_of_a_batch(topology, slices, fsdp, tensor):
     assert counts.min() == counts.max()  # where `tensor` spans hosts, they share
 
 
-@pytest.mark.parametrize(
-    ("topology", "slices", "fsdp", "tensor"),
-    [
-        ("v5p:4x4x8", 1, 2, 1),
-        ("v5p:4x4x8", 1, 1, 2),
-        ("v5p:4x4x8", 1, 8, 2),
-        ("v4:2x2x4", 1, 2, 2),
-        ("v6e:4x4", 1, 2, 1),
-        ("v5e:16x16", 1, 8, 1),
-        ("v5e:4x4", 2, 8, 1),
-        ("v5e:16x16", 2, 8, 1),
-        ("v5p:4x4x4", 2, 2, 2),
-    ],
-)
-def test_mesh_axes_may_take_a_part_of_a_torus(topology, slices, fsdp, tensor):
-    devices = plan.describe_slice(topology, slices=slices).devices
-    mesh = sharding.make_mesh(data=-1, fsdp=fsdp, tensor=tensor, devices=devices)
-    assert mesh.shape["fsdp"] == fsdp and mesh.shape["tensor"] == tensor
-    assert mesh.shape["data"] * fsdp * tensor == len(devices)
+def test_mesh_axes_may_take_a_part_of_a_torus(described):
+    devices, mesh = described
     assert set(mesh.devices.flat) == set(devices)
     # Slices split `data` alone.
     of_slice = np.vectorize(lambda d: getattr(d, "slice_index", 0))(mesh.devices)
