@@ -139,7 +139,7 @@ def load(source: epath.PathLike) -> dict[str, Metadata]:
 def _read(file: epath.Path, code: str, fingerprint: str) -> Metadata:
     try:
         columns = files.read_parquet(file, SCHEMA.names).to_pydict()
-    except ValueError as error:
+    except (pa.ArrowException, ValueError) as error:
         raise ValueError(
             f"{file} should be Parquet with the columns {SCHEMA.names}, but: {error}"
         ) from error
