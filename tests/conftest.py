@@ -1,12 +1,18 @@
 """Eight virtual CPU devices for whatever test starts jax; jax is not imported here.
 
-The quick start on a small web, run once for all tests that look at its results.
+The quick start on a small web, run once for all tests that look at its results; and
+Cloud Storage on loopback.
 """
 
+import contextlib
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -50,3 +56,61 @@ def finished(quickstart, tmp_path_factory):
     """A finished quick start: its folder, and what it printed."""
     workdir = tmp_path_factory.mktemp("quickstart") / "run"
     return workdir, quickstart(workdir)
+
+
+class CloudStorage(NamedTuple):
+    """A running fake-gcs-server with one empty bucket, gs://bucket1."""
+
+    url: str
+    environment: dict[str, str]  # in which gs:// is this server
+    log: Path  # a line a request
+
+    def requests(self) -> list[str]:
+        return self.log.read_text().splitlines()
+
+
+def server_program(name):
+    """The path of a server that tests start, or a skip that says where it is sought."""
+    folder = os.environ.get("METACLIP_TEST_SERVERS", "")
+    found = shutil.which(name) or shutil.which(name, path=folder)
+    if found is None:
+        pytest.skip(f"no {name} on PATH or in the folder $METACLIP_TEST_SERVERS")
+    return found
+
+
+@pytest.fixture(scope="session")
+def cloud_storage(tmp_path_factory):
+    """Returns a context manager that starts a `CloudStorage` of its own."""
+
+    @contextlib.contextmanager
+    def serve():
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        command = [server_program("fake-gcs-server"), "-backend=memory"]
+        command += ["-scheme=http", "-host=127.0.0.1", f"-port={address.split(':')[1]}"]
+        command += [f"-public-host={address}", "-log-level=info"]
+        log = tmp_path_factory.mktemp("storage") / "log"
+        with log.open("w") as file:
+            server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            while "server started" not in log.read_text():
+                assert server.poll() is None, log.read_text()
+            url = f"http://{address}"
+            bucket = urllib.request.Request(
+                f"{url}/storage/v1/b?project=test",
+                data=b'{"name": "bucket1"}',
+                headers={"Content-Type": "application/json"},
+            )
+            urllib.request.urlopen(bucket).close()
+            environment = {
+                **os.environ,
+                "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,  # array_record looks here
+                "STORAGE_EMULATOR_HOST": url,  # gcsfs, and so files.path, looks here
+                "TENSORSTORE_GCS_HTTP_URL": url,  # Orbax's arrays
+            }
+            yield CloudStorage(url, environment, log)
+        finally:
+            server.kill()
+            server.wait()
+
+    return serve

@@ -1,13 +1,11 @@
-"""gs://, served by an emulator: a dataset gives the same batches, in few requests, a
-run's metrics arrive, and a run that was killed goes on from its checkpoint.
+"""gs://, served by fake-gcs-server: a dataset gives the same batches, in few requests,
+a run's metrics arrive, and a run that was killed goes on from its checkpoint.
 
-The emulator speaks Cloud Storage's HTTP interface; gcsfs, array_record's own client and
+The server speaks Cloud Storage's HTTP interface; gcsfs, array_record's own client and
 Orbax's, tensorstore, use it as they use the real one.
 """
 
-import contextlib
 import json
-import logging
 import os
 import re
 import subprocess
@@ -21,13 +19,6 @@ import pytest
 
 from metaclip_jax import files
 from metaclip_jax.data import tokenizer
-
-server = pytest.importorskip(
-    "gcp_storage_emulator.server", reason="pip install gcp-storage-emulator"
-)
-objects = pytest.importorskip("gcp_storage_emulator.handlers.objects")
-storage_errors = pytest.importorskip("gcp_storage_emulator.exceptions")
-plain_download = objects.download
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS, SHARDS = 96, 3
@@ -101,41 +92,6 @@ print(json.dumps(files.read_rows(sys.argv[1])))
 """
 
 
-def download(request, response, storage):
-    """Says which generation of an object it is, as Cloud Storage does.
-
-    tensorstore needs to know what it changes.
-    """
-    with contextlib.suppress(storage_errors.NotFound):
-        stored = storage.get_file_obj(
-            request.params["bucket_name"], request.params["object_id"]
-        )
-        response["x-goog-generation"] = stored["generation"]
-    plain_download(request, response, storage)
-
-
-@contextlib.contextmanager
-def emulator():
-    """Yields the environment in which gs:// is a server of this process."""
-    with contextlib.ExitStack() as stack:
-        # It answers one at a time; callers beyond the queue would wait for seconds.
-        patch = stack.enter_context(pytest.MonkeyPatch.context())
-        patch.setattr("http.server.HTTPServer.request_queue_size", 256)
-        patch.setattr(objects, "download", download)
-        running = stack.enter_context(
-            server.create_server(
-                "127.0.0.1", 0, in_memory=True, default_bucket="bucket1"
-            )
-        )
-        url = f"http://127.0.0.1:{running._api._httpd.server_port}"
-        yield {
-            **os.environ,
-            "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,  # array_record looks here
-            "STORAGE_EMULATOR_HOST": url,  # gcsfs, and so files.path, looks here
-            "TENSORSTORE_GCS_HTTP_URL": url,  # Orbax's arrays
-        }
-
-
 def python(environment, code, *arguments):
     """Runs code in a process of its own; returns what it prints."""
     done = subprocess.run(
@@ -150,7 +106,7 @@ def python(environment, code, *arguments):
 
 
 @pytest.fixture(scope="module")
-def read(tmp_path_factory, write_dataset):
+def read(tmp_path_factory, write_dataset, cloud_storage):
     """What a process reads of a dataset here and there, and the requests it made."""
     folder = tmp_path_factory.mktemp("gcs")
     dataset = write_dataset(
@@ -158,25 +114,17 @@ def read(tmp_path_factory, write_dataset):
     )
     raw = tokenizer.train([f"picture {n} told as {n % 3}" for n in range(9)], 600)
     (folder / "tokenizer.json").write_text(raw.to_str())
-    requests = []
-
-    class Keep(logging.Handler):
-        def emit(self, record):
-            requests.append(record.getMessage())
-
-    log = logging.getLogger("gcp_storage_emulator")
-    log.addHandler(keep := Keep())
-    log.setLevel(logging.INFO)
-    with emulator() as environment:
-        remote = ("gs://bucket1/some/dataset", "gs://bucket1/mark")
-        done = python(environment, READ, dataset, folder / "tokenizer.json", *remote)
-    log.removeHandler(keep)
-    return json.loads(done), requests
+    remote = ("gs://bucket1/some/dataset", "gs://bucket1/mark")
+    with cloud_storage() as storage:
+        done = python(
+            storage.environment, READ, dataset, folder / "tokenizer.json", *remote
+        )
+        return json.loads(done), storage.requests()
 
 
-def test_metrics_on_gs_are_parts_and_an_events_file_that_grows():
-    with emulator() as environment:
-        python(environment, WRITE)
+def test_metrics_on_gs_are_parts_and_an_events_file_that_grows(cloud_storage):
+    with cloud_storage() as storage:
+        python(storage.environment, WRITE)
 
 
 def test_a_dataset_on_gs_gives_the_same_batches(read):
@@ -191,7 +139,7 @@ def test_blocks_take_a_request_each_where_single_records_take_one_each(read):
     _, requests = read
     marks = [
         next(i for i, line in enumerate(requests) if name in line)
-        for name in ("global-begins", "blocks-begins", "mark%2Fends")
+        for name in ("global-begins", "blocks-begins", "mark/ends")
     ]
     counts = []
     for start, end in zip(marks, marks[1:], strict=False):
@@ -228,8 +176,8 @@ def start(environment, workdir, *, folder):
     )
 
 
-def is_there(environment, name):
-    url = f"{environment['STORAGE_EMULATOR_HOST']}/storage/v1/b/bucket1/o/"
+def is_there(storage, name):
+    url = f"{storage.url}/storage/v1/b/bucket1/o/"
     try:
         with urllib.request.urlopen(url + name.replace("/", "%2F")):
             return True
@@ -237,19 +185,22 @@ def is_there(environment, name):
         return False
 
 
-def test_a_run_on_gs_that_is_killed_goes_on_as_if_it_had_not(tmp_path, write_dataset):
+def test_a_run_on_gs_that_is_killed_goes_on_as_if_it_had_not(
+    tmp_path, write_dataset, cloud_storage
+):
     """Its dataset, tokenizer, checkpoints and rows are all there."""
     write_dataset(tmp_path / "dataset", record_count=RECORDS, shard_count=SHARDS)
     raw = tokenizer.train([f"picture {n} told as {n % 3}" for n in range(9)], 600)
     (tmp_path / "tokenizer.json").write_text(raw.to_str())
     straight = start(os.environ, tmp_path / "run", folder=tmp_path)
-    with emulator() as environment:
+    with cloud_storage() as storage:
+        environment = storage.environment
         remote = {"workdir": "gs://bucket1/run", "folder": "gs://bucket1/data"}
         python(environment, COPY, tmp_path, remote["folder"])
         killed = start(environment, **remote)
         whole = f"run/checkpoints/{CHECKPOINT}/commit_success.txt"
         deadline = time.monotonic() + 200
-        while not is_there(environment, whole) and killed.poll() is None:
+        while not is_there(storage, whole) and killed.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         killed.kill()
