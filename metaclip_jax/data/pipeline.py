@@ -22,6 +22,7 @@ from metaclip_jax.data import (
     mixture,
     order,
     records,
+    shared_memory,
     texts,
     tokenizer,
     workers,
@@ -231,7 +232,7 @@ class Batches:
 
     def __next__(self) -> batch.Batch:
         made = next(self._made)
-        workers.unname(made.batch.values())
+        shared_memory.unlink(made.batch.values())
         self.examples += len(made.batch["position"])
         truncated = made.batch["truncated"]
         self.truncated += int(truncated.sum())

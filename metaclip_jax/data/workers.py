@@ -17,10 +17,9 @@ import resource
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
@@ -28,11 +27,11 @@ from typing import Any
 
 import cv2
 import grain
-import numpy as np
 from absl import flags, logging
 
+from metaclip_jax.data import shared_memory
+
 _ROWS_PER_TASK = 16  # what a thread decodes at a time
-_SHARED_MEMORY = "/dev/shm"
 _STATUS = "/proc/self/status"  # Linux
 _MIB = 1 << 20
 _LIBRARIES_MIB = 300  # of a process, about
@@ -99,7 +98,7 @@ class Pool:
         self._made: grain.DatasetIterator[Any] | None = None
         self._processes: list[multiprocessing.process.BaseProcess] = []
         if worker_count:
-            self._folder = tempfile.TemporaryDirectory(prefix="metaclip_jax_")
+            self._owner = shared_memory.Owner()
             self._start_processes()
 
     def __enter__(self) -> "Pool":
@@ -129,7 +128,7 @@ class Pool:
             with _signals_held():
                 self._made.start_prefetch()
         else:
-            _Told(self._folder.name).tell(make, steps)
+            _Told(self._owner.folder).tell(make, steps)
         return itertools.islice(self._made, len(steps))
 
     def close(self) -> None:
@@ -141,7 +140,7 @@ class Pool:
         if self._made is not None:
             self._made.close()
         if self.worker_count:
-            self._folder.cleanup()
+            self._owner.close()
 
     def _dataset(
         self, make: Callable[[int], Any], steps: range
@@ -156,13 +155,16 @@ class Pool:
     def _start_processes(self) -> None:
         if not flags.FLAGS.is_parsed():  # Grain hands its flags to the workers
             flags.FLAGS.mark_as_parsed()
-        ahead = self._dataset(_Told(self._folder.name), range(sys.maxsize)).mp_prefetch(
+        made = self._dataset(_Told(self._owner.folder), range(sys.maxsize))
+        ahead = made.map(
+            functools.partial(shared_memory.share, self._owner.prefix)
+        ).mp_prefetch(
             # A worker's own buffer holds what it makes ahead; each more here would be
             # two more batches in shared memory.
             grain.MultiprocessingOptions(
                 num_workers=self.worker_count, per_worker_buffer_size=1
             ),
-            worker_init_fn=functools.partial(_start_worker, self._folder.name),
+            worker_init_fn=_start_worker,
         )
         before = set(multiprocessing.active_children())
         self._made = iter(ahead)
@@ -180,13 +182,13 @@ class Pool:
 class _Told:
     """Makes what a file says, once it is there; a copy in each worker process."""
 
-    def __init__(self, folder: str) -> None:
-        self._file = Path(folder) / "work"
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "work"
         self._lock = threading.Lock()
         self._work: tuple[Callable[[int], Any], range] | None = None
 
-    def __reduce__(self) -> tuple[type, tuple[str]]:
-        return _Told, (str(self._file.parent),)
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return _Told, (self._file.parent,)
 
     def tell(self, make: Callable[[int], Any], steps: range) -> None:
         """Says to all copies what they are to make."""
@@ -204,18 +206,6 @@ class _Told:
                     time.sleep(_SECONDS_TO_LOOK)
         make, steps = self._work
         return make(steps[index]) if index < len(steps) else _NO_BATCH
-
-
-def unname(arrays: Iterable[np.ndarray]) -> None:
-    """Takes the names from arrays in shared memory: now it goes when they go.
-
-    Grain removes a name when its array goes, by a thread, which does not outlive the
-    process: what a reader holds to the end would be left, and reported as leaked.
-    """
-    for array in arrays:
-        if memory := getattr(array, "shm", None):
-            memory.unlink()
-            vars(array)["_unlink_on_del"] = False
 
 
 def plan_memory(
@@ -238,7 +228,7 @@ def plan_memory(
     """
     # Being made (two threads), ready, and the one that was asked for.
     own = (min(prefetch, 2) + prefetch + 1) * batch_bytes + held_bytes
-    shared = shared_memory(worker_count=worker_count, batch_bytes=batch_bytes)
+    shared = shared_bytes(worker_count=worker_count, batch_bytes=batch_bytes)
     logging.info(
         "loader: %s, each with at most %d MiB of batches, about %d MiB of stored "
         "records and file indexes, and %d MiB of libraries%s",
@@ -251,19 +241,19 @@ def plan_memory(
         if worker_count
         else "",
     )
-    if shared and os.path.isdir(_SHARED_MEMORY):
-        free = shutil.disk_usage(_SHARED_MEMORY).free
+    if shared and shared_memory.FOLDER.is_dir():
+        free = shutil.disk_usage(shared_memory.FOLDER).free
         if shared > free:
             raise ValueError(
-                f"{worker_count} workers hand over batches in {_SHARED_MEMORY}, which "
-                f"takes up to {shared // _MIB} MiB, but {free // _MIB} are free: lower "
-                "data.worker_count or global_batch, or give the machine more shared "
-                "memory (containers: --shm-size)"
+                f"{worker_count} workers hand over batches in {shared_memory.FOLDER}, "
+                f"which takes up to {shared // _MIB} MiB, but {free // _MIB} are free: "
+                "lower data.worker_count or global_batch, or give the machine more "
+                "shared memory (containers: --shm-size)"
             )
     return own
 
 
-def shared_memory(*, worker_count: int, batch_bytes: int) -> int:
+def shared_bytes(*, worker_count: int, batch_bytes: int) -> int:
     """Returns the most bytes of shared memory that all workers' batches take.
 
     What the reader still holds of batches before its last one comes on top.
@@ -299,7 +289,7 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker(folder: str, worker_index: int, worker_count: int) -> None:
+def _start_worker(worker_index: int, worker_count: int) -> None:
     """Sets up a worker process; in particular, it ends when its parent does."""
     del worker_index, worker_count
     cv2.setNumThreads(1)
@@ -310,7 +300,7 @@ def _start_worker(folder: str, worker_index: int, worker_count: int) -> None:
 
     def end_with_parent() -> None:
         connection.wait([parent.sentinel])  # readable once the parent is gone
-        shutil.rmtree(folder, ignore_errors=True)
+        shared_memory.remove_abandoned()
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()

@@ -74,7 +74,7 @@ def test_a_worker_holds_no_more_than_was_said(folder):
         worker_count=1, prefetch=2, batch_bytes=batch, held_bytes=0
     )
     assert bound == 5 * batch
-    bound += workers.shared_memory(worker_count=1, batch_bytes=batch)  # mapped
+    bound += workers.shared_bytes(worker_count=1, batch_bytes=batch)  # mapped
     base = peak(folder, image_size=8)
     grown = peak(folder, image_size=224) - base
     assert 2 * batch < grown < bound + 16 * MIB  # what one thread decodes at a time
@@ -104,7 +104,7 @@ def test_shared_memory_holds_no_more_than_was_said_and_nothing_afterwards(
     for _ in range(12):
         kept = next(stream)
         most = max(most, held(batch, size))
-    bound = workers.shared_memory(worker_count=count, batch_bytes=one)
+    bound = workers.shared_bytes(worker_count=count, batch_bytes=one)
     pages = 4_096 * 6 * bound // one  # arrays end inside a page
     assert most <= bound + pages
     stream.close()
