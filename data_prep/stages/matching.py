@@ -52,7 +52,7 @@ class ParseWarc(beam.DoFn):
         lost_files: Counter = Counter()
         lost_pages: Counter = Counter()
         lost_texts: Counter = Counter()
-        pages = rows = 0
+        pages = rows = waiting_rows = 0
         waiting: list[pa.RecordBatch] = []
         for page in warc.read_pages(path, max_page_bytes=self._max_page_bytes):
             if isinstance(page, warc.LostFile):
@@ -64,11 +64,14 @@ class ParseWarc(beam.DoFn):
             candidates, lost = html.parse_page(page, **self._limits)
             lost_texts += lost
             pages += 1
+            if not candidates.num_rows:
+                continue
             rows += candidates.num_rows
+            waiting_rows += candidates.num_rows
             waiting.append(candidates)
-            if sum(b.num_rows for b in waiting) >= _BATCH_ROWS:
+            if waiting_rows >= _BATCH_ROWS:
                 yield _concat(waiting)
-                waiting = []
+                waiting, waiting_rows = [], 0
         if waiting:
             yield _concat(waiting)
         broken, missing = sum(lost_files.values()), sum(lost_pages.values())
