@@ -78,4 +78,9 @@ def test_what_is_found_is_what_the_url_standard_says(address):
         assert url == ada_url.URL(address, PAGE).href.partition("#")[0]
         assert url == ada_url.URL(url).href
     else:
-        assert reason in ("no_image_url", "bad_url", "image_url_too_long")
+        assert reason in (
+            "no_image_url",
+            "bad_url",
+            "image_url_not_http",
+            "image_url_too_long",
+        )
