@@ -35,6 +35,7 @@ DATA = [
     "pyahocorasick",
     "selectolax",
     "simplejpeg",
+    "webencodings",
 ]
 TRAIN = [
     "flax>=0.12.8",
