@@ -21,7 +21,7 @@ import aiohttp
 from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 from yarl import URL
 
-from data_prep.images import addresses
+from data_prep.images import addresses, heads
 
 OK = "ok"
 
@@ -127,7 +127,7 @@ def _session(
     pinned: Mapping[str, tuple[str, int]], user_agent: str
 ) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
+        connector=heads.Connector(
             limit=0,  # the semaphores bound it; waiting here would count as timeout
             resolver=addresses.Resolver(pinned),
             socket_factory=addresses.socket_factory(set(pinned.values())),
@@ -137,6 +137,8 @@ def _session(
         headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
         timeout=aiohttp.ClientTimeout(total=None),  # one clock: asyncio.timeout
         trust_env=False,  # a proxy would connect in our place, unchecked
+        max_field_size=heads.MAX_HEAD_BYTES,
+        max_headers=heads.MAX_HEAD_BYTES,
     )
 
 

@@ -1,7 +1,9 @@
 """The downloader byte by byte: what it asks for, and which answers it takes."""
 
+import gzip
 import socket
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from data_prep.images import download
 
 HOST = "http://images.example"
-BODY = b"\xff\xd8 not quite a picture"
+BODY = b"\xff\xd8\xff not quite a picture"  # 23 bytes
 
 
 def answer(headers=b"", status=b"200 OK", body=BODY, version=b"HTTP/1.1"):
@@ -23,6 +25,7 @@ def answer(headers=b"", status=b"200 OK", body=BODY, version=b"HTTP/1.1"):
 def serving(decide):
     """A server on loopback: `decide` maps the raw target to the bytes of the answer.
 
+    Or to an iterable of its pieces, which are sent one by one.
     Yields the port and the heads of all requests, as they came.
     """
     heads = []
@@ -37,7 +40,9 @@ def serving(decide):
                 head += got
             heads.append(head)
             try:
-                connection.sendall(decide(head.split(b" ")[1]))
+                reply = decide(head.split(b" ")[1])
+                for piece in [reply] if isinstance(reply, bytes) else reply:
+                    connection.sendall(piece)
                 connection.shutdown(socket.SHUT_WR)
                 while connection.recv(1 << 16):
                     pass
@@ -185,3 +190,163 @@ def test_a_host_name_is_requested_in_ascii(written, host):
         (found,) = fetch(port, [written], hosts=[host])
     assert found.status == "ok"
     assert f"\r\nHost: {host}\r\n".encode() in heads[0]
+
+
+HEADERS = {
+    "one long value": b"Content-Security-Policy: " + b"a" * 9_000 + b"\r\n",
+    "a longer value": b"Set-Cookie: " + b"a" * 20_000 + b"\r\n",
+    "the longest value": b"X: " + b"a" * 250_000 + b"\r\n",
+    "a long name": b"X" * 20_000 + b": 1\r\n",
+    "many cookies": b"Set-Cookie: a=b; path=/\r\n" * 2_000,
+    "many names": b"".join(b"X-%d: 1\r\n" % i for i in range(2_000)),
+    "the length twice": b"Content-Length: 23\r\n",
+    "the length in a list": b"content-length: 23, 23\r\n",
+    "the length with zeros": b"Content-Length: 023\r\n",
+    "a length that is no number": b"Content-Length: many\r\n",
+    "a space in a name": b"Bad Header: 1\r\n",
+    "a space after a name": b"X-Server : 1\r\n",
+    "odd names": b'(x)[y]/{z}@\xe9=\xff: 1\r\nX,Y;Z: 2\r\n"a": 3\r\n',
+    "no name": b": 1\r\n",
+    "no colon": b"Header\r\n",
+    "no value": b"Server:\r\nVia: \r\n",
+    "a folded value": b"X-Long: one\r\n two\r\n\tthree\r\n",
+    "a fold before all": b" folded: 1\r\n",
+    "values of any bytes": b"X: \x01\x7f\x80\xff\xe7\x8c\xab\r\n",
+    "a bare carriage return": b"X: a\rb\r\n",
+    "a nought": b"X: a\x00b\r\n",
+    "bare line feeds": b"X: 1\nY: 2\n",
+    "an unknown coding": b"Content-Encoding: utf-8\r\n",
+    "an empty coding": b"Content-Encoding:\r\n",
+    "no coding": b"Content-Encoding: identity\r\n",
+    "an old key": b"Sec-WebSocket-Key1: 1\r\n",
+    "an upgrade": b"Upgrade: h2,h2c\r\nConnection: Upgrade\r\n",
+    "a bad date": b"Date: yesterday\r\nExpires: 0\r\nExpires: -1\r\n",
+}
+STARTS = {
+    "old": b"HTTP/1.0 200 OK\r\n",
+    "new": b"HTTP/2 200\r\n",
+    "no reason": b"HTTP/1.1 200\r\n",
+    "an odd reason": b"HTTP/1.1 200 \xe9\x01:\r\n",
+    "a long reason": b"HTTP/1.1 200 " + b"a" * 20_000 + b"\r\n",
+    "spaces": b"HTTP/1.1   200   OK \r\n",
+    "small letters": b"http/1.1 200 ok\r\n",
+    "radio": b"ICY 200 OK\r\n",
+    "line ends before": b"\r\n\r\n\nHTTP/1.1 200 OK\r\n",
+    "a bare line feed": b"HTTP/1.1 200 OK\n",
+    "early hints": b"HTTP/1.1 103 \r\nLink: a\r\n\r\nHTTP/1.1 200 OK\r\n",
+    "to go on": b"HTTP/1.1 100 Continue\n\n" * 3 + b"HTTP/1.1 200 OK\r\n",
+}
+
+
+def statuses(answers, **options):
+    with serving(lambda target: answers[int(target[1:])]) as (port, _):
+        found = fetch(port, [f"{HOST}/{i}" for i in range(len(answers))], **options)
+    return [result.status for result in found]
+
+
+def test_heads_that_browsers_take_are_taken():
+    answers = {name: answer(headers) for name, headers in HEADERS.items()}
+    for name, start in STARTS.items():
+        answers[name] = start + b"Content-Length: 23\r\n\r\n" + BODY
+        answers[f"{name}, to the end"] = start + b"Server: a\r\n\r\n" + BODY
+    found = dict(zip(answers, statuses(list(answers.values())), strict=True))
+    assert found == dict.fromkeys(answers, "ok")
+
+
+def test_chunks_are_read_however_they_are_announced():
+    body = b"3\r\nabc\r\n4;name=value\r\ndefg\r\n0\r\nTrailer: 1\r\n\r\n"
+    start = b"HTTP/1.1 200 OK\r\n"
+    headers = (
+        b"Transfer-Encoding: chunked\r\n",
+        b"transfer-encoding: Chunked\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: identity, chunked\r\n",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 9999\r\n",
+        b"Content-Length: 1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n",
+    )
+    answers = [start + header + b"\r\n" + body for header in headers]
+    with serving(lambda target: answers[int(target[1:])]) as (port, _):
+        found = fetch(port, [f"{HOST}/{i}" for i in range(len(answers))])
+    assert {(result.status, result.body) for result in found} == {("ok", b"abcdefg")}
+
+
+def test_zipped_bodies_are_read_by_either_name():
+    zipped = gzip.compress(BODY)
+    names = (b"gzip", b"GZIP", b"x-gzip", b"gzip,", b" , gzip")
+    answers = [
+        answer(b"Content-Encoding: " + name + b"\r\n", body=zipped) for name in names
+    ]
+    with serving(lambda target: answers[int(target[1:])]) as (port, _):
+        found = fetch(port, [f"{HOST}/{i}" for i in range(len(answers))])
+    assert {result.body for result in found} == {BODY}
+
+
+@pytest.mark.parametrize(
+    ("reply", "status"),
+    [
+        (answer(b"X: " + b"a" * 300_000 + b"\r\n"), "bad_http"),
+        (answer(b"X: 1\r\n" * 60_000), "bad_http"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"a" * 300_000, "bad_http"),
+        (b"HTTP/1.1 103 \r\n\r\n" * 20_000, "bad_http"),
+        (b"\r\n" * 200_000, "bad_http"),
+        (answer(b"Content-Length: 24\r\n"), "bad_http"),
+        (answer(b"Content-Length: 23, 2\r\n"), "bad_http"),
+        (b"HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\n\r\n", "bad_http"),
+        (b"HTTP/1.1 20 OK\r\n\r\n" + BODY, "bad_http"),
+        (b"HTTP/1.1 2000 OK\r\n\r\n" + BODY, "bad_http"),
+        (b"HTTP/1.1 OK\r\n\r\n" + BODY, "bad_http"),
+        (b"<html>\r\n\r\n</html>", "bad_http"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "bad_http"),
+        (b"\x16\x03\x01\x02\x00", "bad_http"),
+        (b"HTTP/1.1 200 OK\r\nContent-Len", "connection"),
+        (b"", "connection"),
+        (answer()[:-1], "truncated_body"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 18 + b"\r\n\r\n", "too_large"),
+    ],
+)
+def test_heads_that_are_none_and_heads_without_end_have_their_status(reply, status):
+    assert statuses([reply]) == [status]
+
+
+def test_a_head_may_come_in_any_pieces():
+    whole = [
+        b"\r\n" + answer(b"Bad Header: 1\r\n"),
+        STARTS["early hints"] + b"Server: a\n\n" + BODY,
+        answer(b"Location: /0\r\n", b"302 Found", b""),
+    ]
+
+    def pieces(reply, at):
+        yield reply[:at]
+        time.sleep(0.001)  # so that the pieces do not leave together
+        yield reply[at:]
+
+    replies = [pieces(reply, at) for reply in whole for at in range(len(reply))]
+    found = statuses([answer(), *replies])
+    assert found == ["ok"] * len(found)
+
+
+def test_a_connection_serves_one_odd_head_after_the_other():
+    """Kept alive: where one answer ends the next head begins."""
+    replies = [
+        b"HTTP/1.1 100 \r\n\r\nHTTP/1.1 200 OK\r\nBad Header: 1\r\n"
+        b"Content-Length: 23\r\nContent-Length: 23\r\n\r\n" + BODY,
+        b"HTTP/1.1 404 \r\nno colon\r\nContent-Length: 0\r\n\r\n",
+        b"\r\nHTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n1\r\na\r\n0\r\n\r\n",
+        answer(),
+    ]
+    served = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            connection, _ = listener.accept()
+            with connection:
+                for reply in replies:
+                    served.append(connection.recv(1 << 16))
+                    connection.sendall(reply)
+
+        server = threading.Thread(target=serve)
+        server.start()
+        urls = [f"{HOST}/{i}" for i in range(len(replies))]
+        found = fetch(listener.getsockname()[1], urls, per_host=1)
+        server.join()
+    assert targets(served) == [f"/{i}" for i in range(len(replies))]
+    assert [r.status for r in found] == ["ok", "http_404", "ok", "ok"]
