@@ -16,6 +16,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
+from data_prep import config as config_lib
 from data_prep import language
 from data_prep.metadata import store, wikipedia
 from data_prep.sources import html, warc
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> None:
     config, output = _CONFIG.value, _OUTPUT.value
     if not (config and output and config.warc):
         raise app.UsageError("wanted --config, --output and --config.warc")
+    config_lib.check_metadata(config)
     check_languages(config.languages)
     pages = _matching(config.warc, "warc")
     views = _matching(config.pageviews, "pageviews") if config.pageviews else []

@@ -12,6 +12,9 @@ Recipes in configs/ are short diffs of these and are loaded by path:
 
 from ml_collections import ConfigDict, config_dict
 
+from metaclip_jax import ranges
+from metaclip_jax.ranges import Range
+
 
 def _locked(values: dict) -> ConfigDict:
     """Locked: a mistyped key is an error that names the nearest one."""
@@ -100,3 +103,130 @@ def curate() -> ConfigDict:
             },
         }
     )
+
+
+# The values that each key may have. A new key gets a row here, or a test fails. The
+# forms of a row are listed above the table in metaclip_jax/config.py.
+# What must hold between keys is in `_across_curate` and `_across_metadata`.
+_COUNT = Range(int, least=1)
+_COUNT_OR_NONE = Range(int, least=0)
+_PATH = Range(str, pattern=r"(?s).*\S.*", form="a path or glob", also=(None,))
+
+_PAGES: dict[str, Range] = {
+    "pages.max_page_bytes": _COUNT,
+    "pages.max_texts_per_page": _COUNT,
+    "pages.max_text_chars": _COUNT,
+    "pages.max_url_chars": _COUNT,
+}
+
+METADATA_RANGES: dict[str, Range] = {
+    "warc": _PATH,
+    "pageviews": _PATH,
+    "languages": Range(
+        tuple,
+        each=Range(
+            str, pattern="[a-z]+(-[a-z]+)*", form="a language code such as 'en'"
+        ),
+    ),
+    "unigram_min_count": _COUNT,
+    "max_unigrams": _COUNT_OR_NONE,
+    "bigram_min_pmi": Range(float),
+    "bigram_min_count": _COUNT,
+    "max_bigrams": _COUNT_OR_NONE,
+    "title_min_views": _COUNT_OR_NONE,
+    "max_titles": _COUNT_OR_NONE,
+    **_PAGES,
+}
+
+CURATE_RANGES: dict[str, Range] = {
+    # What TFDS takes, and file systems with the rest of a file's name.
+    "name": Range(
+        str,
+        pattern="[a-z][a-z0-9_]{0,99}",
+        form="a letter a to z, then letters a to z, digits and _ (100 in all at most)",
+    ),
+    "seed": Range(int, least=0, most=2**32 - 1),
+    "warc": _PATH,
+    "metadata": _PATH,
+    "partitions": Range(int, least=1, most=99_999),  # five digits in file names
+    **_PAGES,
+    "matching.mode": Range(str, choices=("v1", "v2", "fixed")),
+    "matching.engine": Range(str, choices=("numba", "pyahocorasick")),
+    "language.identifier": Range(
+        str,
+        pattern=r"lid176|[\w.]+:\w+",
+        form="'lid176' or 'package.module:name'",
+    ),
+    "sample_images": _COUNT_OR_NONE,
+    "balance.rule": Range(str, choices=("v1", "v2", "online")),
+    "balance.t": _COUNT_OR_NONE,
+    "balance.tail_share": Range(float, least=0, most=1),
+    "balance.slack": Range(float, least=1),
+    "download.host_map": Range(
+        str,
+        pattern=r"([^\s=,]+=[^\s=,]+:\d{1,5}(,|$))*",
+        form="HOST=ADDRESS:PORT,... such as 'images.example=127.0.0.1:8000'",
+    ),
+    "download.user_agent": Range(
+        str,
+        pattern="[!-~]([ -~]*[!-~])?",
+        form="who you are, in printable ASCII, such as 'my-crawler me@my.example'",
+    ),
+    "download.concurrency": Range(int, least=1, most=65_535),
+    "download.per_host": _COUNT,
+    "download.timeout_seconds": Range(float, above=0),
+    "download.retries": Range(int, least=0, most=100),
+    "download.max_bytes": _COUNT,
+    "images.min_side": _COUNT,
+    "images.max_side": Range(int, least=1, most=65_500),  # JPEG holds no more
+    "images.max_aspect": Range(float, least=1),
+    "images.max_pixels": _COUNT,
+}
+
+
+def check_metadata(config: ConfigDict) -> None:
+    """Refuses a config of `metadata` with values that cannot be meant.
+
+    Raises:
+      ValueError: names all keys that are wrong: want, got, cure.
+    """
+    ranges.check(
+        config, table=METADATA_RANGES, default=metadata(), across=_across_metadata
+    )
+
+
+def check_curate(config: ConfigDict) -> None:
+    """Refuses a config of `curate` with values that cannot be meant.
+
+    Raises:
+      ValueError: names all keys that are wrong: want, got, cure.
+    """
+    ranges.check(config, table=CURATE_RANGES, default=curate(), across=_across_curate)
+
+
+def _across_metadata(config: ConfigDict) -> list[str]:
+    """Says what is wrong among keys of which each by itself is right."""
+    if config.max_unigrams or config.max_bigrams or config.max_titles:
+        return []
+    return [
+        "config.max_unigrams, config.max_bigrams and config.max_titles are all 0:"
+        " wanted a metadata with entries; raise one"
+    ]
+
+
+def _across_curate(config: ConfigDict) -> list[str]:
+    """Says what is wrong among keys of which each by itself is right."""
+    images = config.images
+    rules = [
+        (
+            images.max_side >= images.min_side,
+            f"config.images.max_side={images.max_side}: wanted at least"
+            f" config.images.min_side={images.min_side}, or no image is kept",
+        ),
+        (
+            images.max_pixels >= images.min_side**2,
+            f"config.images.max_pixels={images.max_pixels}: wanted at least the square"
+            f" of config.images.min_side={images.min_side}, or no image is kept",
+        ),
+    ]
+    return [text for holds, text in rules if not holds]

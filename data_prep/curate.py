@@ -27,6 +27,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
+from data_prep import config as config_lib
 from data_prep import data_card, drops, language, parts, schema, steps
 from data_prep.images import addresses
 from data_prep.matching import Matcher
@@ -108,6 +109,9 @@ def plan(
         raise app.UsageError(
             "wanted --workdir, --output, --config.warc and --config.metadata"
         )
+    config_lib.check_curate(config)
+    addresses.read_host_map(config.download.host_map)
+    language.load_identifier(config.language.identifier)
     metadata = store.load(config.metadata)
     # How images are fetched does not decide the result: a run may go on with other
     # limits or addresses.
@@ -116,8 +120,6 @@ def plan(
     pages = files.glob(values.pop("warc"))
     if not pages:
         raise ValueError(f"config.warc={config.warc!r} matches no file")
-    check_balance(config.balance)
-    language.load_identifier(config.language.identifier)
     inputs = {
         "config": values,
         "warc": [[p.name, p.stat().length] for p in map(files.path, pages)],
@@ -135,26 +137,6 @@ def plan(
         workdir=workdir,
         output=output,
     )
-
-
-def check_balance(wanted: ConfigDict) -> None:
-    """Refuses values of config.balance that cannot be meant."""
-    if wanted.rule not in steps.RULES:
-        raise ValueError(
-            f"config.balance.rule={wanted.rule!r} is unknown; there are "
-            f"{', '.join(steps.RULES)}"
-        )
-    if not wanted.slack >= 1:
-        raise ValueError(f"config.balance.slack={wanted.slack} must be 1 or more")
-    if not (wanted.t >= 1 or wanted.t == 0):
-        raise ValueError(
-            f"config.balance.t={wanted.t} must be 1 or more; 0 takes it from "
-            "config.balance.tail_share"
-        )
-    if not 0 <= wanted.tail_share <= 1:
-        raise ValueError(
-            f"config.balance.tail_share={wanted.tail_share} must be within 0 to 1"
-        )
 
 
 def beam_options(arguments: list[str]) -> PipelineOptions:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
+from metaclip_jax import ranges
+from metaclip_jax.ranges import Range
+
 if TYPE_CHECKING:
     from metaclip_jax.models.clip import Architecture
 
@@ -142,6 +145,229 @@ def _data() -> ConfigDict:
     data.prefetch = 4  # batches made ahead of the step, in each process
     data.device_prefetch = 2  # batches that wait on the devices
     return data
+
+
+# The values that each key may have. A new key gets a row here, or a test fails:
+#   Range(int, least=1)                          bounds: least, most (inclusive), above,
+#   Range(float, least=0, below=1)               below (exclusive); floats are finite
+#   Range(int, least=1, also=(-1,))              single values beside the range
+#   Range(str, choices=("a", "b"))               one of several words
+#   Range(str, pattern="[a-z]+", form="...")     a form: an expression, and its words
+#   Range(tuple, parts=(Range(...), ...))        a tuple of so many items
+#   Range(tuple, each=Range(...))                a tuple of any length
+# What must hold between keys is in `_across`.
+_ANY_TEXT = Range(str)
+_FOLDER = Range(str, pattern=r"(?s).*\S.*", form="a folder")
+_SOURCE = Range(str, pattern=r"(?s).*\S.*", form="a text source")
+_COUNT = Range(int, least=1)
+_COUNT_OR_NONE = Range(int, least=0)
+_AXIS = Range(int, least=1, also=(-1,))
+_SHARE = Range(float, least=0, most=1)
+
+RANGES: dict[str, Range] = {
+    "dataset": _ANY_TEXT,
+    "tokenizer": _ANY_TEXT,
+    "vocabulary": Range(str, choices=("", "clip", "xlm_v", "mt5", "siglip")),
+    "init_from": _ANY_TEXT,
+    # Steps are counted in 32 bits, and pairs seen in the 53 of a float.
+    "global_batch": Range(int, least=1, most=2**22),
+    "total_steps": Range(int, least=1, most=2**31 - 1),
+    "seed": Range(int, least=0, most=2**32 - 1),  # jax.random takes no more bits
+    "microbatches": _COUNT,
+    "patch_dropout": Range(float, least=0, below=1),
+    "max_skipped_steps": _COUNT,
+    "log_every_steps": _COUNT_OR_NONE,
+    "checkpoint_every_steps": _COUNT_OR_NONE,
+    "eval_every_steps": _COUNT_OR_NONE,
+    "image_size": Range(int, least=1, most=65_535),
+    "dtype": Range(str, choices=("float32", "bfloat16")),
+    "loss": Range(str, choices=("softmax", "sigmoid")),
+    "loss_form": Range(str, choices=("gathered", "ring")),
+    "loss_chunk": _COUNT,
+    "cpu_devices": Range(int, least=0, most=1_024),
+    "compilation_cache": _ANY_TEXT,
+    "mesh.data": _AXIS,
+    "mesh.fsdp": _COUNT,
+    "mesh.tensor": _COUNT,
+    "mesh.slices": _AXIS,
+    "model.family": Range(str, choices=("clip", "siglip")),
+    "model.patch_size": _COUNT,
+    "model.vision_width": _COUNT,
+    "model.vision_layers": Range(int, least=2, most=1_000),  # the last stands alone
+    "model.vision_heads": _COUNT,
+    "model.vision_mlp_width": _COUNT_OR_NONE,
+    "model.text_width": _COUNT,
+    "model.text_layers": Range(int, least=2, most=1_000),
+    "model.text_heads": _COUNT,
+    "model.text_mlp_width": _COUNT_OR_NONE,
+    "model.context_length": Range(int, least=3),  # begin, a token, end
+    "model.embed_dim": _COUNT,
+    "model.activation": Range(str, choices=("quick_gelu", "gelu", "gelu_tanh")),
+    "model.text_pool": Range(str, choices=("eos", "argmax", "last")),
+    "model.attention": Range(str, choices=("xla", "cudnn")),
+    "model.remat": Range(str, choices=("none", "dots", "full")),
+    "optimizer.peak_lr": Range(float, above=0),
+    "optimizer.warmup_steps": _COUNT_OR_NONE,
+    # Within 32 bits: 1 - beta and epsilon must not vanish there.
+    "optimizer.beta1": Range(float, least=0, most=0.999999),
+    "optimizer.beta2": Range(float, least=0, most=0.999999),
+    "optimizer.epsilon": Range(float, least=1e-30),
+    "optimizer.weight_decay": Range(float, least=0),
+    "optimizer.first_moment_dtype": Range(str, choices=("float32", "bfloat16")),
+    "data.mixture": Range(
+        tuple,
+        each=Range(
+            tuple, parts=(_FOLDER, Range(float, above=0, form="a weight above 0"))
+        ),
+    ),
+    "data.order": Range(str, choices=("global", "blocks")),
+    "data.block_records": _COUNT,
+    "data.window_blocks": _COUNT,
+    "data.crop_scale": Range(
+        tuple,
+        parts=(
+            Range(float, above=0, most=1, form="least share above 0"),
+            Range(float, above=0, most=1, form="most share of at most 1"),
+        ),
+    ),
+    "data.flip": Range(bool),
+    "data.colour": Range(float, least=0, below=1),
+    "data.text_source_weights": Range(
+        tuple,
+        each=Range(
+            tuple,
+            parts=(_SOURCE, Range(float, least=0, form="a weight of at least 0")),
+        ),
+    ),
+    "data.synthetic_sources": Range(tuple, each=_SOURCE),
+    "data.synthetic_share": _SHARE,
+    "data.online_t": _COUNT_OR_NONE,
+    "data.online_tail_share": _SHARE,
+    "data.max_replaced_share": _SHARE,
+    "data.read_threads": Range(int, least=1, most=1_024),
+    "data.worker_count": Range(int, least=0, most=1_024),
+    "data.prefetch": _COUNT_OR_NONE,
+    "data.device_prefetch": _COUNT_OR_NONE,
+    "checkpoint.keep_last": _COUNT,
+    "checkpoint.keep_every_steps": _COUNT_OR_NONE,
+    "checkpoint.keep_best": _ANY_TEXT,
+    "tensorboard": Range(bool),
+    "wandb": _ANY_TEXT,
+    "profile.first_step": _COUNT_OR_NONE,
+    "profile.last_step": _COUNT_OR_NONE,
+    "evaluation.held_out": _ANY_TEXT,
+    "evaluation.batch": _COUNT,
+    "evaluation.bootstrap_samples": _COUNT,
+}
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses a config with values that cannot be meant, before anything is started.
+
+    Raises:
+        ValueError: names all keys that are wrong: want, got, cure.
+    """
+    ranges.check(config, table=RANGES, default=default(), across=_across)
+
+
+def _across(config: ConfigDict) -> list[str]:
+    """Says what is wrong among keys of which each by itself is right."""
+    rules = [*_rules_of_the_model(config), *_rules_of_the_run(config)]
+    return [text for holds, text in rules if not holds]
+
+
+def _rules_of_the_model(config: ConfigDict) -> list[tuple[bool, str]]:
+    """Returns (whether it holds, what to say if not) of sizes that go together."""
+    model, size, patch = config.model, config.image_size, config.model.patch_size
+    patches = (size // patch) ** 2
+    return [
+        (
+            size % patch == 0,
+            f"config.image_size={size}: wanted a multiple of"
+            f" config.model.patch_size={patch}; nearest:"
+            f" {max(round(size / patch), 1) * patch}",
+        ),
+        (
+            size % patch > 0 or round(patches * (1 - config.patch_dropout)) >= 1,
+            f"config.patch_dropout={config.patch_dropout}: wanted at least one of the"
+            f" {patches} patches of an image left; lower it",
+        ),
+        *(
+            (
+                model[f"{tower}_width"] % model[f"{tower}_heads"] == 0,
+                f"config.model.{tower}_width={model[f'{tower}_width']}: wanted a"
+                f" multiple of config.model.{tower}_heads="
+                f"{model[f'{tower}_heads']}; CLIP's heads have 64 channels",
+            )
+            for tower in ("vision", "text")
+        ),
+        (
+            (model.family == "siglip") == (model.text_pool == "last"),
+            f"config.model.text_pool={model.text_pool!r}: wanted 'last' with"
+            f" config.model.family='siglip' and only there, got family"
+            f" {model.family!r}",
+        ),
+        (
+            model.family != "siglip" or model.embed_dim == model.vision_width,
+            f"config.model.embed_dim={model.embed_dim}: wanted"
+            f" config.model.vision_width={model.vision_width}, as SigLIP's image"
+            " tower has no projection",
+        ),
+    ]
+
+
+def _rules_of_the_run(config: ConfigDict) -> list[tuple[bool, str]]:
+    """Returns (whether it holds, what to say if not) of steps, scores and data."""
+    data, keep_best = config.data, config.checkpoint.keep_best
+    first, last = config.profile.first_step, config.profile.last_step
+    evaluated = bool(config.evaluation.held_out and config.eval_every_steps)
+    named = [source for source, _ in data.text_source_weights]
+    return [
+        (
+            config.optimizer.warmup_steps < config.total_steps,
+            f"config.optimizer.warmup_steps={config.optimizer.warmup_steps}: wanted"
+            f" fewer than config.total_steps={config.total_steps}; try"
+            f" {config.total_steps // 10}",
+        ),
+        (
+            not config.eval_every_steps or evaluated,
+            f"config.eval_every_steps={config.eval_every_steps}: wanted a dataset to"
+            " evaluate on; give config.evaluation.held_out, or 0 for never",
+        ),
+        (
+            not keep_best or evaluated,
+            f"config.checkpoint.keep_best={keep_best!r}: wanted scores to judge by;"
+            " give config.evaluation.held_out and config.eval_every_steps",
+        ),
+        (
+            not (keep_best and evaluated)
+            or config.checkpoint_every_steps % config.eval_every_steps == 0,
+            f"config.checkpoint_every_steps={config.checkpoint_every_steps}: with"
+            " config.checkpoint.keep_best, wanted a multiple of"
+            f" config.eval_every_steps={config.eval_every_steps}, as a checkpoint is"
+            " judged when it is saved",
+        ),
+        (
+            first == last == 0 or 1 <= first <= last <= config.total_steps,
+            f"config.profile: wanted 1 <= first_step <= last_step <= total_steps="
+            f"{config.total_steps}, got {first} and {last}; 0 and 0 = no profile",
+        ),
+        (
+            data.crop_scale[0] <= data.crop_scale[1],
+            f"config.data.crop_scale={tuple(data.crop_scale)}: wanted the least share"
+            " of the image's area first, then the most",
+        ),
+        (
+            len(set(named)) == len(named),
+            f"config.data.text_source_weights: wanted each text source once, got"
+            f" {named}",
+        ),
+        (
+            not data.synthetic_share or len(data.synthetic_sources) > 0,
+            f"config.data.synthetic_share={data.synthetic_share}: wanted the text"
+            " sources that are synthetic; give config.data.synthetic_sources",
+        ),
+    ]
 
 
 def of_architecture(wanted: "Architecture") -> ConfigDict:

@@ -46,8 +46,6 @@ def open_batches(
     if mesh is not None:
         rows = sharding.process_run(mesh, config.global_batch)
         told = sharding.told_rows(mesh, config.global_batch)
-    if data.device_prefetch < 0:
-        raise ValueError(f"data.device_prefetch={data.device_prefetch} is negative")
     return pipeline.batches(
         config.dataset,
         weights=data.mixture,

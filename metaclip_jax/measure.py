@@ -18,7 +18,6 @@ def make_measure(
     every_steps: int,
     batch: int,
     keep_best: str,
-    checkpoint_every_steps: int,
     architecture: clip.Architecture,
     tokenize: tokenizers.Tokenizer,
     mesh: Mesh,
@@ -30,25 +29,13 @@ def make_measure(
         every_steps: how often it will be asked; 0 = never.
         batch: images or texts encoded at a time.
         keep_best: the score by which a checkpoint is to be kept; "" = none.
-        checkpoint_every_steps: how often there is a checkpoint.
         architecture: of the parameters.
         tokenize: of the texts.
         mesh: where the parameters are.
 
     Raises:
-        ValueError: keep_best is no score, or is not known when a checkpoint is saved.
+        ValueError: keep_best is no score of these images.
     """
-    if keep_best and not (held_out and every_steps):
-        raise ValueError(
-            f"checkpoint.keep_best={keep_best!r} needs evaluation.held_out and"
-            " eval_every_steps"
-        )
-    if keep_best and checkpoint_every_steps % every_steps:
-        raise ValueError(
-            "with checkpoint.keep_best, want checkpoint_every_steps a multiple of"
-            f" eval_every_steps={every_steps}, got {checkpoint_every_steps}: a"
-            " checkpoint is judged when saved"
-        )
     if not every_steps or not held_out:
         return None
     images = held_outs.load_held_out(held_out)

@@ -22,6 +22,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict, config_flags
 
+from metaclip_jax import config as keys
 from metaclip_jax import flops, program, sharding
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.models import presets
@@ -268,6 +269,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
     values = flags.FLAGS
+    keys.check(values.config)
     jax.config.update("jax_platforms", "cpu")  # the TPU is only compiled for
     where = describe_slice(values.topology, slices=values.slices)
     plan = make_plan(values.config, where)

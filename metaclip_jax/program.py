@@ -42,10 +42,6 @@ def make(
     sharding.check_global_batch(
         config.global_batch, mesh, microbatches=config.microbatches
     )
-    if not 0 <= config.patch_dropout < 1:
-        raise ValueError(
-            f"patch_dropout must be a share in [0, 1), got {config.patch_dropout}"
-        )
     losses.check(kind=config.loss, form=config.loss_form, chunk=config.loss_chunk)
     check_attention(
         config.model.attention,

@@ -57,19 +57,6 @@ def fail_with_peers() -> Iterator[None]:
         os._exit(1)
 
 
-def check_profile(*, first_step: int, last_step: int, total_steps: int) -> None:
-    """Refuses to trace steps that do not come; both 0 = none are to be traced.
-
-    Raises:
-        ValueError: they are not in order, or not among the run's steps.
-    """
-    if (first_step or last_step) and not 1 <= first_step <= last_step <= total_steps:
-        raise ValueError(
-            f"want 1 <= profile.first_step <= profile.last_step <= {total_steps}, the"
-            f" total_steps, or 0 and 0 for no profile, got {first_step} and {last_step}"
-        )
-
-
 @contextlib.contextmanager
 def profiler(
     workdir: str,

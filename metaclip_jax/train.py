@@ -32,6 +32,7 @@ from metaclip_jax import (
     runtime,
     train_state,
 )
+from metaclip_jax import config as keys
 from metaclip_jax.data import mixture, workers
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.models import clip, presets
@@ -145,7 +146,7 @@ def train(config: ConfigDict, workdir: str, pool: workers.Pool) -> None:
 
 def prepare(config: ConfigDict) -> Job:
     """Loads and checks all that the run needs, but what `feed.open_batches` checks."""
-    runtime.check_profile(**config.profile, total_steps=config.total_steps)
+    keys.check(config)
     metrics.check_wandb(config.wandb)
     members = mixture.members(config.dataset, config.data.mixture)
     tokenizer = tokenizers.load(config.tokenizer)
@@ -293,7 +294,6 @@ def make_measure(job: Job, config: ConfigDict) -> measure.Measure | None:
         every_steps=config.eval_every_steps,
         batch=config.evaluation.batch,
         keep_best=config.checkpoint.keep_best,
-        checkpoint_every_steps=config.checkpoint_every_steps,
         architecture=job.program.architecture,
         tokenize=job.tokenizer,
         mesh=job.program.mesh,
@@ -339,6 +339,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
     values = flags.FLAGS
     config: ConfigDict = values.config
+    keys.check(config)  # also here, before any process is started
     runtime.log_our_own_notes()
     with feed.start_pool(config) as pool:  # before JAX, which starts threads
         runtime.start_jax(

@@ -71,6 +71,8 @@ def parse_host_map(host_map: Mapping[str, str]) -> dict[str, tuple[str, int]]:
         address, _, port = target.rpartition(":")
         try:
             address = str(ipaddress.ip_address(address.strip("[]")))
+            if not 0 < int(port) < 65_536:
+                raise ValueError(f"{port} is no port")
             pinned[host.lower()] = (address, int(port))
         except ValueError as error:
             raise ValueError(

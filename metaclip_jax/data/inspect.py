@@ -224,6 +224,7 @@ def main(argv: Sequence[str]) -> None:
         )
     if len(argv) == 2:
         config.dataset, config.data.mixture = argv[1], ()
+    keys.check(config)
     # The order is the same for any size of batches, and it never ends.
     config.global_batch = values.batch
     config.total_steps = 1_000_000_000

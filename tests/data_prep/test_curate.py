@@ -288,9 +288,6 @@ def test_other_values_in_an_unfinished_folder_are_refused(web, tmp_path):
     changed = flags | {"config.balance.t": 3}
     error = run("data_prep.curate", succeeds=False, **changed)
     assert "config.balance.t: wanted 3, found 10" in error
-    changed = flags | {"config.balance.rule": "v3"}
-    error = run("data_prep.curate", succeeds=False, **changed)
-    assert "there are v1, v2, online" in error
 
 
 def test_data_cards_of_two_datasets_add_up(web, curated, tmp_path):

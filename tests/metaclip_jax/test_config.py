@@ -11,8 +11,9 @@ import pytest
 from absl import flags
 
 from metaclip_jax import config as keys
-from metaclip_jax import program, train
-from metaclip_jax.models import clip, presets
+from metaclip_jax import losses, program, ranges, train
+from metaclip_jax.models import attention, clip, layers, presets
+from tests.out_of_range import bad_values, with_value
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs"
 # The quick start is no paper's; the other recipes are of data_prep's programs.
@@ -241,6 +242,144 @@ def test_architecture_is_the_configs_values():
     assert architecture.vision_mlp_width == 100
     assert architecture.text_mlp_width == 4 * 512
     assert architecture.dtype == "bfloat16"
+
+
+def test_every_key_has_a_row_and_every_row_a_key():
+    assert set(keys.RANGES) == set(dict(ranges.flat(keys.default())))
+
+
+@pytest.mark.parametrize("name", ["default", *TRAINED])
+def test_the_values_of_every_recipe_are_in_range(name):
+    keys.check(keys.default() if name == "default" else load(name))
+
+
+@pytest.mark.parametrize("key", keys.RANGES)
+def test_a_value_out_of_its_range_is_refused_by_the_name_of_its_key(key):
+    for value in bad_values(keys.RANGES[key]):
+        config = with_value(keys.default(), key, value)
+        with pytest.raises(ValueError) as error:
+            keys.check(config)
+        text = str(error.value)
+        assert text.startswith(f"config.{key}: wanted {keys.RANGES[key].wanted()}, got")
+        assert "; the default is" in text and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("key", "choices"),
+    [
+        ("vocabulary", ("", *presets.VOCABULARIES)),
+        ("dtype", clip.DTYPES),
+        ("loss", losses.KINDS),
+        ("loss_form", losses.FORMS),
+        ("model.family", clip.FAMILIES),
+        ("model.text_pool", clip.TEXT_POOLS),
+        ("model.activation", tuple(layers.ACTIVATIONS)),
+        ("model.attention", tuple(attention.IMPLEMENTATIONS)),
+        ("model.remat", tuple(layers.REMAT_POLICIES)),
+    ],
+)
+def test_the_words_of_a_key_are_those_that_the_code_knows(key, choices):
+    assert set(keys.RANGES[key].choices) == set(choices)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 225}, "config.image_size=225: wanted a multiple of .* 224"),
+        ({"image_size": 8}, "config.image_size=8: wanted a multiple of .* 32$"),
+        ({"patch_dropout": 0.999}, "patch_dropout=0.999: .* of the 49 patches"),
+        ({"model.vision_heads": 7}, "vision_width=768: wanted a multiple .*heads=7"),
+        ({"model.text_heads": 7}, "text_width=512: wanted a multiple .*heads=7"),
+        ({"model.text_pool": "last"}, "text_pool='last': wanted .* got family 'clip'"),
+        (
+            {"model.family": "siglip", "model.embed_dim": 768},
+            "text_pool='eos': wanted 'last'",
+        ),
+        (
+            {"model.family": "siglip", "model.text_pool": "last"},
+            "embed_dim=512: wanted config.model.vision_width=768",
+        ),
+        ({"total_steps": 2_000}, "warmup_steps=2000: wanted fewer .*; try 200"),
+        ({"eval_every_steps": 9}, "eval_every_steps=9: wanted a dataset"),
+        ({"checkpoint.keep_best": "x"}, "keep_best='x': wanted scores"),
+        (
+            {
+                "checkpoint.keep_best": "x",
+                "evaluation.held_out": "DIR",
+                "eval_every_steps": 3,
+            },
+            "checkpoint_every_steps=5000: .* multiple of config.eval_every_steps=3",
+        ),
+        ({"profile.first_step": 5}, "wanted 1 <= first_step .*got 5 and 0"),
+        ({"profile.last_step": 10**6}, "wanted 1 <= first_step .*got 0 and 1000000"),
+        ({"data.crop_scale": (0.9, 0.5)}, "crop_scale=.0.9, 0.5.: wanted the least"),
+        (
+            {"data.text_source_weights": (("alt", 1), ("alt", 2))},
+            "text_source_weights: wanted each text source once",
+        ),
+        ({"data.synthetic_share": 0.5}, "give config.data.synthetic_sources"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(changes, message):
+    config = keys.default()
+    for key, value in changes.items():
+        with_value(config, key, value)
+    with pytest.raises(ValueError, match=message) as error:
+        keys.check(config)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_all_that_is_wrong_is_said_at_once():
+    config = with_value(keys.default(), "optimizer.beta1", 1.0)
+    with_value(config, "image_size", 0)
+    with pytest.raises(ValueError) as error:
+        keys.check(config)
+    assert str(error.value).splitlines() == [
+        "2 faults of the config:",
+        "  config.image_size: wanted an integer from 1 to 65535, got 0; the default is"
+        " 224",
+        "  config.optimizer.beta1: wanted a number from 0 to 0.999999, got 1.0; the"
+        " default is 0.9",
+    ]
+
+
+def test_the_comma_of_a_single_item_is_called_to_mind():
+    config = with_value(keys.default(), "data.mixture", ("/d/en", 1.0))
+    with pytest.raises(ValueError, match=re.escape("(('/d/en', 1.0),), with a comma")):
+        keys.check(config)
+
+
+def test_keys_that_a_recipe_made_up_or_left_out_are_refused():
+    config = keys.default()
+    with config.unlocked():
+        config.optimizer.learning_rate = 1e-3
+        del config.optimizer.peak_lr
+    with pytest.raises(ValueError) as error:
+        keys.check(config)
+    assert "config.optimizer.learning_rate: there is no such key" in str(error.value)
+    assert "config.optimizer.peak_lr: the key is missing" in str(error.value)
+
+
+def test_the_table_prints_itself():
+    lines = ranges.render(keys.RANGES, keys.default()).splitlines()
+    assert len(lines) == len(keys.RANGES)
+    found = [line.split() for line in lines]
+    assert "mesh.data -1 an integer of at least 1, or -1".split() in found
+
+
+def test_a_refused_command_leaves_nothing_and_starts_nothing(tmp_path):
+    wrong = ["optimizer.peak_lr=nan", "data.crop_scale=0.5", "data.worker_count=-1"]
+    command = [sys.executable, "-m", "metaclip_jax.train", f"--workdir={tmp_path}/run"]
+    done = subprocess.run(
+        [*command, "--config=configs/quickstart.py", *(f"--config.{w}" for w in wrong)],
+        cwd=RECIPES.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    for key in ("optimizer.peak_lr", "data.crop_scale", "data.worker_count"):
+        assert f"config.{key}: wanted" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -59,13 +59,6 @@ def test_batches_come_in_order_and_so_many_are_under_way(folder, ahead):
     wanted.close()
 
 
-def test_a_negative_number_of_batches_on_the_devices_is_refused(folder):
-    config = make_config(folder)
-    config.data.device_prefetch = -1
-    with pytest.raises(ValueError, match="device_prefetch=-1 is negative"):
-        feed.open_batches(config, "", workers.Pool(), start_step=0)
-
-
 def test_the_loader_needs_no_jax(folder):
     """Where JAX cannot start at all, batches are made all the same."""
     code = """

@@ -295,22 +295,15 @@ def test_a_best_metric_that_is_not_measured_is_refused(folder):
     assert status != 0
     assert "keep_best must be one of" in output
     assert "compiled" not in output
-    status, output = run(folder, "best", "--config.eval_every_steps=3")
-    assert status != 0
-    assert "want checkpoint_every_steps a multiple of eval_every_steps=3" in output
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("profile.first_step", 5, "want 1 <= profile.first_step <= profile.last_step"),
+        ("profile.first_step", 5, "wanted 1 <= first_step <= last_step"),
         ("wandb", "some", "needs the package wandb"),
         ("vocabulary", "xlm_v", "'xlm_v' wants a tokenizer of 901,629 tokens"),
-        ("data.synthetic_share", 2.0, "synthetic_share must be within 0 to 1, got 2"),
-        ("data.order", "rows", "data.order .*'rows'"),
-        ("data.online_tail_share", 7.0, "data.online_tail_share within 0 to 1"),
-        ("data.crop_scale", (0.5, 2.0), "crop_scale"),
-        ("checkpoint.keep_last", 0, "keep_last must be at least 1"),
+        ("checkpoint.keep_last", 0, "keep_last: wanted an integer of at least 1"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_workdir_is_taken(

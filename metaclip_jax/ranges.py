@@ -1,0 +1,208 @@
+"""Which values config keys may have: rows of a table, their check and their print-out.
+
+Each config.py holds one table, {key path: Range}, below its keys. Both programs share
+this module, so it imports neither jax nor Beam.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ml_collections import ConfigDict
+
+_LARGEST_INT = 2**53  # counts beyond are not exact in a float
+_LARGEST_FLOAT = 3.4e38  # of 32 bits, as the devices compute
+
+Table = Mapping[str, "Range"]
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that one key may have.
+
+    Attributes:
+      type: bool, int, float, str or tuple. A float may be written as an int, and is
+        finite, also in 32 bits. A tuple may be written as a list.
+      least, most: inclusive bounds of a number.
+      above, below: exclusive bounds of a number.
+      also: single values that are allowed beside these, such as -1 or None.
+      choices: the strings that are allowed; () = any.
+      pattern: regular expression that the whole of a string must match; "" = any.
+      form: what the pattern asks for, in words.
+      parts: of a tuple, the range of each of its items.
+      each: of a tuple of any length, the range of all items.
+    """
+
+    type: type
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    also: tuple[Any, ...] = ()
+    choices: tuple[str, ...] = ()
+    pattern: str = ""
+    form: str = ""
+    parts: tuple["Range", ...] = ()
+    each: "Range | None" = None
+
+    def holds(self, value: Any) -> bool:
+        """Whether a key may have this value."""
+        if any(type(value) is type(one) and value == one for one in self.also):
+            return True
+        if self.type is bool:
+            return isinstance(value, bool)
+        if self.type in (int, float):
+            return self._holds_number(value)
+        if self.type is str:
+            if not isinstance(value, str) or "\0" in value:
+                return False
+            if self.choices:
+                return value in self.choices
+            return not self.pattern or bool(re.fullmatch(self.pattern, value))
+        if not isinstance(value, tuple | list):
+            return False
+        if self.each is not None:
+            return all(map(self.each.holds, value))
+        return len(value) == len(self.parts) and all(
+            part.holds(item) for part, item in zip(self.parts, value, strict=True)
+        )
+
+    def _holds_number(self, value: Any) -> bool:
+        kinds = int if self.type is int else int | float
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            return False
+        largest = _LARGEST_INT if self.type is int else _LARGEST_FLOAT
+        return (
+            -largest <= value <= largest  # nan is not
+            and (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def wanted(self) -> str:
+        """The range in words: "an integer of at least 1, or -1"."""
+        if self.choices:
+            text = f"one of {', '.join(map(repr, self.choices))}"
+        elif self.type is bool:
+            text = "True or False"
+        elif self.type is tuple:
+            text = f"a tuple {self._form()}"
+        else:
+            name = {int: "an integer", float: "a number", str: "a string"}[self.type]
+            text = self.form or " ".join([name, *self._bounds()])
+        return "".join([text, *(f", or {one!r}" for one in self.also)])
+
+    def _bounds(self) -> Iterator[str]:
+        words = {
+            "of at least": self.least,
+            "above": self.above,
+            "of at most": self.most,
+            "below": self.below,
+        }
+        found = [f"{word} {_plain(n)}" for word, n in words.items() if n is not None]
+        if self.least is not None and self.most is not None:
+            found = [f"from {_plain(self.least)} to {_plain(self.most)}"]
+        yield from [" and ".join(found)] if found else []
+
+    def _form(self) -> str:
+        """A tuple's form: "((a string, a number above 0), ...)"."""
+        if self.each is not None:
+            return f"({self.each._word()}, ...)"
+        return f"({', '.join(part._word() for part in self.parts)})"
+
+    def _word(self) -> str:
+        return self._form() if self.type is tuple else self.wanted()
+
+
+def check(
+    config: ConfigDict,
+    *,
+    table: Table,
+    default: ConfigDict,
+    across: Callable[[ConfigDict], Sequence[str]],
+) -> None:
+    """Refuses a config in which any key has a value that cannot be meant.
+
+    Args:
+      config: to be checked, of all keys.
+      table: the range of each key.
+      default: all keys at their default.
+      across: returns what is wrong among several keys, a line each; it is asked where
+        each key by itself is right.
+
+    Raises:
+      ValueError: names all keys that are wrong: what was wanted, what came, the cure.
+    """
+    wrong = _differing_keys(config, default)
+    defaults = dict(flat(default))
+    for key, value in flat(config):
+        if key in table and not table[key].holds(value):
+            wrong.append(
+                f"config.{key}: wanted {table[key].wanted()}, got {_short(value)};"
+                f" {_cure(table[key], value, defaults[key])}"
+            )
+    wrong = wrong or list(across(config))
+    if wrong:
+        raise ValueError(
+            wrong[0]
+            if len(wrong) == 1
+            else "\n  ".join([f"{len(wrong)} faults of the config:", *wrong])
+        )
+
+
+def flat(tree: ConfigDict | Mapping[str, Any], path: str = "") -> Iterator[tuple]:
+    """Yields (key path, value) of all keys of a nested config, such as "mesh.data"."""
+    items = tree.to_dict() if isinstance(tree, ConfigDict) else tree
+    for key, value in items.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def render(table: Table, default: ConfigDict) -> str:
+    """Returns the table as lines to read: key, default, which values it may have."""
+    defaults = dict(flat(default))
+    rows = [(key, repr(defaults[key]), one.wanted()) for key, one in table.items()]
+    wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return "\n".join(
+        f"{key:{wide[0]}}  {value:{wide[1]}}  {wanted}" for key, value, wanted in rows
+    )
+
+
+def _differing_keys(config: ConfigDict, default: ConfigDict) -> list[str]:
+    """Says which keys are there and should not be, or should be and are not."""
+    got, want = (list(dict(flat(one))) for one in (config, default))
+    return [
+        *(f"config.{key}: there is no such key" for key in got if key not in want),
+        *(
+            f"config.{key}: the key is missing; start from the default config"
+            for key in want
+            if key not in got
+        ),
+    ]
+
+
+def _cure(row: Range, value: Any, default: Any) -> str:
+    """How to write a tuple, where it is one: Python drops a pair of parentheses."""
+    cure = f"the default is {default!r}"
+    if row.each is not None and row.each.type is tuple and row.each.holds(value):
+        return f"{cure}. Write a single item as ({tuple(value)!r},), with a comma"
+    return cure
+
+
+def _plain(number: float) -> str:
+    """A bound as people write it: 0, 0.5, 65535."""
+    return (
+        str(int(number))
+        if math.isfinite(number) and number == int(number)
+        else repr(number)
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -1,0 +1,155 @@
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep import config as keys
+from data_prep import curate, steps
+from data_prep.matching import matcher, spacing
+from metaclip_jax import ranges
+from tests.out_of_range import bad_values, with_value
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = {
+    "curate": (keys.curate, keys.CURATE_RANGES, keys.check_curate),
+    "metadata": (keys.metadata, keys.METADATA_RANGES, keys.check_metadata),
+}
+ROWS = [(name, key) for name, (_, table, _) in PROGRAMS.items() for key in table]
+# By the form that a pattern asks for.
+MALFORMED = {
+    "name": ("", "My-Set", "my-set", "../x", "a/b", "9lives", "_a", "a" * 101, "é"),
+    "languages": (("",), ("EN",), ("en", "z h"), ("en-",), ("../x",)),
+    "warc": ("", " "),
+    "metadata": ("", " "),
+    "pageviews": ("", " "),
+    "language.identifier": ("", "lid", "lid218", "a:b:c", ":make", "module:"),
+    "download.host_map": ("a", "a=b", "a=:1", "=b:1", "a=b:x", "a=b:1;c=d:2", "a=b:1 "),
+    "download.user_agent": ("", " ", "a\nCookie: b", "caf\u00e9", " a", "a "),
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_key_has_a_row_and_every_row_a_key(program):
+    default, table, _ = PROGRAMS[program]
+    assert set(table) == set(dict(ranges.flat(default())))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_values_of_every_recipe_are_in_range(program):
+    default, _, check = PROGRAMS[program]
+    check(default())
+    found = list((ROOT / "configs").glob(f"{program}_*.py"))
+    assert found
+    for path in found:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        check(module.get_config())
+
+
+@pytest.mark.parametrize(("program", "key"), ROWS)
+def test_a_value_out_of_its_range_is_refused_by_the_name_of_its_key(program, key):
+    default, table, check = PROGRAMS[program]
+    for value in [*bad_values(table[key]), *MALFORMED.get(key, ())]:
+        config = with_value(default(), key, value)
+        with pytest.raises(ValueError) as error:
+            check(config)
+        text = str(error.value)
+        assert text.startswith(f"config.{key}: wanted {table[key].wanted()}, got")
+        assert "; the default is" in text and len(text.splitlines()) == 1
+
+
+def test_every_form_has_malformed_values():
+    tables = (keys.CURATE_RANGES, keys.METADATA_RANGES)
+    formed = {key for table in tables for key in table if table[key].pattern}
+    assert formed | {"languages"} == MALFORMED.keys()
+
+
+@pytest.mark.parametrize(
+    ("key", "choices"),
+    [
+        ("matching.mode", spacing.MODES),
+        ("matching.engine", matcher.ENGINES),
+        ("balance.rule", steps.RULES),
+    ],
+)
+def test_the_words_of_a_key_are_those_that_the_code_knows(key, choices):
+    assert keys.CURATE_RANGES[key].choices == choices
+
+
+@pytest.mark.parametrize(
+    ("program", "changes", "message"),
+    [
+        ("curate", {"images.max_side": 31}, "images.max_side=31: wanted at least"),
+        ("curate", {"images.max_pixels": 1_023}, "images.max_pixels=1023: wanted"),
+        (
+            "metadata",
+            {"max_unigrams": 0, "max_bigrams": 0, "max_titles": 0},
+            "are all 0: wanted a metadata with entries",
+        ),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(program, changes, message):
+    default, _, check = PROGRAMS[program]
+    config = default()
+    for key, value in changes.items():
+        with_value(config, key, value)
+    with pytest.raises(ValueError, match=message):
+        check(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("name", "../x", "config.name: wanted a letter a to z"),
+        ("balance.slack", 0.5, "config.balance.slack: wanted a number of at least 1"),
+        ("download.host_map", "a=1.2.3.4:99999", "host_map: a=1.2.3.4:99999"),
+        ("download.host_map", "a=b.example:80", "host_map: a=b.example:80"),
+        ("language.identifier", "no.such:thing", "config.language.identifier="),
+    ],
+)
+def test_a_plan_refuses_what_the_stages_would_trip_over(tmp_path, key, value, message):
+    config = with_value(keys.curate(), key, value)
+    config.warc, config.metadata = "*.warc.gz", "metadata"
+    with pytest.raises(ValueError, match=message):
+        curate.plan(config, str(tmp_path / "work"), str(tmp_path / "out"), [])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("module", "recipe", "wrong"),
+    [
+        (
+            "data_prep.curate",
+            "curate_quickstart",
+            ("download.concurrency=0", "download.timeout_seconds=nan", "partitions=0"),
+        ),
+        (
+            "data_prep.build_metadata",
+            "metadata_quickstart",
+            ("unigram_min_count=-1", "languages=EN"),
+        ),
+    ],
+)
+def test_a_refused_command_leaves_nothing(tmp_path, module, recipe, wrong):
+    (tmp_path / "a.warc").touch()
+    flags = {"config": f"configs/{recipe}.py", "output": tmp_path / "out"}
+    flags["config.warc"] = tmp_path / "a.warc"
+    if module == "data_prep.curate":
+        flags |= {"workdir": tmp_path / "work", "config.metadata": tmp_path / "en"}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", module),
+            *(f"--{name}={value}" for name, value in flags.items()),
+            *(f"--config.{one}" for one in wrong),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    for one in wrong:
+        assert f"config.{one.partition('=')[0]}: wanted" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.warc"]
