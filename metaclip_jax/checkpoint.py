@@ -3,13 +3,16 @@
 A checkpoint is WORKDIR/checkpoints/STEP: the state after STEP steps, and `meta`, a JSON
 object that says what the state is (architecture, data, tokenizer, config, version).
 STEP is also the position in the data. Orbax writes it in the background under a
-temporary name, so a killed run leaves whole checkpoints only.
+temporary name, so a killed run leaves whole checkpoints only. `meta` also has a
+checksum of each array and of itself: bytes that changed on the disk are an error.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,8 +22,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
+from metaclip_jax import checksums, files, sharding
 from metaclip_jax import config as keys
-from metaclip_jax import files, sharding
 from metaclip_jax.models import clip
 
 TOKENIZER = "tokenizer.json"
@@ -59,6 +62,15 @@ FREE_KEYS = (
 )
 # How the model is computed, not what its parameters mean.
 _FREE_ARCHITECTURE = ("dtype", "attention", "remat")
+_CHECKSUMS = "checksums"  # in meta; checkpoints of earlier versions have none
+_OF_META = "meta"
+
+
+class DamagedError(ValueError):
+    """A checkpoint that cannot be read, or does not hold what was saved.
+
+    It has a `__cause__` where reading failed, and none where a checksum differs.
+    """
 
 
 def claim_workdir(
@@ -201,16 +213,18 @@ def save(
         manager: from `open_manager`.
         step: steps done, the checkpoint's name.
         state: a pytree of global arrays.
-        meta: a JSON object as `describe` makes it.
+        meta: a JSON object as `describe` makes it; its checksums are added.
         scores: what this state was found to reach, for keep_best; None = unknown.
 
     Raises:
         Exception: an earlier write in the background failed.
     """
+    found = {_OF_META: _meta_checksum(meta), **checksums.of_tree(state)}
     manager.save(
         step,
         args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
+            state=ocp.args.StandardSave(state),
+            meta=ocp.args.JsonSave({**meta, _CHECKSUMS: found}),
         ),
         metrics=dict(scores) if scores else None,
     )
@@ -259,15 +273,53 @@ def restore(
     Raises:
         ValueError: the checkpoint is of another architecture, dataset or tokenizer;
             found before any array is read.
+        DamagedError: it is damaged.
     """
     meta = read_meta(workdir, step)
     name = f"{workdir}/checkpoints/{step}"
     _check_architecture(name, meta, architecture)
     check_inputs(name, want=inputs, got=meta["inputs"])
-    restored = manager.restore(
-        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-    )
+    with _reading(workdir, step):
+        restored = manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        )
+        _compare(meta, checksums.of_tree(restored.state))
     return restored.state, meta
+
+
+@contextlib.contextmanager
+def _reading(workdir: str, step: int) -> Iterator[None]:
+    """Turns what a damaged checkpoint raises into one error that names it."""
+    try:
+        yield
+    except Exception as error:  # Orbax and tensorstore raise all sorts of things
+        others = [other for other in steps(workdir) if other != step]
+        lines = str(error).splitlines() or [""]
+        raise DamagedError(
+            f"want the checkpoint {workdir}/checkpoints/{step} as it was saved, got"
+            f" {type(error).__name__}: {lines[0][:300]}. If its files are damaged,"
+            " training goes on from the checkpoint before with"
+            " --config.checkpoint.fallback=True, and other commands take another step;"
+            f" there are {others or 'no others'}"
+        ) from (None if isinstance(error, _ChecksumError) else error)
+
+
+class _ChecksumError(Exception):
+    """Says which arrays differ."""
+
+
+def _compare(meta: Mapping[str, Any], got: Mapping[str, int]) -> None:
+    want = meta.get(_CHECKSUMS, got)
+    different = [path for path in got if want.get(path) != got[path]]
+    if different:
+        raise _ChecksumError(
+            f"other bytes in {len(different)} of {len(got)}: {', '.join(different[:3])}"
+        )
+
+
+def _meta_checksum(meta: Mapping[str, Any]) -> int:
+    facts = {key: value for key, value in meta.items() if key != _CHECKSUMS}
+    return zlib.crc32(json.dumps(facts, sort_keys=True).encode())
 
 
 def steps(workdir: str) -> list[int]:
@@ -297,9 +349,18 @@ def find_step(workdir: str, step: int | None) -> int:
 
 
 def read_meta(workdir: str, step: int) -> dict[str, Any]:
-    """What `describe` said about a checkpoint."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        return reader.restore(_folder(workdir) / str(step) / "meta")
+    """What `describe` said about a checkpoint.
+
+    Raises:
+        DamagedError: it is damaged.
+    """
+    with (
+        _reading(workdir, step),
+        ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader,
+    ):
+        meta = reader.restore(_folder(workdir) / str(step) / "meta")
+        _compare(meta, {_OF_META: _meta_checksum(meta)})
+    return meta
 
 
 def architecture_of(meta: Mapping[str, Any]) -> clip.Architecture:
@@ -333,6 +394,7 @@ def restore_params(
     Raises:
         FileNotFoundError: there is no such checkpoint; names those that there are.
         ValueError: the checkpoint is of another architecture or of other inputs.
+        DamagedError: it is damaged.
     """
     step = find_step(workdir, step)
     folder = _folder(workdir) / str(step)
@@ -348,7 +410,10 @@ def restore_params(
         layout = sharding.tree_shardings(mesh, shapes)
         target = {"params": with_shardings(shapes, layout)}
         restore_args = ocp.checkpoint_utils.construct_restore_args(target)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    with (
+        _reading(workdir, step),
+        ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader,
+    ):
         restored = reader.restore(
             folder / "state",
             args=ocp.args.PyTreeRestore(
@@ -357,6 +422,7 @@ def restore_params(
                 partial_restore=True,  # the optimizer stays on disk
             ),
         )
+        _compare(meta, checksums.of_tree(restored))
     return restored["params"], step
 
 

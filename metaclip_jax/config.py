@@ -67,6 +67,8 @@ def default() -> ConfigDict:
     # Also keep the checkpoint that is best by this metric of the held-out images:
     # "evaluation/zero_shot/accuracy", "evaluation/image_to_text/R@1", ...; "" = none.
     config.checkpoint.keep_best = ""
+    # Go on from the checkpoint before where the newest is damaged, and remove that.
+    config.checkpoint.fallback = False
 
     config.tensorboard = True  # also write TensorBoard files
     config.wandb = ""  # Weights & Biases project to log to; "" = none

@@ -45,6 +45,16 @@ _STEPS_AHEAD = 2
 StepFunction = Callable[..., tuple[train_state.TrainState, dict[str, jax.Array]]]
 
 
+Carried = tuple[train_state.TrainState, collections.Counter[str]]
+
+
+class Resumed(NamedTuple):
+    """A checkpoint: its step, and the state and what was lost up to it."""
+
+    step: int
+    carried: Carried
+
+
 class Job(NamedTuple):
     """What is trained, how, on what and where; all checked, nothing compiled."""
 
@@ -74,7 +84,6 @@ def train(config: ConfigDict, workdir: str, pool: workers.Pool) -> None:
     if done is not None and done >= config.total_steps:
         finish(workdir, job, step=done)
         return
-    start = done or 0
     mesh = job.program.mesh
     scores_of = make_measure(job, config)
 
@@ -88,9 +97,11 @@ def train(config: ConfigDict, workdir: str, pool: workers.Pool) -> None:
                 keep_best=config.checkpoint.keep_best,
             )
         )
+        resumed = resume(job, config, manager, workdir)
+        start = resumed.step if resumed else 0
         batches = feed.open_batches(config, workdir, pool, start_step=start, mesh=mesh)
         stack.callback(batches.close)
-        state, totals = first_state(job, config, manager, workdir, done=done)
+        state, totals = resumed.carried if resumed else new_state(job, config)
         # Now that all fits: the workdir of a refused config would be of no use.
         claim(write=chief)
         if chief:
@@ -168,38 +179,55 @@ def prepare(config: ConfigDict) -> Job:
     )
 
 
-def first_state(
-    job: Job,
-    config: ConfigDict,
-    manager: ocp.CheckpointManager,
-    workdir: str,
-    *,
-    done: int | None,
-) -> tuple[train_state.TrainState, collections.Counter[str]]:
-    """The state to start from, and what was lost in the steps it has done.
+def resume(
+    job: Job, config: ConfigDict, manager: ocp.CheckpointManager, workdir: str
+) -> Resumed | None:
+    """What the newest checkpoint holds; None where there is none.
 
-    That is their checkpoint, or else a new state, from config.init_from if given.
+    With config.checkpoint.fallback, a damaged one is passed over, and removed once an
+    older one is read.
+
+    Raises:
+        DamagedError: the newest checkpoint is damaged, or all are.
+        ValueError: it is one of another model, dataset or tokenizer.
     """
-    if done is None:
-        state = train_state.create(
-            architecture=job.program.architecture,
-            optimizer=job.program.optimizer,
-            mesh=job.program.mesh,
-            seed=config.seed,
-        )
-        if config.init_from:
-            state = state._replace(params=initial_params(job, config))
-        return state, collections.Counter()
-    state, meta = checkpoint.restore(
-        workdir,
-        manager,
-        done,
-        target=program.abstract_state(job.program),
+    there = checkpoint.steps(workdir)
+    for step in reversed(there):
+        try:
+            state, meta = checkpoint.restore(
+                workdir,
+                manager,
+                step,
+                target=program.abstract_state(job.program),
+                architecture=job.program.architecture,
+                inputs=job.inputs,
+            )
+        except checkpoint.DamagedError as error:
+            # Where reading failed, other processes may have read what they need.
+            alone = error.__cause__ is not None and jax.process_count() > 1
+            if alone or step == there[0] or not config.checkpoint.fallback:
+                raise
+            logging.error("%s", error)
+            continue
+        for damaged in (later for later in there if later > step):
+            logging.error("going on before step %d, which is removed", damaged)
+            manager.delete(damaged)
+        logging.info("%s goes on from step %d", workdir, step)
+        return Resumed(step, (state, collections.Counter(meta["totals"])))
+    return None
+
+
+def new_state(job: Job, config: ConfigDict) -> Carried:
+    """The state before the first step: a new one, or from config.init_from."""
+    state = train_state.create(
         architecture=job.program.architecture,
-        inputs=job.inputs,
+        optimizer=job.program.optimizer,
+        mesh=job.program.mesh,
+        seed=config.seed,
     )
-    logging.info("%s goes on from step %d", workdir, done)
-    return state, collections.Counter(meta["totals"])
+    if config.init_from:
+        state = state._replace(params=initial_params(job, config))
+    return state, collections.Counter()
 
 
 def initial_params(job: Job, config: ConfigDict) -> clip.Params:

@@ -1,13 +1,20 @@
 """Checkpoints give back what was saved, on any mesh, and refuse what does not fit."""
 
+import collections
 import dataclasses
+import gc
+import itertools
+import shutil
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from metaclip_jax import checkpoint, sharding, train_state
+from metaclip_jax import checkpoint, checksums, sharding, train_state
 from metaclip_jax import optimizer as optimizers
 from metaclip_jax.models import clip
 
@@ -243,3 +250,97 @@ def test_a_finished_run_says_so_until_it_goes_on(tmp_path):
 def test_keeping_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(ValueError, match="keep_last must be at least 1, got 0"):
         manager(str(tmp_path), keep_last=0)
+
+
+def test_checksums_are_the_same_on_every_mesh_and_for_numpy():
+    tree = {
+        "f32": np.random.default_rng(0).normal(size=(4, 6, 2)).astype(np.float32),
+        "bf16": jnp.arange(12, dtype=jnp.bfloat16).reshape(4, 3),
+        "step": np.int32(7),
+        "none": np.zeros((0, 3), np.float32),
+    }
+    want = checksums.of_tree(tree)
+    assert want.keys() == tree.keys() and want["none"] == 0
+    mesh = mesh_of(2)
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    for leaf, where in (("f32", split), ("bf16", split), ("step", None)):
+        placed = jax.device_put(tree[leaf], where)
+        assert int(checksums._on_devices(placed)) == want[leaf]
+        assert checksums.of_tree({leaf: placed}) == {leaf: want[leaf]}
+
+
+@hypothesis.given(st.integers(0, 8 * 4 * 24 - 1))
+@hypothesis.settings(max_examples=50, deadline=None)
+def test_one_flipped_bit_changes_a_checksum(bit):
+    array = np.random.default_rng(1).normal(size=(4, 6)).astype(np.float32)
+    before = checksums.of_tree([array])
+    array.view(np.uint8).reshape(-1)[bit // 8] ^= 1 << bit % 8
+    assert checksums.of_tree([array]) != before
+
+
+# Where one array cannot be read, Orbax never awaits the others.
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_any_damaged_file_of_a_checkpoint_is_found_or_harms_nothing(tmp_path):
+    """A byte flipped, cut in half, or the file gone: the state, or a clear error."""
+    mesh = mesh_of(1)
+    state = new_state(mesh)
+    workdir = tmp_path / "whole"
+    save(str(workdir), state)
+    files = sorted(p for p in (workdir / "checkpoints" / "5").rglob("*") if p.is_file())
+    assert len(files) > 10
+    found = collections.Counter()
+    rng = np.random.default_rng(0)
+    for file, change in itertools.product(files, ("flip", "cut", "gone")):
+        damaged = tmp_path / "damaged"
+        shutil.copytree(workdir, damaged)
+        victim = damaged / file.relative_to(workdir)
+        data = bytearray(file.read_bytes())
+        if change == "gone":
+            victim.unlink()
+        elif data:
+            at = int(rng.integers(len(data)))
+            data[at] ^= 1 << int(rng.integers(8))
+            victim.write_bytes(data if change == "flip" else data[: len(data) // 2])
+        try:
+            restored, facts = restore(str(damaged), mesh)
+        except checkpoint.DamagedError as error:
+            assert f"{damaged}/checkpoints/5" in str(error)
+            assert "--config.checkpoint.fallback=True" in str(error)
+            found["named"] += 1
+        else:
+            assert_equal(restored, state)
+            assert facts["skipped_steps"] == 2
+            found["whole"] += 1
+        shutil.rmtree(damaged)
+    gc.collect()
+    assert found["named"] > 10 and found["whole"] > 10
+
+
+def test_other_parameters_than_were_saved_are_refused(tmp_path):
+    """As if bytes had changed in a way that the storage does not notice."""
+    state = new_state(mesh_of(1))
+    other = jax.tree.map(lambda leaf: leaf + 1, state)
+    save(str(tmp_path / "a"), state)
+    save(str(tmp_path / "b"), other)
+    meta_of = "checkpoints/5/meta/metadata"
+    shutil.copy(tmp_path / "a" / meta_of, tmp_path / "b" / meta_of)
+    with pytest.raises(checkpoint.DamagedError, match=r"other bytes in \d+ of \d+: "):
+        restore(str(tmp_path / "b"), mesh_of(1))
+    for mesh in (None, mesh_of(1)):
+        with pytest.raises(checkpoint.DamagedError, match="other bytes in .* params/"):
+            checkpoint.restore_params(
+                str(tmp_path / "b"), architecture=ARCHITECTURE, mesh=mesh
+            )
+    # A checkpoint of an earlier version has no checksums.
+    with manager(str(tmp_path / "c")) as open_manager:
+        open_manager.save(
+            5,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta())
+            ),
+        )
+    restored, _ = checkpoint.restore_params(
+        str(tmp_path / "c"), architecture=ARCHITECTURE, mesh=mesh_of(1)
+    )
+    assert_equal(restored, state.params)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -315,6 +316,32 @@ def test_what_does_not_fit_is_refused_before_the_workdir_is_taken(
     with pytest.raises(ValueError, match=message):
         train.train(config, str(tmp_path / "run"), workers.Pool())
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_run_goes_on_before_a_damaged_checkpoint_where_it_may(folder, straight):
+    workdir = folder / "damaged"
+    shutil.copytree(straight[0], workdir)
+    shutil.rmtree(workdir / "checkpoints" / "30")
+    (workdir / files.MANIFEST).unlink()
+    state = workdir / "checkpoints" / "20" / "state"
+    for file in state.glob("**/d/*"):
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    status, output = run(folder, "damaged")
+    assert status != 0
+    assert f"DamagedError: want the checkpoint {workdir}/checkpoints/20" in output
+    assert "compiled" not in output and checkpoint.steps(str(workdir)) == [10, 20]
+
+    status, output = run(folder, "damaged", "--config.checkpoint.fallback=True")
+    assert status == 0, output
+    assert "going on before step 20, which is removed" in output
+    assert checkpoint.steps(str(workdir)) == [10, 20, 30]
+    for (path, want), (_, got) in zip(
+        state_of(straight[0]), state_of(workdir), strict=True
+    ):
+        np.testing.assert_array_equal(got, want, err_msg=str(path))
+    assert lasting(workdir) == lasting(straight[0])
 
 
 @pytest.mark.parametrize("devices", [1, 2])
