@@ -253,6 +253,7 @@ RANGES: dict[str, Range] = {
     "checkpoint.keep_last": _COUNT,
     "checkpoint.keep_every_steps": _COUNT_OR_NONE,
     "checkpoint.keep_best": _ANY_TEXT,
+    "checkpoint.fallback": Range(bool),
     "tensorboard": Range(bool),
     "wandb": _ANY_TEXT,
     "profile.first_step": _COUNT_OR_NONE,

@@ -78,7 +78,9 @@ class Writer:
         numbers = (number for number, _ in files.row_parts(workdir))
         self._next_part = 1 + max(numbers, default=-1)
         if tensorboard:
-            self._tensorboard = _Events(workdir, start_step=start_step)
+            self._tensorboard = _Events(
+                workdir, start_step=start_step, start=self._next_part
+            )
         if wandb:
             self._wandb = _open_wandb(wandb, workdir, config or {})
 
@@ -123,27 +125,45 @@ class Writer:
 
 
 class _Events:
-    """TensorBoard's file of this start, in WORKDIR/tensorboard.
+    """TensorBoard's file of one start, in WORKDIR/tensorboard.
 
-    It is appended to, which gs:// does not know: there a local file is uploaded whole
-    at each flush. It grows by about 60 bytes a number.
+    Each event is written at once: a flush leaves nothing in a queue. The file is
+    appended to, which gs:// does not know: there a local file is uploaded whole at each
+    flush. It grows by about 60 bytes a number.
+
+    Args:
+        workdir: of the run.
+        start_step: steps done; what a killed run wrote of later ones is hidden.
+        start: number of this start, in the file's name: two may begin in one second.
     """
 
-    def __init__(self, workdir: str, *, start_step: int) -> None:
+    def __init__(self, workdir: str, *, start_step: int, start: int) -> None:
         # Here, since it takes torch along where that is installed: over a second.
-        import tensorboardX
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
 
+        self._new_event, self._scalar = event_pb2.Event, summary.scalar
         self._final = files.path(workdir) / "tensorboard"
         self._staging = None
-        folder = str(self._final)
-        if not files.is_local(workdir):
+        folder = Path(str(self._final))
+        if files.is_local(workdir):
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
             self._staging = tempfile.TemporaryDirectory()
-            folder = self._staging.name
-        # What a killed run wrote after this step is hidden.
-        self._writer = tensorboardX.SummaryWriter(folder, purge_step=start_step + 1)
+            folder = Path(self._staging.name)
+        self._writer = event_file_writer.EventsWriter(
+            str(folder / "events"), filename_suffix=f".{start}"
+        )
+        log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._writer.write_event(
+            event_pb2.Event(step=start_step + 1, wall_time=time.time(), session_log=log)
+        )
 
     def add(self, step: int, key: str, number: float) -> None:
-        self._writer.add_scalar(key, number, global_step=step)
+        value = self._scalar(key, number)
+        self._writer.write_event(
+            self._new_event(step=step, wall_time=time.time(), summary=value)
+        )
 
     def flush(self) -> None:
         self._writer.flush()

@@ -9,6 +9,7 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
 from metaclip_jax import files, metrics
 
@@ -111,12 +112,37 @@ def test_a_damaged_line_is_an_error_that_names_it(tmp_path):
         files.read_rows(str(tmp_path))
 
 
-def test_numbers_also_go_to_tensorboard(tmp_path):
-    out = writer(tmp_path, tensorboard=True)
-    out.write(1, {"loss": 1.0})
-    out.close()
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    assert b"loss" in events.read_bytes()
+def events_of(file):
+    """The events of a TensorBoard file: TFRecords of length, 4, message, 4 bytes."""
+    data = file.read_bytes()
+    found = []
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        found.append(event_pb2.Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    return found
+
+
+def test_all_numbers_are_in_tensorboards_file_after_each_flush(tmp_path):
+    """Also those of a start in the same second as the one before."""
+    for start in range(2):
+        out = writer(tmp_path, tensorboard=True, start_step=100 * start)
+        for step in range(100 * start + 1, 100 * start + 80):
+            out.write(step, {"loss": 1 / step, "b": 1.0})
+            if step % 20 == 0:
+                out.flush()
+                newest = sorted((tmp_path / "tensorboard").iterdir())[-1]
+                events = [e for e in events_of(newest) if e.HasField("summary")]
+                assert len(events) == 2 * (step - 100 * start)
+        out.close()
+    first, second = sorted((tmp_path / "tensorboard").iterdir())
+    events = events_of(second)
+    assert events[1].session_log.status == event_pb2.SessionLog.START
+    assert events[1].step == 101
+    assert len(events_of(first)) == len(events) == 2 + 2 * 79
+    (value,) = events[-2].summary.value
+    assert (events[-2].step, value.tag) == (179, "loss")
+    assert value.simple_value == pytest.approx(1 / 179)
 
 
 def meter(totals, **changes):
