@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
 
-from metaclip_jax import checkpoint, files, loading
+from metaclip_jax import checkpoint, files, loading, run_config
 from metaclip_jax import config as keys
 from metaclip_jax.conversion import huggingface, open_clip, table, weights
 from metaclip_jax.models import clip, positions
@@ -72,9 +72,7 @@ def _write_checkpoint(loaded: loading.Loaded, output: str) -> None:
     if checkpoint.latest_step(output) is not None:
         raise ValueError(f"{output} holds checkpoints already; choose another folder")
     config = keys.of_architecture(loaded.architecture).to_dict()
-    checkpoint.claim_workdir(
-        output, config, write=True, tokenizer=loaded.tokenizer.to_json()
-    )
+    run_config.claim(output, config, write=True, tokenizer=loaded.tokenizer.to_json())
     meta = checkpoint.describe(
         architecture=loaded.architecture,
         inputs={"tokenizer": loaded.tokenizer.fingerprint},

@@ -28,6 +28,7 @@ from metaclip_jax import (
     checkpoint,
     files,
     model_flags,
+    run_config,
     runtime,
     sharding,
     train_state,
@@ -238,7 +239,7 @@ def evaluate(
 
     Args:
         workdir: of the run.
-        config: the run's, as `checkpoint.read_config` gives it.
+        config: the run's, as `run_config.read` gives it.
         held_out_folder: dataset folder.
         step: which checkpoint; None = the newest.
         batch: images or texts encoded at a time.
@@ -247,7 +248,7 @@ def evaluate(
         What STEP.json holds.
     """
     held_out = load_held_out(held_out_folder)
-    tokenize = tokenizers.load(checkpoint.tokenizer_path(workdir, config))
+    tokenize = tokenizers.load(run_config.tokenizer_path(workdir, config))
     architecture = keys.architecture(
         config,
         vocab_size=tokenize.vocab_size,
@@ -367,7 +368,7 @@ def main(argv: Sequence[str]) -> None:
             raise app.UsageError("want --data=DIR, what to measure --model on")
         evaluate_model(values)
         return
-    config = checkpoint.read_config(values.workdir)
+    config = run_config.read(values.workdir)
     held_out = values.held_out or config.evaluation.held_out
     if not held_out:
         raise app.UsageError("want --held_out=DIR, since the run's config names none")

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from metaclip_jax import checkpoint, files, sharding
+from metaclip_jax import checkpoint, files, run_config, sharding
 from metaclip_jax.conversion import huggingface, open_clip, table, weights
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.models import clip, positions, presets
@@ -197,14 +197,14 @@ def _load_file(path: Path, preset: str, *, trust_pickle: bool) -> Loaded:
 
 def _load_run(workdir: str, step: int | None) -> Loaded:
     """A run's own checkpoint."""
-    config = checkpoint.read_config(workdir)
+    config = run_config.read(workdir)
     step = checkpoint.find_step(workdir, step)
     meta = checkpoint.read_meta(workdir, step)
     architecture = checkpoint.architecture_of(meta)
     # Only what was converted into a checkpoint has these facts.
     squash, licence = meta.get("squash", False), meta.get("licence", "")
     tokenizer = tokenizers.load(
-        checkpoint.tokenizer_path(workdir, config),
+        run_config.tokenizer_path(workdir, config),
         siglip=meta.get("siglip_marks", False),
     )
     params, _ = checkpoint.restore_params(

@@ -29,6 +29,7 @@ from metaclip_jax import (
     measure,
     metrics,
     program,
+    run_config,
     runtime,
     train_state,
 )
@@ -74,7 +75,7 @@ def train(config: ConfigDict, workdir: str, pool: workers.Pool) -> None:
     job = prepare(config)
     chief = jax.process_index() == 0
     claim = functools.partial(
-        checkpoint.claim_workdir,
+        run_config.claim,
         workdir,
         config.to_dict(),
         tokenizer=job.tokenizer.to_json(),
@@ -105,7 +106,7 @@ def train(config: ConfigDict, workdir: str, pool: workers.Pool) -> None:
         # Now that all fits: the workdir of a refused config would be of no use.
         claim(write=chief)
         if chief:
-            checkpoint.clear_finished(workdir)
+            run_config.clear_finished(workdir)
         fed = feed.feed_devices(mesh, batches, ahead=config.data.device_prefetch)
         step_function, compile_seconds = compile_step(job, config)
         writer = stack.enter_context(open_writer(config, workdir, start_step=start))
@@ -357,7 +358,7 @@ def finish(workdir: str, job: Job, *, step: int) -> None:
     meta = checkpoint.read_meta(workdir, step)
     checkpoint.check_inputs(workdir, want=job.inputs, got=meta["inputs"])
     if jax.process_index() == 0:
-        checkpoint.write_finished(workdir, step=step, inputs=job.inputs)
+        run_config.write_finished(workdir, step=step, inputs=job.inputs)
     logging.info("%s is finished: %d steps are done", workdir, step)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from metaclip_jax import checkpoint, embed, files, inference, search
+from metaclip_jax import checkpoint, embed, files, inference, run_config, search
 from metaclip_jax import config as keys
 from metaclip_jax.data import records
 from metaclip_jax.data import tokenizer as tokenizers
@@ -54,7 +54,7 @@ def run(tmp_path_factory):
         eos_id=tokenize.eos_id,
         pad_id=tokenize.pad_id,
     )
-    checkpoint.claim_workdir(str(workdir), config.to_dict(), write=True)
+    run_config.claim(str(workdir), config.to_dict(), write=True)
     manager = checkpoint.open_manager(str(workdir), keep_last=1, keep_every_steps=0)
     params = clip.init(architecture, jax.random.key(1))
     meta = checkpoint.describe(

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from metaclip_jax import checkpoint
+from metaclip_jax import run_config
 from metaclip_jax.data import mixture
 
 PARTS = mixture.shares([5, 3, 1.7])
@@ -90,5 +90,5 @@ def test_datasets_may_move_but_not_change_weight(tmp_path, write_dataset):
     assert mixture.fingerprint([one, other], [3.0, 2.0]) != want
     assert mixture.fingerprint([other, one], [3.0, 1.0]) != want
     # A run may name the folders anew; the fingerprint says whether they are the same.
-    assert {"dataset", "data.mixture"} <= set(checkpoint.FREE_KEYS)
+    assert {"dataset", "data.mixture"} <= set(run_config.FREE_KEYS)
     assert mixture.fingerprint([one], [1.0]) == mixture.fingerprint([one], [7.0])

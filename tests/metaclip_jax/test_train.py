@@ -20,7 +20,15 @@ import pytest
 from PIL import Image
 
 from data_prep.sinks import array_record
-from metaclip_jax import checkpoint, evaluate, files, metrics, runtime, train
+from metaclip_jax import (
+    checkpoint,
+    evaluate,
+    files,
+    metrics,
+    run_config,
+    runtime,
+    train,
+)
 from metaclip_jax.data import mixture, records, tokenizer, workers
 from metaclip_jax.evaluation import held_out as held_outs
 
@@ -483,7 +491,7 @@ def test_the_table_has_a_line_for_each_number(evaluated):
 
 def test_a_workdir_without_a_run_cannot_be_evaluated(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
-        checkpoint.read_config(str(tmp_path))
+        run_config.read(str(tmp_path))
 
 
 def test_held_out_labels_must_be_of_images_that_are_there(folder, tmp_path):

@@ -1,0 +1,148 @@
+"""The config of a run in its workdir, by which a restart knows that it is the same run.
+
+WORKDIR/config.json is the resolved config, tokenizer.json a copy of the tokenizer, and
+manifest.json is there once all steps are done.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from metaclip_jax import config as keys
+from metaclip_jax import files
+
+TOKENIZER = "tokenizer.json"
+# A run may go on with other values of these keys; an entry that ends in "." stands for
+# all keys under it. The data and the tokenizer may move but not change, which `restore`
+# checks. A new total_steps also stretches the rest of the learning-rate schedule.
+FREE_KEYS = (
+    "total_steps",
+    "log_every_steps",
+    "checkpoint_every_steps",
+    "eval_every_steps",
+    "max_skipped_steps",
+    "dataset",
+    "tokenizer",
+    "vocabulary",
+    "init_from",
+    "loss_form",
+    "loss_chunk",
+    "microbatches",
+    "cpu_devices",
+    "compilation_cache",
+    "mesh.",
+    "model.attention",
+    "model.remat",
+    "data.mixture",
+    "data.max_replaced_share",
+    "data.read_threads",
+    "data.worker_count",
+    "data.prefetch",
+    "data.device_prefetch",
+    "checkpoint.",
+    "tensorboard",
+    "wandb",
+    "profile.",
+    "evaluation.",
+)
+
+
+def claim(
+    workdir: str, config: Mapping[str, Any], *, write: bool, tokenizer: str = ""
+) -> None:
+    """Makes the workdir this run's own, or finds that it already is.
+
+    Writes config.json. Where there is one, it must agree with `config` in all keys but
+    FREE_KEYS.
+
+    Args:
+        workdir: local or gs://.
+        config: the resolved config, a JSON object.
+        tokenizer: contents of its tokenizer.json; with its own copy a run can be moved
+            and loaded from anywhere. "" = none is written.
+        write: whether this process writes (one of all processes does).
+
+    Raises:
+        ValueError: the workdir belongs to a run with another config; names the keys.
+    """
+    path = files.path(workdir) / "config.json"
+    mine = _flat(json.loads(json.dumps(config)))
+    if path.exists():
+        theirs = _flat(files.read_json(path))
+        # Keys that are newer than the run had their default.
+        default = _flat(keys.default().to_dict())
+        theirs |= {k: default[k] for k in mine if k not in theirs and k in default}
+        different = [
+            key
+            for key in sorted(mine.keys() | theirs.keys())
+            if mine.get(key) != theirs.get(key) and not _is_free(key)
+        ]
+        if different:
+            listed = "; ".join(
+                f"{key}: wanted {mine.get(key)!r}, found {theirs.get(key)!r}"
+                for key in different
+            )
+            raise ValueError(
+                f"{workdir} belongs to a run with another config: {listed}. Choose"
+                " another --workdir, or give these keys the values found"
+            )
+    if write:
+        if tokenizer:
+            files.write_bytes(path.with_name(TOKENIZER), tokenizer.encode())
+        files.write_json(path, config)
+
+
+def read(workdir: str) -> ConfigDict:
+    """The config of a run, with keys that are newer than the run at their default.
+
+    Raises:
+        FileNotFoundError: the workdir holds no run.
+    """
+    path = files.path(workdir) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{workdir} holds no run: want {path}, as metaclip_jax.train writes it"
+        )
+    config = keys.default()
+    with config.unlocked():
+        config.update(ConfigDict(files.read_json(path), convert_dict=True))
+    return config.lock()
+
+
+def tokenizer_path(workdir: str, config: ConfigDict) -> str:
+    """The run's own copy of its tokenizer; older runs have none and name the file."""
+    own = files.path(workdir) / TOKENIZER
+    return os.fspath(own) if own.exists() else config.tokenizer
+
+
+def write_finished(workdir: str, *, step: int, inputs: Mapping[str, Any]) -> None:
+    """Marks the run as finished after `step` steps on these inputs."""
+    files.write_manifest(workdir, inputs=inputs, step=step)
+
+
+def clear_finished(workdir: str) -> None:
+    """Takes the mark away, for a run that goes on to more steps."""
+    path = files.path(workdir) / files.MANIFEST
+    if path.exists():
+        path.unlink()
+
+
+def _is_free(key: str) -> bool:
+    return any(
+        key.startswith(free) if free.endswith(".") else key == free
+        for free in FREE_KEYS
+    )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested object as {"mesh.data": 2, ...}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
