@@ -94,6 +94,8 @@ def curate() -> ConfigDict:
                 "timeout_seconds": 20.0,  # for one image, all redirects included
                 "retries": 2,  # after connection errors, 429 and 5xx
                 "max_bytes": 20 << 20,  # bytes of one image
+                # Bytes of all images that one worker holds, arriving and waiting.
+                "max_held_bytes": 1 << 30,
             },
             "images": {
                 "min_side": 32,  # pixels; smaller images are dropped
@@ -177,6 +179,7 @@ CURATE_RANGES: dict[str, Range] = {
     "download.timeout_seconds": Range(float, above=0),
     "download.retries": Range(int, least=0, most=100),
     "download.max_bytes": _COUNT,
+    "download.max_held_bytes": _COUNT,
     "images.min_side": _COUNT,
     "images.max_side": Range(int, least=1, most=65_500),  # JPEG holds no more
     "images.max_aspect": Range(float, least=1),
@@ -216,8 +219,14 @@ def _across_metadata(config: ConfigDict) -> list[str]:
 
 def _across_curate(config: ConfigDict) -> list[str]:
     """Says what is wrong among keys of which each by itself is right."""
-    images = config.images
+    images, download = config.images, config.download
     rules = [
+        (
+            download.max_held_bytes >= 2 * download.max_bytes,
+            f"config.download.max_held_bytes={download.max_held_bytes}: wanted at least"
+            f" twice config.download.max_bytes={download.max_bytes}; raise the first or"
+            " lower the second",
+        ),
         (
             images.max_side >= images.min_side,
             f"config.images.max_side={images.max_side}: wanted at least"

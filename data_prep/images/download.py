@@ -7,36 +7,21 @@ Tests and the quick start serve a fixed host name from loopback by pinning it.
 
 import asyncio
 import contextlib
-import errno
 import functools
 import queue
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import ada_url
-import aiohttp
-from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
-from yarl import URL
+from data_prep.images import addresses, request
 
-from data_prep.images import addresses, heads
+OK = request.OK
 
-OK = "ok"
-
-_MAX_REDIRECTS = 5
-_REDIRECTS = (301, 302, 303, 307, 308)
-_PORTS = (80, 443)
-# Header words by which owners keep images out of training sets.
-_OPT_OUTS = frozenset({"noai", "noimageai", "noml"})
 # What may be better next time. A timeout is not: it has used up its time.
 _RETRIED = frozenset({"http_429", "http_5xx", "connection", "dns", "truncated_body"})
-_MAX_RETRY_AFTER_SECONDS = 60.0
-_CHUNK_BYTES = 64 * 1024
 _RESOLVER_THREADS = 64
-# Errors of this machine, which say nothing about the image.
-_LOCAL_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Fetched(NamedTuple):
@@ -47,6 +32,43 @@ class Fetched(NamedTuple):
     body: bytes
 
 
+class _Result(NamedTuple):
+    fetched: Fetched
+    bytes: int  # of room, left when the caller takes the body
+
+
+class Room:
+    """Bytes that bodies may take up, given out in the order of asking."""
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def enter(self, size: int) -> None:
+        """Takes `size` bytes, as soon as all who asked before have theirs."""
+        if not self._waiting and self.extend(size):
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, turn))
+        await turn
+
+    def extend(self, size: int) -> bool:
+        """Takes `size` bytes if they are free, at once and before those who wait.
+
+        Who holds some cannot wait for more: all might wait for each other.
+        """
+        if size > self._free:
+            return False
+        self._free -= size
+        return True
+
+    def leave(self, size: int) -> None:
+        """Gives `size` bytes back."""
+        self._free += size
+        while self._waiting and self.extend(self._waiting[0][0]):
+            self._waiting.popleft()[1].set_result(None)
+
+
 def fetch(
     urls: Sequence[str],
     *,
@@ -55,6 +77,7 @@ def fetch(
     per_host: int,
     timeout_seconds: float,
     max_bytes: int,
+    max_held_bytes: int,
     retries: int,
     user_agent: str,
     backoff_seconds: float = 0.5,
@@ -62,7 +85,9 @@ def fetch(
 ) -> Iterator[Fetched]:
     """Fetches URLs and yields one result for each, in the order they finish.
 
-    At most 2 * `concurrency` bodies are held; a slow consumer slows the downloads.
+    At most 2 * `concurrency` bodies are held, and `max_held_bytes` of all of them, the
+    one last yielded included; a slow caller slows the downloads. A body that finds no
+    room is fetched again once there is room for the largest.
     Leaving the loop early (or `close()`) ends all downloads.
 
     Args:
@@ -74,6 +99,7 @@ def fetch(
       per_host: requests in flight to one host (redirects are not counted).
       timeout_seconds: for one attempt in all, redirects and body included.
       max_bytes: of a body, after decompression.
+      max_held_bytes: of all bodies at any time; at least 2 * `max_bytes`.
       retries: further attempts after a busy server (429, 5xx) or a lost connection.
       user_agent: the User-Agent header.
       backoff_seconds: wait before the first retry; it doubles each time. A server's
@@ -87,18 +113,26 @@ def fetch(
       or noml), http_404 and its like, http_5xx.
 
     Raises:
+      ValueError: `max_held_bytes` is less than 2 * `max_bytes`.
       RuntimeError: this machine ran out of files or memory for sockets.
     """
+    if max_held_bytes < 2 * max_bytes:
+        raise ValueError(
+            f"wanted max_held_bytes of at least 2 * max_bytes ({2 * max_bytes}), got "
+            f"{max_held_bytes}: raise it or lower max_bytes"
+        )
     pinned = addresses.parse_host_map(host_map)
-    results: queue.SimpleQueue[Fetched | BaseException] = queue.SimpleQueue()
-    room = asyncio.Semaphore(2 * concurrency)  # released as results are taken
+    results: queue.SimpleQueue[_Result | BaseException] = queue.SimpleQueue()
+    free = max_held_bytes - max_bytes  # the rest is for the body last yielded
+    share = max(1, min(max_bytes, free // (2 * concurrency)))
+    room = Room(max(max_bytes, 2 * concurrency * share))
 
     async def run() -> None:
-        async with _session(pinned, user_agent) as session:
+        async with request.session(pinned, user_agent) as session:
             await _fetch_all(
                 urls,
                 functools.partial(
-                    _attempt,
+                    request.attempt,
                     session,
                     pinned=pinned,
                     timeout_seconds=timeout_seconds,
@@ -106,6 +140,8 @@ def fetch(
                 ),
                 results=results,
                 room=room,
+                share=share,
+                max_bytes=max_bytes,
                 concurrency=concurrency,
                 per_host=per_host,
                 retries=retries,
@@ -117,35 +153,43 @@ def fetch(
             result = results.get()
             if isinstance(result, BaseException):
                 raise result
-            loop.call_soon_threadsafe(room.release)
+            loop.call_soon_threadsafe(room.leave, result.bytes)
             if progress is not None:
                 progress(done, len(urls))
-            yield result
+            yield result.fetched
+            del result
 
 
-def _session(
-    pinned: Mapping[str, tuple[str, int]], user_agent: str
-) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=heads.Connector(
-            limit=0,  # the semaphores bound it; waiting here would count as timeout
-            resolver=addresses.Resolver(pinned),
-            socket_factory=addresses.socket_factory(set(pinned.values())),
-            keepalive_timeout=1.0,  # idle connections to many hosts eat descriptors
-        ),
-        cookie_jar=aiohttp.DummyCookieJar(),  # a status must not hang on another
-        headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
-        timeout=aiohttp.ClientTimeout(total=None),  # one clock: asyncio.timeout
-        trust_env=False,  # a proxy would connect in our place, unchecked
-        max_field_size=heads.MAX_HEAD_BYTES,
-        max_headers=heads.MAX_HEAD_BYTES,
-    )
+class _Held:
+    """The part of a room that one body holds."""
+
+    def __init__(self, room: Room) -> None:
+        self._room, self.size = room, 0
+
+    async def wait_for(self, size: int) -> None:
+        """Holds `size` bytes in place of none."""
+        await self._room.enter(size)
+        self.size = size
+
+    def grow(self, size: int) -> bool:
+        """Holds at least `size` bytes if there is room."""
+        if size > self.size:
+            if not self._room.extend(size - self.size):
+                return False
+            self.size = size
+        return True
+
+    def shrink(self, size: int) -> None:
+        """Holds at most `size` bytes."""
+        if size < self.size:
+            self._room.leave(self.size - size)
+            self.size = size
 
 
 @contextlib.contextmanager
 def _running(
     main: Callable[[], Coroutine[Any, Any, None]],
-    results: queue.SimpleQueue[Fetched | BaseException],
+    results: queue.SimpleQueue[_Result | BaseException],
 ) -> Iterator[asyncio.AbstractEventLoop]:
     """Runs `main` in a thread of its own, so that no consumer stalls its clock.
 
@@ -180,10 +224,12 @@ def _running(
 
 async def _fetch_all(
     urls: Sequence[str],
-    attempt: Callable[[str], Any],
+    attempt: Callable[..., Awaitable[request.Answer]],
     *,
-    results: queue.SimpleQueue[Fetched | BaseException],
-    room: asyncio.Semaphore,
+    results: queue.SimpleQueue[_Result | BaseException],
+    room: Room,
+    share: int,
+    max_bytes: int,
     concurrency: int,
     per_host: int,
     retries: int,
@@ -193,22 +239,33 @@ async def _fetch_all(
     in_flight = asyncio.Semaphore(concurrency)
     waiting: dict[str, deque[int]] = defaultdict(deque)
     for index, url in enumerate(urls):
-        waiting[_host_of(url)].append(index)
+        waiting[request.host_of(url)].append(index)
+
+    async def result(index: int, held: _Held) -> _Result:
+        url = urls[index]
+        for retry in range(retries + 1):
+            async with in_flight:
+                answer = await attempt(url, grow=held.grow)
+            if answer.status == request.NO_ROOM:
+                held.shrink(0)
+                await held.wait_for(max_bytes)
+                async with in_flight:
+                    answer = await attempt(url, grow=held.grow)
+            held.shrink(max(share, len(answer.body)))
+            if answer.status not in _RETRIED or retry == retries:
+                break
+            await asyncio.sleep(max(backoff_seconds * 2**retry, answer.retry_after))
+        return _Result(Fetched(index, answer.status, answer.body), held.size)
 
     async def work(indices: deque[int]) -> None:
         while indices:
-            await room.acquire()
+            held = _Held(room)
+            await held.wait_for(share)
             if not indices:  # another worker of this host took the last one
-                room.release()
+                held.shrink(0)
                 return
-            index = indices.popleft()
-            for retry in range(retries + 1):
-                async with in_flight:
-                    status, body, retry_after = await attempt(urls[index])
-                if status not in _RETRIED or retry == retries:
-                    break
-                await asyncio.sleep(max(backoff_seconds * 2**retry, retry_after))
-            results.put(Fetched(index, status, body))
+            # No name for the result: a body must not wait here with its worker.
+            results.put(await result(indices.popleft(), held))
 
     async with asyncio.TaskGroup() as group:
         # Round by round, so that no host gets all its requests in one burst.
@@ -217,158 +274,3 @@ async def _fetch_all(
             hosts = [indices for indices in hosts if len(indices) > worker]
             for indices in hosts:
                 group.create_task(work(indices))
-
-
-async def _attempt(
-    session: aiohttp.ClientSession,
-    url: str,
-    *,
-    pinned: Mapping[str, tuple[str, int]],
-    timeout_seconds: float,
-    max_bytes: int,
-) -> tuple[str, bytes, float]:
-    """Makes one attempt; returns status, body and the seconds of Retry-After."""
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            return await _follow(session, url, pinned=pinned, max_bytes=max_bytes)
-    except TimeoutError:
-        return "timeout", b"", 0.0
-    except aiohttp.ClientConnectorError as error:
-        return _connection_reason(error), b"", 0.0
-    except aiohttp.ClientSSLError:
-        return "tls", b"", 0.0
-    except aiohttp.ClientPayloadError as error:
-        # An encoding that cannot be decoded comes as the cause of this error too.
-        broken = isinstance(error.__cause__, ContentEncodingError)
-        return ("bad_http" if broken else "truncated_body"), b"", 0.0
-    except (aiohttp.ClientResponseError, HttpProcessingError):
-        return "bad_http", b"", 0.0
-    except ValueError:  # InvalidURL, and what odd URLs raise elsewhere
-        return "bad_url", b"", 0.0
-    except (aiohttp.ClientError, OSError) as error:
-        _raise_if_local(error)
-        return "connection", b"", 0.0
-
-
-async def _follow(
-    session: aiohttp.ClientSession,
-    url: str,
-    *,
-    pinned: Mapping[str, tuple[str, int]],
-    max_bytes: int,
-) -> tuple[str, bytes, float]:
-    """Requests a URL and follows its redirects, checking each of them alike."""
-    hop = _read_url(url)
-    for _ in range(_MAX_REDIRECTS + 1):
-        reason = _url_reason(hop, pinned)
-        if reason is not None:
-            return reason, b"", 0.0
-        async with session.get(hop, allow_redirects=False) as response:
-            if _opted_out(response.headers.getall("X-Robots-Tag", [])):
-                return "opted_out", b"", 0.0
-            location = response.headers.get("Location")
-            if response.status not in _REDIRECTS or not location:
-                return await _receive(response, max_bytes)
-            hop = _read_url(_escaped(location), str(hop))
-    return "redirect_limit", b"", 0.0
-
-
-async def _receive(
-    response: aiohttp.ClientResponse, max_bytes: int
-) -> tuple[str, bytes, float]:
-    """Reads a body piece by piece, so that neither size nor gzip can fill memory."""
-    if response.status != 200:
-        server_error = 500 <= response.status < 600
-        status = "http_5xx" if server_error else f"http_{response.status}"
-        return status, b"", _retry_after(response.headers.get("Retry-After", ""))
-    if (response.content_length or 0) > max_bytes:
-        return "too_large", b"", 0.0
-    body = bytearray()
-    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
-        body += chunk
-        if len(body) > max_bytes:
-            return "too_large", b"", 0.0
-    return (OK if body else "empty_body"), bytes(body), 0.0
-
-
-def _read_url(text: str, base: str | None = None) -> URL:
-    """Reads a URL as browsers do (the URL standard), without its fragment.
-
-    Escapes stay as they are written, since servers may have signed them. Raises
-    ValueError where `text` is no URL.
-    """
-    href = ada_url.URL(text, base).href.partition("#")[0]
-    scheme, _, rest = href.partition("://")
-    authority, _, target = rest.partition("/")
-    # The query goes with the path, since yarl drops the mark of an empty one.
-    return URL.build(
-        scheme=scheme, authority=authority, path=f"/{target}", encoded=True
-    )
-
-
-def _escaped(location: str) -> str:
-    """Percent-encodes the bytes of a header that are not ASCII, whatever they mean."""
-    raw = location.encode("utf-8", "surrogateescape")  # as aiohttp decoded it
-    return "".join(chr(byte) if byte < 0x80 else f"%{byte:02X}" for byte in raw)
-
-
-def _url_reason(url: URL, pinned: Mapping[str, tuple[str, int]]) -> str | None:
-    """Returns why a URL is refused before any connection, None if it is not."""
-    if url.scheme not in ("http", "https"):
-        return "not_http"
-    if not url.raw_host:
-        return "bad_url"
-    if url.raw_host in pinned:
-        return None
-    if url.port not in _PORTS:
-        return "port_refused"
-    with contextlib.suppress(ValueError):  # not a literal address: a name
-        if not addresses.is_public(url.raw_host):
-            return "private_address"
-    return None
-
-
-def _connection_reason(error: aiohttp.ClientConnectorError) -> str:
-    _raise_if_local(error.os_error)
-    if isinstance(error.os_error, addresses.PrivateAddressError):
-        return "private_address"
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "dns"
-    if isinstance(error, aiohttp.ClientSSLError):
-        return "tls"
-    return "connection"
-
-
-def _raise_if_local(error: BaseException) -> None:
-    if isinstance(error, OSError) and error.errno in _LOCAL_ERRORS:
-        raise RuntimeError(
-            f"this machine cannot open more sockets ({error}); lower the download "
-            "concurrency or raise the limit of open files (ulimit -n)"
-        ) from error
-
-
-def _opted_out(robots_tags: Sequence[str]) -> bool:
-    """Reads X-Robots-Tag headers like "noai, noindex" or "somebot: noai".
-
-    A wish addressed to some bot counts for us too.
-    """
-    return any(
-        word.rpartition(":")[2].strip().lower() in _OPT_OUTS
-        for tag in robots_tags
-        for word in tag.split(",")
-    )
-
-
-def _retry_after(header: str) -> float:
-    """Returns the wait that a server asks for; its date form is not honoured."""
-    try:
-        return min(max(float(header), 0.0), _MAX_RETRY_AFTER_SECONDS)
-    except ValueError:
-        return 0.0
-
-
-def _host_of(url: str) -> str:
-    try:
-        return _read_url(url).raw_host or ""
-    except ValueError:
-        return ""

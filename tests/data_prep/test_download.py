@@ -139,6 +139,7 @@ def fetch(server, urls, **options):
         "per_host": 8,
         "timeout_seconds": 5.0,
         "max_bytes": 4000,
+        "max_held_bytes": 1 << 20,
         "retries": 0,
         "user_agent": "test-agent/1",
         "backoff_seconds": 0.01,
@@ -352,7 +353,8 @@ def test_running_out_of_sockets_is_an_error_not_a_status(server):
         "resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))\n"
         "list(download.fetch([f'http://images.example/drip?{i}' for i in range(99)],\n"
         "    host_map={'images.example': sys.argv[1]}, concurrency=99, per_host=99,\n"
-        "    timeout_seconds=5, max_bytes=9999, retries=0, user_agent='test'))"
+        "    timeout_seconds=5, max_bytes=99, max_held_bytes=9999, retries=0,\n"
+        "    user_agent='test'))"
     )
     address = f"127.0.0.1:{server.server_address[1]}"
     found = subprocess.run(

@@ -4,79 +4,16 @@ import gzip
 import socket
 import threading
 import time
-from contextlib import contextmanager
+import tracemalloc
 
 import pytest
 
 from data_prep.images import download
-
-HOST = "http://images.example"
-BODY = b"\xff\xd8\xff not quite a picture"  # 23 bytes
-
-
-def answer(headers=b"", status=b"200 OK", body=BODY, version=b"HTTP/1.1"):
-    """A whole answer; `headers` end with their line end."""
-    length = b"Content-Length: %d\r\n" % len(body)
-    head = version + b" " + status + b"\r\n" + length + headers
-    return head + b"Connection: close\r\n\r\n" + body
-
-
-@contextmanager
-def serving(decide):
-    """A server on loopback: `decide` maps the raw target to the bytes of the answer.
-
-    Or to an iterable of its pieces, which are sent one by one.
-    Yields the port and the heads of all requests, as they came.
-    """
-    heads = []
-
-    def serve(connection):
-        with connection:
-            head = b""
-            while b"\r\n\r\n" not in head:
-                got = connection.recv(1 << 16)
-                if not got:
-                    return
-                head += got
-            heads.append(head)
-            try:
-                reply = decide(head.split(b" ")[1])
-                for piece in [reply] if isinstance(reply, bytes) else reply:
-                    connection.sendall(piece)
-                connection.shutdown(socket.SHUT_WR)
-                while connection.recv(1 << 16):
-                    pass
-            except OSError:
-                return  # the downloader had enough
-
-    def accept():
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=serve, args=(connection,), daemon=True).start()
-
-    with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
-        accepting = threading.Thread(target=accept, daemon=True)
-        accepting.start()
-        yield listener.getsockname()[1], heads
-        listener.shutdown(socket.SHUT_RDWR)
-        accepting.join()
+from tests.data_prep.raw_server import BODY, HOST, answer, fetch_settings, serving
 
 
 def fetch(port, urls, hosts=("images.example",), **options):
-    settings = {
-        "host_map": dict.fromkeys(hosts, f"127.0.0.1:{port}"),
-        "concurrency": 16,
-        "per_host": 16,
-        "timeout_seconds": 5.0,
-        "max_bytes": 4000,
-        "retries": 0,
-        "user_agent": "test-agent/1",
-        "backoff_seconds": 0.01,
-    }
-    found = sorted(download.fetch(urls, **(settings | options)))
+    found = sorted(download.fetch(urls, **(fetch_settings(port, hosts) | options)))
     assert [result.position for result in found] == list(range(len(urls)))
     assert all(bool(result.body) == (result.status == "ok") for result in found)
     return found
@@ -350,3 +287,68 @@ def test_a_connection_serves_one_odd_head_after_the_other():
         server.join()
     assert targets(served) == [f"/{i}" for i in range(len(replies))]
     assert [r.status for r in found] == ["ok", "http_404", "ok", "ok"]
+
+
+MIB = 1 << 20
+START = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda body: answer(body=body),
+        lambda body: START + b"\r\n" + body,
+        lambda body: answer(b"Content-Encoding: gzip\r\n", body=gzip.compress(body)),
+    ],
+    ids=["announced", "to the end", "zipped"],
+)
+def test_bodies_hold_no_more_memory_than_allowed(form):
+    size, allowed, concurrency = 2 * MIB, 8 * MIB, 16
+    body = b"x" * size
+    reply = form(body)
+    settings = {
+        "concurrency": concurrency,
+        "per_host": concurrency,
+        "max_bytes": size,
+        "max_held_bytes": allowed,
+    }
+    tracemalloc.start()
+    try:
+        with serving(lambda target: reply) as (port, heads):
+            urls = [f"{HOST}/{i}" for i in range(40)]
+            for result in download.fetch(urls, **fetch_settings(port) | settings):
+                assert (result.status, result.body) == ("ok", body)
+                time.sleep(0.01)  # meanwhile many could be fetched
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Beside the bodies: one being copied, one that the loop above still names, and what
+    # asyncio and aiohttp read ahead on each connection.
+    assert peak < allowed + 2 * size + concurrency * MIB // 2
+    assert len(heads) <= 2 * len(urls)
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 16, 100])
+def test_bodies_that_leave_no_room_for_others_are_fetched_too(concurrency):
+    sizes = [1000, 999, 1, 500, 1000, 501, 1000] * 5
+    answers = [answer(body=b"x" * size) for size in sizes]
+    answers += [START + b"\r\n" + b"x" * size for size in sizes]
+    answers += [answer(body=b"x" * 1001), START + b"\r\n" + b"x" * 1001]
+    with serving(lambda target: answers[int(target[1:])]) as (port, _):
+        found = fetch(
+            port,
+            [f"{HOST}/{i}" for i in range(len(answers))],
+            concurrency=concurrency,
+            per_host=concurrency,
+            max_bytes=1000,
+            max_held_bytes=2000,
+        )
+    assert [len(result.body) for result in found] == [*sizes, *sizes, 0, 0]
+    assert {result.status for result in found[-2:]} == {"too_large"}
+
+
+def test_too_little_memory_for_a_body_is_an_error():
+    with pytest.raises(
+        ValueError, match="at least 2 \\* max_bytes \\(8000\\), got 7999"
+    ):
+        fetch(80, [HOST], max_held_bytes=7999)

@@ -1,0 +1,239 @@
+"""One request for an image: from its URL to a body within bounds, or a reason."""
+
+import asyncio
+import contextlib
+import errno
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import ada_url
+import aiohttp
+from absl import logging
+from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
+from yarl import URL
+
+from data_prep.images import addresses, heads
+
+OK = "ok"
+NO_ROOM = "no_room"  # `grow` refused: to be asked for again with more room
+
+Pinned = Mapping[str, tuple[str, int]]
+
+_MAX_REDIRECTS = 5
+_REDIRECTS = (301, 302, 303, 307, 308)
+_PORTS = (80, 443)
+# Header words by which owners keep images out of training sets.
+_OPT_OUTS = frozenset({"noai", "noimageai", "noml"})
+_MAX_RETRY_AFTER_SECONDS = 60.0
+_CHUNK_BYTES = 64 * 1024
+# Errors of this machine, which say nothing about the image.
+_LOCAL_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Answer(NamedTuple):
+    """What came of one attempt."""
+
+    status: str  # "ok" or the reason
+    body: bytes = b""  # empty unless ok
+    retry_after: float = 0.0  # seconds that the server asks to wait
+
+
+def session(pinned: Pinned, user_agent: str) -> aiohttp.ClientSession:
+    """Returns a session that connects to public and pinned addresses only."""
+    return aiohttp.ClientSession(
+        connector=heads.Connector(
+            limit=0,  # the caller bounds it; waiting here would count as timeout
+            resolver=addresses.Resolver(pinned),
+            socket_factory=addresses.socket_factory(set(pinned.values())),
+            keepalive_timeout=1.0,  # idle connections to many hosts eat descriptors
+        ),
+        cookie_jar=aiohttp.DummyCookieJar(),  # a status must not hang on another
+        headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
+        timeout=aiohttp.ClientTimeout(total=None),  # one clock: asyncio.timeout
+        trust_env=False,  # a proxy would connect in our place, unchecked
+        max_field_size=heads.MAX_HEAD_BYTES,
+        max_headers=heads.MAX_HEAD_BYTES,
+    )
+
+
+async def attempt(
+    session: aiohttp.ClientSession,
+    url: str,
+    *,
+    pinned: Pinned,
+    timeout_seconds: float,
+    max_bytes: int,
+    grow: Callable[[int], bool],
+) -> Answer:
+    """Makes one attempt. Whatever a server does, it comes to an answer.
+
+    Args:
+      session: from `session`.
+      url: absolute http(s) URL.
+      pinned: address and port of hosts that are reached there and nowhere else.
+      timeout_seconds: for all of it, redirects and body included.
+      max_bytes: of a body, after decompression.
+      grow: is asked for room for a body of so many bytes in all; where it says no,
+        the status is NO_ROOM.
+
+    Raises:
+      RuntimeError: this machine ran out of files or memory for sockets.
+    """
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            return await _follow(
+                session, url, pinned=pinned, max_bytes=max_bytes, grow=grow
+            )
+    except TimeoutError:
+        return Answer("timeout")
+    except aiohttp.ClientConnectorError as error:
+        return Answer(_connection_reason(error))
+    except aiohttp.ClientPayloadError as error:
+        # An encoding that cannot be decoded comes as the cause of this error too.
+        broken = isinstance(error.__cause__, ContentEncodingError)
+        return Answer("bad_http" if broken else "truncated_body")
+    except (aiohttp.ClientResponseError, HttpProcessingError):
+        return Answer("bad_http")
+    except ValueError:  # no URL, in the page or in a redirect
+        return Answer("bad_url")
+    except (aiohttp.ClientError, OSError) as error:
+        _raise_if_local(error)
+        return Answer("connection")
+    except MemoryError:
+        raise
+    except Exception:
+        # A fault of aiohttp on some answer: it must not cost the other images.
+        logging.exception("unexpected error while fetching %s", url)
+        return Answer("bad_http")
+
+
+def host_of(url: str) -> str:
+    """Returns the host name of a URL in ASCII, "" where it has none."""
+    try:
+        return _read_url(url).raw_host or ""
+    except ValueError:
+        return ""
+
+
+async def _follow(
+    session: aiohttp.ClientSession,
+    url: str,
+    *,
+    pinned: Pinned,
+    max_bytes: int,
+    grow: Callable[[int], bool],
+) -> Answer:
+    """Requests a URL and follows its redirects, checking each of them alike."""
+    hop = _read_url(url)
+    for _ in range(_MAX_REDIRECTS + 1):
+        reason = _url_reason(hop, pinned)
+        if reason is not None:
+            return Answer(reason)
+        async with session.get(hop, allow_redirects=False) as response:
+            if _opted_out(response.headers.getall("X-Robots-Tag", [])):
+                return Answer("opted_out")
+            location = response.headers.get("Location")
+            if response.status not in _REDIRECTS or not location:
+                return await _receive(response, max_bytes, grow)
+            hop = _read_url(_escaped(location), str(hop))
+    return Answer("redirect_limit")
+
+
+async def _receive(
+    response: aiohttp.ClientResponse, max_bytes: int, grow: Callable[[int], bool]
+) -> Answer:
+    """Reads a body piece by piece, so that neither size nor gzip can fill memory."""
+    if response.status != 200:
+        server_error = 500 <= response.status < 600
+        status = "http_5xx" if server_error else f"http_{response.status}"
+        retry_after = _retry_after(response.headers.get("Retry-After", ""))
+        return Answer(status, retry_after=retry_after)
+    length = response.content_length or 0
+    if length > max_bytes:
+        return Answer("too_large")
+    if not grow(length):
+        return Answer(NO_ROOM)
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+        if len(body) + len(chunk) > max_bytes:
+            return Answer("too_large")
+        if not grow(len(body) + len(chunk)):
+            return Answer(NO_ROOM)
+        body += chunk
+    return Answer(OK, bytes(body)) if body else Answer("empty_body")
+
+
+def _read_url(text: str, base: str | None = None) -> URL:
+    """Reads a URL as browsers do (the URL standard), without its fragment.
+
+    Escapes stay as they are written, since servers may have signed them. Raises
+    ValueError where `text` is no URL.
+    """
+    href = ada_url.URL(text, base).href.partition("#")[0]
+    scheme, _, rest = href.partition("://")
+    authority, _, target = rest.partition("/")
+    # The query goes with the path, since yarl drops the mark of an empty one.
+    return URL.build(
+        scheme=scheme, authority=authority, path=f"/{target}", encoded=True
+    )
+
+
+def _escaped(location: str) -> str:
+    """Percent-encodes the bytes of a header that are not ASCII, whatever they mean."""
+    raw = location.encode("utf-8", "surrogateescape")  # as aiohttp decoded it
+    return "".join(chr(byte) if byte < 0x80 else f"%{byte:02X}" for byte in raw)
+
+
+def _url_reason(url: URL, pinned: Pinned) -> str | None:
+    """Returns why a URL is refused before any connection, None if it is not."""
+    if url.scheme not in ("http", "https"):
+        return "not_http"
+    if not url.raw_host:
+        return "bad_url"
+    if url.raw_host in pinned:
+        return None
+    if url.port not in _PORTS:
+        return "port_refused"
+    with contextlib.suppress(ValueError):  # not a literal address: a name
+        if not addresses.is_public(url.raw_host):
+            return "private_address"
+    return None
+
+
+def _connection_reason(error: aiohttp.ClientConnectorError) -> str:
+    _raise_if_local(error.os_error)
+    if isinstance(error.os_error, addresses.PrivateAddressError):
+        return "private_address"
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "dns"
+    if isinstance(error, aiohttp.ClientSSLError):
+        return "tls"
+    return "connection"
+
+
+def _raise_if_local(error: BaseException) -> None:
+    if isinstance(error, OSError) and error.errno in _LOCAL_ERRORS:
+        raise RuntimeError(
+            f"this machine cannot open more sockets ({error}); lower the download "
+            "concurrency or raise the limit of open files (ulimit -n)"
+        ) from error
+
+
+def _opted_out(robots_tags: Sequence[str]) -> bool:
+    """Reads X-Robots-Tag headers like "noai, noindex" or "somebot: noai".
+
+    A wish addressed to some bot counts for us too.
+    """
+    return any(
+        word.rpartition(":")[2].strip().lower() in _OPT_OUTS
+        for tag in robots_tags
+        for word in tag.split(",")
+    )
+
+
+def _retry_after(header: str) -> float:
+    """Returns the wait that a server asks for; its date form is not honoured."""
+    try:
+        return min(max(float(header), 0.0), _MAX_RETRY_AFTER_SECONDS)
+    except ValueError:
+        return 0.0
