@@ -3,7 +3,7 @@
 # every worker, installs it, and starts the same command on all of them.
 #
 #   ./launch_tpu.sh --name=clip --zone=us-central2-b --type=v4-32 -- \
-#       --config=configs/vit_b32_400m.py --workdir=gs://bucket/runs/b32
+#       --config=configs/metaclip.py:vit_b32_400m --workdir=gs://bucket/runs/b32
 #
 # Run it again after a preemption: training goes on from its last checkpoint.
 # --version is the image of the TPU VM; by default what Google names for the type.

@@ -1,6 +1,6 @@
 """Builds metadata, the list of entries that texts are matched with, from web pages.
 
-    python -m data_prep.build_metadata --config=configs/metadata_quickstart.py \
+    python -m data_prep.build_metadata --config=configs/metadata.py:quickstart \
         --config.warc='crawl/*.warc.gz' --config.pageviews=pageviews.txt \
         --output=metadata
 

@@ -1,14 +1,17 @@
 """Every curation key: its unit, its default, one comment each.
 
-Recipes in configs/ are short diffs of these and are loaded by path:
+Recipes in configs/ are tables of what differs, and are loaded by path:
 
-    from data_prep import config as config_lib
+    from data_prep import config as keys
 
-    def get_config():
-        config = config_lib.curate()
-        config.balance.t = 20_000
-        return config
+    VARIANTS = {"400m": {"balance.t": 20_000}, "1b": {"partitions": 50_000}}
+
+    def get_config(variant="400m"):
+        return keys.recipe(keys.curate(), VARIANTS, variant)
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
@@ -107,6 +110,23 @@ def curate() -> ConfigDict:
     )
 
 
+def recipe(
+    config: ConfigDict, variants: Mapping[str, Mapping[str, Any]], variant: str
+) -> ConfigDict:
+    """Returns `config` with the keys of one variant, for a recipe in configs/.
+
+    Args:
+      config: from `curate` or `metadata`.
+      variants: by name the values by dotted key that differ from it.
+      variant: its name, what follows the colon in --config=configs/FILE.py:VARIANT.
+
+    Raises:
+      ValueError: there is no such variant; lists those there are.
+    """
+    config.update_from_flattened_dict(dict(ranges.variant(variants, variant)))
+    return config.lock()
+
+
 # The values that each key may have. A new key gets a row here, or a test fails. The
 # forms of a row are listed above the table in metaclip_jax/config.py.
 # What must hold between keys is in `_across_curate` and `_across_metadata`.
@@ -150,7 +170,7 @@ CURATE_RANGES: dict[str, Range] = {
     "seed": Range(int, least=0, most=2**32 - 1),
     "warc": _PATH,
     "metadata": _PATH,
-    "partitions": Range(int, least=1, most=99_999),  # five digits in file names
+    "partitions": Range(int, least=1, most=999_999),
     **_PAGES,
     "matching.mode": Range(str, choices=("v1", "v2", "fixed")),
     "matching.engine": Range(str, choices=("numba", "pyahocorasick")),

@@ -1,6 +1,6 @@
 """Curation, from WARC files to a balanced dataset of image-text records.
 
-    python -m data_prep.curate --config=configs/curate_quickstart.py \
+    python -m data_prep.curate --config=configs/curate.py:quickstart \
         --config.warc='crawl/*.warc.gz' --config.metadata=metadata \
         --workdir=curation --output=dataset -- --runner=FnApiRunner
 
@@ -399,7 +399,8 @@ def progress(folder: str, partitions: int, title: str) -> Iterator[None]:
         with tqdm(total=partitions, desc=title, unit="part") as bar:
             while True:
                 last = done.wait(0.5)
-                finished = {p.split("-of-")[0][-5:] for p in files.glob(str(pattern))}
+                found = (p.split("-of-")[0] for p in files.glob(str(pattern)))
+                finished = {p.rpartition("-")[2] for p in found}
                 bar.update(len(finished) - bar.n)
                 if last:
                     return

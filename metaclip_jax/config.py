@@ -1,11 +1,12 @@
 """Every training key: its unit, its default, one comment. The only home of defaults.
 
-A recipe in configs/ starts from `default()`, changes a few keys and returns the
-locked result. Keys are read by attribute only, so that a mistyped name is an error
-with a suggestion. Below the commands, functions take values and never a config.
+A recipe in configs/ says which of them differ: a table of variants for `recipe()`, or a
+few lines after `default()`. Keys are read by attribute only, so that a mistyped name is
+an error with a suggestion.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
@@ -371,6 +372,26 @@ def _rules_of_the_run(config: ConfigDict) -> list[tuple[bool, str]]:
             " sources that are synthetic; give config.data.synthetic_sources",
         ),
     ]
+
+
+def recipe(variants: Mapping[str, Mapping[str, Any]], variant: str) -> ConfigDict:
+    """Returns the config of one variant, for a recipe in configs/.
+
+    Args:
+      variants: by name the values by dotted key that differ from the defaults; under
+        "preset" the released model (models/presets.py) that is trained.
+      variant: its name, what follows the colon in --config=configs/FILE.py:VARIANT.
+
+    Raises:
+      ValueError: there is no such variant; lists those there are.
+    """
+    from metaclip_jax.models import presets
+
+    values = dict(ranges.variant(variants, variant))
+    config = default()
+    config.update_from_flattened_dict(presets.config_values(values.pop("preset")))
+    config.update_from_flattened_dict(values)
+    return config.lock()
 
 
 def of_architecture(wanted: "Architecture") -> ConfigDict:

@@ -1,6 +1,7 @@
 """What a recipe needs on a TPU slice, before one is rented: memory, FLOPs, time.
 
-    python -m metaclip_jax.plan --config=configs/vit_l14_400m.py --topology=v5p:4x4x8
+    python -m metaclip_jax.plan --config=configs/metaclip.py:vit_l14_400m \\
+        --topology=v5p:4x4x8
 
 Compiles the train step, with every override of the command line, for that slice. It
 takes a minute or two on any Linux machine with libtpu (`pip install
@@ -279,7 +280,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", help_string="Recipe, configs/NAME.py.")
+    config_flags.DEFINE_config_file("config", help_string="Recipe, configs/FILE.py.")
     flags.DEFINE_string("topology", None, "Slice, as v5e:4x4 or v5p:4x4x8.")
     flags.DEFINE_integer("slices", 1, "How many such slices.", lower_bound=1)
     flags.mark_flags_as_required(["config", "topology"])

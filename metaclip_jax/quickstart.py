@@ -146,7 +146,7 @@ def stages(workdir: Path, configs: Path) -> list[Stage]:
             "Build the metadata",
             "data_prep.build_metadata",
             {
-                "config": configs / "metadata_quickstart.py",
+                "config": configs / "metadata.py:quickstart",
                 "config.warc": workdir / "crawl" / "*.warc.gz",
                 "config.pageviews": workdir / "site" / "pageviews.txt",
                 "output": workdir / "metadata",
@@ -157,7 +157,7 @@ def stages(workdir: Path, configs: Path) -> list[Stage]:
             "Curate: match, balance, download, write",
             "data_prep.curate",
             {
-                "config": configs / "curate_quickstart.py",
+                "config": configs / "curate.py:quickstart",
                 "config.warc": workdir / "crawl" / "*.warc.gz",
                 "config.metadata": workdir / "metadata",
                 "config.download.host_map": _HOST_MAP,
@@ -308,7 +308,7 @@ Try next:
       --config.dataset={workdir}/dataset --config.tokenizer={workdir}/tokenizer.json \\
       --config.total_steps=20 --config.optimizer.warmup_steps=5 \\
       --workdir=/tmp/short_run
-  python -m data_prep.build_metadata --config={configs}/metadata_quickstart.py \\
+  python -m data_prep.build_metadata --config={configs}/metadata.py:quickstart \\
       --config.warc='{workdir}/crawl/*.warc.gz' --config.unigram_min_count=10 \\
       --output=/tmp/smaller_metadata"""
     )

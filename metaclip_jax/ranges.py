@@ -206,3 +206,17 @@ def _plain(number: float) -> str:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def variant(variants: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+    """Returns the row of one variant of a recipe.
+
+    Raises:
+      ValueError: there is no such variant; lists those there are.
+    """
+    if name not in variants:
+        raise ValueError(
+            f"want --config=configs/FILE.py:VARIANT with a variant among"
+            f" {', '.join(variants)}; got {name!r}"
+        )
+    return variants[name]

@@ -390,7 +390,7 @@ def define_flags(to: flags.FlagValues) -> None:
     text = functools.partial(flags.DEFINE_string, flag_values=to)
     number = functools.partial(flags.DEFINE_integer, flag_values=to)
     config_flags.DEFINE_config_file(
-        "config", help_string="Recipe, configs/NAME.py.", flag_values=to
+        "config", help_string="Recipe, configs/FILE.py:VARIANT.", flag_values=to
     )
     text("workdir", None, "Folder of the run, local or gs://.")
     text("coordinator", "", '"auto" or HOST:PORT; "" = one process.')

@@ -185,7 +185,7 @@ def test_every_command_in_the_readme_exists():
 
 def test_the_launcher_passes_its_flags_to_training():
     command = ["./launch_tpu.sh", "--dry_run", "--name=n", "--zone=z", "--type=v4-32"]
-    flags = ["--config=configs/vit_b32_400m.py", "--workdir=gs://b/a folder"]
+    flags = ["--config=configs/metaclip.py:vit_b32_400m", "--workdir=gs://b/a folder"]
     done = subprocess.run(
         [*command, "--", *flags], cwd=ROOT, capture_output=True, text=True, check=True
     )

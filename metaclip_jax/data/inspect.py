@@ -1,6 +1,6 @@
 """Shows what the trainer will see of its data: crops, texts, lengths, speed.
 
-    python -m metaclip_jax.data.inspect --config=configs/NAME.py --output=sheet.png
+    python -m metaclip_jax.data.inspect --config=configs/FILE.py --output=sheet.png
     python -m metaclip_jax.data.inspect DIR --config.tokenizer=FILE --output=sheet.html
 
 prints a summary and renders a contact sheet. It takes the trainer's config with the
@@ -244,7 +244,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", __file__, "Recipe, configs/NAME.py.")
+    config_flags.DEFINE_config_file("config", __file__, "Recipe, configs/FILE.py.")
     flags.DEFINE_string("output", "", ".png or .html to write; empty = print only.")
     flags.DEFINE_integer("batch", 256, "Images at a time, instead of global_batch.")
     flags.DEFINE_integer("examples", 96, "Images on the sheet.")

@@ -1,12 +1,14 @@
 """Every MetaCLIP architecture by name, as the released checkpoints have it.
 
 Sizes are those of the public configurations; test_presets compares the parameters of
-each with the published numbers.
+each with the published numbers. This is the one place where they are written down:
+recipes name a preset.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from metaclip_jax.models.clip import Architecture
+if TYPE_CHECKING:  # so that reading a recipe does not load jax
+    from metaclip_jax.models.clip import Architecture
 
 
 class Towers(NamedTuple):
@@ -35,6 +37,7 @@ TOWERS = {
     "l14": Towers(14, (1_024, 24, 16), 4_096, (768, 12, 12), 768),
     "h14": Towers(14, (1_280, 32, 16), 5_120, (1_024, 24, 16), 1_024),
     "bigg14": Towers(14, (1_664, 48, 16), 8_192, (1_280, 32, 20), 1_280),
+    "siglip_b16": Towers(16, (768, 12, 12), 3_072, (768, 12, 12), 768),
 }
 VOCABULARIES = {
     "clip": Vocabulary(49_408, 49_407, 0),
@@ -51,6 +54,9 @@ class Preset(NamedTuple):
     vocabulary: str = "clip"
     image_size: int = 224
     activation: str = "quick_gelu"
+    family: str = "clip"
+    text_pool: str = "eos"
+    context_length: int = 77
 
 
 PRESETS = {
@@ -76,6 +82,10 @@ PRESETS = {
         f"vit_{name}_mt5_worldwide": Preset(name, "mt5", 224, "gelu")
         for name in ("s16", "m16", "b32")
     },
+    # Not of MetaCLIP: google/siglip-base-patch16-224.
+    "siglip_b16": Preset(
+        "siglip_b16", "siglip", 224, "gelu_tanh", "siglip", "last", context_length=64
+    ),
 }
 
 
@@ -109,33 +119,65 @@ def check_vocabulary(name: str, *, size: int, tokenizer: str) -> None:
         )
 
 
-def architecture(name: str) -> Architecture:
+def config_values(name: str) -> dict[str, Any]:
+    """Returns the values of config keys, by dotted name, that give a released model.
+
+    Raises:
+      ValueError: there is no preset of this name; lists those there are.
+    """
+    shape = _shape(name)
+    sigmoid = shape.pop("logit_bias")
+    if shape["vision_mlp_width"] == 4 * shape["vision_width"]:
+        shape["vision_mlp_width"] = 0  # the config's word for it
+    return {
+        "vocabulary": PRESETS[name].vocabulary,
+        "image_size": shape.pop("image_size"),
+        "loss": "sigmoid" if sigmoid else "softmax",
+        **{f"model.{key}": value for key, value in shape.items()},
+    }
+
+
+def architecture(name: str) -> "Architecture":
     """Returns the architecture of a released model.
 
     Raises:
       ValueError: there is no preset of this name; lists those there are.
     """
-    if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}")
-    preset = PRESETS[name]
-    towers, ids = TOWERS[preset.towers], VOCABULARIES[preset.vocabulary]
-    vision_width, vision_layers, vision_heads = towers.vision
-    text_width, text_layers, text_heads = towers.text
+    from metaclip_jax.models.clip import Architecture
+
+    shape = _shape(name)
+    ids = VOCABULARIES[PRESETS[name].vocabulary]
     return Architecture(
-        image_size=preset.image_size,
-        patch_size=towers.patch,
-        vision_width=vision_width,
-        vision_layers=vision_layers,
-        vision_heads=vision_heads,
-        vision_mlp_width=towers.vision_mlp,
-        text_width=text_width,
-        text_layers=text_layers,
-        text_heads=text_heads,
-        text_mlp_width=4 * text_width,
-        context_length=77,
+        **shape,
+        text_mlp_width=4 * shape["text_width"],
         vocab_size=ids.size,
-        embed_dim=towers.embed_dim,
-        activation=preset.activation,
         eos_id=ids.eos_id,
         pad_id=ids.pad_id,
     )
+
+
+def _shape(name: str) -> dict[str, Any]:
+    """Fields of Architecture, but for those of the vocabulary."""
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}")
+    preset = PRESETS[name]
+    towers = TOWERS[preset.towers]
+    vision_width, vision_layers, vision_heads = towers.vision
+    text_width, text_layers, text_heads = towers.text
+    return {
+        "family": preset.family,
+        "logit_bias": preset.family == "siglip",
+        "image_size": preset.image_size,
+        "patch_size": towers.patch,
+        "vision_width": vision_width,
+        "vision_layers": vision_layers,
+        "vision_heads": vision_heads,
+        "vision_mlp_width": towers.vision_mlp,
+        "text_width": text_width,
+        "text_layers": text_layers,
+        "text_heads": text_heads,
+        "context_length": preset.context_length,
+        "embed_dim": towers.embed_dim,
+        "activation": preset.activation,
+        "text_pool": preset.text_pool,
+    }

@@ -71,7 +71,7 @@ def web(tmp_path_factory):
     run(
         "data_prep.build_metadata",
         **{
-            "config": ROOT / "configs/metadata_quickstart.py",
+            "config": ROOT / "configs/metadata.py:quickstart",
             "config.warc": folder / "crawl" / "*.warc.gz",
             "config.pageviews": folder / "site" / "pageviews.txt",
             "output": folder / "metadata",
@@ -85,7 +85,7 @@ def web(tmp_path_factory):
 def curation(web, output, **overrides):
     folder, host_map = web
     flags = {
-        "config": ROOT / "configs/curate_quickstart.py",
+        "config": ROOT / "configs/curate.py:quickstart",
         "config.warc": folder / "crawl" / "*.warc.gz",
         "config.metadata": folder / "metadata",
         "config.download.host_map": host_map,

@@ -233,7 +233,7 @@ def test_the_command_builds_once_and_knows_its_inputs(tmp_path, request):
     )
     (tmp_path / "broken.warc.gz").write_bytes(b"no gzip")
     (tmp_path / "views.txt").write_text("en Fox_hunting 99 0\nen Rare 1 0\n")
-    recipe = request.config.rootpath / "configs" / "metadata_quickstart.py"
+    recipe = request.config.rootpath / "configs" / "metadata.py:quickstart"
     flags = [
         f"--config={recipe}",
         "--config.warc=*.warc.gz",

@@ -20,7 +20,11 @@ def run(config, topology, *extra):
     return subprocess.run(
         [
             *(sys.executable, "-m", "metaclip_jax.plan"),
-            *(f"--config=configs/{config}.py", f"--topology={topology}", *extra),
+            *(
+                f"--config=configs/metaclip.py:{config}",
+                f"--topology={topology}",
+                *extra,
+            ),
         ],
         cwd=ROOT,
         capture_output=True,

@@ -1,0 +1,21 @@
+"""Metadata: the paper's 500,000 English entries (arXiv 2309.16671, table 1).
+
+    python -m data_prep.build_metadata --config=configs/metadata.py:en \
+        --config.warc='pages/*.warc.gz' --config.pageviews=pageviews.txt --output=DIR
+
+`quickstart` has thresholds for a text a hundred thousand times smaller.
+"""
+
+from ml_collections import ConfigDict
+
+from data_prep import config as keys
+
+VARIANTS = {
+    "en": {},
+    "quickstart": {"unigram_min_count": 3, "bigram_min_count": 3},
+}
+
+
+def get_config(variant: str = "en") -> ConfigDict:
+    """The paper's sources and thresholds, or small ones."""
+    return keys.recipe(keys.metadata(), VARIANTS, variant)
