@@ -39,10 +39,12 @@ DATA = [
 ]
 TRAIN = [
     "flax>=0.12.8",
+    "fonttools",
     "ftfy",
     "grain>=0.2.18",
     "huggingface_hub",
     "jax>=0.10.2",
+    "jinja2",
     "opencv-python-headless",
     "optax",
     "orbax-checkpoint>=0.12.8",

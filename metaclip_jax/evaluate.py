@@ -187,8 +187,13 @@ def score_names(held_out: HeldOut) -> tuple[str, ...]:
 
 
 def best_texts(held_out: HeldOut, embeddings: Embeddings) -> list[dict[str, Any]]:
-    """The first images by id, each with its first text and its best texts of all."""
-    first = np.unique(held_out.image_of_text, return_index=True)[1]
+    """The first images by id, each with its first text and its best texts of all.
+
+    Any of an image's own texts is right, also where another image has the same words.
+    """
+    own: list[list[str]] = [[] for _ in held_out.image_ids]
+    for image, text in zip(held_out.image_of_text, held_out.texts, strict=True):
+        own[image].append(text)
     rows, cosines = retrieval.best_texts(
         embeddings.image[:SHOWN_IMAGES],
         embeddings.text,
@@ -197,9 +202,13 @@ def best_texts(held_out: HeldOut, embeddings: Embeddings) -> list[dict[str, Any]
     return [
         {
             "image_id": held_out.image_ids[image],
-            "text": held_out.texts[first[image]],
+            "text": own[image][0],
             "top5": [
-                {"text": held_out.texts[row], "score": round(float(cosine), 4)}
+                {
+                    "text": held_out.texts[row],
+                    "score": round(float(cosine), 4),
+                    "right": held_out.texts[row] in own[image],
+                }
                 for row, cosine in zip(rows[image], cosines[image], strict=True)
             ],
         }

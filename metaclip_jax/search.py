@@ -7,32 +7,17 @@ reads what metaclip_jax.embed wrote, prints the best images and renders them as 
 contact sheet: one HTML file that needs nothing else, or a PNG, by the name's ending.
 """
 
-import base64
-import html
 import io
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from absl import app, flags
-from PIL import Image, ImageDraw
 
 from metaclip_jax import files, model_flags, predict
-from metaclip_jax.data import embeddings, images, records
+from metaclip_jax.data import embeddings, images, records, sheet
 
 _SIDE = 256  # pixels of a picture on the sheet
-_COLUMNS = 6  # of the PNG
-_LINE = 20  # pixels below each picture of the PNG
-
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 74rem;
-  padding: 0 1rem; color: #1d2733; background: #fff; }
-.sheet { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); }
-figure { margin: 0; } figure img { width: 100%; border-radius: 4px; }
-figcaption { overflow-wrap: anywhere; font-size: 13px; } b { color: #35618e; }
-"""
 
 
 class Hit(NamedTuple):
@@ -113,44 +98,22 @@ def table(found: Sequence[Picture]) -> str:
     return "\n".join(lines)
 
 
-def render_html(query: str, found: Sequence[Picture]) -> str:
-    """The contact sheet as HTML; all that strangers wrote is escaped.
+def to_sheet(query: str, found: Sequence[Picture]) -> sheet.Sheet:
+    """Returns the contact sheet of what was found, best first.
 
     The pictures are encoded anew, so that no stranger's bytes reach the browser.
     """
-    figures = "".join(
-        f'<figure><img alt="" src="data:image/jpeg;base64,'
-        f'{base64.b64encode(picture.jpeg).decode()}">'
-        f"<figcaption><b>{picture.hit.score:.3f}</b> "
-        f"{html.escape(' · '.join(picture.texts))}</figcaption></figure>"
-        for picture in found
-    )
-    title = html.escape(query)
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>"
-        f'<div class="sheet">{figures}</div></html>\n'
-    )
-
-
-def render_png(found: Sequence[Picture]) -> bytes:
-    """The contact sheet as a PNG: pictures in rows, each with its rank and cosine."""
-    columns = min(_COLUMNS, max(len(found), 1))
-    rows = max(1, math.ceil(len(found) / columns))
-    sheet = Image.new("RGB", (columns * _SIDE, rows * (_SIDE + _LINE)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for place, picture in enumerate(found):
-        left = place % columns * _SIDE
-        top = place // columns * (_SIDE + _LINE)
-        if picture.jpeg:
-            small = Image.open(io.BytesIO(picture.jpeg))
-            sheet.paste(small, (left + (_SIDE - small.width) // 2, top))
-        said = f"{place + 1}   {picture.hit.score:.3f}"
-        draw.text((left + 4, top + _SIDE + 4), said, fill="black")
-    out = io.BytesIO()
-    sheet.save(out, "PNG")
-    return out.getvalue()
+    cells = [
+        sheet.Cell(
+            jpeg=picture.jpeg,
+            text=picture.texts[0] if picture.texts else "",
+            note=f"{rank}   {picture.hit.score:.3f}",
+            others=picture.texts[1:],
+        )
+        for rank, picture in enumerate(found, 1)
+    ]
+    note = "Each with its rank and its cosine with the query."
+    return sheet.Sheet(title=query, cells=cells, note=note)
 
 
 def _thumbnail(data: bytes) -> bytes:
@@ -193,11 +156,10 @@ def main(argv: Sequence[str]) -> None:
     )
     found = pictures(dataset, nearest(values.embeddings, query[0], count=values.top))
     print(table(found))
-    if values.output.endswith(".html"):
-        sheet = render_html(values.query or values.image, found).encode()
-        files.write_bytes(values.output, sheet)
-    elif values.output:
-        files.write_bytes(values.output, render_png(found))
+    if values.output:
+        shown = to_sheet(values.query or values.image, found)
+        png = values.output.endswith(".png")
+        files.write_bytes(values.output, sheet.render(shown, png=png))
 
 
 if __name__ == "__main__":

@@ -168,6 +168,17 @@ def character_classes(mode: str) -> NDArray[np.uint8]:
     return classes
 
 
+def is_of_a_word(character: str) -> bool:
+    """Whether the characters beside it decide where a word with it begins or ends.
+
+    Not so for marks, and for scripts without spaces.
+    """
+    kind = int(character_classes("fixed")[ord(character)])
+    if kind == EXTENDS:  # of a letter of its script
+        return int(character_classes("v2")[ord(character)]) == PLAIN
+    return kind == PLAIN
+
+
 def _fill_fixed(classes: NDArray[np.uint8]) -> None:
     for code in range(0x110000):
         category = unicodedata.category(chr(code))

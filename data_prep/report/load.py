@@ -200,11 +200,13 @@ def evaluation(workdir: str) -> Evaluation | None:
             f"{folder / f'{newest}.json'}: expected `candidates` and "
             f"`model.image_to_text.R@1`, missing {error}; evaluate the run again"
         ) from error
-    return Evaluation(
-        step=newest,
-        scores=scores,
-        top5=files.read_json(best_texts) if best_texts.exists() else [],
-    )
+    top5 = files.read_json(best_texts) if best_texts.exists() else []
+    if any("right" not in best for item in top5 for best in item["top5"]):
+        raise ValueError(
+            f"{best_texts}: expected `right` with each text, as this version writes it;"
+            " evaluate the run again"
+        )
+    return Evaluation(step=newest, scores=scores, top5=top5)
 
 
 def _number(row: Mapping[str, Any], key: str) -> float:

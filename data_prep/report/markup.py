@@ -10,6 +10,8 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from data_prep.matching import spacing
+
 # An HTML parser reads these without an end tag.
 _VOID = frozenset({"br", "col", "img", "link", "meta"})
 # Characters that steer the layout of what follows them; <bdi> does that job here.
@@ -78,21 +80,20 @@ def clean(text: str, *, limit: int = 160) -> str:
 def stranger(text: str, *, limit: int = 160, mark: str = "") -> Markup:
     """Text from outside, isolated in a <bdi> of its own direction.
 
-    The first whole-word occurrence of `mark` in it (any case) is marked.
+    The first occurrence of `mark` in it (any case) is marked, if it is not a part of a
+    word. Scripts without spaces have no such words.
     """
     line = clean(text, limit=limit)
     wanted = clean(mark, limit=limit)
-    found = (
-        re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", line, re.IGNORECASE)
-        if wanted
-        else None
-    )
-    if found is None:
-        return element("bdi", line, dir="auto")
-    return element(
-        "bdi",
-        line[: found.start()],
-        element("mark", found.group()),
-        line[found.end() :],
-        dir="auto",
-    )
+    for found in re.finditer(re.escape(wanted), line, re.IGNORECASE) if wanted else ():
+        start, end = found.span()
+        if not (_in_word(line, start) or _in_word(line, end)):
+            marked = element("mark", found.group())
+            return element("bdi", line[:start], marked, line[end:], dir="auto")
+    return element("bdi", line, dir="auto")
+
+
+def _in_word(line: str, place: int) -> bool:
+    """Whether the characters on both sides of this place are of one word."""
+    around = line[max(place - 1, 0) : place + 1]
+    return 0 < place < len(line) and all(map(spacing.is_of_a_word, around))

@@ -309,9 +309,9 @@ def held_out_section(
         "Held-out images",
         lead(
             f"The first {numbers.count(len(top5))} held-out images, not chosen by "
-            f"hand, with the five best of all held-out texts. The right text is first "
-            f"for {numbers.count(first)} of them and among the five for "
-            f"{numbers.count(among)}; it carries a check mark."
+            f"hand, with the five best of all held-out texts. A text of its own is "
+            f"first for {numbers.count(first)} of them and among the five for "
+            f"{numbers.count(among)}; such a text carries a check mark."
         ),
         element("ul", *(_card(item, pictures) for item in top5), class_="grid-cards"),
         name="held-out",
@@ -319,10 +319,8 @@ def held_out_section(
 
 
 def _places(item: Mapping[str, Any]) -> list[int]:
-    """Where among the five the right text stands: [] or its places from 0."""
-    return [
-        place for place, best in enumerate(item["top5"]) if best["text"] == item["text"]
-    ]
+    """The places, from 0, of the image's own texts among the five."""
+    return [place for place, best in enumerate(item["top5"]) if best["right"]]
 
 
 def _card(item: Mapping[str, Any], pictures: Mapping[str, str]) -> Markup:

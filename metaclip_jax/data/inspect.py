@@ -13,21 +13,50 @@ import collections
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import simplejpeg
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from metaclip_jax import config as keys
 from metaclip_jax import feed, files
 from metaclip_jax.data import batch as batches
-from metaclip_jax.data import mixture, pipeline, records, sheet, tokenizer
+from metaclip_jax.data import clean_up, mixture, pipeline, records, sheet, tokenizer
 
 _RECORDS_FOR_LENGTHS = 10_000
 _TEXTS_FOR_TOKENIZER = 20_000
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a batch: `image` uint8[H, W, 3], the text as the model gets it
+    (cleaned, cut), the texts of its record as they are stored, and where it is from.
+    """
+
+    image: np.ndarray
+    text: str
+    stored: tuple[str, ...]
+    dataset: str
+    source: str  # of the text: alt, title, ...; "" if two texts look the same
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was found.
+
+    `facts` are (what, figure) rows, `lengths` int64[n] tokens of single texts without
+    marks, of records spread evenly over the datasets.
+    """
+
+    title: str
+    facts: list[tuple[str, str]]
+    examples: list[Example]
+    lengths: np.ndarray
 
 
 def get_config() -> ConfigDict:
@@ -41,10 +70,10 @@ def first_examples(
     tokenize: tokenizer.Tokenizer,
     *,
     count: int,
-) -> list[sheet.Example]:
+) -> list[Example]:
     """Returns the first `count` rows that a stream hands to the model."""
     names = batches.names(datasets) if len(datasets) > 1 else [""]
-    examples: list[sheet.Example] = []
+    examples: list[Example] = []
     for batch in stream:
         members, numbers = batch["dataset"].tolist(), batch["record"].tolist()
         for image, tokens, member, number in zip(
@@ -53,11 +82,9 @@ def first_examples(
             record = records.decode(records.read(datasets[member], [number])[0])
             text = tokenize.decode(tokens.tolist())
             pairs = zip(record.texts, record.text_sources, strict=True)
-            sources = {source for one, source in pairs if sheet.is_shown(one, text)}
+            sources = {source for one, source in pairs if is_shown(one, text)}
             source = sources.pop() if len(sources) == 1 else ""
-            examples.append(
-                sheet.Example(image, text, record.texts, names[member], source)
-            )
+            examples.append(Example(image, text, record.texts, names[member], source))
         if len(examples) >= count:
             break
     return examples[:count]
@@ -119,7 +146,7 @@ def dataset_facts(
 def text_facts(
     lengths: np.ndarray,
     texts_per_image: np.ndarray,
-    examples: Sequence[sheet.Example],
+    examples: Sequence[Example],
     *,
     room: int,
 ) -> list[tuple[str, str]]:
@@ -140,7 +167,7 @@ def text_facts(
     ]
 
 
-def look(config: ConfigDict, *, examples: int, seconds: float) -> sheet.Report:
+def look(config: ConfigDict, *, examples: int, seconds: float) -> Look:
     """Opens the batches of a config as the trainer does, and says what they hold."""
     folders, weights = mixture.members(config.dataset, config.data.mixture)
     datasets = [records.open_dataset(folder) for folder in folders]
@@ -153,7 +180,7 @@ def look(config: ConfigDict, *, examples: int, seconds: float) -> sheet.Report:
     lengths, texts_per_image = measure_texts(datasets, shares, tokenize)
     marks = 1 if tokenize.bos_id is None else 2
     room = config.model.context_length - marks
-    return sheet.Report(
+    return Look(
         title=", ".join(batches.names(datasets)),
         facts=[
             *dataset_facts(datasets, shares, stream.progress),
@@ -166,6 +193,35 @@ def look(config: ConfigDict, *, examples: int, seconds: float) -> sheet.Report:
         examples=shown,
         lengths=lengths,
     )
+
+
+def to_sheet(found: Look) -> sheet.Sheet:
+    """Returns the contact sheet of a look at the data."""
+    return sheet.Sheet(
+        title=f"What training sees of {found.title}",
+        facts=found.facts,
+        lengths=found.lengths,
+        note="Cropped and resized; the text as the model reads it, and below it the"
+        " others of the image.",
+        cells=[_cell(example) for example in found.examples],
+    )
+
+
+def _cell(example: Example) -> sheet.Cell:
+    pixels = np.ascontiguousarray(example.image)
+    return sheet.Cell(
+        jpeg=simplejpeg.encode_jpeg(pixels, quality=90),
+        text=example.text,
+        note=" ".join(filter(None, (example.dataset, example.source))),
+        others=[text for text in example.stored if not is_shown(text, example.text)],
+    )
+
+
+def is_shown(stored: str, shown: str) -> bool:
+    """Says whether the model was shown this text, perhaps cut."""
+    # Tokens come back with spaces around punctuation.
+    cleaned, shown = (t.replace(" ", "") for t in (clean_up.clean(stored), shown))
+    return cleaned == shown or (len(shown) > 20 and cleaned.startswith(shown))
 
 
 def _order(data: ConfigDict) -> str:
@@ -233,13 +289,12 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # accelerators stay with who has them
     with tempfile.TemporaryDirectory() as folder:
         config.tokenizer = config.tokenizer or _tokenizer_path(config, folder)
-        report = look(config, examples=values.examples, seconds=values.seconds)
-    for what, figure in report.facts:
+        found = look(config, examples=values.examples, seconds=values.seconds)
+    for what, figure in found.facts:
         print(f"{what:32} {figure}")
     if values.output:
         png = values.output.endswith(".png")
-        data = sheet.render_png(report) if png else sheet.render_html(report).encode()
-        files.write_bytes(values.output, data)
+        files.write_bytes(values.output, sheet.render(to_sheet(found), png=png))
         print(f"{'contact sheet':32} {values.output}")
 
 

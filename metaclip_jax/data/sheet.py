@@ -1,182 +1,187 @@
-"""The contact sheet of a look at the data, as HTML or PNG, and its figures as text.
+"""Contact sheets: pictures in a grid with their texts, as HTML or PNG.
 
-All that strangers wrote is escaped in HTML and only drawn in PNG.
+Texts come from strangers. In HTML they are escaped by the template, isolated in their
+own direction, and nothing may be fetched or run; in PNG they are only drawn. Pictures
+are JPEGs that we encoded ourselves.
 """
 
 import base64
-import html
 import io
 import textwrap
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+import jinja2
 import numpy as np
-import simplejpeg
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageOps
 
-from metaclip_jax.data import clean_up
+from metaclip_jax.data import fonts
 
 _BARS = 24
+_MOST_CHARACTERS = 200  # of a text
+_MOST_TEXTS = 3  # of the other texts of an image, before the rest is folded
 # Of the PNG, in pixels.
-_COLUMNS, _CELL, _GAP, _LINE = 8, 150, 14, 15
+_COLUMNS, _CELL, _GAP, _LINE, _SIZE, _TITLE = 8, 150, 14, 16, 12, 20
 _TEXT_LINES = 6  # below each image
 _BARS_HEIGHT = 90
-_FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf")
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _INK, _FAINT, _BLUE = (29, 39, 51), (93, 107, 122), (53, 97, 142)
 
-_STYLE = """
+_PAGE = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(
+    """<!doctype html>
+<html lang="en"><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none';
+ img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{{ sheet.title }}</title><style>
+:root { --ink: #1d2733; --faint: #5d6b7a; --blue: #35618e; --paper: #fff; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #dfe6ee; --faint: #93a1b0; --blue: #7fb0e0; --paper: #14191f; } }
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 74rem;
-  padding: 0 1rem; color: #1d2733; background: #fff; }
+  padding: 0 1rem; color: var(--ink); background: var(--paper); }
 table { border-collapse: collapse; } td { padding: .15rem 1.2rem .15rem 0; }
-.sheet { display: grid; gap: 1rem;
+.sheet { display: grid; gap: 1rem; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); }
-figure { margin: 0; } figure img { width: 100%; border-radius: 4px; }
-figcaption { overflow-wrap: anywhere; } .other { color: #5d6b7a; font-size: 13px; }
+figure { margin: 0; min-width: 0; } figure img { width: 100%; border-radius: 4px; }
+figcaption { overflow-wrap: anywhere; } bdi { unicode-bidi: isolate; }
+.other { color: var(--faint); font-size: 13px; }
 .bars { display: flex; align-items: flex-end; height: 9rem; gap: 2px; }
-.bars div { flex: 1; background: #35618e; min-height: 1px; }
-.axis { display: flex; justify-content: space-between; color: #5d6b7a; }
+.bars div { flex: 1; background: var(--blue); min-height: 1px; }
+.axis { display: flex; justify-content: space-between; color: var(--faint); }
+</style>
+<h1><bdi dir="auto">{{ sheet.title }}</bdi></h1>
+{% if sheet.facts %}
+<table>{% for what, figure in sheet.facts %}
+<tr><td>{{ what }}</td><td><bdi dir="auto">{{ figure }}</bdi></td></tr>{% endfor %}
+</table>
+{% endif %}
+{% if bars %}
+<h2>Tokens a text</h2>
+<div class="bars">{% for height, title in bars %}
+<div style="height:{{ '%.1f' % height }}%" title="{{ title }}"></div>{% endfor %}</div>
+<div class="axis"><span>0</span><span>{{ most_tokens }}</span></div>
+{% endif %}
+<p>{{ sheet.note }}</p>
+<div class="sheet">
+{% for cell in sheet.cells %}
+<figure><img alt="" src="data:image/jpeg;base64,{{ encoded(cell.jpeg) }}">
+<figcaption><bdi dir="auto">{{ shorten(cell.text) }}</bdi>
+<div class="other"><bdi dir="auto">{{ cell.note }}</bdi></div>
+{% for text in cell.others[:most_texts] %}
+<div class="other"><bdi dir="auto">{{ shorten(text) }}</bdi></div>
+{% endfor %}
+{% if cell.others[most_texts:] %}
+<details class="other"><summary>{{ cell.others[most_texts:] | length }} more</summary>
+{% for text in cell.others[most_texts:] %}
+<div><bdi dir="auto">{{ shorten(text) }}</bdi></div>
+{% endfor %}
+</details>
+{% endif %}
+</figcaption></figure>
+{% endfor %}
+</div></html>
 """
+)
 
 
 @dataclass(frozen=True)
-class Example:
-    """One row of a batch: `image` uint8[H, W, 3], the text as the model gets it
-    (cleaned, cut), the texts of its record as they are stored, and where it is from.
-    """
+class Cell:
+    """One picture: its JPEG (b"" = none), its text, a note, and its other texts."""
 
-    image: np.ndarray
+    jpeg: bytes
     text: str
-    stored: tuple[str, ...]
-    dataset: str
-    source: str  # of the text: alt, title, ...; "" if two texts look the same
+    note: str = ""
+    others: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
-class Report:
-    """What the sheet shows.
+class Sheet:
+    """What a sheet shows.
 
-    `facts` are (what, figure) rows, `lengths` int64[n] tokens of single texts without
-    marks, of records spread evenly over the datasets.
+    `facts` are (what, figure) rows, `note` a sentence above the pictures, `lengths`
+    int64[n] tokens of texts for a histogram, empty = none.
     """
 
     title: str
-    facts: list[tuple[str, str]]
-    examples: list[Example]
-    lengths: np.ndarray
+    cells: Sequence[Cell]
+    note: str = ""
+    facts: Sequence[tuple[str, str]] = ()
+    lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
-def render_html(report: Report) -> str:
-    """Returns the contact sheet as a page that needs nothing else."""
-    rows = "".join(
-        f"<tr><td>{html.escape(what)}</td><td>{html.escape(figure)}</td></tr>"
-        for what, figure in report.facts
+def render(sheet: Sheet, *, png: bool) -> bytes:
+    """Returns the sheet as a PNG, or as an HTML page that needs nothing else."""
+    return render_png(sheet) if png else render_html(sheet).encode()
+
+
+def render_html(sheet: Sheet) -> str:
+    """Returns the sheet as a page that needs nothing else and runs nothing."""
+    counts, edges = _counts(sheet.lengths)
+    bars = [
+        (100 * count / max(counts.max(), 1), f"{low:.0f} to {high:.0f}: {count}")
+        for count, low, high in zip(counts, edges, edges[1:], strict=False)
+    ]
+    return _PAGE.render(
+        sheet=sheet,
+        bars=bars if sheet.lengths.size else [],
+        most_tokens=f"{edges[-1] - 1:.0f}",
+        most_texts=_MOST_TEXTS,
+        shorten=_shorten,
+        encoded=lambda jpeg: base64.b64encode(jpeg).decode(),
     )
-    name = html.escape(report.title)
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        f"<title>{name}</title><style>{_STYLE}</style>"
-        f"<h1>What training sees of {name}</h1><table>{rows}</table>"
-        f"<h2>Tokens a text</h2>{_histogram(report.lengths)}"
-        "<h2>Examples</h2><p>Cropped and resized; the text as the model reads it, and "
-        "below it the others of the image.</p>"
-        f'<div class="sheet">{"".join(map(_figure, report.examples))}</div></html>\n'
-    )
 
 
-def render_png(report: Report) -> bytes:
-    """Returns the contact sheet as a picture.
-
-    Letters that the machine's fonts lack are boxes; HTML shows them all.
-    """
-    font, large = _font(12), _font(20)
-    rows = -(-len(report.examples) // _COLUMNS)
-    top = 3 * _LINE + _LINE * len(report.facts) + _BARS_HEIGHT + 4 * _LINE
+def render_png(sheet: Sheet) -> bytes:
+    """Returns the sheet as a picture, in the fonts that this machine has."""
+    rows = -(-len(sheet.cells) // _COLUMNS)
+    bars = _BARS_HEIGHT + 3 * _LINE if sheet.lengths.size else 0
+    top = 3 * _LINE + _LINE * len(sheet.facts) + _GAP + bars
     height = _CELL + _LINE * _TEXT_LINES + _GAP
     width = _GAP + _COLUMNS * (_CELL + _GAP)
-    sheet = Image.new("RGB", (width, top + rows * height + _GAP), "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.text(
-        (_GAP, _GAP), _printable(f"What training sees of {report.title}"), _INK, large
-    )
-    for number, (what, figure) in enumerate(report.facts):
+    picture = Image.new("RGB", (width, top + rows * height + _GAP), "white")
+    on = ImageDraw.Draw(picture)
+    fonts.draw(on, (_GAP, _GAP), _shorten(sheet.title), fill=_INK, size=_TITLE)
+    for number, (what, figure) in enumerate(sheet.facts):
         y = 3 * _LINE + number * _LINE
-        draw.text((_GAP, y), _printable(what), _FAINT, font)
-        draw.text((_GAP + 230, y), _printable(figure), _INK, font)
-    _draw_bars(draw, report.lengths, bottom=top - 2 * _LINE, width=width, font=font)
-    for number, example in enumerate(report.examples):
+        fonts.draw(on, (_GAP, y), what, fill=_FAINT, size=_SIZE)
+        fonts.draw(on, (_GAP + 230, y), _shorten(figure), fill=_INK, size=_SIZE)
+    if sheet.lengths.size:
+        _draw_bars(on, sheet.lengths, bottom=top - 2 * _LINE, width=width)
+    for number, cell in enumerate(sheet.cells):
         x = _GAP + number % _COLUMNS * (_CELL + _GAP)
         y = top + number // _COLUMNS * height
-        shown = Image.fromarray(example.image).resize((_CELL, _CELL))
-        sheet.paste(shown, (x, y))
-        note = " ".join(filter(None, (example.dataset, example.source)))
-        draw.text((x, y + _CELL + 2), _fitting(note, font)[0], _FAINT, font)
-        for line, text in enumerate(_fitting(example.text, font)[: _TEXT_LINES - 1]):
-            draw.text((x, y + _CELL + 2 + _LINE * (line + 1)), text, _INK, font)
+        if cell.jpeg:
+            with Image.open(io.BytesIO(cell.jpeg), formats=("JPEG",)) as opened:
+                shown = opened.convert("RGB")
+            shown = ImageOps.contain(shown, (_CELL, _CELL))
+            picture.paste(shown, (x + (_CELL - shown.width) // 2, y))
+        lines = [(line, _FAINT) for line in _lines(cell.note)[:1] if line]
+        lines += [(line, _INK) for line in _lines(cell.text)]
+        for row, (line, colour) in enumerate(lines[:_TEXT_LINES]):
+            place = (x, y + _CELL + 2 + _LINE * row)
+            fonts.draw(on, place, line, fill=colour, size=_SIZE)
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
+    picture.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
-def _font(size: int) -> _Font:
-    for name in _FONTS:
-        try:
-            return ImageFont.truetype(name, size)
-        except OSError:
-            continue
-    return ImageFont.load_default(size)  # it has ASCII
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
-def _fitting(text: str, font: _Font) -> list[str]:
-    """Breaks a text into lines that are as wide as an image, at least one."""
-    text = _printable(text)
-    letters = int(len(text) * _CELL / max(font.getlength(text), 1))
-    return textwrap.wrap(text, max(letters - 2, 8)) or [""]
-
-
-def _draw_bars(
-    draw: ImageDraw.ImageDraw,
-    lengths: np.ndarray,
-    *,
-    bottom: int,
-    width: int,
-    font: _Font,
-) -> None:
-    counts, edges = _counts(lengths)
-    step = (width - 2 * _GAP) / len(counts)
-    for number, count in enumerate(counts.tolist()):
-        tall = round(_BARS_HEIGHT * count / max(counts.max(), 1))
-        left = _GAP + number * step
-        box = (left, bottom - max(tall, 1), left + step - 2, bottom)
-        draw.rectangle(box, fill=_BLUE)
-    draw.text((_GAP, bottom + 2), "0 tokens a text", _FAINT, font)
-    end = f"{edges[-1] - 1:.0f}"
-    draw.text((width - _GAP - font.getlength(end), bottom + 2), end, _FAINT, font)
-
-
-def _figure(example: Example) -> str:
-    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(example.image), quality=90)
-    source = base64.b64encode(jpeg).decode()
-    others = [text for text in example.stored if not is_shown(text, example.text)]
-    listed = "".join(f"<div>{html.escape(text)}</div>" for text in others)
-    note = " ".join(filter(None, (example.dataset, example.source)))
-    return (
-        f'<figure><img alt="" src="data:image/jpeg;base64,{source}">'
-        f"<figcaption>{html.escape(example.text)}"
-        f'<div class="other">{html.escape(note)}</div>'
-        f'<div class="other">{listed}</div></figcaption></figure>'
+def _shorten(text: str) -> str:
+    """One line of at most _MOST_CHARACTERS, without control characters."""
+    kept = "".join(
+        " " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c
+        for c in text[: 4 * _MOST_CHARACTERS]
     )
+    line = " ".join(kept.split())
+    cut = len(line) > _MOST_CHARACTERS or len(text) > 4 * _MOST_CHARACTERS
+    return line[: _MOST_CHARACTERS - 1] + "…" if cut else line
 
 
-def is_shown(stored: str, shown: str) -> bool:
-    """Says whether the model was shown this text, perhaps cut."""
-    # Tokens come back with spaces around punctuation.
-    cleaned, shown = (t.replace(" ", "") for t in (clean_up.clean(stored), shown))
-    return cleaned == shown or (len(shown) > 20 and cleaned.startswith(shown))
+def _lines(text: str) -> list[str]:
+    """Breaks a text into lines that are as wide as a cell of the PNG, at least one."""
+    text = _shorten(text)
+    letters = int(len(text) * _CELL / max(fonts.length(text, size=_SIZE), 1))
+    return textwrap.wrap(text, max(letters - 2, 8)) or [""]
 
 
 def _counts(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -184,14 +189,16 @@ def _counts(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.histogram(lengths, bins=min(_BARS, most + 1), range=(0, most + 1))
 
 
-def _histogram(lengths: np.ndarray) -> str:
+def _draw_bars(
+    on: ImageDraw.ImageDraw, lengths: np.ndarray, *, bottom: int, width: int
+) -> None:
     counts, edges = _counts(lengths)
-    columns = "".join(
-        f'<div style="height:{100 * count / max(counts.max(), 1):.1f}%" '
-        f'title="{low:.0f} to {high:.0f}: {count}"></div>'
-        for count, low, high in zip(counts, edges, edges[1:], strict=False)
-    )
-    return (
-        f'<div class="bars">{columns}</div>'
-        f'<div class="axis"><span>0</span><span>{edges[-1] - 1:.0f}</span></div>'
-    )
+    step = (width - 2 * _GAP) / len(counts)
+    for number, count in enumerate(counts.tolist()):
+        tall = round(_BARS_HEIGHT * count / max(counts.max(), 1))
+        left = _GAP + number * step
+        on.rectangle((left, bottom - max(tall, 1), left + step - 2, bottom), _BLUE)
+    label, end = (_GAP, bottom + 2), f"{edges[-1] - 1:.0f}"
+    fonts.draw(on, label, "0 tokens a text", fill=_FAINT, size=_SIZE)
+    right = width - _GAP - fonts.length(end, size=_SIZE)
+    fonts.draw(on, (right, bottom + 2), end, fill=_FAINT, size=_SIZE)

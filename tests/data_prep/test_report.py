@@ -200,7 +200,11 @@ def write_run(folder: Path, held_out: list[records.Record], *, steps: int = 60) 
             "image_id": each.image_id,
             "text": each.texts[0],
             "top5": [
-                {"text": texts[(i + shift) % len(texts)], "score": 0.4 - 0.02 * place}
+                {
+                    "text": texts[(i + shift) % len(texts)],
+                    "score": 0.4 - 0.02 * place,
+                    "right": shift == 0,
+                }
                 # A third right at first, a third right later, a third not at all.
                 for place, shift in enumerate(
                     ([0, 1, 2, 3, 4], [1, 2, 0, 3, 4], [1, 2, 3, 4, 5])[i % 3]

@@ -97,3 +97,14 @@ def test_a_marked_entry_is_a_whole_word() -> None:
     assert "<mark>Cat</mark>" in stranger("a Cat & dog", mark="cat")
     assert "<mark>" not in stranger("concatenate", mark="cat")
     assert "<mark>&lt;b&gt;</mark>" in stranger("x <b> y", mark="<b>")
+    for entry, text in (
+        ("東京", "大東京駅"),
+        ("แมว", "รูปแมวดำ"),
+        ("さくら", "さくら咲く"),
+        ("မြန်မာ", "မြန်မာနိုင်ငံ"),
+        ("iPhone手机", "新iPhone手机壳"),
+        ("C++", "C++11"),
+    ):
+        assert f"<mark>{entry}</mark>" in stranger(text, mark=entry), entry
+    assert "<mark>" not in stranger("concatenate, cats, bobcat", mark="cat")
+    assert "bobcat, <mark>cat</mark>" in stranger("bobcat, cat", mark="cat")

@@ -13,7 +13,7 @@ import pytest
 
 from metaclip_jax import checkpoint, embed, files, inference, run_config, search
 from metaclip_jax import config as keys
-from metaclip_jax.data import records
+from metaclip_jax.data import records, sheet
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.models import clip
 
@@ -163,11 +163,12 @@ def test_the_contact_sheet_escapes_what_strangers_wrote(embedded, dataset, model
     hits = search.nearest(embedded, query, count=6 * SHARDS)
     assert hits[0].position == 0
     found = search.pictures(records.open_dataset(dataset), hits)
-    page = search.render_html("<b>me</b>", found)
+    page = sheet.render_html(search.to_sheet("<b>me</b>", found))
     assert "<script>" not in page and "&lt;script&gt;alert" in page
     assert "<b>me" not in page and page.count("<figure>") == len(hits)
     assert "\x1b" not in search.table(found) and "tabs and" in search.table(found)
-    assert search.render_png(found[:7])[:4] == b"\x89PNG"
+    picture = sheet.render(search.to_sheet("<b>me</b>", found[:7]), png=True)
+    assert picture[:4] == b"\x89PNG"
 
 
 def test_search_in_another_dataset_is_refused(
@@ -195,14 +196,14 @@ def test_commands_print_tables(run, dataset, embedded, tmp_path):
     assert {line.split()[0] for line in lines} == {"cat", "dog"}
     shares = [float(line.split()[1].rstrip("%")) for line in lines]
     assert shares[0] >= shares[1] and sum(shares) == pytest.approx(100, abs=0.02)
-    sheet = tmp_path / "sheet.html"
+    page = tmp_path / "sheet.html"
     options = [f"--embeddings={embedded}", f"--dataset={dataset}", "--top=3"]
     done = subprocess.run(
-        command("search", *options, "--query=picture 1", f"--output={sheet}"),
+        command("search", *options, "--query=picture 1", f"--output={page}"),
         capture_output=True,
         text=True,
         env={**os.environ, "JAX_NUM_CPU_DEVICES": "2"},
         check=True,
     )
     assert len(done.stdout.splitlines()) == 1 + 3
-    assert sheet.read_text().count("<figure>") == 3
+    assert page.read_text().count("<figure>") == 3
