@@ -343,8 +343,8 @@ class Meter:
         self._totals["skipped_in_a_row"] = in_a_row
         if skipped and in_a_row >= self._max_skipped_steps:
             raise FloatingPointError(
-                f"loss or gradient was not finite in {in_a_row} steps in a row, up to"
-                f" step {step}; want fewer than max_skipped_steps="
+                f"loss, gradient or parameters were not finite in {in_a_row} steps in"
+                f" a row, up to step {step}; want fewer than max_skipped_steps="
                 f"{self._max_skipped_steps}. Lower optimizer.peak_lr, lengthen"
                 " optimizer.warmup_steps, or look at the images of these steps: their"
                 f" ids are in {self._workdir}/metrics/skipped"

@@ -354,9 +354,23 @@ def save(
 
 
 def finish(workdir: str, job: Job, *, step: int) -> None:
-    """Marks the run as finished, once it is sure that it is this run."""
+    """Marks the run as finished, once it is sure that it is this run, and sound.
+
+    Raises:
+        FloatingPointError: the last steps were not finite, so that nothing says that
+            the model works.
+    """
     meta = checkpoint.read_meta(workdir, step)
     checkpoint.check_inputs(workdir, want=job.inputs, got=meta["inputs"])
+    skipped = collections.Counter(meta["totals"])["skipped_in_a_row"]
+    if skipped:
+        raise FloatingPointError(
+            f"want a last step with a finite loss, got {skipped} of {step} steps at the"
+            f" end of {workdir} that were not: it is not marked as finished. Its last"
+            " checkpoint has the parameters before them. Train anew with a lower"
+            " optimizer.peak_lr or a longer optimizer.warmup_steps, or go on from here"
+            " with a higher total_steps"
+        )
     if jax.process_index() == 0:
         run_config.write_finished(workdir, step=step, inputs=job.inputs)
     logging.info("%s is finished: %d steps are done", workdir, step)

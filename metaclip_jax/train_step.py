@@ -44,8 +44,9 @@ def make_train_step(
 
     See `encode_in_parts` for microbatches and `choose_patches` for patch_dropout.
 
-    Where the loss or the gradient is not finite, parameters and optimizer stay as
-    they were, `skipped` is 1, and only `step` advances, as it counts batches.
+    Where the loss, the gradient or the new parameters are not finite, parameters and
+    optimizer stay as they were, `skipped` is 1, and only `step` advances, as it counts
+    batches.
     """
 
     def loss_of(params: clip.Params, batch: Batch) -> tuple[jax.Array, Metrics]:
@@ -76,7 +77,6 @@ def make_train_step(
             state.params, batch
         )
         gradient_norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(value) & jnp.isfinite(gradient_norm)
         learning_rate = schedule(state.step)
 
         direction, opt = optimizer.update(gradients, state.opt_state, state.params)
@@ -85,6 +85,9 @@ def make_train_step(
         )
         if loss == "softmax":  # SigLIP's scale is free, and ends above 100
             params |= {"log_logit_scale": clamp(params["log_logit_scale"])}
+        # A learning rate that is too high overflows here first.
+        norms = jnp.stack([value, gradient_norm, optax.tree.norm(params)])
+        finite = jnp.isfinite(norms).all()
         params = choose(finite, params, state.params)
         opt = choose(finite, opt, state.opt_state)
         metrics = {

@@ -92,6 +92,7 @@ def batches(
     steps = _check_steps(start_step, total_steps)
     augmentation.check()
     choice = choice or texts.Choice()
+    choice.check_sources([one.data_card.get("text_sources", {}) for one in opened])
     online = (online_t, online_tail_share, online_folder)
     sources = [
         _source(one, member, seed, order_blocks, choice, *online)

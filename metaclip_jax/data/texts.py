@@ -6,7 +6,7 @@ original ones; a synthetic one then takes its place in a set share of cases, so 
 share of synthetic texts changes no image's chance to be kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,30 @@ class Choice:
                 f"data.synthetic_share={self.synthetic_share} needs "
                 "data.synthetic_sources, the text sources that are synthetic"
             )
+
+    def check_sources(self, counts: Sequence[Mapping[str, int]]) -> None:
+        """Refuses text sources that no dataset has.
+
+        Args:
+          counts: texts by source, as the data card of each dataset has them; where one
+            counts none, nothing is known.
+
+        Raises:
+          ValueError: names the keys, and the sources that occur.
+        """
+        known = set().union(*counts)
+        wrong = [
+            f"config.data.{key}: wanted text sources that the data card counts"
+            f" ({', '.join(sorted(known))}), got {', '.join(unknown)}; correct the name"
+            " or leave it out"
+            for key, named in (
+                ("text_source_weights", [name for name, _ in self.weights]),
+                ("synthetic_sources", self.synthetic_sources),
+            )
+            if (unknown := [name for name in named if name not in known])
+        ]
+        if wrong and all(counts):
+            raise ValueError("\n".join(wrong))
 
     @property
     def needs_sources(self) -> bool:

@@ -1,6 +1,7 @@
 """The input pipeline: order, hosts, restarts, replacements, worker processes."""
 
 import collections
+import json
 import os
 import pickle
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,6 +137,17 @@ def values(request, dataset, other):
         "mixture": both,
         "everything": both | blocks | varied,
     }[request.param]
+
+
+def test_a_text_source_that_the_data_card_does_not_count_is_refused(
+    batches, tmp_path, write_dataset
+):
+    folder = write_dataset(tmp_path / "dataset", record_count=8)
+    card = Path(folder) / records.DATA_CARD
+    card.write_text(json.dumps({"balanced": None, "text_sources": {"alt": 8}}))
+    batches(folder=folder, choice=texts.Choice(weights=(("alt", 2.0),)))
+    with pytest.raises(ValueError, match=r"data card counts \(alt\), got title"):
+        batches(folder=folder, choice=texts.Choice(weights=(("title", 2.0),)))
 
 
 def test_neither_hosts_nor_restarts_nor_workers_change_a_batch(batches, values):

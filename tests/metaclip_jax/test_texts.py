@@ -130,3 +130,14 @@ def test_values_that_make_no_law_are_refused():
         texts.Choice(synthetic_sources=("s",), synthetic_share=1.5)
     with pytest.raises(ValueError, match="needs data.synthetic_sources"):
         texts.Choice(synthetic_share=0.15)
+
+
+def test_text_sources_that_no_dataset_has_are_refused():
+    choice = texts.Choice(weights=(("alt", 1.0), ("titel", 2.0)))
+    with pytest.raises(ValueError, match=r"weights: .* \(alt, title\), got titel;"):
+        choice.check_sources([{"alt": 7}, {"title": 3, "alt": 1}])
+    synthetic = texts.Choice(synthetic_sources=("made",), synthetic_share=0.5)
+    with pytest.raises(ValueError, match="data.synthetic_sources: .*got made"):
+        synthetic.check_sources([{"alt": 7}])
+    for counts in ([{"alt": 7}, {"titel": 1}], [{"alt": 7}, {}]):
+        choice.check_sources(counts)  # it occurs, or nothing is known

@@ -339,6 +339,23 @@ def test_steps_that_are_not_finite_are_written_down_and_end_the_run(folder):
     batches.close()
 
 
+def test_a_run_that_ends_in_steps_that_are_not_finite_is_not_finished(folder):
+    """With room for them, too: the second start finds all steps done."""
+    flags = ("--config.optimizer.peak_lr=1e38", "--config.max_skipped_steps=100")
+    flags += ("--config.total_steps=6",)
+    workdir = folder / "all_skipped"
+    for _ in range(2):
+        statuses, output = run(folder, "all_skipped", flags=flags)
+        assert statuses != [0]
+        assert "steps at the end of" in output[0]
+        assert "a higher total_steps" in output[0]
+        assert checkpoint.latest_step(str(workdir)) == 6
+        assert not (workdir / files.MANIFEST).exists()
+    (*_, last) = files.read_rows(str(workdir))
+    assert last["loss"] is None or last["skipped_steps"] > 0
+    assert last["parameter_norm"] is not None
+
+
 def test_a_save_in_the_background_that_fails_ends_the_run(folder):
     """A disk that takes no file of more than 64 KiB."""
     statuses, output = run(folder, "full", limit="ulimit -f 64;")
