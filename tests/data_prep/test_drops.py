@@ -33,7 +33,7 @@ def test_a_text_lost_between_stages_is_an_error():
 
 
 def test_pages_and_files_are_counted_beside_texts():
-    files = drops.flow("read", unit="files", entered=2, left=1, drops={"not_gzip": 1})
+    files = drops.flow("read", unit="files", entered=2, left=1, drops={"not_warc": 1})
     parse = drops.flow("parse", entered=5, left=5, drops={})
     table = drops.funnel(total(parse, files), ["read", "parse"])
     assert [(row["stage"], row["unit"]) for row in table] == [

@@ -250,7 +250,7 @@ def test_the_command_builds_once_and_knows_its_inputs(tmp_path, request):
     assert made.sources == ("unigram", "unigram", "bigram", "title")
     manifest = files.read_json(tmp_path / "out" / "manifest.json")
     assert manifest["read"] == {
-        "file: not_gzip": 1, "files": 2, "page: other_language": 1, "pages": 1,
+        "file: not_warc": 1, "files": 2, "page: other_language": 1, "pages": 1,
     }  # fmt: skip
     other = build(tmp_path, *flags, "--config.unigram_min_count=1")
     assert other.returncode != 0

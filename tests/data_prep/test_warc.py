@@ -1,15 +1,18 @@
-"""WARC files from strangers: whole, broken, and lying."""
+"""Pages of WARC files from strangers: whole, broken, and lying."""
 
 import gzip
 import itertools
 import random
 
+import brotli
 import pytest
 
 from data_prep.sources.warc import MAX_ELEMENTS, LostFile, LostPage, Page, read_pages
 
 BODY = b"<p>hello</p>" * 50
 LIMIT = 200_000
+ZIPPED = b"Content-Type: text/html\r\nContent-Encoding: gzip"
+CHUNKED = b"Content-Type: text/html\r\nTransfer-Encoding: chunked"
 
 
 def record(
@@ -75,7 +78,12 @@ def test_one_gzip_member_over_all_records_is_read(read):
         (record(status=b"301 Moved"), "http_status"),
         (record(status=b"what"), "bad_http"),
         (record(head=b"Content-Type: image/png"), "not_html"),
-        (record(head=b"X: y"), "not_html"),
+        (record(head=b"X: y", body=b"hello <p>"), "not_html"),
+        (record(head=b"Content-Type: text/plain"), "not_html"),
+        (record(body=b""), "empty_page"),
+        (record(body=gzip.compress(b""), head=ZIPPED), "empty_page"),
+        (record(body=b"0\r\n\r\n", head=CHUNKED), "empty_page"),
+        (record(body=b"\x1f\x8b\x08 no gzip", head=ZIPPED), "bad_http"),
         (record(body=b"a" * (LIMIT + 1)), "page_too_large"),
         (record(body=b"<b>" * (MAX_ELEMENTS + 1)), "too_many_elements"),
         (record(url=""), "no_url"),
@@ -92,26 +100,29 @@ def test_a_bad_response_is_a_lost_page_and_its_neighbours_are_not(read, bad, rea
 
 
 HTML = b"Content-Type: text/html\r\n"
-CHUNKED = b"%x\r\n%s\r\n0\r\n\r\n"
 
 
 @pytest.mark.parametrize(
     ("head", "body", "result"),
     [
         (b"Content-Encoding: gzip", gzip.compress(BODY), BODY),
-        (b"Transfer-Encoding: chunked", CHUNKED % (len(BODY), BODY), BODY),
+        (b"CONTENT-ENCODING:GZIP", gzip.compress(BODY), BODY),
+        (b"Transfer-Encoding: chunked", b"%x\r\n%s\r\n0\r\n\r\n" % (600, BODY), BODY),
         (
-            b"Content-Encoding: gzip\r\nTransfer-Encoding: chunked",
-            CHUNKED % (len(gzip.compress(BODY)), gzip.compress(BODY)),
+            b"Content-Encoding: gzip\r\nContent-Encoding: br",
+            brotli.compress(gzip.compress(BODY)),
             BODY,
         ),
-        (b"Content-Encoding: identity", BODY, BODY),
-        (b"Content-Encoding: gzip", BODY, "bad_http"),
-        (b"Content-Encoding: br", BODY, "bad_http"),
-        (b"Content-Encoding: deflate", BODY, "bad_http"),
-        (b"Content-Encoding: unheard-of", BODY, "bad_http"),
-        (b"Transfer-Encoding: chunked", BODY, "bad_http"),
+        (
+            b"Content-Encoding: gzip\r\nTransfer-Encoding: chunked",
+            b"%x\r\n%s\r\n0\r\n\r\n" % (len(gzip.compress(BODY)), gzip.compress(BODY)),
+            BODY,
+        ),
+        (b"Content-Encoding: gzip", BODY, BODY),
+        (b"Content-Encoding: unheard-of", BODY, BODY),
+        (b"Content-Encoding: unheard-of", gzip.compress(BODY), "bad_http"),
         (b"Content-Encoding: gzip", gzip.compress(b"a" * 10**7), "page_too_large"),
+        (b"Content-Encoding: br", brotli.compress(b"a" * 10**7), "page_too_large"),
     ],
 )
 def test_http_encodings_are_undone_within_bounds(read, head, body, result):
@@ -124,12 +135,43 @@ def test_http_encodings_are_undone_within_bounds(read, head, body, result):
         assert pages[1] == LostPage(result)
 
 
+@pytest.mark.parametrize("end", [b"\r\n", b"\n"])
+def test_heads_may_end_their_lines_in_lf_alone(read, end):
+    lines = [b"HTTP/1.1 200 OK", b"Content-Type: text/html; charset=x", b"A: b", b""]
+    page = Page("http://a.example/", BODY, "text/html; charset=x")
+    assert read(gzip.compress(raw(end.join(lines) + end + BODY))) == [page]
+    assert read(gzip.compress(raw(b"\r\n".join(lines) + end + BODY))) == [page]
+
+
+def test_a_page_of_no_type_is_html_by_what_the_crawler_saw_or_by_its_first_tag(read):
+    seen = b"\r\nWARC-Identified-Payload-Type: text/html\r\nContent-Length"
+    for kind in (b"html", b"", b"text/plain"):
+        odd = record(head=b"Content-Type: " + kind, body=b"hello")
+        assert read(gzip.compress(odd)) == [LostPage("not_html")]
+        named = odd.replace(b"\r\nContent-Length", seen)
+        assert [type(page) for page in read(gzip.compress(named))] == [Page]
+    assert [type(p) for p in read(gzip.compress(record(head=b"X: y")))] == [Page]
+
+
+def test_plain_files_and_arc_files_are_read(read):
+    page = Page("http://a.example/", BODY, "text/html")
+    assert read(record() * 3) == [page] * 3
+    block = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + BODY
+    arc = b"http://a.example/ 192.0.2.1 20080101000000 text/html %d\n%s\n"
+    about = (
+        b"filedesc://x.arc 0.0.0.0 20080101000000 text/plain 76\n1 0 InternetArchive"
+    )
+    about += b"\nURL IP-address Archive-date Content-type Archive-length\n\n"
+    parts = [about, *[arc % (len(block), block)] * 3]
+    assert read(b"".join(parts)) == [page] * 3
+    assert read(b"".join(members(*parts))) == [page] * 3
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
         (b"", "empty_file"),
-        (record(), "not_gzip"),
-        (b"<html>hello", "not_gzip"),
+        (b"<html>hello", "not_warc"),
         (gzip.compress(b"<html>hello\r\n\r\n" * 10), "corrupt_warc"),
         (b"\x1f\x8b garbage", "corrupt_warc"),
     ],
@@ -151,12 +193,13 @@ def test_wherever_a_file_breaks_off_the_whole_records_before_are_read(read):
             assert isinstance(pages[-1], LostFile), cut
 
 
-def test_damage_in_the_middle_loses_the_rest_and_says_so(read):
+def test_damage_in_the_middle_loses_one_page_and_at_the_end_the_file(read):
     parts = members(*[record() for _ in range(4)])
     parts[2] = parts[2][:40] + b"\0\0\0\0" + parts[2][44:]
     pages = read(b"".join(parts))
-    assert [type(p) for p in pages] == [Page, Page, LostFile]
-    assert pages[2] == LostFile("corrupt_warc")
+    assert [type(p) for p in pages] == [Page, Page, LostPage, Page]
+    assert pages[2] == LostPage("damaged_record")
+    assert read(b"".join(parts[:3]))[2:] == [LostFile("corrupt_warc")]
     assert read(b"".join(members(record())) + b"junk")[-1] == LostFile("corrupt_warc")
 
 

@@ -1,0 +1,337 @@
+"""Reads the records of WARC and ARC files, plain or gzip, and survives damaged ones.
+
+Known libraries end a file at its first damaged or empty gzip member, or know header
+names in one case only. Here a file is a series of gzip members, of which those that
+begin with a record are places to go on from. A record is handed out when the checksum
+of its member has been checked, or when its successor has begun within the member.
+"""
+
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from data_prep.sources import http
+
+_GZIP_MAGIC = b"\x1f\x8b\x08"
+_BLOCK = 1 << 16  # bytes read, and decompressed, at a time
+_TRIED = 4096  # compressed bytes in which a record has shown its first line
+_MAX_HEAD = 1 << 16
+_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+_ARC_LINE = (  # address, IP address, date, type and in version 2 five more, length
+    rb"([a-zA-Z][\w+.-]*:[^\n]*) [\w.:-]+ \d{12,14} (?:[^\n]* )?(\d{1,18})[ \t]*\r?\n"
+)
+_ARC_HEAD = re.compile(_ARC_LINE)
+_FIRST_LINE = re.compile(rb"WARC/\d+\.\d+\r?\n|" + _ARC_LINE)
+_FIELDS = http.named(
+    "warc-type", "warc-target-uri", "warc-identified-payload-type", "content-length"
+)
+_NEXT_RECORD = re.compile(rb"\n(?=WARC/\d+\.\d+\r?\n|" + _ARC_LINE + rb")")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A response: its address, what the crawler took it for, and what the server sent.
+
+    `block` is cut off after as many bytes as the reader was asked for.
+    """
+
+    url: str
+    identified_type: str
+    block: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LostRecord:
+    """A damaged record, of whatever type; the file goes on after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LostFile:
+    """A file that could not be read to its end; comes last.
+
+    Reasons: empty_file, not_warc, corrupt_warc, truncated_warc. The record in which
+    the damage lies and all after it are lost with the file.
+    """
+
+    reason: str
+
+
+class _DamageError(Exception):
+    """A record is not as it says; the file can be read on from where it is."""
+
+
+def read_records(
+    file: BinaryIO, *, max_block_bytes: int
+) -> Iterator[Record | LostRecord | LostFile]:
+    """Yields the responses of a file in their order, and what is lost of it.
+
+    Args:
+      file: seekable.
+      max_block_bytes: of a record; the rest is skipped.
+
+    Raises OSError where the storage fails.
+    """
+    start = file.read(_MAX_HEAD)
+    if not start:
+        yield LostFile("empty_file")
+        return
+    is_gzip = start.startswith(_GZIP_MAGIC[:2])
+    if not is_gzip and not _FIRST_LINE.match(start.lstrip(b"\r\n")):
+        yield LostFile("not_warc")
+        return
+    file.seek(0)
+    stream: _Plain = _Gzip(file) if is_gzip else _Plain(file)
+    while True:
+        try:
+            while stream.find_record():
+                record = _read_record(stream, max_block_bytes)
+                if record is not None:
+                    yield record
+            return
+        except (_DamageError, zlib.error, EOFError) as damage:
+            # A damaged member may seem to go on to the end of the file.
+            is_member_broken = not isinstance(damage, _DamageError)
+            if not stream.go_on(is_member_broken=is_member_broken):
+                is_cut = isinstance(damage, EOFError)
+                yield LostFile("truncated_warc" if is_cut else "corrupt_warc")
+                return
+            yield LostRecord()
+
+
+class _Plain:
+    """The bytes of a file, read forwards: `buffer` holds those that come next."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.buffer = b""
+
+    def fill(self) -> bool:
+        """Adds bytes to the buffer; False at the end of the file or gzip member."""
+        block = self._file.read(_BLOCK)
+        self.buffer += block
+        return bool(block)
+
+    def _next_member(self) -> bool:
+        """Goes on to the next gzip member; False at the end of the file."""
+        return False
+
+    def _begins_with_record(self) -> bool:
+        return False
+
+    def find_record(self) -> bool:
+        """Goes on to what is no line end; False at the end of the file."""
+        while True:
+            self.buffer = self.buffer.lstrip(b"\r\n")
+            if self.buffer:
+                return True
+            if not self.fill() and not self._next_member():
+                return False
+
+    def more(self) -> None:
+        """Adds bytes of the same record to the buffer.
+
+        Raises EOFError at the end of the file, _DamageError where a record begins.
+        """
+        while not self.fill():
+            before, self.buffer = self.buffer, b""
+            if not self._next_member():
+                raise EOFError
+            if self._begins_with_record():
+                raise _DamageError
+            added, self.buffer = self.buffer, before + self.buffer
+            if added:
+                return
+
+    def take(self, size: int, limit: int) -> bytes:
+        """Reads over `size` bytes; returns them up to `limit`."""
+        parts = []
+        while size > len(self.buffer):
+            parts.append(self.buffer[:limit])
+            limit -= len(parts[-1])
+            size -= len(self.buffer)
+            self.buffer = b""
+            self.more()
+        parts.append(self.buffer[: min(size, limit)])
+        self.buffer = self.buffer[size:]
+        return b"".join(parts)
+
+    def end_record(self) -> None:
+        """Reads until a record's end is confirmed, by its successor or a checksum."""
+        while not self.buffer.lstrip(b"\r\n"):
+            if not self.fill():
+                return
+
+    def go_on(self, *, is_member_broken: bool) -> bool:
+        """Goes on to the next record after damage; False where there is none."""
+        del is_member_broken
+        while True:
+            if found := _NEXT_RECORD.search(self.buffer):
+                self.buffer = self.buffer[found.end() :]
+                return True
+            self.buffer = self.buffer[-_TRIED:]
+            if not self.fill():
+                return False
+
+
+class _Gzip(_Plain):
+    """The same of a gzip file of one member a record, or of any other members."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file)
+        self._input = b""  # compressed, read but not yet used
+        self._position = 0  # in the file, after `_input`
+        self._start = 0  # of the member in the file
+        self._member = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        self._is_open = False  # whether the member has begun and not ended
+
+    def _read_input(self) -> bool:
+        block = self._file.read(_BLOCK)
+        self._input += block
+        self._position += len(block)
+        return bool(block)
+
+    def fill(self) -> bool:
+        """Adds bytes to the buffer; False when the member's checksum was right.
+
+        Raises EOFError where the file breaks off, zlib.error for a broken member.
+        """
+        while self._is_open:
+            output = self._member.decompress(self._input, _BLOCK)
+            if self._member.eof:
+                self._is_open = False
+                self._input = self._member.unused_data
+            else:
+                self._input = self._member.unconsumed_tail
+            if output:
+                self.buffer = self.buffer + output if self.buffer else output
+                return True
+            if self._is_open and not self._input and not self._read_input():
+                raise EOFError
+        return False
+
+    def _next_member(self) -> bool:
+        # Some tools fill the last block of a file with zeros.
+        while not self._input.startswith(_GZIP_MAGIC):
+            self._input = self._input.lstrip(b"\0")
+            if len(self._input) >= len(_GZIP_MAGIC):
+                self._start = self._position - len(self._input)
+                raise zlib.error("no gzip member")
+            if not self._read_input():
+                if self._input:
+                    raise EOFError
+                return False
+        self._start = self._position - len(self._input)
+        self._member = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        self._is_open = True
+        return True
+
+    def _begins_with_record(self) -> bool:
+        while b"\n" not in self.buffer and len(self.buffer) < _MAX_HEAD:
+            if not self.fill():
+                break
+        return _FIRST_LINE.match(self.buffer) is not None
+
+    def end_record(self) -> None:
+        """Also raises _DamageError where a line follows that begins no record."""
+        super().end_record()
+        self.buffer = self.buffer.lstrip(b"\r\n")
+        if self.buffer and not self._begins_with_record() and b"\n" in self.buffer:
+            raise _DamageError
+
+    def go_on(self, *, is_member_broken: bool) -> bool:
+        """Goes on to the next record after damage; False where there is none.
+
+        In a broken member nothing can be trusted: the next one that holds a record is
+        searched for in the compressed bytes.
+        """
+        if is_member_broken:
+            return self._find_member()
+        if _FIRST_LINE.match(self.buffer):
+            return True
+        while True:
+            try:
+                if super().go_on(is_member_broken=False):
+                    return True
+                self.buffer = b""
+                if not self._next_member():
+                    return False
+                if self._begins_with_record():
+                    return True
+            except (zlib.error, EOFError):
+                return self._find_member()
+
+    def _find_member(self) -> bool:
+        """Seeks the next member that begins with a record."""
+        self._is_open, self.buffer, self._input = False, b"", b""
+        self._position = self._start + 1
+        self._file.seek(self._position)
+        while True:
+            at = self._input.find(_GZIP_MAGIC)
+            if at < 0:
+                self._input = self._input[1 - len(_GZIP_MAGIC) :]
+                if not self._read_input():
+                    return False
+                continue
+            self._input = self._input[at:]
+            if len(self._input) < _TRIED:
+                self._read_input()
+            if _holds_record(self._input[:_TRIED]):
+                return self._next_member()
+            self._input = self._input[1:]
+
+
+def _holds_record(data: bytes) -> bool:
+    try:
+        output = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(data, _MAX_HEAD)
+    except zlib.error:
+        return False
+    return _FIRST_LINE.match(output) is not None
+
+
+def _read_record(stream: _Plain, max_block_bytes: int) -> Record | None:
+    """Reads the record at which the stream is; None if it is no response."""
+    while len(stream.buffer) < len(b"WARC/"):
+        stream.more()
+    if stream.buffer.startswith(b"WARC/"):
+        return _read_warc_record(stream, max_block_bytes)
+    return _read_arc_record(stream, max_block_bytes)
+
+
+def _read_warc_record(stream: _Plain, max_block_bytes: int) -> Record | None:
+    while not (end := _END_OF_HEAD.search(stream.buffer, 0, _MAX_HEAD)):
+        if len(stream.buffer) >= _MAX_HEAD:
+            stream.buffer = stream.buffer[1:]  # so as not to come back to it
+            raise _DamageError
+        stream.more()
+    fields = http.find_fields(stream.buffer[: end.start()], _FIELDS)
+    stream.buffer = stream.buffer[end.end() :]
+    length = fields.get(b"content-length", [b""])[0]
+    if not length.isdigit() or len(length) > 18:
+        raise _DamageError
+    is_response = fields.get(b"warc-type", [b""])[0].lower() == b"response"
+    block = stream.take(int(length), max_block_bytes if is_response else 0)
+    stream.end_record()
+    if not is_response:
+        return None
+    # WARC 1.0 writers such as wget put the address in angle brackets.
+    url = fields.get(b"warc-target-uri", [b""])[0].strip(b"<> \t")
+    identified = fields.get(b"warc-identified-payload-type", [b""])[0]
+    return Record(url.decode("utf-8", "replace"), identified.decode("latin-1"), block)
+
+
+def _read_arc_record(stream: _Plain, max_block_bytes: int) -> Record | None:
+    while b"\n" not in stream.buffer:
+        if len(stream.buffer) >= _MAX_HEAD:
+            raise _DamageError
+        stream.more()
+    head = _ARC_HEAD.match(stream.buffer)
+    if head is None:
+        raise _DamageError
+    stream.buffer = stream.buffer[head.end() :]
+    url = head[1]
+    is_response = url[:4].lower() == b"http"  # others: filedesc (about the file), dns
+    block = stream.take(int(head[2]), max_block_bytes if is_response else 0)
+    stream.end_record()
+    return Record(url.decode("utf-8", "replace"), "", block) if is_response else None
