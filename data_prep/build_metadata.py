@@ -8,6 +8,7 @@ For each language: frequent words of its pages, then bigrams that go together mo
 chance has it, then much-viewed titles. One process, counts in memory.
 """
 
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -176,7 +177,7 @@ def _inputs(config: ConfigDict, *groups: list[str]) -> dict[str, Any]:
     """Returns what decides the result; files by name and size, wherever they lie."""
     values = config.to_dict()
     del values["warc"], values["pageviews"]
-    named = [[(p.name, p.stat().length) for p in map(files.path, g)] for g in groups]
+    named = [[(os.path.basename(p), files.size(p)) for p in g] for g in groups]
     return {"config": values, "files": named}
 
 

@@ -14,9 +14,7 @@ give; the same command with the t of choice then goes on.
 import dataclasses
 import json
 import os
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import apache_beam as beam
@@ -25,7 +23,6 @@ import pyarrow as pa
 from absl import app, flags, logging
 from apache_beam.options.pipeline_options import PipelineOptions
 from ml_collections import ConfigDict, config_flags
-from tqdm import tqdm
 
 from data_prep import config as config_lib
 from data_prep import data_card, drops, language, parts, schema, steps
@@ -34,6 +31,7 @@ from data_prep.matching import Matcher
 from data_prep.metadata import store
 from data_prep.sinks import array_record as sink
 from data_prep.stages import images, matching, sums, writing
+from data_prep.stages.pipelines import progress, start, tagged
 from metaclip_jax import files
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Curation recipe.")
@@ -73,24 +71,27 @@ def main(argv: list[str]) -> None:
     """Runs what is not finished yet, then prints the funnel."""
     run = plan(_CONFIG.value, _WORKDIR.value, _OUTPUT.value, argv[1:])
     with files.lock(run.workdir), files.lock(run.output):
-        if files.finished(run.output, run.inputs) is None:
-            pool = match(run)
-            if _STOP_AFTER.value == "match":
-                return tell_next(run, "matches")
-            t = thresholds(run, pool.counts)
-            thin = steps.keep_probabilities(
-                pool.counts, t, slack=run.config.balance.slack
-            )
-            accepted = download(run, thin)
-            if _STOP_AFTER.value == "download":
-                return tell_next(run, "images")
-            keep = steps.recount(
-                accepted, thin, t, pool=pool.counts, drawn_counts=pool.drawn
-            )
-            write(run, t=t, thin=thin, keep=keep, pool=pool.counts, accepted=accepted)
+        go_on(run, stop_after=_STOP_AFTER.value)
+    if _STOP_AFTER.value == "write":
         card = files.read_json(files.path(run.output) / "data_card.json")
-    print(drops.render(card["funnel"]))
-    print(f"{card['records']:,} records, {card['texts']:,} texts in {run.output}")
+        print(drops.render(card["funnel"]))
+        print(f"{card['records']:,} records, {card['texts']:,} texts in {run.output}")
+
+
+def go_on(run: Run, *, stop_after: str = "write") -> None:
+    """Runs the stages that are not finished yet, up to `stop_after`."""
+    if files.finished(run.output, run.inputs) is not None:
+        return
+    pool = match(run)
+    if stop_after == "match":
+        return tell_next(run, "matches")
+    t = thresholds(run, pool.counts)
+    thin = steps.keep_probabilities(pool.counts, t, slack=run.config.balance.slack)
+    accepted = download(run, thin)
+    if stop_after == "download":
+        return tell_next(run, "images")
+    keep = steps.recount(accepted, thin, t, pool=pool.counts, drawn_counts=pool.drawn)
+    write(run, t=t, thin=thin, keep=keep, pool=pool.counts, accepted=accepted)
 
 
 def tell_next(run: Run, folder: str) -> None:
@@ -122,7 +123,7 @@ def plan(
         raise ValueError(f"config.warc={config.warc!r} matches no file")
     inputs = {
         "config": values,
-        "warc": [[p.name, p.stat().length] for p in map(files.path, pages)],
+        "warc": [[os.path.basename(p), files.size(p)] for p in pages],
         "metadata": {code: m.fingerprint for code, m in metadata.items()},
     }
     # t is chosen once the matches are there.
@@ -195,7 +196,8 @@ def match(run: Run) -> Pool:
                 "sample.parquet",
                 order="partition",
             )
-        fill_empty_parts(folder, n)
+        fill_empty_parts(folder, n, schema.MATCHES, "dedup")
+        sums.fill_empty(schema.SAMPLE, folder, "sample.parquet")
         files.write_manifest(folder, inputs=run.match_inputs)
     return Pool(
         counts=steps.to_vectors(sums.read_sum(folder, "counts.parquet"), run.sizes),
@@ -204,26 +206,27 @@ def match(run: Run) -> Pool:
 
 
 def build_matchers(run: Run) -> dict[str, str]:
-    """Saves one matcher per metadata for all workers to map; returns their paths."""
+    """Saves one matcher per metadata for all workers to map; returns their paths.
+
+    The names say what is in them: a worker that lives on keeps what it has mapped.
+    """
     mode = run.config.matching.mode
-    folder = files.path(run.workdir) / "matchers"
-    folder.mkdir(parents=True, exist_ok=True)
     paths = {}
     for code, metadata in run.metadata.items():
-        paths[code] = os.fspath(folder / code)
+        name = f"{code}-{mode}-{metadata.fingerprint[:16]}"
+        paths[code] = os.path.join(run.workdir, "matchers", name)
         Matcher(metadata.entries, mode=mode).save(paths[code])
     return paths
 
 
-def fill_empty_parts(folder: str, partitions: int) -> None:
+def fill_empty_parts(folder: str, partitions: int, of: pa.Schema, stage: str) -> None:
     """Writes the parts into which no image fell, so that every partition has one."""
-    flow = drops.flow("dedup", entered=0, left=0, drops={})
+    there = {p.name for p in files.path(folder).iterdir()}
+    flow = drops.flow(stage, entered=0, left=0, drops={})
     for i in range(partitions):
         part = parts.name(i, partitions)
-        if not parts.exists(folder, part):
-            parts.write(folder, part, schema.MATCHES.empty_table(), flow)
-    if not parts.exists(folder, "sample.parquet"):
-        parts.write(folder, "sample.parquet", schema.SAMPLE.empty_table(), flow)
+        if part not in there:
+            parts.write(folder, part, of.empty_table(), flow)
 
 
 def thresholds(run: Run, counts: steps.Vectors) -> dict[str, int]:
@@ -269,6 +272,7 @@ def download(run: Run, thin: steps.Vectors) -> dict[str, np.ndarray]:
             flow = (fetched.flow, written.flow) | "flows" >> beam.Flatten()
             sums.write_sum(flow, schema.FLOW, folder, "flow.parquet")
             sums.write_sum(written.main, schema.COUNTS, folder, "accepted.parquet")
+        fill_empty_parts(folder, n, schema.IMAGES, "image_dedup")
         files.write_manifest(folder, inputs=run.inputs)
     return steps.to_vectors(sums.read_sum(folder, "accepted.parquet"), run.sizes)
 
@@ -361,6 +365,10 @@ def funnel(run: Run) -> list[dict]:
     """What came into each stage, left it and was lost there, over the whole run."""
     folders = [os.path.join(run.workdir, f) for f in ("matches", "images", "balance")]
     flows = [sums.read_sum(folder, "flow.parquet") for folder in folders]
+    # Each stage has its row, also where nothing came to it.
+    flows += [
+        drops.flow(stage, entered=0, left=0, drops={}) for stage in sums.TEXT_STAGES
+    ]
     return drops.funnel(schema.sum_counts(flows, schema.FLOW), sums.STAGES)
 
 
@@ -370,48 +378,6 @@ def shares(folder: str) -> dict[str, dict[str, int]]:
     for row in sums.read_sum(folder, "tallies.parquet").to_pylist():
         found[row["column"]][row["value"]] = row["count"]
     return found
-
-
-def start(pipeline: beam.Pipeline, values: Sequence[int | str]) -> beam.PCollection:
-    """Spreads one RecordBatch per value over the workers."""
-    create = beam.Create(sums.one_each(values)).with_output_types(pa.RecordBatch)
-    return pipeline | create | beam.Reshuffle()
-
-
-def tagged(stage: beam.DoFn, *tags: str, main: type = pa.RecordBatch) -> beam.ParDo:
-    """A stage with its main output and FLOW rows, and more outputs by name."""
-    names = ("flow", *tags)
-    kinds = dict.fromkeys(names, pa.RecordBatch)
-    return (
-        beam.ParDo(stage)
-        .with_output_types(main, **kinds)
-        .with_outputs(*names, main="main")
-    )
-
-
-@contextmanager
-def progress(folder: str, partitions: int, title: str) -> Iterator[None]:
-    """Shows how many of `partitions` parts are in `folder`, on any runner."""
-    done = threading.Event()
-    pattern = files.path(folder) / f"*-of-{partitions:05d}*"
-
-    def watch() -> None:
-        with tqdm(total=partitions, desc=title, unit="part") as bar:
-            while True:
-                last = done.wait(0.5)
-                found = (p.split("-of-")[0] for p in files.glob(str(pattern)))
-                finished = {p.rpartition("-")[2] for p in found}
-                bar.update(len(finished) - bar.n)
-                if last:
-                    return
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
 
 
 if __name__ == "__main__":

@@ -44,6 +44,17 @@ def is_local(p: epath.PathLike) -> bool:
     return "://" not in os.fspath(p)
 
 
+def size(p: epath.PathLike) -> int:
+    """Returns the length of a file in bytes. Raises FileNotFoundError.
+
+    epath's own stat also looks up the owner's name and raises KeyError where the user
+    id has none, as in many containers.
+    """
+    if is_local(p):
+        return os.stat(p).st_size
+    return path(p).stat().length
+
+
 def write_bytes(p: epath.PathLike, data: bytes) -> None:
     """Writes a whole file. A reader sees the old file or the new one, no mixture."""
     if not is_local(p):
@@ -138,14 +149,29 @@ def publish(local_file: epath.PathLike, final: epath.PathLike) -> None:
             os.fsync(file.fileno())
         os.replace(local_file, destination)
         return
-    size = local_file.stat().st_size
-    uploaded = epath.Path(local_file).copy(path(final), overwrite=True)
-    if uploaded.stat().length != size:
+    epath.Path(local_file).copy(path(final), overwrite=True)
+    wanted, found = size(local_file), size(final)
+    if found != wanted:
         raise OSError(
-            f"{final} holds {uploaded.stat().length} bytes after its upload, wanted "
-            f"{size}: run this again"
+            f"{final} holds {found} bytes after its upload, wanted {wanted}: run this "
+            "again"
         )
     local_file.unlink()
+
+
+@contextlib.contextmanager
+def local_copy(p: epath.PathLike) -> Iterator[Path]:
+    """Yields a local path with the content of `p`: of gs://, a copy for the block.
+
+    What is mapped from the copy inside the block stays mapped after it.
+    """
+    if is_local(p):
+        yield Path(os.fspath(p))
+        return
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX) as folder:
+        local = Path(folder) / path(p).name
+        path(p).copy(local)
+        yield local
 
 
 def glob(pattern: epath.PathLike) -> list[str]:
@@ -208,10 +234,15 @@ def finished(
 ) -> dict[str, Any] | None:
     """Returns the folder's manifest if it was made from `inputs`, None if unfinished.
 
-    `inputs` is any JSON object that says what the folder is made from. Raises
-    ValueError naming what differs if the folder was finished from other inputs.
+    `inputs` is any JSON object that says what the folder is made from. Only for those
+    who may write there. Raises ValueError naming what differs if the folder was
+    finished from other inputs.
     """
-    return _of_this_run(folder, MANIFEST, inputs, "the finished output")
+    manifest = _of_this_run(folder, MANIFEST, inputs, "the finished output")
+    claim = path(folder) / CLAIM
+    if manifest is not None and claim.exists():
+        claim.unlink(missing_ok=True)  # its run was killed just after the manifest
+    return manifest
 
 
 def claim(folder: epath.PathLike, inputs: Mapping[str, Any]) -> None:

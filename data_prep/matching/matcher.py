@@ -6,7 +6,6 @@ What counts as a match is said in `spacing`, how it is found in `token_trie`.
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -15,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data_prep.matching import automaton, native, spacing, tables, token_trie
+from metaclip_jax import files
 
 ENGINES = ("numba", "pyahocorasick")
 Strings: TypeAlias = "Sequence[str] | pa.Array | pa.ChunkedArray"
@@ -131,7 +131,9 @@ class Matcher:
         return sum(array.nbytes for array in arrays.values())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the tables as one local file, which appears complete or not at all.
+        """Writes the tables as one file, which appears complete or not at all.
+
+        It may lie on gs://: then a process that loads it maps a copy of its own.
 
         Raises:
           ValueError: this matcher runs the reference engine, which has no tables.
@@ -157,18 +159,10 @@ class Matcher:
                 position += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
             header["arrays"][name] = [array.dtype.str, array.size, positions[id(array)]]
         text = _MAGIC + json.dumps(header, sort_keys=True).encode() + b"\n"
-        target = Path(path)
-        temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}")
-        try:
-            with open(temporary, "wb") as file:
-                file.write(text + b" " * (-len(text) % _ALIGNMENT))
-                for array in blocks:
-                    file.write(array.tobytes() + b"\0" * (-array.nbytes % _ALIGNMENT))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with files.staged(path) as local, local.open("wb") as file:
+            file.write(text + b" " * (-len(text) % _ALIGNMENT))
+            for array in blocks:
+                file.write(array.tobytes() + b"\0" * (-array.nbytes % _ALIGNMENT))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, engine: str = "numba") -> "Matcher":
@@ -226,8 +220,9 @@ class Matcher:
 
 def _map(path: str | os.PathLike[str]) -> tuple[dict[str, Any], NDArray[np.uint8]]:
     """Maps a saved matcher; returns its header and the bytes behind it."""
-    size = os.path.getsize(path)
-    mapped = np.memmap(path, np.uint8, mode="r") if size else np.empty(0, np.uint8)
+    with files.local_copy(path) as local:
+        size = files.size(local)
+        mapped = np.memmap(local, np.uint8, mode="r") if size else np.empty(0, np.uint8)
     head = mapped[:65536].tobytes()
     if not head.startswith(_MAGIC) or b"\n" not in head[len(_MAGIC) :]:
         raise ValueError(

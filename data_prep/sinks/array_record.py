@@ -172,7 +172,7 @@ def _file_facts(final_path: str, local: epath.Path) -> dict[str, Any]:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "file": final_path.rpartition("/")[2],
-        "bytes": local.stat().st_size,
+        "bytes": files.size(local),
         "sha256": digest,
     }
 
@@ -194,7 +194,7 @@ def _check_shards(
             )
         for part in (facts, facts["entries"]):
             file = root / part["file"]
-            if not file.exists() or file.stat().length != part["bytes"]:
+            if not file.exists() or files.size(file) != part["bytes"]:
                 raise ValueError(
                     f"{file} is missing or not the file of {part['bytes']} bytes that "
                     "was written; write the shard again"

@@ -1,6 +1,5 @@
 """Stages from WARC files to parts of unique matches."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -143,7 +142,7 @@ class _LazyMatchers(Mapping[str, Matcher]):
     def __getitem__(self, code: str) -> Matcher:
         path = self._paths[code]
         with _LOADING:  # one copy of the tables per process, whatever the threads
-            return _matcher(path, self._engine, os.stat(path).st_mtime_ns)
+            return _matcher(path, self._engine)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._paths)
@@ -153,8 +152,8 @@ class _LazyMatchers(Mapping[str, Matcher]):
 
 
 @cache
-def _matcher(path: str, engine: str, stamp: int) -> Matcher:
-    """The tables at `path`; `stamp` tells a worker that lives on of new ones there."""
+def _matcher(path: str, engine: str) -> Matcher:
+    """The tables at `path`, which never holds others: its name says which."""
     return Matcher.load(path, engine=engine)
 
 

@@ -1,6 +1,6 @@
-"""Where pipelines start, and the sums in which they end."""
+"""The sums in which pipelines end."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import apache_beam as beam
 import pyarrow as pa
@@ -12,8 +12,7 @@ from data_prep import (
 )
 
 # In the order of the flow: the rows of the data card's funnel.
-STAGES = (
-    "read",
+TEXT_STAGES = (
     "parse",
     "match",
     "dedup",
@@ -23,11 +22,7 @@ STAGES = (
     "image_dedup",
     "balance",
 )
-
-
-def one_each(values: Sequence[int | str]) -> list[pa.RecordBatch]:
-    """Returns one RecordBatch per value, in column `value`: for Create."""
-    return [pa.RecordBatch.from_pydict({"value": [value]}) for value in values]
+STAGES = ("read", *TEXT_STAGES)  # files and pages are read
 
 
 class SumCounts(beam.CombineFn):
@@ -122,6 +117,13 @@ def write_all(
     together = rows | f"key {name}" >> beam.ParDo(KeyTogether())
     grouped = together | f"gather {name}" >> beam.GroupByKey()
     return grouped | f"write {name}" >> beam.ParDo(WriteAll(of, folder, part, order))
+
+
+def fill_empty(of: pa.Schema, folder: str, part: str) -> None:
+    """Writes what `write_all` does not write where there are no rows at all."""
+    if not parts.exists(folder, part):
+        nothing = schema.one_batch(schema.FLOW.empty_table())
+        parts.write(folder, part, of.empty_table(), nothing)
 
 
 def _check_element_type(rows: beam.PCollection, part: str) -> None:

@@ -382,6 +382,11 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
     values = flags.FLAGS
     dataset = records.open_dataset(values.dataset)
+    if not len(dataset):
+        raise ValueError(
+            f"wanted texts to learn from, but {values.dataset} holds no records; the "
+            "funnel in its data_card.json says where they were lost"
+        )
     output = files.path(values.output)
     # One manifest a file, beside it, since the folder may hold other things.
     manifest = output.with_name(f"{output.stem}.manifest.json")

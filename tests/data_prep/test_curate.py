@@ -16,7 +16,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_prep import schema
-from data_prep.stages import sums
+from data_prep.stages import pipelines, sums
 from metaclip_jax import files
 from metaclip_jax.data import records
 
@@ -375,7 +375,7 @@ def test_what_would_travel_as_pickle_is_refused():
         rows = pipeline | beam.Create([1])
         with pytest.raises(TypeError, match="wanted RecordBatches"):
             sums.write_sum(rows, schema.FLOW, "unused", "flow.parquet")
-        ok = pipeline | "ok" >> beam.Create(sums.one_each([1])).with_output_types(
+        ok = pipeline | "ok" >> beam.Create(pipelines.one_each([1])).with_output_types(
             pa.RecordBatch
         )
         assert ok.element_type is pa.RecordBatch

@@ -1,0 +1,85 @@
+"""Curation where nothing is left, in a partition or at all: a dataset none the less."""
+
+import pyarrow as pa
+import pytest
+import tensorflow_datasets as tfds
+
+from data_prep import config as config_lib
+from data_prep import curate, explain
+from data_prep.report import page
+from data_prep.stages import sums
+from metaclip_jax.data import records
+from tests.data_prep import tiny_web
+
+PARTITIONS = 3
+ALTS = [(f"/{n}.jpg", f"a cat and dog number {n}") for n in range(4)]
+BODIES = {path: tiny_web.picture(n) for n, (path, _) in enumerate(ALTS)}
+# Both entries of these texts count four, so each text stays with 1 - (3/4)^2.
+RARE = {"balance.t": 1, "balance.slack": 1.0}
+LATE = {"balance.t": 1, "balance.slack": 9.0}
+
+# Each with the stage after which nothing is left.
+CASES = {
+    "no page": ([], BODIES, {}, "parse"),
+    "no match": ([("/0.jpg", "a zebra")], BODIES, {"balance.rule": "online"}, "match"),
+    "all thinned": (ALTS, BODIES, RARE | {"seed": 3}, "thin"),
+    "all lost": (ALTS, {}, {"balance.rule": "v2"}, "download"),
+    "all damaged": (ALTS, dict.fromkeys(BODIES, b"no image"), {}, "screen"),
+    "balanced away": (
+        ALTS,
+        BODIES,
+        RARE | {"balance.slack": 9.0, "seed": 3},
+        "balance",
+    ),
+    "one image": (ALTS[:1], BODIES, {}, None),
+}
+
+
+def stage_before(stage):
+    return dict(zip(sums.TEXT_STAGES[1:], sums.TEXT_STAGES, strict=False)).get(stage)
+
+
+def curated(folder, case):
+    """Runs curation in this process; returns its workdir and its dataset."""
+    alts, bodies, overrides, _ = CASES[case]
+    flags = tiny_web.write(folder, alts)
+    config = config_lib.curate()
+    config.name = "tiny"
+    config.warc = flags["config.warc"]
+    config.metadata = flags["config.metadata"]
+    config.partitions = PARTITIONS
+    config.download.retries = 0
+    config.update_from_flattened_dict(overrides)
+    with tiny_web.serve(bodies) as config.download.host_map:
+        run = curate.plan(config, f"{folder}/work", f"{folder}/dataset", [])
+        curate.go_on(run)
+    return folder / "work", folder / "dataset"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_where_nothing_is_left_there_is_a_dataset_with_empty_shards(tmp_path, case):
+    workdir, folder = curated(tmp_path, case)
+    dataset = records.open_dataset(folder)  # counts the records of each shard
+    assert len(dataset.shard_lengths) == PARTITIONS
+    assert 0 in dataset.shard_lengths
+    card = dataset.data_card
+    funnel = {row["stage"]: row for row in card["funnel"] if row["unit"] == "texts"}
+    stage = CASES[case][-1]
+    if stage is None:
+        assert len(dataset) == funnel["balance"]["out"] == 1
+        source = tfds.builder_from_directory(str(folder)).as_data_source("train")
+        assert len(source) == 1
+    else:
+        assert len(dataset) == card["records"] == card["texts"] == 0
+        assert funnel[stage]["out"] == 0
+        assert not stage_before(stage) or funnel[stage_before(stage)]["out"] > 0
+    rows = [
+        pa.ipc.open_file(records.entries_path(p)).read_all().num_rows
+        for p in dataset.shards
+    ]
+    assert rows == list(dataset.shard_lengths)
+    # What reads these folders copes with them.
+    pool = explain.load(f"{workdir}/matches", f"{tmp_path}/metadata.json")
+    size, _ = explain.expected(pool, {"en": 3})
+    assert size.pool_texts == funnel["dedup"]["out"]
+    assert b"tiny" in page.build(str(folder), held_out=None, workdir=None)

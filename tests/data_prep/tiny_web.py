@@ -1,0 +1,87 @@
+"""A web of a few pages: their WARC file, and a real server for their images."""
+
+import contextlib
+import gzip
+import http.server
+import io
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = "images.example"
+
+
+def picture(number: int, side: int = 48) -> bytes:
+    """A JPEG that no other number gives."""
+    pixels = np.random.default_rng(number).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).resize((side, side)).save(out, "JPEG")
+    return out.getvalue()
+
+
+def write_warc(path: Path, pages: Mapping[str, str]) -> None:
+    """Writes one gzip member a page."""
+    with path.open("wb") as file:
+        for url, body in pages.items():
+            html = f"<html lang=en><body>{body}</body></html>".encode()
+            answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + html
+            head = (
+                f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: {url}\r\n"
+                "WARC-Date: 2026-01-01T00:00:00Z\r\n"
+                "WARC-Record-ID: <urn:uuid:00000000-0000-0000-0000-000000000000>\r\n"
+                "Content-Type: application/http; msgtype=response\r\n"
+                f"Content-Length: {len(answer)}\r\n\r\n"
+            )
+            file.write(gzip.compress(head.encode() + answer + b"\r\n\r\n", mtime=0))
+
+
+@contextlib.contextmanager
+def serve(images: Mapping[str, bytes]) -> Iterator[str]:
+    """Serves images by path, 404 for all others; yields config.download.host_map."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = images.get(self.path)
+            self.send_response(404 if body is None else 200)
+            self.send_header("Content-Length", str(len(body or b"")))
+            self.end_headers()
+            self.wfile.write(body or b"")
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"{IMAGES}=127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def write(folder: Path, alts: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Writes a crawl and metadata ("cat", "dog", "red"); returns flags to curate them.
+
+    `alts` are pairs (path of an image on the server, its alt text), one page each.
+    """
+    folder.mkdir(exist_ok=True)
+    pages = {
+        f"http://pages.example/{n}": f"<img src='http://{IMAGES}{path}' alt='{alt}'>"
+        for n, (path, alt) in enumerate(alts)
+    }
+    write_warc(folder / "pages.warc.gz", pages)
+    (folder / "metadata.json").write_text(json.dumps(["cat", "dog", "red"]))
+    return {
+        "config": str(ROOT / "configs/curate.py:quickstart"),
+        "config.name": "tiny",
+        "config.warc": str(folder / "pages.warc.gz"),
+        "config.metadata": str(folder / "metadata.json"),
+        "config.download.retries": "0",
+    }
