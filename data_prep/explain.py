@@ -161,6 +161,9 @@ if __name__ == "__main__":
     flags.DEFINE_string("metadata", None, "The metadata it was matched with.")
     flags.DEFINE_integer("t", None, "Accepted draws an entry.", lower_bound=1)
     flags.DEFINE_float("tail_share", None, "Tail's part of all matches.", 0.0, 1.0)
+    flags.register_validator(
+        "tail_share", lambda share: share is None or share >= 0, "wanted 0 to 1"
+    )  # nan passes the bounds
     flags.DEFINE_string("plot", None, "HTML file for the plots.")
     flags.mark_flags_as_required(["counts", "metadata"])
     app.run(main)

@@ -177,8 +177,12 @@ if __name__ == "__main__":
     flags.DEFINE_enum("to", None, FORMATS, "Format to write.")
     flags.DEFINE_string("output", None, "Folder to write.")
     flags.DEFINE_string("preset", "", "Architecture of a weight file.")
-    flags.DEFINE_integer("step", None, "Checkpoint of a run; default: the newest.")
-    flags.DEFINE_integer("image_size", None, "Pixels; default: as trained.")
+    flags.DEFINE_integer(
+        "step", None, "Checkpoint of a run; default: the newest.", lower_bound=0
+    )
+    flags.DEFINE_integer(
+        "image_size", None, "Pixels; default: as trained.", lower_bound=1
+    )
     flags.DEFINE_enum(
         "position_resize",
         "open_clip",

@@ -407,7 +407,9 @@ if __name__ == "__main__":
     # Here, since training imports this module and has flags of its own.
     flags.DEFINE_string("workdir", "", "Workdir of the run.")
     flags.DEFINE_string("held_out", "", "Dataset folder; default: the run's own.")
-    flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
+    flags.DEFINE_integer(
+        "step", None, "Checkpoint; default: the newest.", lower_bound=0
+    )
     model_flags.define(required=False)
     flags.DEFINE_string("data", "", "What to measure --model on.")
     flags.DEFINE_string("split", "test", "Split of a TFDS dataset.")

@@ -18,8 +18,12 @@ def define(*, required: bool = True) -> None:
     flags.DEFINE_enum(
         "dtype", "float32", ["float32", "bfloat16"], "Of the matrix products."
     )
-    flags.DEFINE_integer("batch", inference.DEFAULT_BATCH, "Most rows at a time.")
-    flags.DEFINE_integer("cpu_devices", 0, "Virtual CPU devices; 0 = real devices.")
+    flags.DEFINE_integer(
+        "batch", inference.DEFAULT_BATCH, "Most rows at a time.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "cpu_devices", 0, "Virtual CPU devices; 0 = real devices.", 0, 1_024
+    )
     flags.DEFINE_string(
         "class_cache", "", "Folder that keeps class embeddings; empty = none."
     )

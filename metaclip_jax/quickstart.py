@@ -28,8 +28,12 @@ _WORKDIR = flags.DEFINE_string("workdir", "quickstart_run", "Everything is made 
 _FRESH = flags.DEFINE_bool(
     "fresh", False, "Remove what an earlier run made, start over."
 )
-_PICTURES = flags.DEFINE_integer("pictures", 0, "Pictures on the web; 0 = all.")
-_STEPS = flags.DEFINE_integer("steps", 0, "Training steps; 0 = the recipe's.")
+_PICTURES = flags.DEFINE_integer(
+    "pictures", 0, "Pictures on the web; 0 = all.", lower_bound=0
+)
+_STEPS = flags.DEFINE_integer(
+    "steps", 0, "Training steps; 0 = the recipe's.", lower_bound=0
+)
 
 _RECORD = "quickstart.json"  # in the workdir: its mark, and what was finished with what
 _HOST_MAP = "HOST_MAP"  # stands in a command for where the server listens

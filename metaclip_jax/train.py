@@ -408,9 +408,20 @@ def define_flags(to: flags.FlagValues) -> None:
     )
     text("workdir", None, "Folder of the run, local or gs://.")
     text("coordinator", "", '"auto" or HOST:PORT; "" = one process.')
-    number("process_count", 1, "Processes, with HOST:PORT.")
-    number("process_index", 0, "This process, with HOST:PORT.")
+    number("process_count", 1, "Processes, with HOST:PORT.", lower_bound=1)
+    number("process_index", 0, "This process, with HOST:PORT.", lower_bound=0)
     flags.mark_flags_as_required(["config", "workdir"], flag_values=to)
+    # Or each process would train alone, or wait for one that never comes.
+    flags.register_multi_flags_validator(
+        ["coordinator", "process_count", "process_index"],
+        lambda got: (
+            got["process_index"] < got["process_count"]
+            and (got["process_count"] == 1 or ":" in got["coordinator"])
+        ),
+        "wanted process_index below process_count, and HOST:PORT as the coordinator of"
+        " several processes",
+        flag_values=to,
+    )
 
 
 if __name__ == "__main__":

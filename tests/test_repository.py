@@ -135,6 +135,30 @@ def test_config_keys_are_read_by_attribute(path):
     assert not banned.search(path.read_text())
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_flags_that_are_numbers_have_bounds(path):
+    """absl lets nan through the bounds of a float, so that needs a validator."""
+    bounded, validated, floats = {"seed"}, set(), set()
+    integers = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        kind = node.func.attr
+        if kind in ("DEFINE_integer", "DEFINE_float", "register_validator"):
+            name = ast.literal_eval(node.args[0])
+            if kind == "register_validator":
+                validated.add(name)
+            elif kind == "DEFINE_float":
+                floats.add(name)
+            else:
+                integers.add(name)
+                if len(node.args) > 3 or "lower_bound" in {
+                    k.arg for k in node.keywords
+                }:
+                    bounded.add(name)
+    assert integers <= bounded and floats <= validated
+
+
 def readme_tree() -> list[str]:
     """Paths in the README's tree: a block that starts with the project's name."""
     block = re.search(r"```text\nmetaclip-jax/\n(.*?)```", README, re.DOTALL).group(1)

@@ -33,9 +33,11 @@ _HOST_MAP = flags.DEFINE_string(
     "host_map", "", "host=address:port,... for hosts that are not in the DNS."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of WARC files.", required=True)
-_MAX_PAGES = flags.DEFINE_integer("max_pages", 10_000, "Addresses to ask for at most.")
+_MAX_PAGES = flags.DEFINE_integer(
+    "max_pages", 10_000, "Addresses to ask for at most.", lower_bound=1
+)
 _MAX_PAGE_BYTES = flags.DEFINE_integer(
-    "max_page_bytes", 4 << 20, "Longer answers are left out."
+    "max_page_bytes", 4 << 20, "Longer answers are left out.", lower_bound=1
 )
 _PAGES_PER_FILE = flags.DEFINE_integer(
     "pages_per_file", 128, "Answers in a WARC file.", lower_bound=1
@@ -45,7 +47,15 @@ _CONCURRENCY = flags.DEFINE_integer(
 )
 _DELAY_SECONDS = flags.DEFINE_float("delay_seconds", 0.0, "Pause before each request.")
 _TIMEOUT_SECONDS = flags.DEFINE_float("timeout_seconds", 20.0, "For one answer.")
-_RETRIES = flags.DEFINE_integer("retries", 2, "After errors of the connection.")
+flags.register_validator(
+    "delay_seconds", lambda n: 0 <= n <= 3_600, "wanted 0 to 3600 seconds"
+)
+flags.register_validator(
+    "timeout_seconds", lambda n: 0 < n <= 3_600, "wanted more than 0, up to 3600"
+)
+_RETRIES = flags.DEFINE_integer(
+    "retries", 2, "After errors of the connection.", lower_bound=0
+)
 _USER_AGENT = flags.DEFINE_string("user_agent", "metaclip-jax", "Who we say we are.")
 
 Fetch = Callable[[str], Awaitable[Answer]]

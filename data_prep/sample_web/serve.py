@@ -20,7 +20,7 @@ from data_prep.sample_web.folder import CONTENTS, SPECIAL
 from metaclip_jax import files
 
 _SITE = flags.DEFINE_string("site", None, "Folder that build made.", required=True)
-_PORT = flags.DEFINE_integer("port", 0, "Port on 127.0.0.1; 0 = a free one.")
+_PORT = flags.DEFINE_integer("port", 0, "Port on 127.0.0.1; 0 = a free one.", 0, 65_535)
 _PORT_FILE = flags.DEFINE_string(
     "port_file", None, "File that gets the port when the server is ready."
 )

@@ -301,7 +301,12 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", __file__, "Recipe, configs/FILE.py.")
     flags.DEFINE_string("output", "", ".png or .html to write; empty = print only.")
-    flags.DEFINE_integer("batch", 256, "Images at a time, instead of global_batch.")
-    flags.DEFINE_integer("examples", 96, "Images on the sheet.")
+    flags.DEFINE_integer(
+        "batch", 256, "Images at a time, instead of global_batch.", lower_bound=1
+    )
+    flags.DEFINE_integer("examples", 96, "Images on the sheet.", lower_bound=1)
     flags.DEFINE_float("seconds", 5.0, "How long to measure the speed.")
+    flags.register_validator(
+        "seconds", lambda n: 0 <= n <= 3_600, "wanted 0 to 3600 seconds"
+    )
     app.run(main)

@@ -415,10 +415,14 @@ if __name__ == "__main__":
         "vocab_size",
         None,
         f"Most tokens to have, at least {_SMALLEST_VOCABULARY}; few texts give fewer.",
+        lower_bound=_SMALLEST_VOCABULARY,
     )
     flags.DEFINE_string("output", None, "File to write, like tokenizer.json.")
     flags.DEFINE_integer(
-        "records", 1_000_000, "Most records to read, spread evenly over the dataset."
+        "records",
+        1_000_000,
+        "Most records to read, spread evenly over the dataset.",
+        lower_bound=1,
     )
     flags.mark_flags_as_required(["dataset", "vocab_size", "output"])
     app.run(main)

@@ -4,9 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 from metaclip_jax import config as keys
-from metaclip_jax import losses, program, ranges
+from metaclip_jax import losses, program, ranges, train
 from metaclip_jax.models import attention, clip, layers, presets
 from tests.out_of_range import bad_values, with_value
 
@@ -160,6 +161,28 @@ def test_the_table_prints_itself():
     assert len(lines) == len(keys.RANGES)
     found = [line.split() for line in lines]
     assert "mesh.data -1 an integer of at least 1, or -1".split() in found
+
+
+# ml_collections loads a recipe in a way that Python 3.12 will not know.
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--process_count=0"],
+        ["--process_index=-1"],
+        ["--process_index=1"],
+        ["--process_count=2"],  # no coordinator: each would train alone
+        ["--process_count=2", "--coordinator=auto"],
+        ["--process_count=2", "--process_index=2", "--coordinator=127.0.0.1:9"],
+    ],
+    ids=" ".join,
+)
+def test_processes_that_would_wait_or_train_alone_are_refused(wrong, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    parsed = flags.FlagValues()
+    train.define_flags(parsed)
+    with pytest.raises(flags.IllegalFlagValueError, match="process_|lower"):
+        parsed(["train", "--config=configs/quickstart.py", "--workdir=DIR", *wrong])
 
 
 def test_a_refused_command_leaves_nothing_and_starts_nothing(tmp_path):
