@@ -196,8 +196,8 @@ CURATE_RANGES: dict[str, Range] = {
     ),
     "download.concurrency": Range(int, least=1, most=65_535),
     "download.per_host": _COUNT,
-    "download.timeout_seconds": Range(float, above=0),
-    "download.retries": Range(int, least=0, most=100),
+    "download.timeout_seconds": Range(float, above=0, most=86_400),
+    "download.retries": Range(int, least=0, most=10),  # each waits twice as long
     "download.max_bytes": _COUNT,
     "download.max_held_bytes": _COUNT,
     "images.min_side": _COUNT,

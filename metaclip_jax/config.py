@@ -165,6 +165,7 @@ _SOURCE = Range(str, pattern=r"(?s).*\S.*", form="a text source")
 _COUNT = Range(int, least=1)
 _COUNT_OR_NONE = Range(int, least=0)
 _AXIS = Range(int, least=1, also=(-1,))
+_WIDTH = Range(int, least=1, most=2**20)
 _SHARE = Range(float, least=0, most=1)
 
 RANGES: dict[str, Range] = {
@@ -194,17 +195,17 @@ RANGES: dict[str, Range] = {
     "mesh.tensor": _COUNT,
     "mesh.slices": _AXIS,
     "model.family": Range(str, choices=("clip", "siglip")),
-    "model.patch_size": _COUNT,
-    "model.vision_width": _COUNT,
+    "model.patch_size": Range(int, least=1, most=65_535),
+    "model.vision_width": _WIDTH,
     "model.vision_layers": Range(int, least=2, most=1_000),  # the last stands alone
-    "model.vision_heads": _COUNT,
-    "model.vision_mlp_width": _COUNT_OR_NONE,
-    "model.text_width": _COUNT,
+    "model.vision_heads": _WIDTH,
+    "model.vision_mlp_width": Range(int, least=0, most=2**20),
+    "model.text_width": _WIDTH,
     "model.text_layers": Range(int, least=2, most=1_000),
-    "model.text_heads": _COUNT,
-    "model.text_mlp_width": _COUNT_OR_NONE,
-    "model.context_length": Range(int, least=3),  # begin, a token, end
-    "model.embed_dim": _COUNT,
+    "model.text_heads": _WIDTH,
+    "model.text_mlp_width": Range(int, least=0, most=2**20),
+    "model.context_length": Range(int, least=3, most=2**20),  # begin, a token, end
+    "model.embed_dim": _WIDTH,
     "model.activation": Range(str, choices=("quick_gelu", "gelu", "gelu_tanh")),
     "model.text_pool": Range(str, choices=("eos", "argmax", "last")),
     "model.attention": Range(str, choices=("xla", "cudnn")),
@@ -249,8 +250,8 @@ RANGES: dict[str, Range] = {
     "data.max_replaced_share": _SHARE,
     "data.read_threads": Range(int, least=1, most=1_024),
     "data.worker_count": Range(int, least=0, most=1_024),
-    "data.prefetch": _COUNT_OR_NONE,
-    "data.device_prefetch": _COUNT_OR_NONE,
+    "data.prefetch": Range(int, least=0, most=1_000),
+    "data.device_prefetch": Range(int, least=0, most=100),
     "checkpoint.keep_last": _COUNT,
     "checkpoint.keep_every_steps": _COUNT_OR_NONE,
     "checkpoint.keep_best": _ANY_TEXT,
@@ -261,7 +262,7 @@ RANGES: dict[str, Range] = {
     "profile.last_step": _COUNT_OR_NONE,
     "evaluation.held_out": _ANY_TEXT,
     "evaluation.batch": _COUNT,
-    "evaluation.bootstrap_samples": _COUNT,
+    "evaluation.bootstrap_samples": Range(int, least=1, most=1_000_000),
 }
 
 

@@ -33,7 +33,14 @@ _ROWS = re.compile(r"part-(\d{6,})\.jsonl")
 
 
 def path(p: epath.PathLike) -> epath.Path:
-    """Returns `p` as an epath.Path; the one place that knows how to reach gs://."""
+    """Returns `p` as an epath.Path; the one place that knows how to reach gs://.
+
+    Raises ValueError for an empty path, which would be the current folder.
+    """
+    if not os.fspath(p):
+        raise ValueError(
+            "want a file or a folder, got an empty path; write . for the current folder"
+        )
     if os.fspath(p).startswith("gs://"):
         _configure_gcs()
     return epath.Path(p)

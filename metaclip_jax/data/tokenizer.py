@@ -197,11 +197,12 @@ def load(source: str | os.PathLike, *, siglip: bool = False) -> Tokenizer:
     """
     if os.fspath(source) == "clip":
         source = _installed_clip_file()
-    path = files.path(source)
-    if not path.exists():
+    path = files.path(source) if source else None
+    if path is None or not path.exists() or path.is_dir():
         raise FileNotFoundError(
-            f"there is no tokenizer {source}; train one with python -m "
-            "metaclip_jax.data.tokenizer, or give CLIP's merges file or 'clip'"
+            f"there is no tokenizer {os.fspath(source)!r}: want a tokenizer.json,"
+            " CLIP's merges file or 'clip'; python -m metaclip_jax.data.tokenizer"
+            " trains one"
         )
     data = path.read_bytes()
     if path.name.endswith((".txt", ".txt.gz")):

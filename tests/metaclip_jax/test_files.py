@@ -174,3 +174,8 @@ def test_parquet_is_read_whole_or_by_column(tmp_path):
         files.read_parquet(tmp_path / "other")
     with pytest.raises(FileNotFoundError):
         files.read_parquet(tmp_path / "none")
+
+
+def test_an_empty_path_is_not_the_current_folder():
+    with pytest.raises(ValueError, match="got an empty path"):
+        files.path("")

@@ -192,8 +192,11 @@ def test_other_texts_or_sizes_have_another_fingerprint(tok, tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no tokenizer .*none.json"):
-        tokenizer.load(tmp_path / "none.json")
+    for source, named in ((tmp_path / "none.json", ".*none.json'"), ("", "''")):
+        with pytest.raises(FileNotFoundError, match=f"there is no tokenizer {named}"):
+            tokenizer.load(source)
+    with pytest.raises(FileNotFoundError, match=f"there is no tokenizer '{tmp_path}'"):
+        tokenizer.load(tmp_path)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[1, 2]", b"\xff\xfe\x00"])
