@@ -1,7 +1,7 @@
 """Builds metadata, the list of entries that texts are matched with, from web pages.
 
-    python -m data_prep.build_metadata --config=configs/metadata.py:quickstart \
-        --config.warc='crawl/*.warc.gz' --config.pageviews=pageviews.txt \
+    python -m data_prep.build_metadata --config=configs/metadata.py:quickstart \\
+        --config.warc='crawl/*.warc.gz' --config.pageviews=pageviews.txt \\
         --output=metadata
 
 For each language: frequent words of its pages, then bigrams that go together more than
@@ -21,7 +21,7 @@ from data_prep import config as config_lib
 from data_prep import language
 from data_prep.metadata import store, wikipedia
 from data_prep.sources import html, warc
-from metaclip_jax import files
+from metaclip_jax import command, files
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Metadata recipe.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the metadata.")
@@ -182,4 +182,4 @@ def _inputs(config: ConfigDict, *groups: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

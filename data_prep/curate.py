@@ -1,7 +1,7 @@
 """Curation, from WARC files to a balanced dataset of image-text records.
 
-    python -m data_prep.curate --config=configs/curate.py:quickstart \
-        --config.warc='crawl/*.warc.gz' --config.metadata=metadata \
+    python -m data_prep.curate --config=configs/curate.py:quickstart \\
+        --config.warc='crawl/*.warc.gz' --config.metadata=metadata \\
         --workdir=curation --output=dataset -- --runner=FnApiRunner
 
 What follows `--` are Beam's pipeline options. Three pipelines, in the order of
@@ -32,7 +32,7 @@ from data_prep.metadata import store
 from data_prep.sinks import array_record as sink
 from data_prep.stages import images, matching, sums, writing
 from data_prep.stages.pipelines import progress, start, tagged
-from metaclip_jax import files
+from metaclip_jax import command, files
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Curation recipe.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "For matches, images, sums.")
@@ -382,4 +382,4 @@ def shares(folder: str) -> dict[str, dict[str, int]]:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir", "output"])
-    app.run(main)
+    command.run(main)

@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from absl import app, flags
+from absl import flags
 
 from data_prep import drops
 from data_prep.metadata import store
 from data_prep.sinks import array_record as sink
-from metaclip_jax import files
+from metaclip_jax import command, files
 from metaclip_jax.data import records
 
 _KEYS = ("metadata", "entry_id", "entry")  # of counts.parquet; other columns add up
@@ -185,8 +185,7 @@ def _sum_funnels(funnels: Sequence[Sequence[Mapping]]) -> list[dict]:
 
 def main(argv: Sequence[str]) -> None:
     """Merges the cards of finished datasets."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
+    command.refuse_arguments(argv)
     folders = flags.FLAGS.datasets
     cards = [dict(records.open_dataset(folder).data_card) for folder in folders]
     counts = [files.read_parquet(os.path.join(f, sink.COUNTS)) for f in folders]
@@ -206,4 +205,4 @@ if __name__ == "__main__":
     flags.DEFINE_list("datasets", None, "Dataset folders, comma-separated.")
     flags.DEFINE_string("output", None, "Folder for the merged card and counts.")
     flags.mark_flags_as_required(["datasets", "output"])
-    app.run(main)
+    command.run(main)

@@ -1,7 +1,7 @@
 """What a threshold would give, before anything is downloaded or written.
 
     python -m data_prep.explain --counts=curation/matches --metadata=metadata --t=20000
-    python -m data_prep.explain --counts=curation/matches --metadata=metadata \
+    python -m data_prep.explain --counts=curation/matches --metadata=metadata \\
         --tail_share=0.06 --plot=explain.html
 
 Reads what `data_prep.curate --stop_after=match` left: the entry counts and the sample
@@ -25,7 +25,7 @@ from data_prep.matching import Matcher
 from data_prep.metadata import store
 from data_prep.report import explanation
 from data_prep.stages import sums
-from metaclip_jax import files
+from metaclip_jax import command, files
 
 _CURVE_POINTS = 25
 
@@ -131,8 +131,7 @@ def entry_table(pool: Pool, t: Mapping[str, int]) -> list[explanation.EntryRow]:
 
 def main(argv: Sequence[str]) -> None:
     """Prints the explanation, and plots it where asked."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
+    command.refuse_arguments(argv)
     values = flags.FLAGS
     if (values.t is None) == (values.tail_share is None):
         raise app.UsageError("wanted one of --t and --tail_share")
@@ -166,4 +165,4 @@ if __name__ == "__main__":
     )  # nan passes the bounds
     flags.DEFINE_string("plot", None, "HTML file for the plots.")
     flags.mark_flags_as_required(["counts", "metadata"])
-    app.run(main)
+    command.run(main)

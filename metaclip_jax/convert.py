@@ -1,7 +1,7 @@
 """Writes a model in another library's format.
 
     python -m metaclip_jax.convert --model=RUN --to=huggingface --output=DIR
-    python -m metaclip_jax.convert --model=facebook/metaclip-b32-400m --to=open_clip \
+    python -m metaclip_jax.convert --model=facebook/metaclip-b32-400m --to=open_clip \\
         --output=DIR
 
 The folder opens as it is: transformers.AutoModel.from_pretrained(DIR), or
@@ -15,9 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags, logging
+from absl import flags, logging
 
-from metaclip_jax import checkpoint, files, loading, run_config
+from metaclip_jax import checkpoint, command, files, loading, run_config
 from metaclip_jax import config as keys
 from metaclip_jax.conversion import huggingface, open_clip, table, weights
 from metaclip_jax.models import clip, positions
@@ -157,8 +157,7 @@ def _card(loaded: loading.Loaded) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Converts from the command line."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
+    command.refuse_arguments(argv)
     values = flags.FLAGS
     loaded = loading.load(
         values.model,
@@ -191,4 +190,4 @@ if __name__ == "__main__":
     )
     flags.DEFINE_bool("trust_pickle", False, "Read torch files that may run code.")
     flags.mark_flags_as_required(["model", "to", "output"])
-    app.run(main)
+    command.run(main)

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import tqdm
-from absl import app, flags, logging
+from absl import flags, logging
 
-from metaclip_jax import files, inference, model_flags
+from metaclip_jax import command, files, inference, model_flags
 from metaclip_jax.data import embeddings, images, records
 
 _DECODE_THREADS = 8
@@ -153,8 +153,7 @@ def _portions(
 
 def main(argv: Sequence[str]) -> None:
     """Embeds a dataset from the command line."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
+    command.refuse_arguments(argv)
     values = flags.FLAGS
     model = model_flags.load(values)
     embed_dataset(model, values.dataset, values.output)
@@ -166,4 +165,4 @@ if __name__ == "__main__":
     model_flags.define()
     flags.DEFINE_string("dataset", None, "Dataset folder.", required=True)
     flags.DEFINE_string("output", None, "Folder for the Parquet files.", required=True)
-    app.run(main)
+    command.run(main)

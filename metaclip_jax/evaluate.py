@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from metaclip_jax import (
     checkpoint,
+    command,
     files,
     model_flags,
     run_config,
@@ -367,8 +368,7 @@ def evaluate_model(values: Any) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Evaluates a run, or any model, from the command line."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
+    command.refuse_arguments(argv)
     values = flags.FLAGS
     if bool(values.workdir) == bool(values.model):
         raise app.UsageError("want --workdir=RUN, or --model=NAME_OR_PATH and --data")
@@ -416,4 +416,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("data_dir", "", "Where TFDS keeps datasets; default: its own.")
     flags.DEFINE_string("prompts", "", "JSON with templates and class names.")
     flags.DEFINE_string("output", "", "JSON file for the numbers of --model.")
-    app.run(main)
+    command.run(main)

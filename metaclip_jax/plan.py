@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict, config_flags
 
+from metaclip_jax import command, flops, program, sharding
 from metaclip_jax import config as keys
-from metaclip_jax import flops, program, sharding
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.models import presets
 
@@ -267,8 +267,7 @@ def _gib(size: float) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Prints the plan."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
+    command.refuse_arguments(argv)
     values = flags.FLAGS
     keys.check(values.config)
     jax.config.update("jax_platforms", "cpu")  # the TPU is only compiled for
@@ -284,4 +283,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("topology", None, "Slice, as v5e:4x4 or v5p:4x4x8.")
     flags.DEFINE_integer("slices", 1, "How many such slices.", lower_bound=1)
     flags.mark_flags_as_required(["config", "topology"])
-    app.run(main)
+    command.run(main)

@@ -1,6 +1,6 @@
 """Says which label an image has, with probabilities, without training on the labels.
 
-    python -m metaclip_jax.predict --model=NAME_OR_PATH --image=photo.jpg \
+    python -m metaclip_jax.predict --model=NAME_OR_PATH --image=photo.jpg \\
         --labels="cat,dog,a red car"
 
 --image may be given several times; --template too, and then a label is the mean of all.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from metaclip_jax import inference, model_flags
+from metaclip_jax import command, inference, model_flags
 
 
 def table(images: Sequence[str], found: inference.Classification, *, top: int) -> str:
@@ -39,8 +39,7 @@ def printable(text: str) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Classifies images from the command line."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
+    command.refuse_arguments(argv)
     values = flags.FLAGS
     labels = [label.strip() for label in values.labels if label.strip()]
     if not labels:
@@ -62,4 +61,4 @@ if __name__ == "__main__":
         "template", [], 'Text with {} for the label; default: "a photo of a {}."'
     )
     flags.DEFINE_integer("top", 10, "Labels to show for each image.", lower_bound=1)
-    app.run(main)
+    command.run(main)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from metaclip_jax import files
+from metaclip_jax import command, files
 
 _WORKDIR = flags.DEFINE_string("workdir", "quickstart_run", "Everything is made here.")
 _FRESH = flags.DEFINE_bool(
@@ -334,4 +334,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

@@ -1,6 +1,6 @@
 """Finds the images of a dataset that fit a text or another image best.
 
-    python -m metaclip_jax.search --embeddings=DIR --dataset=DIR \
+    python -m metaclip_jax.search --embeddings=DIR --dataset=DIR \\
         --query="a red car" --output=sheet.html
 
 reads what metaclip_jax.embed wrote, prints the best images and renders them as a
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import app, flags
 
-from metaclip_jax import files, model_flags, predict
+from metaclip_jax import command, files, model_flags, predict
 from metaclip_jax.data import embeddings, images, records, sheet
 
 _SIDE = 256  # pixels of a picture on the sheet
@@ -130,8 +130,7 @@ def _thumbnail(data: bytes) -> bytes:
 
 def main(argv: Sequence[str]) -> None:
     """Searches from the command line."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
+    command.refuse_arguments(argv)
     values = flags.FLAGS
     if bool(values.query) == bool(values.image):
         raise app.UsageError('want either --query="a text" or --image=FILE')
@@ -170,4 +169,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("image", "", "Or the image to look for others like it.")
     flags.DEFINE_integer("top", 24, "Images to find.", lower_bound=1)
     flags.DEFINE_string("output", "", "Contact sheet, .html or .png; empty = none.")
-    app.run(main)
+    command.run(main)

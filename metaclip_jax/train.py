@@ -17,11 +17,12 @@ from typing import NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from metaclip_jax import (
     checkpoint,
+    command,
     feed,
     files,
     flops,
@@ -378,8 +379,7 @@ def finish(workdir: str, job: Job, *, step: int) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Trains from the command line."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
+    command.refuse_arguments(argv)
     values = flags.FLAGS
     config: ConfigDict = values.config
     keys.check(config)  # also here, before any process is started
@@ -426,4 +426,4 @@ def define_flags(to: flags.FlagValues) -> None:
 
 if __name__ == "__main__":
     define_flags(flags.FLAGS)
-    app.run(main)
+    command.run(main)

@@ -16,9 +16,14 @@ PACKAGES = ("metaclip_jax", "data_prep")
 SOURCES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
 RECIPES = sorted((ROOT / "configs").glob("*.py"))
 # Modules that both programs share; they import neither side's heavy packages.
-SHARED = {"metaclip_jax.files", "metaclip_jax.data.records", "metaclip_jax.ranges"}
+SHARED = {
+    "metaclip_jax.command",
+    "metaclip_jax.data.records",
+    "metaclip_jax.files",
+    "metaclip_jax.ranges",
+}
 # Modules that import no sibling, so that they can be read and moved alone.
-LEAVES = ("losses", "sharding", "optimizer", "files", "ranges")
+LEAVES = ("losses", "sharding", "optimizer", "files", "ranges", "command")
 
 
 def module_name(path: Path) -> str:

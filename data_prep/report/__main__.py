@@ -1,6 +1,6 @@
 """Writes the report of a dataset and, where there is one, of the run trained on it.
 
-    python -m data_prep.report --dataset=DIR --held_out=DIR --workdir=RUN \
+    python -m data_prep.report --dataset=DIR --held_out=DIR --workdir=RUN \\
         --output=report.html
 
 The report is one file that opens from disk and loads nothing. Before there is a run,
@@ -9,10 +9,10 @@ leave out --workdir and --held_out: it is then about curation only, and says so.
 
 from collections.abc import Sequence
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from data_prep.report import page
-from metaclip_jax import files
+from metaclip_jax import command, files
 
 _DATASET = flags.DEFINE_string(
     "dataset", None, "Folder of the curated dataset.", required=True
@@ -24,8 +24,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "HTML file to write.", required=Tr
 
 def main(argv: Sequence[str]) -> None:
     """Builds the page and writes it whole or not at all."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flag=value")
+    command.refuse_arguments(argv)
     content = page.build(
         _DATASET.value, held_out=_HELD_OUT.value, workdir=_WORKDIR.value
     )
@@ -34,4 +33,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

@@ -21,7 +21,7 @@ from data_prep.sample_web import site as site_lib
 from data_prep.sample_web.folder import CONTENTS, PAGEVIEWS, SPECIAL
 from data_prep.sample_web.pictures import Drawing
 from data_prep.sample_web.site import Site
-from metaclip_jax import files
+from metaclip_jax import command, files
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the site.", required=True)
 _HELD_OUT = flags.DEFINE_string(
@@ -116,4 +116,4 @@ def _write(site: Site, folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

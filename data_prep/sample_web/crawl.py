@@ -24,7 +24,7 @@ from yarl import URL
 from data_prep.images.addresses import read_host_map
 from data_prep.sample_web import warc_file
 from data_prep.sample_web.warc_file import Answer
-from metaclip_jax import files
+from metaclip_jax import command, files
 
 _START_URL = flags.DEFINE_string(
     "start_url", None, "First page; its host is crawled.", required=True
@@ -270,4 +270,4 @@ def _join(base: str, href: str) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

@@ -17,7 +17,7 @@ from absl import app, flags, logging
 from aiohttp import web
 
 from data_prep.sample_web.folder import CONTENTS, SPECIAL
-from metaclip_jax import files
+from metaclip_jax import command, files
 
 _SITE = flags.DEFINE_string("site", None, "Folder that build made.", required=True)
 _PORT = flags.DEFINE_integer("port", 0, "Port on 127.0.0.1; 0 = a free one.", 0, 65_535)
@@ -111,4 +111,4 @@ async def _serve(handler: Handler, *, port: int, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

@@ -23,8 +23,8 @@ import simplejpeg
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from metaclip_jax import command, feed, files
 from metaclip_jax import config as keys
-from metaclip_jax import feed, files
 from metaclip_jax.data import batch as batches
 from metaclip_jax.data import clean_up, mixture, pipeline, records, sheet, tokenizer
 
@@ -309,4 +309,4 @@ if __name__ == "__main__":
     flags.register_validator(
         "seconds", lambda n: 0 <= n <= 3_600, "wanted 0 to 3600 seconds"
     )
-    app.run(main)
+    command.run(main)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from absl import app, flags, logging
+from absl import flags, logging
 from tokenizers import (
     decoders,
     models,
@@ -28,7 +28,7 @@ from tokenizers import (
     trainers,
 )
 
-from metaclip_jax import files
+from metaclip_jax import command, files
 from metaclip_jax.data import records
 from metaclip_jax.data.clean_up import canonical, clean
 
@@ -379,8 +379,7 @@ def _inputs(
 
 def main(argv: Sequence[str]) -> None:
     """Trains a tokenizer on a dataset and writes it, unless that is done already."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
+    command.refuse_arguments(argv)
     values = flags.FLAGS
     dataset = records.open_dataset(values.dataset)
     if not len(dataset):
@@ -426,4 +425,4 @@ if __name__ == "__main__":
         lower_bound=1,
     )
     flags.mark_flags_as_required(["dataset", "vocab_size", "output"])
-    app.run(main)
+    command.run(main)
