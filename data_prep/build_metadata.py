@@ -21,7 +21,7 @@ from data_prep import config as config_lib
 from data_prep import language
 from data_prep.metadata import store, wikipedia
 from data_prep.sources import html, warc
-from metaclip_jax import command, files
+from metaclip_jax import command, files, patterns
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Metadata recipe.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the metadata.")
@@ -167,7 +167,7 @@ def select(
 
 
 def _matching(pattern: str, key: str) -> list[str]:
-    found = files.glob(pattern)
+    found = patterns.find(pattern)
     if not found:
         raise ValueError(f"config.{key}={pattern!r} matches no file")
     return found

@@ -32,7 +32,7 @@ from data_prep.metadata import store
 from data_prep.sinks import array_record as sink
 from data_prep.stages import images, matching, sums, writing
 from data_prep.stages.pipelines import progress, start, tagged
-from metaclip_jax import command, files
+from metaclip_jax import command, files, patterns
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Curation recipe.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "For matches, images, sums.")
@@ -118,7 +118,7 @@ def plan(
     # limits or addresses.
     values = config.to_dict()
     del values["download"], values["metadata"]
-    pages = files.glob(values.pop("warc"))
+    pages = patterns.find(values.pop("warc"))
     if not pages:
         raise ValueError(f"config.warc={config.warc!r} matches no file")
     inputs = {
@@ -178,7 +178,7 @@ def match(run: Run) -> Pool:
             progress(folder, n, "match"),
             beam.Pipeline(options=run.options) as pipeline,
         ):
-            warcs = start(pipeline, files.glob(config.warc))
+            warcs = start(pipeline, patterns.find(config.warc))
             parsed = warcs | "parse" >> tagged(parse)
             matched = parsed.main | "match" >> tagged(
                 find, main=tuple[int, pa.RecordBatch]

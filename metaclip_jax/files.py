@@ -181,14 +181,6 @@ def local_copy(p: epath.PathLike) -> Iterator[Path]:
         yield local
 
 
-def glob(pattern: epath.PathLike) -> list[str]:
-    """Returns the files that match `pattern`, sorted; wildcards in the last part."""
-    pattern = path(pattern)
-    if not pattern.parent.exists():
-        return []
-    return sorted(os.fspath(p) for p in pattern.parent.glob(pattern.name))
-
-
 def read_rows(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """All rows of a run's metrics by step, the last one written of each step.
 

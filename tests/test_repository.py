@@ -20,6 +20,7 @@ SHARED = {
     "metaclip_jax.command",
     "metaclip_jax.data.records",
     "metaclip_jax.files",
+    "metaclip_jax.patterns",
     "metaclip_jax.ranges",
 }
 # Modules that import no sibling, so that they can be read and moved alone.

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metaclip_jax import files
+from metaclip_jax import files, patterns
 from metaclip_jax.data import draws, mixture, order, records, texts
 
 _STRIDE = 32  # bytes between counts
@@ -119,7 +119,7 @@ class Rule:
     def forget(self, epoch: int) -> None:
         """Removes what was shared of an epoch, but for its total."""
         if self.folder:
-            for name in files.glob(f"{self.folder}/{epoch:06}/[0-9]*"):
+            for name in patterns.find(f"{self.folder}/{epoch:06}/[0-9]*"):
                 files.path(name).unlink(missing_ok=True)
 
     def _group(
