@@ -33,7 +33,7 @@ DATA = [
     "opencv-python-headless",
     "pillow",
     "pyahocorasick",
-    "selectolax",
+    "selectolax>=1.0",  # has the option that ends copying of <option>s
     "simplejpeg",
     "webencodings",
     "zstandard",

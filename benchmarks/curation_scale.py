@@ -277,8 +277,9 @@ def parse_rate() -> tuple[float, float]:
         begin = time.process_time()
         while time.process_time() - begin < 3:
             for page in warc.read_pages(path, max_page_bytes=max_page_bytes):
-                found, _ = html.parse_page(page, **limits)
-                texts += found.num_rows
+                parsed = html.parse_page(page, **limits)
+                assert not isinstance(parsed, warc.LostPage)
+                texts += parsed[0].num_rows
             rounds += 1
         took = time.process_time() - begin
     return rounds * size / 1e6 / took, texts / took

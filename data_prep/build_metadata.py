@@ -50,6 +50,7 @@ def main(argv: list[str]) -> None:
                 tqdm(pages, desc="pages", unit="file"),
                 languages=config.languages,
                 max_page_bytes=config.pages.max_page_bytes,
+                max_tree_bytes=config.pages.max_tree_bytes,
                 identify=language.Lid176(),
                 read=read,
             )
@@ -81,6 +82,7 @@ def count_pages(
     *,
     languages: Collection[str],
     max_page_bytes: int,
+    max_tree_bytes: int,
     identify: language.LanguageIdentifier,
     read: Counter[str],
 ) -> dict[str, wikipedia.NgramCounts]:
@@ -90,11 +92,12 @@ def count_pages(
       paths: WARC files.
       languages: pages in other languages are passed over.
       max_page_bytes: as in `warc.read_pages`.
+      max_tree_bytes: as in `html.page_text`.
       identify: for pages that declare no language.
       read: gets the numbers of what was read and lost, by reason.
     """
     counts = {code: wikipedia.NgramCounts() for code in languages}
-    for text in _page_texts(paths, max_page_bytes, read):
+    for text in _page_texts(paths, max_page_bytes, max_tree_bytes, read):
         (code,) = language.resolve(
             [text.text[:_IDENTIFIED_CHARS]], [text.language], identify
         )
@@ -108,7 +111,10 @@ def count_pages(
 
 
 def _page_texts(
-    paths: Iterable[str], max_page_bytes: int, read: Counter[str]
+    paths: Iterable[str],
+    max_page_bytes: int,
+    max_tree_bytes: int,
+    read: Counter[str],
 ) -> Iterator[html.PageText]:
     for path in paths:
         read["files"] += 1
@@ -118,10 +124,15 @@ def _page_texts(
                     "%s could not be read to its end: %s", path, page.reason
                 )
                 read[f"file: {page.reason}"] += 1
-            elif isinstance(page, warc.LostPage):
-                read[f"page: {page.reason}"] += 1
+                continue
+            if isinstance(page, warc.Page):
+                text = html.page_text(page, max_tree_bytes=max_tree_bytes)
             else:
-                yield html.page_text(page)
+                text = page
+            if isinstance(text, warc.LostPage):
+                read[f"page: {text.reason}"] += 1
+            else:
+                yield text
 
 
 def count_views(

@@ -28,6 +28,9 @@ def _pages() -> dict:
     """Limits on what a page may cost us: it comes from a stranger."""
     return {
         "max_page_bytes": 4 << 20,  # bytes of HTML; a larger page is dropped
+        # Bytes of memory for the elements of a page, estimated before they are built:
+        # a small page can have a tree of gigabytes. A larger one is dropped.
+        "max_tree_bytes": 128 << 20,
         "max_texts_per_page": 10_000,  # texts of one page beyond this are dropped
         "max_text_chars": 2_000,  # characters; longer texts are dropped
         "max_url_chars": 2_048,  # characters; longer image URLs are dropped
@@ -136,6 +139,7 @@ _PATH = Range(str, pattern=r"(?s).*\S.*", form="a path or glob", also=(None,))
 
 _PAGES: dict[str, Range] = {
     "pages.max_page_bytes": _COUNT,
+    "pages.max_tree_bytes": _COUNT,
     "pages.max_texts_per_page": _COUNT,
     "pages.max_text_chars": _COUNT,
     "pages.max_url_chars": _COUNT,

@@ -1,21 +1,24 @@
 """Finds the images of a page and the texts that the page gives them.
 
 The parser takes whatever a browser would, so malformed HTML is no error. Pages come
-from strangers: texts per page, length of texts and of addresses are bounded, and what
-the bounds cut off is counted.
+from strangers: the size of the tree, texts per page, length of texts and of addresses
+are bounded, and what the bounds cut off is counted. No page ends a run: one that cannot
+be read, for whatever reason, is a LostPage.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import pyarrow as pa
-from selectolax.lexbor import LexborHTMLParser, LexborNode
+from absl import logging
+from selectolax.lexbor import LexborDocumentOptions, LexborHTMLParser, LexborNode
 
 from data_prep import schema
-from data_prep.sources import charset, image_urls
-from data_prep.sources.warc import Page
+from data_prep.sources import charset, image_urls, tree_cost
+from data_prep.sources.warc import LostPage, Page
 from metaclip_jax.data import records
 
 _TEXT_ATTRIBUTES = ("alt", "title", "data-image-title")
@@ -23,8 +26,10 @@ _LANGUAGE = re.compile(r"([a-z]{2,3})(?:[-_]|$)", re.I)
 # Control characters that are no white space, and lone surrogates (no valid UTF-8).
 _UNWANTED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]+")
 _FIGURE_LEVELS = 8  # how far above an image or caption its <figure> may be
-_PICTURE_SOURCES = 16
-_CAPTION_NODES = 1_000  # nodes read of one caption
+_PICTURE_SOURCES = 16  # <source>s of an image
+_CAPTION_NODES = 250  # nodes read of one caption
+# A <select> with <selectedcontent> would be copied once for each of its options.
+_AS_WRITTEN = LexborDocumentOptions.WO_EVENTS
 
 _BREAK = "\0"  # no page has it: the parser replaces it
 _INVISIBLE = frozenset("script style noscript template nav svg iframe".split())
@@ -45,39 +50,35 @@ class PageText:
 
 # image URL, page URL, text, text source, language
 _Row = tuple[str, str, str, str, str]
+_Read = TypeVar("_Read")
 
 
 def parse_page(
-    page: Page, *, max_texts_per_page: int, max_text_chars: int, max_url_chars: int
-) -> tuple[pa.RecordBatch, Counter]:
-    """Same as `parse_pages` for one page."""
-    return parse_pages(
-        [page],
-        max_texts_per_page=max_texts_per_page,
-        max_text_chars=max_text_chars,
-        max_url_chars=max_url_chars,
-    )
-
-
-def parse_pages(
-    pages: Iterable[Page],
+    page: Page,
     *,
     max_texts_per_page: int,
     max_text_chars: int,
     max_url_chars: int,
-) -> tuple[pa.RecordBatch, Counter]:
-    """Returns the CANDIDATES of pages, and how many texts were dropped by reason.
+    max_tree_bytes: int,
+) -> tuple[pa.RecordBatch, Counter] | LostPage:
+    """Returns the CANDIDATES of a page, and how many texts were dropped by reason.
 
     Every text attribute of every image is one text, empty ones too; an image without
     any counts as one empty text. So texts found = rows + drops.
 
-    Reasons: empty_text, text_too_long, too_many_texts (of one page), and those of
-    `image_urls.find`.
+    Reasons: empty_text, text_too_long, too_many_texts (all beyond the bound, empty ones
+    too), and those of `image_urls.find`. Those of a LostPage: see `_tree`.
     """
-    rows: list[_Row] = []
-    drops: Counter = Counter()
-    for page in pages:
-        rows += _parse(page, drops, max_texts_per_page, max_text_chars, max_url_chars)
+    parsed = _read(
+        page,
+        max_tree_bytes,
+        lambda tree: _parse(
+            page.url, tree, max_texts_per_page, max_text_chars, max_url_chars
+        ),
+    )
+    if isinstance(parsed, LostPage):
+        return parsed
+    rows, drops = parsed
     urls, *others = zip(*rows, strict=True) if rows else [()] * 5
     image_ids = {url: records.image_id(url) for url in dict.fromkeys(urls)}
     columns = ([image_ids[url] for url in urls], urls, *others)
@@ -85,9 +86,36 @@ def parse_pages(
     return schema.from_columns(named, schema.CANDIDATES), drops
 
 
-def page_text(page: Page) -> PageText:
+def page_text(page: Page, *, max_tree_bytes: int) -> PageText | LostPage:
     """Returns the visible text of a page: no scripts, styles or navigation."""
-    tree = LexborHTMLParser(charset.to_parseable(page.html, page.content_type))
+    return _read(page, max_tree_bytes, _page_text)
+
+
+def _read(
+    page: Page, max_tree_bytes: int, read: Callable[[LexborHTMLParser], _Read]
+) -> _Read | LostPage:
+    """Applies `read` to the page's tree.
+
+    Reasons of a LostPage: tree_too_large (more than max_tree_bytes), tree_too_slow
+    (nested deeper, or with more attributes in a tag, than the parser does in a second),
+    parser_error (anything else that goes wrong with a page).
+    """
+    try:
+        html = charset.to_parseable(page.html, page.content_type)
+        if isinstance(html, str):
+            html = html.encode("utf-8", "replace")
+        size, steps = tree_cost.estimate(html)
+        if size > max_tree_bytes:
+            return LostPage("tree_too_large")
+        if steps >= tree_cost.MAX_STEPS:
+            return LostPage("tree_too_slow")
+        return read(LexborHTMLParser(html, options=_AS_WRITTEN))
+    except Exception as error:  # a parser may raise anything: it is this page's fault
+        logging.debug("%s: %r", page.url, error)
+        return LostPage("parser_error")
+
+
+def _page_text(tree: LexborHTMLParser) -> PageText:
     title = tree.css_first("head > title")
     language = _page_language(tree)
     heading = clean(title.text()) if title is not None else ""
@@ -132,19 +160,19 @@ def clean(text: str) -> str:
 
 
 def _parse(
-    page: Page,
-    drops: Counter,
+    page_url: str,
+    tree: LexborHTMLParser,
     max_texts_per_page: int,
     max_text_chars: int,
     max_url_chars: int,
-) -> list[_Row]:
-    """Returns the rows of one page; adds to `drops`."""
-    tree = LexborHTMLParser(charset.to_parseable(page.html, page.content_type))
-    images = tree.tags("img")
+) -> tuple[list[_Row], Counter]:
+    """Returns the rows of one page and its drops."""
+    drops: Counter = Counter()
     rows: list[_Row] = []
+    images = tree.tags("img")
     if not images:
-        return rows
-    base = image_urls.base_of(page.url, _base_href(tree))
+        return rows, drops
+    base = image_urls.base_of(page_url, _base_href(tree))
     languages = _Languages(tree)
     captions = _captions(tree, images, max_text_chars)
     for image in images:
@@ -152,6 +180,9 @@ def _parse(
         texts = [(n, attributes[n]) for n in _TEXT_ATTRIBUTES if n in attributes]
         if captions and image.mem_id in captions:
             texts.append(("figcaption", captions[image.mem_id]))
+        if len(rows) >= max_texts_per_page:
+            drops["too_many_texts"] += max(len(texts), 1)
+            continue
         kept = _usable(texts, max_text_chars, drops)
         if not kept:
             continue
@@ -162,11 +193,11 @@ def _parse(
             drops[reason] += len(kept)
             continue
         language = languages.of(image)
-        rows += [(url, page.url, text, source, language) for source, text in kept]
+        rows += [(url, page_url, text, source, language) for source, text in kept]
     if len(rows) > max_texts_per_page:
         drops["too_many_texts"] += len(rows) - max_texts_per_page
         del rows[max_texts_per_page:]
-    return rows
+    return rows, drops
 
 
 def _usable(
@@ -195,14 +226,17 @@ def _base_href(tree: LexborHTMLParser) -> str | None:
 
 
 def _sources(image: LexborNode) -> list[image_urls.Attributes]:
-    """Returns the attributes of the <source>s before an image in its <picture>."""
+    """Returns the attributes of the <source>s before an image in its <picture>.
+
+    Not beyond another image, so that no element is looked at twice.
+    """
     sources: list[image_urls.Attributes] = []
     above = image.parent
     if above is None or above.tag != "picture":
         return sources
     sibling = image.prev
-    while sibling is not None and len(sources) < _PICTURE_SOURCES:
-        if sibling.tag == "source":
+    while sibling is not None and sibling.tag != "img":
+        if sibling.tag == "source" and len(sources) < _PICTURE_SOURCES:
             sources.append(sibling.attributes)
         sibling = sibling.prev
     return sources[::-1]
@@ -264,7 +298,7 @@ class _Languages:
     def __init__(self, tree: LexborHTMLParser) -> None:
         self._page = _page_language(tree)
         self._declared = {
-            node.mem_id: _subtag(node.attributes["lang"])
+            node.mem_id: _subtag(_lang(node.attributes))
             for node in tree.css("[lang]")
             if node.tag != "html"
         }
@@ -299,6 +333,11 @@ def _page_language(tree: LexborHTMLParser) -> str:
             content = attributes.get("content") or ""
             return "" if "," in content else _subtag(content)
     return ""
+
+
+def _lang(attributes: image_urls.Attributes) -> str | None:
+    """Returns the value of `lang`; in <svg> and <math> `xml:lang` means the same."""
+    return attributes["lang"] if "lang" in attributes else attributes.get("xml:lang")
 
 
 def _subtag(declared: str | None) -> str:

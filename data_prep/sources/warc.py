@@ -14,9 +14,6 @@ from data_prep.sources import archive, http
 from data_prep.sources.archive import LostFile
 from metaclip_jax import files
 
-# The HTML parser's time grows with the square of the depth: a page that never closes
-# its elements takes about six seconds at this many, and half an hour at 4 MB.
-MAX_ELEMENTS = 50_000
 _MAX_HEAD = 1 << 16  # bytes of HTTP's head
 
 
@@ -34,7 +31,7 @@ class LostPage:
     """A response that is no usable page.
 
     Reasons: damaged_record, no_url, bad_http, http_status (other than 200), not_html,
-    empty_page, page_too_large, too_many_elements.
+    empty_page, page_too_large; those of the HTML parser are in `sources.html`.
     """
 
     reason: str
@@ -90,6 +87,4 @@ def _to_page(record: archive.Record, max_page_bytes: int) -> Page | LostPage:
         return LostPage("empty_page")
     if len(html) > max_page_bytes:
         return LostPage("page_too_large")
-    if html.count(b"<") - html.count(b"</") > MAX_ELEMENTS:
-        return LostPage("too_many_elements")
     return Page(record.url, html, content_type)

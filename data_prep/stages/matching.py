@@ -37,12 +37,14 @@ class ParseWarc(beam.DoFn):
         max_texts_per_page: int,
         max_text_chars: int,
         max_url_chars: int,
+        max_tree_bytes: int,
     ) -> None:
         self._max_page_bytes = max_page_bytes
         self._limits = {
             "max_texts_per_page": max_texts_per_page,
             "max_text_chars": max_text_chars,
             "max_url_chars": max_url_chars,
+            "max_tree_bytes": max_tree_bytes,
         }
 
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -60,7 +62,11 @@ class ParseWarc(beam.DoFn):
             if isinstance(page, warc.LostPage):
                 lost_pages[page.reason] += 1
                 continue
-            candidates, lost = html.parse_page(page, **self._limits)
+            parsed = html.parse_page(page, **self._limits)
+            if isinstance(parsed, warc.LostPage):
+                lost_pages[parsed.reason] += 1
+                continue
+            candidates, lost = parsed
             lost_texts += lost
             pages += 1
             if not candidates.num_rows:

@@ -1,15 +1,19 @@
 """What is read out of a page: images, their texts, their languages, its own text."""
 
-from collections import Counter
-
 import pytest
 
 from data_prep import schema
 from data_prep.sources import charset, html
-from data_prep.sources.warc import Page
+from data_prep.sources.warc import LostPage, Page
 from metaclip_jax.data import records
 
-LIMITS = {"max_texts_per_page": 100, "max_text_chars": 50, "max_url_chars": 200}
+TREE = 16 << 20
+LIMITS = {
+    "max_texts_per_page": 100,
+    "max_text_chars": 50,
+    "max_url_chars": 200,
+    "max_tree_bytes": TREE,
+}
 PAGE_URL = "https://site.example/dir/page.html"
 
 
@@ -282,7 +286,9 @@ def test_any_bytes_are_parsed():
         data = bytes([n]) * 7 + b"<img src=a.jpg alt='" + bytes([n]) * 3 + b"'>"
         batch, drops = html.parse_page(page(data), **LIMITS)
         batch.validate(full=True)
-        html.page_text(page(data))
+        assert isinstance(
+            html.page_text(page(data), max_tree_bytes=TREE), html.PageText
+        )
 
 
 def test_scripts_comments_and_templates_hold_no_images():
@@ -293,14 +299,6 @@ def test_scripts_comments_and_templates_hold_no_images():
     assert rows(markup, "text") == []
 
 
-def test_many_pages_parse_as_one_by_one():
-    pages = [page("<img src=a alt=x>"), page(""), page("<img alt=z>")]
-    batch, drops = html.parse_pages(pages, **LIMITS)
-    singles = [html.parse_page(p, **LIMITS) for p in pages]
-    assert batch.to_pylist() == [r for b, _ in singles for r in b.to_pylist()]
-    assert drops == sum((d for _, d in singles), start=Counter())
-
-
 def test_page_text_is_what_a_reader_sees():
     text = html.page_text(
         page(
@@ -308,9 +306,58 @@ def test_page_text_is_what_a_reader_sees():
             "<svg><title>icon</title></svg><p>Two <b>w</b>ords<script>no()</script>, "
             "<a href=x>more</a>.<div>block</div>after<ul><li>one<li>two</ul>"
             "<noscript>no</noscript><img alt=no>"
-        )
+        ),
+        max_tree_bytes=TREE,
     )
     assert text == html.PageText(
         "A & B", "Two words, more.\nblock\nafter\none\ntwo", "en"
     )
-    assert html.page_text(page("")) == html.PageText("", "", "")
+    empty = html.page_text(page(""), max_tree_bytes=TREE)
+    assert empty == html.PageText("", "", "")
+
+
+@pytest.mark.parametrize(
+    ("before", "language"),
+    [
+        ('<svg xml:lang="en"></svg>', ""),
+        ("<svg xml:lang></svg>", ""),
+        ('<svg xlink:href="#a" xml:space=preserve xmlns:xlink=x></svg>', ""),
+        ('<math xml:lang="en"><mi xml:lang=fr>x</mi></math>', ""),
+        ('<svg xml:lang="fr"><foreignObject>', "fr"),
+        ('<svg xml:lang="fr" lang=de><foreignObject>', "de"),
+        ('<svg xml:lang="fr"><foreignObject lang>', ""),
+        ("<svg><base xlink:href=x></base><meta xlink:http-equiv=x></meta></svg>", ""),
+        ("<p xml:lang=fr>", ""),  # in HTML it has no meaning
+    ],
+)
+def test_attributes_of_other_namespaces_are_read_as_written(before, language):
+    found = rows(f"{before}<img src=a.jpg alt='a cat'>", "text", "language")
+    assert found == [("a cat", language)]
+    text = html.page_text(page(before), max_tree_bytes=TREE)
+    assert isinstance(text, html.PageText)
+
+
+def test_whatever_goes_wrong_with_a_page_is_its_own_loss(caplog):
+    broken = Page("https://a.example/broken", None, "text/html")
+    with caplog.at_level("DEBUG", logger="absl"):
+        assert html.parse_page(broken, **LIMITS) == LostPage("parser_error")
+        assert html.page_text(broken, max_tree_bytes=TREE) == LostPage("parser_error")
+    assert caplog.text.count("https://a.example/broken: ") == 2
+
+
+def test_a_page_with_too_large_a_tree_is_lost_before_it_is_built():
+    markup = "<p>" + "".join(f"<b id={i}>" for i in range(700)) + "</p>" + "<p>x" * 700
+    assert html.parse_page(page(markup), **LIMITS) == LostPage("tree_too_large")
+    enough = LIMITS | {"max_tree_bytes": 1 << 30}
+    batch, _ = html.parse_page(page("<p>" + markup[700 * 10 :]), **enough)
+    assert batch.num_rows == 0
+    deep = page("<div>" * 30_000)
+    assert html.page_text(deep, max_tree_bytes=TREE) == LostPage("tree_too_slow")
+
+
+def test_texts_beyond_the_bound_of_a_page_are_not_read():
+    """An image costs at most one count once the bound is reached, whatever it is."""
+    markup = "<img src=a.jpg alt=x>" * 100 + "<img><img alt=''><img alt=x title=y>"
+    batch, drops = parse(markup)
+    assert batch.num_rows == 100
+    assert drops == {"too_many_texts": 4}

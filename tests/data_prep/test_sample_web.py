@@ -37,6 +37,7 @@ from metaclip_jax.data import records
 
 HOST, IMAGES = markup.HOST, markup.IMAGE_HOST
 PICTURES = 120
+TREE = 64 << 20
 
 
 def command(module, **arguments):
@@ -121,9 +122,18 @@ def candidates_of(site):
         "max_texts_per_page": 10_000,
         "max_text_chars": 2_000,
         "max_url_chars": 2_048,
+        "max_tree_bytes": TREE,
     }
-    table, drops = html.parse_pages(list(pages_of(site)), **limits)
-    return table.to_pylist(), drops
+    rows, drops = [], Counter()
+    for page in pages_of(site):
+        batch, lost = html.parse_page(page, **limits)
+        rows += batch.to_pylist()
+        drops += lost
+    return rows, drops
+
+
+def text_of(page):
+    return html.page_text(page, max_tree_bytes=TREE)
 
 
 def held_out_of(folder):
@@ -227,7 +237,7 @@ def test_held_out_names_and_pictures_stand_nowhere_on_the_site(web, chosen_of_we
     rows, _ = candidates_of(web / "site")
     texts = {row["text"] for row in rows}
     views = (web / "site" / "pageviews.txt").read_text().replace("_", " ")
-    pages = map(html.page_text, pages_of(web / "site"))
+    pages = map(text_of, pages_of(web / "site"))
     read = [line for page in pages for line in (page.title, *page.text.splitlines())]
     all_words = "\n".join(map(held_out.words, [*texts, *read, *views.splitlines()]))
     for picture in chosen.shown:
@@ -340,7 +350,7 @@ def test_words_of_names_stand_in_the_text_of_pages(web, chosen_of_web):
     everything, chosen, _ = chosen_of_web
     words = Counter()
     for page in pages_of(web / "site"):
-        words.update(re.findall(r"[\w’-]+", html.page_text(page).text.lower()))
+        words.update(re.findall(r"[\w’-]+", text_of(page).text.lower()))
     for picture in everything:
         if picture.code not in chosen.withheld:
             for word in re.findall(r"[\w’-]+", picture.name.lower()):
@@ -348,7 +358,7 @@ def test_words_of_names_stand_in_the_text_of_pages(web, chosen_of_web):
 
 
 def test_legacy_charsets_are_read_back(web):
-    sayings = {page.url: html.page_text(page).text for page in pages_of(web / "site")}
+    sayings = {page.url: text_of(page).text for page in pages_of(web / "site")}
     assert "Здесь вы видите" in sayings[f"http://{HOST}/ru/1.html"]
     assert "ここでは小さな絵" in sayings[f"http://{HOST}/ja/1.html"]
     assert "Vous trouverez ici" in sayings[f"http://{HOST}/fr/1.html"]

@@ -1,0 +1,311 @@
+"""Estimates what a page's tree will cost, before the HTML parser builds it.
+
+A small page can have a tree of gigabytes: formatting elements that nobody closes are
+opened anew in each paragraph. And the parser's time grows with the square of some
+counts: the depth, the attributes of one tag, the names that a page invents. Once it
+runs it cannot be stopped, so such a page must not reach it.
+
+The estimate reads the tags once and follows which elements may be open. An element
+counts as open until it is certain that the parser has closed it. So the estimate is an
+upper bound: close to the truth where tags are closed in order, too high elsewhere.
+
+The functions are compiled into one, as those of `matching.native` are.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.matching.native import compiled
+from data_prep.sources import tags
+
+MAX_STEPS = 200_000_000  # the parser does them in about half a second
+
+# What the parser allocates, in bytes; measured and rounded up.
+_ELEMENT, _TEXT, _ATTRIBUTE = 200, 130, 240
+_MAX_DEPTH = 1 << 15
+_SLOTS = 1 << 14  # of the hash tables of names and of formatting tags
+_ALIKE = 3  # equal formatting tags that the parser opens anew; others it forgets
+_ADOPTIONS = 8  # blocks that one misplaced end tag of a formatting element splits
+
+
+class _Open(NamedTuple):
+    """What may be open, in the order of the start tags, and what was counted."""
+
+    names: NDArray[np.uint64]  # [_MAX_DEPTH] hashes
+    bits: NDArray[np.int64]
+    bytes: NDArray[np.int64]  # that a formatting element takes each time
+    slots: NDArray[np.int32]  # of formatting elements in `signatures`, or -1
+    signatures: NDArray[np.uint64]  # [_SLOTS] hashes of formatting tags, or 0
+    alike: NDArray[np.int32]  # how many of each may be open
+    used: NDArray[np.uint64]  # [_SLOTS] hashes of all names, or 0
+    buckets: NDArray[np.int64]  # [tags.BUCKETS] how many names are in each
+    counts: NDArray[np.int64]  # by the numbers below
+
+
+(
+    _DEPTH,  # elements above
+    _PASSED,  # others, of which it is not certain that they were closed
+    _FOREIGNERS,  # <svg> and <math> above
+    _FORMATS,  # formatting elements that may be opened anew
+    _LINKS,  # those with tags.LINK among them
+    _FORMAT_BYTES,  # what that takes each time
+    _ROOT_ATTRIBUTES,
+    _TREE,
+    _STEPS,
+) = range(9)
+
+
+def estimate(html: bytes) -> tuple[int, int]:
+    """Returns upper bounds: the bytes of the page's tree, and the parser's steps.
+
+    Where the steps reach MAX_STEPS, nothing beyond is counted.
+    """
+    tree, steps = _estimate(np.frombuffer(html, np.uint8), *tags.known())
+    return int(tree), int(steps)
+
+
+@compiled
+def _estimate(html: Any, hashes: Any, values: Any) -> Any:
+    depth, slots = 256, 256  # as many as so short a page can use
+    while depth < _MAX_DEPTH and depth < html.size // 3:
+        depth *= 2
+    while slots < _SLOTS and slots < html.size // 4:
+        slots *= 2
+    open_ = _Open(
+        np.empty(depth, np.uint64),
+        np.empty(depth, np.int64),
+        np.empty(depth, np.int64),
+        np.empty(depth, np.int32),
+        np.zeros(slots, np.uint64),
+        np.zeros(slots, np.int32),
+        np.zeros(slots, np.uint64),
+        np.zeros(tags.BUCKETS, np.int64),
+        np.zeros(9, np.int64),
+    )
+    counts = open_.counts
+    counts[_TREE] = html.size
+    at = np.int64(0)
+    text_until = np.int64(0)  # end tags before this may be text
+    framed = False
+    while counts[_STEPS] < MAX_STEPS:
+        at = tags.next_(html, at, tags.LESS)
+        name = at + 1
+        if name < html.size and html[name] == tags.SLASH:
+            name += 1
+        if name >= html.size:
+            break
+        uncertain = framed or counts[_FOREIGNERS] > 0
+        if not tags.is_letter(html[name]):
+            counts[_TREE] += 2 * _TEXT
+            end = name
+            if uncertain and tags.matches(html, at, tags.CDATA):
+                if at >= text_until:
+                    text_until = tags.find(html, at, tags.CDATA_END)
+            elif html[name] in (tags.BANG, tags.QUESTION) or name > at + 1:
+                end = tags.comment_end(html, at)
+        else:
+            tag = tags.read(html, name, hashes, values, open_.used, open_.buckets)
+            end = tag.end
+            counts[_STEPS] += 2 * tag.lookups
+            if end <= html.size:
+                counts[_TREE] += _TEXT  # behind it
+                if name == at + 1:
+                    _start(open_, tag, html[at:end])
+                elif at >= text_until:
+                    _end(open_, tag)
+                framed = framed or tag.bits & tags.FRAMES != 0
+                if name == at + 1 and tag.bits & tags.RAW and end >= text_until:
+                    raw_end = tags.raw_end(html, end, name, tag.bits)
+                    if not uncertain:
+                        end = raw_end
+                    else:  # it may be an element like any other
+                        text_until = max(text_until, raw_end)
+        if (
+            at < text_until < end
+        ):  # where this is text, the next tag comes before its end
+            at, text_until = text_until, min(end, html.size)
+        else:
+            at = end
+    return counts[_TREE], counts[_STEPS]
+
+
+@compiled
+def _start(open_: Any, tag: Any, written: Any) -> None:
+    """Follows a start tag."""
+    counts, bits = open_.counts, tag.bits
+    size = _ELEMENT + tag.attributes * _ATTRIBUTE
+    squared = tag.attributes * tag.attributes // 2
+    counts[_TREE] += size
+    if bits & (tags.TABLE | tags.PARTS):
+        counts[_TREE] += 2 * _ELEMENT  # rows that a cell or a table implies
+    counts[_STEPS] += squared
+    if bits & tags.ROOT:
+        counts[_STEPS] += tag.attributes * counts[_ROOT_ATTRIBUTES]
+        counts[_ROOT_ATTRIBUTES] += tag.attributes
+    _charge(open_, bits & (tags.ENDS_P | tags.PARTS | tags.CLOSES) != 0)
+    inside = np.int64(0)
+    if counts[_FOREIGNERS] > 0:
+        if bits & tags.BREAKS_OUT:
+            _leave_foreign(open_)
+            if bits & tags.VOID:
+                return
+        elif open_.bits[counts[_DEPTH] - 1] & tags.INSIDE:
+            if tag.closed:
+                return
+            if bits & tags.JOINT == 0:
+                inside = np.int64(tags.INSIDE)
+    else:
+        _close_before(open_, bits)
+        if bits & (tags.VOID | tags.RAW | tags.UNCOUNTED):
+            return
+        if bits & tags.FOREIGN:
+            if tag.closed:
+                return
+            inside = np.int64(tags.INSIDE)
+    if bits & tags.LINK and counts[_LINKS] > 0:
+        _end_formatting(open_, tag.name)
+    at = counts[_DEPTH]
+    if at == open_.names.size:
+        counts[_STEPS] += MAX_STEPS
+        return
+    counts[_DEPTH] += 1
+    counts[_FOREIGNERS] += bits & tags.FOREIGN != 0
+    open_.names[at] = tag.name
+    open_.bits[at] = bits | inside
+    if bits & tags.FORMATTING:
+        counts[_STEPS] += counts[_FORMATS] * (10 + squared)
+        open_.bytes[at] = size + written.size
+        signature = tags.hash_(written)
+        slot = tags.probe(open_.signatures, signature)
+        if slot >= 0:
+            open_.signatures[slot] = signature
+        open_.slots[at] = slot
+        _count_formatting(open_, at, 1)
+
+
+@compiled
+def _charge(open_: Any, reopens: Any) -> None:
+    """Counts the steps for a tag, and what may be opened anew behind it."""
+    counts = open_.counts
+    depth = counts[_DEPTH] + counts[_PASSED] + 4
+    counts[_STEPS] += depth
+    if reopens:
+        counts[_STEPS] += depth * counts[_FORMATS]
+        counts[_TREE] += counts[_FORMAT_BYTES]
+
+
+@compiled
+def _count_formatting(open_: Any, at: Any, change: Any) -> None:
+    """Counts a formatting element as opened (change 1) or closed (change -1)."""
+    counts, slot = open_.counts, open_.slots[at]
+    counts[_LINKS] += change * (open_.bits[at] & tags.LINK != 0)
+    if slot >= 0:
+        open_.alike[slot] += change
+        if max(open_.alike[slot], open_.alike[slot] - change) > _ALIKE:
+            return
+    counts[_FORMATS] += change
+    counts[_FORMAT_BYTES] += change * open_.bytes[at]
+
+
+@compiled
+def _close_before(open_: Any, bits: Any) -> None:
+    """Closes what a start tag closes: the <p> before a block, and so on."""
+    wanted, over = np.int64(0), np.int64(tags.FORMATTING)
+    if bits & tags.PARTS:
+        over |= tags.OPTIONAL
+        wanted |= tags.CELL
+        if bits & tags.CELL == 0:
+            wanted |= tags.ROW
+        if bits & tags.ROWS:
+            wanted |= tags.ROWS
+    elif bits & tags.ENDS_P:
+        wanted = tags.P | (bits & (tags.LI | tags.DD))
+    elif bits & tags.OPTION:
+        wanted, over = np.int64(tags.OPTION), np.int64(0)
+    depth = open_.counts[_DEPTH]
+    last, i = depth, depth - 1
+    while i >= 0 and open_.bits[i] & (wanted | over):
+        if open_.bits[i] & wanted:
+            last = i
+            if open_.bits[i] & (tags.LI | tags.DD):
+                break
+        i -= 1
+    if bits & tags.HEADING and last > 0 and open_.bits[last - 1] & tags.HEADING:
+        last -= 1
+    open_.counts[_PASSED] += bits & (tags.HEADING | tags.OPTION) != 0 and last < depth
+    _pop(open_, last, wanted)
+
+
+@compiled
+def _end(open_: Any, tag: Any) -> None:
+    """Follows an end tag."""
+    counts, bits, foreign = open_.counts, tag.bits, open_.counts[_FOREIGNERS] > 0
+    if not foreign and bits & tags.FORMATTING:
+        _end_formatting(open_, tag.name)
+        return
+    over = np.int64(0)
+    if not foreign:
+        over |= tags.OPTIONAL | tags.FORMATTING
+    if not foreign and bits & (tags.PARTS | tags.TABLE):
+        over |= tags.PARTS
+    i = counts[_DEPTH] - 1
+    while i >= 0 and open_.names[i] != tag.name and open_.bits[i] & over:
+        i -= 1
+    _charge(open_, True)
+    if i >= 0 and open_.names[i] == tag.name:
+        if open_.bits[i] & tags.FORMATTING:
+            _count_formatting(open_, i, -1)
+        _pop(open_, i, np.int64(tags.PARTS))
+    else:
+        counts[_TREE] += _ELEMENT  # </p> and </br> make one
+        if foreign:
+            _leave_foreign(open_)
+
+
+@compiled
+def _end_formatting(open_: Any, name: Any) -> None:
+    """Takes out a formatting element; what is in it stays open."""
+    counts = open_.counts
+    depth, blocks = counts[_DEPTH], 0
+    i = depth - 1
+    while i >= 0 and open_.names[i] != name:
+        if open_.bits[i] & (tags.OPTIONAL | tags.FORMATTING) == 0:
+            break
+        blocks += open_.bits[i] & tags.OPTIONAL != 0
+        i -= 1
+    found = i >= 0 and open_.names[i] == name and blocks < _ADOPTIONS
+    _charge(open_, not found or i < depth - 1)
+    if not found:
+        blocks = _ADOPTIONS
+    counts[_TREE] += blocks * counts[_FORMAT_BYTES]
+    counts[_STEPS] += blocks * (3 * (depth + counts[_PASSED]) + counts[_FORMATS])
+    if found:
+        _count_formatting(open_, i, -1)
+        for j in range(i + 1, depth):
+            open_.names[j - 1], open_.bits[j - 1] = open_.names[j], open_.bits[j]
+            open_.bytes[j - 1], open_.slots[j - 1] = open_.bytes[j], open_.slots[j]
+        counts[_DEPTH] -= 1
+
+
+@compiled
+def _pop(open_: Any, to: Any, certain: Any) -> None:
+    """Takes the elements from `to` on off; formatting may still be opened anew.
+
+    That the first and the `certain` ones are closed is beyond doubt.
+    """
+    counts = open_.counts
+    for i in range(to, counts[_DEPTH]):
+        counts[_FOREIGNERS] -= open_.bits[i] & tags.FOREIGN != 0
+        counts[_PASSED] += i > to and open_.bits[i] & certain == 0
+    counts[_DEPTH] = to
+
+
+@compiled
+def _leave_foreign(open_: Any) -> None:
+    """From here on the parser may be out of <svg> and <math>."""
+    i = open_.counts[_DEPTH] - 1
+    while i >= 0 and open_.bits[i] & tags.INSIDE:
+        open_.bits[i] &= ~tags.INSIDE
+        i -= 1
