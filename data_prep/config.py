@@ -102,6 +102,8 @@ def curate() -> ConfigDict:
                 "max_bytes": 20 << 20,  # bytes of one image
                 # Bytes of all images that one worker holds, arriving and waiting.
                 "max_held_bytes": 1 << 30,
+                # Of at least 100 images; more failed downloads are an error.
+                "max_failed_share": 0.5,
             },
             "images": {
                 "min_side": 32,  # pixels; smaller images are dropped
@@ -204,6 +206,7 @@ CURATE_RANGES: dict[str, Range] = {
     "download.retries": Range(int, least=0, most=10),  # each waits twice as long
     "download.max_bytes": _COUNT,
     "download.max_held_bytes": _COUNT,
+    "download.max_failed_share": Range(float, least=0, most=1),
     "images.min_side": _COUNT,
     "images.max_side": Range(int, least=1, most=65_500),  # JPEG holds no more
     "images.max_aspect": Range(float, least=1),

@@ -30,7 +30,7 @@ from data_prep.images import addresses
 from data_prep.matching import Matcher
 from data_prep.metadata import store
 from data_prep.sinks import array_record as sink
-from data_prep.stages import images, matching, sums, writing
+from data_prep.stages import images, matching, outcomes, sums, writing
 from data_prep.stages.pipelines import progress, start, tagged
 from metaclip_jax import command, files, patterns
 
@@ -39,6 +39,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "For matches, images, sums.")
 _OUTPUT = flags.DEFINE_string("output", None, "Dataset folder (TFDS-readable).")
 _STOP_AFTER = flags.DEFINE_enum(
     "stop_after", "write", ("match", "download", "write"), "The last stage to run."
+)
+_RETRY_FAILED = flags.DEFINE_bool(
+    "retry_failed",
+    False,
+    "Fetch again the images whose download failed in a way that may be better now, "
+    "and make anew what was made without them.",
 )
 
 
@@ -71,15 +77,23 @@ def main(argv: list[str]) -> None:
     """Runs what is not finished yet, then prints the funnel."""
     run = plan(_CONFIG.value, _WORKDIR.value, _OUTPUT.value, argv[1:])
     with files.lock(run.workdir), files.lock(run.output):
-        go_on(run, stop_after=_STOP_AFTER.value)
+        go_on(run, stop_after=_STOP_AFTER.value, retry_failed=_RETRY_FAILED.value)
     if _STOP_AFTER.value == "write":
         card = files.read_json(files.path(run.output) / "data_card.json")
         print(drops.render(card["funnel"]))
         print(f"{card['records']:,} records, {card['texts']:,} texts in {run.output}")
 
 
-def go_on(run: Run, *, stop_after: str = "write") -> None:
+def go_on(run: Run, *, stop_after: str = "write", retry_failed: bool = False) -> None:
     """Runs the stages that are not finished yet, up to `stop_after`."""
+    if retry_failed:
+        outcomes.reopen(
+            os.path.join(run.workdir, "images"),
+            run.output,
+            name=run.config.name,
+            partitions=run.config.partitions,
+            inputs=run.inputs,
+        )
     if files.finished(run.output, run.inputs) is not None:
         return
     pool = match(run)
@@ -87,7 +101,7 @@ def go_on(run: Run, *, stop_after: str = "write") -> None:
         return tell_next(run, "matches")
     t = thresholds(run, pool.counts)
     thin = steps.keep_probabilities(pool.counts, t, slack=run.config.balance.slack)
-    accepted = download(run, thin)
+    accepted = download(run, thin, retry_failed=retry_failed)
     if stop_after == "download":
         return tell_next(run, "images")
     keep = steps.recount(accepted, thin, t, pool=pool.counts, drawn_counts=pool.drawn)
@@ -239,21 +253,34 @@ def thresholds(run: Run, counts: steps.Vectors) -> dict[str, int]:
     return t
 
 
-def download(run: Run, thin: steps.Vectors) -> dict[str, np.ndarray]:
-    """Matches -> screened images. Returns the survivors' accepted draws per entry."""
+def download(
+    run: Run, thin: steps.Vectors, *, retry_failed: bool
+) -> dict[str, np.ndarray]:
+    """Matches -> screened images. Returns the survivors' accepted draws per entry.
+
+    Raises RuntimeError where too many downloads failed.
+    """
     folder, n = os.path.join(run.workdir, "images"), run.config.partitions
     if files.finished(folder, run.inputs) is None:
         fetch = run.config.download.to_dict()
         fetch["host_map"] = addresses.read_host_map(fetch["host_map"])
-        screen = run.config.images.to_dict()
         draws = draw_arguments(run, thin)
+        stage = images.Download(
+            run.workdir,
+            n,
+            draws=draws,
+            max_failed_share=fetch.pop("max_failed_share"),
+            retry_failed=retry_failed,
+            fetch=fetch,
+            screen=run.config.images.to_dict(),
+        )
         files.claim(folder, run.inputs)
         with (
             progress(os.path.join(run.workdir, "downloads"), n, "download"),
             beam.Pipeline(options=run.options) as pipeline,
         ):
             fetched = start(pipeline, range(n)) | "download" >> tagged(
-                images.Download(run.workdir, n, fetch=fetch, screen=screen, draws=draws)
+                stage, "outcomes"
             )
             repeated = (
                 fetched.main
@@ -272,6 +299,8 @@ def download(run: Run, thin: steps.Vectors) -> dict[str, np.ndarray]:
             flow = (fetched.flow, written.flow) | "flows" >> beam.Flatten()
             sums.write_sum(flow, schema.FLOW, folder, "flow.parquet")
             sums.write_sum(written.main, schema.COUNTS, folder, "accepted.parquet")
+            sums.write_sum(fetched.outcomes, schema.TALLIES, folder, outcomes.PART)
+        outcomes.check(folder, run.config.download.max_failed_share)
         fill_empty_parts(folder, n, schema.IMAGES, "image_dedup")
         files.write_manifest(folder, inputs=run.inputs)
     return steps.to_vectors(sums.read_sum(folder, "accepted.parquet"), run.sizes)

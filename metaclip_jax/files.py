@@ -285,6 +285,16 @@ def write_manifest(
     (path(folder) / CLAIM).unlink(missing_ok=True)
 
 
+def reopen(folder: epath.PathLike, inputs: Mapping[str, Any]) -> None:
+    """Takes a folder's manifest back: it is unfinished again, made from `inputs`.
+
+    Raises ValueError naming what differs if the folder is made from other inputs.
+    """
+    finished(folder, inputs)  # raises where it is another run's
+    claim(folder, inputs)
+    (path(folder) / MANIFEST).unlink(missing_ok=True)
+
+
 def version() -> str:
     """Returns the version of this package, "uninstalled" in a bare checkout."""
     try:

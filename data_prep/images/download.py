@@ -21,6 +21,7 @@ OK = request.OK
 
 # What may be better next time. A timeout is not: it has used up its time.
 _RETRIED = frozenset({"http_429", "http_5xx", "connection", "dns", "truncated_body"})
+_MAX_BACKOFF_SECONDS = 60.0
 _RESOLVER_THREADS = 64
 
 
@@ -102,8 +103,8 @@ def fetch(
       max_held_bytes: of all bodies at any time; at least 2 * `max_bytes`.
       retries: further attempts after a busy server (429, 5xx) or a lost connection.
       user_agent: the User-Agent header.
-      backoff_seconds: wait before the first retry; it doubles each time. A server's
-        Retry-After counts where it asks for more, up to a minute.
+      backoff_seconds: wait before the first retry; it doubles each time, up to a
+        minute. A server's Retry-After counts where it asks for more, up to a minute.
       progress: called with (results so far, all URLs) at each result.
 
     Yields:
@@ -254,7 +255,8 @@ async def _fetch_all(
             held.shrink(max(share, len(answer.body)))
             if answer.status not in _RETRIED or retry == retries:
                 break
-            await asyncio.sleep(max(backoff_seconds * 2**retry, answer.retry_after))
+            backoff = min(backoff_seconds * 2.0**retry, _MAX_BACKOFF_SECONDS)
+            await asyncio.sleep(max(backoff, answer.retry_after))
         return _Result(Fetched(index, answer.status, answer.body), held.size)
 
     async def work(indices: deque[int]) -> None:

@@ -79,6 +79,12 @@ def read_facts(final_path: str, *, texts: int) -> dict[str, Any] | None:
     }
 
 
+def remove_shard(final_path: str) -> None:
+    """Removes a shard and its sidecar where they are there."""
+    for path in (records.entries_path(final_path), final_path):
+        files.path(path).unlink(missing_ok=True)
+
+
 def write_dataset(
     folder: str,
     *,

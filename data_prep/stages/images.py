@@ -1,7 +1,7 @@
 """Stages from matches to screened images without repeats."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import apache_beam as beam
 import numpy as np
@@ -16,7 +16,7 @@ from data_prep import (
     schema,
     steps,
 )
-from data_prep.images import download, inspect
+from data_prep.images import download, failures, inspect
 from data_prep.stages.matching import by_partition
 
 Tagged = beam.pvalue.TaggedOutput
@@ -24,6 +24,9 @@ Tagged = beam.pvalue.TaggedOutput
 
 class Download(beam.DoFn):
     """Partition -> IMAGES of the texts that thinning keeps, bytes beside them.
+
+    A finished part is read, not fetched. But where too many of its downloads failed,
+    or with `retry_failed`, those that may succeed now are fetched again.
 
     `draws`, here and below, are keyword arguments of steps.draw.
     """
@@ -36,31 +39,34 @@ class Download(beam.DoFn):
         draws: Mapping,
         fetch: Mapping,
         screen: Mapping,
+        max_failed_share: float,
+        retry_failed: bool = False,
     ) -> None:
         self._workdir, self._partitions = workdir, partitions
         self._draws = dict(draws)
         self._fetch, self._screen = dict(fetch), dict(screen)
+        self._max_failed_share, self._retry_failed = max_failed_share, retry_failed
 
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Yields the part's IMAGES rows; a finished part is read, not fetched."""
+        """Yields the part's IMAGES rows, its flow and its downloads by outcome."""
         (partition,) = element["value"].to_pylist()
         part = parts.name(partition, self._partitions)
         downloads = f"{self._workdir}/downloads"
+        blobs = downloads, parts.name(partition, self._partitions, "images")
         if not parts.exists(downloads, part):
-            self._download(partition, part, downloads)
+            self._download(part, blobs)
+        else:
+            self._retry(part, blobs)
         yield Tagged("flow", parts.read_flow(downloads, part))
         images = parts.read(downloads, part)
+        yield Tagged("outcomes", _outcome_rows(failures.outcomes(images)))
         yield schema.one_batch(images.select(schema.IMAGES.names))
 
-    def _download(self, partition: int, part: str, downloads: str) -> None:
+    def _download(self, part: str, blobs: tuple[str, str]) -> None:
         matches = parts.read(f"{self._workdir}/matches", part)
         kept, _ = steps.draw(matches, **self._draws)
         thinned = matches.filter(pa.array(kept))
-        wanted = steps.images_of(thinned)
-        blobs = downloads, parts.name(partition, self._partitions, "images")
-        images = download_and_screen(
-            wanted, blobs=blobs, fetch=self._fetch, screen=self._screen
-        )
+        images = self._fetch_and_screen(part, steps.images_of(thinned), blobs)
         drawn = steps.drawn(matches, seed=self._draws["seed"], rule=self._draws["rule"])
         lost = Counter(
             not_chosen=int(np.sum(~drawn)), thinned=int(np.sum(drawn & ~kept))
@@ -68,12 +74,54 @@ class Download(beam.DoFn):
         thin = drops.flow(
             "thin", entered=matches.num_rows, left=thinned.num_rows, drops=+lost
         )
+        self._write(part, images, thin)
+
+    def _retry(self, part: str, blobs: tuple[str, str]) -> None:
+        """Fetches failed images again; the blobs keep their positions.
+
+        So the new blobs go with the old table too, where a run ends between both.
+        """
+        downloads, _ = blobs
+        images = parts.read(downloads, part)
+        found = failures.outcomes(images)
+        failed = failures.to_retry(images)
+        if not pc.any(failed).as_py() or not (
+            self._retry_failed or failures.share(found) > self._max_failed_share
+        ):
+            return
+        wanted = images.filter(failed).select(["image_id", "image_url", "texts"])
+        kept = pc.max(images["position"]).as_py() + 1
+        again = self._fetch_and_screen(part, wanted, blobs, kept=kept)
+        images = pa.concat_tables([images.filter(pc.invert(failed)), again])
+        flow = parts.read_flow(downloads, part)
+        thin = flow.filter(pc.equal(flow["stage"], "thin"))
+        self._write(part, images.sort_by("image_id"), thin)
+
+    def _fetch_and_screen(
+        self, part: str, wanted: pa.Table, blobs: tuple[str, str], kept: int = 0
+    ) -> pa.Table:
+        return download_and_screen(
+            wanted,
+            blobs=blobs,
+            kept=kept,
+            fetch=self._fetch,
+            screen=self._screen,
+            watch=failures.Watch(part, self._max_failed_share),
+        )
+
+    def _write(self, part: str, images: pa.Table, thin: pa.RecordBatch) -> None:
         flow = schema.sum_counts([thin, *_image_flow(images)], schema.FLOW)
-        parts.write(downloads, part, images, flow)
+        parts.write(f"{self._workdir}/downloads", part, images, flow)
 
 
 def download_and_screen(
-    wanted: pa.Table, *, blobs: tuple[str, str], fetch: Mapping, screen: Mapping
+    wanted: pa.Table,
+    *,
+    blobs: tuple[str, str],
+    fetch: Mapping,
+    screen: Mapping,
+    kept: int = 0,
+    watch: Callable[[str], None] = lambda status: None,
 ) -> pa.Table:
     """Fetches images into one blob file, in the order of their arrival.
 
@@ -82,6 +130,8 @@ def download_and_screen(
       blobs: folder and name of the file for the bytes of the images that pass.
       fetch: keyword arguments of download.fetch.
       screen: keyword arguments of inspect.inspect.
+      kept: blobs that the file has already; the new ones come after them.
+      watch: called with the status of each download.
 
     Returns:
       The rows of `wanted` as IMAGES, with `stage` (which of download and screen
@@ -98,9 +148,12 @@ def download_and_screen(
         "position": [-1] * n,
     }
     with parts.blob_writer(*blobs) as write_blob:
+        for blob in parts.read_blobs(*blobs, range(kept)) if kept else ():
+            write_blob(blob)
         for index, status, body in download.fetch(
             wanted["image_url"].to_pylist(), **fetch
         ):
+            watch(status)
             columns["status"][index] = status
             if status != download.OK:
                 continue
@@ -117,6 +170,15 @@ def download_and_screen(
         wanted = wanted.append_column(name, pa.array(values, kind))
     extra = ["stage", "position"]
     return wanted.select([*schema.IMAGES.names, *extra])
+
+
+def _outcome_rows(found: Mapping[str, int]) -> pa.RecordBatch:
+    columns = {
+        "column": ["download"] * len(found),
+        "value": list(found),
+        "count": list(found.values()),
+    }
+    return schema.from_columns(columns, schema.TALLIES)
 
 
 def _image_flow(images: pa.Table) -> Iterator[pa.RecordBatch]:

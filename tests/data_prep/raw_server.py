@@ -31,27 +31,31 @@ def serving(decide, *, context=None, asked=b"\r\n\r\n"):
     heads = []
 
     def serve(connection):
-        with connection:
-            try:
-                if context is not None:
-                    connection = context.wrap_socket(connection, server_side=True)
-                head = b""
-                while asked not in head:
-                    got = connection.recv(1 << 16)
-                    if not got:
-                        return
-                    head += got
-                heads.append(head)
-                reply = decide((head.split(b" ") + [b""])[1])
-                for piece in [reply] if isinstance(reply, bytes) else reply:
-                    connection.sendall(piece)
-                connection.shutdown(socket.SHUT_WR)
-                while connection.recv(1 << 16):
-                    pass
-            except OSError:  # the downloader had enough, or the answer is to end so
-                at_once = struct.pack("ii", 1, 0)
-                with suppress(OSError):
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        try:
+            if context is not None:
+                connection = context.wrap_socket(connection, server_side=True)
+            talk(connection)
+        except OSError:  # the downloader had enough, or the answer is to end so
+            at_once = struct.pack("ii", 1, 0)
+            with suppress(OSError):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        finally:
+            connection.close()
+
+    def talk(connection):
+        head = b""
+        while asked not in head:
+            got = connection.recv(1 << 16)
+            if not got:
+                return
+            head += got
+        heads.append(head)
+        reply = decide((head.split(b" ") + [b""])[1])
+        for piece in [reply] if isinstance(reply, bytes) else reply:
+            connection.sendall(piece)
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(1 << 16):
+            pass
 
     def accept():
         while True:

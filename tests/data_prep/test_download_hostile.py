@@ -1,9 +1,12 @@
 """Servers that answer anything: each URL gets a status, nothing raises or hangs."""
 
 import gzip
+import os
 import random
 import re
 import ssl
+import subprocess
+import sys
 import time
 import zlib
 from datetime import UTC, datetime, timedelta
@@ -162,7 +165,7 @@ def test_an_error_that_nobody_foresaw_costs_one_image(monkeypatch, caplog):
 
 @pytest.fixture
 def certificate(tmp_path):
-    """A TLS context with a certificate for our host that nobody signed."""
+    """A file with the key and the certificate of our host, which nobody signed."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "images.example")])
     now = datetime.now(UTC)
@@ -183,13 +186,30 @@ def certificate(tmp_path):
         )
         + signed.public_bytes(pem)
     )
+    return path
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_certificate_is_asked_who_vouches_for_it(certificate, trusted):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(path)
-    return context
-
-
-def test_a_certificate_that_nobody_vouches_for_is_refused(certificate):
-    decide = lambda target: answer()  # noqa: E731
-    with serving(decide, context=certificate) as (port, heads):
-        (found,) = download.fetch(["https://images.example/"], **fetch_settings(port))
-    assert (found.status, heads) == ("tls", [])
+    context.load_cert_chain(certificate)
+    code = (
+        "import sys\n"
+        "from data_prep.images import download\n"
+        "from tests.data_prep.raw_server import fetch_settings\n"
+        "settings = fetch_settings(int(sys.argv[1]))\n"
+        "(found,) = download.fetch(['https://images.example/'], **settings)\n"
+        "print(found.status)"
+    )
+    reply = answer(b"Bad Header: 1\r\nContent-Length: 23\r\n")
+    environment = os.environ | ({"SSL_CERT_FILE": str(certificate)} if trusted else {})
+    with serving(lambda target: reply, context=context) as (port, heads):
+        found = subprocess.run(
+            [sys.executable, "-c", code, str(port)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=True,
+        )
+    assert found.stdout.split() == ["ok" if trusted else "tls"]
+    assert len(heads) == trusted

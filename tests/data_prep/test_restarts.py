@@ -1,6 +1,7 @@
 """Curation that is killed after any file it writes ends with the same bytes."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTITIONS = 2
 
 # Loads everything once, then runs curation in forked children. A child kills itself
-# after its first file that is not in the list yet; the next one goes on.
+# after its first file that is not in the list yet; the next one goes on. Arguments
+# after "+" are for every other child, the first one and the last one included.
 CHAIN = r"""
 import os, re, signal, sys
 
@@ -27,6 +29,8 @@ from metaclip_jax import files
 
 Matcher(["cat"]).match(["a cat"])  # brings the kernels
 noted, which, *arguments = sys.argv[1:]
+split = arguments.index("+") if "+" in arguments else len(arguments)
+turn = 0
 
 
 def dies(write, position):
@@ -46,15 +50,19 @@ def dies(write, position):
 
 
 while True:
+    turn += 1
     child = os.fork()
     if child == 0:
         if which:
             files.publish = dies(files.publish, 1)
             files.write_bytes = dies(files.write_bytes, 0)
-        sys.argv = ["curate", *arguments]
+        sys.argv = ["curate", *arguments[:split]]
+        sys.argv += arguments[split + 1 :] if turn % 2 else []
         app.run(curate.main)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status != -signal.SIGKILL:
+    if status != -signal.SIGKILL and (
+        status or turn % 2 or split == len(arguments)
+    ):
         sys.exit(status)
 """
 
@@ -71,7 +79,7 @@ KINDS = {
     "work/downloads": "part-N-of-00002.images part-N-of-00002.parquet",
     "work/images": (
         "unfinished.json part-N-of-00002.parquet accepted.parquet flow.parquet "
-        "manifest.json"
+        "outcomes.parquet manifest.json"
     ),
     "work/matchers": "MATCHER",
     "work/matches": (
@@ -81,12 +89,12 @@ KINDS = {
 }
 
 
-def curate(flags, place, *, kills="", noted="", environment=None):
+def curate(flags, place, *more, kills="", noted="", environment=None):
     """Curates into the folder `place`, with a kill after each new "kind" or "file"."""
     values = flags | {"workdir": f"{place}/work", "output": f"{place}/dataset"}
     named = [f"--{name}={value}" for name, value in values.items()]
     done = subprocess.run(
-        [sys.executable, "-c", CHAIN, noted, kills, *named],
+        [sys.executable, "-c", CHAIN, noted, kills, *named, *more],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -145,8 +153,49 @@ def test_the_same_on_gs(flags, undisturbed, tmp_path):
             noted=noted,
             environment=environment,
         )
-    assert len(noted.read_text().splitlines()) == 28
+    assert len(noted.read_text().splitlines()) == 29
     assert content(tmp_path / "buckets/bucket1/run") == undisturbed
+
+
+@pytest.fixture(scope="module")
+def healed(tmp_path_factory):
+    """Flags and a finished curation of images that are well again; the right bytes."""
+    alts = [(f"/{n}.jpg", f"a cat and dog number {n}") for n in range(8)]
+    bodies = {path: tiny_web.picture(n) for n, (path, _) in enumerate(alts)}
+    place = tmp_path_factory.mktemp("healed")
+    with tiny_web.serve(bodies) as host_map:
+        flags = tiny_web.write(place / "web", alts) | {
+            "config.download.host_map": host_map,
+            "config.partitions": str(PARTITIONS),
+        }
+        curate(flags, place / "well")
+        well, ill = dict(bodies), {f"/{n}.jpg": 503 for n in (0, 2, 3, 7)}
+        bodies |= ill
+        curate(flags, place / "ill")
+        bodies |= well
+        assert content(place / "ill") != content(place / "well")
+        yield flags, place / "ill", content(place / "well")
+
+
+def test_a_kill_in_the_midst_of_a_retry_changes_no_byte(healed, tmp_path):
+    flags, ill, well = healed
+    shutil.copytree(ill, tmp_path / "run")
+    noted = tmp_path / "noted"
+    once_more = ("--retry_failed", "--stop_after=download")
+    curate(flags, tmp_path / "run", *once_more, kills="kind", noted=noted)
+    assert len(noted.read_text().splitlines()) == 9  # of dataset, downloads, images
+    curate(flags, tmp_path / "run", "--retry_failed")
+    assert content(tmp_path / "run") == well
+
+
+@pytest.mark.slow
+def test_runs_between_retries_that_are_killed_change_no_byte(healed, tmp_path):
+    flags, ill, well = healed
+    shutil.copytree(ill, tmp_path / "run")
+    every_other = ("+", "--retry_failed")
+    noted = tmp_path / "noted"
+    curate(flags, tmp_path / "run", *every_other, kills="file", noted=noted)
+    assert content(tmp_path / "run") == well
 
 
 @pytest.mark.slow

@@ -41,16 +41,20 @@ def write_warc(path: Path, pages: Mapping[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def serve(images: Mapping[str, bytes]) -> Iterator[str]:
-    """Serves images by path, 404 for all others; yields config.download.host_map."""
+def serve(images: Mapping[str, bytes | int]) -> Iterator[str]:
+    """Serves images by path, 404 for all others; yields config.download.host_map.
+
+    A number in the place of an image is the HTTP status to answer with.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            body = images.get(self.path)
-            self.send_response(404 if body is None else 200)
-            self.send_header("Content-Length", str(len(body or b"")))
+            found = images.get(self.path, 404)
+            status, body = (found, b"") if isinstance(found, int) else (200, found)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body or b"")
+            self.wfile.write(body)
 
         def log_message(self, *_):
             pass
