@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from metaclip_jax import files, loading, sharding
+from metaclip_jax.data import decoding
 from metaclip_jax.data import images as decoders
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.evaluation import prompts, zero_shot
@@ -151,8 +152,8 @@ class Model:
             and of any size; or uint8[n, H, W, 3].
 
         Raises:
-          ValueError: one cannot be decoded, or is larger than images.MAX_PIXELS; names
-            it by its path or place.
+          ValueError: one cannot be decoded, or is larger than decoding.MAX_PIXELS;
+            names it by its path or place.
           FileNotFoundError: a path leads nowhere.
         """
         if isinstance(images, bytes | str | os.PathLike | Image.Image) or (
@@ -345,12 +346,9 @@ def prepare_image(
                 "want bytes, a path, a Pillow image or a uint8 array, got"
                 f" {type(image).__name__}"
             )
-        if image.width * image.height > decoders.MAX_PIXELS:
-            raise decoders.UndecodableImage(
-                "too_many_pixels",
-                f"{image.width} x {image.height}, at most {decoders.MAX_PIXELS} pixels",
-            )
-        return decoders.fit_eval(image, size=size, squash=squash)
+        decoding.check_size(*image.size)
+        rgb = decoding.upright_rgb(image)
+        return decoders.fit_eval(rgb, size=size, squash=squash)
     except (ValueError, OSError) as error:
         raise ValueError(f"{name} cannot be used: {error}") from error
 

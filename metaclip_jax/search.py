@@ -15,7 +15,8 @@ import numpy as np
 from absl import app, flags
 
 from metaclip_jax import command, files, model_flags, predict
-from metaclip_jax.data import embeddings, images, records, sheet
+from metaclip_jax.data import decoding, embeddings, records, sheet
+from metaclip_jax.data.image_tags import UndecodableImage
 
 _SIDE = 256  # pixels of a picture on the sheet
 
@@ -119,8 +120,8 @@ def to_sheet(query: str, found: Sequence[Picture]) -> sheet.Sheet:
 def _thumbnail(data: bytes) -> bytes:
     """The image within _SIDE x _SIDE pixels as JPEG; empty if it cannot be decoded."""
     try:
-        image = images.open_eval(data)
-    except images.UndecodableImage:
+        image = decoding.decode(data)
+    except UndecodableImage:
         return b""
     image.thumbnail((_SIDE, _SIDE))
     out = io.BytesIO()

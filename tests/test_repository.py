@@ -18,6 +18,9 @@ RECIPES = sorted((ROOT / "configs").glob("*.py"))
 # Modules that both programs share; they import neither side's heavy packages.
 SHARED = {
     "metaclip_jax.command",
+    "metaclip_jax.data.containers",
+    "metaclip_jax.data.decoding",
+    "metaclip_jax.data.image_tags",
     "metaclip_jax.data.records",
     "metaclip_jax.files",
     "metaclip_jax.patterns",

@@ -1,38 +1,36 @@
 """Looks at downloaded bytes: is this an image, is it whole, is it worth keeping?
 
 Sizes come from the header, so an image that would fill the memory is refused before
-it is decoded. A good JPEG or WebP keeps its bytes; everything else (and what is too
-large) becomes a plain JPEG: one frame, upright, transparency on white, three channels.
+it is decoded. A good JPEG or WebP keeps its pixels as they are coded; everything else
+(and what is too large) becomes a plain JPEG: one frame, upright, transparency on white,
+three channels. No image keeps anything beside its picture but a colour profile that
+says more than sRGB: no decoder of ours applies profiles, as CLIP's processors do not,
+and to apply them here would code every photo of a wide gamut anew.
 """
 
 import hashlib
-import io
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import simplejpeg
 from absl import logging
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from data_prep.images import fingerprint
+from metaclip_jax.data import containers, decoding, image_tags
+from metaclip_jax.data.image_tags import UndecodableImage
 
 OK = "ok"
 JPEG_QUALITY = 90
 
 # The common formats of web pages. No other decoder sees bytes from strangers.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
-_UPRIGHT = {  # what brings an orientation upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
 _HASH_SIDE = 64  # decoded size that the fingerprint needs at least
+# A JPEG or WebP with more bytes than these is coded anew: it would take several times
+# as long to read and decode in training. Photos of the best quality have 1 to 2.
+_BYTES_PER_PIXEL = 2
+_TABLES = 4096
 
 
 @dataclass(frozen=True)
@@ -65,32 +63,43 @@ def inspect(
 
     Returns:
       An `Inspected` with status "ok", or with one of the reasons not_an_image,
-      too_many_pixels, too_small, bad_aspect, truncated_image, damaged_image,
-      unsupported_image. Never raises because of `body`.
+      too_many_pixels, too_many_scans, too_many_chunks, too_small, bad_aspect,
+      truncated_image, damaged_image, unsupported_image. Never raises because of `body`.
     """
     try:
-        picture = Image.open(io.BytesIO(body), formats=_FORMATS)
-    except UnidentifiedImageError:
-        return Inspected("truncated_image" if _is_cut(body) else "not_an_image")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return Inspected("too_many_pixels")
-    except Exception as error:  # decoders raise all sorts of things on broken headers
-        return Inspected(_decode_failure(error, body))
-    with picture:
+        file = containers.strip(body)
+        if file.kind not in _FORMATS:
+            return Inspected("not_an_image")
+        image = None  # Pillow's, of what is no JPEG
+        if file.structure:
+            width, height = file.structure.header[:2]
+        else:
+            image = decoding.open_image(file, _FORMATS)
+            width, height = image.size
         reason = _size_reason(
-            *picture.size,
+            width,
+            height,
             min_side=min_side,
             max_aspect=max_aspect,
             max_pixels=max_pixels,
         )
         if reason:
             return Inspected(reason)
-        try:
-            if _can_stay(picture, max_side):
-                return _keep(body, picture)
-            return _reencode(body, picture, max_side)
-        except Exception as error:  # as above
-            return Inspected(_decode_failure(error, body))
+        stays = (
+            file.plain
+            and (image is None or image.mode == "RGB")
+            and max(width, height) <= max_side
+            and file.orientation == 1
+            and len(file.data) <= _TABLES + _BYTES_PER_PIXEL * width * height
+        )
+        kept = _keep(file, image) if stays else None
+        return kept or _reencode(file, image, max_side)
+    except UndecodableImage as error:
+        logging.debug("image dropped: %s", error)
+        return Inspected(error.reason)
+    except Exception as error:  # decoders raise all sorts of things
+        logging.debug("image dropped: %s: %s", type(error).__name__, error)
+        return Inspected("damaged_image")
 
 
 def _size_reason(
@@ -105,96 +114,60 @@ def _size_reason(
     return None
 
 
-def _can_stay(picture: Image.Image, max_side: int) -> bool:
-    """Says whether decoders agree on what these bytes show, at a size we keep."""
-    return (
-        picture.format in ("JPEG", "WEBP")
-        and picture.mode in ("RGB", "L")
-        and max(picture.size) <= max_side
-        and not getattr(picture, "is_animated", False)
-        and _orientation(picture) not in _UPRIGHT
-    )
+def _keep(file: containers.Stripped, image: Image.Image | None) -> Inspected | None:
+    """Returns an image with its pixels as they are coded.
 
-
-def _orientation(picture: Image.Image) -> int:
-    try:
-        return picture.getexif().get(_ORIENTATION, 1)
-    except Exception:  # broken EXIF is common; it says nothing, the image is fine
-        return 1
-
-
-def _keep(body: bytes, picture: Image.Image) -> Inspected:
-    if picture.format == "JPEG":
-        grey = _decode_jpeg(body, "L", (_HASH_SIDE, _HASH_SIDE))
-    else:
-        grey = np.asarray(picture.convert("L"))
-    return _inspected(body, *picture.size, grey)
-
-
-def _decode_jpeg(body: bytes, mode: str, least: tuple[int, int]) -> np.ndarray:
-    """Decodes a JPEG of three or one channels, at a fraction of its size if it can.
-
-    All the data is read nevertheless, so truncation and damage show: raises ValueError
-    where decoders usually only warn.
-
-    Args:
-      body: the file.
-      mode: "RGB" for u8[H, W, 3] or "L" for u8[H, W].
-      least: width and height in pixels that the result has at least, if the file has.
+    None for a JPEG that not all decoders show without a warning.
     """
-    width, height = least
-    try:
-        pixels = simplejpeg.decode_jpeg(
-            body,
-            {"RGB": "RGB", "L": "GRAY"}[mode],
-            min_height=height,
-            min_width=width,
-            min_factor=1,
+    if image:
+        grey, size = np.asarray(image.convert("L")), image.size
+    elif file.structure:
+        decoded = decoding.decode_jpeg(
+            file.structure,
+            colours="GRAY",
+            min_width=_HASH_SIDE,
+            min_height=_HASH_SIDE,
             strict=True,
         )
-    except ValueError as error:
-        # Stray bytes between the markers are common and harm nothing.
-        if "extraneous bytes" not in str(error):
-            raise
-        with Image.open(io.BytesIO(body), formats=("JPEG",)) as picture:
-            return np.asarray(picture.convert(mode))
-    return pixels if mode == "RGB" else pixels[:, :, 0]
+        if decoded is None:
+            return None
+        grey, size = decoded[:, :, 0], file.structure.header[:2]
+    data = containers.with_profile(file.data, file.icc) if file.icc else file.data
+    return _inspected(data, *size, grey)
 
 
-def _reencode(body: bytes, picture: Image.Image, max_side: int) -> Inspected:
-    scale = min(1.0, max_side / max(picture.size))
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    if picture.format == "JPEG" and picture.mode in ("RGB", "L"):
-        pixels = _decode_jpeg(body, "RGB", size)
-    else:
-        flat = _to_rgb(picture)
-        if flat is None:
-            return Inspected("unsupported_image")
-        pixels = np.asarray(flat)
+def _reencode(
+    file: containers.Stripped, image: Image.Image | None, max_side: int
+) -> Inspected:
+    pixels, icc = None, file.icc
+    if file.structure:
+        size = _within(*file.structure.header[:2], max_side)
+        pixels = decoding.decode_jpeg(
+            file.structure, min_width=size[0], min_height=size[1]
+        )
+    if pixels is None:
+        image = image or decoding.open_image(file, _FORMATS)
+        pixels = np.asarray(decoding.upright_rgb(image))
+        icc = icc or image.info.get("icc_profile") or b""
+        size = _within(pixels.shape[1], pixels.shape[0], max_side)
     if pixels.shape[1::-1] != size:
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    if (orientation := _orientation(picture)) in _UPRIGHT:
-        upright = Image.fromarray(pixels).transpose(_UPRIGHT[orientation])
+    if file.orientation > 1:
+        upright = decoding.turn(Image.fromarray(pixels), file.orientation)
         pixels = np.asarray(upright)
-    image = simplejpeg.encode_jpeg(
+    data = simplejpeg.encode_jpeg(
         np.ascontiguousarray(pixels), JPEG_QUALITY, "RGB", "420"
     )
+    if icc := image_tags.profile(icc, channels=3):
+        data = containers.with_profile(data, icc)
     height, width = pixels.shape[:2]
-    return _inspected(image, width, height, cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
+    return _inspected(data, width, height, cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image | None:
-    """Returns a picture of any mode as RGB; None for what has no pixel brightness."""
-    if picture.mode.startswith("I"):  # 16-bit grey; Pillow would clip it to white
-        high_bytes = np.clip(np.asarray(picture).astype(np.int64) >> 8, 0, 255)
-        return Image.fromarray(high_bytes.astype(np.uint8)).convert("RGB")
-    if picture.mode == "F":
-        return None
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
+def _within(width: int, height: int, max_side: int) -> tuple[int, int]:
+    """Returns the size of an image whose longer side is at most `max_side`."""
+    scale = min(1.0, max_side / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _inspected(image: bytes, width: int, height: int, grey: np.ndarray) -> Inspected:
@@ -206,19 +179,3 @@ def _inspected(image: bytes, width: int, height: int, grey: np.ndarray) -> Inspe
         sha256=hashlib.sha256(image).hexdigest(),
         fingerprint=fingerprint.fingerprint(grey),
     )
-
-
-def _decode_failure(error: Exception, body: bytes) -> str:
-    """Names why decoding failed; the decoders say it only in their messages."""
-    message = str(error).lower()
-    logging.debug("image dropped: %s: %s", type(error).__name__, error)
-    if "truncated" in message or "premature end" in message or _is_cut(body):
-        return "truncated_image"
-    return "damaged_image"
-
-
-def _is_cut(body: bytes) -> bool:
-    """Says whether a JPEG lacks its end, or a WebP is shorter than it says it is."""
-    if body[:4] == b"RIFF" and body[8:12] == b"WEBP":
-        return len(body) < int.from_bytes(body[4:8], "little") + 8
-    return body[:3] == b"\xff\xd8\xff" and b"\xff\xd9" not in body[-64:]

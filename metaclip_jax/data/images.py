@@ -5,10 +5,7 @@ and the crop is a hash of a key, so that it is the same on every host and restar
 Evaluation decodes as the public CLIP processors do, with Pillow's bicubic filter.
 """
 
-import io
 import math
-import struct
-import warnings
 from typing import NamedTuple
 
 import cv2
@@ -16,32 +13,22 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from metaclip_jax.data import draws
+from metaclip_jax.data import containers, decoding, draws, jpeg
+from metaclip_jax.data.image_tags import UndecodableImage as UndecodableImage
 
 # The paper's RandomResizedCrop: the share of the area that a crop keeps, and its
 # aspect ratio (width / height) relative to the image's pixels.
 CROP_SCALE = (0.9, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
 
-MAX_PIXELS = 1 << 26  # 67 million: 200 MB as RGB; more is an attack or a mistake
+# Pixels of a resized image from which on only its centre is made: a strip of 300,000
+# x 1 pixels would take gigabytes.
+_MAX_RESIZED = 1 << 25
 _CROP_ATTEMPTS = 10
 _FLIP, _COLOUR = 1, 2  # keep these draws apart from those for the crop
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 # Other eighths exist, but decoding to 5/8..7/8 takes longer than decoding all.
 _DCT_SCALES = (1 / 8, 1 / 4, 1 / 2)
-
-# What the decoders raise for bytes that are no image, or half of one.
-_DECODER_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    KeyError,
-    IndexError,
-    struct.error,
-)
-# Of a JPEG that Pillow decodes all the same.
-_HARMLESS = ("colo", "extraneous bytes")
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
@@ -64,14 +51,6 @@ class Augmentation(NamedTuple):
             raise ValueError(
                 f"colour must be at least 0 and below 1, got {self.colour}"
             )
-
-
-class UndecodableImage(ValueError):
-    """Bytes that give no image; `reason` is one word for the counts."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
 
 
 def crop_box(
@@ -124,11 +103,21 @@ def decode_train(
     is the most by which brightness, contrast and saturation change (see
     `change_colour`). Raises UndecodableImage.
     """
-    width, height = image_size(data)
-    box = crop_box(width, height, key=key, scale=scale, ratio=ratio)
+    decoded = None
+    if jpeg.is_jpeg(data):
+        header = jpeg.header(data)
+        width, height = header.width, header.height
+        decoding.check_size(width, height)
+        box = crop_box(width, height, key=key, scale=scale, ratio=ratio)
+        if header.orientation == 1 and header.channels < 4:
+            decoded = _decode_box(data, width, height, box, size)
+    if decoded is None:
+        pixels = _decode_whole(data)
+        height, width = pixels.shape[:2]
+        decoded = pixels, crop_box(width, height, key=key, scale=scale, ratio=ratio)
     if out is None:
         out = np.empty((size, size, 3), np.uint8)
-    _resize(*_decode_box(data, width, height, box, size), out)
+    _resize(*decoded, out)
     if flip and int(draws.mix(key, _FLIP)) & 1:
         out[:] = out[:, ::-1].copy()
     if colour:
@@ -159,74 +148,39 @@ def decode_eval(data: bytes, *, size: int, squash: bool = False) -> np.ndarray:
 
     See `fit_eval`. Raises UndecodableImage.
     """
-    return fit_eval(open_eval(data), size=size, squash=squash)
-
-
-def open_eval(data: bytes) -> Image.Image:
-    """Decodes an image whole, with Pillow, as RGB; transparent pixels are put on white.
-
-    Raises UndecodableImage.
-    """
-    image_size(data)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow on odd EXIF and palettes
-            return _flat(Image.open(io.BytesIO(data)))
-    except _DECODER_ERRORS as error:
-        raise UndecodableImage("broken_image", str(error)) from error
+    return fit_eval(decoding.decode(data), size=size, squash=squash)
 
 
 def fit_eval(image: Image.Image, *, size: int, squash: bool = False) -> np.ndarray:
-    """Brings an image to uint8[size, size, 3], RGB, as the CLIP processors do.
+    """Brings an RGB image to uint8[size, size, 3] as the CLIP processors do.
 
     The shortest side is resized to `size` with Pillow's bicubic filter and the centre
     is cut out; with `squash` both sides are resized instead, whatever their ratio.
-    Transparent pixels are put on white.
     """
-    image = _flat(image)
     if squash:
         return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
-    width, height = image.size
-    shortest = min(width, height)
-    width, height = size * width // shortest, size * height // shortest
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    shortest = min(image.size)
+    width, height = size * image.width // shortest, size * image.height // shortest
     left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(image.crop((left, top, left + size, top + size)))
-
-
-def image_size(data: bytes) -> tuple[int, int]:
-    """Returns (width, height) from the header. Raises UndecodableImage."""
-    try:
-        if is_jpeg(data):
-            height, width = simplejpeg.decode_jpeg_header(data, strict=False)[:2]
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # its own size warning: ours is below
-                with Image.open(io.BytesIO(data)) as image:
-                    width, height = image.size
-    except Image.DecompressionBombError as error:
-        raise UndecodableImage("too_many_pixels", str(error)) from error
-    except _DECODER_ERRORS as error:
-        raise UndecodableImage("not_an_image", str(error)) from error
-    if width * height > MAX_PIXELS:
-        raise UndecodableImage(
-            "too_many_pixels", f"{width} x {height}, at most {MAX_PIXELS} pixels"
-        )
-    return width, height
-
-
-def is_jpeg(data: bytes) -> bool:
-    """Says whether the bytes start like a JPEG."""
-    return data[:3] == b"\xff\xd8\xff"
+    if width * height <= _MAX_RESIZED:
+        whole = image.resize((width, height), Image.Resampling.BICUBIC)
+        return np.asarray(whole.crop((left, top, left + size, top + size)))
+    # The same but for rounding: what is cut out is all that is resized.
+    across = [edge * image.width / width for edge in (left, left + size)]
+    down = [edge * image.height / height for edge in (top, top + size)]
+    source = across[0], down[0], across[1], down[1]
+    resized = image.resize((size, size), Image.Resampling.BICUBIC, box=source)
+    return np.asarray(resized)
 
 
 def _decode_box(
     data: bytes, width: int, height: int, box: Box, size: int
-) -> tuple[np.ndarray, Box]:
-    """Decodes enough of an image for a crop: (RGB pixels, the box in these pixels)."""
+) -> tuple[np.ndarray, Box] | None:
+    """Decodes enough of a JPEG for a crop: (RGB pixels, the box in these pixels).
+
+    None if decoders complain.
+    """
     left, top, right, bottom = box
-    if not is_jpeg(data):
-        return _decode_other(data), box
     wanted = max(size / (right - left), size / (bottom - top))
     dct_scale = next((s for s in _DCT_SCALES if s >= wanted), 1)
     try:
@@ -235,12 +189,8 @@ def _decode_box(
             min_width=math.ceil(width * dct_scale),
             min_height=math.ceil(height * dct_scale),
         )
-    except _DECODER_ERRORS as error:
-        # Left to Pillow: colour spaces that libjpeg-turbo does not turn into RGB, and
-        # stray bytes between the markers, which are common and which curation keeps.
-        if not any(harmless in str(error).lower() for harmless in _HARMLESS):
-            raise UndecodableImage("broken_image", str(error)) from error
-        return _decode_with_pillow(data), box
+    except ValueError:
+        return None
     # Pixel k of the scaled image is pixels [k / scale, (k + 1) / scale) of the whole.
     # The box moves to that grid, rather than the image by a part of a pixel.
     right = min(max(round(right * dct_scale), 1), pixels.shape[1])
@@ -248,31 +198,39 @@ def _decode_box(
     return pixels, (round(left * dct_scale), round(top * dct_scale), right, bottom)
 
 
-def _decode_other(data: bytes) -> np.ndarray:
-    """Decodes PNG, WebP, GIF and the like; transparent pixels are put on white."""
-    if data[:4] in (b"\x89PNG", b"RIFF"):
+def _decode_whole(data: bytes) -> np.ndarray:
+    """Decodes any image as u8[H, W, 3]: RGB, upright, transparent pixels on white."""
+    file = containers.strip(data)
+    pixels = None
+    if file.structure:
+        pixels = decoding.decode_jpeg(file.structure)
+    elif file.kind in ("PNG", "WEBP"):
+        decoding.check_size(*decoding.open_image(file).size)
+        pixels = _by_opencv(file.data)
+    if pixels is None:
+        return np.asarray(decoding.decode(data))
+    if file.orientation > 1:
+        pixels = np.asarray(decoding.turn(Image.fromarray(pixels), file.orientation))
+    return pixels
+
+
+def _by_opencv(data: bytes) -> np.ndarray | None:
+    """Decodes PNG and WebP faster than Pillow; None for what only Pillow decodes."""
+    if data[25:26] == b"\0" and data[37:41] == b"tRNS":  # OpenCV shows the clear grey
+        return None
+    try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        if pixels is not None and pixels.dtype == np.uint16:
-            pixels = (pixels // 256).astype(np.uint8)
-        if pixels is not None and pixels.dtype == np.uint8:
-            channels = 1 if pixels.ndim == 2 else pixels.shape[2]
-            if channels == 4:
-                return _on_white(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA))
-            to_rgb = cv2.COLOR_GRAY2RGB if channels == 1 else cv2.COLOR_BGR2RGB
-            return cv2.cvtColor(pixels, to_rgb)
-    return _decode_with_pillow(data)
-
-
-def _decode_with_pillow(data: bytes) -> np.ndarray:
-    return np.asarray(open_eval(data))
-
-
-def _flat(image: Image.Image) -> Image.Image:
-    """Returns an image as RGB; transparent pixels are put on white."""
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    except cv2.error:  # of sides beyond a million, say
+        return None
+    if pixels is not None and pixels.dtype == np.uint16:
+        pixels = (pixels // 256).astype(np.uint8)
+    if pixels is None or pixels.dtype != np.uint8:
+        return None
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    if channels == 4:
+        return _on_white(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA))
+    to_rgb = cv2.COLOR_GRAY2RGB if channels == 1 else cv2.COLOR_BGR2RGB
+    return cv2.cvtColor(pixels, to_rgb)
 
 
 def _on_white(pixels: np.ndarray) -> np.ndarray:

@@ -16,7 +16,9 @@ from metaclip_jax.data import records
 from metaclip_jax.evaluation import prompts
 from metaclip_jax.evaluation.held_out import HeldOut
 
-_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_SUFFIXES = tuple(
+    f".{kind}" for kind in "avif bmp gif jpeg jpg png ppm tif tiff webp".split()
+)
 # What TFDS calls the classes of an image: one, or a list.
 _ONE, _SEVERAL = "label", "labels"
 

@@ -225,7 +225,7 @@ def test_what_cannot_be_used_is_named(model, tmp_path):
     (tmp_path / "page.jpg").write_bytes(b"<html>not found</html>")
     with pytest.raises(ValueError, match=r"page\.jpg cannot be used: not_an_image"):
         model.embed_images([picture(0), tmp_path / "page.jpg"])
-    with pytest.raises(ValueError, match="image 1 cannot be used: broken_image"):
+    with pytest.raises(ValueError, match="image 1 cannot be used: truncated_image"):
         model.embed_images([picture(0), encoded(picture(1))[:200]])
     with pytest.raises(FileNotFoundError, match=r"no image .*nothing\.png"):
         model.embed_images([tmp_path / "nothing.png"])

@@ -1,0 +1,281 @@
+"""What an image file holds beside its picture: taken out before a decoder sees it.
+
+Text, places, colour profiles, thumbnails, later frames and appended files cost decoders
+time and memory, or make them refuse a picture that is whole. Here each format's own
+structure is walked instead, in time linear in the bytes; what is left is the picture.
+"""
+
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from PIL import Image
+
+from metaclip_jax.data import image_tags, jpeg
+from metaclip_jax.data.image_tags import UndecodableImage
+
+MAX_CHUNKS = 1 << 17  # 20 MB of PNG in pieces of 160 bytes; encoders write 4 kB
+# Pillow decodes run lengths in Python, about a microsecond each.
+_MAX_RUNS = 1 << 20  # bytes, and pixels
+
+# More passes over a JPEG take several times as long as usual.
+_PLAIN_SCANS = 20
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_FRAME = 12  # bytes of a chunk beside its payload
+_PNG_USED = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"iCCP")
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_PNG_TRANSPARENCY = {0: (2, 2), 2: (6, 6), 3: (1, 256)}  # its bytes, by colour type
+_PNG_PALETTE = 3
+_VP8X_ANIMATION, _VP8X_ALPHA, _VP8X_PROFILE = 0x02, 0x10, 0x20
+_GIF_BLOCK = re.compile(rb"[!,;]")  # an extension, an image, the end
+_GIF_CONTROL = 0xF9  # the extension that says which colour is transparent
+_AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")
+
+
+class Stripped(NamedTuple):
+    """An image file without what does not make its picture.
+
+    Attributes:
+      kind: Pillow's name of the format where the file was walked, else "".
+      data: the file.
+      orientation: what its EXIF asked for, 1 to 8 (AVIF and others: see Pillow's).
+      icc: its colour profile where that says something (JPEG, PNG, WebP).
+      plain: a JPEG or WebP of one frame that every decoder shows alike and soon.
+      structure: of a JPEG.
+    """
+
+    kind: str
+    data: bytes
+    orientation: int = 1
+    icc: bytes = b""
+    plain: bool = False
+    structure: jpeg.Jpeg | None = None
+
+
+def strip(data: bytes) -> Stripped:
+    """Walks an image file and leaves only its picture; see the module.
+
+    Raises:
+      UndecodableImage: truncated_image, damaged_image, unsupported_image,
+        too_many_chunks, too_many_scans. Bytes of no known format are let through.
+    """
+    if jpeg.is_jpeg(data):
+        return _strip_jpeg(data)
+    if data.startswith(_PNG):
+        return _strip_png(data)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return _strip_webp(data)
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return Stripped("GIF", _strip_gif(data))
+    if data[:2] == b"BM":
+        _check_bmp(data)
+        return Stripped("BMP", data)
+    if data[4:8] == b"ftyp" and data[8:12] in _AVIF_BRANDS:
+        _check_boxes(data)
+        return Stripped("AVIF", data)
+    return Stripped("", data)
+
+
+def with_profile(data: bytes, icc: bytes) -> bytes:
+    """Puts a colour profile into a stripped JPEG or WebP, or into a new JPEG."""
+    if jpeg.is_jpeg(data):
+        return jpeg.with_profile(data, icc)
+    with Image.open(io.BytesIO(data)) as image:
+        size = b"".join((side - 1).to_bytes(3, "little") for side in image.size)
+    head = _webp_chunk(b"VP8X", bytes([_VP8X_PROFILE, 0, 0, 0]) + size)
+    return _webp(head, _webp_chunk(b"ICCP", icc), data[12:])
+
+
+def _strip_jpeg(data: bytes) -> Stripped:
+    found = jpeg.strip(data)
+    return Stripped(
+        "JPEG",
+        found.data,
+        orientation=found.header.orientation,
+        icc=found.icc,
+        plain=found.header.channels in (1, 3) and found.scans <= _PLAIN_SCANS,
+        structure=found,
+    )
+
+
+def _strip_png(data: bytes) -> Stripped:
+    """Leaves header, palette, transparency and pixels."""
+    chunks: dict[bytes, bytes] = {}
+    pixels, ended = [], False
+    for kind, start, end in _png_chunks(data):
+        if kind == b"IDAT":
+            if end - start > _PNG_FRAME:
+                pixels.append(data[start:end])
+        elif kind == b"IEND":
+            ended = True
+        elif kind in _PNG_USED and not pixels:
+            checksum = zlib.crc32(data[start + 4 : end - 4]).to_bytes(4, "big")
+            if data[end - 4 : end] == checksum:
+                chunks.setdefault(kind, data[start:end])
+    header = chunks.get(b"IHDR", b"")
+    colour_type = header[17] if len(header) == 25 else None
+    if colour_type is None or not pixels:
+        reason = "damaged_image" if ended else "truncated_image"
+        raise UndecodableImage(reason, "a PNG without its header or pixels")
+    kept = [_PNG, header]
+    if colour_type == _PNG_PALETTE:
+        if b"PLTE" not in chunks:
+            raise UndecodableImage("damaged_image", "a PNG without its palette")
+        kept.append(chunks[b"PLTE"])
+    least, most = _PNG_TRANSPARENCY.get(colour_type, (1, 0))
+    transparency = chunks.get(b"tRNS", b"")
+    if least <= len(transparency) - _PNG_FRAME <= most:
+        kept.append(transparency)
+    channels = 1 if colour_type in (0, 4) else 3
+    return Stripped(
+        "PNG",
+        b"".join([*kept, *pixels, _PNG_END if ended else b""]),
+        orientation=image_tags.orientation(chunks.get(b"eXIf", b"")[8:-4]),
+        icc=_png_profile(chunks.get(b"iCCP", b"")[8:-4], channels),
+    )
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yields (kind, start, end) of chunks: length, kind, payload, checksum.
+
+    Ends with the chunks, or before what is none.
+    """
+    start = len(_PNG)
+    for _ in range(MAX_CHUNKS):
+        kind = data[start + 4 : start + 8]
+        if len(kind) < 4 or not kind.isalpha():
+            return
+        end = start + _PNG_FRAME + int.from_bytes(data[start : start + 4], "big")
+        yield kind, start, end
+        if kind == b"IEND":
+            return
+        start = end
+    raise UndecodableImage("too_many_chunks", f"at most {MAX_CHUNKS} in a PNG")
+
+
+def _png_profile(payload: bytes, channels: int) -> bytes:
+    packed = payload.partition(b"\0")[2][1:]  # after its name and its method
+    most = image_tags.MAX_PROFILE_BYTES + 1  # more is too large, however much
+    try:
+        icc = zlib.decompressobj().decompress(packed, most)
+    except zlib.error:
+        return b""
+    return image_tags.profile(icc, channels=channels)
+
+
+def _strip_webp(data: bytes) -> Stripped:
+    end = int.from_bytes(data[4:8], "little") + 8
+    if end > len(data):
+        raise UndecodableImage("truncated_image", f"a WebP of {end} bytes")
+    chunks: dict[bytes, bytes] = {}
+    for kind, payload in _webp_chunks(data[:end]):
+        chunks.setdefault(kind, payload)
+        if kind != b"VP8X" and b"VP8X" not in chunks:
+            break  # the simple format: nothing else counts
+    head, frame = chunks.get(b"VP8X", b""), chunks.get(b"ANMF", b"")
+    pixels = b"VP8L" if b"VP8L" in chunks else b"VP8 "
+    icc = image_tags.profile(chunks.get(b"ICCP", b""), channels=3)
+    orientation = image_tags.orientation(chunks.get(b"EXIF", b""))
+    if len(head) == 10 and head[0] & _VP8X_ANIMATION and frame:
+        flags = bytes([head[0] & (_VP8X_ANIMATION | _VP8X_ALPHA)])
+        kept = (flags + head[1:], chunks.get(b"ANIM", bytes(6)), frame)
+        frames = map(_webp_chunk, (b"VP8X", b"ANIM", b"ANMF"), kept)
+        return Stripped("WEBP", _webp(*frames), orientation, icc)
+    if pixels not in chunks:
+        raise UndecodableImage("damaged_image", "a WebP without pixels")
+    parts = [_webp_chunk(pixels, chunks[pixels])]
+    if len(head) == 10 and b"ALPH" in chunks and pixels == b"VP8 ":
+        alpha = _webp_chunk(b"ALPH", chunks[b"ALPH"])
+        flags = bytes([_VP8X_ALPHA])
+        parts = [_webp_chunk(b"VP8X", flags + head[1:]), alpha, *parts]
+    return Stripped("WEBP", _webp(*parts), orientation, icc, plain=True)
+
+
+def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    position = 12
+    for _ in range(MAX_CHUNKS):
+        start = position + 8
+        if start > len(data):
+            return
+        length = int.from_bytes(data[start - 4 : start], "little")
+        if start + length > len(data):
+            raise UndecodableImage("truncated_image", "inside a WebP chunk")
+        yield data[start - 8 : start - 4], data[start : start + length]
+        position = start + length + length % 2
+    raise UndecodableImage("too_many_chunks", f"at most {MAX_CHUNKS} in a WebP")
+
+
+def _webp_chunk(kind: bytes, payload: bytes) -> bytes:
+    padding = b"\0" * (len(payload) % 2)
+    return kind + len(payload).to_bytes(4, "little") + payload + padding
+
+
+def _webp(*chunks: bytes) -> bytes:
+    body = b"WEBP" + b"".join(chunks)
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
+
+
+def _strip_gif(data: bytes) -> bytes:
+    """Leaves the first image of a GIF, and the control before it."""
+    position = 13 + _gif_colours(data[10:11])
+    head, control = data[:position], b""
+    for _ in range(MAX_CHUNKS):
+        found = _GIF_BLOCK.search(data, position)
+        start = found.start() if found else len(data)
+        kind = data[start : start + 1]
+        if kind == b"!":
+            position = _gif_blocks_end(data, start + 2)
+            if data[start + 1 : start + 2] == bytes([_GIF_CONTROL]):
+                control = data[start:position]
+        elif kind == b",":
+            blocks = start + 11 + _gif_colours(data[start + 9 : start + 10])
+            end = _gif_blocks_end(data, blocks)
+            closed = b";" if end <= len(data) else b""
+            return head + control + data[start:end] + closed
+        else:
+            return head
+    raise UndecodableImage("too_many_chunks", f"at most {MAX_CHUNKS} in a GIF")
+
+
+def _gif_colours(flags: bytes) -> int:
+    """Returns the bytes of a table of colours; `flags` is one byte, or none."""
+    return 3 << (flags[0] & 7) + 1 if flags and flags[0] & 0x80 else 0
+
+
+def _gif_blocks_end(data: bytes, position: int) -> int:
+    for _ in range(MAX_CHUNKS):
+        if position >= len(data):
+            return len(data) + 1  # without an end
+        length = data[position]
+        position += 1 + length
+        if not length:
+            return position
+    raise UndecodableImage("too_many_chunks", f"at most {MAX_CHUNKS} in a GIF")
+
+
+def _check_bmp(data: bytes) -> None:
+    if int.from_bytes(data[14:18], "little") < 40 or len(data) < 34:
+        return  # an older header, without compression
+    width, height, compression = (
+        int.from_bytes(data[i : i + 4], "little", signed=True) for i in (18, 22, 30)
+    )
+    if compression in (1, 2) and max(len(data), abs(width * height)) > _MAX_RUNS:
+        raise UndecodableImage("unsupported_image", "a large BMP of run lengths")
+
+
+def _check_boxes(data: bytes) -> None:
+    """Raises UndecodableImage if an AVIF ends before a box of it does."""
+    position = 0
+    for _ in range(MAX_CHUNKS):
+        length = int.from_bytes(data[position : position + 4], "big")
+        if length == 1:
+            length = int.from_bytes(data[position + 8 : position + 16], "big")
+        if length < 8:  # 0: to the end
+            return
+        position += length
+        if position > len(data):
+            raise UndecodableImage("truncated_image", "inside an AVIF box")
+    raise UndecodableImage("too_many_chunks", f"at most {MAX_CHUNKS} in an AVIF")
