@@ -4,7 +4,6 @@ Each config.py holds one table, {key path: Range}, below its keys. Both programs
 this module, so it imports neither jax nor Beam.
 """
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,20 +91,20 @@ class Range:
             text = f"a tuple {self._form()}"
         else:
             name = {int: "an integer", float: "a number", str: "a string"}[self.type]
-            text = self.form or " ".join([name, *self._bounds()])
+            text = self.form or name + self._bounds()
         return "".join([text, *(f", or {one!r}" for one in self.also)])
 
-    def _bounds(self) -> Iterator[str]:
+    def _bounds(self) -> str:
+        if self.least is not None and self.most is not None:
+            return f" from {self.least} to {self.most}"
         words = {
             "of at least": self.least,
             "above": self.above,
             "of at most": self.most,
             "below": self.below,
         }
-        found = [f"{word} {_plain(n)}" for word, n in words.items() if n is not None]
-        if self.least is not None and self.most is not None:
-            found = [f"from {_plain(self.least)} to {_plain(self.most)}"]
-        yield from [" and ".join(found)] if found else []
+        found = [f"{word} {n}" for word, n in words.items() if n is not None]
+        return f" {' and '.join(found)}" if found else ""
 
     def _form(self) -> str:
         """A tuple's form: "((a string, a number above 0), ...)"."""
@@ -192,15 +191,6 @@ def _cure(row: Range, value: Any, default: Any) -> str:
     if row.each is not None and row.each.type is tuple and row.each.holds(value):
         return f"{cure}. Write a single item as ({tuple(value)!r},), with a comma"
     return cure
-
-
-def _plain(number: float) -> str:
-    """A bound as people write it: 0, 0.5, 65535."""
-    return (
-        str(int(number))
-        if math.isfinite(number) and number == int(number)
-        else repr(number)
-    )
 
 
 def _short(value: Any) -> str:
