@@ -75,6 +75,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["metaclip_jax*", "data_prep*"]),
+    package_data={"data_prep.metadata": ["namespaces.txt"]},
     install_requires=BASE,
     extras_require={
         "data": DATA,

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -25,8 +26,7 @@ Ranked = list[tuple[str, float]]  # entries with their scores, best first
 
 # Wikimedia's page views name mobile visits apart: en.m, and formerly en.zero.
 _DOMAIN = re.compile(r"([a-z0-9-]+)(?:\.m|\.zero)?")
-# "File:Cat.jpg" lies in a namespace, "Alien: Covenant" is a title.
-_NAMESPACE = re.compile(r"[^:\s]+:(?!\s)")
+_NAMESPACES = Path(__file__).with_name("namespaces.txt")
 # Marks above the basic plane belong to a few rare scripts; with them, Python's re falls
 # back from a bitmap to a search, several times slower.
 _MARKS = range(0x300, 0x10000)
@@ -128,8 +128,9 @@ def read_pageviews(
     """Reads a Wikimedia page view file, plain or .gz.
 
     A line is "domain_code page_title count_views total_response_size". Counted are the
-    Wikipedias (desktop and mobile) of `languages`; titles get spaces for underscores.
-    Pages of namespaces ("File:...", "Special:...") are no titles.
+    Wikipedias (desktop and mobile) of `languages`, which are codes of their domains;
+    titles get spaces for underscores. Pages in a namespace of the wiki ("File:Cat.jpg",
+    "User talk:...") are no titles; other titles with a colon are.
 
     Returns:
       Views by title for each of the languages, and the number of malformed lines.
@@ -145,7 +146,7 @@ def read_pageviews(
                 malformed += 1
             elif domain and domain[1] in views:
                 title = " ".join(unquote(parts[1]).replace("_", " ").split())
-                if _is_title(title):
+                if _is_title(title, domain[1]):
                     views[domain[1]][title] += int(parts[2])
     return views, malformed
 
@@ -185,8 +186,26 @@ def _ranked(scored: Iterable[tuple[str, float]]) -> Ranked:
     return ranked
 
 
-def _is_title(title: str) -> bool:
-    return any(map(str.isalnum, title)) and not _NAMESPACE.match(title)
+def _is_title(title: str, language: str) -> bool:
+    namespace, colon, _ = title.lstrip(": ").partition(":")
+    if colon and _folded(namespace) in _namespaces(language):
+        return False
+    return any(map(str.isalnum, title))
+
+
+@cache
+def _namespaces(language: str) -> frozenset[str]:
+    """Returns the folded names of a Wikipedia's namespaces: its own and the shared."""
+    names: set[str] = set()
+    for line in _NAMESPACES.read_text("utf-8").splitlines():
+        code, _, listed = line.partition("\t")
+        if code in ("*", language.replace("_", "-")):
+            names.update(map(_folded, listed.split("|")))
+    return frozenset(names)
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip().casefold()
 
 
 @cache

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from urllib.parse import quote
 
 import pytest
 
@@ -96,6 +97,77 @@ def test_pageviews_of_wanted_wikipedias_are_summed_and_the_rest_left(tmp_path, n
         "it": {},
     }
     assert malformed == 3
+
+
+def views_of(tmp_path, lines, languages):
+    path = tmp_path / "views.txt"
+    path.write_text("".join(f"{line} 1 0\n" for line in lines))
+    views, malformed = wikipedia.read_pageviews(path, languages=languages)
+    assert malformed == 0
+    return views
+
+
+TITLES = {
+    "en": ("3:10 to Yuma (2007 film)", "Nier:Automata", "Re:Zero", "UTC+03:00",
+           "Alien: Covenant", "Mission: Impossible", "2:22 (2017 film)", "ISO 639:a",
+           "Talking Heads: Live", "Users: The Film", "Diskussion:x", "C:x"),
+    "de": ("2001: Odyssee", "ISO 639:a", "Talkshow: Die", "Portale: x"),
+    "ja": ("Re:ゼロから始める異世界生活", "ドラえもん: のび太"),
+    "zh": ("Re:從零開始", "3:10到尤馬"),
+    "no-such-wiki": ("Re:Zero", "Diskussion:x"),
+}  # fmt: skip
+OTHERS = {
+    "en": ("User talk:Someone", "Template talk:Infobox", "Wikipedia talk:Manual",
+           "File:Cat.jpg", "Special:Search", "Talk:Cat", "Project:Village pump",
+           "WP:NPOV", "Image:Cat.jpg", "Draft:X", "Draft talk:X", "Portal talk:X",
+           "Category talk:X", "MOS:X", "Help:X", "Module:X", "MediaWiki:X",
+           "talk:cat", "USER:x", ":Category:Cats", "User : x", "Talk: A: B"),
+    "de": ("Benutzer:X", "Benutzerin Diskussion:X", "Datei:X", "Bild:X", "Vorlage:X",
+           "Spezial:Suche", "Hilfe Diskussion:X", "BD:X", "User:X", "Talk:X"),
+    "fr": ("Utilisateur:X", "Discussion utilisatrice:X", "Wikipédia:Accueil",
+           "Discussion Projet:X", "Portail:X", "Fichier:X", "Special:Search"),
+    "ru": ("Участник:X", "Обсуждение участницы:X", "Служебная:Поиск", "Файл:X",
+           "Обсуждение Википедии:X", "Википедия:X", "вп:x", "Портал:X"),
+    "ja": ("利用者‐会話:X", "特別:検索", "ノート:X", "ファイル:X", "Portal‐ノート:X"),
+    "zh": ("用户讨论:X", "使用者討論:X", "维基百科:X", "維基百科討論:X", "特殊:搜索"),
+    "es": ("Usuaria discusión:X", "Especial:Buscar", "Wikiproyecto:X", "Discusión:X"),
+    "pl": ("Wikipedystka:X", "Dyskusja wikipedysty:X", "Plik:X"),
+    "ar": ("مستخدم:X", "نقاش:X", "خاص:بحث"),
+    "no-such-wiki": ("User talk:X", "Special:X"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_a_colon_parts_a_namespace_from_a_title_only_if_the_wiki_has_it(
+    tmp_path, language
+):
+    titles = TITLES.get(language, ())
+    forms = (
+        lambda title: title.replace(" ", "_"),
+        lambda title: quote(title.replace(" ", "_")),
+        lambda title: quote(title),
+    )
+    for form in forms:
+        lines = [f"{language} {form(title)}" for title in (*titles, *OTHERS[language])]
+        views = views_of(tmp_path, lines, [language])
+        assert set(views[language]) == set(titles)
+
+
+def test_every_namespace_of_every_wiki_is_known_in_any_letter_case(tmp_path):
+    table = wikipedia._NAMESPACES.read_text("utf-8").splitlines()
+    names = dict(line.split("\t") for line in table if not line.startswith("#"))
+    shared = names.pop("*").split("|")
+    assert len(names) > 300 and "Template talk" in shared
+    wanted = {}
+    lines = []
+    for code, listed in names.items():
+        wanted[code] = {f"{name}x:Kept" for name in listed.split("|")}
+        for name in (*listed.split("|"), *shared):
+            cased = (name, name.lower(), name.upper() if name.isascii() else name)
+            lines += [f"{code} {form.replace(' ', '_')}:Lost" for form in cased]
+        lines += [f"{code} {kept.replace(' ', '_')}" for kept in wanted[code]]
+    views = views_of(tmp_path, lines, names)
+    assert views == {code: dict.fromkeys(kept, 1) for code, kept in wanted.items()}
 
 
 def test_an_entry_belongs_to_its_first_source_and_caps_count_new_entries():
