@@ -78,7 +78,7 @@ def fetch_settings(port, hosts=("images.example",)):
         "host_map": dict.fromkeys(hosts, f"127.0.0.1:{port}"),
         "concurrency": 16,
         "per_host": 16,
-        "timeout_seconds": 5.0,
+        "timeout_seconds": 60.0,
         "max_bytes": 4000,
         "max_held_bytes": 1 << 20,
         "retries": 0,

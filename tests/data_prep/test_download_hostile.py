@@ -114,11 +114,11 @@ def pieces(seed, draw_reply=reply):
     if end < 0.1:
         raise ConnectionResetError
     if end < 0.15:
-        time.sleep(1)
+        time.sleep(4)  # longer than anybody waits
 
 
 def check(urls, port, caplog):
-    settings = fetch_settings(port) | {"timeout_seconds": 0.6, "per_host": 64}
+    settings = fetch_settings(port) | {"timeout_seconds": 2.0, "per_host": 64}
     settings |= {"concurrency": 64, "max_bytes": 1 << 20, "max_held_bytes": 1 << 26}
     found = sorted(download.fetch(urls, **settings))
     assert [result.position for result in found] == list(range(len(urls)))
@@ -130,7 +130,7 @@ def check(urls, port, caplog):
 
 
 @pytest.mark.parametrize(
-    "count", [600, pytest.param(60_000, marks=pytest.mark.slow)], ids=["some", "many"]
+    "count", [600, pytest.param(20_000, marks=pytest.mark.slow)], ids=["some", "many"]
 )
 def test_any_answer_has_a_status(count, caplog):
     with serving(lambda target: pieces(target)) as (port, _):
