@@ -78,9 +78,9 @@ def fetch(
     per_host: int,
     timeout_seconds: float,
     max_bytes: int,
-    max_held_bytes: int,
     retries: int,
     user_agent: str,
+    max_held_bytes: int | None = None,
     backoff_seconds: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Fetched]:
@@ -100,9 +100,10 @@ def fetch(
       per_host: requests in flight to one host (redirects are not counted).
       timeout_seconds: for one attempt in all, redirects and body included.
       max_bytes: of a body, after decompression.
-      max_held_bytes: of all bodies at any time; at least 2 * `max_bytes`.
       retries: further attempts after a busy server (429, 5xx) or a lost connection.
       user_agent: the User-Agent header.
+      max_held_bytes: of all bodies at any time; at least 2 * `max_bytes`. None: as much
+        as 2 * `concurrency` bodies can take up.
       backoff_seconds: wait before the first retry; it doubles each time, up to a
         minute. A server's Retry-After counts where it asks for more, up to a minute.
       progress: called with (results so far, all URLs) at each result.
@@ -117,6 +118,8 @@ def fetch(
       ValueError: `max_held_bytes` is less than 2 * `max_bytes`.
       RuntimeError: this machine ran out of files or memory for sockets.
     """
+    if max_held_bytes is None:
+        max_held_bytes = (2 * concurrency + 1) * max_bytes
     if max_held_bytes < 2 * max_bytes:
         raise ValueError(
             f"wanted max_held_bytes of at least 2 * max_bytes ({2 * max_bytes}), got "
