@@ -25,7 +25,7 @@ _PLAIN_SCANS = 20
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_FRAME = 12  # bytes of a chunk beside its payload
-_PNG_USED = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"iCCP")
+_PNG_USED = (b"IHDR", b"PLTE", b"tRNS", b"iCCP")  # before the pixels
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _PNG_TRANSPARENCY = {0: (2, 2), 2: (6, 6), 3: (1, 256)}  # its bytes, by colour type
 _PNG_PALETTE = 3
@@ -111,7 +111,7 @@ def _strip_png(data: bytes) -> Stripped:
                 pixels.append(data[start:end])
         elif kind == b"IEND":
             ended = True
-        elif kind in _PNG_USED and not pixels:
+        elif kind == b"eXIf" or kind in _PNG_USED and not pixels:
             checksum = zlib.crc32(data[start + 4 : end - 4]).to_bytes(4, "big")
             if data[end - 4 : end] == checksum:
                 chunks.setdefault(kind, data[start:end])

@@ -130,6 +130,21 @@ def test_orientation_and_profile_are_taken_out(kind):
         assert containers.strip(whole)[:4] == (kind, found.data, 1, profile())
 
 
+def test_exif_of_a_png_may_follow_its_pixels():
+    tag = chunk(b"eXIf", EXIF.tobytes()[6:])
+    found = strip(PNG[:-12] + tag + PNG[-12:])
+    assert (found.orientation, found.data) == (6, PNG)
+
+
+def test_of_several_pictures_in_a_jpeg_the_first_is_left():
+    more = [PICTURE.rotate(90), PICTURE.rotate(180)]
+    data = encode("MPO", save_all=True, append_images=more, exif=EXIF)
+    assert Image.open(io.BytesIO(data)).n_frames == 3
+    found = strip(data)
+    assert (found.kind, found.orientation, found.plain) == ("JPEG", 6, True)
+    assert found.data == containers.strip(encode("JPEG")).data
+
+
 def webp(*chunks):
     body = b"WEBP" + b"".join(
         kind + struct.pack("<I", len(payload)) + payload + b"\0" * (len(payload) % 2)

@@ -263,9 +263,10 @@ PNG = encoded(natural(64, 64), "PNG")
     ],
 )
 def test_broken_input_has_a_reason(data, reason):
-    with pytest.raises(images.UndecodableImage) as caught:
-        images.decode_train(data, size=16, key=0)
-    assert caught.value.reason == reason
+    for decode in (partial(images.decode_train, key=0), images.decode_eval):
+        with pytest.raises(images.UndecodableImage) as caught:
+            decode(data, size=16)
+        assert caught.value.reason == reason
 
 
 @pytest.mark.parametrize("progressive", [False, True])
