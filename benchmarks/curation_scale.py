@@ -115,6 +115,7 @@ def candidates(
                         "text": texts,
                         "text_source": ["alt"] * n,
                         "language": ["en"] * n,
+                        "page_language": [""] * n,
                     },
                     schema.CANDIDATES,
                 )
@@ -141,9 +142,9 @@ def run_once(count: int) -> dict[str, Any]:
     Matcher(["a"]).match(["a"])
     heard = language.Lid176()
 
-    def identify(texts: Any, /, *, min_probability: float = 0.0) -> list[str]:
+    def identify(texts: Any, /, *, expected: Any) -> list[str]:
         # Generated words belong to no language: the answer is not used, its cost is.
-        timed(seconds, "language", lambda: heard(texts))
+        timed(seconds, "language", lambda: heard(texts, expected=expected))
         return ["en"] * len(texts)
 
     partitions = max(1, round(count / _TEXTS_PER_IMAGE / _IMAGES_PER_PARTITION))
@@ -269,6 +270,7 @@ def parse_rate() -> tuple[float, float]:
         )
     size = sum(len(answer.body) for answer in answers)
     limits = curation_config.curate().pages.to_dict()
+    limits["identify"] = language.Lid176()
     max_page_bytes = limits.pop("max_page_bytes")
     texts = rounds = 0
     with tempfile.TemporaryDirectory() as folder:

@@ -99,7 +99,10 @@ def count_pages(
     counts = {code: wikipedia.NgramCounts() for code in languages}
     for text in _page_texts(paths, max_page_bytes, max_tree_bytes, read):
         (code,) = language.resolve(
-            [text.text[:_IDENTIFIED_CHARS]], [text.language], identify
+            [text.text[:_IDENTIFIED_CHARS]],
+            declared=[text.language],
+            identified=[""],
+            identify=identify,
         )
         if code in counts:
             read["pages"] += 1

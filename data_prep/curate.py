@@ -174,7 +174,9 @@ def match(run: Run) -> Pool:
     config = run.config
     if files.finished(folder, run.match_inputs) is None:
         files.claim(folder, run.match_inputs)
-        parse = matching.ParseWarc(**config.pages.to_dict())
+        parse = matching.ParseWarc(
+            **config.pages.to_dict(), identifier=config.language.identifier
+        )
         find = matching.Match(
             build_matchers(run),
             n,

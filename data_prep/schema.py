@@ -16,13 +16,15 @@ CANDIDATES = pa.schema(
         ("text", pa.string()),
         ("text_source", pa.string()),  # alt, title, data-image-title, figcaption
         ("language", pa.string()),  # declared by the page, "" where it is not
+        # Identified from the page's text where it declares none that is known, or "".
+        ("page_language", pa.string()),
     ]
 )
 
-# A candidate that met its metadata. `language` is now the identified one.
+# A candidate that met its metadata. `language` is now that of the text.
 MATCHES = pa.schema(
     [
-        *CANDIDATES,
+        *(field for field in CANDIDATES if field.name != "page_language"),
         ("metadata", pa.string()),  # code of the metadata it was matched with
         ("entry_ids", pa.list_(pa.int32())),  # ascending, unique
     ]

@@ -83,7 +83,10 @@ def _with_language(
 ) -> pa.Table:
     """Sets `language`; sets `metadata` to its code, or drops rows that have none."""
     languages = language.resolve(
-        table["text"].to_pylist(), table["language"].to_pylist(), identify
+        table["text"].to_pylist(),
+        declared=table["language"].to_pylist(),
+        identified=table["page_language"].to_pylist(),
+        identify=identify,
     )
     codes = {
         code: language.metadata_code(code, set(available)) for code in set(languages)
@@ -91,6 +94,7 @@ def _with_language(
     wanted = [codes[code] for code in languages]
     at = table.column_names.index("language")
     table = table.set_column(at, "language", pa.array(languages, pa.string()))
+    table = table.drop_columns("page_language")
     if "metadata" not in table.column_names:
         table = table.append_column("metadata", pa.array(wanted, pa.string()))
     kept = [code is not None for code in wanted]

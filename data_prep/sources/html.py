@@ -6,6 +6,7 @@ are bounded, and what the bounds cut off is counted. No page ends a run: one tha
 be read, for whatever reason, is a LostPage.
 """
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ import pyarrow as pa
 from absl import logging
 from selectolax.lexbor import LexborDocumentOptions, LexborHTMLParser, LexborNode
 
-from data_prep import schema
+from data_prep import language, schema
 from data_prep.sources import charset, image_urls, tree_cost
 from data_prep.sources.warc import LostPage, Page
 from metaclip_jax.data import records
@@ -27,6 +28,7 @@ _LANGUAGE = re.compile(r"([a-z]{2,3})(?:[-_]|$)", re.I)
 _UNWANTED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]+")
 _FIGURE_LEVELS = 8  # how far above an image or caption its <figure> may be
 _PICTURE_SOURCES = 16  # <source>s of an image
+_SAID_CHARS = 500  # of a page's text, to know its language by
 _CAPTION_NODES = 250  # nodes read of one caption
 # A <select> with <selectedcontent> would be copied once for each of its options.
 _AS_WRITTEN = LexborDocumentOptions.WO_EVENTS
@@ -48,7 +50,7 @@ class PageText:
     language: str  # as declared, "" where it is not
 
 
-# image URL, page URL, text, text source, language
+# image URL, page URL, text, text source, declared language
 _Row = tuple[str, str, str, str, str]
 _Read = TypeVar("_Read")
 
@@ -60,6 +62,7 @@ def parse_page(
     max_text_chars: int,
     max_url_chars: int,
     max_tree_bytes: int,
+    identify: language.LanguageIdentifier,
 ) -> tuple[pa.RecordBatch, Counter] | LostPage:
     """Returns the CANDIDATES of a page, and how many texts were dropped by reason.
 
@@ -67,7 +70,10 @@ def parse_page(
     any counts as one empty text. So texts found = rows + drops.
 
     Reasons: empty_text, text_too_long, too_many_texts (all beyond the bound, empty ones
-    too), and those of `image_urls.find`. Those of a LostPage: see `_tree`.
+    too), and those of `image_urls.find`. Those of a LostPage: see `_read`.
+
+    Where the page declares no language for some of its texts, `identify` is asked once,
+    for that of the page.
     """
     parsed = _read(
         page,
@@ -78,10 +84,12 @@ def parse_page(
     )
     if isinstance(parsed, LostPage):
         return parsed
-    rows, drops = parsed
-    urls, *others = zip(*rows, strict=True) if rows else [()] * 5
+    rows, drops, said = parsed
+    of_page = language.of_page(said, identify) if said else ""
+    urls, *others, declared = zip(*rows, strict=True) if rows else [()] * 5
     image_ids = {url: records.image_id(url) for url in dict.fromkeys(urls)}
-    columns = ([image_ids[url] for url in urls], urls, *others)
+    identified = ["" if language.known(code) else of_page for code in declared]
+    columns = ([image_ids[url] for url in urls], urls, *others, declared, identified)
     named = dict(zip(schema.CANDIDATES.names, columns, strict=True))
     return schema.from_columns(named, schema.CANDIDATES), drops
 
@@ -165,13 +173,16 @@ def _parse(
     max_texts_per_page: int,
     max_text_chars: int,
     max_url_chars: int,
-) -> tuple[list[_Row], Counter]:
-    """Returns the rows of one page and its drops."""
+) -> tuple[list[_Row], Counter, str]:
+    """Returns the rows of one page, its drops, and what to know its language by.
+
+    The last is "" where all rows have a declared language.
+    """
     drops: Counter = Counter()
     rows: list[_Row] = []
     images = tree.tags("img")
     if not images:
-        return rows, drops
+        return rows, drops, ""
     base = image_urls.base_of(page_url, _base_href(tree))
     languages = _Languages(tree)
     captions = _captions(tree, images, max_text_chars)
@@ -192,12 +203,28 @@ def _parse(
         if not url:
             drops[reason] += len(kept)
             continue
-        language = languages.of(image)
-        rows += [(url, page_url, text, source, language) for source, text in kept]
+        declared = languages.of(image)
+        rows += [(url, page_url, text, source, declared) for source, text in kept]
     if len(rows) > max_texts_per_page:
         drops["too_many_texts"] += len(rows) - max_texts_per_page
         del rows[max_texts_per_page:]
-    return rows, drops
+    if all(language.known(declared) for *_, declared in rows):
+        return rows, drops, ""
+    return rows, drops, _said(tree, [text for _, _, text, _, _ in rows])
+
+
+def _said(tree: LexborHTMLParser, texts: Sequence[str]) -> str:
+    """Returns the beginning of what a page says: title, text, texts of its images."""
+    title = tree.css_first("head > title")
+    parts = [] if title is None else [clean(title.text())]
+    body = tree.body
+    chars = 0
+    for part in itertools.chain(() if body is None else _visible(body), texts):
+        if chars >= _SAID_CHARS:
+            break
+        parts.append(clean(part[:_SAID_CHARS]))
+        chars += len(parts[-1])
+    return " ".join(filter(None, parts))[:_SAID_CHARS]
 
 
 def _usable(

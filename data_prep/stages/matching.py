@@ -38,7 +38,9 @@ class ParseWarc(beam.DoFn):
         max_text_chars: int,
         max_url_chars: int,
         max_tree_bytes: int,
+        identifier: str,
     ) -> None:
+        self._identifier = identifier
         self._max_page_bytes = max_page_bytes
         self._limits = {
             "max_texts_per_page": max_texts_per_page,
@@ -50,6 +52,8 @@ class ParseWarc(beam.DoFn):
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Yields batches of candidates, and the flow of files, pages and texts."""
         (path,) = element["value"].to_pylist()
+        with _LOADING:
+            identify = _identifier(self._identifier)
         lost_files: Counter = Counter()
         lost_pages: Counter = Counter()
         lost_texts: Counter = Counter()
@@ -62,7 +66,7 @@ class ParseWarc(beam.DoFn):
             if isinstance(page, warc.LostPage):
                 lost_pages[page.reason] += 1
                 continue
-            parsed = html.parse_page(page, **self._limits)
+            parsed = html.parse_page(page, **self._limits, identify=identify)
             if isinstance(parsed, warc.LostPage):
                 lost_pages[parsed.reason] += 1
                 continue

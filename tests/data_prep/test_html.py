@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_prep import schema
+from data_prep import language, schema
 from data_prep.sources import charset, html
 from data_prep.sources.warc import LostPage, Page
 from metaclip_jax.data import records
@@ -13,6 +13,7 @@ LIMITS = {
     "max_text_chars": 50,
     "max_url_chars": 200,
     "max_tree_bytes": TREE,
+    "identify": language.Lid176(),
 }
 PAGE_URL = "https://site.example/dir/page.html"
 
@@ -210,6 +211,62 @@ def test_cleaning_removes_lone_surrogates():
 )
 def test_the_nearest_declared_language_counts(markup, language):
     assert rows(markup.format("src=a.jpg alt=x"), "language") == [(language,)]
+
+
+WORDS = "We sell small brown dogs that play in the snow."
+
+
+class Hearing:
+    """An identifier that hears one language in all, and notes what it is asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, texts, /, *, expected):
+        self.asked += texts
+        return ["de"] * len(texts)
+
+
+@pytest.mark.parametrize(
+    ("markup", "asked", "languages"),
+    [
+        ("{words}<img {}>", [f"{WORDS} x"], [("", "de")]),
+        (
+            "<title>Our shop</title><p>{words}<script>a</script><img {}>",
+            [f"Our shop {WORDS} x"],
+            [("", "de")],
+        ),
+        (
+            f"<img src=a.jpg alt='{WORDS[:19]}'><img src=b.jpg title='{WORDS[20:]}'>",
+            [f"{WORDS[:19]} {WORDS[20:]}"],
+            [("", "de")] * 2,
+        ),
+        ("<html lang=not-known>{words}<img {}>", [f"{WORDS} x"], [("not", "de")]),
+        (
+            "<p lang=fr><img {}></p>{words}<img {}>",
+            [f"{WORDS} x x"],
+            [("fr", ""), ("", "de")],
+        ),
+        ("<html lang=fr>{words}<img {}>", [], [("fr", "")]),
+        ("{words}", [], []),  # nothing to know the language for
+        ("{words}<img src=a.jpg>", [], []),
+        ("too few<img {}>", [], [("", "")]),
+    ],
+)
+def test_a_page_that_declares_no_language_is_identified_once(markup, asked, languages):
+    hearing = Hearing()
+    filled = markup.replace("{words}", WORDS).replace("{}", "src=a.jpg alt=x")
+    batch, _ = html.parse_page(page(filled), **LIMITS | {"identify": hearing})
+    assert hearing.asked == asked
+    found = batch.select(["language", "page_language"]).to_pylist()
+    assert [tuple(row.values()) for row in found] == languages
+
+
+def test_the_beginning_of_a_page_is_enough_to_know_its_language():
+    hearing = Hearing()
+    markup = "<img src=a.jpg alt=x>" + f"<p>{WORDS}" * 1_000
+    html.parse_page(page(markup), **LIMITS | {"identify": hearing})
+    assert [len(text) for text in hearing.asked] == [500]
 
 
 CYRILLIC = "Красное яблоко"

@@ -15,7 +15,7 @@ HEAD = (("Content-Type", "text/html"), ("Date", "Thu, 01 Jan 2026 00:00:00 GMT")
 @pytest.fixture
 def parse(tmp_path):
     """Writes one page for each body; returns the batches and the flow of the stage."""
-    stage = matching.ParseWarc(**config.curate().pages.to_dict())
+    stage = matching.ParseWarc(**config.curate().pages.to_dict(), identifier="lid176")
 
     def run(*bodies):
         path = tmp_path / "x.warc.gz"

@@ -18,6 +18,7 @@ from fastwarc.warc import ArchiveIterator, WarcRecordType
 from PIL import Image
 from selectolax.lexbor import LexborHTMLParser
 
+from data_prep import language
 from data_prep.sample_web import (
     crawl,
     draws,
@@ -123,6 +124,7 @@ def candidates_of(site):
         "max_text_chars": 2_000,
         "max_url_chars": 2_048,
         "max_tree_bytes": TREE,
+        "identify": language.Lid176(),
     }
     rows, drops = [], Counter()
     for page in pages_of(site):

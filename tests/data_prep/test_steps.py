@@ -21,13 +21,14 @@ def candidates(texts, languages=None):
         "text": texts,
         "text_source": ["alt"] * n,
         "language": languages or ["en"] * n,
+        "page_language": [""] * n,
     }
     return schema.from_columns(columns, schema.CANDIDATES)
 
 
 def says(code):
     """A language identifier that hears one language in everything."""
-    return lambda texts, min_probability=0.0: [code] * len(texts)
+    return lambda texts, expected: [code] * len(texts)
 
 
 def match(texts, matchers, languages=None, identify=None):
@@ -51,6 +52,18 @@ def test_with_several_metadata_the_language_decides():
     found = {row["text"]: row["metadata"] for row in matches.to_pylist()}
     assert found == {"the cat": "en", "der Hund": "de"}
     assert +drops == {"no_match": 1, "other_language": 1}
+
+
+def test_a_text_is_expected_to_be_in_the_language_of_its_page():
+    batch = candidates(["the cat", "the dog"], ["", "en"])
+    at = batch.schema.get_field_index("page_language")
+    batch = batch.set_column(at, batch.schema.field(at), pa.array(["de", ""]))
+    matchers = {"de": Matcher(ENTRIES), "en": Matcher(ENTRIES)}
+    matches, _ = steps.match(
+        batch, matchers=matchers, identify=lambda texts, expected: expected
+    )
+    assert matches["metadata"].to_pylist() == ["de", "en"]
+    assert matches["language"].to_pylist() == ["de", "en"]
 
 
 def test_a_batch_of_no_rows_stays_typed():
