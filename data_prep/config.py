@@ -110,6 +110,9 @@ def curate() -> ConfigDict:
                 "max_side": 512,  # pixels; larger images are scaled down to it
                 "max_aspect": 4.0,  # longer side / shorter side
                 "max_pixels": 50_000_000,  # before scaling; a bomb above it
+                # Texts that an image takes over from other addresses with the same
+                # bytes; placeholders have a million.
+                "max_moved_texts": 1_000,
             },
         }
     )
@@ -211,6 +214,7 @@ CURATE_RANGES: dict[str, Range] = {
     "images.max_side": Range(int, least=1, most=65_500),  # JPEG holds no more
     "images.max_aspect": Range(float, least=1),
     "images.max_pixels": _COUNT,
+    "images.max_moved_texts": _COUNT_OR_NONE,
 }
 
 

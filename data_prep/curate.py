@@ -235,12 +235,14 @@ def build_matchers(run: Run) -> dict[str, str]:
     return paths
 
 
-def fill_empty_parts(folder: str, partitions: int, of: pa.Schema, stage: str) -> None:
+def fill_empty_parts(
+    folder: str, partitions: int, of: pa.Schema, stage: str, suffix: str = "parquet"
+) -> None:
     """Writes the parts into which no image fell, so that every partition has one."""
     there = {p.name for p in files.path(folder).iterdir()}
     flow = drops.flow(stage, entered=0, left=0, drops={})
     for i in range(partitions):
-        part = parts.name(i, partitions)
+        part = parts.name(i, partitions, suffix)
         if part not in there:
             parts.write(folder, part, of.empty_table(), flow)
 
@@ -266,6 +268,8 @@ def download(
     if files.finished(folder, run.inputs) is None:
         fetch = run.config.download.to_dict()
         fetch["host_map"] = addresses.read_host_map(fetch["host_map"])
+        screen = run.config.images.to_dict()
+        most = screen.pop("max_moved_texts")
         draws = draw_arguments(run, thin)
         stage = images.Download(
             run.workdir,
@@ -274,7 +278,7 @@ def download(
             max_failed_share=fetch.pop("max_failed_share"),
             retry_failed=retry_failed,
             fetch=fetch,
-            screen=run.config.images.to_dict(),
+            screen=screen,
         )
         files.claim(folder, run.inputs)
         with (
@@ -296,14 +300,26 @@ def download(
                 | "key by partition" >> beam.ParDo(images.KeyByPartition(n))
                 | "by partition" >> beam.GroupByKey()
                 | "image dedup"
-                >> tagged(images.WriteImages(run.workdir, n, draws=draws))
+                >> tagged(
+                    images.WriteImages(run.workdir, n, draws=draws),
+                    "accepted",
+                    main=tuple[int, pa.RecordBatch],
+                )
             )
-            flow = (fetched.flow, written.flow) | "flows" >> beam.Flatten()
+            merged = (
+                written.main
+                | "by kept image" >> beam.GroupByKey()
+                | "merge texts"
+                >> tagged(images.MergeTexts(run.workdir, n, draws=draws, most=most))
+            )
+            flow = (fetched.flow, written.flow, merged.flow) | "flows" >> beam.Flatten()
+            accepted = (written.accepted, merged.main) | "draws" >> beam.Flatten()
             sums.write_sum(flow, schema.FLOW, folder, "flow.parquet")
-            sums.write_sum(written.main, schema.COUNTS, folder, "accepted.parquet")
+            sums.write_sum(accepted, schema.COUNTS, folder, "accepted.parquet")
             sums.write_sum(fetched.outcomes, schema.TALLIES, folder, outcomes.PART)
         outcomes.check(folder, run.config.download.max_failed_share)
         fill_empty_parts(folder, n, schema.IMAGES, "image_dedup")
+        fill_empty_parts(folder, n, schema.MOVED, "image_dedup", images.MOVED_SUFFIX)
         files.write_manifest(folder, inputs=run.inputs)
     return steps.to_vectors(sums.read_sum(folder, "accepted.parquet"), run.sizes)
 

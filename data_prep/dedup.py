@@ -1,7 +1,13 @@
 """Exact duplicates: of (image, text) rows, and of images with the same bytes."""
 
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from data_prep import schema
 
 
 def sort_and_drop_repeats(table: pa.Table) -> pa.Table:
@@ -27,7 +33,8 @@ def repeated_images(images: pa.Table) -> pa.Table:
     """Returns the rows of an IMAGES table whose bytes belong to a smaller image_id.
 
     Only rows with status "ok" are compared, by sha256. The row with the smallest
-    image_id of each group is not returned: it stays.
+    image_id of each group is not returned: it stays, and the others name it in
+    `kept_as`. Their status is "repeated_image".
     """
     ok = images.filter(pc.equal(images["status"], "ok")).sort_by(
         [("sha256", "ascending"), ("image_id", "ascending")]
@@ -35,6 +42,67 @@ def repeated_images(images: pa.Table) -> pa.Table:
     ok = ok.combine_chunks()
     if ok.num_rows == 0:
         return ok
-    digests = ok["sha256"].combine_chunks()
-    again = pc.equal(digests[1:], digests[:-1])
-    return ok.filter(pa.concat_arrays([pa.array([False]), again]))
+    ids, digests = (ok[k].combine_chunks() for k in ("image_id", "sha256"))
+    again = pc.equal(digests[1:], digests[:-1]).to_numpy(zero_copy_only=False)
+    first = np.append(True, ~again)
+    # Of each row, the first row of its group.
+    start = np.maximum.accumulate(np.where(first, np.arange(len(first)), 0))
+    columns = {
+        "kept_as": ids.take(pa.array(start)),
+        "status": pa.array(["repeated_image"] * len(first), pa.string()),
+    }
+    for name, values in columns.items():
+        ok = ok.set_column(ok.column_names.index(name), name, values)
+    return ok.filter(pa.array(~first))
+
+
+def moved_texts(
+    moved: pa.Table, own: pa.Table, *, most: int
+) -> tuple[pa.Table, Counter]:
+    """Returns which texts of repeated images the kept images take over.
+
+    Args:
+      moved: MOVED rows.
+      own: MATCHES rows of the kept images themselves.
+      most: the most texts that an image takes over.
+
+    Returns:
+      MOVED rows with unique (kept_as, text), none of them in `own`, sorted; of equal
+      ones that of the smallest image_id. And a Counter of what was dropped.
+    """
+    order = ["kept_as", "image_id", "text"]
+    moved = moved.sort_by([(k, "ascending") for k in order])
+    seen = set(_pairs(own, "image_id"))
+    taken: Counter = Counter()
+    lost: Counter = Counter()
+    keep = []
+    for pair in _pairs(moved, "kept_as"):
+        image_id, _ = pair
+        repeated, full = pair in seen, taken[image_id] == most
+        if repeated or full:
+            lost["repeated_pair" if repeated else "too_many_texts"] += 1
+        else:
+            taken[image_id] += 1
+        keep.append(not (repeated or full))
+        seen.add(pair)
+    return moved.filter(pa.array(keep, pa.bool_())), lost
+
+
+def _pairs(rows: pa.Table, image: str) -> Iterator[tuple[str, str]]:
+    return zip(rows[image].to_pylist(), rows["text"].to_pylist(), strict=True)
+
+
+def with_moved(own: pa.Table, moved: pa.Table) -> pa.Table:
+    """Returns MATCHES rows of kept images and the texts they take over, as MOVED.
+
+    `image_id` still names the address that a text comes from: it is drawn as a text of
+    that one.
+    """
+    return pa.concat_tables([own.append_column("kept_as", own["image_id"]), moved])
+
+
+def by_kept_image(rows: pa.Table) -> pa.Table:
+    """Returns MOVED rows as MATCHES of the kept images, sorted by image_id and text."""
+    rows = rows.sort_by([("kept_as", "ascending"), ("text", "ascending")])
+    at = rows.column_names.index("image_id")
+    return rows.set_column(at, "image_id", rows["kept_as"]).select(schema.MATCHES.names)

@@ -30,7 +30,8 @@ MATCHES = pa.schema(
     ]
 )
 
-# One row per image after the download; `status` is "ok" or the drop reason.
+# One row per image after the download; `status` is "ok", "repeated_image" (the bytes
+# of another image) or the drop reason.
 IMAGES = pa.schema(
     [
         ("image_id", pa.string()),
@@ -41,8 +42,13 @@ IMAGES = pa.schema(
         ("fingerprint", pa.uint64()),  # perceptual, images.fingerprint
         ("width", pa.int32()),
         ("height", pa.int32()),
+        # Of a repeated image, the image with the same bytes that is kept; else "".
+        ("kept_as", pa.string()),
     ]
 )
+
+# Matches of repeated images, on their way to the images that are kept.
+MOVED = pa.schema([*MATCHES, IMAGES.field("kept_as")])
 
 # How many matches each entry has; sparse, one row per entry that has any.
 COUNTS = pa.schema(

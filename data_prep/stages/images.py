@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Literal
 
 import apache_beam as beam
 import numpy as np
@@ -20,6 +21,7 @@ from data_prep.images import download, failures, inspect
 from data_prep.stages.matching import by_partition
 
 Tagged = beam.pvalue.TaggedOutput
+MOVED_SUFFIX = "moved.parquet"  # of the names of parts with MOVED rows
 
 
 class Download(beam.DoFn):
@@ -144,6 +146,7 @@ def download_and_screen(
         "fingerprint": [0] * n,
         "width": [0] * n,
         "height": [0] * n,
+        "kept_as": [""] * n,
         "stage": ["download"] * n,
         "position": [-1] * n,
     }
@@ -215,12 +218,8 @@ class FindRepeated(beam.DoFn):
     ) -> Iterator[pa.RecordBatch]:
         """Yields those rows with their new status."""
         _, batches = element
-        repeated = dedup.repeated_images(
-            pa.Table.from_batches(batches, schema=schema.IMAGES)
-        )
-        status = pa.array(["repeated_image"] * repeated.num_rows, pa.string())
-        at = repeated.column_names.index("status")
-        yield schema.one_batch(repeated.set_column(at, "status", status))
+        images = pa.Table.from_batches(batches, schema=schema.IMAGES)
+        yield schema.one_batch(dedup.repeated_images(images))
 
 
 class KeyByPartition(beam.DoFn):
@@ -235,10 +234,11 @@ class KeyByPartition(beam.DoFn):
 
 
 class WriteImages(beam.DoFn):
-    """(partition, IMAGES batches) -> the final status of each image; survivors' COUNTS.
+    """(partition, IMAGES batches) -> the final status of each image.
 
     The batches hold every image of the partition once, and the repeated ones a
-    second time with their new status.
+    second time with their new status. Yields the texts of the repeated ones for the
+    partitions of the images that are kept, and COUNTS of the survivors.
     """
 
     def __init__(self, workdir: str, partitions: int, *, draws: Mapping) -> None:
@@ -247,8 +247,10 @@ class WriteImages(beam.DoFn):
 
     def process(
         self, element: tuple[int, Iterable[pa.RecordBatch]]
-    ) -> Iterator[pa.RecordBatch]:
-        """Writes the part; yields the accepted draws of the surviving texts."""
+    ) -> Iterator[
+        tuple[int, pa.RecordBatch] | Tagged[Literal["flow", "accepted"], pa.RecordBatch]
+    ]:
+        """Writes the part; yields MOVED rows, and the survivors' accepted draws."""
         partition, batches = element
         part = parts.name(partition, self._partitions)
         table = pa.Table.from_batches(batches, schema=schema.IMAGES)
@@ -257,19 +259,79 @@ class WriteImages(beam.DoFn):
         images = pa.concat_tables([table.filter(pc.invert(again)), repeated])
         images = images.sort_by("image_id")
         ok = images.filter(pc.equal(images["status"], "ok"))
-        lost = pc.sum(repeated["texts"]).as_py() or 0
-        left = pc.sum(ok["texts"]).as_py() or 0
-        flow = drops.flow(
-            "image_dedup",
-            entered=left + lost,
-            left=left,
-            drops={"repeated_image": lost},
-        )
+        # Under v2 an image has one text, so it does not need those of its repeats.
+        moves = self._draws["rule"] != "v2"
+        flow = _dedup_flow(ok, repeated, moves=moves)
         parts.write(f"{self._workdir}/images", part, images, flow)
         yield Tagged("flow", flow)
         matches = parts.read(f"{self._workdir}/matches", part)
-        matches = matches.filter(
-            pc.is_in(matches["image_id"], ok["image_id"].combine_chunks())
+        kept, _ = steps.draw(matches, **self._draws)
+        thinned = matches.filter(pa.array(kept))
+        _, accepted = steps.draw(_texts_of(ok, thinned), **self._draws)
+        yield Tagged("accepted", accepted)
+        # Every partition with images writes its part of moved texts anew.
+        yield partition, schema.one_batch(schema.MOVED.empty_table())
+        if moves:
+            texts = _texts_of(repeated, thinned)
+            rows = pc.index_in(texts["image_id"], repeated["image_id"].combine_chunks())
+            moved = texts.append_column("kept_as", repeated["kept_as"].take(rows))
+            yield from by_partition(
+                schema.one_batch(moved), self._partitions, by="kept_as"
+            )
+
+
+def _dedup_flow(ok: pa.Table, repeated: pa.Table, *, moves: bool) -> pa.RecordBatch:
+    """What repeated images cost: their texts are moved, or lost."""
+    lost, left = (pc.sum(images["texts"]).as_py() or 0 for images in (repeated, ok))
+    texts = drops.flow(
+        "image_dedup",
+        entered=left if moves else left + lost,  # MergeTexts counts what is moved
+        left=left,
+        drops={} if moves else {"repeated_image": lost},
+    )
+    images = drops.flow(
+        "image_dedup",
+        unit="images",
+        entered=ok.num_rows + repeated.num_rows,
+        left=ok.num_rows,
+        drops={"repeated_image": repeated.num_rows},
+    )
+    return schema.sum_counts([texts, images], schema.FLOW)
+
+
+def _texts_of(images: pa.Table, matches: pa.Table) -> pa.Table:
+    ids = images["image_id"].combine_chunks()
+    return matches.filter(pc.is_in(matches["image_id"], ids))
+
+
+class MergeTexts(beam.DoFn):
+    """(partition, MOVED batches) -> what its images take over from their repeats."""
+
+    def __init__(
+        self, workdir: str, partitions: int, *, draws: Mapping, most: int
+    ) -> None:
+        self._workdir, self._partitions = workdir, partitions
+        self._draws, self._most = dict(draws), most
+
+    def process(
+        self, element: tuple[int, Iterable[pa.RecordBatch]]
+    ) -> Iterator[pa.RecordBatch]:
+        """Writes the part of new texts; yields their accepted draws."""
+        partition, batches = element
+        moved = pa.Table.from_batches(batches, schema=schema.MOVED)
+        own = parts.read(
+            f"{self._workdir}/matches", parts.name(partition, self._partitions)
         )
-        _, accepted = steps.draw(matches, **self._draws)
+        own = own.filter(pc.is_in(own["image_id"], pc.unique(moved["kept_as"])))
+        kept, _ = steps.draw(own, **self._draws)
+        new, lost = dedup.moved_texts(
+            moved, own.filter(pa.array(kept)), most=self._most
+        )
+        flow = drops.flow(
+            "image_dedup", entered=moved.num_rows, left=new.num_rows, drops=lost
+        )
+        part = parts.name(partition, self._partitions, MOVED_SUFFIX)
+        parts.write(f"{self._workdir}/images", part, new, flow)
+        yield Tagged("flow", flow)
+        _, accepted = steps.draw(new, **self._draws)
         yield accepted

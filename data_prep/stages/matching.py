@@ -171,10 +171,10 @@ _identifier = cache(language.load_identifier)
 
 
 def by_partition(
-    rows: pa.RecordBatch, partitions: int
+    rows: pa.RecordBatch, partitions: int, *, by: str = "image_id"
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yields (partition, its rows), ascending; rows have an image_id."""
-    numbers = parts.partition_of(rows["image_id"], partitions)
+    """Yields (partition, its rows), ascending, by the image id in the column `by`."""
+    numbers = parts.partition_of(rows[by], partitions)
     order = np.argsort(numbers, kind="stable")
     together, sorted_numbers = rows.take(pa.array(order)), numbers[order]
     for partition in np.unique(numbers).tolist():

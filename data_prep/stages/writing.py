@@ -11,12 +11,14 @@ import pyarrow.compute as pc
 
 from data_prep import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
+    dedup,
     drops,
     parts,
     schema,
     steps,
 )
 from data_prep.sinks import array_record as sink
+from data_prep.stages.images import MOVED_SUFFIX
 from metaclip_jax.data import records
 
 Tagged = beam.pvalue.TaggedOutput
@@ -47,9 +49,14 @@ class WriteShard(beam.DoFn):
         matches = matches.filter(
             pc.is_in(matches["image_id"], images["image_id"].combine_chunks())
         )
+        moved = parts.read(
+            f"{self._workdir}/images",
+            parts.name(partition, self._partitions, MOVED_SUFFIX),
+        )
+        texts = dedup.with_moved(matches, moved)
         # What thinning dropped is dropped here too: the same draws, a smaller p.
-        kept, accepted = steps.draw(matches, **self._draws)
-        balanced = matches.filter(pa.array(kept))
+        kept, accepted = steps.draw(texts, **self._draws)
+        balanced = dedup.by_kept_image(texts.filter(pa.array(kept)))
         left = images.filter(
             pc.is_in(images["image_id"], balanced["image_id"].combine_chunks())
         )
@@ -60,7 +67,7 @@ class WriteShard(beam.DoFn):
             facts = sink.write_shard(
                 path, steps.to_records(balanced, left, self._bodies(partition, left))
             )
-        entered = pc.sum(images["texts"]).as_py() or 0
+        entered = (pc.sum(images["texts"]).as_py() or 0) + moved.num_rows
         yield Tagged(
             "flow",
             drops.flow(

@@ -4,8 +4,7 @@ import pyarrow as pa
 import pytest
 import tensorflow_datasets as tfds
 
-from data_prep import config as config_lib
-from data_prep import curate, explain
+from data_prep import explain
 from data_prep.report import page
 from data_prep.stages import sums
 from metaclip_jax.data import records
@@ -39,35 +38,19 @@ def stage_before(stage):
     return dict(zip(sums.TEXT_STAGES[1:], sums.TEXT_STAGES, strict=False)).get(stage)
 
 
-def curated(folder, case):
-    """Runs curation in this process; returns its workdir and its dataset."""
-    alts, bodies, overrides, _ = CASES[case]
-    flags = tiny_web.write(folder, alts)
-    config = config_lib.curate()
-    config.name = "tiny"
-    config.warc = flags["config.warc"]
-    config.metadata = flags["config.metadata"]
-    config.partitions = PARTITIONS
-    config.download.retries = 0
-    config.update_from_flattened_dict(overrides)
-    with tiny_web.serve(bodies) as config.download.host_map:
-        run = curate.plan(config, f"{folder}/work", f"{folder}/dataset", [])
-        curate.go_on(run)
-    return folder / "work", folder / "dataset"
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_where_nothing_is_left_there_is_a_dataset_with_empty_shards(tmp_path, case):
-    workdir, folder = curated(tmp_path, case)
-    dataset = records.open_dataset(folder)  # counts the records of each shard
+    alts, bodies, overrides, stage = CASES[case]
+    overrides = {"partitions": PARTITIONS} | overrides
+    run = tiny_web.run(tmp_path, alts, bodies, **overrides)
+    dataset = records.open_dataset(run.output)  # counts the records of each shard
     assert len(dataset.shard_lengths) == PARTITIONS
     assert 0 in dataset.shard_lengths
     card = dataset.data_card
     funnel = {row["stage"]: row for row in card["funnel"] if row["unit"] == "texts"}
-    stage = CASES[case][-1]
     if stage is None:
         assert len(dataset) == funnel["balance"]["out"] == 1
-        source = tfds.builder_from_directory(str(folder)).as_data_source("train")
+        source = tfds.builder_from_directory(run.output).as_data_source("train")
         assert len(source) == 1
     else:
         assert len(dataset) == card["records"] == card["texts"] == 0
@@ -79,7 +62,7 @@ def test_where_nothing_is_left_there_is_a_dataset_with_empty_shards(tmp_path, ca
     ]
     assert rows == list(dataset.shard_lengths)
     # What reads these folders copes with them.
-    pool = explain.load(f"{workdir}/matches", f"{tmp_path}/metadata.json")
+    pool = explain.load(f"{run.workdir}/matches", f"{tmp_path}/metadata.json")
     size, _ = explain.expected(pool, {"en": 3})
     assert size.pool_texts == funnel["dedup"]["out"]
-    assert b"tiny" in page.build(str(folder), held_out=None, workdir=None)
+    assert b"tiny" in page.build(run.output, held_out=None, workdir=None)

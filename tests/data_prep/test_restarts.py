@@ -78,8 +78,8 @@ KINDS = {
     ),
     "work/downloads": "part-N-of-00002.images part-N-of-00002.parquet",
     "work/images": (
-        "unfinished.json part-N-of-00002.parquet accepted.parquet flow.parquet "
-        "outcomes.parquet manifest.json"
+        "unfinished.json part-N-of-00002.parquet part-N-of-00002.moved.parquet "
+        "accepted.parquet flow.parquet outcomes.parquet manifest.json"
     ),
     "work/matchers": "MATCHER",
     "work/matches": (
@@ -183,7 +183,7 @@ def test_a_kill_in_the_midst_of_a_retry_changes_no_byte(healed, tmp_path):
     noted = tmp_path / "noted"
     once_more = ("--retry_failed", "--stop_after=download")
     curate(flags, tmp_path / "run", *once_more, kills="kind", noted=noted)
-    assert len(noted.read_text().splitlines()) == 9  # of dataset, downloads, images
+    assert len(noted.read_text().splitlines()) == 10  # of dataset, downloads, images
     curate(flags, tmp_path / "run", "--retry_failed")
     assert content(tmp_path / "run") == well
 

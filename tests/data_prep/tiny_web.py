@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_prep import config as config_lib
+from data_prep import curate
+
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = "images.example"
 
@@ -87,5 +90,22 @@ def write(folder: Path, alts: Sequence[tuple[str, str]]) -> dict[str, str]:
         "config.name": "tiny",
         "config.warc": str(folder / "pages.warc.gz"),
         "config.metadata": str(folder / "metadata.json"),
-        "config.download.retries": "0",
+        "config.download.retries": 0,
     }
+
+
+def run(
+    folder: Path,
+    alts: Sequence[tuple[str, str]],
+    images: Mapping[str, bytes],
+    **overrides: object,
+) -> curate.Run:
+    """Curates such a web in this process, into folder/work and folder/dataset."""
+    flags = write(folder, alts)
+    config = config_lib.curate()
+    values = {k.removeprefix("config."): v for k, v in flags.items() if "." in k}
+    config.update_from_flattened_dict(values | overrides)
+    with serve(images) as config.download.host_map:
+        planned = curate.plan(config, f"{folder}/work", f"{folder}/dataset", [])
+        curate.go_on(planned)
+    return planned
