@@ -77,13 +77,13 @@ def load(folder: str, metadata: str) -> Pool:
 def expected(
     pool: Pool, t: Mapping[str, int]
 ) -> tuple[predict.Size, dict[str, predict.Size]]:
-    """Returns the predicted size in all, and of each metadata's texts."""
+    """Returns the predicted size in all, and for the texts of each metadata."""
     keep = steps.keep_probabilities(pool.counts, t)
     chance = steps.text_probabilities(pool.sample, keep)
     chance = chance * pool.sample["drawn"].to_numpy()
     codes = pool.sample["metadata"]
     by_code = {
-        code: predict.size(pool.sample, chance * pc.equal(codes, code).to_numpy())
+        code: predict.size(pool.sample, chance, pc.equal(codes, code).to_numpy())
         for code in pool.counts
     }
     return predict.size(pool.sample, chance), by_code

@@ -28,8 +28,12 @@ class Size:
     pool_images: float
 
 
-def size(sample: pa.Table, chance: NDArray[np.float64]) -> Size:
-    """Predicts how many texts and images are kept in the whole pool.
+def size(
+    sample: pa.Table,
+    chance: NDArray[np.float64],
+    asked: NDArray[np.bool_] | None = None,
+) -> Size:
+    """Predicts how many texts and images are kept in the whole pool, or in a part.
 
     The sample takes whole images, uniformly within each partition, so the variance of
     an estimate is that of stratified sampling of images (Cochran, Sampling Techniques,
@@ -38,15 +42,18 @@ def size(sample: pa.Table, chance: NDArray[np.float64]) -> Size:
     Args:
       sample: schema.SAMPLE, the texts of an image together.
       chance: f64[n], the probability that each text is kept.
+      asked: bool[n], the texts of the part that is asked about; all by default.
     """
     if sample.num_rows == 0:
         nothing = Estimate(0.0, 0.0, 0.0)
         return Size(nothing, nothing, 0.0, 0.0)
     ids = sample["image_id"].to_numpy(zero_copy_only=False)
     starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
+    asked = np.ones(ids.size, bool) if asked is None else asked
+    chance = chance * asked
     weight = sample["weight"].to_numpy()[starts]
     partition = sample["partition"].to_numpy()[starts]
-    texts = np.diff(np.append(starts, ids.size))
+    texts = np.add.reduceat(asked.astype(np.int64), starts)
     kept_texts = np.add.reduceat(chance, starts)
     kept_image = 1 - np.multiply.reduceat(1 - chance, starts)
     return Size(
@@ -63,7 +70,7 @@ def size(sample: pa.Table, chance: NDArray[np.float64]) -> Size:
             partition=partition,
         ),
         pool_texts=float(np.sum(weight * texts)),
-        pool_images=float(np.sum(weight)),
+        pool_images=float(np.sum(weight[texts > 0])),
     )
 
 

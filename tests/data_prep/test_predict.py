@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_prep import parts, predict, schema, steps
+from data_prep import explain, parts, predict, schema, steps
 from metaclip_jax.data import records
 
 PARTITIONS = 4
@@ -85,6 +85,28 @@ def test_a_sample_holds_all_texts_of_its_images(matches):
     ids = set(sample["image_id"].to_pylist())
     assert len(ids) == 400
     assert sample.num_rows == sum(i in ids for i in matches["image_id"].to_pylist())
+
+
+def test_each_language_is_predicted_of_its_own_texts(matches):
+    """The whole pool as its sample: the pools of the parts are exact."""
+    code = np.where(np.arange(matches.num_rows) % 5 < 2, "de", "en")
+    at = matches.column_names.index("metadata")
+    mixed = matches.set_column(at, "metadata", pa.array(code))
+    sample = sample_of(mixed, images=100_000, rule="v1")
+    counts = steps.to_vectors(steps.count(mixed), {"de": ENTRIES, "en": ENTRIES})
+    pool = explain.Pool({}, counts, sample, mode="v1", rule="v1")
+    t = {"de": 30, "en": 60}
+    total, parts_of = explain.expected(pool, t)
+    keep = steps.keep_probabilities(counts, t)
+    kept, _ = steps.draw(mixed, seed=0, keep_probability=keep)
+    for name, size in parts_of.items():
+        own = code == name
+        assert size.pool_texts == own.sum()
+        assert size.pool_images == len(set(mixed.filter(own)["image_id"].to_pylist()))
+        sigma = (size.texts.high - size.texts.value) / 1.96
+        assert abs(kept[own].sum() - size.texts.value) < 3 * sigma
+    sums = sum(size.pool_texts for size in parts_of.values())
+    assert sums == total.pool_texts == mixed.num_rows
 
 
 def test_nothing_matched_predicts_nothing():
