@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -307,27 +307,19 @@ def version() -> str:
 def lock(folder: epath.PathLike) -> Iterator[None]:
     """Holds the right to write into a local folder, which is made if it is missing.
 
-    The lock ends with the process, however it dies. On entry, the temporary files that
-    a killed run left here are removed; subfolders with a lock of their own are left to
-    their holders. Raises RuntimeError saying who holds the lock. A gs:// folder is not
-    locked: there, two runs into one folder are yours to avoid.
+    The lock ends with the process, however it dies; its file goes when the block ends.
+    On entry, the temporary files that a killed run left here are removed; subfolders
+    with a lock of their own are left to their holders. Raises RuntimeError saying who
+    holds the lock. A gs:// folder is not locked: there, two runs into one folder are
+    yours to avoid.
     """
     if not is_local(folder):
         yield
         return
     local = Path(os.fspath(folder))
     local.mkdir(parents=True, exist_ok=True)
-    with (local / _LOCK).open("a+") as file:
-        try:
-            # flock, not lockf: it also refuses a second holder in this process.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise RuntimeError(
-                f"{folder} is being written by {holder}; wait for it, stop it, or "
-                "choose another folder"
-            ) from error
+    name = local / _LOCK
+    with _locked(name) as file:
         file.truncate(0)
         file.write(
             f"process {os.getpid()} on {socket.gethostname()} "
@@ -335,7 +327,38 @@ def lock(folder: epath.PathLike) -> Iterator[None]:
         )
         file.flush()
         _remove_temporary(local)
-        yield
+        try:
+            yield
+        finally:
+            if _is_named(file, name):
+                name.unlink()  # before the lock ends, or it could be the next one's
+
+
+def _locked(name: Path) -> TextIO:
+    """Opens the file `name`, made if it is missing, and locks it."""
+    while True:
+        file = name.open("a+")
+        try:
+            # flock, not lockf: it also refuses a second holder in this process.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            with file:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+            raise RuntimeError(
+                f"{name.parent} is being written by {holder}; wait for it, stop it, or "
+                "choose another folder"
+            ) from error
+        if _is_named(file, name):
+            return file
+        file.close()  # its holder has removed it, so another one may be there now
+
+
+def _is_named(file: TextIO, name: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(name))
+    except FileNotFoundError:
+        return False
 
 
 def _remove_temporary(folder: Path) -> None:

@@ -50,6 +50,11 @@ def test_every_stage_is_shown_as_a_command(finished):
         assert f"python -m {module} --" in output
 
 
+def test_no_lock_is_left_anywhere(finished):
+    workdir, _ = finished
+    assert not list(workdir.rglob(".lock"))
+
+
 def test_libraries_do_not_talk_between_the_stages(finished):
     _, output = finished
     notes = re.findall(r"^[IWE]\d{4} .*?\d+ ([a-z_]+\.py):\d+\]", output, re.MULTILINE)

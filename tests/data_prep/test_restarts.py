@@ -108,7 +108,7 @@ def content(folder):
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.parent.name != "downloads" and path.name != ".lock"
+        if path.is_file() and path.parent.name != "downloads"
     }
 
 

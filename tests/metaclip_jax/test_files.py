@@ -132,6 +132,37 @@ def test_a_lock_dies_with_its_process_and_its_leftovers_go(tmp_path):
         assert os.listdir(tmp_path / "inner") == []
 
 
+def test_a_lock_leaves_no_file_whatever_ends_it(tmp_path):
+    with files.lock(tmp_path):
+        assert os.listdir(tmp_path) == [".lock"]
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(KeyError), files.lock(tmp_path):
+        raise KeyError
+    assert os.listdir(tmp_path) == []
+
+
+def _lock_often(folder, times):
+    while times:
+        try:
+            with files.lock(folder):
+                os.mkdir(f"{folder}/alone")  # raises where another one is inside
+                os.rmdir(f"{folder}/alone")
+                times -= 1
+        except RuntimeError as error:
+            assert "is being written by" in str(error)
+
+
+def test_a_lock_that_is_removed_lets_no_second_one_in(tmp_path):
+    start = multiprocessing.get_context("fork").Process
+    racing = [start(target=_lock_often, args=(tmp_path, 100)) for _ in range(4)]
+    for process in racing:
+        process.start()
+    for process in racing:
+        process.join()
+        assert process.exitcode == 0
+    assert os.listdir(tmp_path) == []
+
+
 def test_temporary_files_of_another_lock_holder_are_left_alone(tmp_path):
     with files.lock(tmp_path / "inner"):
         (tmp_path / "inner" / ".tmp-x").write_bytes(b"")
