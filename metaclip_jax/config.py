@@ -225,8 +225,8 @@ RANGES: dict[str, Range] = {
         ),
     ),
     "data.order": Range(str, choices=("global", "blocks")),
-    "data.block_records": _COUNT,
-    "data.window_blocks": _COUNT,
+    "data.block_records": Range(int, least=1, most=2**20),
+    "data.window_blocks": Range(int, least=1, most=2**20),
     "data.crop_scale": Range(
         tuple,
         parts=(

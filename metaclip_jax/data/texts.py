@@ -59,7 +59,7 @@ class Choice:
             )
 
     def check_sources(self, counts: Sequence[Mapping[str, int]]) -> None:
-        """Refuses text sources that no dataset has.
+        """Refuses text sources that no dataset has, and weights that show no text.
 
         Args:
           counts: texts by source, as the data card of each dataset has them; where one
@@ -79,6 +79,11 @@ class Choice:
             )
             if (unknown := [name for name in named if name not in known])
         ]
+        if known and not any(dict(self.weights).get(name, 1) for name in known):
+            wrong.append(
+                "config.data.text_source_weights: wanted a weight above 0 for some text"
+                f" source of the data, got {self.weights}"
+            )
         if wrong and all(counts):
             raise ValueError("\n".join(wrong))
 

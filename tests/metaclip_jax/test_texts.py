@@ -139,5 +139,9 @@ def test_text_sources_that_no_dataset_has_are_refused():
     synthetic = texts.Choice(synthetic_sources=("made",), synthetic_share=0.5)
     with pytest.raises(ValueError, match="data.synthetic_sources: .*got made"):
         synthetic.check_sources([{"alt": 7}])
+    nothing = texts.Choice(weights=(("alt", 0.0),))
+    with pytest.raises(ValueError, match="wanted a weight above 0 for some"):
+        nothing.check_sources([{"alt": 7}])
+    nothing.check_sources([{"alt": 7}, {"title": 1}])
     for counts in ([{"alt": 7}, {"titel": 1}], [{"alt": 7}, {}]):
         choice.check_sources(counts)  # it occurs, or nothing is known
