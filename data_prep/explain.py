@@ -55,12 +55,15 @@ def load(folder: str, metadata: str) -> Pool:
             f"no {files.MANIFEST}; run data_prep.curate --stop_after=match, its "
             "--workdir holds the folder 'matches'"
         )
-    inputs = files.read_json(manifest)["inputs"]
+    with files.naming(manifest, "the manifest of a match stage"):
+        inputs = files.read_json(manifest)["inputs"]
+        matched_with = inputs["metadata"]
+        mode, rule = inputs["config"]["matching"]["mode"], inputs["config"]["rule"]
     found = store.load(metadata)
     fingerprints = {code: m.fingerprint for code, m in found.items()}
-    if fingerprints != inputs["metadata"]:
+    if fingerprints != matched_with:
         raise ValueError(
-            f"{folder} was matched with metadata {inputs['metadata']}, but "
+            f"{folder} was matched with metadata {matched_with}, but "
             f"--metadata={metadata} is {fingerprints}; pass the one it was made with"
         )
     sizes = {code: len(m.entries) for code, m in found.items()}
@@ -69,8 +72,8 @@ def load(folder: str, metadata: str) -> Pool:
         metadata=found,
         counts={code: vector.astype(np.float64) for code, vector in counts.items()},
         sample=parts.read(folder, "sample.parquet").cast(schema.SAMPLE),
-        mode=inputs["config"]["matching"]["mode"],
-        rule=inputs["config"]["rule"],
+        mode=mode,
+        rule=rule,
     )
 
 

@@ -59,9 +59,10 @@ def read(folder: str, part: str) -> pa.Table:
 
 def read_flow(folder: str, part: str) -> pa.RecordBatch:
     """Returns the FLOW rows of the stage that wrote the part."""
-    with files.open_parquet(files.path(folder) / part) as parquet:
+    path = files.path(folder) / part
+    with files.naming(path, "a part"), files.open_parquet(path) as parquet:
         rows = json.loads(parquet.schema_arrow.metadata[_FLOW])
-    return pa.RecordBatch.from_pylist(rows, schema=schema.FLOW)
+        return pa.RecordBatch.from_pylist(rows, schema=schema.FLOW)
 
 
 @contextmanager

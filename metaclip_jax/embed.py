@@ -47,7 +47,7 @@ def embed_dataset(model: inference.Model, dataset_folder: str, output: str) -> N
       ValueError: the output belongs to another model or dataset.
     """
     dataset = records.open_dataset(dataset_folder)
-    shards = files.read_json(files.path(dataset_folder) / files.MANIFEST)["shards"]
+    shards = records.read_shards(dataset_folder)
     inputs = {
         "dataset": hashlib.sha256(
             json.dumps(shards, sort_keys=True).encode()

@@ -29,6 +29,11 @@ MANIFEST = "manifest.json"
 CLAIM = "unfinished.json"  # what an unfinished folder is made from
 TEMPORARY_PREFIX = ".tmp-"
 _LOCK = ".lock"
+# What damaged content raises, in Arrow or where it is used.
+_OF_CONTENT = (
+    pa.ArrowException, ArithmeticError, AttributeError, LookupError, MemoryError,
+    RecursionError, TypeError, ValueError,
+)  # fmt: skip
 _ROWS = re.compile(r"part-(\d{6,})\.jsonl")
 
 
@@ -76,12 +81,32 @@ def write_json(p: epath.PathLike, obj: Any) -> None:
     write_bytes(p, _dumps(obj).encode())
 
 
+@contextlib.contextmanager
+def naming(p: epath.PathLike, wanted: str) -> Iterator[None]:
+    """Makes any error that a file's content raises a ValueError that names the file.
+
+    Errors of the storage, and those that name the file already, stay as they are.
+
+    Args:
+      p: the file that is read in the block.
+      wanted: what it should be.
+    """
+    try:
+        yield
+    except (*_OF_CONTENT, OSError) as error:
+        is_of_storage = isinstance(error, OSError) and error.errno is not None
+        if is_of_storage or os.fspath(p) in str(error):
+            raise
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(
+            f"{p} should be {wanted}, but: {kind}{error}. Make it again, or restore it"
+        ) from error
+
+
 def read_json(p: epath.PathLike) -> Any:
     """Reads a JSON file. Raises ValueError naming the file if it is not JSON."""
-    try:
-        return json.loads(path(p).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{p} should be JSON, but: {error}") from error
+    with naming(p, "JSON"):
+        return json.loads(path(p).read_bytes())
 
 
 def open_parquet(p: epath.PathLike) -> pq.ParquetFile:
@@ -94,11 +119,12 @@ def open_parquet(p: epath.PathLike) -> pq.ParquetFile:
         FileNotFoundError: there is none.
         ValueError: it is not Parquet.
     """
-    if is_local(p):
-        return pq.ParquetFile(os.fspath(p))
-    copy = pa.BufferOutputStream()
-    copy.write(path(p).read_bytes())
-    return pq.ParquetFile(pa.BufferReader(copy.getvalue()))
+    with naming(p, "Parquet"):
+        if is_local(p):
+            return pq.ParquetFile(os.fspath(p))
+        copy = pa.BufferOutputStream()
+        copy.write(path(p).read_bytes())
+        return pq.ParquetFile(pa.BufferReader(copy.getvalue()))
 
 
 def read_parquet(p: epath.PathLike, columns: Sequence[str] | None = None) -> pa.Table:
@@ -106,15 +132,17 @@ def read_parquet(p: epath.PathLike, columns: Sequence[str] | None = None) -> pa.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is not Parquet, or lacks a column.
+        ValueError: it is not Parquet, lacks a column or is damaged.
     """
-    with open_parquet(p) as parquet:
+    with naming(p, "Parquet"), open_parquet(p) as parquet:
         missing = set(columns or ()) - set(parquet.schema_arrow.names)
         if missing:
             raise ValueError(
                 f"{p} should have the columns {columns}, but lacks {sorted(missing)}"
             )
-        return parquet.read(columns=columns)
+        table = parquet.read(columns=columns)
+        table.validate(full=True)  # else a damaged text fails where it is used
+        return table
 
 
 @contextlib.contextmanager
@@ -204,13 +232,14 @@ def merge_rows(
     """
     rows: dict[int, dict[str, Any]] = {}
     for part in parts:
-        for number, line in enumerate(part.read_text().splitlines(), start=1):
+        for number, line in enumerate(part.read_bytes().splitlines(), start=1):
             try:
                 row = json.loads(line)
                 rows[int(row["step"])] = row
-            except (ValueError, KeyError, TypeError) as error:
+            except _OF_CONTENT as error:
+                shown = line[:80].decode("utf-8", "replace")
                 raise ValueError(
-                    f"{part}:{number}: {wanted}, got {line[:80]!r}; {cure}"
+                    f"{part}:{number}: {wanted}, got {shown!r}; {cure}"
                 ) from error
     return [rows[step] for step in sorted(rows)]
 

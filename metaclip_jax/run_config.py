@@ -71,7 +71,8 @@ def claim(
     path = files.path(workdir) / "config.json"
     mine = _flat(json.loads(json.dumps(config)))
     if path.exists():
-        theirs = _flat(files.read_json(path))
+        with files.naming(path, "the config of a run"):
+            theirs = _flat(files.read_json(path))
         # Keys that are newer than the run had their default.
         default = _flat(keys.default().to_dict())
         theirs |= {k: default[k] for k in mine if k not in theirs and k in default}
@@ -107,7 +108,7 @@ def read(workdir: str) -> ConfigDict:
             f"{workdir} holds no run: want {path}, as metaclip_jax.train writes it"
         )
     config = keys.default()
-    with config.unlocked():
+    with config.unlocked(), files.naming(path, "the config of a run"):
         config.update(ConfigDict(files.read_json(path), convert_dict=True))
     return config.lock()
 

@@ -173,14 +173,20 @@ class Matcher:
         """
         _check_engine(engine)
         header, body = _map(path)
+        with files.naming(path, "a file written by Matcher.save"):
+            return cls._from_file(header, body, engine)
+
+    @classmethod
+    def _from_file(
+        cls, header: dict[str, Any], body: NDArray[np.uint8], engine: str
+    ) -> "Matcher":
         arrays: dict[str, NDArray[Any]] = {}
         opened: dict[tuple[str, int, int], NDArray[Any]] = {}
         for name, (dtype, size, position) in header["arrays"].items():
             stop = position + size * np.dtype(dtype).itemsize
             if stop > body.size:
                 raise ValueError(
-                    f"{path} must hold {stop} bytes of tables, got {body.size}: it was "
-                    "cut short; save the matcher again"
+                    f"it has {body.size} of {stop} bytes of tables: it was cut short"
                 )
             array = body[position:stop].view(dtype)
             arrays[name] = opened.setdefault((dtype, position, size), array)
@@ -230,7 +236,8 @@ def _map(path: str | os.PathLike[str]) -> tuple[dict[str, Any], NDArray[np.uint8
             f"{head[:16]!r}"
         )
     end = head.index(b"\n", len(_MAGIC)) + 1
-    header = json.loads(head[len(_MAGIC) : end])
+    with files.naming(path, "a file written by Matcher.save"):
+        header = json.loads(head[len(_MAGIC) : end])
     return header, mapped.view(np.ndarray)[-(-end // _ALIGNMENT) * _ALIGNMENT :]
 
 

@@ -125,30 +125,26 @@ def load(source: epath.PathLike) -> dict[str, Metadata]:
             f"{source} has no {files.MANIFEST}: it is no metadata folder, or its "
             "making was cut off; run python -m data_prep.build_metadata again"
         )
-    described = files.read_json(manifest).get("metadata")
-    if not isinstance(described, dict) or not described:
-        raise ValueError(f"{manifest} describes no metadata: is it another folder's?")
+    with files.naming(manifest, "the manifest of metadata"):
+        described = files.read_json(manifest).get("metadata")
+        if not isinstance(described, dict) or not described:
+            raise ValueError("it describes no metadata; is it another folder's?")
+        fingerprints = {code: str(described[code]["fingerprint"]) for code in described}
     return {
-        code: _read(
-            place / f"{code}.parquet", code, str(described[code]["fingerprint"])
-        )
-        for code in sorted(described)
+        code: _read(place / f"{code}.parquet", code, fingerprints[code])
+        for code in sorted(fingerprints)
     }
 
 
 def _read(file: epath.Path, code: str, fingerprint: str) -> Metadata:
-    try:
+    with files.naming(file, f"Parquet with the columns {SCHEMA.names}"):
         columns = files.read_parquet(file, SCHEMA.names).to_pydict()
-    except (pa.ArrowException, ValueError) as error:
-        raise ValueError(
-            f"{file} should be Parquet with the columns {SCHEMA.names}, but: {error}"
-        ) from error
-    metadata = Metadata(
-        code,
-        tuple(columns["entry"]),
-        tuple(columns["source"]),
-        tuple(columns["score"]),
-    )
+        metadata = Metadata(
+            code,
+            tuple(columns["entry"]),
+            tuple(columns["source"]),
+            tuple(columns["score"]),
+        )
     if metadata.fingerprint != fingerprint:
         raise ValueError(
             f"{file} has fingerprint {metadata.fingerprint}, its manifest says "
@@ -159,12 +155,11 @@ def _read(file: epath.Path, code: str, fingerprint: str) -> Metadata:
 
 def _from_json(file: epath.Path) -> Metadata:
     entries = files.read_json(file)
-    if not isinstance(entries, list):
-        raise ValueError(
-            f"{file} should be a JSON list of strings, is a {type(entries).__name__}"
-        )
-    n = len(entries)
-    return Metadata(JSON_CODE, tuple(entries), (JSON_SOURCE,) * n, (math.nan,) * n)
+    with files.naming(file, "a JSON list of strings"):
+        if not isinstance(entries, list):
+            raise ValueError(f"it is a {type(entries).__name__}")
+        n = len(entries)
+        return Metadata(JSON_CODE, tuple(entries), (JSON_SOURCE,) * n, (math.nan,) * n)
 
 
 def _check_entries(entries: Sequence[Any], code: str) -> None:

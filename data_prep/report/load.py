@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from metaclip_jax import files
 
@@ -82,13 +83,15 @@ def card(dataset: str) -> dict[str, Any]:
     """Returns the dataset's data card, checked for what the report needs."""
     path = files.path(dataset) / "data_card.json"
     _require(path, cure="run `python -m data_prep.curate` to the end first")
-    found: dict[str, Any] = files.read_json(path)
-    missing = [key for key in _CARD_KEYS if key not in found]
-    if missing:
-        raise ValueError(
-            f"{path}: expected keys {list(_CARD_KEYS)}, missing {missing}; "
-            "write the dataset again with this version"
-        )
+    with files.naming(path, "the data card of a dataset"):
+        found: dict[str, Any] = files.read_json(path)
+        missing = [key for key in _CARD_KEYS if key not in found]
+        if missing:
+            raise ValueError(
+                f"{path}: expected keys {list(_CARD_KEYS)}, missing {missing}; "
+                "write the dataset again with this version"
+            )
+        funnel(found), thresholds(found)  # so that this names what cannot be read
     return found
 
 
@@ -134,6 +137,11 @@ def entry_counts(dataset: str, t: Mapping[str, float]) -> list[EntryCounts]:
             f"{path}: expected columns {list(_COUNT_COLUMNS)}, missing {missing}; "
             "write the dataset again with this version"
         )
+    with files.naming(path, "the counts of a dataset"):
+        return _entry_counts(table, t)
+
+
+def _entry_counts(table: pa.Table, t: Mapping[str, float]) -> list[EntryCounts]:
     codes = np.array(table["metadata"].to_pylist(), dtype=object)
     result = []
     for code in sorted(set(codes.tolist())):

@@ -67,9 +67,10 @@ def read_counts(dataset: records.Dataset) -> dict[str, NDArray[np.int64]]:
     path = files.path(dataset.folder) / COUNTS
     table = files.read_parquet(path, ["metadata", "entry_id", "kept_count"])
     counts = {}
-    for code in sorted(pc.unique(table["metadata"]).to_pylist()):
-        rows = table.filter(pc.equal(table["metadata"], code)).sort_by("entry_id")
-        counts[code] = rows["kept_count"].to_numpy().astype(np.int64)
+    with files.naming(path, "the counts of a dataset"):
+        for code in sorted(pc.unique(table["metadata"]).to_pylist()):
+            rows = table.filter(pc.equal(table["metadata"], code)).sort_by("entry_id")
+            counts[code] = rows["kept_count"].to_numpy().astype(np.int64)
     return counts
 
 

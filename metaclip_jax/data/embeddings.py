@@ -66,9 +66,11 @@ def has_part(path: str, *, inputs: Mapping[str, Any], rows: int) -> bool:
     """
     if not files.path(path).exists():
         return False
-    with files.open_parquet(path) as parquet:
+    wanted = "a part of embeddings"
+    with files.naming(path, wanted), files.open_parquet(path) as parquet:
         found = (parquet.schema_arrow.metadata or {}).get(_INPUTS, b"{}")
         count = parquet.metadata.num_rows
+        found.decode()
     if found != _dumps(inputs) or count != rows:
         raise ValueError(
             f"{path} belongs to another run: wanted {rows} rows from {dict(inputs)},"
@@ -101,15 +103,19 @@ def read_manifest(folder: str) -> dict[str, Any]:
 def read_parts(folder: str) -> Iterator[Part]:
     """Yields the parts of a finished folder in the order of the file shards."""
     manifest = read_manifest(folder)
-    for shard in range(manifest["shards"]):
-        path = part_path(folder, shard, manifest["shards"])
+    with files.naming(files.path(folder) / files.MANIFEST, "embeddings' manifest"):
+        shards, width = int(manifest["shards"]), int(manifest["embed_dim"])
+    for shard in range(shards):
+        path = part_path(folder, shard, shards)
         table = files.read_parquet(path, ["image_id", "status", "embedding"])
-        column = pa.concat_arrays(table["embedding"].chunks)
-        yield Part(
-            image_ids=table["image_id"].to_pylist(),
-            status=table["status"].to_pylist(),
-            embedding=column.flatten().to_numpy().reshape(-1, manifest["embed_dim"]),
-        )
+        with files.naming(path, "a part of embeddings"):
+            column = pa.concat_arrays(table["embedding"].chunks)
+            part = Part(
+                image_ids=table["image_id"].to_pylist(),
+                status=table["status"].to_pylist(),
+                embedding=column.flatten().to_numpy().reshape(-1, width),
+            )
+        yield part
 
 
 def _dumps(inputs: Mapping[str, Any]) -> bytes:

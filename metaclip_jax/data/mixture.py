@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaclip_jax import files
-from metaclip_jax.data import draws, order
+from metaclip_jax.data import draws, order, records
 
 CYCLE = 4_096  # positions
 _LEAST = 2 / CYCLE  # a share below this could have less than one position in a cycle
@@ -146,5 +146,5 @@ def _fingerprint(folder: str) -> str:
             f"the dataset {folder!r} is not a finished dataset: it has no"
             f" {files.MANIFEST}; finish data_prep.curate, or correct the path"
         )
-    shards = files.read_json(path)["shards"]
+    shards = records.read_shards(folder)
     return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from absl import logging
 
-from metaclip_jax import files
 from metaclip_jax.data import (
     balance,
     batch,
@@ -298,11 +297,7 @@ def _held_bytes(make: batch.MakeBatch, host_batch: int) -> int:
     """
     datasets = make.datasets
     shards = [
-        shard
-        for dataset in datasets
-        for shard in files.read_json(files.path(dataset.folder) / files.MANIFEST)[
-            "shards"
-        ]
+        shard for dataset in datasets for shard in records.read_shards(dataset.folder)
     ]
     mean = sum(shard["bytes"] for shard in shards) / sum(map(len, datasets))
     held = 2 * host_batch  # two batches are made at a time

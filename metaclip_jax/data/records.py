@@ -269,18 +269,21 @@ def open_dataset(folder: str, *, verify: bool = True) -> Dataset:
             f"{folder} is not a finished dataset: it has no {files.MANIFEST}. Finish "
             "the run that writes it, or check the path"
         )
-    info = files.read_json(root / DATASET_INFO)
-    split = info["splits"][0]
-    lengths = tuple(int(length) for length in split["shardLengths"])
+    with files.naming(root / DATASET_INFO, "what TFDS reads of a dataset"):
+        info = files.read_json(root / DATASET_INFO)
+        lengths = tuple(int(length) for length in info["splits"][0]["shardLengths"])
+        names = [
+            shard_name(info["name"], index, len(lengths))
+            for index in range(len(lengths))
+        ]
+    with files.naming(root / DATA_CARD, "a data card"):
+        data_card = dict(files.read_json(root / DATA_CARD))
     dataset = Dataset(
         folder=str(root),
         name=info["name"],
-        shards=tuple(
-            str(root / shard_name(info["name"], index, len(lengths)))
-            for index in range(len(lengths))
-        ),
+        shards=tuple(str(root / name) for name in names),
         shard_lengths=lengths,
-        data_card=files.read_json(root / DATA_CARD),
+        data_card=data_card,
     )
     if verify:
         with ThreadPoolExecutor(16) as pool:
@@ -383,13 +386,33 @@ def _read_sound(reader: ArrayRecordReader, wanted: list[int]) -> list[bytes]:
 
 
 def read_entries(dataset: Dataset, shard: int) -> pa.Table:
-    """Returns the sidecar of a shard (schema ENTRIES), memory-mapped where local."""
+    """Returns the sidecar of a shard (schema ENTRIES), memory-mapped where local.
+
+    Raises:
+      FileNotFoundError: it is missing.
+      ValueError: it is damaged.
+    """
     sidecar = entries_path(dataset.shards[shard])
     if files.is_local(sidecar):
         source = pa.memory_map(sidecar)
     else:
         source = pa.BufferReader(files.path(sidecar).read_bytes())
-    return pa.ipc.open_file(source).read_all()
+    with files.naming(sidecar, "the entries of a file of records"):
+        table = pa.ipc.open_file(source).read_all()
+        table.validate(full=True)
+    return table
+
+
+def read_shards(folder: str) -> list[dict[str, Any]]:
+    """Returns what the manifest of a dataset says of each of its files.
+
+    Raises:
+      FileNotFoundError: the folder is no finished dataset.
+      ValueError: the manifest is damaged.
+    """
+    path = files.path(folder) / files.MANIFEST
+    with files.naming(path, "the manifest of a dataset"):
+        return [dict(shard) for shard in files.read_json(path)["shards"]]
 
 
 def _check(record: Record) -> None:

@@ -369,7 +369,7 @@ def _inputs(
     dataset: records.Dataset, vocab_size: int, most_records: int
 ) -> dict[str, object]:
     """What the output depends on; paths do not count, so that folders may move."""
-    shards = files.read_json(files.path(dataset.folder) / files.MANIFEST)["shards"]
+    shards = records.read_shards(dataset.folder)
     return {
         "dataset": hashlib.sha256(json.dumps(shards).encode()).hexdigest(),
         "vocab_size": vocab_size,

@@ -327,7 +327,7 @@ def test_a_damaged_file_is_refused(tmp_path):
     Matcher([f"entry {i}" for i in range(1000)]).save(tmp_path / "m")
     whole = (tmp_path / "m").read_bytes()
     (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="cut short; save the matcher again"):
+    with pytest.raises(ValueError, match="should be a file .* cut short"):
         Matcher.load(tmp_path / "cut")
     (tmp_path / "other").write_bytes(b"PAR1 something else")
     with pytest.raises(ValueError, match="must be a file written by Matcher.save"):

@@ -252,7 +252,10 @@ def test_a_json_list_loads_as_english(tmp_path):
     assert list(loaded) == ["en"]
     assert loaded["en"].entries == ("photo", "St. Louis", "café")
     path.write_text('{"en": ["photo"]}')
-    with pytest.raises(ValueError, match="JSON list of strings, is a dict"):
+    with pytest.raises(
+        ValueError,
+        match="metadata.json should be a JSON list of strings, but: it is a dict",
+    ):
         store.load(path)
     path.write_text("[")
     with pytest.raises(ValueError, match="should be JSON"):
