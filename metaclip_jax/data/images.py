@@ -109,7 +109,7 @@ def decode_train(
         width, height = header.width, header.height
         decoding.check_size(width, height)
         box = crop_box(width, height, key=key, scale=scale, ratio=ratio)
-        if header.orientation == 1 and header.channels < 4:
+        if header.orientation == 1:
             decoded = _decode_box(data, width, height, box, size)
     if decoded is None:
         pixels = _decode_whole(data)
