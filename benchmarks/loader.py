@@ -229,11 +229,11 @@ def main(argv: Sequence[str]) -> None:
         write_dataset(folder, count=count, seed=_SEED.value)
         path = Path(folder) / "tokenizer.json"
         path.write_text(tokenizer.train([" ".join(_WORDS)] * 2, 2_048).to_str())
-        tokenize = tokenizer.load(path)
+        tokenize = tokenizer.load(path, family="clip")
         dataset = records.open_dataset(folder)
         stream = pipeline.batches(
             folder,
-            tokenizer_path=str(path),
+            tokenize=tokenize,
             global_batch=count,
             image_size=_SIZE,
             context_length=_CONTEXT,

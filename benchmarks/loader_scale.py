@@ -62,7 +62,7 @@ def open_stream(
     """Opens batches made by so many worker processes; 0 = by this one, when asked."""
     return pipeline.batches(
         folder,
-        tokenizer_path=tokenizer_path,
+        tokenize=tokenizer.load(tokenizer_path, family="clip"),
         global_batch=batch,
         image_size=224,
         context_length=77,
@@ -322,7 +322,7 @@ def print_reads(*, count: int) -> None:
 def print_tokenising(*, image: float) -> None:
     """Prints the share of tokenising with CLIP's vocabulary, if open_clip has it."""
     try:
-        tokenize = tokenizer.load("clip")
+        tokenize = tokenizer.load("clip", family="clip")
     except ValueError as error:
         print(f"tokenising: not measured: {error}")
         return

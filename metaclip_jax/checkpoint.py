@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
 from metaclip_jax import checksums, files, sharding
+from metaclip_jax.data.images import Preprocess
 from metaclip_jax.models import clip
 
 # How the model is computed, not what its parameters mean.
@@ -114,18 +115,24 @@ def save(
 
 
 def describe(
-    *, architecture: clip.Architecture, inputs: Mapping[str, str], **facts: Any
+    *,
+    architecture: clip.Architecture,
+    preprocess: Preprocess,
+    inputs: Mapping[str, str],
+    **facts: Any,
 ) -> dict[str, Any]:
     """A checkpoint's `meta`: what `restore` compares, the version, and further facts.
 
     Args:
         architecture: the model.
+        preprocess: how the model sees images.
         inputs: name to fingerprint of what is trained on ("dataset", "tokenizer").
         **facts: any JSON values.
     """
     return {
         **facts,
         "architecture": dataclasses.asdict(architecture),
+        "preprocess": preprocess._asdict(),
         "inputs": dict(inputs),
         "version": files.version(),
     }
@@ -249,6 +256,12 @@ def read_meta(workdir: str, step: int) -> dict[str, Any]:
 def architecture_of(meta: Mapping[str, Any]) -> clip.Architecture:
     """The model of a checkpoint; fields that are newer than it at their default."""
     return clip.Architecture(**meta["architecture"])
+
+
+def preprocess_of(meta: Mapping[str, Any]) -> Preprocess:
+    """How the model of a checkpoint sees images; older ones cut out the centre."""
+    size = meta["architecture"]["image_size"]
+    return Preprocess(**meta.get("preprocess", {"size": size}))
 
 
 def restore_params(

@@ -19,8 +19,14 @@ from absl import flags, logging
 
 from metaclip_jax import checkpoint, command, files, loading, run_config
 from metaclip_jax import config as keys
-from metaclip_jax.conversion import huggingface, open_clip, table, weights
-from metaclip_jax.models import clip, positions
+from metaclip_jax.conversion import (
+    huggingface,
+    open_clip,
+    processor,
+    table,
+    weights,
+)
+from metaclip_jax.models import positions
 
 FORMATS = ("huggingface", "open_clip", "checkpoint")
 
@@ -61,7 +67,8 @@ def convert(loaded: loading.Loaded, to: str, output: str) -> None:
         for name, content in _tokenizer_files(loaded).items():
             files.write_bytes(root / name, content.encode())
         if to == "huggingface":
-            files.write_json(root / "preprocessor_config.json", _processor(loaded))
+            images = processor.write_huggingface(loaded.preprocess, loaded.architecture)
+            files.write_json(root / "preprocessor_config.json", images)
         files.write_bytes(root / "README.md", _card(loaded).encode())
         files.write_json(root / _CONFIGS[to], config)
 
@@ -75,11 +82,10 @@ def _write_checkpoint(loaded: loading.Loaded, output: str) -> None:
     run_config.claim(output, config, write=True, tokenizer=loaded.tokenizer.to_json())
     meta = checkpoint.describe(
         architecture=loaded.architecture,
+        preprocess=loaded.preprocess,
         inputs={"tokenizer": loaded.tokenizer.fingerprint},
         config=config,
-        squash=loaded.preprocess.squash,
         licence=loaded.licence,
-        siglip_marks=loaded.architecture.family == "siglip",
     )
     params = jax.tree.map(jnp.asarray, loaded.params)
     with checkpoint.open_manager(output, keep_last=1, keep_every_steps=0) as manager:
@@ -94,13 +100,7 @@ def _config(loaded: loading.Loaded, to: str, output: str) -> dict[str, Any]:
     if to == "huggingface":
         bos = None if loaded.tokenizer is None else loaded.tokenizer.bos_id
         return huggingface.write_config(loaded.architecture, bos_id=bos)
-    mean, std = _statistics(loaded)
-    preprocess = {
-        "mean": mean,
-        "std": std,
-        "interpolation": "bicubic",
-        "resize_mode": "squash" if loaded.preprocess.squash else "shortest",
-    }
+    preprocess = processor.write_open_clip(loaded.preprocess, loaded.architecture)
     own = loaded.tokenizer is not None and (
         loaded.tokenizer.vocab_size != open_clip.CLIP_VOCABULARY
     )
@@ -109,33 +109,6 @@ def _config(loaded: loading.Loaded, to: str, output: str) -> dict[str, Any]:
         preprocess=preprocess,
         tokenizer=os.path.abspath(output) if own else None,
     )
-
-
-def _processor(loaded: loading.Loaded) -> dict[str, Any]:
-    """preprocessor_config.json of transformers."""
-    size = loaded.preprocess.size
-    square = {"height": size, "width": size}
-    squash = loaded.preprocess.squash
-    mean, std = _statistics(loaded)
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
-        "size": square if squash else {"shortest_edge": size},
-        "resample": 3,
-        "do_center_crop": not squash,
-        "crop_size": square,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": mean,
-        "image_std": std,
-        "do_convert_rgb": True,
-    }
-
-
-def _statistics(loaded: loading.Loaded) -> list[list[float]]:
-    known = clip.image_statistics(loaded.architecture)
-    return [[round(float(value), 8) for value in values] for values in known]
 
 
 def _tokenizer_files(loaded: loading.Loaded) -> dict[str, str]:

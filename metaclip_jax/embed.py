@@ -21,6 +21,7 @@ from absl import flags, logging
 
 from metaclip_jax import command, files, inference, model_flags
 from metaclip_jax.data import embeddings, images, records
+from metaclip_jax.evaluation import encoder
 
 _DECODE_THREADS = 8
 _LOSSES_TO_LOG = 20
@@ -92,7 +93,7 @@ def embed_shard(
         name: [] for name in embeddings.schema(model.architecture.embed_dim).names
     }
     with ThreadPoolExecutor(_DECODE_THREADS) as pool:
-        for portion in inference.one_ahead(_portions(model, dataset, shard, pool)):
+        for portion in encoder.one_ahead(_portions(model, dataset, shard, pool)):
             image = model.embed_images(portion.pixels)  # [n, E]
             texts = [text for record in portion.records for text in record.texts]
             counts = [len(record.texts) for record in portion.records]
@@ -122,14 +123,15 @@ def _portions(
     shard: int,
     pool: ThreadPoolExecutor,
 ) -> Iterator[Portion]:
-    size, squash = model.architecture.image_size, model.squash
+    preprocess = model.encoder.preprocess
+    size = preprocess.size
     start = sum(dataset.shard_lengths[:shard])
     logged = 0
 
     def decode(data: bytes) -> tuple[records.Record, np.ndarray, str]:
         record = records.decode(data)
         try:
-            pixels = images.decode_eval(record.image, size=size, squash=squash)
+            pixels = images.decode_eval(record.image, **preprocess._asdict())
             return record, pixels, embeddings.OK
         except images.UndecodableImage as error:
             return record, np.zeros((size, size, 3), np.uint8), error.reason

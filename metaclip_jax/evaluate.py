@@ -13,156 +13,27 @@ measures any model that metaclip_jax.load takes, on a dataset folder, a folder
 class/image, or a TFDS dataset; evaluation/prompts.py says what FILE holds.
 """
 
-import functools
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
-import jax
-import numpy as np
 from absl import app, flags, logging
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from metaclip_jax import (
     checkpoint,
     command,
     files,
+    inference,
     model_flags,
     run_config,
-    runtime,
-    sharding,
     train_state,
 )
 from metaclip_jax import config as keys
-from metaclip_jax.data import images, records
-from metaclip_jax.data import tokenizer as tokenizers
-from metaclip_jax.evaluation import classification, retrieval, zero_shot
+from metaclip_jax.evaluation import evaluator, retrieval
+from metaclip_jax.evaluation.evaluator import Embeddings, Scores
 from metaclip_jax.evaluation.held_out import HeldOut, load_held_out
-from metaclip_jax.models import clip
 
 # Of these many first images the best texts are written down.
 SHOWN_IMAGES, SHOWN_TEXTS = 48, 5
-_DECODE_THREADS = 8
-
-Scores = dict[str, Any]
-Encoder = Callable[[clip.Params, Any], jax.Array]
-
-
-class Model(NamedTuple):
-    """A model that can be measured: how to encode, and in which portions.
-
-    `batch` is rows encoded at a time, over all devices and processes.
-    """
-
-    architecture: clip.Architecture
-    tokenize: tokenizers.Tokenizer
-    mesh: Mesh
-    batch: int
-    encode_image: Encoder
-    encode_text: Encoder
-
-
-class Embeddings(NamedTuple):
-    """Of all held-out images f32[N, E] and texts f32[M, E], unit norm."""
-
-    image: np.ndarray
-    text: np.ndarray
-
-
-def make_model(
-    *,
-    architecture: clip.Architecture,
-    tokenize: tokenizers.Tokenizer,
-    mesh: Mesh,
-    batch: int,
-) -> Model:
-    """Compiles nothing yet; `batch` is rounded up to what the mesh can split."""
-    if batch < 1:
-        raise ValueError(f"the evaluation batch must be at least 1, got {batch}")
-    parts = sharding.batch_sharding(mesh).num_devices
-    whole = sharding.replicated(mesh)
-
-    def compiled(encode: Callable[..., jax.Array]) -> Encoder:
-        return jax.jit(functools.partial(encode, architecture), out_shardings=whole)
-
-    return Model(
-        architecture=architecture,
-        tokenize=tokenize,
-        mesh=mesh,
-        batch=-(-batch // parts) * parts,
-        encode_image=compiled(clip.encode_image),
-        encode_text=compiled(clip.encode_text),
-    )
-
-
-def embed(model: Model, params: clip.Params, held_out: HeldOut) -> Embeddings:
-    """Embeds all held-out images and texts.
-
-    Raises:
-        ValueError: an image cannot be decoded; names it.
-    """
-    return Embeddings(
-        image=_encode_images(model, params, held_out),
-        text=encode_texts(model, params, held_out.texts),
-    )
-
-
-def encode_texts(model: Model, params: clip.Params, texts: Sequence[str]) -> np.ndarray:
-    """Embeds n texts, f32[n, E], unit norm."""
-
-    def tokens(rows: np.ndarray) -> np.ndarray:
-        chosen = [texts[row] for row in rows]
-        return model.tokenize(chosen, model.architecture.context_length)[0]
-
-    return _encode(model, model.encode_text, params, tokens, total=len(texts))
-
-
-def scores(
-    model: Model,
-    params: clip.Params,
-    held_out: HeldOut,
-    embeddings: Embeddings,
-    *,
-    bootstrap_samples: int,
-    seed: int = 0,
-) -> Scores:
-    """Retrieval both ways and, where there is a task, zero-shot accuracy.
-
-    Args:
-        model: how texts are encoded.
-        params: of the model.
-        held_out: what was embedded.
-        embeddings: from `embed`.
-        bootstrap_samples: resamples behind each interval.
-        seed: of the intervals.
-
-    Returns:
-        {"image_to_text": {"R@1": {"value", "low", "high", "chance"}, ...},
-        "text_to_image": {...}, "zero_shot": {"accuracy": {...}, "classes": K, ...}}.
-    """
-    result: Scores = dict(
-        retrieval.recall(
-            embeddings.image,
-            embeddings.text,
-            held_out.image_of_text,
-            resamples=bootstrap_samples,
-            seed=seed,
-        )
-    )
-    if held_out.task is not None:
-        classes = zero_shot.class_embeddings(
-            lambda texts: encode_texts(model, params, texts), held_out.task
-        )
-        accuracy = zero_shot.accuracy(
-            embeddings.image[held_out.labelled],
-            classes,
-            held_out.labels,
-            resamples=bootstrap_samples,
-            seed=seed,
-        )
-        result["zero_shot"] = {**accuracy, "classes": len(classes)}
-    return result
 
 
 def flat(found: Scores) -> dict[str, float]:
@@ -227,68 +98,55 @@ def table(found: Scores) -> str:
         for name, cell in cells.items():
             if not isinstance(cell, dict):
                 continue
-            interval = f"{cell['low']:.1%} - {cell['high']:.1%}"
+            interval = ""
+            if "low" in cell:
+                interval = f"{cell['low']:.1%} - {cell['high']:.1%}"
+            chance = f"{cell['chance']:.2%}" if "chance" in cell else ""
             before = found["untrained"][group][name]["value"]
             title = f"{group} {name}".replace("_", " ")
             lines.append(
                 f"{title:<28}{cell['value']:>7.1%} {interval:>15} {before:>10.1%}"
-                f" {cell['chance']:>8.2%}"
+                f" {chance:>8}"
             )
     return "\n".join(lines)
 
 
-def evaluate(
+def evaluate_run(
     workdir: str,
-    config: ConfigDict,
+    model: inference.Model,
+    step: int,
     *,
     held_out_folder: str,
-    step: int | None,
-    batch: int,
+    seed: int,
+    resamples: int,
 ) -> Scores:
     """Measures a checkpoint and the untrained model, and writes both files.
 
     Args:
         workdir: of the run.
-        config: the run's, as `run_config.read` gives it.
+        model: the run's at `step`.
+        step: of the checkpoint.
         held_out_folder: dataset folder.
-        step: which checkpoint; None = the newest.
-        batch: images or texts encoded at a time.
+        seed: the run's, of the untrained parameters.
+        resamples: of the bootstrap behind each interval.
 
     Returns:
         What STEP.json holds.
     """
     held_out = load_held_out(held_out_folder)
-    tokenize = tokenizers.load(run_config.tokenizer_path(workdir, config))
-    architecture = keys.architecture(
-        config,
-        vocab_size=tokenize.vocab_size,
-        eos_id=tokenize.eos_id,
-        pad_id=tokenize.pad_id,
+    trained = model.encoder
+    untrained = trained.with_params(
+        train_state.create_params(
+            architecture=trained.architecture, mesh=trained.mesh, seed=seed
+        )
     )
-    mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
-    model = make_model(
-        architecture=architecture, tokenize=tokenize, mesh=mesh, batch=batch
-    )
-    params, step = checkpoint.restore_params(
-        workdir,
-        architecture=architecture,
-        inputs={"tokenizer": tokenize.fingerprint},
-        mesh=mesh,
-        step=step,
-    )
-    before = train_state.create_params(
-        architecture=architecture, mesh=mesh, seed=config.seed
-    )
-    measure = functools.partial(
-        scores, bootstrap_samples=config.evaluation.bootstrap_samples
-    )
-    embeddings = embed(model, params, held_out)
-    found = {
-        "step": step,
-        "candidates": len(held_out.image_ids),
-        "model": measure(model, params, held_out, embeddings),
-        "untrained": measure(model, before, held_out, embed(model, before, held_out)),
-    }
+    found: Scores = {"step": step, "candidates": len(held_out.image_ids)}
+    # The trained one comes last: its embeddings are shown.
+    for name, encoder in (("untrained", untrained), ("model", trained)):
+        embeddings = evaluator.embed(encoder, held_out)
+        found[name] = evaluator.scores(
+            encoder, held_out, embeddings, resamples=resamples
+        )
     folder = files.path(workdir) / "evaluation"
     # The numbers come last: where they are, the other file is too.
     files.write_json(folder / f"{step}_top5.json", best_texts(held_out, embeddings))
@@ -296,63 +154,16 @@ def evaluate(
     return found
 
 
-def _encode_images(model: Model, params: clip.Params, held_out: HeldOut) -> np.ndarray:
-    """Embeds the held-out images, f32[N, E]; a portion is decoded by threads."""
-    size = model.architecture.image_size
-
-    def decode(data: bytes) -> np.ndarray:
-        record = records.decode(data)
-        try:
-            return images.decode_eval(record.image, size=size)
-        except images.UndecodableImage as error:
-            raise ValueError(
-                f"{held_out.dataset.folder}: the held-out image {record.image_id}"
-                f" cannot be decoded ({error}); make the folder again"
-            ) from error
-
-    with ThreadPoolExecutor(_DECODE_THREADS) as pool:
-
-        def pixels(rows: np.ndarray) -> np.ndarray:
-            stored = records.read(held_out.dataset, held_out.positions[rows])
-            return np.stack(list(pool.map(decode, stored)))
-
-        return _encode(
-            model, model.encode_image, params, pixels, total=len(held_out.positions)
-        )
-
-
-def _encode(
-    model: Model,
-    encode: Encoder,
-    params: clip.Params,
-    make: Callable[[np.ndarray], np.ndarray],
-    *,
-    total: int,
-) -> np.ndarray:
-    """Encodes rows 0..total, f32[total, E]; each process makes what its devices hold.
-
-    `make` takes int64[n], ascending, to [n, ...]. All portions have one shape on the
-    devices: the last one is filled up with the last row.
-    """
-    result = np.empty((total, model.architecture.embed_dim), np.float32)
-    own = sharding.process_rows(model.mesh, model.batch)
-    for start in range(0, total, model.batch):
-        rows, place = np.unique(np.minimum(start + own, total - 1), return_inverse=True)
-        batch = sharding.put_batch(model.mesh, {"rows": make(rows)[place]})
-        embedded = jax.device_get(encode(params, batch["rows"]))
-        result[start : start + model.batch] = embedded[: total - start]
-    return result
-
-
 def evaluate_model(values: Any) -> None:
     """Runs --model on --data; prints the numbers and writes --output."""
     model = model_flags.load(values)
-    found = classification.evaluate(
-        model,
+    found = evaluator.evaluate(
+        model.encoder,
         values.data,
         split=values.split,
         data_dir=values.data_dir or None,
         prompts_path=values.prompts,
+        class_cache=values.class_cache,
         resamples=keys.default().evaluation.bootstrap_samples,
     )
     facts = {"model": model.name, "fingerprint": model.fingerprint, "data": values.data}
@@ -381,23 +192,22 @@ def main(argv: Sequence[str]) -> None:
     held_out = values.held_out or config.evaluation.held_out
     if not held_out:
         raise app.UsageError("want --held_out=DIR, since the run's config names none")
-    runtime.log_our_own_notes()
-    runtime.start_jax(
-        cpu_devices=(
-            values.cpu_devices
-            if flags.FLAGS["cpu_devices"].present
-            else config.cpu_devices
-        ),
-        compilation_cache=values.compilation_cache or config.compilation_cache,
-    )
-    found = evaluate(
+    # As the run has them, unless the command line says otherwise.
+    for name, value in (
+        ("cpu_devices", config.cpu_devices),
+        ("compilation_cache", config.compilation_cache),
+        ("batch", config.evaluation.batch),
+    ):
+        if not values[name].present:
+            values[name].value = value
+    step = checkpoint.find_step(values.workdir, values.step)
+    found = evaluate_run(
         values.workdir,
-        config,
+        model_flags.load(values, values.workdir, step),
+        step,
         held_out_folder=held_out,
-        step=values.step,
-        batch=(
-            values.batch if flags.FLAGS["batch"].present else config.evaluation.batch
-        ),
+        seed=config.seed,
+        resamples=config.evaluation.bootstrap_samples,
     )
     logging.info("wrote %s/evaluation/%d.json", values.workdir, found["step"])
     print(table(found))

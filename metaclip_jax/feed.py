@@ -2,7 +2,7 @@
 
 import collections
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from metaclip_jax import sharding
-from metaclip_jax.data import images, order, pipeline, texts, workers
+from metaclip_jax.data import images, order, pipeline, texts, tokenizer, workers
+from metaclip_jax.models import presets
 
 
 class OnDevice(NamedTuple):
@@ -20,6 +21,29 @@ class OnDevice(NamedTuple):
     image_ids: np.ndarray  # bytes[b], of this process
     tally: collections.Counter[str]  # what this process had to mend to make it
     progress: dict[str, float]  # how far the datasets are seen after it
+
+
+def load_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
+    """The config's tokenizer, as its family of models uses it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no tokenizer, or not that of config.vocabulary.
+    """
+    loaded = tokenizer.load(config.tokenizer, family=config.model.family)
+    presets.check_vocabulary(
+        config.vocabulary, size=loaded.vocab_size, tokenizer=config.tokenizer
+    )
+    return loaded
+
+
+def token_ids(loaded: tokenizer.Tokenizer) -> dict[str, Any]:
+    """What the architecture of a model takes from its tokenizer."""
+    return {
+        "vocab_size": loaded.vocab_size,
+        "eos_id": loaded.eos_id,
+        "pad_id": loaded.pad_id,
+    }
 
 
 def start_pool(config: ConfigDict) -> workers.Pool:
@@ -33,6 +57,7 @@ def open_batches(
     config: ConfigDict,
     workdir: str,
     pool: workers.Pool,
+    tokenize: tokenizer.Tokenizer,
     *,
     start_step: int,
     mesh: Mesh | None = None,
@@ -40,7 +65,8 @@ def open_batches(
     """This process's batches from `start_step` on; their whole state is the step.
 
     Of each global batch it makes the run that its devices in the mesh are given; with
-    no mesh, all. The pool, from `start_pool`, is closed with them.
+    no mesh, all. `tokenize` is from `load_tokenizer`; the pool, from `start_pool`, is
+    closed with them.
     """
     data, rows, told = config.data, None, None
     if mesh is not None:
@@ -49,7 +75,7 @@ def open_batches(
     return pipeline.batches(
         config.dataset,
         weights=data.mixture,
-        tokenizer_path=config.tokenizer,
+        tokenize=tokenize,
         global_batch=config.global_batch,
         image_size=config.image_size,
         context_length=config.model.context_length,

@@ -5,15 +5,21 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 
 from metaclip_jax import checkpoint, files, run_config, sharding
-from metaclip_jax.conversion import huggingface, open_clip, table, weights
+from metaclip_jax.conversion import (
+    huggingface,
+    open_clip,
+    processor,
+    table,
+    weights,
+)
 from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.data.images import Preprocess
 from metaclip_jax.models import clip, positions, presets
 
 METACLIP_LICENCE = "CC-BY-NC-4.0"
@@ -23,22 +29,15 @@ _METACLIP_NAMES = re.compile(
 )
 _TOKENIZER_FILES = ("tokenizer.json",)
 _PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")
-# Pillow's number of the bicubic filter.
-_BICUBIC = 3
-
-
-class Preprocess(NamedTuple):
-    """How an image becomes what the model sees, before it is normalised."""
-
-    size: int  # pixels, height and width
-    squash: bool  # both sides resized; else the shortest, and the centre cut out
+_PROCESSOR = "preprocessor_config.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
     """A model's parts. `params` is as clip.init makes it, f32 on the host.
 
-    `licence` is "" where the source names none.
+    `architecture.dtype` is the one that the model was trained in, f32 where the source
+    does not say. `licence` is "" where the source names none.
     """
 
     name: str
@@ -96,8 +95,18 @@ def resized(loaded: Loaded, image_size: int, convention: str) -> Loaded:
         loaded,
         architecture=architecture,
         params=loaded.params | {"image": image | {"position_embedding": table}},
-        preprocess=loaded.preprocess._replace(size=image_size),
+        preprocess=_scaled(loaded.preprocess, image_size),
     )
+
+
+def default_preprocess(architecture: clip.Architecture) -> Preprocess:
+    """How a model of this family sees images unless its source says otherwise."""
+    return Preprocess(architecture.image_size, squash=architecture.family == "siglip")
+
+
+def _scaled(preprocess: Preprocess, size: int) -> Preprocess:
+    shortest = round(preprocess.shortest * size / preprocess.size)
+    return preprocess._replace(size=size, shortest=shortest)
 
 
 def _load(
@@ -155,24 +164,27 @@ def _load_folder(path: Path, name: str, *, trust_pickle: bool) -> Loaded:
     open_clip_file = path / "open_clip_config.json"
     if config_file.exists():
         architecture = huggingface.read_architecture(_read_json(config_file))
-        processor = path / "preprocessor_config.json"
-        facts = _read_json(processor) if processor.exists() else {}
-        preprocess = _huggingface_preprocess(facts, architecture)
+        preprocess = read_preprocess(path, architecture)
     elif open_clip_file.exists():
         written = _read_json(open_clip_file)
         architecture = open_clip.read_architecture(written)
-        preprocess = _open_clip_preprocess(written, architecture)
+        preprocess = processor.read_open_clip(
+            written.get("preprocess_cfg", {}),
+            architecture,
+            file=f"{open_clip_file}, preprocess_cfg",
+        )
     else:
         raise ValueError(
             f"{path} is no model: it has neither config.json (Hugging Face) nor "
             "open_clip_config.json, nor the checkpoints of a run"
         )
+    tokenizer = _tokenizer_of(path, architecture)
     source = weights.open_weights(path, trust_pickle=trust_pickle)
     return Loaded(
         name=name,
-        architecture=architecture,
+        architecture=_with_marks(architecture, tokenizer),
         params=read_params(source, architecture),
-        tokenizer=_tokenizer_of(path, architecture),
+        tokenizer=tokenizer,
         preprocess=preprocess,
         licence=_licence(path, name),
     )
@@ -185,13 +197,14 @@ def _load_file(path: Path, preset: str, *, trust_pickle: bool) -> Loaded:
             f"one of {', '.join(sorted(presets.PRESETS))}"
         )
     architecture = presets.architecture(preset)
+    tokenizer = _tokenizer_of(path.parent, architecture)
     source = weights.open_weights(path, trust_pickle=trust_pickle)
     return Loaded(
         name=os.fspath(path),
-        architecture=architecture,
+        architecture=_with_marks(architecture, tokenizer),
         params=read_params(source, architecture),
-        tokenizer=_tokenizer_of(path.parent, architecture),
-        preprocess=Preprocess(architecture.image_size, squash=False),
+        tokenizer=tokenizer,
+        preprocess=default_preprocess(architecture),
     )
 
 
@@ -201,11 +214,8 @@ def _load_run(workdir: str, step: int | None) -> Loaded:
     step = checkpoint.find_step(workdir, step)
     meta = checkpoint.read_meta(workdir, step)
     architecture = checkpoint.architecture_of(meta)
-    # Only what was converted into a checkpoint has these facts.
-    squash, licence = meta.get("squash", False), meta.get("licence", "")
     tokenizer = tokenizers.load(
-        run_config.tokenizer_path(workdir, config),
-        siglip=meta.get("siglip_marks", False),
+        run_config.tokenizer_path(workdir, config), family=architecture.family
     )
     params, _ = checkpoint.restore_params(
         workdir,
@@ -216,11 +226,12 @@ def _load_run(workdir: str, step: int | None) -> Loaded:
     )
     return Loaded(
         name=workdir,
-        architecture=dataclasses.replace(architecture, dtype="float32"),
+        # How the run's devices computed is not what the model is.
+        architecture=dataclasses.replace(architecture, attention="xla", remat="none"),
         params=params,
         tokenizer=tokenizer,
-        preprocess=Preprocess(architecture.image_size, squash),
-        licence=licence,
+        preprocess=checkpoint.preprocess_of(meta),
+        licence=meta.get("licence", ""),  # of what was converted into a checkpoint
     )
 
 
@@ -243,39 +254,26 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
-def _huggingface_preprocess(
-    facts: dict[str, Any], architecture: clip.Architecture
-) -> Preprocess:
-    """`size` is {"shortest_edge"} with a crop, or {"height", "width"}: a squash."""
-    _check_statistics(facts.get("image_mean"), facts.get("image_std"), architecture)
-    if facts.get("resample", _BICUBIC) != _BICUBIC:
-        raise ValueError(
-            f"preprocessor_config.json: wanted bicubic resampling ({_BICUBIC}), got "
-            f"{facts['resample']}"
+def read_preprocess(folder: Path, architecture: clip.Architecture) -> Preprocess:
+    """How the model of a Hugging Face folder sees images.
+
+    As transformers, takes what processor_config.json nests (its version 5 writes it so)
+    before preprocessor_config.json.
+
+    Raises:
+      ValueError: a field asks for what is not done here; names it.
+    """
+    nested, alone = folder / "processor_config.json", folder / _PROCESSOR
+    found = _read_json(nested).get("image_processor") if nested.exists() else None
+    if found is not None:
+        return processor.read_huggingface(
+            found, architecture, file=f"{nested}, image_processor"
         )
-    size = facts.get("size", architecture.image_size)
-    squash = isinstance(size, dict) and "shortest_edge" not in size
-    return Preprocess(architecture.image_size, squash=squash)
-
-
-def _open_clip_preprocess(
-    written: dict[str, Any], architecture: clip.Architecture
-) -> Preprocess:
-    facts = written.get("preprocess_cfg", {})
-    _check_statistics(facts.get("mean"), facts.get("std"), architecture)
-    return Preprocess(
-        architecture.image_size, squash=facts.get("resize_mode") == "squash"
-    )
-
-
-def _check_statistics(mean: Any, std: Any, architecture: clip.Architecture) -> None:
-    known = clip.image_statistics(architecture)
-    for what, got, wanted in zip(("mean", "std"), (mean, std), known, strict=True):
-        if got is not None and not np.allclose(got, wanted, atol=1e-6):
-            raise ValueError(
-                f"wanted the channel {what} {wanted.tolist()}, got {got}: images are "
-                "normalised on the device with it"
-            )
+    if alone.exists():
+        return processor.read_huggingface(
+            _read_json(alone), architecture, file=os.fspath(alone)
+        )
+    return default_preprocess(architecture)
 
 
 def _tokenizer_of(
@@ -283,9 +281,7 @@ def _tokenizer_of(
 ) -> tokenizers.Tokenizer | None:
     for file in _TOKENIZER_FILES:
         if (folder / file).exists():
-            found = tokenizers.load(
-                folder / file, siglip=architecture.family == "siglip"
-            )
+            found = tokenizers.load(folder / file, family=architecture.family)
             if found.vocab_size > architecture.vocab_size:
                 raise ValueError(
                     f"{folder / file} has {found.vocab_size} tokens, the model only "
@@ -293,6 +289,26 @@ def _tokenizer_of(
                 )
             return found
     return None
+
+
+def _with_marks(
+    architecture: clip.Architecture, tokenizer: tokenizers.Tokenizer | None
+) -> clip.Architecture:
+    """The architecture with the tokenizer's marks: configs often name others.
+
+    Raises:
+      ValueError: the model would not find where a text ends.
+    """
+    if tokenizer is None:
+        return architecture
+    if architecture.text_pool == "eos" and tokenizer.eos_id != architecture.eos_id:
+        raise ValueError(
+            f"the config's eos_token_id (eos_id) must be {tokenizer.eos_id}, with which"
+            f" its tokenizer.json ends a text, got {architecture.eos_id}"
+        )
+    return dataclasses.replace(
+        architecture, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id
+    )
 
 
 def _licence(path: Path, name: str) -> str:

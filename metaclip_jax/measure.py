@@ -6,6 +6,9 @@ from jax.sharding import Mesh
 
 from metaclip_jax import evaluate
 from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.data.images import Preprocess
+from metaclip_jax.evaluation import encoder as encoders
+from metaclip_jax.evaluation import evaluator
 from metaclip_jax.evaluation import held_out as held_outs
 from metaclip_jax.models import clip
 
@@ -19,7 +22,8 @@ def make_measure(
     batch: int,
     keep_best: str,
     architecture: clip.Architecture,
-    tokenize: tokenizers.Tokenizer,
+    tokenizer: tokenizers.Tokenizer,
+    preprocess: Preprocess,
     mesh: Mesh,
 ) -> Measure | None:
     """Returns parameters -> scores by name, None where no images or steps are given.
@@ -30,7 +34,8 @@ def make_measure(
         batch: images or texts encoded at a time.
         keep_best: the score by which a checkpoint is to be kept; "" = none.
         architecture: of the parameters.
-        tokenize: of the texts.
+        tokenizer: of the texts.
+        preprocess: how images are seen.
         mesh: where the parameters are.
 
     Raises:
@@ -44,17 +49,22 @@ def make_measure(
             f"checkpoint.keep_best must be one of {evaluate.score_names(images)}, got"
             f" {keep_best!r}"
         )
-    model = evaluate.make_model(
-        architecture=architecture, tokenize=tokenize, mesh=mesh, batch=batch
+    encoder = encoders.make_encoder(
+        architecture=architecture,
+        tokenizer=tokenizer,
+        preprocess=preprocess,
+        mesh=mesh,
+        batch=batch,
+        params={},  # come later, again and again
     )
 
     def measure(params: clip.Params) -> dict[str, float]:
-        found = evaluate.scores(
-            model,
-            params,
+        trained = encoder.with_params(params)
+        found = evaluator.scores(
+            trained,
             images,
-            evaluate.embed(model, params, images),
-            bootstrap_samples=1,  # the rows hold no intervals
+            evaluator.embed(trained, images),
+            resamples=1,  # the rows hold no intervals
         )
         return evaluate.flat(found)
 

@@ -16,7 +16,10 @@ def define(*, required: bool = True) -> None:
         required=required,
     )
     flags.DEFINE_enum(
-        "dtype", "float32", ["float32", "bfloat16"], "Of the matrix products."
+        "dtype",
+        None,
+        ["float32", "bfloat16"],
+        "Of the matrix products; default: a run's own, float32 for models of others.",
     )
     flags.DEFINE_integer(
         "batch", inference.DEFAULT_BATCH, "Most rows at a time.", lower_bound=1
@@ -32,15 +35,19 @@ def define(*, required: bool = True) -> None:
     )
 
 
-def load(values: Any, name: str = "") -> inference.Model:
-    """Starts JAX and loads --model (or `name`) as the parsed flags say."""
+def load(values: Any, name: str = "", step: int | None = None) -> inference.Model:
+    """Starts JAX and loads --model (or `name`) as the parsed flags say.
+
+    `step` is the checkpoint of a run; None = the newest.
+    """
     runtime.log_our_own_notes()
     runtime.start_jax(
         cpu_devices=values.cpu_devices, compilation_cache=values.compilation_cache
     )
     return inference.load(
         name or values.model,
-        dtype=values.dtype,
+        dtype=values.dtype or "",
+        step=step,
         batch=values.batch,
         class_cache=values.class_cache,
     )

@@ -23,9 +23,8 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict, config_flags
 
-from metaclip_jax import command, flops, program, sharding
+from metaclip_jax import command, feed, flops, program, sharding
 from metaclip_jax import config as keys
-from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.models import presets
 
 _GIB = 2**30
@@ -202,18 +201,10 @@ def report(config: ConfigDict, where: Slice, plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _token_ids(config: ConfigDict) -> dict[str, int]:
+def _token_ids(config: ConfigDict) -> dict[str, Any]:
     """The tokenizer's, or those of the vocabulary that the recipe names."""
     if config.tokenizer:
-        tokenizer = tokenizers.load(config.tokenizer)
-        presets.check_vocabulary(
-            config.vocabulary, size=tokenizer.vocab_size, tokenizer=config.tokenizer
-        )
-        return {
-            "vocab_size": tokenizer.vocab_size,
-            "eos_id": tokenizer.eos_id,
-            "pad_id": tokenizer.pad_id,
-        }
+        return feed.token_ids(feed.load_tokenizer(config))
     if not config.vocabulary:
         raise ValueError(
             "want a tokenizer or a vocabulary, got a recipe that names none: give"

@@ -37,7 +37,8 @@ from metaclip_jax import (
 from metaclip_jax import config as keys
 from metaclip_jax.data import mixture, workers
 from metaclip_jax.data import tokenizer as tokenizers
-from metaclip_jax.models import clip, presets
+from metaclip_jax.data.images import Preprocess
+from metaclip_jax.models import clip
 from metaclip_jax.program import Program
 
 # Steps that an accelerator may have ahead: it never waits for Python, and does not
@@ -47,22 +48,28 @@ _STEPS_AHEAD = 2
 StepFunction = Callable[..., tuple[train_state.TrainState, dict[str, jax.Array]]]
 
 
-Carried = tuple[train_state.TrainState, collections.Counter[str]]
-
-
-class Resumed(NamedTuple):
-    """A checkpoint: its step, and the state and what was lost up to it."""
-
-    step: int
-    carried: Carried
-
-
 class Job(NamedTuple):
     """What is trained, how, on what and where; all checked, nothing compiled."""
 
     program: Program
     tokenizer: tokenizers.Tokenizer
+    preprocess: Preprocess  # how its images are seen when it is measured
     inputs: dict[str, str]  # fingerprints of the dataset and the tokenizer
+
+
+class Carried(NamedTuple):
+    """What a run goes on with: its job as the model is, state, what was lost so far."""
+
+    job: Job
+    state: train_state.TrainState
+    totals: collections.Counter[str]
+
+
+class Resumed(NamedTuple):
+    """A checkpoint: its step, and what the run goes on with."""
+
+    step: int
+    carried: Carried
 
 
 def train(config: ConfigDict, workdir: str, pool: workers.Pool) -> None:
@@ -76,10 +83,7 @@ def train(config: ConfigDict, workdir: str, pool: workers.Pool) -> None:
     job = prepare(config)
     chief = jax.process_index() == 0
     claim = functools.partial(
-        run_config.claim,
-        workdir,
-        config.to_dict(),
-        tokenizer=job.tokenizer.to_json(),
+        run_config.claim, workdir, config.to_dict(), tokenizer=job.tokenizer.to_json()
     )
     claim(write=False)
     done = checkpoint.latest_step(workdir)
@@ -87,7 +91,6 @@ def train(config: ConfigDict, workdir: str, pool: workers.Pool) -> None:
         finish(workdir, job, step=done)
         return
     mesh = job.program.mesh
-    scores_of = make_measure(job, config)
 
     with contextlib.ExitStack() as stack:
         stop_wanted = stack.enter_context(runtime.stop_on_sigterm())
@@ -101,9 +104,12 @@ def train(config: ConfigDict, workdir: str, pool: workers.Pool) -> None:
         )
         resumed = resume(job, config, manager, workdir)
         start = resumed.step if resumed else 0
-        batches = feed.open_batches(config, workdir, pool, start_step=start, mesh=mesh)
+        batches = feed.open_batches(
+            config, workdir, pool, job.tokenizer, start_step=start, mesh=mesh
+        )
         stack.callback(batches.close)
-        state, totals = resumed.carried if resumed else new_state(job, config)
+        job, state, totals = resumed.carried if resumed else new_state(job, config)
+        scores_of = make_measure(job, config)
         # Now that all fits: the workdir of a refused config would be of no use.
         claim(write=chief)
         if chief:
@@ -162,18 +168,12 @@ def prepare(config: ConfigDict) -> Job:
     keys.check(config)
     metrics.check_wandb(config.wandb)
     members = mixture.members(config.dataset, config.data.mixture)
-    tokenizer = tokenizers.load(config.tokenizer)
-    presets.check_vocabulary(
-        config.vocabulary, size=tokenizer.vocab_size, tokenizer=config.tokenizer
-    )
+    tokenizer = feed.load_tokenizer(config)
+    asked = program.make(config, **feed.token_ids(tokenizer))
     return Job(
-        program=program.make(
-            config,
-            vocab_size=tokenizer.vocab_size,
-            eos_id=tokenizer.eos_id,
-            pad_id=tokenizer.pad_id,
-        ),
+        program=asked,
         tokenizer=tokenizer,
+        preprocess=loading.default_preprocess(asked.architecture),
         inputs={
             "dataset": mixture.fingerprint(*members),
             "tokenizer": tokenizer.fingerprint,
@@ -215,7 +215,8 @@ def resume(
             logging.error("going on before step %d, which is removed", damaged)
             manager.delete(damaged)
         logging.info("%s goes on from step %d", workdir, step)
-        return Resumed(step, (state, collections.Counter(meta["totals"])))
+        job = job._replace(preprocess=checkpoint.preprocess_of(meta))
+        return Resumed(step, Carried(job, state, collections.Counter(meta["totals"])))
     return None
 
 
@@ -228,12 +229,14 @@ def new_state(job: Job, config: ConfigDict) -> Carried:
         seed=config.seed,
     )
     if config.init_from:
-        state = state._replace(params=initial_params(job, config))
-    return state, collections.Counter()
+        params, preprocess = initial_params(job, config)
+        state = state._replace(params=params)
+        job = job._replace(preprocess=preprocess)
+    return Carried(job, state, collections.Counter())
 
 
-def initial_params(job: Job, config: ConfigDict) -> clip.Params:
-    """The parameters of config.init_from on the mesh.
+def initial_params(job: Job, config: ConfigDict) -> tuple[clip.Params, Preprocess]:
+    """The parameters of config.init_from on the mesh, and how it sees images.
 
     Raises:
         ValueError: they are those of another architecture.
@@ -247,7 +250,8 @@ def initial_params(job: Job, config: ConfigDict) -> clip.Params:
             f"config.init_from={config.init_from!r} is another model:"
             f" {'; '.join(different)}. Give config.model and the tokenizer its values"
         )
-    return train_state.place(loaded.params, mesh=job.program.mesh)
+    params = train_state.place(loaded.params, mesh=job.program.mesh)
+    return params, loaded.preprocess
 
 
 def compile_step(job: Job, config: ConfigDict) -> tuple[StepFunction, float]:
@@ -325,7 +329,8 @@ def make_measure(job: Job, config: ConfigDict) -> measure.Measure | None:
         batch=config.evaluation.batch,
         keep_best=config.checkpoint.keep_best,
         architecture=job.program.architecture,
-        tokenize=job.tokenizer,
+        tokenizer=job.tokenizer,
+        preprocess=job.preprocess,
         mesh=job.program.mesh,
     )
 
@@ -347,6 +352,7 @@ def save(
     """Starts to write a checkpoint, in the background."""
     meta = checkpoint.describe(
         architecture=job.program.architecture,
+        preprocess=job.preprocess,
         inputs=job.inputs,
         config=config.to_dict(),
         totals=dict(totals),

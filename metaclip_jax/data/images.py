@@ -6,7 +6,7 @@ Evaluation decodes as the public CLIP processors do, with Pillow's bicubic filte
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -51,6 +51,18 @@ class Augmentation(NamedTuple):
             raise ValueError(
                 f"colour must be at least 0 and below 1, got {self.colour}"
             )
+
+
+class Preprocess(NamedTuple):
+    """How an image becomes what a model sees, before it is normalised: see `fit_eval`.
+
+    It comes with the model; `fit_eval(image, **preprocess._asdict())` applies it.
+    """
+
+    size: int  # pixels, height and width
+    squash: bool = False  # both sides are resized, whatever their ratio
+    shortest: int = 0  # pixels the shortest side has before the crop; 0 = size
+    resample: int = Image.Resampling.BICUBIC.value  # Pillow's number of the filter
 
 
 def crop_box(
@@ -143,33 +155,42 @@ def change_colour(pixels: np.ndarray, *, key: int, most: float) -> np.ndarray:
     return cv2.transform(pixels, np.hstack([matrix, offset]))
 
 
-def decode_eval(data: bytes, *, size: int, squash: bool = False) -> np.ndarray:
+def decode_eval(data: bytes, **preprocess: Any) -> np.ndarray:
     """Decodes an image as the CLIP processors do; returns uint8[size, size, 3], RGB.
 
-    See `fit_eval`. Raises UndecodableImage.
+    The keywords are those of `fit_eval`. Raises UndecodableImage.
     """
-    return fit_eval(decoding.decode(data), size=size, squash=squash)
+    return fit_eval(decoding.decode(data), **preprocess)
 
 
-def fit_eval(image: Image.Image, *, size: int, squash: bool = False) -> np.ndarray:
+def fit_eval(
+    image: Image.Image,
+    *,
+    size: int,
+    squash: bool = False,
+    shortest: int = 0,
+    resample: int = Image.Resampling.BICUBIC.value,
+) -> np.ndarray:
     """Brings an RGB image to uint8[size, size, 3] as the CLIP processors do.
 
-    The shortest side is resized to `size` with Pillow's bicubic filter and the centre
-    is cut out; with `squash` both sides are resized instead, whatever their ratio.
+    Its shortest side is resized to `shortest` pixels (0 = `size`) by Pillow's filter
+    `resample`, and the centre is cut out; with `squash` both sides are resized to that
+    instead, whatever their ratio.
     """
+    shortest, kind = shortest or size, Image.Resampling(resample)
+    least = min(image.size)
+    width, height = (shortest * side // least for side in image.size)
     if squash:
-        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
-    shortest = min(image.size)
-    width, height = size * image.width // shortest, size * image.height // shortest
+        width = height = shortest
     left, top = (width - size) // 2, (height - size) // 2
     if width * height <= _MAX_RESIZED:
-        whole = image.resize((width, height), Image.Resampling.BICUBIC)
+        whole = image.resize((width, height), kind)
         return np.asarray(whole.crop((left, top, left + size, top + size)))
     # The same but for rounding: what is cut out is all that is resized.
     across = [edge * image.width / width for edge in (left, left + size)]
     down = [edge * image.height / height for edge in (top, top + size)]
     source = across[0], down[0], across[1], down[1]
-    resized = image.resize((size, size), Image.Resampling.BICUBIC, box=source)
+    resized = image.resize((size, size), kind, box=source)
     return np.asarray(resized)
 
 

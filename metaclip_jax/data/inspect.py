@@ -172,9 +172,9 @@ def look(config: ConfigDict, *, examples: int, seconds: float) -> Look:
     folders, weights = mixture.members(config.dataset, config.data.mixture)
     datasets = [records.open_dataset(folder) for folder in folders]
     shares = mixture.shares(weights)
-    tokenize = tokenizer.load(config.tokenizer)
+    tokenize = feed.load_tokenizer(config)
     with feed.start_pool(config) as pool:
-        stream = feed.open_batches(config, "", pool, start_step=0)
+        stream = feed.open_batches(config, "", pool, tokenize, start_step=0)
         shown = first_examples(stream, datasets, tokenize, count=examples)
         speed = measure_speed(stream, seconds=seconds)
     lengths, texts_per_image = measure_texts(datasets, shares, tokenize)
@@ -288,7 +288,8 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # the pipeline's plan is no plan of ours
     jax.config.update("jax_platforms", "cpu")  # accelerators stay with who has them
     with tempfile.TemporaryDirectory() as folder:
-        config.tokenizer = config.tokenizer or _tokenizer_path(config, folder)
+        if not config.tokenizer:
+            config.tokenizer, config.vocabulary = _tokenizer_path(config, folder), ""
         found = look(config, examples=values.examples, seconds=values.seconds)
     for what, figure in found.facts:
         print(f"{what:32} {figure}")

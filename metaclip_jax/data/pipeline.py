@@ -36,7 +36,7 @@ _LOSSES_TO_LOG = 20  # images
 def batches(
     dataset: str,
     *,
-    tokenizer_path: str,
+    tokenize: tokenizer.Tokenizer,
     global_batch: int,
     image_size: int,
     context_length: int,
@@ -60,7 +60,7 @@ def batches(
 
     Args:
       dataset: dataset folder. It is taken as it is unless balanced online.
-      tokenizer_path: what `tokenizer.load` takes.
+      tokenize: the model's tokenizer.
       global_batch: pairs a step over all processes.
       image_size: pixels, height and width.
       context_length: tokens.
@@ -83,7 +83,7 @@ def batches(
       online_folder: where a run's processes share what each epoch keeps; "" = nowhere.
 
     Raises:
-      FileNotFoundError: a dataset or the tokenizer is missing or unfinished.
+      FileNotFoundError: a dataset is missing or unfinished.
       ValueError: one is damaged or empty, or the values do not fit together.
     """
     folders, parts = mixture.members(dataset, weights)
@@ -105,7 +105,7 @@ def batches(
         ),
         shares=mixture.shares(parts),
         choice=choice,
-        tokenize=tokenizer.load(tokenizer_path),
+        tokenize=tokenize,
         global_batch=global_batch,
         rows=_check_rows(rows, global_batch),
         image_size=image_size,

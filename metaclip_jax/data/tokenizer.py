@@ -2,9 +2,9 @@
 
     python -m metaclip_jax.data.tokenizer --dataset=DIR --vocab_size=N --output=FILE
 
-trains a byte-level BPE tokenizer like CLIP's on a dataset's texts. The file is all
-that is needed later: the ids of the marks and the clean-up follow from the names of
-its special tokens.
+trains a byte-level BPE tokenizer like CLIP's on a dataset's texts. The file and the
+model's family are all that is needed later: the ids of the marks and the clean-up
+follow from the names of its special tokens.
 """
 
 import gzip
@@ -42,8 +42,12 @@ _MARKS: tuple[_Marks, ...] = (
     ("<s>", "</s>", "<pad>", "none"),  # XLM-V and its family
     (None, "</s>", "<pad>", "none"),  # mT5
 )
-# SigLIP ends and pads with one mark, though its vocabulary has a pad.
-_SIGLIP_MARKS: _Marks = (None, "</s>", "</s>", "canonical")
+# SigLIP ends and pads with one mark, though its vocabulary has a pad as mT5's has: the
+# file alone does not say which of the two it is.
+_MARKS_OF_FAMILY: dict[str, tuple[_Marks, ...]] = {
+    "clip": _MARKS,
+    "siglip": ((None, "</s>", "</s>", "canonical"), *_MARKS),
+}
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _END_OF_WORD = "</w>"
 _BYTES = 256
@@ -181,20 +185,24 @@ class Tokenizer:
         return self._bpe.decode(kept, skip_special_tokens=False).strip()
 
 
-def load(source: str | os.PathLike, *, siglip: bool = False) -> Tokenizer:
-    """Loads a tokenizer.
+def load(source: str | os.PathLike, *, family: str) -> Tokenizer:
+    """Loads the tokenizer of a model.
 
     Args:
       source: a tokenizer.json (trained here, or a public one such as XLM-V's); CLIP's
         merges as a text file, gzipped or not; or "clip", which takes that file from
         an installed open_clip.
-      siglip: whether it is a SigLIP model's, whose files name the same marks as mT5's
-        and mean others.
+      family: the model's, "clip" or "siglip" (config.model.family).
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: it is no tokenizer, or has none of the marks known here.
     """
+    if family not in _MARKS_OF_FAMILY:
+        raise ValueError(
+            f"family must be one of {', '.join(_MARKS_OF_FAMILY)}, got {family!r}"
+        )
+    marks = _MARKS_OF_FAMILY[family]
     if os.fspath(source) == "clip":
         source = _installed_clip_file()
     path = files.path(source) if source else None
@@ -207,7 +215,7 @@ def load(source: str | os.PathLike, *, siglip: bool = False) -> Tokenizer:
     data = path.read_bytes()
     if path.name.endswith((".txt", ".txt.gz")):
         bpe = _from_clip_merges(data, os.fspath(source))
-        return _with_marks(bpe, source, _MARKS)
+        return _with_marks(bpe, source, marks)
     try:
         bpe = tokenizers.Tokenizer.from_str(data.decode())
     except Exception as error:  # the Rust library raises plain Exception
@@ -215,7 +223,6 @@ def load(source: str | os.PathLike, *, siglip: bool = False) -> Tokenizer:
             f"{source} should be a tokenizer.json, but: {error}. Train it again, or "
             "fetch it again"
         ) from error
-    marks = (_SIGLIP_MARKS, *_MARKS) if siglip else _MARKS
     return _with_marks(bpe, source, marks)
 
 
@@ -404,7 +411,7 @@ def main(argv: Sequence[str]) -> None:
     # First what it is made from: the file itself says that it is finished.
     files.write_json(manifest, inputs)
     files.write_bytes(output, bpe.to_str(pretty=True).encode())
-    size = load(output).vocab_size
+    size = bpe.get_vocab_size(with_added_tokens=True)
     logging.info("%s: %d tokens, at most %d asked for", output, size, values.vocab_size)
 
 

@@ -27,7 +27,7 @@ class Labelled(NamedTuple):
     """N images with classes among K.
 
     names: N names for messages and answers. read: places int[n] to n images as
-    `inference.Model.embed_images` takes them. class_names: K tuples of names.
+    `Encoder.encode_images` takes them. class_names: K tuples of names.
     positive: bool[N, K]; `exclusive` says that each image has exactly one class.
     """
 
@@ -90,8 +90,8 @@ def from_tfds(
       data_dir: where TFDS keeps datasets; None = its default.
 
     Raises:
-      ValueError: a feature is missing or of another kind, or the prompts name other
-        classes.
+      ValueError: a feature is missing or of another kind, the split has no labels, or
+        the prompts name other classes.
     """
     if files.path(name).is_dir():
         builder = tfds.builder_from_directory(name)
@@ -112,7 +112,21 @@ def from_tfds(
     count = len(source)
     positive = np.zeros((count, feature.num_classes), bool)
     for place in range(count):
-        positive[place, source[place][key]] = True
+        labels = np.atleast_1d(source[place][key]).astype(np.int64)
+        wrong = labels[(labels < 0) | (labels >= feature.num_classes)]
+        if wrong.size:
+            raise ValueError(
+                f"{name}: want {key} from 0 to {feature.num_classes - 1}, got"
+                f" {wrong[0]} for example {place} of the split {split!r}. TFDS writes"
+                " -1 where labels are hidden: this split has no labels, give --split"
+                " one that has"
+            )
+        positive[place, labels] = True
+    if not positive.any():
+        raise ValueError(
+            f"{name}: want {key} in the split {split!r}, got none in its {count}"
+            " examples: this split has no labels, give --split one that has"
+        )
     return Labelled(
         names=[f"{name}/{split}/{place}" for place in range(count)],
         read=lambda places: [source[int(place)]["image"] for place in places],

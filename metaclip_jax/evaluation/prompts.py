@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from metaclip_jax import files
 
 SLOT = "{}"
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,9 +18,9 @@ def ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
         labels: int[N].
 
     Raises:
-        ValueError: a score is not finite.
+        ValueError: a score is not finite, or a label is none of the K.
     """
-    _check(scores, labels)
+    _check_labels(scores, labels)
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     earlier = np.arange(scores.shape[1])[None, :] < labels[:, None]
     return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
@@ -46,7 +46,7 @@ def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
         scores: f[N, K].
         labels: int[N].
     """
-    _check(scores, labels)
+    _check_labels(scores, labels)
     hits = scores.argmax(axis=1) == labels
     size = np.bincount(labels, minlength=scores.shape[1])
     found = np.bincount(labels, weights=hits, minlength=scores.shape[1])
@@ -125,6 +125,8 @@ def mean_average_precision(
         raise ValueError(f"points must be 0 (plain) or 11, got {points}")
     of_class = average_precision_11_point if points else average_precision
     seen = np.flatnonzero(positive.any(axis=0))
+    if not seen.size:
+        raise ValueError(f"want at least one positive example of {len(scores)}")
     return float(np.mean([of_class(scores[:, k], positive[:, k]) for k in seen]))
 
 
@@ -159,6 +161,14 @@ def _precision_recall(
     found = np.cumsum(positive[order].astype(np.float64))[last]
     taken = np.flatnonzero(last) + 1.0
     return found / taken, found / found[-1]
+
+
+def _check_labels(scores: np.ndarray, labels: np.ndarray) -> None:
+    _check(scores, labels)
+    classes = scores.shape[1]
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if wrong.size:
+        raise ValueError(f"want labels from 0 to {classes - 1}, got {wrong[0]}")
 
 
 def _check(scores: np.ndarray, right: np.ndarray) -> None:

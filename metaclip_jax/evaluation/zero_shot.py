@@ -12,7 +12,8 @@ from collections.abc import Callable
 import numpy as np
 
 from metaclip_jax import files
-from metaclip_jax.evaluation import prompts, scores, statistics
+from metaclip_jax.evaluation import encoder as encoders
+from metaclip_jax.evaluation import prompts
 
 EncodeTexts = Callable[[list[str]], np.ndarray]
 
@@ -33,6 +34,20 @@ def class_embeddings(encode_texts: EncodeTexts, task: prompts.Task) -> np.ndarra
         for start, end in zip(starts[:-1], starts[1:], strict=True)
     ]
     return _unit(np.stack(means))
+
+
+def encode_classes(
+    encoder: encoders.Encoder, task: prompts.Task, *, folder: str = ""
+) -> np.ndarray:
+    """One embedding per class by a model, f32[K, E]; kept in `folder` if one is given.
+
+    See `class_embeddings` and `cached_class_embeddings`.
+    """
+    if not folder:
+        return class_embeddings(encoder.encode_texts, task)
+    return cached_class_embeddings(
+        encoder.encode_texts, task, folder=folder, fingerprint=encoder.fingerprint
+    )
 
 
 def cached_class_embeddings(
@@ -71,77 +86,6 @@ def cached_class_embeddings(
     np.save(written, classes)
     files.write_bytes(path, written.getvalue())
     return classes
-
-
-def ranks(
-    image_embeddings: np.ndarray, classes: np.ndarray, labels: np.ndarray
-) -> np.ndarray:
-    """How many classes come before each image's own, int64[N]; 0 is the top.
-
-    Equal scores as in `scores.ranks`.
-
-    Args:
-        image_embeddings: f32[N, E], unit norm.
-        classes: f32[K, E], unit norm.
-        labels: int[N].
-
-    Raises:
-        ValueError: an embedding is not finite.
-    """
-    return scores.ranks(image_embeddings @ classes.T, labels)
-
-
-def accuracy(
-    image_embeddings: np.ndarray,
-    classes: np.ndarray,
-    labels: np.ndarray,
-    *,
-    resamples: int,
-    seed: int = 0,
-) -> dict[str, dict[str, float]]:
-    """Accuracy, mean accuracy per class and top-5, with 95% intervals and chance.
-
-    Args:
-        image_embeddings: f32[N, E], unit norm.
-        classes: f32[K, E], unit norm.
-        labels: int[N], each image's class.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-
-    Returns:
-        {"accuracy": {"value", "low", "high", "chance"}, "mean_per_class": {...},
-        "top5": {...}}; top5 only where there are more than 5 classes.
-    """
-
-    def share(hits: np.ndarray, name: str) -> statistics.Interval:
-        return statistics.share(hits, name=name, resamples=resamples, seed=seed)
-
-    rank = ranks(image_embeddings, classes, labels)
-    count = len(classes)
-    measured = {
-        "accuracy": (1, share(rank < 1, "zero_shot/top1")),
-        "mean_per_class": (
-            1,
-            statistics.mean_share_per_class(
-                rank < 1,
-                labels,
-                name="zero_shot/mean_per_class",
-                resamples=resamples,
-                seed=seed,
-            ),
-        ),
-    }
-    if count > 5:
-        measured["top5"] = (5, share(rank < 5, "zero_shot/top5"))
-    return {
-        name: {
-            "value": interval.value,
-            "low": interval.low,
-            "high": interval.high,
-            "chance": k / count,
-        }
-        for name, (k, interval) in measured.items()
-    }
 
 
 def _unit(embeddings: np.ndarray) -> np.ndarray:

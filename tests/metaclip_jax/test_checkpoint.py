@@ -16,6 +16,7 @@ import pytest
 
 from metaclip_jax import checkpoint, checksums, sharding, train_state
 from metaclip_jax import optimizer as optimizers
+from metaclip_jax.data.images import Preprocess
 from metaclip_jax.models import clip
 
 ARCHITECTURE = clip.Architecture(
@@ -74,7 +75,12 @@ def manager(workdir, *, keep_last=3, keep_every_steps=0):
 
 
 def meta(**facts):
-    return checkpoint.describe(architecture=ARCHITECTURE, inputs=INPUTS, **facts)
+    return checkpoint.describe(
+        architecture=ARCHITECTURE,
+        preprocess=Preprocess(ARCHITECTURE.image_size),
+        inputs=INPUTS,
+        **facts,
+    )
 
 
 def save(workdir, state, steps=(5,), **options):

@@ -14,7 +14,7 @@ from PIL import Image
 from metaclip_jax import convert, files, inference, loading, sharding
 from metaclip_jax.data import records
 from metaclip_jax.data import tokenizer as tokenizers
-from metaclip_jax.evaluation import classification
+from metaclip_jax.evaluation import evaluator
 from metaclip_jax.models import clip
 
 CLASSES = ["blue_dog", "green bird", "red_cat"]
@@ -102,7 +102,7 @@ def saved(tmp_path_factory):
     """A random model's folder."""
     root = tmp_path_factory.mktemp("model")
     (root / "t.json").write_text(tokenizers.train(CLASSES * 3, 600).to_str())
-    tokenizer = tokenizers.load(root / "t.json")
+    tokenizer = tokenizers.load(root / "t.json", family="clip")
     architecture = clip.Architecture(
         image_size=16,
         patch_size=8,
@@ -150,7 +150,7 @@ def by_hand(model, templates, classes_names=tuple((name,) for name in CLASSES)):
 
 
 def evaluate(model, data, **options):
-    return classification.evaluate(model, data, resamples=50, **options)
+    return evaluator.evaluate(model.encoder, data, resamples=50, **options)
 
 
 def test_a_folder_a_tfds_dataset_and_a_curated_one_give_the_same(
@@ -207,6 +207,58 @@ def test_what_cannot_be_measured_is_named(model, folder, tmp_path):
     (tmp_path / "dog" / "one.png").write_bytes(IMAGES[0][0])
     with pytest.raises(ValueError, match="broken.png"):
         evaluate(model, str(tmp_path))
+
+
+def prepare_tfds(root, labels):
+    """The folder of a TFDS dataset with these labels; lists are of several classes."""
+    label = tfds.features.ClassLabel(names=CLASSES)
+    several = isinstance(labels[0], list)
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        **({"labels": tfds.features.Sequence(label)} if several else {"label": label}),
+    }
+
+    class Given(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        code_path = None
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"test": self._generate_examples()}
+
+        def _generate_examples(self):
+            for n, given in enumerate(labels):
+                image = io.BytesIO(IMAGES[n][0])
+                yield n, {"image": image, "labels" if several else "label": given}
+
+    Given(data_dir=str(root), file_format="array_record").download_and_prepare()
+    return str(root / "given" / "1.0.0")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([-1] * 6, "label from 0 to 2, got -1 .*this split has no labels"),
+        ([0, 1, 2, 0, -1, 1], "got -1 for example . .*split 'test'"),
+        ([[-1]] * 6, "labels from 0 to 2, got -1 .*this split has no labels"),
+        ([[0, 1], [2], [-1, 1], [1]], "got -1 for example ."),
+        ([[]] * 6, "got none in its 6 examples: this split has no labels"),
+    ],
+)
+def test_hidden_labels_are_refused(model, tmp_path, labels, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, prepare_tfds(tmp_path, labels))
+
+
+def test_images_of_several_classes_are_measured_by_average_precision(model, tmp_path):
+    labels = [[0, 1], [2], [], [1], [0], [2, 0]]
+    found = evaluate(model, prepare_tfds(tmp_path, labels))["zero_shot"]
+    assert 0 < found["mean_average_precision"]["value"] <= 1
+    assert found["images"] == 6
 
 
 def test_the_command_prints_and_writes_the_numbers(saved, model, prepared, tmp_path):

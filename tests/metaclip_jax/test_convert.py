@@ -19,7 +19,7 @@ from metaclip_jax.models import clip
 def make(folder, **values):
     path = folder / "own.json"
     path.write_text(tokenizers.train(["red cat", "blue dog"] * 3, 600).to_str())
-    tokenizer = tokenizers.load(path)
+    tokenizer = tokenizers.load(path, family="clip")
     architecture = clip.Architecture(
         image_size=32,
         patch_size=8,
@@ -86,8 +86,14 @@ def test_training_starts_from_any_model_of_its_architecture(tmp_path):
         schedule=None,
         mesh=sharding.make_mesh(data=2, fsdp=2, tensor=2),
     )
-    job = train.Job(program=asked, tokenizer=loaded.tokenizer, inputs={})
-    params = train.initial_params(job, config)
+    job = train.Job(
+        program=asked,
+        tokenizer=loaded.tokenizer,
+        preprocess=loading.default_preprocess(asked.architecture),
+        inputs={},
+    )
+    params, preprocess = train.initial_params(job, config)
+    assert preprocess == loaded.preprocess != job.preprocess
     assert_equal(params, loaded.params)
     kernel = params["image"]["blocks"]["mlp"]["fc1"]["kernel"]
     assert len({shard.data.shape for shard in kernel.addressable_shards}) == 1

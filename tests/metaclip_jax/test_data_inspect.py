@@ -66,7 +66,7 @@ def test_the_examples_are_the_rows_of_training(config, report):
         )
         for image, text in zip(batch["image"], batch["tokens"], strict=True)
     ]
-    tokenize = tokenizer.load(config.tokenizer)
+    tokenize = tokenizer.load(config.tokenizer, family="clip")
     for example, (image, tokens) in zip(report.examples, rows, strict=False):
         np.testing.assert_array_equal(example.image, image)
         assert example.text == tokenize.decode(tokens.tolist())
@@ -99,7 +99,7 @@ def test_without_a_begin_mark_there_is_room_for_one_token_more(config, tmp_path)
         .replace(tokenizer.EOS, "</s>")
         .replace(tokenizer.PAD, "<pad>")
     )
-    assert tokenizer.load(path).bos_id is None
+    assert tokenizer.load(path, family="clip").bos_id is None
     other = config.copy_and_resolve_references()
     other.tokenizer = str(path)
     facts = dict(inspect.look(other, examples=1, seconds=0.01).facts)

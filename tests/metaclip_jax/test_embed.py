@@ -13,7 +13,7 @@ import pytest
 
 from metaclip_jax import checkpoint, embed, files, inference, run_config, search
 from metaclip_jax import config as keys
-from metaclip_jax.data import records, sheet
+from metaclip_jax.data import images, records, sheet
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.models import clip
 
@@ -47,7 +47,7 @@ def run(tmp_path_factory):
         model.vision_width = model.text_width = 32
         model.vision_layers = model.text_layers = 2
         model.vision_heads = model.text_heads = 2
-    tokenize = tokenizers.load(config.tokenizer)
+    tokenize = tokenizers.load(config.tokenizer, family="clip")
     architecture = keys.architecture(
         config,
         vocab_size=tokenize.vocab_size,
@@ -58,7 +58,9 @@ def run(tmp_path_factory):
     manager = checkpoint.open_manager(str(workdir), keep_last=1, keep_every_steps=0)
     params = clip.init(architecture, jax.random.key(1))
     meta = checkpoint.describe(
-        architecture=architecture, inputs={"tokenizer": tokenize.fingerprint}
+        architecture=architecture,
+        preprocess=images.Preprocess(16),
+        inputs={"tokenizer": tokenize.fingerprint},
     )
     checkpoint.save(manager, 1, {"params": params}, meta=meta)
     manager.close()

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metaclip_jax.evaluation import prompts, retrieval, statistics, zero_shot
+from metaclip_jax.evaluation import (
+    classification,
+    labelled,
+    prompts,
+    retrieval,
+    statistics,
+    zero_shot,
+)
 
 
 def unit(rows):
@@ -197,6 +204,17 @@ def test_a_class_is_the_mean_of_its_unit_prompts_brought_back_to_unit_norm():
     np.testing.assert_allclose(classes, [[root, root, 0], [root, 0, root]], rtol=1e-6)
 
 
+def accuracy(images, classes, labels):
+    answered = labelled.Labelled(
+        names=[str(n) for n in range(len(labels))],
+        read=lambda places: [],
+        class_names=tuple((str(k),) for k in range(len(classes))),
+        positive=labels[:, None] == np.arange(len(classes)),
+        exclusive=True,
+    )
+    return classification.measure(images @ classes.T, answered, resamples=20)
+
+
 def test_accuracy_top5_and_mean_per_class_agree_with_counting():
     classes = np.eye(8, dtype=np.float32)
     labels = np.array([0, 0, 0, 1])
@@ -209,7 +227,7 @@ def test_accuracy_top5_and_mean_per_class_agree_with_counting():
             [1, -1, 1, 1, 1, 1, 1, 1],
         ]
     )
-    found = zero_shot.accuracy(images, classes, labels, resamples=20)
+    found = accuracy(images, classes, labels)
     assert found["accuracy"]["value"] == 0.5
     assert found["top5"]["value"] == 0.75
     assert found["mean_per_class"]["value"] == pytest.approx((2 / 3 + 0) / 2)
@@ -221,7 +239,7 @@ def test_a_collapsed_classifier_has_the_accuracy_of_guessing_class_0():
     classes = np.repeat(random_unit(1), 4, axis=0)
     images = np.repeat(random_unit(1, seed=1), 8, axis=0)
     labels = np.array([0, 1, 2, 3] * 2)
-    found = zero_shot.accuracy(images, classes, labels, resamples=20)
+    found = accuracy(images, classes, labels)
     assert found["accuracy"]["value"] == 0.25
     assert "top5" not in found
 

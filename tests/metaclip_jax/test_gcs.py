@@ -29,12 +29,13 @@ import hashlib, json, sys
 import numpy as np
 from metaclip_jax import files
 from metaclip_jax.data import order, pipeline, workers
+from metaclip_jax.data import tokenizer as tokenizers
 
 def digest(folder, **values):
     stream = pipeline.batches(
-        folder, tokenizer_path=tokenizer, global_batch=24, image_size=16,
-        context_length=8, seed=0, total_steps=8, pool=workers.Pool(prefetch=0),
-        **values,
+        folder, tokenize=tokenizers.load(tokenizer, family="clip"), global_batch=24,
+        image_size=16, context_length=8, seed=0, total_steps=8,
+        pool=workers.Pool(prefetch=0), **values,
     )
     return [hashlib.sha256(b"".join(a.tobytes() for a in batch.values())).hexdigest()
             for batch in stream]

@@ -14,8 +14,11 @@ from PIL import Image
 
 from metaclip_jax import inference, sharding
 from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.data.images import Preprocess
+from metaclip_jax.evaluation import encoder as encoders
 from metaclip_jax.models import clip, vit
 
+PREPROCESS = Preprocess(16)
 TEXTS = [f"a picture of thing {n}" for n in range(23)]
 
 
@@ -34,7 +37,7 @@ def encoded(image, kind="PNG"):
 def tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     path.write_text(tokenizers.train(TEXTS, 600).to_str())
-    return tokenizers.load(path)
+    return tokenizers.load(path, family="clip")
 
 
 @pytest.fixture(scope="module")
@@ -58,25 +61,26 @@ def make_model(tokenizer):
     )
     params = clip.init(architecture, jax.random.key(0))
 
-    def make(*, devices=8, architecture=architecture, **options):
+    def make(*, devices=8, architecture=architecture, batch=16, **options):
         mesh = sharding.make_mesh(
             data=devices, fsdp=1, tensor=1, devices=jax.devices()[:devices]
         )
-        return inference.Model(
-            name="tiny",
+        encoder = encoders.make_encoder(
             architecture=architecture,
-            params=params,
             tokenizer=tokenizer,
+            preprocess=PREPROCESS,
             mesh=mesh,
-            **options,
+            batch=batch,
+            params=params,
         )
+        return inference.Model(encoder, name="tiny", **options)
 
     return make
 
 
 @pytest.fixture(scope="module")
 def model(make_model):
-    return make_model(batch=16)
+    return make_model()
 
 
 @pytest.fixture
@@ -141,7 +145,7 @@ def test_sizes_of_all_kinds_compile_few_programs(make_model, compiled):
     ("rows", "parts", "padded"), [(0, 1, 1), (1, 8, 8), (9, 8, 16), (7, 3, 12)]
 )
 def test_portions_are_padded_to_the_devices_times_a_power_of_two(rows, parts, padded):
-    assert inference.padded_rows(rows, parts=parts) == padded
+    assert encoders.padded_rows(rows, parts=parts) == padded
 
 
 def test_nothing_in_gives_nothing_out(model):
@@ -151,10 +155,7 @@ def test_nothing_in_gives_nothing_out(model):
 
 def test_the_level_below_agrees_with_the_level_above(model, tokenizer):
     images = [picture(n) for n in range(3)]
-    fitted = [
-        inference.prepare_image(image, size=16, squash=False, name="x")
-        for image in images
-    ]
+    fitted = [encoders.prepare_image(image, PREPROCESS, name="x") for image in images]
     pixels = (np.stack(fitted) / 255 - vit.IMAGE_MEAN) / vit.IMAGE_STD
     np.testing.assert_allclose(
         model.embed_pixels(pixels), model.embed_images(images), atol=1e-5

@@ -202,9 +202,10 @@ def test_a_position_says_everything(dataset, online):
 def test_a_batch_shows_the_text_that_was_accepted(folder, online, tmp_path):
     raw = tokenizer.train([f"text {i} of {i}" for i in range(50)], 600)
     (tmp_path / "t.json").write_text(raw.to_str())
+    tokenize = tokenizer.load(tmp_path / "t.json", family="clip")
     batches = pipeline.batches(
         str(folder),
-        tokenizer_path=str(tmp_path / "t.json"),
+        tokenize=tokenize,
         global_batch=64,
         image_size=16,
         context_length=16,
@@ -212,7 +213,6 @@ def test_a_batch_shows_the_text_that_was_accepted(folder, online, tmp_path):
         total_steps=2,
         online_t=T,
     )
-    tokenize = tokenizer.load(tmp_path / "t.json")
     dataset = records.open_dataset(str(folder))
     kept = set(online.epoch_records(0).tolist())
     for batch in batches:

@@ -97,7 +97,7 @@ def read(folders, *, hosts=1, start=0, stop=24, **values):
     for host in range(hosts):
         stream = pipeline.batches(
             **values,
-            tokenizer_path=f"{folders[0]}/../tokenizer.json",
+            tokenize=tokenizer.load(f"{folders[0]}/../tokenizer.json", family="clip"),
             global_batch=16,
             image_size=8,
             context_length=12,

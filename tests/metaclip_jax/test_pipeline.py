@@ -49,7 +49,7 @@ def batches(dataset, tokenizer_path):
         return pipeline.batches(
             folder,
             **{
-                "tokenizer_path": tokenizer_path,
+                "tokenize": tokenizer.load(tokenizer_path, family="clip"),
                 "global_batch": 16,
                 "image_size": 24,
                 "context_length": 12,
@@ -227,7 +227,7 @@ def test_texts_are_shown_by_the_weight_of_their_source(batches, other, tokenizer
     stream = batches(
         other, choice=choice, total_steps=150, image_size=8, max_replaced_share=1.0
     )
-    tokenize = tokenizer.load(tokenizer_path)
+    tokenize = tokenizer.load(tokenizer_path, family="clip")
     counts, three = collections.Counter(), range(2, 23, 3)  # those with all sources
     for batch in stream:
         for number, tokens in zip(batch["record"], batch["tokens"], strict=True):
@@ -264,7 +264,7 @@ def test_rows_hold_the_image_and_a_text_of_their_record(
     batches, dataset, tokenizer_path
 ):
     opened = records.open_dataset(dataset)
-    tokenize = tokenizer.load(tokenizer_path)
+    tokenize = tokenizer.load(tokenizer_path, family="clip")
     batch = next(batches())
     stored = [records.decode(d) for d in records.read(opened, batch["record"])]
     for tokens, record in zip(batch["tokens"], stored, strict=True):
@@ -439,12 +439,12 @@ def test_threads_do_not_travel_to_other_processes():
 
 LOOP = """
 import itertools, sys
-from metaclip_jax.data import pipeline, workers
+from metaclip_jax.data import pipeline, tokenizer, workers
 
 if __name__ == "__main__":
     stream = pipeline.batches(
-        sys.argv[1], tokenizer_path=sys.argv[2], global_batch=16, image_size=24,
-        context_length=12, seed=0, total_steps=10**6,
+        sys.argv[1], tokenize=tokenizer.load(sys.argv[2], family="clip"),
+        global_batch=16, image_size=24, context_length=12, seed=0, total_steps=10**6,
         pool=workers.Pool(worker_count=1),
     )
     next(stream)

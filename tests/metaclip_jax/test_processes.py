@@ -49,8 +49,9 @@ SLURM = {
 CODE = """
 import json, sys
 import jax, numpy as np
-from metaclip_jax import evaluate, runtime, sharding, train_state
+from metaclip_jax import runtime, sharding, train_state
 from metaclip_jax.data import images, records
+from metaclip_jax.evaluation import encoder, evaluator, held_out as held_outs
 from metaclip_jax.models import clip
 
 meshes, port, index, output, folder = sys.argv[1:]
@@ -91,12 +92,13 @@ for name, (shape, order) in json.loads(meshes).items():
         "rows": rows.tolist(), "told": run[told].tolist(), "run": run.tolist()
     }
 
-model = evaluate.make_model(
-    architecture=architecture, tokenize=tokenize, mesh=mesh, batch=16
-)
 params = train_state.create_params(architecture=architecture, mesh=mesh, seed=0)
-held_out = evaluate.load_held_out(folder)
-found = evaluate.embed(model, params, held_out)
+model = encoder.make_encoder(
+    architecture=architecture, tokenizer=tokenize, preprocess=images.Preprocess(4),
+    mesh=mesh, batch=16, params=params,
+)
+held_out = held_outs.load_held_out(folder)
+found = evaluator.embed(model, held_out)
 result["made"] = asked[:], held_out.texts
 here = jax.device_get(jax.tree.map(copy, params))
 texts, _ = tokenize(held_out.texts, 4)
@@ -135,7 +137,7 @@ def found(tmp_path_factory, write_dataset):
         )
         for index, output in enumerate(outputs)
     ]
-    said = [process.communicate(timeout=120)[0] for process in started]
+    said = [process.communicate(timeout=600)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], said
     return [json.loads(output.read_text()) for output in outputs]
 

@@ -31,6 +31,15 @@ def test_top_k_and_mean_per_class_equal_scikit_learn(seed):
     assert found == pytest.approx(np.delete(shares, 4).mean())
 
 
+@pytest.mark.parametrize("wrong", [-1, 9, 10**6])
+def test_labels_that_are_no_class_are_refused(wrong):
+    values, labels = drawn(0)
+    labels[17] = wrong
+    for measure in (scores.ranks, scores.mean_per_class):
+        with pytest.raises(ValueError, match=f"from 0 to 8, got {wrong}"):
+            measure(values, labels)
+
+
 @pytest.mark.parametrize("levels", [None, 3])
 def test_roc_auc_and_average_precision_equal_scikit_learn_with_ties(levels):
     for seed in range(5):

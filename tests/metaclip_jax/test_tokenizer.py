@@ -36,7 +36,7 @@ def write(folder, bpe, name="tokenizer.json"):
 @pytest.fixture(scope="module")
 def tok(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    return tokenizer.load(write(folder, tokenizer.train(TEXTS, 650)))
+    return tokenizer.load(write(folder, tokenizer.train(TEXTS, 650)), family="clip")
 
 
 def reference_clean(text):
@@ -162,7 +162,7 @@ def test_a_context_without_room_for_a_token_is_refused(tok):
 
 def test_the_file_alone_brings_everything_back(tok, tmp_path):
     bpe = tokenizer.train(TEXTS, 650)
-    again = tokenizer.load(write(tmp_path, bpe))
+    again = tokenizer.load(write(tmp_path, bpe), family="clip")
     assert (again.bos_id, again.eos_id, again.pad_id) == (
         tok.bos_id,
         tok.eos_id,
@@ -187,16 +187,16 @@ def test_a_tokenizer_travels_to_other_processes(tok):
 
 
 def test_other_texts_or_sizes_have_another_fingerprint(tok, tmp_path):
-    other = tokenizer.load(write(tmp_path, tokenizer.train(TEXTS, 560)))
+    other = tokenizer.load(write(tmp_path, tokenizer.train(TEXTS, 560)), family="clip")
     assert other.fingerprint != tok.fingerprint
 
 
 def test_a_missing_file_is_named(tmp_path):
     for source, named in ((tmp_path / "none.json", ".*none.json'"), ("", "''")):
         with pytest.raises(FileNotFoundError, match=f"there is no tokenizer {named}"):
-            tokenizer.load(source)
+            tokenizer.load(source, family="clip")
     with pytest.raises(FileNotFoundError, match=f"there is no tokenizer '{tmp_path}'"):
-        tokenizer.load(tmp_path)
+        tokenizer.load(tmp_path, family="clip")
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[1, 2]", b"\xff\xfe\x00"])
@@ -204,13 +204,13 @@ def test_a_damaged_file_is_named(tmp_path, data):
     path = tmp_path / "tokenizer.json"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"tokenizer.json should be a tokenizer"):
-        tokenizer.load(path)
+        tokenizer.load(path, family="clip")
 
 
 def test_a_tokenizer_without_known_marks_is_refused(tmp_path):
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0}, merges=[]))
     with pytest.raises(ValueError, match="sets of marks known here"):
-        tokenizer.load(write(tmp_path, bpe))
+        tokenizer.load(write(tmp_path, bpe), family="clip")
 
 
 def test_a_public_multilingual_tokenizer_has_its_own_marks(tmp_path):
@@ -218,7 +218,7 @@ def test_a_public_multilingual_tokenizer_has_its_own_marks(tmp_path):
     pieces += [(letter, -2.0) for letter in "abcABC"]
     bpe = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=3))
     bpe.add_special_tokens(["<s>", "<pad>", "</s>"])
-    tok = tokenizer.load(write(tmp_path, bpe))
+    tok = tokenizer.load(write(tmp_path, bpe), family="clip")
     assert (tok.bos_id, tok.pad_id, tok.eos_id) == (0, 1, 2)
     assert tok.clean_up == "none"
     assert tok.ids(["ABC"]) != tok.ids(["abc"])
@@ -242,7 +242,9 @@ def test_clip_merges_give_clip_ids(tmp_path):
     others = [merge for merge in others if merge not in CLIP_MERGES]
     merges = [*CLIP_MERGES, *others][:48_894]
     # The real file goes on after the merges that CLIP takes.
-    tok = tokenizer.load(write_clip_file(tmp_path, [*merges, "not used"]))
+    tok = tokenizer.load(
+        write_clip_file(tmp_path, [*merges, "not used"]), family="clip"
+    )
     assert (tok.vocab_size, tok.bos_id, tok.eos_id, tok.pad_id) == (
         49_408,
         49_406,
@@ -257,20 +259,20 @@ def test_clip_merges_give_clip_ids(tmp_path):
 def test_a_clip_file_that_is_too_short_is_refused(tmp_path):
     path = write_clip_file(tmp_path, CLIP_MERGES)
     with pytest.raises(ValueError, match="48894 lines of two words, found 8"):
-        tokenizer.load(path)
+        tokenizer.load(path, family="clip")
 
 
 def test_clip_without_its_file_says_where_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ValueError, match="pip install --no-deps open_clip_torch"):
-        tokenizer.load("clip")
+        tokenizer.load("clip", family="clip")
 
 
 def test_damaged_clip_merges_are_named(tmp_path):
     path = tmp_path / "merges.txt.gz"
     path.write_bytes(gzip.compress(b"x" * 1000)[:-12])
     with pytest.raises(ValueError, match="should be CLIP's merges"):
-        tokenizer.load(path)
+        tokenizer.load(path, family="clip")
 
 
 def run(*flags):
@@ -288,7 +290,7 @@ def test_the_command_writes_once_and_refuses_another_runs_file(tmp_path, write_d
     first = run(*flags)
     assert first.returncode == 0, first.stderr
     data, stamp = output.read_bytes(), output.stat().st_mtime_ns
-    assert tokenizer.load(output).vocab_size <= 560
+    assert tokenizer.load(output, family="clip").vocab_size <= 560
     assert "picture" in json.dumps(json.loads(data)["model"]["merges"]).replace(
         '", "', ""
     )

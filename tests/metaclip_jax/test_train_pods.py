@@ -326,7 +326,7 @@ def test_steps_that_are_not_finite_are_written_down_and_end_the_run(folder):
     assert [one["step"] for one in skipped] == [last - 2, last - 1, last]
     batches = pipeline.batches(
         str(folder / "dataset"),
-        tokenizer_path=str(folder / "tokenizer.json"),
+        tokenize=tokenizer.load(folder / "tokenizer.json", family="clip"),
         global_batch=32,
         image_size=16,
         context_length=12,

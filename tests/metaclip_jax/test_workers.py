@@ -26,7 +26,7 @@ def folder(tmp_path_factory, write_dataset):
 def open_batches(folder, *, image_size=224, batch=64, steps=30, count=1, prefetch=2):
     return pipeline.batches(
         str(folder / "dataset"),
-        tokenizer_path=str(folder / "tokenizer.json"),
+        tokenize=tokenizer.load(folder / "tokenizer.json", family="clip"),
         global_batch=batch,
         image_size=image_size,
         context_length=12,

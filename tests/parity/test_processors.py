@@ -1,6 +1,8 @@
 """Images and texts are prepared as transformers prepares them, and answers agree."""
 
 import io
+import json
+import re
 
 import cv2
 import jax
@@ -8,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from metaclip_jax import convert, inference, loading
+from metaclip_jax.conversion import processor
 from metaclip_jax.data import images as image_data
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.models import clip, vit
@@ -71,13 +76,178 @@ def test_images_equal_the_processor(kind, squash):
         np.testing.assert_allclose(got.transpose(2, 0, 1), want, atol=1e-5)
 
 
+SIZE = 32
+SQUARE = {"height": SIZE, "width": SIZE}
+# What files have been seen to hold, and what they might.
+FIELDS = {
+    "do_resize": [True, True, False],
+    "size": [
+        {"shortest_edge": SIZE},
+        {"shortest_edge": 37},
+        {"shortest_edge": 30},
+        SQUARE,
+        {"height": 40, "width": 40},
+        {"height": 40, "width": 36},
+        {"longest_edge": SIZE},
+        {"shortest_edge": SIZE, "longest_edge": 64},
+        SIZE,
+        36,
+        [SIZE, SIZE],
+    ],
+    "default_to_square": [False, True],
+    "resample": [0, 1, 2, 3, 3, 4, 5],
+    "do_center_crop": [True, True, False],
+    "crop_size": [SQUARE, SIZE, {"height": SIZE, "width": 28}, 30, [SIZE, SIZE]],
+    "do_rescale": [True, True, False],
+    "rescale_factor": [1 / 255, 1 / 127.5, 0.00392156862745098],
+    "do_normalize": [True, True, False],
+    "image_mean": [vit.IMAGE_MEAN.tolist(), [0.5] * 3, 0.5],
+    "image_std": [vit.IMAGE_STD.tolist(), [0.5] * 3, 0.5],
+    "do_convert_rgb": [True, False],
+    "do_pad": [False, True],
+    "pad_size": [{"height": 40, "width": 40}],
+    "image_processor_type": [
+        "CLIPImageProcessor",
+        "CLIPImageProcessorFast",
+        "SiglipImageProcessor",
+        "ViTImageProcessor",
+    ],
+    "feature_extractor_type": ["CLIPFeatureExtractor"],
+    "processor_class": ["CLIPProcessor"],
+    "crop_pct": [0.9],
+    "data_format": ["channels_first"],
+}
+# Most fields are as they should be: otherwise nearly all examples are refused.
+USUAL = {
+    "size": SIZE,
+    "crop_size": SIZE,
+    "image_mean": vit.IMAGE_MEAN.tolist(),
+    "image_std": vit.IMAGE_STD.tolist(),
+    "image_processor_type": "CLIPImageProcessor",
+}
+
+
+@st.composite
+def processors(draw):
+    """The fields of a preprocessor_config.json, a few of them changed, null or gone."""
+    fields = dict(USUAL)
+    changed = draw(st.lists(st.sampled_from(sorted(FIELDS)), max_size=4, unique=True))
+    for name in changed:
+        fields[name] = draw(st.sampled_from([*FIELDS[name], None]))
+    for name in draw(st.lists(st.sampled_from(sorted(fields)), max_size=1)):
+        fields.pop(name)
+    return fields
+
+
+SMALL = clip.Architecture(
+    image_size=SIZE,
+    patch_size=8,
+    vision_width=8,
+    vision_layers=2,
+    vision_heads=1,
+    vision_mlp_width=8,
+    text_width=8,
+    text_layers=2,
+    text_heads=1,
+    text_mlp_width=8,
+    context_length=8,
+    vocab_size=8,
+    embed_dim=8,
+    eos_id=1,
+    pad_id=0,
+)
+SHOWN = list(pictures(4))
+
+
+def ours(folder):
+    preprocess = loading.read_preprocess(folder, SMALL)
+    fitted = [image_data.fit_eval(one, **preprocess._asdict()) for one in SHOWN]
+    pixels = np.stack(fitted).astype(np.float32) / 255
+    return ((pixels - vit.IMAGE_MEAN) / vit.IMAGE_STD).transpose(0, 3, 1, 2)
+
+
+def theirs(folder):
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    return np.stack(processor(SHOWN, return_tensors="np")["pixel_values"])
+
+
+def write_processor(folder, fields, *, nested):
+    for file in folder.glob("*"):
+        file.unlink()
+    config = {"model_type": "clip", "architectures": ["CLIPModel"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    if nested:  # and that of the older form says something else
+        written = {"image_processor": fields, "processor_class": "CLIPProcessor"}
+        (folder / "processor_config.json").write_text(json.dumps(written))
+        fields = {"resample": 0}
+    (folder / "preprocessor_config.json").write_text(json.dumps(fields))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(fields=processors(), nested=st.booleans())
+def test_every_field_is_honoured_as_transformers_does_or_refused(
+    tmp_path_factory, fields, nested
+):
+    folder = tmp_path_factory.mktemp("processor")
+    write_processor(folder, fields, nested=nested)
+    try:
+        got = ours(folder)
+    except ValueError as error:
+        name = re.search(r"wanted (\w+) ", str(error))
+        assert name and (name[1] in fields or name[1] in FIELDS), error
+        return
+    np.testing.assert_allclose(got, theirs(folder), atol=1e-5)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"size": {"shortest_edge": 37}},
+        {"size": {"height": 40, "width": 40}},
+        {"size": SQUARE, "do_center_crop": False},
+        {"size": SQUARE, "image_processor_type": "SiglipImageProcessor"},
+        {"size": [36, 36], "do_convert_rgb": None},
+        *({"resample": number} for number in range(6)),
+    ],
+)
+def test_shapes_and_filters_are_those_of_transformers(tmp_path, changed, nested):
+    write_processor(tmp_path, USUAL | changed, nested=nested)
+    np.testing.assert_allclose(ours(tmp_path), theirs(tmp_path), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "preprocess",
+    [
+        image_data.Preprocess(SIZE),
+        image_data.Preprocess(SIZE, squash=True),
+        image_data.Preprocess(SIZE, shortest=40, resample=2),
+        image_data.Preprocess(SIZE, squash=True, shortest=36),
+    ],
+)
+@pytest.mark.parametrize("saved_anew", [False, True])
+def test_a_preprocess_is_written_as_transformers_reads_it(
+    tmp_path, preprocess, saved_anew
+):
+    fields = processor.write_huggingface(preprocess, SMALL)
+    write_processor(tmp_path, fields, nested=False)
+    if saved_anew:  # with all that the library adds
+        processor_ = transformers.AutoImageProcessor.from_pretrained(
+            tmp_path, backend="pil"
+        )
+        processor_.save_pretrained(tmp_path)
+    assert loading.read_preprocess(tmp_path, SMALL) == preprocess
+    np.testing.assert_allclose(ours(tmp_path), theirs(tmp_path), atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A model with a tokenizer of ours, and its folder for transformers."""
     folder = tmp_path_factory.mktemp("exported")
     path = folder / "own.json"
     path.write_text(tokenizers.train([*LABELS, "a photo of"] * 3, 600).to_str())
-    tokenizer = tokenizers.load(path)
+    tokenizer = tokenizers.load(path, family="clip")
     architecture = clip.Architecture(
         image_size=32,
         patch_size=8,

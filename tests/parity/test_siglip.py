@@ -95,7 +95,7 @@ def test_answers_of_a_folder_are_theirs(model, tmp_path):
     """With a tokenizer of ours, whose marks the config then names."""
     path = tmp_path / "own.json"
     path.write_text(tokenizers.train(["red cat", "blue dog"] * 3, 600).to_str())
-    tokenizer = tokenizers.load(path)
+    tokenizer = tokenizers.load(path, family="clip")
     torch.manual_seed(1)
     config = transformers.SiglipConfig(
         text_config=TEXT
