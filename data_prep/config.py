@@ -137,7 +137,7 @@ def recipe(
 
 # The values that each key may have. A new key gets a row here, or a test fails. The
 # forms of a row are listed above the table in metaclip_jax/config.py.
-# What must hold between keys is in `_across_curate` and `_across_metadata`.
+# What must hold between keys is in `_curate_rules` and `_metadata_rules`.
 _COUNT = Range(int, least=1)
 _COUNT_OR_NONE = Range(int, least=0)
 _PATH = Range(str, pattern=r"(?s).*\S.*", form="a path or glob", also=(None,))
@@ -225,7 +225,7 @@ def check_metadata(config: ConfigDict) -> None:
       ValueError: names all keys that are wrong: want, got, cure.
     """
     ranges.check(
-        config, table=METADATA_RANGES, default=metadata(), across=_across_metadata
+        config, table=METADATA_RANGES, default=metadata(), rules=_metadata_rules
     )
 
 
@@ -235,38 +235,40 @@ def check_curate(config: ConfigDict) -> None:
     Raises:
       ValueError: names all keys that are wrong: want, got, cure.
     """
-    ranges.check(config, table=CURATE_RANGES, default=curate(), across=_across_curate)
+    ranges.check(config, table=CURATE_RANGES, default=curate(), rules=_curate_rules)
 
 
-def _across_metadata(config: ConfigDict) -> list[str]:
-    """Says what is wrong among keys of which each by itself is right."""
-    if config.max_unigrams or config.max_bigrams or config.max_titles:
-        return []
+def _metadata_rules(config: ConfigDict) -> list[ranges.Rule]:
+    """What must hold between keys of which each by itself is in its range."""
     return [
-        "config.max_unigrams, config.max_bigrams and config.max_titles are all 0:"
-        " wanted a metadata with entries; raise one"
+        (
+            "max_unigrams",
+            bool(config.max_unigrams or config.max_bigrams or config.max_titles),
+            "one of config.max_unigrams, config.max_bigrams and config.max_titles"
+            " above 0, or there are no entries",
+        )
     ]
 
 
-def _across_curate(config: ConfigDict) -> list[str]:
-    """Says what is wrong among keys of which each by itself is right."""
+def _curate_rules(config: ConfigDict) -> list[ranges.Rule]:
+    """What must hold between keys of which each by itself is in its range."""
     images, download = config.images, config.download
-    rules = [
+    return [
         (
+            "download.max_held_bytes",
             download.max_held_bytes >= 2 * download.max_bytes,
-            f"config.download.max_held_bytes={download.max_held_bytes}: wanted at least"
-            f" twice config.download.max_bytes={download.max_bytes}; raise the first or"
-            " lower the second",
+            f"at least twice config.download.max_bytes={download.max_bytes}; raise the"
+            " first or lower the second",
         ),
         (
+            "images.max_side",
             images.max_side >= images.min_side,
-            f"config.images.max_side={images.max_side}: wanted at least"
-            f" config.images.min_side={images.min_side}, or no image is kept",
+            f"at least config.images.min_side={images.min_side}, or no image is kept",
         ),
         (
+            "images.max_pixels",
             images.max_pixels >= images.min_side**2,
-            f"config.images.max_pixels={images.max_pixels}: wanted at least the square"
-            f" of config.images.min_side={images.min_side}, or no image is kept",
+            f"at least the square of config.images.min_side={images.min_side}, or no"
+            " image is kept",
         ),
     ]
-    return [text for holds, text in rules if not holds]

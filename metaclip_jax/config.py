@@ -158,7 +158,7 @@ def _data() -> ConfigDict:
 #   Range(str, pattern="[a-z]+", form="...")     a form: an expression, and its words
 #   Range(tuple, parts=(Range(...), ...))        a tuple of so many items
 #   Range(tuple, each=Range(...))                a tuple of any length
-# What must hold between keys is in `_across`.
+# What must hold between keys is in `_rules`.
 _ANY_TEXT = Range(str)
 _FOLDER = Range(str, pattern=r"(?s).*\S.*", form="a folder")
 _SOURCE = Range(str, pattern=r"(?s).*\S.*", form="a text source")
@@ -272,105 +272,102 @@ def check(config: ConfigDict) -> None:
     Raises:
         ValueError: names all keys that are wrong: want, got, cure.
     """
-    ranges.check(config, table=RANGES, default=default(), across=_across)
+    ranges.check(config, table=RANGES, default=default(), rules=_rules)
 
 
-def _across(config: ConfigDict) -> list[str]:
-    """Says what is wrong among keys of which each by itself is right."""
-    rules = [*_rules_of_the_model(config), *_rules_of_the_run(config)]
-    return [text for holds, text in rules if not holds]
+def _rules(config: ConfigDict) -> list[ranges.Rule]:
+    """What must hold between keys of which each by itself is in its range."""
+    return [*_rules_of_the_model(config), *_rules_of_the_run(config)]
 
 
-def _rules_of_the_model(config: ConfigDict) -> list[tuple[bool, str]]:
-    """Returns (whether it holds, what to say if not) of sizes that go together."""
+def _rules_of_the_model(config: ConfigDict) -> list[ranges.Rule]:
     model, size, patch = config.model, config.image_size, config.model.patch_size
     patches = (size // patch) ** 2
     return [
         (
+            "image_size",
             size % patch == 0,
-            f"config.image_size={size}: wanted a multiple of"
-            f" config.model.patch_size={patch}; nearest:"
+            f"a multiple of config.model.patch_size={patch}; nearest:"
             f" {max(round(size / patch), 1) * patch}",
         ),
         (
+            "patch_dropout",
             size % patch > 0 or round(patches * (1 - config.patch_dropout)) >= 1,
-            f"config.patch_dropout={config.patch_dropout}: wanted at least one of the"
-            f" {patches} patches of an image left; lower it",
+            f"at least one of the {patches} patches of an image left; lower it",
         ),
         *(
             (
+                f"model.{tower}_width",
                 model[f"{tower}_width"] % model[f"{tower}_heads"] == 0,
-                f"config.model.{tower}_width={model[f'{tower}_width']}: wanted a"
-                f" multiple of config.model.{tower}_heads="
-                f"{model[f'{tower}_heads']}; CLIP's heads have 64 channels",
+                f"a multiple of config.model.{tower}_heads={model[f'{tower}_heads']};"
+                " CLIP's heads have 64 channels",
             )
             for tower in ("vision", "text")
         ),
         (
+            "model.text_pool",
             (model.family == "siglip") == (model.text_pool == "last"),
-            f"config.model.text_pool={model.text_pool!r}: wanted 'last' with"
-            f" config.model.family='siglip' and only there, got family"
-            f" {model.family!r}",
+            f"'last' where config.model.family={model.family!r} is 'siglip', and only"
+            " there",
         ),
         (
+            "model.embed_dim",
             model.family != "siglip" or model.embed_dim == model.vision_width,
-            f"config.model.embed_dim={model.embed_dim}: wanted"
-            f" config.model.vision_width={model.vision_width}, as SigLIP's image"
-            " tower has no projection",
+            f"config.model.vision_width={model.vision_width}, as SigLIP's image tower"
+            " has no projection",
         ),
     ]
 
 
-def _rules_of_the_run(config: ConfigDict) -> list[tuple[bool, str]]:
-    """Returns (whether it holds, what to say if not) of steps, scores and data."""
-    data, keep_best = config.data, config.checkpoint.keep_best
+def _rules_of_the_run(config: ConfigDict) -> list[ranges.Rule]:
+    data, total, every = config.data, config.total_steps, config.eval_every_steps
     first, last = config.profile.first_step, config.profile.last_step
-    evaluated = bool(config.evaluation.held_out and config.eval_every_steps)
+    judged = bool(config.checkpoint.keep_best)
+    evaluated = bool(config.evaluation.held_out and every)
     named = [source for source, _ in data.text_source_weights]
     return [
         (
-            config.optimizer.warmup_steps < config.total_steps,
-            f"config.optimizer.warmup_steps={config.optimizer.warmup_steps}: wanted"
-            f" fewer than config.total_steps={config.total_steps}; try"
-            f" {config.total_steps // 10}",
+            "optimizer.warmup_steps",
+            config.optimizer.warmup_steps < total,
+            f"fewer than config.total_steps={total}; try {total // 10}",
         ),
         (
-            not config.eval_every_steps or evaluated,
-            f"config.eval_every_steps={config.eval_every_steps}: wanted a dataset to"
-            " evaluate on; give config.evaluation.held_out, or 0 for never",
+            "eval_every_steps",
+            evaluated or not every,
+            "a dataset to evaluate on; give config.evaluation.held_out, or 0 for never",
         ),
         (
-            not keep_best or evaluated,
-            f"config.checkpoint.keep_best={keep_best!r}: wanted scores to judge by;"
-            " give config.evaluation.held_out and config.eval_every_steps",
+            "checkpoint.keep_best",
+            evaluated or not judged,
+            "scores to judge by; give config.evaluation.held_out and"
+            " config.eval_every_steps",
         ),
         (
-            not (keep_best and evaluated)
-            or config.checkpoint_every_steps % config.eval_every_steps == 0,
-            f"config.checkpoint_every_steps={config.checkpoint_every_steps}: with"
-            " config.checkpoint.keep_best, wanted a multiple of"
-            f" config.eval_every_steps={config.eval_every_steps}, as a checkpoint is"
-            " judged when it is saved",
+            "checkpoint_every_steps",
+            not (judged and evaluated) or config.checkpoint_every_steps % every == 0,
+            f"a multiple of config.eval_every_steps={every}, as config.checkpoint."
+            "keep_best judges a checkpoint when it is saved",
         ),
         (
-            first == last == 0 or 1 <= first <= last <= config.total_steps,
-            f"config.profile: wanted 1 <= first_step <= last_step <= total_steps="
-            f"{config.total_steps}, got {first} and {last}; 0 and 0 = no profile",
+            "profile.first_step",
+            first == last == 0 or 1 <= first <= last <= total,
+            f"1 <= first_step <= last_step={last} <= total_steps={total}, or 0 and 0"
+            " for no profile",
         ),
         (
+            "data.crop_scale",
             data.crop_scale[0] <= data.crop_scale[1],
-            f"config.data.crop_scale={tuple(data.crop_scale)}: wanted the least share"
-            " of the image's area first, then the most",
+            "the least share of the image's area first, then the most",
         ),
         (
+            "data.text_source_weights",
             len(set(named)) == len(named),
-            f"config.data.text_source_weights: wanted each text source once, got"
-            f" {named}",
+            "each text source once",
         ),
         (
+            "data.synthetic_share",
             not data.synthetic_share or len(data.synthetic_sources) > 0,
-            f"config.data.synthetic_share={data.synthetic_share}: wanted the text"
-            " sources that are synthetic; give config.data.synthetic_sources",
+            "the text sources that are synthetic; give config.data.synthetic_sources",
         ),
     ]
 
@@ -413,28 +410,17 @@ def architecture(
     # Here and not above, so that reading a recipe does not load jax.
     from metaclip_jax.models.clip import Architecture
 
-    model = config.model
+    model = config.model.to_dict()
+    for tower in ("vision", "text"):
+        model[f"{tower}_mlp_width"] = (
+            model[f"{tower}_mlp_width"] or 4 * model[f"{tower}_width"]
+        )
     return Architecture(
-        family=model.family,
+        **model,
         logit_bias=config.loss == "sigmoid",
         image_size=config.image_size,
-        patch_size=model.patch_size,
-        vision_width=model.vision_width,
-        vision_layers=model.vision_layers,
-        vision_heads=model.vision_heads,
-        vision_mlp_width=model.vision_mlp_width or 4 * model.vision_width,
-        text_width=model.text_width,
-        text_layers=model.text_layers,
-        text_heads=model.text_heads,
-        text_mlp_width=model.text_mlp_width or 4 * model.text_width,
-        context_length=model.context_length,
+        dtype=config.dtype,
         vocab_size=vocab_size,
-        embed_dim=model.embed_dim,
-        activation=model.activation,
-        text_pool=model.text_pool,
         eos_id=eos_id,
         pad_id=pad_id,
-        dtype=config.dtype,
-        attention=model.attention,
-        remat=model.remat,
     )

@@ -15,6 +15,8 @@ _LARGEST_INT = 2**53  # counts beyond are not exact in a float
 _LARGEST_FLOAT = 3.4e38  # of 32 bits, as the devices compute
 
 Table = Mapping[str, "Range"]
+# The key to name, whether the rule holds, and what is wanted, with the cure.
+Rule = tuple[str, bool, str]
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def check(
     *,
     table: Table,
     default: ConfigDict,
-    across: Callable[[ConfigDict], Sequence[str]],
+    rules: Callable[[ConfigDict], Sequence[Rule]],
 ) -> None:
     """Refuses a config in which any key has a value that cannot be meant.
 
@@ -129,8 +131,8 @@ def check(
       config: to be checked, of all keys.
       table: the range of each key.
       default: all keys at their default.
-      across: returns what is wrong among several keys, a line each; it is asked where
-        each key by itself is right.
+      rules: returns what must hold between keys; it is called where each key by
+        itself is in its range.
 
     Raises:
       ValueError: names all keys that are wrong: what was wanted, what came, the cure.
@@ -143,7 +145,13 @@ def check(
                 f"config.{key}: wanted {table[key].wanted()}, got {_short(value)};"
                 f" {_cure(table[key], value, defaults[key])}"
             )
-    wrong = wrong or list(across(config))
+    if not wrong:
+        values = dict(flat(config))
+        wrong = [
+            f"config.{key}={_short(values[key])}: wanted {wanted}"
+            for key, holds, wanted in rules(config)
+            if not holds
+        ]
     if wrong:
         raise ValueError(
             wrong[0]
