@@ -43,7 +43,13 @@ _PROBES = 32  # in a hash table; beyond, it counts as full
     FRAMES,  # may end the reading of all but frames
     OPTIONAL,  # its end tag may be left out
     CLOSES,  # its start tag may close others, in ways that are not followed
-) = (1 << i for i in range(25))
+    TEMPLATE,
+    MARKER,  # formatting in it ends with it
+    IGNORED,  # its start tag may make nothing
+    HEAD,  # its start tag may make something in <head>, wherever it is
+    IN_TABLE,  # of a part of a table in a stack: the table is surely open
+    IN_CELL,  # of a cell: so is the cell
+) = (1 << i for i in range(31))
 PARTS = CELL | ROW | ROWS
 _NAMES = {
     VOID: """area base basefont bgsound br col embed frame hr img image input keygen
@@ -74,8 +80,12 @@ _NAMES = {
     TABLE: "table",
     FRAMES: "frameset",
     OPTIONAL: "dd dt li optgroup option p rb rp rt rtc",
-    CLOSES: """button form frameset input keygen optgroup option rb rp rt rtc select
-        table textarea""",
+    CLOSES: """button col colgroup form frameset input keygen optgroup option rb rp rt
+        rtc select table textarea""",
+    TEMPLATE: "template",
+    MARKER: "applet marquee object",
+    IGNORED: "body col colgroup form frame frameset head html select",
+    HEAD: "base basefont bgsound link meta noframes script style template title",
 }
 _0, _EVERY = np.uint64(0), np.uint64(0x0101010101010101)
 _HIGH_BITS = np.uint64(0x80) * _EVERY
@@ -138,7 +148,7 @@ def read(html: Any, at: Any, hashes: Any, values: Any, used: Any, buckets: Any) 
     attributes, closed = 0, False
     while True:
         closed = False
-        while at < html.size and (_is_space(html[at]) or html[at] == SLASH):
+        while at < html.size and (is_space(html[at]) or html[at] == SLASH):
             closed = html[at] == SLASH
             at += 1
         if at >= html.size or html[at] == _GREATER:
@@ -147,7 +157,7 @@ def read(html: Any, at: Any, hashes: Any, values: Any, used: Any, buckets: Any) 
         lookups += passed
         attributes += 1
         after = at
-        while after < html.size and _is_space(html[after]):
+        while after < html.size and is_space(html[after]):
             after += 1
         if after < html.size and html[after] == _EQUALS:
             at = _value_end(html, after + 1)
@@ -163,7 +173,7 @@ def _read_name(html: Any, at: Any, attribute: Any, used: Any, buckets: Any) -> A
     first = at
     while at < html.size:
         byte = html[at]
-        if _is_space(byte) or byte == SLASH or byte == _GREATER:
+        if is_space(byte) or byte == SLASH or byte == _GREATER:
             break
         if attribute and byte == _EQUALS and at > first:
             break
@@ -208,11 +218,11 @@ def hash_(written: Any) -> Any:
 @compiled
 def _value_end(html: Any, at: Any) -> Any:
     """Returns where the value of an attribute ends; `at` is behind the "="."""
-    while at < html.size and _is_space(html[at]):
+    while at < html.size and is_space(html[at]):
         at += 1
     if at < html.size and (html[at] == _QUOTE or html[at] == _APOSTROPHE):
         return next_(html, at + 1, html[at]) + 1
-    while at < html.size and not _is_space(html[at]) and html[at] != _GREATER:
+    while at < html.size and not is_space(html[at]) and html[at] != _GREATER:
         at += 1
     return at
 
@@ -273,7 +283,7 @@ def _is_tag(html: Any, at: Any, word: Any) -> Any:
     behind = at + word.size
     if behind >= html.size or not matches(html, at, word):
         return False
-    return _is_space(html[behind]) or html[behind] in (SLASH, _GREATER)
+    return is_space(html[behind]) or html[behind] in (SLASH, _GREATER)
 
 
 @compiled
@@ -319,5 +329,6 @@ def is_letter(byte: Any) -> Any:
 
 
 @compiled
-def _is_space(byte: Any) -> Any:
+def is_space(byte: Any) -> Any:
+    """Says whether it is white space of HTML."""
     return byte == 32 or 9 <= byte <= 13 and byte != 11

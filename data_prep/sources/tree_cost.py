@@ -23,10 +23,12 @@ from data_prep.sources import tags
 MAX_STEPS = 200_000_000  # the parser does them in about half a second
 
 # What the parser allocates, in bytes; measured and rounded up.
-_ELEMENT, _TEXT, _ATTRIBUTE = 200, 130, 240
+_ELEMENT, _ATTRIBUTE, _TEXT, _COMMENT = 200, 240, 130, 160
 _MAX_DEPTH = 1 << 15
 _SLOTS = 1 << 14  # of the hash tables of names and of formatting tags
 _ALIKE = 3  # equal formatting tags that the parser opens anew; others it forgets
+_MAX_TREE = 1 << 40  # bytes; nothing beyond is counted
+_TABLES = tags.TABLE | tags.PARTS | tags.TEMPLATE
 _ADOPTIONS = 8  # blocks that one misplaced end tag of a formatting element splits
 
 
@@ -37,6 +39,7 @@ class _Open(NamedTuple):
     bits: NDArray[np.int64]
     bytes: NDArray[np.int64]  # that a formatting element takes each time
     slots: NDArray[np.int32]  # of formatting elements in `signatures`, or -1
+    parts: NDArray[np.int64]  # the last part of a table or <template> so far, or -1
     signatures: NDArray[np.uint64]  # [_SLOTS] hashes of formatting tags, or 0
     alike: NDArray[np.int32]  # how many of each may be open
     used: NDArray[np.uint64]  # [_SLOTS] hashes of all names, or 0
@@ -52,9 +55,14 @@ class _Open(NamedTuple):
     _LINKS,  # those with tags.LINK among them
     _FORMAT_BYTES,  # what that takes each time
     _ROOT_ATTRIBUTES,
+    _RUN,  # bytes of text that may be one node with the next one
+    _BESIDE,  # bytes of text that may have been moved out of tables
+    _IN_BODY,  # 1 where <body> has begun
+    _FRAMED,  # 1 where all but frames may be ignored
     _TREE,
     _STEPS,
-) = range(9)
+    _COUNTS,
+) = range(14)
 
 
 def estimate(html: bytes) -> tuple[int, int]:
@@ -78,53 +86,50 @@ def _estimate(html: Any, hashes: Any, values: Any) -> Any:
         np.empty(depth, np.int64),
         np.empty(depth, np.int64),
         np.empty(depth, np.int32),
+        np.empty(depth, np.int64),
         np.zeros(slots, np.uint64),
         np.zeros(slots, np.int32),
         np.zeros(slots, np.uint64),
         np.zeros(tags.BUCKETS, np.int64),
-        np.zeros(9, np.int64),
+        np.zeros(_COUNTS, np.int64),
     )
     counts = open_.counts
     counts[_TREE] = html.size
     at = np.int64(0)
     text_until = np.int64(0)  # end tags before this may be text
-    framed = False
-    while counts[_STEPS] < MAX_STEPS:
+    while counts[_STEPS] < MAX_STEPS and counts[_TREE] < _MAX_TREE:
+        text = at
         at = tags.next_(html, at, tags.LESS)
+        _text(open_, html[text:at])
         name = at + 1
         if name < html.size and html[name] == tags.SLASH:
             name += 1
         if name >= html.size:
             break
-        uncertain = framed or counts[_FOREIGNERS] > 0
+        uncertain = counts[_FRAMED] + counts[_FOREIGNERS] > 0
         if not tags.is_letter(html[name]):
-            counts[_TREE] += 2 * _TEXT
+            counts[_TREE] += _COMMENT
             end = name
-            if uncertain and tags.matches(html, at, tags.CDATA):
-                if at >= text_until:
-                    text_until = tags.find(html, at, tags.CDATA_END)
-            elif html[name] in (tags.BANG, tags.QUESTION) or name > at + 1:
+            if uncertain and at >= text_until and tags.matches(html, at, tags.CDATA):
+                text_until = tags.find(html, at, tags.CDATA_END)
+            if html[name] in (tags.BANG, tags.QUESTION) or name > at + 1:
                 end = tags.comment_end(html, at)
         else:
             tag = tags.read(html, name, hashes, values, open_.used, open_.buckets)
             end = tag.end
             counts[_STEPS] += 2 * tag.lookups
             if end <= html.size:
-                counts[_TREE] += _TEXT  # behind it
                 if name == at + 1:
                     _start(open_, tag, html[at:end])
-                elif at >= text_until:
-                    _end(open_, tag)
-                framed = framed or tag.bits & tags.FRAMES != 0
+                else:
+                    _end(open_, tag, at >= text_until)
                 if name == at + 1 and tag.bits & tags.RAW and end >= text_until:
                     raw_end = tags.raw_end(html, end, name, tag.bits)
                     if not uncertain:
                         end = raw_end
                     else:  # it may be an element like any other
                         text_until = max(text_until, raw_end)
-        if (
-            at < text_until < end
-        ):  # where this is text, the next tag comes before its end
+        if at < text_until < end:  # if this is text, tags may come before its end
             at, text_until = text_until, min(end, html.size)
         else:
             at = end
@@ -138,15 +143,19 @@ def _start(open_: Any, tag: Any, written: Any) -> None:
     size = _ELEMENT + tag.attributes * _ATTRIBUTE
     squared = tag.attributes * tag.attributes // 2
     counts[_TREE] += size
-    if bits & (tags.TABLE | tags.PARTS):
-        counts[_TREE] += 2 * _ELEMENT  # rows that a cell or a table implies
+    if bits & tags.VOID and bits & tags.CLOSES:
+        counts[_TREE] += _ELEMENT  # the group that a <col> implies
     counts[_STEPS] += squared
     if bits & tags.ROOT:
         counts[_STEPS] += tag.attributes * counts[_ROOT_ATTRIBUTES]
         counts[_ROOT_ATTRIBUTES] += tag.attributes
     _charge(open_, bits & (tags.ENDS_P | tags.PARTS | tags.CLOSES) != 0)
+    counts[_FRAMED] |= bits & tags.FRAMES != 0
+    _end_run(open_, bits)
     inside = np.int64(0)
     if counts[_FOREIGNERS] > 0:
+        if bits & (tags.TABLE | tags.PARTS):
+            _doubt_tables(open_)
         if bits & tags.BREAKS_OUT:
             _leave_foreign(open_)
             if bits & tags.VOID:
@@ -157,6 +166,10 @@ def _start(open_: Any, tag: Any, written: Any) -> None:
             if bits & tags.JOINT == 0:
                 inside = np.int64(tags.INSIDE)
     else:
+        if bits & tags.PARTS:
+            _pop_cell(open_)
+        elif bits & tags.TABLE and not _in_cell(open_):
+            _doubt_tables(open_)
         _close_before(open_, bits)
         if bits & (tags.VOID | tags.RAW | tags.UNCOUNTED):
             return
@@ -165,13 +178,27 @@ def _start(open_: Any, tag: Any, written: Any) -> None:
                 return
             inside = np.int64(tags.INSIDE)
     if bits & tags.LINK and counts[_LINKS] > 0:
-        _end_formatting(open_, tag.name)
+        _end_formatting(open_, tag.name, True)
     at = counts[_DEPTH]
     if at == open_.names.size:
         counts[_STEPS] += MAX_STEPS
         return
     counts[_DEPTH] += 1
     counts[_FOREIGNERS] += bits & tags.FOREIGN != 0
+    part = open_.parts[at - 1] if at > 0 else np.int64(-1)
+    above = open_.bits[part] if part >= 0 else np.int64(0)
+    if bits & tags.CELL and above & tags.ROW == 0:
+        counts[_TREE] += 2 * _ELEMENT  # a row and its group, if there are none
+    elif bits & tags.ROW and above & tags.ROWS == 0:
+        counts[_TREE] += _ELEMENT
+    if bits & tags.TABLE and inside == 0 and counts[_FOREIGNERS] == 0:
+        bits |= tags.IN_TABLE
+    elif bits & tags.PARTS and above & tags.IN_TABLE:
+        bits |= tags.IN_TABLE
+        counts[_RUN] = 0
+        if bits & tags.CELL:
+            bits |= tags.IN_CELL
+    open_.parts[at] = at if bits & _TABLES else part
     open_.names[at] = tag.name
     open_.bits[at] = bits | inside
     if bits & tags.FORMATTING:
@@ -234,38 +261,48 @@ def _close_before(open_: Any, bits: Any) -> None:
         i -= 1
     if bits & tags.HEADING and last > 0 and open_.bits[last - 1] & tags.HEADING:
         last -= 1
-    open_.counts[_PASSED] += bits & (tags.HEADING | tags.OPTION) != 0 and last < depth
+    if bits & (tags.HEADING | tags.OPTION) and last < depth:
+        # Formatting that was opened anew in there would keep it open.
+        open_.counts[_PASSED] += open_.counts[_FORMATS] > 0
     _pop(open_, last, wanted)
 
 
 @compiled
-def _end(open_: Any, tag: Any) -> None:
-    """Follows an end tag."""
+def _end(open_: Any, tag: Any, certain: Any) -> None:
+    """Follows an end tag, or what may be one."""
     counts, bits, foreign = open_.counts, tag.bits, open_.counts[_FOREIGNERS] > 0
     if not foreign and bits & tags.FORMATTING:
-        _end_formatting(open_, tag.name)
+        _end_formatting(open_, tag.name, certain)
         return
-    over = np.int64(0)
+    over, i = np.int64(0), counts[_DEPTH] - 1
     if not foreign:
         over |= tags.OPTIONAL | tags.FORMATTING
     if not foreign and bits & (tags.PARTS | tags.TABLE):
         over |= tags.PARTS
-    i = counts[_DEPTH] - 1
+        if _in_cell(open_):
+            i = open_.parts[i]
     while i >= 0 and open_.names[i] != tag.name and open_.bits[i] & over:
         i -= 1
     _charge(open_, True)
-    if i >= 0 and open_.names[i] == tag.name:
+    if certain and i >= 0 and open_.names[i] == tag.name:
         if open_.bits[i] & tags.FORMATTING:
             _count_formatting(open_, i, -1)
-        _pop(open_, i, np.int64(tags.PARTS))
-    else:
-        counts[_TREE] += _ELEMENT  # </p> and </br> make one
-        if foreign:
-            _leave_foreign(open_)
+        if bits & (tags.PARTS | tags.TABLE):
+            _pop_cell(open_)
+        if i < counts[_DEPTH]:
+            _pop(open_, i, np.int64(tags.PARTS))
+        return
+    counts[_TREE] += _ELEMENT  # </p> and </br> make one
+    if foreign:
+        _leave_foreign(open_)
+    if bits & (tags.TABLE | tags.TEMPLATE) or foreign and bits & tags.PARTS:
+        _doubt_tables(open_)
+    elif bits & tags.PARTS and _in_cell(open_):
+        open_.bits[open_.parts[counts[_DEPTH] - 1]] &= ~tags.IN_CELL
 
 
 @compiled
-def _end_formatting(open_: Any, name: Any) -> None:
+def _end_formatting(open_: Any, name: Any, certain: Any) -> None:
     """Takes out a formatting element; what is in it stays open."""
     counts = open_.counts
     depth, blocks = counts[_DEPTH], 0
@@ -275,7 +312,7 @@ def _end_formatting(open_: Any, name: Any) -> None:
             break
         blocks += open_.bits[i] & tags.OPTIONAL != 0
         i -= 1
-    found = i >= 0 and open_.names[i] == name and blocks < _ADOPTIONS
+    found = i >= 0 and open_.names[i] == name and blocks < _ADOPTIONS and certain
     _charge(open_, not found or i < depth - 1)
     if not found:
         blocks = _ADOPTIONS
@@ -286,6 +323,7 @@ def _end_formatting(open_: Any, name: Any) -> None:
         for j in range(i + 1, depth):
             open_.names[j - 1], open_.bits[j - 1] = open_.names[j], open_.bits[j]
             open_.bytes[j - 1], open_.slots[j - 1] = open_.bytes[j], open_.slots[j]
+            open_.parts[j - 1] = open_.parts[j] - (open_.parts[j] > i)
         counts[_DEPTH] -= 1
 
 
@@ -309,3 +347,77 @@ def _leave_foreign(open_: Any) -> None:
     while i >= 0 and open_.bits[i] & tags.INSIDE:
         open_.bits[i] &= ~tags.INSIDE
         i -= 1
+
+
+@compiled
+def _in_cell(open_: Any) -> Any:
+    """Says whether it is certain that the parser is in a cell of a table."""
+    depth = open_.counts[_DEPTH]
+    part = open_.parts[depth - 1] if depth > 0 else np.int64(-1)
+    return part >= 0 and open_.bits[part] & tags.IN_CELL != 0
+
+
+@compiled
+def _pop_cell(open_: Any) -> None:
+    """Closes a cell that is certain to be open, and with it all that is in it."""
+    if not _in_cell(open_):
+        return
+    counts = open_.counts
+    cell = open_.parts[counts[_DEPTH] - 1]
+    i = counts[_DEPTH] - 1
+    while i > cell and open_.bits[i] & tags.MARKER == 0:
+        if open_.bits[i] & tags.FORMATTING:
+            _count_formatting(open_, i, -1)
+        i -= 1
+    _pop(open_, cell, ~np.int64(0))
+
+
+@compiled
+def _doubt_tables(open_: Any) -> None:
+    """From here on no table and no cell is certain to be open."""
+    part = open_.counts[_DEPTH] - 1
+    while part >= 0:
+        part = open_.parts[part]
+        if part >= 0:
+            open_.bits[part] &= ~(tags.IN_TABLE | tags.IN_CELL)
+            part -= 1
+
+
+@compiled
+def _text(open_: Any, text: Any) -> None:
+    """Follows a text: where it is added to one before it, both are copied.
+
+    The parser keeps what it copied from, so this takes memory. It happens where nothing
+    is made of the tags between two texts, and where texts are moved out of a table.
+    """
+    counts, depth = open_.counts, open_.counts[_DEPTH]
+    if text.size == 0:
+        return
+    counts[_TREE] += _TEXT
+    if counts[_RUN] > 0:
+        counts[_TREE] += (counts[_RUN] + text.size) // 2  # measured: a third
+    counts[_RUN] += text.size
+    if depth > 0 and open_.parts[depth - 1] >= 0 and not _in_cell(open_):
+        i = 0
+        while i < text.size and tags.is_space(text[i]):
+            i += 1
+        if i < text.size:
+            if counts[_BESIDE] > 0:
+                counts[_TREE] += (counts[_BESIDE] + text.size) // 2
+            counts[_BESIDE] += text.size
+
+
+@compiled
+def _end_run(open_: Any, bits: Any) -> None:
+    """Ends the run of texts where the start tag surely makes an element here."""
+    counts, depth = open_.counts, open_.counts[_DEPTH]
+    part = open_.parts[depth - 1] if depth > 0 else np.int64(-1)
+    if bits & (tags.IGNORED | tags.PARTS) or counts[_FRAMED]:
+        return
+    if part >= 0 and not _in_cell(open_):
+        return
+    if bits & tags.HEAD == 0:
+        counts[_IN_BODY] |= part < 0
+        counts[_RUN] = 0
+    elif counts[_IN_BODY]:
+        counts[_RUN] = 0

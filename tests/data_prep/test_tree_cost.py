@@ -27,9 +27,10 @@ TAGS = """a applet b body br button caption center code col colgroup dd div dl d
     path plaintext pre rp rt ruby script section select span style svg table
     tbody td template textarea th title tr ul x-y xmp figure figcaption picture
     source annotation-xml desc""".split()
-OTHERS = """text <!-- --> <!--x--> <![CDATA[ ]]> &amp; < </> <?x> <!--> <!doctype\thtml>
-    <b\tid=N> <i\tid=N> <a\thref=N> <svg\txml:lang=en> <use\txlink:href=x> </p></p>
-    <img\tsrc=a\talt=b> <p\tN\tN0\tN1>""".split()
+OTHERS = """text <!-- --> <!--x--> <![CDATA[ ]]> &amp; < </> <?x> <!--> <!doctype~html>
+    <b~id=N> <i~id=N> <a~href=N> <svg~xml:lang=en> <use~xlink:href=x> </p></p>
+    a~longer~text ~~~~~~~~~~ <!--~a~comment~of~several~words--> <img~src=a~alt=b>
+    <p~N~N0~N1> </x~class=something> xlink:href=x> id=N>""".split()
 VALUES = ["1", "'>'", "'</b>'", "N", '"', "a/"]
 
 
@@ -49,7 +50,7 @@ def sequence(choose, most=12):
         elif kind < 0.85:
             pieces.append(f"</{tag}>")
         else:
-            pieces.append(choose.choice(OTHERS).replace("\t", " "))
+            pieces.append(choose.choice(OTHERS).replace("~", " "))
     return "".join(pieces)
 
 
@@ -111,6 +112,42 @@ def test_the_estimate_is_never_below_the_tree(first):
     assert compared > 90
 
 
+WRITTEN = {
+    "a table": "<tr>\n  <td class=x>cell</td>\n  <td>N</td>\n</tr>\n",
+    "a table without end tags": "<tr>\n  <td class=x>cell\n  <td>N\n",
+    "fonts that are not closed": "<tr><td><font size=2>cell</td><td><b>N</td></tr>",
+    "blocks that are not closed": "<tr><td><div>cell</td><td><span>N</td></tr>",
+    "tables in cells": "<tr><td><table><tr><td>nav</table><td><p>N<br>more</tr>",
+    "a list": "<li class=N><a href=N>item</a></li>\n",
+    "a list without end tags": "<li><a href=N>item N</a>\n",
+    "lists without end tags": "<ul><li>item N<ul><li>item<li>item</ul></ul>",
+    "paragraphs without end tags": "<p>A text of <b>some</b> words, N of them.\n",
+    "terms": "<dt>term N<dd>what it means\n",
+    "articles": "<h2 id=N><span>N</span></h2><p>Text<sup><a href=N>[N]</a></sup></p>",
+    "posts": "<div class=post id=N><a href=N><img src=N alt=N></a><p>Text</p></div>\n",
+    "options": "<option value=N>item N\n",
+    "icons": "<a href=N><svg viewBox=N><path d=N /><g><use href=N></use></g></svg></a>",
+    "formatting in the wrong order": "<p><b>some <i>words</b> and</i> others N</p>",
+    "scripts": "<script>if (a<b) { c('<b>N') }</script><div id=N>text</div>\n",
+}
+AROUND = {
+    "table": ("<table>", "</table>"),
+    "table in a layout": ("<table><tr><td><font face=x><table>", "</table></table>"),
+    "body": ("<!doctype html><html><body><div>", "</div></body></html>"),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_long_pages_as_people_write_them_are_read(name):
+    part = WRITTEN[name]
+    for before, after in AROUND.values():
+        if part.startswith("<tr>") == (before == AROUND["body"][0]):
+            continue
+        page = before + repeated(part, 200_000 // len(part)) + after
+        size, steps = tree_cost.estimate(page.encode())
+        assert size < PAGES.max_tree_bytes and steps < tree_cost.MAX_STEPS
+
+
 # Each is n parts long; all of these once took gigabytes or minutes within 4 MB.
 HOSTILE = {
     "formatting in each paragraph": lambda n: (
@@ -153,6 +190,21 @@ HOSTILE = {
     "depth of self-closing elements": lambda n: "<svg><p>" + "<x/>" * n,
     "end tags that make elements": lambda n: "</p>" * n,
     "texts before a table": lambda n: "<table>" + "a<tr>" * n,
+    "texts between ignored start tags": lambda n: "a word or more<td a=long>" * n,
+    "texts between ignored end tags": lambda n: "a word or more</x a=long>" * n,
+    "texts between tables and comments": lambda n: (
+        "<table>" + "a word or more<!-- a long comment -->" * n
+    ),
+    "texts between cells": lambda n: (
+        "<table>" + "a word or more<tr><td>a word or more</td></tr>" * n
+    ),
+    "texts behind a table that was left open": lambda n: (
+        "<table><tr><td><div></td></tr></table>" + "a word or more<td a=long>" * n
+    ),
+    "spaces in a table": lambda n: "<table>" + f"{' ' * 20}<p a=long></p>" * n,
+    "spaces before <body>": lambda n: "</head>" + f"{' ' * 20}<meta a=long>" * n,
+    "spaces behind <body>": lambda n: "</body>" + f"{' ' * 20}<!-- long -->" * n,
+    "spaces among frames": lambda n: "<frameset>" + f"{' ' * 20}<b a=long>" * n,
     "comments": lambda n: "<!>" * n,
     "comments in <svg>": lambda n: "<svg>" + "<![CDATA[" * n,
     "styles in <svg>": lambda n: "<svg>" + "<style>" * n,
