@@ -76,7 +76,8 @@ class Pool(NamedTuple):
 def main(argv: list[str]) -> None:
     """Runs what is not finished yet, then prints the funnel."""
     run = plan(_CONFIG.value, _WORKDIR.value, _OUTPUT.value, argv[1:])
-    with files.lock(run.workdir), files.lock(run.output):
+    full = files.naming_full_disk(run.output)
+    with full, files.lock(run.workdir), files.lock(run.output):
         go_on(run, stop_after=_STOP_AFTER.value, retry_failed=_RETRY_FAILED.value)
     if _STOP_AFTER.value == "write":
         card = files.read_json(files.path(run.output) / "data_card.json")

@@ -7,6 +7,7 @@ file would be committed half written when the block raises.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -16,7 +17,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -30,11 +31,10 @@ CLAIM = "unfinished.json"  # what an unfinished folder is made from
 TEMPORARY_PREFIX = ".tmp-"
 _LOCK = ".lock"
 # What damaged content raises, in Arrow or where it is used.
-_OF_CONTENT = (
+CONTENT_ERRORS = (
     pa.ArrowException, ArithmeticError, AttributeError, LookupError, MemoryError,
     RecursionError, TypeError, ValueError,
 )  # fmt: skip
-_ROWS = re.compile(r"part-(\d{6,})\.jsonl")
 
 
 def path(p: epath.PathLike) -> epath.Path:
@@ -93,7 +93,7 @@ def naming(p: epath.PathLike, wanted: str) -> Iterator[None]:
     """
     try:
         yield
-    except (*_OF_CONTENT, OSError) as error:
+    except (*CONTENT_ERRORS, OSError) as error:
         is_of_storage = isinstance(error, OSError) and error.errno is not None
         if is_of_storage or os.fspath(p) in str(error):
             raise
@@ -145,6 +145,45 @@ def read_parquet(p: epath.PathLike, columns: Sequence[str] | None = None) -> pa.
         return table
 
 
+class DiskFullError(OSError):
+    """There is no room for a file."""
+
+
+_FULL = re.compile(
+    "|".join(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
+)
+_FULL_MESSAGE = re.compile("want room for .* after the last whole file")
+
+
+def is_full_disk(error: object) -> bool:
+    """Whether an error, of whatever library, says that there is no room for a file."""
+    return bool(_FULL.search(str(error)))
+
+
+@contextlib.contextmanager
+def naming_full_disk(place: epath.PathLike) -> Iterator[None]:
+    """Raises DiskFullError, in one line that names `place`, where there is no room.
+
+    Where another error holds the words of a DiskFullError, these are raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not (reason := _FULL.search(str(error))):
+            raise
+        if named := _FULL_MESSAGE.search(str(error)):
+            raise DiskFullError(named[0]) from None
+        local = Path(os.fspath(place) if is_local(place) else tempfile.gettempdir())
+        folder = next(p for p in (local, *local.absolute().parents) if p.is_dir())
+        free = shutil.disk_usage(folder).free / 1e6
+        below = re.search(rf"{re.escape(os.fspath(place))}[-/.\w]*", str(error))
+        raise DiskFullError(
+            f"want room for {below[0] if below else place}, got {reason[0]!r} with "
+            f"{free:,.1f} MB free in {folder}; make room there and run the same "
+            "command again, which goes on after the last whole file"
+        ) from None
+
+
 @contextlib.contextmanager
 def staged(final: epath.PathLike) -> Iterator[Path]:
     """Yields a local path to write; publishes it as `final` when the block ends well.
@@ -152,19 +191,22 @@ def staged(final: epath.PathLike) -> Iterator[Path]:
     Check the file inside the block: after it the file has its final name. If the block
     raises, the temporary file is removed and `final` stays as it was. For a local
     `final` the temporary file lies in the same folder, else in the system's one.
+
+    Raises DiskFullError naming `final` where the block or the disk has no room for it.
     """
-    if is_local(final):
-        folder = Path(os.fspath(final)).parent
-        folder.mkdir(parents=True, exist_ok=True)
-    else:
-        folder = Path(tempfile.gettempdir())
-    name = f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}-{path(final).name}"
-    local = folder / name
-    try:
-        yield local
-        publish(local, final)
-    finally:
-        local.unlink(missing_ok=True)
+    with naming_full_disk(final):
+        if is_local(final):
+            folder = Path(os.fspath(final)).parent
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = Path(tempfile.gettempdir())
+        name = f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}-{path(final).name}"
+        local = folder / name
+        try:
+            yield local
+            publish(local, final)
+        finally:
+            local.unlink(missing_ok=True)
 
 
 def publish(local_file: epath.PathLike, final: epath.PathLike) -> None:
@@ -207,54 +249,6 @@ def local_copy(p: epath.PathLike) -> Iterator[Path]:
         local = Path(folder) / path(p).name
         path(p).copy(local)
         yield local
-
-
-def read_rows(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """All rows of a run's metrics by step, the last one written of each step.
-
-    Raises:
-        ValueError: a line is not an object with a `step`; names the file and the line.
-    """
-    return merge_rows(
-        (part for _, part in row_parts(workdir)),
-        wanted="want a JSON object with a step",
-        cure="remove this part or start the run anew",
-    )
-
-
-def merge_rows(
-    parts: Iterable[epath.Path], *, wanted: str, cure: str
-) -> list[dict[str, Any]]:
-    """The rows of these parts by step; later parts and lines replace earlier ones.
-
-    Raises:
-        ValueError: a line is not what is wanted; names the file, the line and the cure.
-    """
-    rows: dict[int, dict[str, Any]] = {}
-    for part in parts:
-        for number, line in enumerate(part.read_bytes().splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                rows[int(row["step"])] = row
-            except _OF_CONTENT as error:
-                shown = line[:80].decode("utf-8", "replace")
-                raise ValueError(
-                    f"{part}:{number}: {wanted}, got {shown!r}; {cure}"
-                ) from error
-    return [rows[step] for step in sorted(rows)]
-
-
-def row_parts(workdir: epath.PathLike) -> list[tuple[int, epath.Path]]:
-    """The parts of a run's metrics by number, in the order they were written in."""
-    folder = path(workdir) / "metrics"
-    if not folder.exists():
-        return []
-    found = []
-    for part in folder.iterdir():
-        match = _ROWS.fullmatch(part.name)
-        if match:
-            found.append((int(match[1]), part))
-    return sorted(found, key=lambda part: part[0])
 
 
 def finished(
@@ -350,11 +344,12 @@ def lock(folder: epath.PathLike) -> Iterator[None]:
     name = local / _LOCK
     with _locked(name) as file:
         file.truncate(0)
-        file.write(
-            f"process {os.getpid()} on {socket.gethostname()} "
-            f"({' '.join(sys.argv)[:200]})\n"
-        )
-        file.flush()
+        with naming_full_disk(name):
+            file.write(
+                f"process {os.getpid()} on {socket.gethostname()} "
+                f"({' '.join(sys.argv)[:200]})\n"
+            )
+            file.flush()
         _remove_temporary(local)
         try:
             yield

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from metaclip_jax import files, runtime
+from metaclip_jax import files, metric_rows, runtime
 
 # Keys that tell about the machine and the moment; all others are the same each time.
 TIMINGS = frozenset(
@@ -75,7 +75,7 @@ class Writer:
             return
         self._folder = files.path(workdir) / "metrics"
         self._folder.mkdir(parents=True, exist_ok=True)
-        numbers = (number for number, _ in files.row_parts(workdir))
+        numbers = (number for number, _ in metric_rows.numbered_parts(workdir))
         self._next_part = 1 + max(numbers, default=-1)
         if tensorboard:
             self._tensorboard = _Events(

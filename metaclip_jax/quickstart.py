@@ -22,7 +22,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from metaclip_jax import command, files
+from metaclip_jax import command, files, metric_rows
 
 _WORKDIR = flags.DEFINE_string("workdir", "quickstart_run", "Everything is made here.")
 _FRESH = flags.DEFINE_bool(
@@ -320,7 +320,7 @@ Try next:
 
 def data_wait(run: Path) -> float:
     """Returns the share of its time that a run, of rows alike in steps, waited."""
-    rows = [row for row in files.read_rows(run) if "data_wait" in row]
+    rows = [row for row in metric_rows.read(run) if "data_wait" in row]
     lengths = [1 / row["examples_per_second"] for row in rows]
     waits = (
         row["data_wait"] * length for row, length in zip(rows, lengths, strict=True)

@@ -168,12 +168,22 @@ def gather(value: Mapping[str, int]) -> list[dict[str, int]]:
 
 
 def log_our_own_notes() -> None:
-    """Shows this package's notes, and only warnings of others: Orbax is chatty."""
+    """Shows this package's notes, and only warnings of others: Orbax is chatty.
+
+    Of a full disk it is silent too, since the command ends with one line about that.
+    """
     package = os.path.dirname(os.path.abspath(__file__))
 
     def wanted(record: logging_of_python.LogRecord) -> bool:
         ours = os.path.abspath(record.pathname).startswith(package)
-        return ours or record.levelno >= logging_of_python.WARNING
+        full = record.exc_info and files.is_full_disk(record.exc_info[1])
+        return ours or (record.levelno >= logging_of_python.WARNING and not full)
+
+    def show_unraisable(ignored: Any) -> None:
+        # From each write of a checkpoint that goes on after another one has failed.
+        if str(ignored.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(ignored)
 
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(wanted)
+    sys.unraisablehook = show_unraisable

@@ -401,7 +401,8 @@ def main(argv: Sequence[str]) -> None:
         # One writer a workdir; the other processes of this run write through Orbax.
         alone = jax.process_index() == 0
         locked = files.lock(values.workdir) if alone else contextlib.nullcontext()
-        with runtime.fail_with_peers(), locked:
+        full = files.naming_full_disk(values.workdir)
+        with runtime.fail_with_peers(), full, locked:
             train(config, values.workdir, pool)
 
 

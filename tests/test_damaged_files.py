@@ -11,7 +11,7 @@ from data_prep import parts
 from data_prep import schema as tables
 from data_prep.metadata import store
 from data_prep.report import load
-from metaclip_jax import files, run_config
+from metaclip_jax import files, metric_rows, run_config
 from metaclip_jax.data import balance, embeddings, records
 
 TEXTS = ("cat", "Łódź", "a red apple", "東京") * 30
@@ -165,7 +165,7 @@ def rows(folder):
     path.write_text(
         "".join(json.dumps({"step": i, "loss": 0.5}) + "\n" for i in (1, 2))
     )
-    return path, lambda: files.read_rows(folder)
+    return path, lambda: metric_rows.read(folder)
 
 
 READERS = (

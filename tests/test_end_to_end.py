@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from metaclip_jax import files
+from metaclip_jax import files, metric_rows
 from metaclip_jax.data import records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,7 +142,7 @@ def test_the_commands_of_the_readme_run_as_they_stand(beside):
 
 def test_the_commands_about_training_run_as_they_stand(beside):
     run_commands("docs/training.md", beside, about="metaclip_jax.train")
-    mesh, two = (files.read_rows(beside / "my_run" / run) for run in ("mesh", "two"))
+    mesh, two = (metric_rows.read(beside / "my_run" / run) for run in ("mesh", "two"))
     assert [row["step"] for row in mesh] == [10, 18, 20]
     assert mesh[0]["loss"] == pytest.approx(two[0]["loss"], rel=1e-5)
     assert mesh[1]["loss"] == pytest.approx(two[1]["loss"], rel=1e-5)

@@ -23,6 +23,7 @@ SHARED = {
     "metaclip_jax.data.image_tags",
     "metaclip_jax.data.records",
     "metaclip_jax.files",
+    "metaclip_jax.metric_rows",
     "metaclip_jax.patterns",
     "metaclip_jax.ranges",
 }

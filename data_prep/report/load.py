@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from metaclip_jax import files
+from metaclip_jax import files, metric_rows
 
 _CARD_KEYS = ("name", "version", "records", "texts", "metadata", "funnel")
 _COUNT_COLUMNS = (
@@ -171,7 +171,7 @@ def run(workdir: str) -> Run | None:
     config_path, metrics_path = folder / "config.json", folder / "metrics"
     if not config_path.exists() or not metrics_path.exists():
         return None
-    rows = files.merge_rows(
+    rows = metric_rows.merge(
         sorted(metrics_path.glob("part-*.jsonl"), key=lambda p: (len(p.name), p.name)),
         wanted="expected a JSON object with `step`",
         cure="remove the damaged part or train again",

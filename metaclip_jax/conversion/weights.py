@@ -131,7 +131,7 @@ def write_folder(
     parts: list[list[str]] = []
     total = 0
     held: dict[str, Array] = {}
-    with contextlib.ExitStack() as stack:
+    with files.naming_full_disk(root / name), contextlib.ExitStack() as stack:
         staged: list[Path] = []
 
         def flush() -> None:

@@ -190,6 +190,58 @@ def test_a_kill_in_the_midst_of_a_retry_changes_no_byte(healed, tmp_path):
     assert content(tmp_path / "run") == well
 
 
+# Forked children that may write files of some length only, more and more; the last one
+# has no limit. Each leaves what it says in a file of its own.
+NARROW = r"""
+import os, resource, sys
+
+import apache_beam.runners.portability.fn_api_runner.fn_runner
+
+from data_prep import curate
+from data_prep.matching import Matcher
+from metaclip_jax import command
+
+Matcher(["cat"]).match(["a cat"])  # brings the kernels
+said, rooms, *arguments = sys.argv[1:]
+for number, room in enumerate(rooms.split(",")):
+    child = os.fork()
+    if child == 0:
+        out = os.open(f"{said}.{number}", os.O_CREAT | os.O_WRONLY)
+        os.dup2(out, 1), os.dup2(out, 2)
+        if room:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(room), int(room)))
+        sys.argv = ["curate", *arguments]
+        command.run(curate.main)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status == bool(room), (room, status)
+"""
+
+
+def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(
+    flags, undisturbed, tmp_path
+):
+    place = tmp_path / "run"
+    values = flags | {"workdir": f"{place}/work", "output": f"{place}/dataset"}
+    named = [f"--{name}={value}" for name, value in values.items()]
+    rooms = ("900", "2000", "100000", "")
+    done = subprocess.run(
+        [sys.executable, "-c", NARROW, tmp_path / "said", ",".join(rooms), *named],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    met = []
+    for number in range(len(rooms) - 1):
+        lines = (tmp_path / f"said.{number}").read_text().splitlines()
+        (last,) = [line for line in lines if "File too large" in line]
+        assert last == lines[-1]
+        assert not any("Traceback" in line for line in lines)
+        met.append(re.match(rf"Error: want room for {place}/work/(\w+)/", last)[1])
+    assert met == ["matchers", "matches", "downloads"]
+    assert content(place) == undisturbed
+
+
 @pytest.mark.slow
 def test_runs_between_retries_that_are_killed_change_no_byte(healed, tmp_path):
     flags, ill, well = healed

@@ -141,7 +141,8 @@ def test_a_lock_leaves_no_file_whatever_ends_it(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def _lock_often(folder, times):
+def _lock_often(folder, times, together):
+    together.wait()
     while times:
         try:
             with files.lock(folder):
@@ -153,8 +154,9 @@ def _lock_often(folder, times):
 
 
 def test_a_lock_that_is_removed_lets_no_second_one_in(tmp_path):
-    start = multiprocessing.get_context("fork").Process
-    racing = [start(target=_lock_often, args=(tmp_path, 100)) for _ in range(4)]
+    context = multiprocessing.get_context("spawn")
+    arguments = tmp_path, 100, context.Barrier(4)
+    racing = [context.Process(target=_lock_often, args=arguments) for _ in range(4)]
     for process in racing:
         process.start()
     for process in racing:

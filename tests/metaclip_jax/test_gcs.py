@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from metaclip_jax import files
+from metaclip_jax import metric_rows
 from metaclip_jax.data import tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +57,7 @@ print(json.dumps(result))
 
 
 WRITE = """
-from metaclip_jax import files, metrics
+from metaclip_jax import files, metric_rows, metrics
 
 workdir = "gs://bucket1/runs/some"
 out = metrics.Writer(workdir, start_step=0, tensorboard=True)
@@ -71,7 +71,7 @@ out.close()
 assert len(stored[0]) < len(stored[1]) and stored[1].startswith(stored[0])
 assert b"loss" in stored[0]
 assert events.read_bytes() == stored[1]
-rows = files.read_rows(workdir)
+rows = metric_rows.read(workdir)
 assert rows == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 1.25}], rows
 """
 
@@ -88,8 +88,8 @@ for path in sorted((local / "dataset").iterdir()):
 
 ROWS = """
 import json, sys
-from metaclip_jax import files
-print(json.dumps(files.read_rows(sys.argv[1])))
+from metaclip_jax import metric_rows
+print(json.dumps(metric_rows.read(sys.argv[1])))
 """
 
 
@@ -214,6 +214,6 @@ def test_a_run_on_gs_that_is_killed_goes_on_as_if_it_had_not(
         found = json.loads(python(environment, ROWS, remote["workdir"]))
     output, _ = straight.communicate(timeout=200)
     assert straight.returncode == 0, output
-    wanted = files.read_rows(str(tmp_path / "run"))
+    wanted = metric_rows.read(str(tmp_path / "run"))
     assert [row["loss"] for row in found] == [row["loss"] for row in wanted]
     assert len(found) == STEPS

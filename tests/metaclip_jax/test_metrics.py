@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from metaclip_jax import files, metrics
+from metaclip_jax import files, metric_rows, metrics
 
 IDS = np.array([b"ab12", b"cd34"])
 
@@ -28,7 +28,7 @@ def test_rows_are_read_back_by_step(tmp_path):
     out.write(20, {"loss": 1.0})
     out.write(10, {"evaluation/R@1": 0.5})
     out.close()
-    assert files.read_rows(str(tmp_path)) == [
+    assert metric_rows.read(str(tmp_path)) == [
         {"step": 10, "loss": 2.0, "evaluation/R@1": 0.5},
         {"step": 20, "loss": 1.0},
     ]
@@ -52,16 +52,16 @@ def test_a_whole_row_is_flushed_once_it_has_waited(tmp_path):
     out = writer(tmp_path, flush_seconds=0.0)
     out.write(1, {"loss": 3.0})
     out.write(1, {"evaluation/R@1": 0.5})
-    assert files.read_rows(str(tmp_path)) == []
+    assert metric_rows.read(str(tmp_path)) == []
     out.write(2, {"loss": 2.0})
     first = {"step": 1, "loss": 3.0, "evaluation/R@1": 0.5}
-    assert files.read_rows(str(tmp_path)) == [first]
+    assert metric_rows.read(str(tmp_path)) == [first]
     out.close()
-    assert files.read_rows(str(tmp_path)) == [first, {"step": 2, "loss": 2.0}]
+    assert metric_rows.read(str(tmp_path)) == [first, {"step": 2, "loss": 2.0}]
     patient = writer(tmp_path, start_step=2, flush_seconds=1e9)
     patient.write(3, {"loss": 1.0})
     patient.write(4, {"loss": 1.0})
-    assert len(files.read_rows(str(tmp_path))) == 2
+    assert len(metric_rows.read(str(tmp_path))) == 2
 
 
 def test_the_last_row_of_a_step_wins_across_starts(tmp_path):
@@ -72,7 +72,7 @@ def test_the_last_row_of_a_step_wins_across_starts(tmp_path):
     resumed = writer(tmp_path, start_step=1)
     resumed.write(2, {"loss": 1.5})
     resumed.close()
-    assert files.read_rows(str(tmp_path)) == [
+    assert metric_rows.read(str(tmp_path)) == [
         {"step": 1, "loss": 3.0},
         {"step": 2, "loss": 1.5},
     ]
@@ -83,7 +83,7 @@ def test_parts_are_ordered_by_number_not_by_name(tmp_path):
     folder.mkdir()
     (folder / "part-1000000.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     (folder / "part-999999.jsonl").write_text('{"step": 1, "loss": 9.0}\n')
-    assert files.read_rows(str(tmp_path))[0]["loss"] == 1.0
+    assert metric_rows.read(str(tmp_path))[0]["loss"] == 1.0
     out = writer(tmp_path)
     out.write(2, {"loss": 0.0})
     out.flush()
@@ -99,7 +99,7 @@ def test_a_number_that_is_not_finite_is_null(tmp_path):
 
 
 def test_a_workdir_without_metrics_has_no_rows(tmp_path):
-    assert files.read_rows(str(tmp_path)) == []
+    assert metric_rows.read(str(tmp_path)) == []
 
 
 def test_a_damaged_line_is_an_error_that_names_it(tmp_path):
@@ -109,7 +109,7 @@ def test_a_damaged_line_is_an_error_that_names_it(tmp_path):
     part = tmp_path / "metrics" / "part-000000.jsonl"
     part.write_text(part.read_text() + '{"loss": 1}\n')
     with pytest.raises(ValueError, match="part-000000.jsonl:2: want a JSON object"):
-        files.read_rows(str(tmp_path))
+        metric_rows.read(str(tmp_path))
 
 
 def events_of(file):

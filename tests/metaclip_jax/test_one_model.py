@@ -19,6 +19,7 @@ from metaclip_jax import (
     files,
     inference,
     loading,
+    metric_rows,
     plan,
     train,
 )
@@ -255,7 +256,7 @@ def test_a_model_has_the_same_numbers_by_every_way_in(
         assert loading.load(run).preprocess == PREPROCESS[name]
 
         # While it trained.
-        (row,) = files.read_rows(run)
+        (row,) = metric_rows.read(run)
         numbers = {k: v for k, v in row.items() if k.startswith("evaluation/")}
         # evaluate --workdir.
         options = {"resamples": config.evaluation.bootstrap_samples}

@@ -24,6 +24,7 @@ from metaclip_jax import (
     checkpoint,
     evaluate,
     files,
+    metric_rows,
     metrics,
     run_config,
     runtime,
@@ -243,13 +244,13 @@ def lasting(workdir):
     """All rows without the keys that hold times or rates."""
     return [
         {key: value for key, value in row.items() if key not in metrics.TIMINGS}
-        for row in files.read_rows(str(workdir))
+        for row in metric_rows.read(str(workdir))
     ]
 
 
 def test_a_run_learns_logs_evaluates_and_saves(straight):
     workdir, output = straight
-    rows = files.read_rows(str(workdir))
+    rows = metric_rows.read(str(workdir))
     assert [row["step"] for row in rows] == list(range(1, TOTAL_STEPS + 1))
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.3
     assert rows[-1]["examples_seen"] == 64 * TOTAL_STEPS
@@ -449,7 +450,7 @@ def evaluated(folder, straight):
 
 def test_evaluation_agrees_with_the_one_in_training(evaluated):
     workdir, found, _ = evaluated
-    (row,) = [r for r in files.read_rows(str(workdir)) if r["step"] == TOTAL_STEPS]
+    (row,) = [r for r in metric_rows.read(str(workdir)) if r["step"] == TOTAL_STEPS]
     in_training = {k: v for k, v in row.items() if k.startswith("evaluation/")}
     assert evaluate.flat(found["model"]) == pytest.approx(in_training, abs=1 / 24)
     assert len(in_training) == 8

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metaclip_jax import checkpoint, files
+from metaclip_jax import checkpoint, files, metric_rows
 from metaclip_jax.data import pipeline, tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,7 +120,7 @@ def alone(folder):
     """The rows of a run of one process."""
     statuses, output = run(folder, "alone")
     assert statuses == [0], output
-    return files.read_rows(str(folder / "alone"))
+    return metric_rows.read(str(folder / "alone"))
 
 
 def assert_alike(rows, others):
@@ -132,12 +132,12 @@ def assert_alike(rows, others):
 
 def test_several_processes_train_like_one(several, alone):
     """Twenty steps on as many devices, of real processes that talk over gloo."""
-    assert_alike(files.read_rows(str(several)), alone)
+    assert_alike(metric_rows.read(str(several)), alone)
     assert checkpoint.steps(str(several)) == [10, 20]
 
 
 def test_all_processes_count_what_they_mend_together(folder, several, alone):
-    rows = files.read_rows(str(several))
+    rows = metric_rows.read(str(several))
     counts = ("replaced_images", "replaced_images/not_an_image", "truncated_texts")
     for got, want in zip(rows, alone, strict=True):
         assert {key: got.get(key) for key in counts} == {
@@ -160,7 +160,7 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, several, alone):
     statuses, output = run(folder, moved.name)
     assert statuses == [0], output
     assert "goes on from step 10" in output[0]
-    rows = alone[:10] + files.read_rows(str(moved))
+    rows = alone[:10] + metric_rows.read(str(moved))
     assert_alike(rows, alone)
     for key in ("replaced_images", "truncated_texts"):
         assert rows[-1][key] == alone[-1][key]
@@ -173,7 +173,7 @@ def test_a_run_of_one_process_goes_on_with_two(folder, alone):
     shutil.rmtree(moved / "metrics")
     statuses, output = run(folder, moved.name, processes=2)
     assert statuses == [0, 0], output
-    assert_alike(alone[:10] + files.read_rows(str(moved)), alone)
+    assert_alike(alone[:10] + metric_rows.read(str(moved)), alone)
 
 
 def wait_for(done, *, seconds):
@@ -202,7 +202,7 @@ def test_one_process_that_is_terminated_stops_all_with_a_checkpoint(folder):
     assert [process.returncode for process in started] == [0, 0], output
     last = checkpoint.latest_step(str(folder / "terminated"))
     assert f"asked to stop: saved step {last}" in output[0]
-    assert files.read_rows(str(folder / "terminated"))[-1]["step"] == last
+    assert metric_rows.read(str(folder / "terminated"))[-1]["step"] == last
     assert not (folder / "terminated" / files.MANIFEST).exists()
     for process in started:
         wait_for(lambda: is_gone(process), seconds=10)  # noqa: B023
@@ -291,7 +291,7 @@ def test_a_run_killed_while_it_saves_leaves_nothing_behind_and_goes_on(folder, a
     assert 3 <= checkpoint.latest_step(str(folder / "killed")) < STEPS
     statuses, output = run(folder, "killed")
     assert statuses == [0], output
-    rows = files.read_rows(str(folder / "killed"))
+    rows = metric_rows.read(str(folder / "killed"))
     assert [row["loss"] for row in rows] == [row["loss"] for row in alone]
     assert not unfinished()
 
@@ -305,7 +305,7 @@ def test_several_processes_start_from_the_parameters_of_another_run(folder, alon
         workdir = f"started_by_{processes}"
         statuses, output = run(folder, workdir, processes=processes, flags=flags)
         assert statuses == [0] * processes, output
-        losses += [row["loss"] for row in files.read_rows(str(folder / workdir))]
+        losses += [row["loss"] for row in metric_rows.read(str(folder / workdir))]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert losses[0] < alone[0]["loss"] - 0.1
 
@@ -351,7 +351,7 @@ def test_a_run_that_ends_in_steps_that_are_not_finite_is_not_finished(folder):
         assert "a higher total_steps" in output[0]
         assert checkpoint.latest_step(str(workdir)) == 6
         assert not (workdir / files.MANIFEST).exists()
-    (*_, last) = files.read_rows(str(workdir))
+    (*_, last) = metric_rows.read(str(workdir))
     assert last["loss"] is None or last["skipped_steps"] > 0
     assert last["parameter_norm"] is not None
 

@@ -1,0 +1,60 @@
+"""The rows of a run's metrics, as they are in WORKDIR/metrics/part-*.jsonl."""
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from etils import epath
+
+from metaclip_jax import files
+
+_PART = re.compile(r"part-(\d{6,})\.jsonl")
+
+
+def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """All rows of a run's metrics by step, the last one written of each step.
+
+    Raises:
+        ValueError: a line is not an object with a `step`; names the file and the line.
+    """
+    return merge(
+        (part for _, part in numbered_parts(workdir)),
+        wanted="want a JSON object with a step",
+        cure="remove this part or start the run anew",
+    )
+
+
+def merge(
+    parts: Iterable[epath.Path], *, wanted: str, cure: str
+) -> list[dict[str, Any]]:
+    """The rows of these parts by step; later parts and lines replace earlier ones.
+
+    Raises:
+        ValueError: a line is not what is wanted; names the file, the line and the cure.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    for part in parts:
+        for number, line in enumerate(part.read_bytes().splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                rows[int(row["step"])] = row
+            except files.CONTENT_ERRORS as error:
+                shown = line[:80].decode("utf-8", "replace")
+                raise ValueError(
+                    f"{part}:{number}: {wanted}, got {shown!r}; {cure}"
+                ) from error
+    return [rows[step] for step in sorted(rows)]
+
+
+def numbered_parts(workdir: epath.PathLike) -> list[tuple[int, epath.Path]]:
+    """The parts of a run's metrics by number, in the order they were written in."""
+    folder = files.path(workdir) / "metrics"
+    if not folder.exists():
+        return []
+    found = []
+    for part in folder.iterdir():
+        match = _PART.fullmatch(part.name)
+        if match:
+            found.append((int(match[1]), part))
+    return sorted(found, key=lambda part: part[0])
