@@ -28,7 +28,7 @@ _LANGUAGE = re.compile(r"([a-z]{2,3})(?:[-_]|$)", re.I)
 _UNWANTED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]+")
 _FIGURE_LEVELS = 8  # how far above an image or caption its <figure> may be
 _PICTURE_SOURCES = 16  # <source>s of an image
-_SAID_CHARS = 500  # of a page's text, to know its language by
+_SAID_CHARS = 300  # of a page's text, to know its language by
 _CAPTION_NODES = 250  # nodes read of one caption
 # A <select> with <selectedcontent> would be copied once for each of its options.
 _AS_WRITTEN = LexborDocumentOptions.WO_EVENTS
@@ -88,7 +88,8 @@ def parse_page(
     of_page = language.of_page(said, identify) if said else ""
     urls, *others, declared = zip(*rows, strict=True) if rows else [()] * 5
     image_ids = {url: records.image_id(url) for url in dict.fromkeys(urls)}
-    identified = ["" if language.known(code) else of_page for code in declared]
+    unknown = {code for code in set(declared) if not language.known(code)}
+    identified = [of_page if code in unknown else "" for code in declared]
     columns = ([image_ids[url] for url in urls], urls, *others, declared, identified)
     named = dict(zip(schema.CANDIDATES.names, columns, strict=True))
     return schema.from_columns(named, schema.CANDIDATES), drops
@@ -208,7 +209,7 @@ def _parse(
     if len(rows) > max_texts_per_page:
         drops["too_many_texts"] += len(rows) - max_texts_per_page
         del rows[max_texts_per_page:]
-    if all(language.known(declared) for *_, declared in rows):
+    if all(map(language.known, {declared for *_, declared in rows})):
         return rows, drops, ""
     return rows, drops, _said(tree, [text for _, _, text, _, _ in rows])
 
@@ -216,15 +217,16 @@ def _parse(
 def _said(tree: LexborHTMLParser, texts: Sequence[str]) -> str:
     """Returns the beginning of what a page says: title, text, texts of its images."""
     title = tree.css_first("head > title")
-    parts = [] if title is None else [clean(title.text())]
     body = tree.body
+    parts: list[str] = [] if title is None else [title.text()]
     chars = 0
     for part in itertools.chain(() if body is None else _visible(body), texts):
-        if chars >= _SAID_CHARS:
-            break
-        parts.append(clean(part[:_SAID_CHARS]))
-        chars += len(parts[-1])
-    return " ".join(filter(None, parts))[:_SAID_CHARS]
+        if not part.isspace() and part != _BREAK:
+            parts.append(part[:_SAID_CHARS])
+            chars += len(parts[-1])
+            if chars >= _SAID_CHARS:
+                break
+    return clean(" ".join(parts))[:_SAID_CHARS]
 
 
 def _usable(

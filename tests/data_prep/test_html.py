@@ -266,7 +266,7 @@ def test_the_beginning_of_a_page_is_enough_to_know_its_language():
     hearing = Hearing()
     markup = "<img src=a.jpg alt=x>" + f"<p>{WORDS}" * 1_000
     html.parse_page(page(markup), **LIMITS | {"identify": hearing})
-    assert [len(text) for text in hearing.asked] == [500]
+    assert [len(text) for text in hearing.asked] == [300]
 
 
 CYRILLIC = "Красное яблоко"
