@@ -1,9 +1,10 @@
 """Estimates what a page's tree will cost, before the HTML parser builds it.
 
 A small page can have a tree of gigabytes: formatting elements that nobody closes are
-opened anew in each paragraph. And the parser's time grows with the square of some
-counts: the depth, the attributes of one tag, the names that a page invents. Once it
-runs it cannot be stopped, so such a page must not reach it.
+opened anew in each paragraph, and a text that comes in pieces is copied for each of
+them. And the parser's time grows with the square of some counts: the depth, the
+attributes of one tag, the names that a page invents. Once it runs it cannot be stopped,
+so such a page must not reach it.
 
 The estimate reads the tags once and follows which elements may be open. An element
 counts as open until it is certain that the parser has closed it. So the estimate is an
