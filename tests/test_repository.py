@@ -169,6 +169,15 @@ def test_flags_that_are_numbers_have_bounds(path):
     assert integers <= bounded and floats <= validated
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_sizes_are_asked_of_files(path):
+    # epath's stat looks up the owner's name, which users of containers do not have.
+    asks = re.compile(r"\.stat\(\)\.(length|mtime|owner|group)\b")
+    assert module_name(path) == "metaclip_jax.files" or not asks.search(
+        path.read_text()
+    )
+
+
 def readme_tree() -> list[str]:
     """Paths in the README's tree: a block that starts with the project's name."""
     block = re.search(r"```text\nmetaclip-jax/\n(.*?)```", README, re.DOTALL).group(1)
