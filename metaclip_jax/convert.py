@@ -40,8 +40,8 @@ def convert(loaded: loading.Loaded, to: str, output: str) -> None:
     Args:
       loaded: the model.
       to: one of FORMATS.
-      output: folder, local. It is locked while it is written; its config comes last,
-        without which no library opens it.
+      output: folder, local or gs://. A local one is locked while it is written; its
+        config comes last, without which no library opens it.
 
     Raises:
       ValueError: the format is unknown, or cannot hold this model.
@@ -54,7 +54,7 @@ def convert(loaded: loading.Loaded, to: str, output: str) -> None:
         return
     theirs = huggingface if to == "huggingface" else open_clip
     rules = theirs.rules(loaded.architecture)
-    config = _config(loaded, to, output)
+    config = _config(loaded, to)
     root = files.path(output)
     with files.lock(output):
         weights.write_folder(
@@ -96,18 +96,17 @@ _WEIGHTS = {"huggingface": weights.SINGLE, "open_clip": "open_clip_model.safeten
 _CONFIGS = {"huggingface": "config.json", "open_clip": "open_clip_config.json"}
 
 
-def _config(loaded: loading.Loaded, to: str, output: str) -> dict[str, Any]:
+def _config(loaded: loading.Loaded, to: str) -> dict[str, Any]:
     if to == "huggingface":
         bos = None if loaded.tokenizer is None else loaded.tokenizer.bos_id
         return huggingface.write_config(loaded.architecture, bos_id=bos)
     preprocess = processor.write_open_clip(loaded.preprocess, loaded.architecture)
-    own = loaded.tokenizer is not None and (
-        loaded.tokenizer.vocab_size != open_clip.CLIP_VOCABULARY
-    )
+    tokenizer = loaded.tokenizer
+    own = tokenizer is not None and tokenizer.vocab_size != open_clip.CLIP_VOCABULARY
     return open_clip.write_config(
         loaded.architecture,
         preprocess=preprocess,
-        tokenizer=os.path.abspath(output) if own else None,
+        clean_up=tokenizer.clean_up if tokenizer and own else None,
     )
 
 

@@ -1,17 +1,18 @@
 """Models from anywhere: Hugging Face and open_clip folders, hub names, our own runs."""
 
 import dataclasses
-import json
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
+from etils import epath
 
 from metaclip_jax import checkpoint, files, run_config, sharding
 from metaclip_jax.conversion import (
+    fields,
     huggingface,
     open_clip,
     processor,
@@ -113,12 +114,14 @@ def _load(
     source: str | os.PathLike, *, preset: str, trust_pickle: bool, step: int | None
 ) -> Loaded:
     name = os.fspath(source)
-    path = Path(name)
-    if not path.exists() and files.is_local(name):
+    path = files.path(name)
+    if not path.exists():
+        if not files.is_local(name):
+            raise FileNotFoundError(f"there is no model {name}: nothing is there")
         path = _from_hub(name)
     if path.is_file():
         return _load_file(path, preset, trust_pickle=trust_pickle)
-    if (files.path(name) / "checkpoints").exists():
+    if (path / "checkpoints").exists():
         return _load_run(name, step)
     return _load_folder(path, name, trust_pickle=trust_pickle)
 
@@ -159,19 +162,21 @@ def read_params(source: table.Weights, architecture: clip.Architecture) -> clip.
     return params
 
 
-def _load_folder(path: Path, name: str, *, trust_pickle: bool) -> Loaded:
+def _load_folder(path: epath.Path, name: str, *, trust_pickle: bool) -> Loaded:
     config_file = path / "config.json"
     open_clip_file = path / "open_clip_config.json"
     if config_file.exists():
-        architecture = huggingface.read_architecture(_read_json(config_file))
+        architecture = huggingface.read_architecture(
+            _read_object(config_file), file=os.fspath(config_file)
+        )
         preprocess = read_preprocess(path, architecture)
     elif open_clip_file.exists():
-        written = _read_json(open_clip_file)
-        architecture = open_clip.read_architecture(written)
+        written, file = _read_object(open_clip_file), os.fspath(open_clip_file)
+        architecture = open_clip.read_architecture(written, file=file)
         preprocess = processor.read_open_clip(
-            written.get("preprocess_cfg", {}),
+            fields.section(file, written, "preprocess_cfg"),
             architecture,
-            file=f"{open_clip_file}, preprocess_cfg",
+            file=f"{file}, preprocess_cfg",
         )
     else:
         raise ValueError(
@@ -182,7 +187,7 @@ def _load_folder(path: Path, name: str, *, trust_pickle: bool) -> Loaded:
     source = weights.open_weights(path, trust_pickle=trust_pickle)
     return Loaded(
         name=name,
-        architecture=_with_marks(architecture, tokenizer),
+        architecture=_with_marks(architecture, tokenizer, path),
         params=read_params(source, architecture),
         tokenizer=tokenizer,
         preprocess=preprocess,
@@ -190,7 +195,7 @@ def _load_folder(path: Path, name: str, *, trust_pickle: bool) -> Loaded:
     )
 
 
-def _load_file(path: Path, preset: str, *, trust_pickle: bool) -> Loaded:
+def _load_file(path: epath.Path, preset: str, *, trust_pickle: bool) -> Loaded:
     if not preset:
         raise ValueError(
             f"{path} is a file of weights alone: say which model it is with preset=, "
@@ -201,7 +206,7 @@ def _load_file(path: Path, preset: str, *, trust_pickle: bool) -> Loaded:
     source = weights.open_weights(path, trust_pickle=trust_pickle)
     return Loaded(
         name=os.fspath(path),
-        architecture=_with_marks(architecture, tokenizer),
+        architecture=_with_marks(architecture, tokenizer, path.parent),
         params=read_params(source, architecture),
         tokenizer=tokenizer,
         preprocess=default_preprocess(architecture),
@@ -224,6 +229,12 @@ def _load_run(workdir: str, step: int | None) -> Loaded:
         step=step,
         inputs={"tokenizer": tokenizer.fingerprint},
     )
+    for leaf_path, leaf in flat_params(params).items():
+        if not np.isfinite(leaf).all():
+            raise ValueError(
+                f"{workdir}, step {step}: {leaf_path} holds NaN or inf; the run has"
+                " diverged, take an earlier step"
+            )
     return Loaded(
         name=workdir,
         # How the run's devices computed is not what the model is.
@@ -235,7 +246,7 @@ def _load_run(workdir: str, step: int | None) -> Loaded:
     )
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str) -> epath.Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -245,7 +256,7 @@ def _from_hub(name: str) -> Path:
             "facebook/metaclip-b32-400m"
         )
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_PATTERNS)))
+        return epath.Path(snapshot_download(name, allow_patterns=list(_PATTERNS)))
     except (HFValidationError, OSError) as error:
         raise FileNotFoundError(
             f"{name} is no folder here, and could not be had from the Hugging Face hub "
@@ -254,7 +265,7 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
-def read_preprocess(folder: Path, architecture: clip.Architecture) -> Preprocess:
+def read_preprocess(folder: epath.Path, architecture: clip.Architecture) -> Preprocess:
     """How the model of a Hugging Face folder sees images.
 
     As transformers, takes what processor_config.json nests (its version 5 writes it so)
@@ -264,20 +275,19 @@ def read_preprocess(folder: Path, architecture: clip.Architecture) -> Preprocess
       ValueError: a field asks for what is not done here; names it.
     """
     nested, alone = folder / "processor_config.json", folder / _PROCESSOR
-    found = _read_json(nested).get("image_processor") if nested.exists() else None
-    if found is not None:
-        return processor.read_huggingface(
-            found, architecture, file=f"{nested}, image_processor"
-        )
+    held = _read_object(nested) if nested.exists() else {}
+    if held.get("image_processor") is not None:
+        found = fields.section(os.fspath(nested), held, "image_processor")
+        file = f"{nested}, image_processor"
+        return processor.read_huggingface(found, architecture, file=file)
     if alone.exists():
-        return processor.read_huggingface(
-            _read_json(alone), architecture, file=os.fspath(alone)
-        )
+        found = _read_object(alone)
+        return processor.read_huggingface(found, architecture, file=os.fspath(alone))
     return default_preprocess(architecture)
 
 
 def _tokenizer_of(
-    folder: Path, architecture: clip.Architecture
+    folder: epath.Path, architecture: clip.Architecture
 ) -> tokenizers.Tokenizer | None:
     for file in _TOKENIZER_FILES:
         if (folder / file).exists():
@@ -292,7 +302,9 @@ def _tokenizer_of(
 
 
 def _with_marks(
-    architecture: clip.Architecture, tokenizer: tokenizers.Tokenizer | None
+    architecture: clip.Architecture,
+    tokenizer: tokenizers.Tokenizer | None,
+    folder: epath.Path,
 ) -> clip.Architecture:
     """The architecture with the tokenizer's marks: configs often name others.
 
@@ -303,26 +315,27 @@ def _with_marks(
         return architecture
     if architecture.text_pool == "eos" and tokenizer.eos_id != architecture.eos_id:
         raise ValueError(
-            f"the config's eos_token_id (eos_id) must be {tokenizer.eos_id}, with which"
-            f" its tokenizer.json ends a text, got {architecture.eos_id}"
+            f"{folder}: wanted eos_token_id (eos_id) {tokenizer.eos_id} in the config,"
+            f" with which tokenizer.json ends a text, got {architecture.eos_id}"
         )
     return dataclasses.replace(
         architecture, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id
     )
 
 
-def _licence(path: Path, name: str) -> str:
+def _licence(path: epath.Path, name: str) -> str:
     """What the model card's head says, or what is known of MetaCLIP's weights."""
     card = path / "README.md"
     if card.exists():
-        found = re.search(r"^license:\s*(\S+)", card.read_text(errors="replace"), re.M)
+        text = card.read_bytes().decode(errors="replace")
+        found = re.search(r"^license:\s*(\S+)", text, re.M)
         if found:
             return found.group(1)
     return METACLIP_LICENCE if _METACLIP_NAMES.match(name) else ""
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} should be JSON, but: {error}") from error
+def _read_object(path: epath.Path) -> dict[str, Any]:
+    value = files.read_json(path)
+    if not isinstance(value, dict):
+        fields.refuse(os.fspath(path), "the file to hold", "an object", value)
+    return value

@@ -101,6 +101,7 @@ def read(workdir: str) -> ConfigDict:
 
     Raises:
         FileNotFoundError: the workdir holds no run.
+        ValueError: its config is damaged; names the keys.
     """
     path = files.path(workdir) / "config.json"
     if not path.exists():
@@ -109,7 +110,10 @@ def read(workdir: str) -> ConfigDict:
         )
     config = keys.default()
     with config.unlocked(), files.naming(path, "the config of a run"):
-        config.update(ConfigDict(files.read_json(path), convert_dict=True))
+        held = files.read_json(path)
+        _check_form(held, config.to_dict())
+        config.update(ConfigDict(held, convert_dict=True))
+        keys.check(config)
     return config.lock()
 
 
@@ -129,6 +133,17 @@ def clear_finished(workdir: str) -> None:
     path = files.path(workdir) / files.MANIFEST
     if path.exists():
         path.unlink()
+
+
+def _check_form(held: Any, wanted: Mapping[str, Any], name: str = "it") -> None:
+    """Refuses a value in the place of an object, or an object in that of a value."""
+    if not isinstance(held, dict):
+        raise ValueError(f"wanted {name} to be an object, got {str(held)[:100]}")
+    for key, value in held.items():
+        if isinstance(wanted.get(key), dict):
+            _check_form(value, wanted[key], key)
+        elif isinstance(value, dict) and key in wanted:
+            raise ValueError(f"wanted {key} to be a value, got an object")
 
 
 def _is_free(key: str) -> bool:

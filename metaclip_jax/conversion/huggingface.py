@@ -7,7 +7,8 @@ their tensors have the same names. "siglip" is in siglip.py.
 from collections.abc import Mapping
 from typing import Any
 
-from metaclip_jax.conversion import siglip
+from metaclip_jax.conversion import fields, siglip
+from metaclip_jax.conversion.fields import Row
 from metaclip_jax.conversion.table import (
     HUGGINGFACE_BLOCK,
     LINEAR,
@@ -19,6 +20,7 @@ from metaclip_jax.conversion.table import (
 )
 from metaclip_jax.models.clip import Architecture
 from metaclip_jax.models.vit import LAYER_NORM_EPSILON
+from metaclip_jax.ranges import Range
 
 _IMAGE, _TEXT = "vision_model", "text_model"
 _RULES: tuple[Rule, ...] = (
@@ -53,29 +55,27 @@ _RULES: tuple[Rule, ...] = (
 )
 
 MODEL_TYPES = ("clip", "metaclip_2", "siglip")
-# What transformers takes where a config leaves a value out (its class defaults).
-_TEXT_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 49_408,
-    "hidden_size": 512,
-    "intermediate_size": 2_048,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 77,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "eos_token_id": 49_407,
-    "pad_token_id": 1,
+# By our field: transformers' name, and what it takes where a config leaves it out (its
+# class defaults).
+_ROWS: fields.Rows = {
+    "image_size": Row("vision_config.image_size", 224),
+    "patch_size": Row("vision_config.patch_size", 32),
+    "vision_width": Row("vision_config.hidden_size", 768),
+    "vision_layers": Row("vision_config.num_hidden_layers", 12),
+    "vision_heads": Row("vision_config.num_attention_heads", 12),
+    "vision_mlp_width": Row("vision_config.intermediate_size", 3_072),
+    "text_width": Row("text_config.hidden_size", 512),
+    "text_layers": Row("text_config.num_hidden_layers", 12),
+    "text_heads": Row("text_config.num_attention_heads", 8),
+    "text_mlp_width": Row("text_config.intermediate_size", 2_048),
+    "context_length": Row("text_config.max_position_embeddings", 77),
+    "vocab_size": Row("text_config.vocab_size", 49_408),
+    "eos_id": Row("text_config.eos_token_id", 49_407),
+    "pad_id": Row("text_config.pad_token_id", 1),
+    # The sub-configs' own projection_dim is often left at a wrong default.
+    "embed_dim": Row("projection_dim", 512),
 }
-_VISION_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 768,
-    "intermediate_size": 3_072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 32,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-}
+_ACTIVATION = Range(str, choices=("quick_gelu", "gelu"))
 # transformers reads the text at the largest id where a CLIP config has this end mark:
 # early configs had it by mistake (its pull request 24773). MetaCLIP 2 means it.
 _LEGACY_EOS = 2
@@ -91,52 +91,50 @@ def is_ignored(name: str) -> bool:
     return name.endswith(".position_ids")
 
 
-def read_architecture(written: Mapping[str, Any]) -> Architecture:
+def read_architecture(
+    written: dict[str, Any], *, file: str = "config.json"
+) -> Architecture:
     """Returns the architecture of a config.json.
 
+    Args:
+      written: what the file holds.
+      file: for messages.
+
     Raises:
-      ValueError: it is of another kind of model, or has a value that ours do not.
+      ValueError: it is of another kind of model, or has a value that ours do not; names
+        the field.
     """
     kind = written.get("model_type")
     if kind not in MODEL_TYPES:
-        raise ValueError(
-            f"config.json: wanted model_type {' or '.join(MODEL_TYPES)}, got {kind!r}"
-        )
+        fields.refuse(file, "model_type", " or ".join(MODEL_TYPES), kind)
     if kind == "siglip":
-        return siglip.read_architecture(written)
-    text = _TEXT_DEFAULTS | _given(written, "text")
-    vision = _VISION_DEFAULTS | _given(written, "vision")
-    for part, values in (("text", text), ("vision", vision)):
-        if values["layer_norm_eps"] != LAYER_NORM_EPSILON:
-            raise ValueError(
-                f"config.json: {part} layer_norm_eps must be {LAYER_NORM_EPSILON}, got "
-                f"{values['layer_norm_eps']}"
-            )
-    if text["hidden_act"] != vision["hidden_act"]:
-        raise ValueError(
-            "config.json: both towers must have one activation, got "
-            f"{text['hidden_act']} and {vision['hidden_act']}"
-        )
-    legacy = kind == "clip" and text["eos_token_id"] == _LEGACY_EOS
-    return Architecture(
-        image_size=vision["image_size"],
-        patch_size=vision["patch_size"],
-        vision_width=vision["hidden_size"],
-        vision_layers=vision["num_hidden_layers"],
-        vision_heads=vision["num_attention_heads"],
-        vision_mlp_width=vision["intermediate_size"],
-        text_width=text["hidden_size"],
-        text_layers=text["num_hidden_layers"],
-        text_heads=text["num_attention_heads"],
-        text_mlp_width=text["intermediate_size"],
-        context_length=text["max_position_embeddings"],
-        vocab_size=text["vocab_size"],
-        # The sub-configs' own projection_dim is often left at a wrong default.
-        embed_dim=written.get("projection_dim", 512),
-        activation=text["hidden_act"],
+        return siglip.read_architecture(written, file=file)
+    # Very old files hold the towers' values under other names.
+    written = written | {
+        part: fields.section(file, written, f"{part}_dict")
+        | _given(fields.section(file, written, part))
+        for part in ("text_config", "vision_config")
+    }
+    values = fields.read(file, written, _ROWS)
+    fields.same_in_both(
+        file,
+        written,
+        "layer_norm_eps",
+        default=LAYER_NORM_EPSILON,
+        allowed=Range(float, least=LAYER_NORM_EPSILON, most=LAYER_NORM_EPSILON),
+    )
+    activation = fields.same_in_both(
+        file, written, "hidden_act", default="quick_gelu", allowed=_ACTIVATION
+    )
+    legacy = kind == "clip" and values["eos_id"] == _LEGACY_EOS
+    if legacy:
+        values["eos_id"] = values["vocab_size"] - 1
+    return fields.build(
+        file,
+        _ROWS,
+        **values,
+        activation=activation,
         text_pool="argmax" if legacy else "eos",
-        eos_id=text["vocab_size"] - 1 if legacy else text["eos_token_id"],
-        pad_id=text["pad_token_id"],
     )
 
 
@@ -192,8 +190,5 @@ def write_config(architecture: Architecture, *, bos_id: int | None) -> dict[str,
     }
 
 
-def _given(written: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """Values of a sub-config; very old files hold them under `<part>_config_dict`."""
-    values = dict(written.get(f"{part}_config_dict") or {})
-    values |= written.get(f"{part}_config") or {}
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from metaclip_jax.conversion import fields
+from metaclip_jax.conversion.fields import Row
 from metaclip_jax.conversion.table import (
     FUSED_BIAS,
     FUSED_KERNEL,
@@ -15,6 +17,7 @@ from metaclip_jax.conversion.table import (
     block_rules,
 )
 from metaclip_jax.models.clip import Architecture
+from metaclip_jax.ranges import Range
 
 _BLOCK = (
     ("ln_1/scale", ("ln_1.weight",), SAME),
@@ -74,52 +77,82 @@ def is_ignored(name: str) -> bool:
     return name in ("attn_mask", "input_resolution", "context_length", "vocab_size")
 
 
-def read_architecture(written: Mapping[str, Any]) -> Architecture:
+_RATIO = Range(float, above=0, most=1_024)
+_POOL = Range(str, choices=("argmax", "eos"))
+# By our field: open_clip's name, and what it takes where a config leaves the value out.
+_ROWS: fields.Rows = {
+    "image_size": Row("vision_cfg.image_size", 224),
+    "patch_size": Row("vision_cfg.patch_size"),
+    "vision_width": Row("vision_cfg.width"),
+    "vision_layers": Row("vision_cfg.layers"),
+    "text_width": Row("text_cfg.width"),
+    "text_layers": Row("text_cfg.layers"),
+    "text_heads": Row("text_cfg.heads"),
+    "context_length": Row("text_cfg.context_length", 77),
+    "vocab_size": Row("text_cfg.vocab_size", CLIP_VOCABULARY),
+    "embed_dim": Row("embed_dim"),
+}
+# What ours have in another form.
+_OTHERS: fields.Rows = {
+    "head_width": Row("vision_cfg.head_width", 64, Range(int, least=1, most=2**20)),
+    "vision_ratio": Row("vision_cfg.mlp_ratio", 4.0, _RATIO),
+    "text_ratio": Row("text_cfg.mlp_ratio", 4.0, _RATIO),
+    "text_pool": Row("text_cfg.pool_type", "argmax", _POOL),
+    "eos_id": Row("text_cfg.eos_id", 2),
+    "quick_gelu": Row("quick_gelu", False, Range(bool)),
+}
+
+
+def read_architecture(
+    written: dict[str, Any], *, file: str = "open_clip_config.json"
+) -> Architecture:
     """Returns the architecture of an open_clip_config.json (its `model_cfg`).
 
+    Args:
+      written: what the file holds.
+      file: for messages.
+
     Raises:
-      ValueError: the model has parts that ours do not.
+      ValueError: the model has parts or values that ours do not; names the field.
     """
-    model = written.get("model_cfg", written)
-    vision: dict[str, Any] = dict(model["vision_cfg"])
-    text: dict[str, Any] = dict(model["text_cfg"])
-    for part, values, known in (
+    model = fields.section(file, written, "model_cfg") or written
+    file = f"{file}, model_cfg" if model is not written else file
+    vision = fields.section(file, model, "vision_cfg")
+    text = fields.section(file, model, "text_cfg")
+    for part, found, known in (
         ("vision_cfg", vision, _VISION_KEYS),
         ("text_cfg", text, _TEXT_KEYS),
     ):
-        unknown = sorted(set(values) - known)
+        unknown = sorted(set(found) - known)
         if unknown:
             raise ValueError(
-                f"open_clip's {part} has {unknown}, which no MetaCLIP model has; ours "
-                "are plain ViTs with a causal text tower"
+                f"{file}: {part} has {unknown}, which no MetaCLIP model has; ours are"
+                " plain ViTs with a causal text tower"
             )
-    width = vision["width"]
-    vocab_size = text.get("vocab_size", CLIP_VOCABULARY)
-    pool = text.get("pool_type", "argmax")
-    eos_id, pad_id = _END_AND_PAD.get(vocab_size, (vocab_size - 1, 0))
-    if pool == "eos":  # the defaults of open_clip
-        eos_id, pad_id = text.get("eos_id", 2), text.get("pad_id", pad_id)
-    return Architecture(
-        image_size=vision.get("image_size", 224),
-        patch_size=vision["patch_size"],
-        vision_width=width,
-        vision_layers=vision["layers"],
-        vision_heads=width // vision.get("head_width", 64),
-        vision_mlp_width=int(width * vision.get("mlp_ratio", 4.0)),
-        text_width=text["width"],
-        text_layers=text["layers"],
-        text_heads=text["heads"],
-        text_mlp_width=int(text["width"] * text.get("mlp_ratio", 4.0)),
-        context_length=text.get("context_length", 77),
-        vocab_size=vocab_size,
-        embed_dim=model["embed_dim"],
-        activation="quick_gelu" if model.get("quick_gelu", False) else "gelu",
-        text_pool="eos" if pool == "eos" else "argmax",
-        eos_id=eos_id,
-        pad_id=pad_id,
+    values = fields.read(file, model, _ROWS)
+    width, size = values["vision_width"], values["vocab_size"]
+    end, pad = _END_AND_PAD.get(size, (size - 1, 0))
+    others = fields.read(file, model, _OTHERS | {"pad_id": Row("text_cfg.pad_id", pad)})
+    if width % others["head_width"]:
+        wanted = f"a divisor of vision_cfg.width={width}"
+        fields.refuse(file, "vision_cfg.head_width", wanted, others["head_width"])
+    at_end = others["text_pool"] == "eos"
+    return fields.build(
+        file,
+        _ROWS | _OTHERS,
+        **values,
+        vision_heads=width // others["head_width"],
+        vision_mlp_width=int(width * others["vision_ratio"]),
+        text_mlp_width=int(values["text_width"] * others["text_ratio"]),
+        activation="quick_gelu" if others["quick_gelu"] else "gelu",
+        text_pool=others["text_pool"],
+        eos_id=others["eos_id"] if at_end else end,
+        pad_id=others["pad_id"] if at_end else pad,
     )
 
 
+# Ours by open_clip's names. It always repairs texts and their white space.
+_CLEAN_UPS = {"clip": "lower", "canonical": "canonicalize", "none": "whitespace"}
 _VISION_KEYS = frozenset(
     {"image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio"}
 )
@@ -141,14 +174,15 @@ _TEXT_KEYS = frozenset(
 
 
 def write_config(
-    architecture: Architecture, *, preprocess: Mapping[str, Any], tokenizer: str | None
+    architecture: Architecture, *, preprocess: Mapping[str, Any], clean_up: str | None
 ) -> dict[str, Any]:
     """Returns open_clip_config.json.
 
     Args:
       architecture: of the model.
       preprocess: its `preprocess_cfg`.
-      tokenizer: folder or hub name for its HFTokenizer; None for CLIP's own BPE.
+      clean_up: that of the tokenizer in the folder; None for CLIP's own BPE, which
+        open_clip has.
     """
     a = architecture
     text: dict[str, Any] = {
@@ -161,10 +195,10 @@ def write_config(
     }
     if a.text_pool == "eos" and a.eos_id != a.vocab_size - 1:
         text |= {"pool_type": "eos", "eos_id": a.eos_id, "pad_id": a.pad_id}
-    if tokenizer is not None:
+    if clean_up is not None:
         text |= {
-            "hf_tokenizer_name": tokenizer,
-            "tokenizer_kwargs": {"clean": "lower"},
+            "hf_tokenizer_name": ".",  # the folder itself, wherever it is moved
+            "tokenizer_kwargs": {"clean": _CLEAN_UPS[clean_up]},
         }
     return {
         "model_cfg": {

@@ -1,8 +1,9 @@
 """Hugging Face's SigLIP folders (`model_type` "siglip"): weights and config."""
 
-from collections.abc import Mapping
 from typing import Any
 
+from metaclip_jax.conversion import fields
+from metaclip_jax.conversion.fields import Row
 from metaclip_jax.conversion.table import (
     FUSED_BIAS,
     FUSED_KERNEL,
@@ -16,7 +17,9 @@ from metaclip_jax.conversion.table import (
     Rule,
     block_rules,
 )
-from metaclip_jax.models.clip import Architecture, layer_norm_epsilon
+from metaclip_jax.models.clip import Architecture
+from metaclip_jax.models.siglip import LAYER_NORM_EPSILON
+from metaclip_jax.ranges import Range
 
 _IMAGE, _TEXT = "vision_model", "text_model"
 _HEAD = f"{_IMAGE}.head"
@@ -71,77 +74,67 @@ RULES: tuple[Rule, ...] = (
     Rule("logit_bias", ("logit_bias",), SINGLE),
 )
 
-# What transformers takes where a config leaves a value out (its class defaults).
-_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 768,
-    "intermediate_size": 3_072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "hidden_act": "gelu_pytorch_tanh",
-    "layer_norm_eps": 1e-6,
+# By our field: transformers' name, and what it takes where a config leaves it out (its
+# class defaults).
+_ROWS: fields.Rows = {
+    "image_size": Row("vision_config.image_size", 224),
+    "patch_size": Row("vision_config.patch_size", 16),
+    "vision_width": Row("vision_config.hidden_size", 768),
+    "vision_layers": Row("vision_config.num_hidden_layers", 12),
+    "vision_heads": Row("vision_config.num_attention_heads", 12),
+    "vision_mlp_width": Row("vision_config.intermediate_size", 3_072),
+    "text_width": Row("text_config.hidden_size", 768),
+    "text_layers": Row("text_config.num_hidden_layers", 12),
+    "text_heads": Row("text_config.num_attention_heads", 12),
+    "text_mlp_width": Row("text_config.intermediate_size", 3_072),
+    "context_length": Row("text_config.max_position_embeddings", 64),
+    "vocab_size": Row("text_config.vocab_size", 32_000),
+    "eos_id": Row("text_config.eos_token_id", 49_407),
+    "pad_id": Row("text_config.pad_token_id", 1),
 }
-_TEXT_DEFAULTS = _DEFAULTS | {
-    "vocab_size": 32_000,
-    "max_position_embeddings": 64,
-    "eos_token_id": 49_407,
-    "pad_token_id": 1,
-    "projection_size": None,
-}
-_VISION_DEFAULTS = _DEFAULTS | {
-    "image_size": 224,
-    "patch_size": 16,
-    "vision_use_head": True,
-}
+# Where it is missing, it is the text tower's width.
+_PROJECTION = "text_config.projection_size"
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 
 
-def read_architecture(written: Mapping[str, Any]) -> Architecture:
+def read_architecture(written: dict[str, Any], *, file: str) -> Architecture:
     """Returns the architecture of a config.json.
 
     Raises:
-      ValueError: it has a value that ours do not.
+      ValueError: it has a value that ours do not; names the field.
     """
-    text = _TEXT_DEFAULTS | dict(written.get("text_config") or {})
-    vision = _VISION_DEFAULTS | dict(written.get("vision_config") or {})
-    activation = text["hidden_act"]
-    if activation != vision["hidden_act"] or activation not in _ACTIVATIONS:
-        raise ValueError(
-            f"config.json: wanted one hidden_act of {', '.join(_ACTIVATIONS)} in both"
-            f" towers, got {activation} and {vision['hidden_act']}"
-        )
-    if not vision["vision_use_head"]:
-        raise ValueError("config.json: wanted vision_use_head, the pooling of SigLIP")
+    values = fields.read(file, written, _ROWS)
+    rows = _ROWS | {"embed_dim": Row(_PROJECTION, values["text_width"])}
+    values = fields.read(file, written, rows)
+    fields.same_in_both(
+        file,
+        written,
+        "layer_norm_eps",
+        default=LAYER_NORM_EPSILON,
+        allowed=Range(float, least=LAYER_NORM_EPSILON, most=LAYER_NORM_EPSILON),
+    )
+    activation = fields.same_in_both(
+        file,
+        written,
+        "hidden_act",
+        default="gelu_pytorch_tanh",
+        allowed=Range(str, choices=tuple(_ACTIVATIONS)),
+    )
+    head = fields.section(file, written, "vision_config").get("vision_use_head")
+    if head not in (None, True):
+        fields.refuse(file, "vision_config.vision_use_head", True, head)
     # Early configs have the end mark of CLIP's vocabulary; texts end with the padding.
-    eos = text["eos_token_id"]
-    architecture = Architecture(
+    if values["eos_id"] >= values["vocab_size"]:
+        values["eos_id"] = values["pad_id"]
+    return fields.build(
+        file,
+        rows,
+        **values,
         family="siglip",
         logit_bias=True,
-        image_size=vision["image_size"],
-        patch_size=vision["patch_size"],
-        vision_width=vision["hidden_size"],
-        vision_layers=vision["num_hidden_layers"],
-        vision_heads=vision["num_attention_heads"],
-        vision_mlp_width=vision["intermediate_size"],
-        text_width=text["hidden_size"],
-        text_layers=text["num_hidden_layers"],
-        text_heads=text["num_attention_heads"],
-        text_mlp_width=text["intermediate_size"],
-        context_length=text["max_position_embeddings"],
-        vocab_size=text["vocab_size"],
-        embed_dim=text["projection_size"] or text["hidden_size"],
         activation=_ACTIVATIONS[activation],
         text_pool="last",
-        eos_id=eos if eos < text["vocab_size"] else text["pad_token_id"],
-        pad_id=text["pad_token_id"],
     )
-    wanted = layer_norm_epsilon(architecture)
-    for part, values in (("text", text), ("vision", vision)):
-        if values["layer_norm_eps"] != wanted:
-            raise ValueError(
-                f"config.json: {part} layer_norm_eps must be {wanted}, got"
-                f" {values['layer_norm_eps']}"
-            )
-    return architecture
 
 
 def write_config(architecture: Architecture, *, bos_id: int | None) -> dict[str, Any]:
@@ -154,7 +147,7 @@ def write_config(architecture: Architecture, *, bos_id: int | None) -> dict[str,
         )
     common = {
         "hidden_act": written[a.activation],
-        "layer_norm_eps": layer_norm_epsilon(a),
+        "layer_norm_eps": LAYER_NORM_EPSILON,
     }
     return {
         "architectures": ["SiglipModel"],

@@ -7,6 +7,7 @@ last one is apart. A conversion is total: a tensor that no rule uses, or one tha
 misses, is an error that lists them.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -24,8 +25,14 @@ _TOKEN_TABLE = "text/token_embedding"  # has more rows in storage
 class Weights(Protocol):
     """Named tensors that are read one by one."""
 
+    where: str  # what is named in errors
+
     def names(self) -> list[str]:
         """All names there are."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without reading it."""
         ...
 
     def read(self, name: str) -> Array:
@@ -143,7 +150,8 @@ def to_ours(
       shapes: wanted shape by path, the token table without its padding.
 
     Raises:
-      ValueError: tensors are left over or missing, or have another shape; lists them.
+      ValueError: tensors are left over or missing, or have another shape, found before
+        any is read; or one holds NaN or inf. Names them.
     """
     wanted = {
         name
@@ -154,9 +162,11 @@ def to_ours(
     there = {name for name in weights.names() if not ignored(name)}
     if wanted != there:
         raise ValueError(
-            "the weights do not fit the model: "
-            f"missing {_some(wanted - there)}; left over {_some(there - wanted)}"
+            f"{weights.where} does not fit its config: missing"
+            f" {_some(wanted - there)}; left over {_some(there - wanted)}"
         )
+    for rule in rules:
+        _check_shapes(weights, rule, architecture, shapes[rule.ours])
     for rule in rules:
         yield rule.ours, _read_leaf(weights, rule, architecture, shapes[rule.ours])
 
@@ -174,15 +184,41 @@ def _read_leaf(
         layers, wanted = leaf, shape[1:]
     heads = _heads(rule, architecture)
     for place, names in enumerate(_layers(rule, architecture, shape)):
-        layer = rule.transform.to_ours([weights.read(name) for name in names], heads)
-        if layer.shape != wanted:
-            raise ValueError(
-                f"{rule.theirs} should give {rule.ours} of shape {wanted}, got "
-                f"{layer.shape}; is its config that of another model?"
-            )
+        tensors = [weights.read(name) for name in names]
+        for name, tensor in zip(names, tensors, strict=True):
+            if not np.isfinite(tensor).all():
+                raise ValueError(
+                    f"{weights.where}: {name} holds NaN or inf; the model has diverged,"
+                    " or its file is damaged"
+                )
+        layer = rule.transform.to_ours(tensors, heads)
         at: tuple[Any, ...] = (place, *(slice(size) for size in wanted))
         layers[at] = layer
     return leaf
+
+
+def _check_shapes(
+    weights: Weights, rule: Rule, architecture: Architecture, shape: tuple[int, ...]
+) -> None:
+    """Compares the tensors of a leaf with what each of its layers becomes."""
+    layer = shape[1:] if _is_stacked(rule) else shape
+    wanted: list[tuple[int, ...]] | None = None
+    for names in _layers(rule, architecture, shape):
+        found = [weights.shape(name) for name in names]
+        # Sizes first: what is made to compare with is as large as the file's tensors.
+        fits = sum(map(math.prod, found)) == math.prod(layer)
+        if fits and wanted is None:
+            whole = np.broadcast_to(np.float32(0), layer)
+            made = rule.transform.to_theirs(whole, _heads(rule, architecture))
+            wanted = [tensor.shape for tensor in made]
+        # A scalar may be [] or [1].
+        if not fits or (layer and found != wanted):
+            shown = ", ".join(str(list(one)) for one in found)
+            raise ValueError(
+                f"{weights.where}: wanted {', '.join(names)} to give {rule.ours}"
+                f" {list(layer)}, as its config says, got {shown}; is the config that"
+                " of another model?"
+            )
 
 
 def to_theirs(

@@ -7,32 +7,29 @@ model's family are all that is needed later: the ids of the marks and the clean-
 follow from the names of its special tokens.
 """
 
-import gzip
 import hashlib
-import importlib.util
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
 from absl import flags, logging
 from tokenizers import (
-    decoders,
     models,
     normalizers,
-    pre_tokenizers,
     processors,
     trainers,
 )
 
 from metaclip_jax import command, files
+from metaclip_jax.data import bpe as bpes
 from metaclip_jax.data import records
+from metaclip_jax.data.bpe import BOS, EOS
 from metaclip_jax.data.clean_up import canonical, clean
 
-BOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
+PAD = "<|pad|>"
 _Marks = tuple[str | None, str, str | None, str]
 # (begin, end, pad, clean-up) by which a tokenizer file is recognised, first fit wins.
 # CLIP's own vocabulary has no pad token and pads with id 0.
@@ -48,19 +45,17 @@ _MARKS_OF_FAMILY: dict[str, tuple[_Marks, ...]] = {
     "clip": _MARKS,
     "siglip": ((None, "</s>", "</s>", "canonical"), *_MARKS),
 }
-_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-_END_OF_WORD = "</w>"
-_BYTES = 256
-_SMALLEST_VOCABULARY = 2 * _BYTES + 3  # each byte inside and at the end of a word
-_CLIP_VOCABULARY = 49_408
-_CLIP_FILE = "bpe_simple_vocab_16e6.txt.gz"
+_SMALLEST_VOCABULARY = 2 * bpes.BYTES + 3  # each byte inside and at the end of a word
 _BATCH = 1_000  # texts at a time in training
+# Characters of which a vocabulary may lack some, and then needs a token for the others.
+_RARE = "".join(map(chr, range(32, 127))) + " \u00e9 \u6771 \U0001f600 \U0010fffd"
 
 
 class Tokenizer:
     """Texts to padded token ids. Threads may share it, processes may pickle it.
 
     Attributes:
+      tokens: how many there are.
       vocab_size: ids are below it.
       bos_id, eos_id, pad_id: ids of the marks; bos_id is None where there is none.
       clean_up: "clip" (`clean`), "canonical" (`canonical`) or "none".
@@ -77,7 +72,9 @@ class Tokenizer:
     ) -> None:
         self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
         self.clean_up = clean_up
-        self.vocab_size = bpe.get_vocab_size(with_added_tokens=True)
+        # More than there are tokens where the ids have gaps.
+        ids = bpe.get_vocab(with_added_tokens=True).values()
+        self.tokens, self.vocab_size = len(ids), 1 + max(ids)
         bpe.no_truncation()
         bpe.no_padding()
         bpe.encode_special_tokens = True
@@ -204,7 +201,7 @@ def load(source: str | os.PathLike, *, family: str) -> Tokenizer:
         )
     marks = _MARKS_OF_FAMILY[family]
     if os.fspath(source) == "clip":
-        source = _installed_clip_file()
+        source = bpes.installed_clip_file()
     path = files.path(source) if source else None
     if path is None or not path.exists() or path.is_dir():
         raise FileNotFoundError(
@@ -214,8 +211,8 @@ def load(source: str | os.PathLike, *, family: str) -> Tokenizer:
         )
     data = path.read_bytes()
     if path.name.endswith((".txt", ".txt.gz")):
-        bpe = _from_clip_merges(data, os.fspath(source))
-        return _with_marks(bpe, source, marks)
+        bpe = bpes.from_clip_file(data, os.fspath(source))
+        return _checked(_with_marks(bpe, source, marks), source)
     try:
         bpe = tokenizers.Tokenizer.from_str(data.decode())
     except Exception as error:  # the Rust library raises plain Exception
@@ -223,7 +220,23 @@ def load(source: str | os.PathLike, *, family: str) -> Tokenizer:
             f"{source} should be a tokenizer.json, but: {error}. Train it again, or "
             "fetch it again"
         ) from error
-    return _with_marks(bpe, source, marks)
+    return _checked(_with_marks(bpe, source, marks), source)
+
+
+def _checked(loaded: Tokenizer, source: str | os.PathLike) -> Tokenizer:
+    """Refuses ids that no table has rows for, and what cannot encode every text."""
+    if loaded.vocab_size > 2 * loaded.tokens:
+        raise ValueError(
+            f"{source}: wanted ids of its {loaded.tokens} tokens from 0 on, got"
+            f" {loaded.vocab_size - 1}; fetch it again"
+        )
+    try:
+        loaded.ids([_RARE])
+    except Exception as error:  # the Rust library raises plain Exception
+        raise ValueError(
+            f"{source} cannot encode every text: {error}; fetch it again"
+        ) from error
+    return loaded
 
 
 def train(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
@@ -238,8 +251,8 @@ def train(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
             f"vocab_size must be at least {_SMALLEST_VOCABULARY} (two tokens for each "
             f"byte and three marks), got {vocab_size}"
         )
-    learner = tokenizers.Tokenizer(models.BPE(end_of_word_suffix=_END_OF_WORD))
-    learner.pre_tokenizer = _pre_tokenizer()
+    learner = tokenizers.Tokenizer(models.BPE(end_of_word_suffix=bpes.END_OF_WORD))
+    learner.pre_tokenizer = bpes.pre_tokenizer()
     learner.train_from_iterator(
         (clean(text) for text in texts),
         trainers.BpeTrainer(
@@ -248,15 +261,16 @@ def train(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
             min_frequency=2,
             # Equally frequent pairs are merged in the order of their ids, and those of
             # bytes that end a word would follow from a hash of each run's own.
-            special_tokens=[byte + _END_OF_WORD for byte in _clip_alphabet()],
-            initial_alphabet=_clip_alphabet(),
-            end_of_word_suffix=_END_OF_WORD,
+            special_tokens=[byte + bpes.END_OF_WORD for byte in bpes.alphabet()],
+            initial_alphabet=bpes.alphabet(),
+            end_of_word_suffix=bpes.END_OF_WORD,
             show_progress=False,
         ),
     )
     learned = json.loads(learner.to_str())["model"]["merges"]
     merges = [(left, right) for left, right in learned]
-    bpe = _bpe(merges[: vocab_size - _SMALLEST_VOCABULARY], marks=(BOS, EOS, PAD))
+    most = vocab_size - _SMALLEST_VOCABULARY
+    bpe = bpes.from_merges(merges[:most], marks=(BOS, EOS, PAD))
     # For readers that do not know `clean`; on cleaned texts it changes nothing.
     bpe.normalizer = normalizers.Sequence(
         [
@@ -266,82 +280,6 @@ def train(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
         ]
     )
     return bpe
-
-
-def _bpe(
-    merges: list[tuple[str, str]], *, marks: tuple[str, ...]
-) -> tokenizers.Tokenizer:
-    """Builds CLIP's kind of tokenizer: bytes, bytes that end a word, merges, marks."""
-    alphabet = _clip_alphabet()
-    pieces = [*alphabet, *(byte + _END_OF_WORD for byte in alphabet)]
-    pieces += [left + right for left, right in merges]
-    # Two merges can spell the same piece; it keeps its first id.
-    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
-    bpe = tokenizers.Tokenizer(
-        models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix=_END_OF_WORD)
-    )
-    bpe.pre_tokenizer = _pre_tokenizer()
-    bpe.decoder = decoders.Sequence(
-        [
-            decoders.ByteLevel(),
-            decoders.Replace(_END_OF_WORD, " "),
-        ]
-    )
-    bpe.add_special_tokens([tokenizers.AddedToken(m, normalized=False) for m in marks])
-    return bpe
-
-
-def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(
-                tokenizers.Regex(_WORDS), behavior="removed", invert=True
-            ),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-def _clip_alphabet() -> list[str]:
-    """The characters that stand for the 256 bytes, in the order of CLIP's ids.
-
-    Bytes that are printable in Latin-1 stand for themselves and come first; the others
-    are counted up from code point 256.
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = _BYTES - len(printable)
-    return [chr(byte) for byte in printable] + [chr(_BYTES + n) for n in range(others)]
-
-
-def _from_clip_merges(data: bytes, source: str) -> tokenizers.Tokenizer:
-    try:
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-        lines = data.decode().split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{source} should be CLIP's merges, but: {error}") from error
-    wanted = _CLIP_VOCABULARY - 2 * _BYTES - 2
-    pairs = [tuple(line.split()) for line in lines[1 : 1 + wanted]]
-    merges = [(pair[0], pair[1]) for pair in pairs if len(pair) == 2]
-    if len(merges) != wanted:
-        raise ValueError(
-            f"{source} should be CLIP's merges ({_CLIP_FILE}): a heading and {wanted} "
-            f"lines of two words, found {len(merges)}"
-        )
-    return _bpe(merges, marks=(BOS, EOS))
-
-
-def _installed_clip_file() -> Path:
-    try:
-        spec = importlib.util.find_spec("open_clip")
-    except ValueError:  # something else goes by this name
-        spec = None
-    if spec is None or spec.origin is None:
-        raise ValueError(
-            "the tokenizer 'clip' is read from an installed open_clip: pip install "
-            f"--no-deps open_clip_torch, or give the path of {_CLIP_FILE}"
-        )
-    return Path(spec.origin).with_name(_CLIP_FILE)
 
 
 def _with_marks(

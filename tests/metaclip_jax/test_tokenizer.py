@@ -15,7 +15,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaclip_jax.data import tokenizer
+from metaclip_jax.data import bpe, tokenizer
 
 TEXTS = [
     f"a {colour} {animal}, number {n}: it's the {animal}'s {colour} house"
@@ -237,7 +237,7 @@ def write_clip_file(folder, merges):
 
 
 def test_clip_merges_give_clip_ids(tmp_path):
-    letters = tokenizer._clip_alphabet()
+    letters = bpe.alphabet()
     others = (f"{a} {b}" for a in letters for b in letters)
     others = [merge for merge in others if merge not in CLIP_MERGES]
     merges = [*CLIP_MERGES, *others][:48_894]

@@ -1,0 +1,102 @@
+"""CLIP's kind of byte-level BPE, built from merges: its own, or others."""
+
+import gzip
+import importlib.util
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+END_OF_WORD = "</w>"
+BYTES = 256
+CLIP_FILE = "bpe_simple_vocab_16e6.txt.gz"
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_CLIP_VOCABULARY = 49_408
+
+
+def from_merges(
+    merges: list[tuple[str, str]], *, marks: tuple[str, ...]
+) -> tokenizers.Tokenizer:
+    """Builds CLIP's kind of tokenizer: bytes, bytes that end a word, merges, marks."""
+    single = alphabet()
+    pieces = [*single, *(byte + END_OF_WORD for byte in single)]
+    pieces += [left + right for left, right in merges]
+    # Two merges can spell the same piece; it keeps its first id.
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    bpe = tokenizers.Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix=END_OF_WORD)
+    )
+    bpe.pre_tokenizer = pre_tokenizer()
+    bpe.decoder = decoders.Sequence(
+        [
+            decoders.ByteLevel(),
+            decoders.Replace(END_OF_WORD, " "),
+        ]
+    )
+    bpe.add_special_tokens([tokenizers.AddedToken(m, normalized=False) for m in marks])
+    return bpe
+
+
+def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    """Cuts a text into words, and these into bytes."""
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(
+                tokenizers.Regex(_WORDS), behavior="removed", invert=True
+            ),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def alphabet() -> list[str]:
+    """The characters that stand for the 256 bytes, in the order of CLIP's ids.
+
+    Bytes that are printable in Latin-1 stand for themselves and come first; the others
+    are counted up from code point 256.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = BYTES - len(printable)
+    return [chr(byte) for byte in printable] + [chr(BYTES + n) for n in range(others)]
+
+
+def from_clip_file(data: bytes, source: str) -> tokenizers.Tokenizer:
+    """CLIP's own tokenizer, from its file of merges; `source` is for messages.
+
+    Raises:
+      ValueError: it is another file.
+    """
+    try:
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+        lines = data.decode().split("\n")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"{source} should be CLIP's merges, but: {error}") from error
+    wanted = _CLIP_VOCABULARY - 2 * BYTES - 2
+    pairs = [tuple(line.split()) for line in lines[1 : 1 + wanted]]
+    merges = [(pair[0], pair[1]) for pair in pairs if len(pair) == 2]
+    if len(merges) != wanted:
+        raise ValueError(
+            f"{source} should be CLIP's merges ({CLIP_FILE}): a heading and {wanted} "
+            f"lines of two words, found {len(merges)}"
+        )
+    return from_merges(merges, marks=(BOS, EOS))
+
+
+def installed_clip_file() -> Path:
+    """Where an installed open_clip has CLIP's file.
+
+    Raises:
+      ValueError: it is not installed.
+    """
+    try:
+        spec = importlib.util.find_spec("open_clip")
+    except ValueError:  # something else goes by this name
+        spec = None
+    if spec is None or spec.origin is None:
+        raise ValueError(
+            "the tokenizer 'clip' is read from an installed open_clip: pip install "
+            f"--no-deps open_clip_torch, or give the path of {CLIP_FILE}"
+        )
+    return Path(spec.origin).with_name(CLIP_FILE)
