@@ -7,7 +7,7 @@ RUN := quickstart_run
 .PHONY: quickstart test test-slow test-parity lint bench clean
 
 quickstart: .venv/quickstart
-	$(BIN)/python -m metaclip_jax.quickstart --workdir=$(RUN) $(ARGS)
+	$(BIN)/python -m examples.quickstart.run --workdir=$(RUN) $(ARGS)
 
 # By two processes, file by file: what tests of a file share is made once.
 test: lint
@@ -24,7 +24,7 @@ test-parity: .venv/parity
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m compileall -q configs data_prep metaclip_jax tests benchmarks
+	$(BIN)/python -m compileall -q configs data_prep examples metaclip_jax tests benchmarks
 	$(BIN)/mypy
 
 bench: .venv/parity

@@ -30,11 +30,12 @@ import pyarrow.compute as pc
 from absl import app, flags
 
 from data_prep import config as curation_config
-from data_prep import dedup, language, parts, schema, steps
+from data_prep import language, schema
 from data_prep.matching import Matcher
-from data_prep.sample_web import warc_file
 from data_prep.sources import html, warc
-from data_prep.stages.matching import by_partition
+from data_prep.stages import dedup, parts, steps
+from data_prep.stages.matches import by_partition
+from examples.quickstart import warc_file
 
 _TEXTS = flags.DEFINE_list("texts", ["1000000", "4000000", "16000000"], "Pool sizes.")
 _ENTRIES = flags.DEFINE_integer("entries", 500_000, "How many entries.", lower_bound=10)

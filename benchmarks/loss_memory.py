@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from absl import app
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from metaclip_jax import losses, plan, sharding
+from metaclip_jax import plan
+from metaclip_jax.training import losses, sharding
 
 _WIDTH = 512
 _MIB = 2**20

@@ -25,8 +25,8 @@ import numpy as np
 from absl import app, flags
 
 from metaclip_jax import config as keys
-from metaclip_jax import program, sharding, train_state
 from metaclip_jax.models import clip, presets
+from metaclip_jax.training import program, sharding, train_state
 
 Step = Callable[[], object]
 

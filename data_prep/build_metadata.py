@@ -21,7 +21,8 @@ from data_prep import config as config_lib
 from data_prep import language
 from data_prep.metadata import store, wikipedia
 from data_prep.sources import html, warc
-from metaclip_jax import command, files, patterns
+from metaclip_jax import files, patterns
+from metaclip_jax.cli import command
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Metadata recipe.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the metadata.")

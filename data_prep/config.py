@@ -15,8 +15,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from metaclip_jax import ranges
-from metaclip_jax.ranges import Range
+from metaclip_jax.cli import ranges
+from metaclip_jax.cli.ranges import Range
 
 
 def _locked(values: dict) -> ConfigDict:

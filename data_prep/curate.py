@@ -25,14 +25,15 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from ml_collections import ConfigDict, config_flags
 
 from data_prep import config as config_lib
-from data_prep import data_card, drops, language, parts, schema, steps
+from data_prep import data_card, drops, language, schema
 from data_prep.images import addresses
 from data_prep.matching import Matcher
 from data_prep.metadata import store
 from data_prep.sinks import array_record as sink
-from data_prep.stages import images, matching, outcomes, sums, writing
+from data_prep.stages import balancing, downloads, matches, outcomes, parts, steps, sums
 from data_prep.stages.pipelines import progress, start, tagged
-from metaclip_jax import command, files, patterns
+from metaclip_jax import files, patterns
+from metaclip_jax.cli import command
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Curation recipe.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "For matches, images, sums.")
@@ -175,16 +176,16 @@ def match(run: Run) -> Pool:
     config = run.config
     if files.finished(folder, run.match_inputs) is None:
         files.claim(folder, run.match_inputs)
-        parse = matching.ParseWarc(
+        parse = matches.ParseWarc(
             **config.pages.to_dict(), identifier=config.language.identifier
         )
-        find = matching.Match(
+        find = matches.Match(
             build_matchers(run),
             n,
             engine=config.matching.engine,
             identifier=config.language.identifier,
         )
-        write_matches = matching.WriteMatches(
+        write_matches = matches.WriteMatches(
             folder,
             n,
             seed=config.seed,
@@ -272,7 +273,7 @@ def download(
         screen = run.config.images.to_dict()
         most = screen.pop("max_moved_texts")
         draws = draw_arguments(run, thin)
-        stage = images.Download(
+        stage = downloads.Download(
             run.workdir,
             n,
             draws=draws,
@@ -291,18 +292,18 @@ def download(
             )
             repeated = (
                 fetched.main
-                | "key by bytes" >> beam.ParDo(images.KeyByBytes())
+                | "key by bytes" >> beam.ParDo(downloads.KeyByBytes())
                 | "by bytes" >> beam.GroupByKey()
-                | "find repeated" >> beam.ParDo(images.FindRepeated())
+                | "find repeated" >> beam.ParDo(downloads.FindRepeated())
             )
             written = (
                 (fetched.main, repeated)
                 | "statuses" >> beam.Flatten()
-                | "key by partition" >> beam.ParDo(images.KeyByPartition(n))
+                | "key by partition" >> beam.ParDo(downloads.KeyByPartition(n))
                 | "by partition" >> beam.GroupByKey()
                 | "image dedup"
                 >> tagged(
-                    images.WriteImages(run.workdir, n, draws=draws),
+                    downloads.WriteImages(run.workdir, n, draws=draws),
                     "accepted",
                     main=tuple[int, pa.RecordBatch],
                 )
@@ -311,7 +312,7 @@ def download(
                 written.main
                 | "by kept image" >> beam.GroupByKey()
                 | "merge texts"
-                >> tagged(images.MergeTexts(run.workdir, n, draws=draws, most=most))
+                >> tagged(downloads.MergeTexts(run.workdir, n, draws=draws, most=most))
             )
             flow = (fetched.flow, written.flow, merged.flow) | "flows" >> beam.Flatten()
             accepted = (written.accepted, merged.main) | "draws" >> beam.Flatten()
@@ -320,7 +321,7 @@ def download(
             sums.write_sum(fetched.outcomes, schema.TALLIES, folder, outcomes.PART)
         outcomes.check(folder, run.config.download.max_failed_share)
         fill_empty_parts(folder, n, schema.IMAGES, "image_dedup")
-        fill_empty_parts(folder, n, schema.MOVED, "image_dedup", images.MOVED_SUFFIX)
+        fill_empty_parts(folder, n, schema.MOVED, "image_dedup", downloads.MOVED_SUFFIX)
         files.write_manifest(folder, inputs=run.inputs)
     return steps.to_vectors(sums.read_sum(folder, "accepted.parquet"), run.sizes)
 
@@ -346,7 +347,7 @@ def write(
     """Survivors -> the balanced dataset with its counts and its data card."""
     config, n = run.config, run.config.partitions
     folder = os.path.join(run.workdir, "balance")
-    stage = writing.WriteShard(
+    stage = balancing.WriteShard(
         run.workdir,
         run.output,
         config.name,

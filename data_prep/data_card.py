@@ -20,7 +20,8 @@ from absl import flags
 from data_prep import drops
 from data_prep.metadata import store
 from data_prep.sinks import array_record as sink
-from metaclip_jax import command, files
+from metaclip_jax import files
+from metaclip_jax.cli import command
 from metaclip_jax.data import records
 
 _KEYS = ("metadata", "entry_id", "entry")  # of counts.parquet; other columns add up

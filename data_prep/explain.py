@@ -20,12 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from absl import app, flags
 
-from data_prep import balance, parts, predict, schema, steps
+from data_prep import balance, schema
 from data_prep.matching import Matcher
 from data_prep.metadata import store
-from data_prep.report import explanation
-from data_prep.stages import sums
-from metaclip_jax import command, files
+from data_prep.report import dataset_size, explanation
+from data_prep.stages import parts, steps, sums
+from metaclip_jax import files
+from metaclip_jax.cli import command
 
 _CURVE_POINTS = 25
 
@@ -79,17 +80,17 @@ def load(folder: str, metadata: str) -> Pool:
 
 def expected(
     pool: Pool, t: Mapping[str, int]
-) -> tuple[predict.Size, dict[str, predict.Size]]:
+) -> tuple[dataset_size.Size, dict[str, dataset_size.Size]]:
     """Returns the predicted size in all, and for the texts of each metadata."""
     keep = steps.keep_probabilities(pool.counts, t)
     chance = steps.text_probabilities(pool.sample, keep)
     chance = chance * pool.sample["drawn"].to_numpy()
     codes = pool.sample["metadata"]
     by_code = {
-        code: predict.size(pool.sample, chance, pc.equal(codes, code).to_numpy())
+        code: dataset_size.size(pool.sample, chance, pc.equal(codes, code).to_numpy())
         for code in pool.counts
     }
-    return predict.size(pool.sample, chance), by_code
+    return dataset_size.size(pool.sample, chance), by_code
 
 
 def curve(pool: Pool, t: Mapping[str, int]) -> list[explanation.Point]:

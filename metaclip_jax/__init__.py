@@ -6,15 +6,15 @@ Importing the package loads neither jax nor Beam: `load` comes when it is asked 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metaclip_jax.inference import Model as Model
-    from metaclip_jax.inference import load as load
+    from metaclip_jax.inference.model import Model as Model
+    from metaclip_jax.inference.model import load as load
 
 __all__ = ["Model", "load"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from metaclip_jax import inference
+        from metaclip_jax.inference import model as inference
 
         return getattr(inference, name)
     raise AttributeError(f"metaclip_jax has no attribute {name!r}")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from metaclip_jax import ranges
-from metaclip_jax.ranges import Range
+from metaclip_jax.cli import ranges
+from metaclip_jax.cli.ranges import Range
 
 if TYPE_CHECKING:
     from metaclip_jax.models.clip import Architecture

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from absl import flags, logging
 
-from metaclip_jax import checkpoint, command, files, loading, run_config
 from metaclip_jax import config as keys
+from metaclip_jax import files
+from metaclip_jax.cli import command
 from metaclip_jax.conversion import (
     huggingface,
     open_clip,
@@ -26,7 +27,9 @@ from metaclip_jax.conversion import (
     table,
     weights,
 )
+from metaclip_jax.inference import loading
 from metaclip_jax.models import positions
+from metaclip_jax.training import checkpoint, run_config
 
 FORMATS = ("huggingface", "open_clip", "checkpoint")
 

@@ -19,9 +19,12 @@ import pyarrow as pa
 import tqdm
 from absl import flags, logging
 
-from metaclip_jax import command, files, inference, model_flags
+from metaclip_jax import files
+from metaclip_jax.cli import command
 from metaclip_jax.data import embeddings, images, records
 from metaclip_jax.evaluation import encoder
+from metaclip_jax.inference import model as inference
+from metaclip_jax.inference import model_flags
 
 _DECODE_THREADS = 8
 _LOSSES_TO_LOG = 20

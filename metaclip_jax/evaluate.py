@@ -18,19 +18,15 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from metaclip_jax import (
-    checkpoint,
-    command,
-    files,
-    inference,
-    model_flags,
-    run_config,
-    train_state,
-)
 from metaclip_jax import config as keys
+from metaclip_jax import files
+from metaclip_jax.cli import command
 from metaclip_jax.evaluation import evaluator, retrieval
 from metaclip_jax.evaluation.evaluator import Embeddings, Scores
 from metaclip_jax.evaluation.held_out import HeldOut, load_held_out
+from metaclip_jax.inference import model as inference
+from metaclip_jax.inference import model_flags
+from metaclip_jax.training import checkpoint, run_config, train_state
 
 # Of these many first images the best texts are written down.
 SHOWN_IMAGES, SHOWN_TEXTS = 48, 5

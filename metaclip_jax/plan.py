@@ -23,9 +23,10 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict, config_flags
 
-from metaclip_jax import command, feed, flops, program, sharding
 from metaclip_jax import config as keys
+from metaclip_jax.cli import command
 from metaclip_jax.models import presets
+from metaclip_jax.training import feed, flops, program, sharding
 
 _GIB = 2**30
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

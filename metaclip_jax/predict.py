@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from metaclip_jax import command, inference, model_flags
+from metaclip_jax.cli import command
+from metaclip_jax.inference import model as inference
+from metaclip_jax.inference import model_flags
 
 
 def table(images: Sequence[str], found: inference.Classification, *, top: int) -> str:

@@ -14,9 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from absl import app, flags
 
-from metaclip_jax import command, files, model_flags, predict
+from metaclip_jax import files, predict
+from metaclip_jax.cli import command
 from metaclip_jax.data import decoding, embeddings, records, sheet
 from metaclip_jax.data.image_tags import UndecodableImage
+from metaclip_jax.inference import model_flags
 
 _SIDE = 256  # pixels of a picture on the sheet
 

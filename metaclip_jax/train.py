@@ -20,26 +20,26 @@ import orbax.checkpoint as ocp
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from metaclip_jax import (
+from metaclip_jax import config as keys
+from metaclip_jax import files
+from metaclip_jax.cli import command
+from metaclip_jax.data import mixture, workers
+from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.data.images import Preprocess
+from metaclip_jax.evaluation import measure
+from metaclip_jax.inference import loading
+from metaclip_jax.models import clip
+from metaclip_jax.training import (
     checkpoint,
-    command,
     feed,
-    files,
     flops,
-    loading,
-    measure,
     metrics,
     program,
     run_config,
     runtime,
     train_state,
 )
-from metaclip_jax import config as keys
-from metaclip_jax.data import mixture, workers
-from metaclip_jax.data import tokenizer as tokenizers
-from metaclip_jax.data.images import Preprocess
-from metaclip_jax.models import clip
-from metaclip_jax.program import Program
+from metaclip_jax.training.program import Program
 
 # Steps that an accelerator may have ahead: it never waits for Python, and does not
 # hoard batches. On CPU each step is awaited: several under way can hang in collectives.

@@ -34,7 +34,7 @@ def quickstart():
     optimised = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
 
     def run(workdir, *extra, timeout=400):
-        command = [sys.executable, "-m", "metaclip_jax.quickstart"]
+        command = [sys.executable, "-m", "examples.quickstart.run"]
         small = [f"--workdir={workdir}", "--pictures=400", "--steps=6"]
         done = subprocess.run(
             [*command, *small, *extra],

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from metaclip_jax.ranges import Range
+from metaclip_jax.cli.ranges import Range
 
 
 def with_value(config: ConfigDict, path: str, value: Any) -> ConfigDict:

@@ -7,12 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import parts
 from data_prep import schema as tables
 from data_prep.metadata import store
 from data_prep.report import load
-from metaclip_jax import files, metric_rows, run_config
+from data_prep.stages import parts
+from metaclip_jax import files, metric_rows
 from metaclip_jax.data import balance, embeddings, records
+from metaclip_jax.training import run_config
 
 TEXTS = ("cat", "Łódź", "a red apple", "東京") * 30
 FLOW = pa.RecordBatch.from_pylist(

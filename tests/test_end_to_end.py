@@ -37,9 +37,9 @@ def deterministic(workdir):
 def test_every_stage_is_shown_as_a_command(finished):
     _, output = finished
     for module in (
-        "data_prep.sample_web.build",
-        "data_prep.sample_web.serve",
-        "data_prep.sample_web.crawl",
+        "examples.quickstart.build",
+        "examples.quickstart.serve",
+        "examples.quickstart.crawl",
         "data_prep.build_metadata",
         "data_prep.curate",
         "metaclip_jax.data.tokenizer",
@@ -173,7 +173,7 @@ def test_two_fresh_runs_agree_to_the_byte(quickstart, finished, tmp_path):
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
-    command = [sys.executable, "-m", "metaclip_jax.quickstart", f"--workdir={tmp_path}"]
+    command = [sys.executable, "-m", "examples.quickstart.run", f"--workdir={tmp_path}"]
     done = subprocess.run(
         [*command, "--fresh"], cwd=ROOT, capture_output=True, text=True
     )
@@ -187,7 +187,7 @@ def test_ten_kills_leave_the_same_dataset_and_metrics(quickstart, finished, tmp_
     """SIGKILL of the whole process group at ten random moments."""
     workdir, _ = finished
     again = tmp_path / "killed"
-    command = [sys.executable, "-m", "metaclip_jax.quickstart", f"--workdir={again}"]
+    command = [sys.executable, "-m", "examples.quickstart.run", f"--workdir={again}"]
     seed = time.time_ns()
     moments = random.Random(seed)
     kills = 0

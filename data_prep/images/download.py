@@ -118,18 +118,9 @@ def fetch(
       ValueError: `max_held_bytes` is less than 2 * `max_bytes`.
       RuntimeError: this machine ran out of files or memory for sockets.
     """
-    if max_held_bytes is None:
-        max_held_bytes = (2 * concurrency + 1) * max_bytes
-    if max_held_bytes < 2 * max_bytes:
-        raise ValueError(
-            f"wanted max_held_bytes of at least 2 * max_bytes ({2 * max_bytes}), got "
-            f"{max_held_bytes}: raise it or lower max_bytes"
-        )
     pinned = addresses.parse_host_map(host_map)
     results: queue.SimpleQueue[_Result | BaseException] = queue.SimpleQueue()
-    free = max_held_bytes - max_bytes  # the rest is for the body last yielded
-    share = max(1, min(max_bytes, free // (2 * concurrency)))
-    room = Room(max(max_bytes, 2 * concurrency * share))
+    share, room = _make_room(max_held_bytes, max_bytes, concurrency)
 
     async def run() -> None:
         async with request.session(pinned, user_agent) as session:
@@ -162,6 +153,22 @@ def fetch(
                 progress(done, len(urls))
             yield result.fetched
             del result
+
+
+def _make_room(
+    max_held_bytes: int | None, max_bytes: int, concurrency: int
+) -> tuple[int, Room]:
+    """Returns the share of one body in flight, in bytes, and the room for all."""
+    if max_held_bytes is None:
+        max_held_bytes = (2 * concurrency + 1) * max_bytes
+    if max_held_bytes < 2 * max_bytes:
+        raise ValueError(
+            f"wanted max_held_bytes of at least 2 * max_bytes ({2 * max_bytes}), got "
+            f"{max_held_bytes}: raise it or lower max_bytes"
+        )
+    free = max_held_bytes - max_bytes  # the rest is for the body last yielded
+    share = max(1, min(max_bytes, free // (2 * concurrency)))
+    return share, Room(max(max_bytes, 2 * concurrency * share))
 
 
 class _Held:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from absl import flags, logging
 
 from data_prep.report import page
-from metaclip_jax import command, files
+from metaclip_jax import files
+from metaclip_jax.cli import command
 
 _DATASET = flags.DEFINE_string(
     "dataset", None, "Folder of the curated dataset.", required=True

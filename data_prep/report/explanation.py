@@ -6,8 +6,8 @@ from functools import partial
 
 import numpy as np
 
-from data_prep.predict import Estimate, Size
 from data_prep.report import charts, numbers
+from data_prep.report.dataset_size import Estimate, Size
 from data_prep.report.figure import HALF_WIDTH, figure, lead, section, two_widths
 from data_prep.report.markup import Markup, clean, element, stranger
 from data_prep.report.page import render

@@ -9,7 +9,9 @@ import apache_beam as beam
 import pyarrow as pa
 from tqdm import tqdm
 
-from data_prep import arrow_coder  # noqa: F401  registers the coder of RecordBatch
+from data_prep.stages import (
+    arrow_coder,  # noqa: F401  registers the coder of RecordBatch
+)
 from metaclip_jax import files
 
 

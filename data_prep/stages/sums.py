@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator
 import apache_beam as beam
 import pyarrow as pa
 
-from data_prep import (
+from data_prep import schema
+from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
     parts,
-    schema,
 )
 
 # In the order of the flow: the rows of the data card's funnel.

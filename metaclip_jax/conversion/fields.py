@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from metaclip_jax import config as keys
+from metaclip_jax.cli.ranges import Range
 from metaclip_jax.models.clip import Architecture
-from metaclip_jax.ranges import Range
 
 _WIDTH = Range(int, least=1, most=2**20)
 _ID = Range(int, least=0, below=2**24)

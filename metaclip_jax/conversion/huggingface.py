@@ -7,6 +7,7 @@ their tensors have the same names. "siglip" is in siglip.py.
 from collections.abc import Mapping
 from typing import Any
 
+from metaclip_jax.cli.ranges import Range
 from metaclip_jax.conversion import fields, siglip
 from metaclip_jax.conversion.fields import Row
 from metaclip_jax.conversion.table import (
@@ -20,7 +21,6 @@ from metaclip_jax.conversion.table import (
 )
 from metaclip_jax.models.clip import Architecture
 from metaclip_jax.models.vit import LAYER_NORM_EPSILON
-from metaclip_jax.ranges import Range
 
 _IMAGE, _TEXT = "vision_model", "text_model"
 _RULES: tuple[Rule, ...] = (

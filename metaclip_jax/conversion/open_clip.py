@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from metaclip_jax.cli.ranges import Range
 from metaclip_jax.conversion import fields
 from metaclip_jax.conversion.fields import Row
 from metaclip_jax.conversion.table import (
@@ -17,7 +18,6 @@ from metaclip_jax.conversion.table import (
     block_rules,
 )
 from metaclip_jax.models.clip import Architecture
-from metaclip_jax.ranges import Range
 
 _BLOCK = (
     ("ln_1/scale", ("ln_1.weight",), SAME),

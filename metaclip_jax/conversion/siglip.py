@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from metaclip_jax.cli.ranges import Range
 from metaclip_jax.conversion import fields
 from metaclip_jax.conversion.fields import Row
 from metaclip_jax.conversion.table import (
@@ -19,7 +20,6 @@ from metaclip_jax.conversion.table import (
 )
 from metaclip_jax.models.clip import Architecture
 from metaclip_jax.models.siglip import LAYER_NORM_EPSILON
-from metaclip_jax.ranges import Range
 
 _IMAGE, _TEXT = "vision_model", "text_model"
 _HEAD = f"{_IMAGE}.head"

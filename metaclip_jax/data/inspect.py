@@ -23,10 +23,12 @@ import simplejpeg
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from metaclip_jax import command, feed, files
 from metaclip_jax import config as keys
+from metaclip_jax import files
+from metaclip_jax.cli import command
 from metaclip_jax.data import batch as batches
 from metaclip_jax.data import clean_up, mixture, pipeline, records, sheet, tokenizer
+from metaclip_jax.training import feed
 
 _RECORDS_FOR_LENGTHS = 10_000
 _TEXTS_FOR_TOKENIZER = 20_000

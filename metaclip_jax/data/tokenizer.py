@@ -23,7 +23,8 @@ from tokenizers import (
     trainers,
 )
 
-from metaclip_jax import command, files
+from metaclip_jax import files
+from metaclip_jax.cli import command
 from metaclip_jax.data import bpe as bpes
 from metaclip_jax.data import records
 from metaclip_jax.data.bpe import BOS, EOS

@@ -18,11 +18,12 @@ import xxhash
 from jax.sharding import Mesh
 from PIL import Image
 
-from metaclip_jax import files, sharding
+from metaclip_jax import files
 from metaclip_jax.data import decoding
 from metaclip_jax.data import images as decoders
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.models import clip
+from metaclip_jax.training import sharding
 
 # An image: bytes of a file, the path of one (local or gs://), a Pillow image, or
 # uint8[H, W, 3] (or [H, W]) in RGB.

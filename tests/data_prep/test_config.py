@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from data_prep import config as keys
-from data_prep import curate, steps
+from data_prep import curate
 from data_prep.matching import matcher, spacing
-from metaclip_jax import ranges
+from data_prep.stages import steps
+from metaclip_jax.cli import ranges
 from tests.out_of_range import bad_values, with_value
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -42,14 +42,14 @@ def web(tmp_path_factory):
     """A crawled small web with its metadata, and the server still running."""
     folder = tmp_path_factory.mktemp("web")
     run(
-        "data_prep.sample_web.build",
+        "examples.quickstart.build",
         output=folder / "site",
         held_out=folder / "held_out",
         pictures=150,
     )
     server = subprocess.Popen(
         command(
-            "data_prep.sample_web.serve",
+            "examples.quickstart.serve",
             site=folder / "site",
             port_file=folder / "port",
         ),
@@ -63,7 +63,7 @@ def web(tmp_path_factory):
     address = f"127.0.0.1:{(folder / 'port').read_text().strip()}"
     host_map = ",".join(f"{host}={address}" for host in HOSTS)
     run(
-        "data_prep.sample_web.crawl",
+        "examples.quickstart.crawl",
         start_url=f"http://{HOSTS[0]}/",
         host_map=host_map,
         output=folder / "crawl",
@@ -177,7 +177,8 @@ def test_other_partitions_and_worker_processes_keep_the_same_texts(
 # Fails once in each folder, after the file has got its name: the worst moment.
 FAULTY = """
 from absl import app
-from data_prep import curate, parts
+from data_prep import curate
+from data_prep.stages import parts
 
 write, failed = parts.write, set()
 

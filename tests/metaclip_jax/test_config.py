@@ -7,8 +7,10 @@ import pytest
 from absl import flags
 
 from metaclip_jax import config as keys
-from metaclip_jax import losses, program, ranges, train
+from metaclip_jax import train
+from metaclip_jax.cli import ranges
 from metaclip_jax.models import attention, clip, layers, presets
+from metaclip_jax.training import losses, program
 from tests.out_of_range import bad_values, with_value
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,10 +10,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from metaclip_jax import config as keys
-from metaclip_jax import convert, files, loading, program, sharding, train
+from metaclip_jax import convert, files, train
 from metaclip_jax.conversion import huggingface, table, weights
 from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.inference import loading
 from metaclip_jax.models import clip
+from metaclip_jax.training import program, sharding
 
 
 def make(folder, **values):
@@ -152,7 +154,8 @@ def test_large_models_are_written_in_parts_with_an_index(tmp_path):
 _PEAK = """
 import sys, threading, time
 import jax, numpy as np
-from metaclip_jax import convert, loading
+from metaclip_jax import convert
+from metaclip_jax.inference import loading
 from metaclip_jax.models import clip, presets
 
 def anonymous():

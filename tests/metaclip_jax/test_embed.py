@@ -11,11 +11,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from metaclip_jax import checkpoint, embed, files, inference, run_config, search
 from metaclip_jax import config as keys
+from metaclip_jax import embed, files, search
 from metaclip_jax.data import images, records, sheet
 from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.inference import model as inference
 from metaclip_jax.models import clip
+from metaclip_jax.training import checkpoint, run_config
 
 SHARDS = 30
 

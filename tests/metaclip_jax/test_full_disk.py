@@ -69,11 +69,13 @@ import numpy as np
 import pyarrow as pa
 from absl import logging
 
-from data_prep import drops, parts
+from data_prep import drops
+from data_prep.stages import parts
 from data_prep.matching import Matcher
 from data_prep.metadata import store
 from data_prep.sinks import array_record as sink
-from metaclip_jax import checkpoint, files, metrics, runtime
+from metaclip_jax.training import checkpoint, metrics, runtime
+from metaclip_jax import files
 from metaclip_jax.conversion import weights
 from metaclip_jax.data import embeddings, records
 

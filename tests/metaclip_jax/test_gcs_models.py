@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metaclip_jax import convert, files, loading
+from metaclip_jax import convert, files
 from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.inference import loading
 from metaclip_jax.models import clip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,9 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 USE = """
 import sys
 import numpy as np
-from metaclip_jax import (
-    checkpoint, convert, embed, evaluate, files, inference, loading, search,
-)
+from metaclip_jax.training import checkpoint
+from metaclip_jax import convert, embed, evaluate, files, search
+from metaclip_jax.inference import model as inference, loading
 from metaclip_jax.conversion import huggingface, table, weights
 from metaclip_jax.data import records
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from metaclip_jax import config as keys
-from metaclip_jax import plan, sharding
+from metaclip_jax import plan
+from metaclip_jax.training import sharding
 
 ROOT = Path(__file__).resolve().parents[2]
 pytest.importorskip("libtpu", reason="needs libtpu: pip install 'metaclip-jax[tpu]'")

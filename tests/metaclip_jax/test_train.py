@@ -20,18 +20,10 @@ import pytest
 from PIL import Image
 
 from data_prep.sinks import array_record
-from metaclip_jax import (
-    checkpoint,
-    evaluate,
-    files,
-    metric_rows,
-    metrics,
-    run_config,
-    runtime,
-    train,
-)
+from metaclip_jax import evaluate, files, metric_rows, train
 from metaclip_jax.data import mixture, records, tokenizer, workers
 from metaclip_jax.evaluation import held_out as held_outs
+from metaclip_jax.training import checkpoint, metrics, run_config, runtime
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (40, 60, 220)}
@@ -357,7 +349,7 @@ def test_a_run_goes_on_before_a_damaged_checkpoint_where_it_may(folder, straight
 def test_compiled_programs_are_kept_unless_cpu_devices_share_them(tmp_path, devices):
     code = f"""
 import jax
-from metaclip_jax import runtime
+from metaclip_jax.training import runtime
 runtime.start_jax(cpu_devices={devices}, compilation_cache={str(tmp_path)!r})
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.jit(lambda x: x + 1)(1.0)

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metaclip_jax import checkpoint, files, metric_rows
+from metaclip_jax import files, metric_rows
 from metaclip_jax.data import pipeline, tokenizer
+from metaclip_jax.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, DEVICES = 20, 4

@@ -8,8 +8,9 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from metaclip_jax import convert, loading
+from metaclip_jax import convert
 from metaclip_jax.conversion import huggingface, weights
+from metaclip_jax.inference import loading
 from metaclip_jax.models import clip
 
 TEXT = {

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from metaclip_jax import convert, loading
+from metaclip_jax import convert
 from metaclip_jax.conversion import table, weights
+from metaclip_jax.inference import loading
 from metaclip_jax.models import clip, presets
 
 CONFIG = {

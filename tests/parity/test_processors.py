@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from metaclip_jax import convert, inference, loading
+from metaclip_jax import convert
 from metaclip_jax.conversion import processor
 from metaclip_jax.data import images as image_data
 from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.inference import loading
+from metaclip_jax.inference import model as inference
 from metaclip_jax.models import clip, vit
 
 LABELS = ["red cat", "blue dog", "green bird", "an old house"]

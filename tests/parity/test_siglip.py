@@ -7,9 +7,11 @@ import pytest
 import torch
 import transformers
 
-from metaclip_jax import convert, inference, loading
+from metaclip_jax import convert
 from metaclip_jax.conversion import huggingface
 from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.inference import loading
+from metaclip_jax.inference import model as inference
 from metaclip_jax.models import clip
 
 TEXT = {

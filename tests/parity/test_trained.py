@@ -8,10 +8,12 @@ import torch
 import transformers
 from PIL import Image
 
-from metaclip_jax import convert, inference, loading
+from metaclip_jax import convert
 from metaclip_jax.data import records
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.evaluation import held_out as held_outs
+from metaclip_jax.inference import loading
+from metaclip_jax.inference import model as inference
 
 
 @pytest.fixture(scope="module")

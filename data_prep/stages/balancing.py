@@ -1,0 +1,100 @@
+"""The last stage: balanced texts and their images become file shards."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_prep import drops, schema
+from data_prep.sinks import array_record as sink
+from data_prep.stages import (
+    arrow_coder,  # noqa: F401  registers the coder of RecordBatch
+    dedup,
+    parts,
+    steps,
+)
+from data_prep.stages.downloads import MOVED_SUFFIX
+from metaclip_jax.data import records
+
+Tagged = beam.pvalue.TaggedOutput
+
+
+class WriteShard(beam.DoFn):
+    """Partition -> one file shard of balanced records; COUNTS twice, and facts."""
+
+    def __init__(
+        self,
+        workdir: str,
+        output: str,
+        name: str,
+        partitions: int,
+        *,
+        draws: Mapping,
+    ) -> None:
+        self._workdir, self._output, self._name = workdir, output, name
+        self._partitions, self._draws = partitions, dict(draws)
+
+    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Writes the shard if it is missing; yields what it holds and what was lost."""
+        (partition,) = element["value"].to_pylist()
+        part = parts.name(partition, self._partitions)
+        matches = parts.read(f"{self._workdir}/matches", part)
+        images = parts.read(f"{self._workdir}/images", part)
+        images = images.filter(pc.equal(images["status"], "ok"))
+        matches = matches.filter(
+            pc.is_in(matches["image_id"], images["image_id"].combine_chunks())
+        )
+        moved = parts.read(
+            f"{self._workdir}/images",
+            parts.name(partition, self._partitions, MOVED_SUFFIX),
+        )
+        texts = dedup.with_moved(matches, moved)
+        # What thinning dropped is dropped here too: the same draws, a smaller p.
+        kept, accepted = steps.draw(texts, **self._draws)
+        balanced = dedup.by_kept_image(texts.filter(pa.array(kept)))
+        left = images.filter(
+            pc.is_in(images["image_id"], balanced["image_id"].combine_chunks())
+        )
+        shard = records.shard_name(self._name, partition, self._partitions)
+        path = os.path.join(self._output, shard)
+        facts = sink.read_facts(path, texts=balanced.num_rows)
+        if facts is None:
+            facts = sink.write_shard(
+                path, steps.to_records(balanced, left, self._bodies(partition, left))
+            )
+        entered = (pc.sum(images["texts"]).as_py() or 0) + moved.num_rows
+        yield Tagged(
+            "flow",
+            drops.flow(
+                "balance",
+                entered=entered,
+                left=balanced.num_rows,
+                drops={"balanced_away": entered - balanced.num_rows},
+            ),
+        )
+        yield Tagged("accepted", accepted)
+        yield Tagged("shards", _shard_row(facts))
+        yield Tagged("tallies", steps.tally(balanced))
+        yield steps.count(balanced)
+
+    def _bodies(self, partition: int, images: pa.Table) -> Iterator[bytes]:
+        downloads = f"{self._workdir}/downloads"
+        part = parts.name(partition, self._partitions)
+        table = parts.read(downloads, part).select(["image_id", "position"])
+        rows = pc.index_in(images["image_id"], table["image_id"].combine_chunks())
+        positions = table["position"].take(rows).to_pylist()
+        blobs = parts.name(partition, self._partitions, "images")
+        return parts.read_blobs(downloads, blobs, positions)
+
+
+def _shard_row(facts: Mapping[str, Any]) -> pa.RecordBatch:
+    row = {
+        "shard": facts["file"],
+        "facts": json.dumps(facts, sort_keys=True),
+        "count": facts["count"],
+    }
+    return pa.RecordBatch.from_pylist([row], schema=schema.SHARDS)

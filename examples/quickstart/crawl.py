@@ -1,0 +1,274 @@
+"""Crawls one site's pages, breadth first, into WARC files.
+
+    python -m examples.quickstart.crawl --start_url=http://sample-web.example/ \\
+        --host_map=sample-web.example=127.0.0.1:8000 --output=run/crawl
+
+It follows links on the start page's host, keeps to robots.txt, and writes every answer
+(pages, redirects, errors) in the order in which the links were found: the same site
+gives the same bytes. Images are not fetched.
+"""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+from urllib.parse import urldefrag, urljoin, urlsplit
+from urllib.robotparser import RobotFileParser
+
+import aiohttp
+from absl import app, flags, logging
+from selectolax.lexbor import LexborHTMLParser
+from tqdm import tqdm
+from yarl import URL
+
+from data_prep.images.addresses import read_host_map
+from examples.quickstart import warc_file
+from examples.quickstart.warc_file import Answer
+from metaclip_jax import files
+from metaclip_jax.cli import command
+
+_START_URL = flags.DEFINE_string(
+    "start_url", None, "First page; its host is crawled.", required=True
+)
+_HOST_MAP = flags.DEFINE_string(
+    "host_map", "", "host=address:port,... for hosts that are not in the DNS."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of WARC files.", required=True)
+_MAX_PAGES = flags.DEFINE_integer(
+    "max_pages", 10_000, "Addresses to ask for at most.", lower_bound=1
+)
+_MAX_PAGE_BYTES = flags.DEFINE_integer(
+    "max_page_bytes", 4 << 20, "Longer answers are left out.", lower_bound=1
+)
+_PAGES_PER_FILE = flags.DEFINE_integer(
+    "pages_per_file", 128, "Answers in a WARC file.", lower_bound=1
+)
+_CONCURRENCY = flags.DEFINE_integer(
+    "concurrency", 8, "Requests in flight.", lower_bound=1
+)
+_DELAY_SECONDS = flags.DEFINE_float("delay_seconds", 0.0, "Pause before each request.")
+_TIMEOUT_SECONDS = flags.DEFINE_float("timeout_seconds", 20.0, "For one answer.")
+flags.register_validator(
+    "delay_seconds", lambda n: 0 <= n <= 3_600, "wanted 0 to 3600 seconds"
+)
+flags.register_validator(
+    "timeout_seconds", lambda n: 0 < n <= 3_600, "wanted more than 0, up to 3600"
+)
+_RETRIES = flags.DEFINE_integer(
+    "retries", 2, "After errors of the connection.", lower_bound=0
+)
+_USER_AGENT = flags.DEFINE_string("user_agent", "metaclip-jax", "Who we say we are.")
+
+Fetch = Callable[[str], Awaitable[Answer]]
+
+
+def main(argv: list[str]) -> None:
+    """Crawls, unless a finished crawl of the same start lies there."""
+    if len(argv) > 1:
+        raise app.UsageError(f"wanted flags only, got {argv[1:]}")
+    output = _OUTPUT.value
+    # Where the host lies for now (host_map) is no part of what is crawled.
+    inputs = {
+        "start_url": _START_URL.value,
+        "max_pages": _MAX_PAGES.value,
+        "max_page_bytes": _MAX_PAGE_BYTES.value,
+        "pages_per_file": _PAGES_PER_FILE.value,
+        "user_agent": _USER_AGENT.value,
+    }
+    with files.lock(output):
+        if files.finished(output, inputs):
+            logging.info("%s is finished", output)
+            return
+        for old in files.path(output).glob("*.warc.gz"):
+            old.unlink()  # a killed crawl's
+        facts = asyncio.run(_crawl(output))
+        files.write_manifest(output, inputs=inputs, **facts)
+    logging.info("%d answers in %d files", facts["answers"], len(facts["files"]))
+
+
+async def _crawl(output: str) -> dict[str, Any]:
+    """Crawls into numbered WARC files; returns facts for the manifest."""
+    written: list[str] = []
+    waiting: list[Answer] = []
+    statuses: Counter[str] = Counter()
+
+    def write() -> None:
+        name = f"crawl-{len(written):05}.warc.gz"
+        warc_file.write(files.path(output) / name, waiting, software=_USER_AGENT.value)
+        written.append(name)
+        waiting.clear()
+
+    async with _session() as session:
+        fetch = fetcher(
+            session,
+            host_map=read_host_map(_HOST_MAP.value),
+            max_bytes=_MAX_PAGE_BYTES.value,
+            retries=_RETRIES.value,
+        )
+        robots = await read_robots(fetch, _START_URL.value)
+        delay = max(
+            _DELAY_SECONDS.value, float(robots.crawl_delay(_USER_AGENT.value) or 0)
+        )
+        with tqdm(desc="Crawl", unit="page") as bar:
+            async for answer in breadth_first(
+                fetch,
+                _START_URL.value,
+                allowed=lambda url: robots.can_fetch(_USER_AGENT.value, url),
+                concurrency=_CONCURRENCY.value,
+                delay_seconds=delay,
+                max_pages=_MAX_PAGES.value,
+            ):
+                bar.update()
+                statuses[answer.reason or str(answer.status)] += 1
+                if not answer.status:
+                    logging.warning("%s: %s", answer.url, answer.reason)
+                    continue
+                waiting.append(answer)
+                if len(waiting) == _PAGES_PER_FILE.value:
+                    write()
+    if waiting:
+        write()
+    if not statuses["200"]:
+        raise RuntimeError(
+            f"no page came from {_START_URL.value} ({dict(statuses)}): does the server "
+            "run, and does --host_map say where?"
+        )
+    return {
+        "answers": sum(statuses.values()),
+        "statuses": dict(statuses),
+        "files": written,
+    }
+
+
+async def breadth_first(
+    fetch: Fetch,
+    start_url: str,
+    *,
+    allowed: Callable[[str], bool],
+    concurrency: int,
+    delay_seconds: float,
+    max_pages: int,
+) -> AsyncIterator[Answer]:
+    """Yields the answers to `start_url` and all that it leads to on its host.
+
+    The order is that of the links, whichever answer comes first. `allowed` says which
+    addresses may be asked for; at most `max_pages` are.
+    """
+    queue, seen = deque([start_url]), {start_url}
+    running: deque[asyncio.Task[Answer]] = deque()
+    asked = 0
+    try:
+        while queue or running:
+            while queue and len(running) < concurrency and asked < max_pages:
+                if delay_seconds:
+                    await asyncio.sleep(delay_seconds)
+                running.append(asyncio.ensure_future(fetch(queue.popleft())))
+                asked += 1
+            if not running:
+                break
+            answer = await running.popleft()
+            yield answer
+            for link in links(answer):
+                if link not in seen and allowed(link):
+                    seen.add(link)
+                    queue.append(link)
+    finally:
+        for task in running:
+            task.cancel()
+
+
+def links(answer: Answer) -> list[str]:
+    """Returns where an answer leads on its own host: a redirect's target, or <a>s."""
+    found = []
+    if 300 <= answer.status < 400:
+        found = [urljoin(answer.url, answer.header("Location"))]
+    elif answer.status == 200 and answer.header("Content-Type").startswith("text/html"):
+        tree = LexborHTMLParser(answer.body)
+        base = answer.url
+        if node := tree.css_first("base[href]"):
+            base = _join(base, node.attributes["href"] or "")
+        found = [
+            _join(base, node.attributes["href"] or "") for node in tree.css("a[href]")
+        ]
+    host = urlsplit(answer.url).netloc
+    plain = (urldefrag(url).url for url in found if url)
+    return [
+        url
+        for url in dict.fromkeys(plain)
+        if urlsplit(url)[:2] == ("http", host) or urlsplit(url)[:2] == ("https", host)
+    ]
+
+
+def fetcher(
+    session: aiohttp.ClientSession,
+    *,
+    host_map: Mapping[str, str],
+    max_bytes: int,
+    retries: int,
+) -> Fetch:
+    """Returns a function that asks for one address and follows no redirect.
+
+    Hosts in `host_map` (host -> "address:port") are asked there, under their name.
+    """
+
+    async def fetch_once(url: str) -> Answer:
+        host = urlsplit(url).netloc
+        parts = urlsplit(url)._replace(netloc=host_map.get(host, host))
+        async with session.get(
+            URL(parts.geturl(), encoded=True),
+            headers={"Host": host},
+            allow_redirects=False,
+        ) as response:
+            body = bytearray()
+            async for piece in response.content.iter_chunked(1 << 16):
+                body += piece
+                if len(body) > max_bytes:
+                    return Answer(url, reason="too_large")
+            headers = tuple(
+                (name.decode("latin-1"), value.decode("utf-8", "surrogateescape"))
+                for name, value in response.raw_headers
+            )
+            return Answer(url, response.status, headers, bytes(body))
+
+    async def fetch(url: str) -> Answer:
+        reason = ""
+        for _ in range(retries + 1):
+            try:
+                return await fetch_once(url)
+            except TimeoutError:
+                reason = "timeout"
+            except aiohttp.ClientError as error:
+                reason = f"connection ({type(error).__name__})"
+        return Answer(url, reason=reason)
+
+    return fetch
+
+
+async def read_robots(fetch: Fetch, start_url: str) -> RobotFileParser:
+    """Returns the rules of the start page's host; without a file all is allowed."""
+    robots = RobotFileParser()
+    answer = await fetch(urljoin(start_url, "/robots.txt"))
+    lines = answer.body.decode(errors="replace").splitlines()
+    robots.parse(lines if answer.status == 200 else [])
+    return robots
+
+
+def _session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=_TIMEOUT_SECONDS.value),
+        headers={"User-Agent": _USER_AGENT.value, "Accept-Encoding": "identity"},
+        auto_decompress=False,  # what is stored is what was sent
+        cookie_jar=aiohttp.DummyCookieJar(),
+    )
+
+
+def _join(base: str, href: str) -> str:
+    """Resolves a link; "" where it cannot be read as an address."""
+    try:
+        return urljoin(base, href.strip())
+    except ValueError:
+        return ""
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,1 @@
+"""What commands of both programs share. Imports neither jax nor Beam."""

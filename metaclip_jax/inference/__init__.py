@@ -1,0 +1,1 @@
+"""Models as they are used: loaded from any format, and their embeddings."""

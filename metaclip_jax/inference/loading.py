@@ -1,0 +1,342 @@
+"""Models from anywhere: Hugging Face and open_clip folders, hub names, our own runs."""
+
+import dataclasses
+import os
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from metaclip_jax import files
+from metaclip_jax.conversion import (
+    fields,
+    huggingface,
+    open_clip,
+    processor,
+    table,
+    weights,
+)
+from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.data.images import Preprocess
+from metaclip_jax.models import clip, positions, presets
+from metaclip_jax.training import checkpoint, run_config, sharding
+
+METACLIP_LICENCE = "CC-BY-NC-4.0"
+# Owners on the hub whose models are MetaCLIP's weights.
+_METACLIP_NAMES = re.compile(
+    r"facebook/metaclip-|ericlewis/metaclip-|cs-giung/clip-vit-base-patch\d+-fullcc"
+)
+_TOKENIZER_FILES = ("tokenizer.json",)
+_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")
+_PROCESSOR = "preprocessor_config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model's parts. `params` is as clip.init makes it, f32 on the host.
+
+    `architecture.dtype` is the one that the model was trained in, f32 where the source
+    does not say. `licence` is "" where the source names none.
+    """
+
+    name: str
+    architecture: clip.Architecture
+    params: clip.Params
+    tokenizer: tokenizers.Tokenizer | None
+    preprocess: Preprocess
+    licence: str = ""
+
+
+def load(
+    source: str | os.PathLike,
+    *,
+    preset: str = "",
+    trust_pickle: bool = False,
+    step: int | None = None,
+    image_size: int | None = None,
+    position_resize: str = "open_clip",
+) -> Loaded:
+    """Loads a model.
+
+    Args:
+      source: a folder of Hugging Face ("clip", "metaclip_2") or open_clip; the workdir
+        of a run; a weight file, with `preset`; or a name on the Hugging Face hub.
+      preset: architecture of a weight file that comes without a config.
+      trust_pickle: see `weights.open_weights`.
+      step: which checkpoint of a run; None = the newest.
+      image_size: pixels; None = as trained. Another size interpolates the positions.
+      position_resize: how, see models/positions.py.
+
+    Raises:
+      FileNotFoundError: there is no such model.
+      ValueError: it is none that this package knows; says what was wanted.
+    """
+    loaded = _load(source, preset=preset, trust_pickle=trust_pickle, step=step)
+    if loaded.licence:
+        logging.warning(
+            "the weights of %s are licensed %s", loaded.name, loaded.licence
+        )
+    if image_size in (None, loaded.architecture.image_size):
+        return loaded
+    return resized(loaded, image_size, position_resize)
+
+
+def resized(loaded: Loaded, image_size: int, convention: str) -> Loaded:
+    """The same model for images of `image_size` pixels; see models/positions.py."""
+    architecture = dataclasses.replace(loaded.architecture, image_size=image_size)
+    image = loaded.params["image"]
+    table = positions.resize(
+        image["position_embedding"],
+        patches=(image_size // architecture.patch_size) ** 2,
+        convention=convention,
+    )
+    return dataclasses.replace(
+        loaded,
+        architecture=architecture,
+        params=loaded.params | {"image": image | {"position_embedding": table}},
+        preprocess=_scaled(loaded.preprocess, image_size),
+    )
+
+
+def default_preprocess(architecture: clip.Architecture) -> Preprocess:
+    """How a model of this family sees images unless its source says otherwise."""
+    return Preprocess(architecture.image_size, squash=architecture.family == "siglip")
+
+
+def _scaled(preprocess: Preprocess, size: int) -> Preprocess:
+    shortest = round(preprocess.shortest * size / preprocess.size)
+    return preprocess._replace(size=size, shortest=shortest)
+
+
+def _load(
+    source: str | os.PathLike, *, preset: str, trust_pickle: bool, step: int | None
+) -> Loaded:
+    name = os.fspath(source)
+    path = files.path(name)
+    if not path.exists():
+        if not files.is_local(name):
+            raise FileNotFoundError(f"there is no model {name}: nothing is there")
+        path = _from_hub(name)
+    if path.is_file():
+        return _load_file(path, preset, trust_pickle=trust_pickle)
+    if (path / "checkpoints").exists():
+        return _load_run(name, step)
+    return _load_folder(path, name, trust_pickle=trust_pickle)
+
+
+def flat_params(params: clip.Params) -> dict[str, Any]:
+    """Returns {"image/blocks/ln_1/scale": array, ...}."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {sharding.path_name(path): leaf for path, leaf in leaves}
+
+
+def read_params(source: table.Weights, architecture: clip.Architecture) -> clip.Params:
+    """Reads weights in Hugging Face's or open_clip's names as our parameters.
+
+    Raises:
+      ValueError: tensors are missing, left over or of another shape.
+    """
+    theirs = open_clip if "visual.conv1.weight" in source.names() else huggingface
+    shapes = {
+        path: leaf.shape
+        for path, leaf in flat_params(
+            jax.eval_shape(lambda: clip.init(architecture, jax.random.key(0)))
+        ).items()
+    }
+    rows = architecture.vocab_size, architecture.text_width
+    params: clip.Params = {}
+    for path, leaf in table.to_ours(
+        source,
+        theirs.rules(architecture),
+        architecture,
+        ignored=theirs.is_ignored,
+        shapes=shapes | {"text/token_embedding": rows},
+    ):
+        *folders, last = path.split("/")
+        into = params
+        for folder in folders:
+            into = into.setdefault(folder, {})
+        into[last] = leaf
+    return params
+
+
+def _load_folder(path: epath.Path, name: str, *, trust_pickle: bool) -> Loaded:
+    config_file = path / "config.json"
+    open_clip_file = path / "open_clip_config.json"
+    if config_file.exists():
+        architecture = huggingface.read_architecture(
+            _read_object(config_file), file=os.fspath(config_file)
+        )
+        preprocess = read_preprocess(path, architecture)
+    elif open_clip_file.exists():
+        written, file = _read_object(open_clip_file), os.fspath(open_clip_file)
+        architecture = open_clip.read_architecture(written, file=file)
+        preprocess = processor.read_open_clip(
+            fields.section(file, written, "preprocess_cfg"),
+            architecture,
+            file=f"{file}, preprocess_cfg",
+        )
+    else:
+        raise ValueError(
+            f"{path} is no model: it has neither config.json (Hugging Face) nor "
+            "open_clip_config.json, nor the checkpoints of a run"
+        )
+    tokenizer = _tokenizer_of(path, architecture)
+    source = weights.open_weights(path, trust_pickle=trust_pickle)
+    return Loaded(
+        name=name,
+        architecture=_with_marks(architecture, tokenizer, path),
+        params=read_params(source, architecture),
+        tokenizer=tokenizer,
+        preprocess=preprocess,
+        licence=_licence(path, name),
+    )
+
+
+def _load_file(path: epath.Path, preset: str, *, trust_pickle: bool) -> Loaded:
+    if not preset:
+        raise ValueError(
+            f"{path} is a file of weights alone: say which model it is with preset=, "
+            f"one of {', '.join(sorted(presets.PRESETS))}"
+        )
+    architecture = presets.architecture(preset)
+    tokenizer = _tokenizer_of(path.parent, architecture)
+    source = weights.open_weights(path, trust_pickle=trust_pickle)
+    return Loaded(
+        name=os.fspath(path),
+        architecture=_with_marks(architecture, tokenizer, path.parent),
+        params=read_params(source, architecture),
+        tokenizer=tokenizer,
+        preprocess=default_preprocess(architecture),
+    )
+
+
+def _load_run(workdir: str, step: int | None) -> Loaded:
+    """A run's own checkpoint."""
+    config = run_config.read(workdir)
+    step = checkpoint.find_step(workdir, step)
+    meta = checkpoint.read_meta(workdir, step)
+    architecture = checkpoint.architecture_of(meta)
+    tokenizer = tokenizers.load(
+        run_config.tokenizer_path(workdir, config), family=architecture.family
+    )
+    params, _ = checkpoint.restore_params(
+        workdir,
+        architecture=architecture,
+        mesh=None,
+        step=step,
+        inputs={"tokenizer": tokenizer.fingerprint},
+    )
+    for leaf_path, leaf in flat_params(params).items():
+        if not np.isfinite(leaf).all():
+            raise ValueError(
+                f"{workdir}, step {step}: {leaf_path} holds NaN or inf; the run has"
+                " diverged, take an earlier step"
+            )
+    return Loaded(
+        name=workdir,
+        # How the run's devices computed is not what the model is.
+        architecture=dataclasses.replace(architecture, attention="xla", remat="none"),
+        params=params,
+        tokenizer=tokenizer,
+        preprocess=checkpoint.preprocess_of(meta),
+        licence=meta.get("licence", ""),  # of what was converted into a checkpoint
+    )
+
+
+def _from_hub(name: str) -> epath.Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    if name.count("/") != 1:
+        raise FileNotFoundError(
+            f"there is no folder {name}, and names on the Hugging Face hub look like "
+            "facebook/metaclip-b32-400m"
+        )
+    try:
+        return epath.Path(snapshot_download(name, allow_patterns=list(_PATTERNS)))
+    except (HFValidationError, OSError) as error:
+        raise FileNotFoundError(
+            f"{name} is no folder here, and could not be had from the Hugging Face hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0][:200]}); fetch it "
+            "elsewhere and give the folder"
+        ) from error
+
+
+def read_preprocess(folder: epath.Path, architecture: clip.Architecture) -> Preprocess:
+    """How the model of a Hugging Face folder sees images.
+
+    As transformers, takes what processor_config.json nests (its version 5 writes it so)
+    before preprocessor_config.json.
+
+    Raises:
+      ValueError: a field asks for what is not done here; names it.
+    """
+    nested, alone = folder / "processor_config.json", folder / _PROCESSOR
+    held = _read_object(nested) if nested.exists() else {}
+    if held.get("image_processor") is not None:
+        found = fields.section(os.fspath(nested), held, "image_processor")
+        file = f"{nested}, image_processor"
+        return processor.read_huggingface(found, architecture, file=file)
+    if alone.exists():
+        found = _read_object(alone)
+        return processor.read_huggingface(found, architecture, file=os.fspath(alone))
+    return default_preprocess(architecture)
+
+
+def _tokenizer_of(
+    folder: epath.Path, architecture: clip.Architecture
+) -> tokenizers.Tokenizer | None:
+    for file in _TOKENIZER_FILES:
+        if (folder / file).exists():
+            found = tokenizers.load(folder / file, family=architecture.family)
+            if found.vocab_size > architecture.vocab_size:
+                raise ValueError(
+                    f"{folder / file} has {found.vocab_size} tokens, the model only "
+                    f"{architecture.vocab_size}; it is another model's"
+                )
+            return found
+    return None
+
+
+def _with_marks(
+    architecture: clip.Architecture,
+    tokenizer: tokenizers.Tokenizer | None,
+    folder: epath.Path,
+) -> clip.Architecture:
+    """The architecture with the tokenizer's marks: configs often name others.
+
+    Raises:
+      ValueError: the model would not find where a text ends.
+    """
+    if tokenizer is None:
+        return architecture
+    if architecture.text_pool == "eos" and tokenizer.eos_id != architecture.eos_id:
+        raise ValueError(
+            f"{folder}: wanted eos_token_id (eos_id) {tokenizer.eos_id} in the config,"
+            f" with which tokenizer.json ends a text, got {architecture.eos_id}"
+        )
+    return dataclasses.replace(
+        architecture, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id
+    )
+
+
+def _licence(path: epath.Path, name: str) -> str:
+    """What the model card's head says, or what is known of MetaCLIP's weights."""
+    card = path / "README.md"
+    if card.exists():
+        text = card.read_bytes().decode(errors="replace")
+        found = re.search(r"^license:\s*(\S+)", text, re.M)
+        if found:
+            return found.group(1)
+    return METACLIP_LICENCE if _METACLIP_NAMES.match(name) else ""
+
+
+def _read_object(path: epath.Path) -> dict[str, Any]:
+    value = files.read_json(path)
+    if not isinstance(value, dict):
+        fields.refuse(os.fspath(path), "the file to hold", "an object", value)
+    return value

@@ -1,0 +1,301 @@
+"""A trained model for use: images and texts in, unit-norm NumPy embeddings out.
+
+    model = metaclip_jax.load(NAME_OR_PATH)
+    model.embed_images(images); model.embed_texts(texts)
+    model.classify(images, labels)
+
+How inputs become embeddings is in metaclip_jax/evaluation/encoder.py.
+"""
+
+import collections
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+
+from metaclip_jax.evaluation import prompts, zero_shot
+from metaclip_jax.evaluation.encoder import Encoder, ImageLike, make_encoder
+from metaclip_jax.evaluation.prompts import DEFAULT_TEMPLATES
+from metaclip_jax.inference import loading
+from metaclip_jax.training import sharding
+
+# A class: its name, or all its names.
+Label = str | Sequence[str]
+
+DEFAULT_BATCH = 256
+_CLASSIFIERS = 8  # class embeddings kept in memory
+
+
+class Classification(NamedTuple):
+    """`labels`: the K classes' first names; `probabilities`: f32[N, K]."""
+
+    labels: list[str]
+    probabilities: np.ndarray
+
+    def best(self) -> list[str]:
+        """The most probable label of each image."""
+        return [self.labels[k] for k in self.probabilities.argmax(axis=1)]
+
+
+class Model:
+    """Both towers on the devices, their tokenizer and their preprocessing.
+
+    Attributes:
+      name: where it was loaded from.
+      encoder: what embeds, with the tokenizer and the preparation of images.
+      architecture: its shape.
+      batch: rows encoded at a time, over all devices.
+      probability: "softmax" over the labels (CLIP), or "sigmoid" of each (SigLIP).
+      licence: of the weights, "" where nobody said.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        name: str,
+        probability: str = "softmax",
+        licence: str = "",
+        class_cache: str = "",
+    ) -> None:
+        """Compiles nothing yet.
+
+        Args:
+          encoder: of images and texts, with the parameters.
+          name: for messages and outputs.
+          probability: "softmax" or "sigmoid".
+          licence: of the weights.
+          class_cache: folder that keeps class embeddings; "" = only in memory.
+        """
+        if probability not in ("softmax", "sigmoid"):
+            raise ValueError(
+                f"probability must be softmax or sigmoid, got {probability!r}"
+            )
+        self.encoder, self.name = encoder, name
+        self.architecture, self.batch = encoder.architecture, encoder.batch
+        self.probability, self.licence = probability, licence
+        self._class_cache = class_cache
+        self._classifiers: collections.OrderedDict[Any, np.ndarray] = (
+            collections.OrderedDict()
+        )
+
+    @property
+    def logit_scale(self) -> float:
+        """What cosines are multiplied by before the softmax or sigmoid."""
+        return float(np.exp(np.float32(self.encoder.params["log_logit_scale"])))
+
+    @property
+    def logit_bias(self) -> float:
+        """What is added to scaled cosines before the sigmoid; 0 for a softmax."""
+        return float(self.encoder.params.get("logit_bias", 0.0))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex hash of all that decides an embedding: parameters and preparation."""
+        return self.encoder.fingerprint
+
+    def embed_images(self, images: Sequence[ImageLike] | np.ndarray) -> np.ndarray:
+        """Embeds n images, f32[n, E], unit norm.
+
+        Args:
+          images: bytes, paths, Pillow images or uint8[H, W, 3] arrays, in any mixture
+            and of any size; or uint8[n, H, W, 3].
+
+        Raises:
+          ValueError: one cannot be decoded, or is larger than decoding.MAX_PIXELS;
+            names it by its path or place.
+          FileNotFoundError: a path leads nowhere.
+        """
+        if isinstance(images, bytes | str | os.PathLike | Image.Image) or (
+            isinstance(images, np.ndarray) and images.ndim != 4
+        ):
+            raise ValueError(
+                "want a list of images (or uint8[n, H, W, 3]), got one"
+                f" {type(images).__name__}; write [image]"
+            )
+        size, total = self.architecture.image_size, len(images)
+        if isinstance(images, np.ndarray) and images.shape[1:] == (size, size, 3):
+            if images.dtype == np.uint8:  # fitted already
+                return self.encoder.encode_pixels(
+                    lambda rows: images[rows], total=total
+                )
+        return self.encoder.encode_images(
+            lambda rows: [images[row] for row in rows],
+            names=lambda row: f"image {row}",
+            total=total,
+        )
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeds n texts, f32[n, E], unit norm; what does not fit is cut at the end."""
+        if isinstance(texts, str):
+            raise ValueError(f"want a list of texts, got one; write [{texts[:40]!r}]")
+        return self.encoder.encode_texts(texts)
+
+    def embed_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Embeds f32[B, H, W, 3] as f32[B, E], unit norm.
+
+        H = W = architecture.image_size, RGB, normalised by the model's mean and
+        standard deviation. For uint8 pictures there is `embed_images`.
+        """
+        if np.asarray(pixels).dtype.kind != "f":
+            raise ValueError(
+                f"want normalised float pixels, got {np.asarray(pixels).dtype}; use"
+                " embed_images for pictures"
+            )
+        pixels = np.asarray(pixels, np.float32)
+        size = self.architecture.image_size
+        if pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
+            raise ValueError(f"want f32[B, {size}, {size}, 3], got {pixels.shape}")
+        return self.encoder.encode_pixels(lambda rows: pixels[rows], total=len(pixels))
+
+    def embed_tokens(self, tokens: np.ndarray) -> np.ndarray:
+        """Embeds i32[B, T] as f32[B, E], unit norm; T at most the context length.
+
+        Rows hold the model's marks; shorter ones are padded with its pad id.
+        """
+        tokens = np.asarray(tokens)
+        longest = self.architecture.context_length
+        vocabulary = self.architecture.vocab_size
+        if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+            raise ValueError(
+                f"want integers [B, T], got {tokens.dtype}{list(tokens.shape)}"
+            )
+        if tokens.shape[1] > longest:
+            raise ValueError(
+                f"want at most {longest} tokens a row, got {tokens.shape[1]}; cut them,"
+                " and keep the end mark"
+            )
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocabulary:
+            raise ValueError(
+                f"want ids from 0 to {vocabulary - 1}, got {tokens.min()} to"
+                f" {tokens.max()}; is this the model's tokenizer?"
+            )
+        tokens = np.pad(
+            tokens.astype(np.int32),
+            [(0, 0), (0, longest - tokens.shape[1])],
+            constant_values=self.architecture.pad_id,
+        )
+        return self.encoder.encode_tokens(lambda rows: tokens[rows], total=len(tokens))
+
+    def embed_classes(
+        self, labels: Sequence[Label], *, templates: Sequence[str] = DEFAULT_TEMPLATES
+    ) -> np.ndarray:
+        """Embeds K classes, f32[K, E], unit norm; see `zero_shot.class_embeddings`.
+
+        They are kept in memory, and in the folder `class_cache` where there is one.
+        """
+        task = prompts.make_task(labels, templates)
+        key = (task.class_names, task.templates)
+        if key in self._classifiers:
+            self._classifiers.move_to_end(key)
+            return self._classifiers[key]
+        classes = zero_shot.encode_classes(self.encoder, task, folder=self._class_cache)
+        classes.setflags(write=False)
+        self._classifiers[key] = classes
+        if len(self._classifiers) > _CLASSIFIERS:
+            self._classifiers.popitem(last=False)
+        return classes
+
+    def classify(
+        self,
+        images: Sequence[ImageLike] | np.ndarray,
+        labels: Sequence[Label],
+        *,
+        templates: Sequence[str] = DEFAULT_TEMPLATES,
+    ) -> Classification:
+        """Says how probable each label is for each image, without training on them.
+
+        For CLIP the probabilities are a softmax over the labels: they sum to 1 and
+        mean "which of these". For SigLIP each is a sigmoid of its own: "is it this",
+        and all may be small.
+
+        Args:
+          images: see `embed_images`.
+          labels: K names, or lists of names that mean the same.
+          templates: texts with {} for the name; a class is the mean of all its prompts.
+        """
+        classes = self.embed_classes(labels, templates=templates)
+        cosines = self.embed_images(images) @ classes.T  # [N, K]
+        names = [label if isinstance(label, str) else label[0] for label in labels]
+        return Classification(names, self.probabilities(cosines))
+
+    def probabilities(self, cosines: np.ndarray) -> np.ndarray:
+        """Turns cosines of images with K labels, f32[N, K], into probabilities."""
+        logits = cosines.astype(np.float64) * self.logit_scale + self.logit_bias
+        if self.probability == "sigmoid":
+            return (0.5 * (1 + np.tanh(0.5 * logits))).astype(np.float32)
+        grown = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return (grown / grown.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def load(
+    name_or_path: str | os.PathLike,
+    *,
+    dtype: str = "",
+    batch: int = DEFAULT_BATCH,
+    mesh: Mesh | None = None,
+    step: int | None = None,
+    class_cache: str = "",
+    preset: str = "",
+    trust_pickle: bool = False,
+    image_size: int | None = None,
+    position_resize: str = "open_clip",
+) -> Model:
+    """Loads a model for use.
+
+    Args:
+      name_or_path: a folder of Hugging Face or open_clip, a weight file, a name on the
+        hub, or a run's workdir: see `loading.load`.
+      dtype: of the towers' matrix products: float32, or bfloat16 (faster on
+        accelerators; embeddings agree to about two digits); "" = the one that a run
+        trained in, float32 for models of others.
+      batch: most rows at a time.
+      mesh: None = all devices.
+      step: which checkpoint of a run; None = the newest.
+      class_cache: folder that keeps class embeddings; "" = only in memory.
+      preset: architecture of a weight file.
+      trust_pickle: read torch files that may run code of their maker.
+      image_size: pixels; None = as trained. Another size interpolates the positions.
+      position_resize: how, "open_clip" or "metaclip": see models/positions.py.
+
+    Raises:
+      FileNotFoundError: there is no model of this name.
+      ValueError: it is none that this package knows, or has no tokenizer.
+    """
+    loaded = loading.load(
+        name_or_path,
+        preset=preset,
+        trust_pickle=trust_pickle,
+        step=step,
+        image_size=image_size,
+        position_resize=position_resize,
+    )
+    if loaded.tokenizer is None:
+        raise ValueError(
+            f"{loaded.name} has no tokenizer.json; put the one of its model into the "
+            "folder"
+        )
+    if mesh is None:
+        mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
+    architecture = loaded.architecture
+    encoder = make_encoder(
+        architecture=dataclasses.replace(
+            architecture, dtype=dtype or architecture.dtype
+        ),
+        tokenizer=loaded.tokenizer,
+        preprocess=loaded.preprocess,
+        mesh=mesh,
+        batch=batch,
+        params=loaded.params,
+    )
+    return Model(
+        encoder,
+        name=loaded.name,
+        probability="sigmoid" if "logit_bias" in loaded.params else "softmax",
+        licence=loaded.licence,
+        class_cache=class_cache,
+    )

@@ -1,0 +1,198 @@
+"""One optimizer step: both towers, the loss, AdamW, and what is worth logging."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from metaclip_jax.models import clip
+from metaclip_jax.training import losses, sharding
+from metaclip_jax.training.optimizer import Schedule
+from metaclip_jax.training.train_state import TrainState, shardings
+
+MAX_LOG_LOGIT_SCALE = math.log(100)
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+    *,
+    architecture: clip.Architecture,
+    mesh: Mesh,
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    loss: str = "softmax",
+    loss_form: str = "gathered",
+    loss_chunk: int = 1024,
+    microbatches: int = 1,
+    patch_dropout: float = 0.0,
+    seed: int = 0,
+) -> jax.stages.Wrapped:
+    """Returns the compiled (state, batch) -> (state, metrics).
+
+    `state` may be abstract and only gives the layout. A batch holds "image"
+    uint8[B, H, W, 3] and "tokens" int32[B, T], split over the mesh; the state passed
+    in is donated. Metrics are f32[]: loss, image_accuracy, text_accuracy,
+    logit_scale (logit_bias), gradient_norm, parameter_norm, learning_rate, skipped.
+
+    See `encode_in_parts` for microbatches and `choose_patches` for patch_dropout.
+
+    Where the loss, the gradient or the new parameters are not finite, parameters and
+    optimizer stay as they were, `skipped` is 1, and only `step` advances, as it counts
+    batches.
+    """
+
+    def loss_of(params: clip.Params, batch: Batch) -> tuple[jax.Array, Metrics]:
+        image, text = encode_in_parts(
+            functools.partial(_encode, architecture, mesh, params),
+            batch,
+            parts=microbatches,
+            mesh=mesh,
+        )
+        return losses.contrastive_loss(
+            image,
+            text,
+            **head_scalars(params),
+            mesh=mesh,
+            batch_axes=sharding.BATCH_AXES,
+            kind=loss,
+            form=loss_form,
+            chunk=loss_chunk,
+        )
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if patch_dropout:
+            key = jax.random.fold_in(jax.random.key(seed), state.step)
+            shape = (len(batch["image"]), architecture.patches)
+            patches = choose_patches(key, *shape, dropout=patch_dropout)
+            batch = dict(batch, patches=sharding.split_batch(mesh)(patches))
+        (value, accuracies), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+            state.params, batch
+        )
+        gradient_norm = optax.tree.norm(gradients)
+        learning_rate = schedule(state.step)
+
+        direction, opt = optimizer.update(gradients, state.opt_state, state.params)
+        params = jax.tree.map(
+            lambda p, d: p - learning_rate * d, state.params, direction
+        )
+        if loss == "softmax":  # SigLIP's scale is free, and ends above 100
+            params |= {"log_logit_scale": clamp(params["log_logit_scale"])}
+        # A learning rate that is too high overflows here first.
+        norms = jnp.stack([value, gradient_norm, optax.tree.norm(params)])
+        finite = jnp.isfinite(norms).all()
+        params = choose(finite, params, state.params)
+        opt = choose(finite, opt, state.opt_state)
+        metrics = {
+            "loss": value,
+            **accuracies,
+            **head_scalars(state.params),
+            "gradient_norm": gradient_norm,
+            "parameter_norm": optax.tree.norm(params),
+            "learning_rate": learning_rate,
+            "skipped": 1 - finite.astype(jnp.float32),
+        }
+        return TrainState(state.step + 1, params, opt), metrics
+
+    layout = shardings(mesh, state)
+    return jax.jit(
+        step,
+        in_shardings=(layout, sharding.batch_sharding(mesh)),
+        out_shardings=(layout, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def _encode(
+    architecture: clip.Architecture, mesh: Mesh, params: clip.Params, batch: Batch
+) -> tuple[jax.Array, jax.Array]:
+    """Returns f32[B, E] of images and texts, where parameters come to the batch."""
+    split = sharding.split_batch(mesh)
+    tokens = batch["tokens"]
+    table = sharding.collect_table(
+        mesh, params["text"]["token_embedding"], lookups=tokens.size
+    )
+    params = params | {"text": params["text"] | {"token_embedding": table}}
+    return (
+        clip.encode_image(
+            architecture, params, batch["image"], batch.get("patches"), constrain=split
+        ),
+        clip.encode_text(architecture, params, tokens, constrain=split),
+    )
+
+
+def head_scalars(params: clip.Params) -> Metrics:
+    """Returns logit_scale f32[] and, where there is one, logit_bias f32[]."""
+    found = {"logit_scale": jnp.exp(params["log_logit_scale"])}
+    if "logit_bias" in params:
+        found["logit_bias"] = params["logit_bias"]
+    return found
+
+
+def choose(condition: jax.Array, one: Any, other: Any) -> Any:
+    """Returns `one` where bool[] is true, else `other`, a pytree of the same shapes."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
+
+
+def encode_in_parts(
+    encode: Callable[[Batch], tuple[jax.Array, jax.Array]],
+    batch: Batch,
+    *,
+    parts: int,
+    mesh: Mesh,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns f32[B, E] of images and texts, encoded in `parts` parts.
+
+    Parts keep only their embeddings; the backward pass runs them again, part by part.
+    The loss still sees the whole batch, so gradients are those of the unsplit batch
+    (GradCache, arXiv 2101.06983), for the memory of one part's activations.
+
+    `encode` maps the rows of a batch to their embeddings. Part k has rows k, k + parts,
+    k + 2 parts and so on, so that each is spread over all devices as the batch is.
+    B / devices must divide by `parts`.
+    """
+    if parts == 1:
+        return encode(batch)
+    spread = NamedSharding(mesh, PartitionSpec(None, sharding.BATCH_AXES))
+
+    def split(x: jax.Array) -> jax.Array:
+        x = x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)  # [parts, B / parts, ...]
+        return jax.lax.with_sharding_constraint(x, spread)
+
+    def join(x: jax.Array) -> jax.Array:
+        return x.swapaxes(0, 1).reshape(-1, x.shape[-1])
+
+    # Nothing of a part is kept but what it returns.
+    encoded = jax.lax.map(jax.checkpoint(encode), jax.tree.map(split, dict(batch)))
+    return join(encoded[0]), join(encoded[1])
+
+
+def kept_patches(patches: int, *, dropout: float) -> int:
+    """How many of an image's patches a training step sees."""
+    return max(round(patches * (1 - dropout)), 1)
+
+
+def choose_patches(
+    key: jax.Array, batch: int, patches: int, *, dropout: float
+) -> jax.Array:
+    """Returns int32[batch, kept_patches], ascending: those that each image shows.
+
+    Leaving out half of them makes the image tower twice as fast, for a little accuracy
+    (FLIP, arXiv 2212.00794). The choice depends on the key and the row alone.
+    """
+    draws = jax.random.uniform(key, (batch, patches))
+    # Not top_k, which the compiler does not split over devices.
+    chosen = jnp.argsort(draws, axis=1, descending=True)
+    return jnp.sort(chosen[:, : kept_patches(patches, dropout=dropout)], axis=1)
+
+
+def clamp(log_logit_scale: jax.Array) -> jax.Array:
+    """Keeps logit_scale = exp(...) in [1, 100], as the paper does after each step."""
+    return jnp.clip(log_logit_scale, 0, MAX_LOG_LOGIT_SCALE)

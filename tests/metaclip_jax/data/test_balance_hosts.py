@@ -1,0 +1,245 @@
+"""Online balancing with hosts, workers and restarts: the same batches and masks."""
+
+import shutil
+import time
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from data_prep.sinks import array_record as sink
+from data_prep.stages import steps
+from metaclip_jax import files
+from metaclip_jax.data import (
+    balance,
+    draws,
+    kept,
+    order,
+    pipeline,
+    records,
+    texts,
+    tokenizer,
+    workers,
+)
+
+ENTRIES = {"en": 20, "zh": 35, "other": 5}
+RECORDS, SHARDS, SEED, T = 150, 3, 5, 9
+SOURCES = ("alt", "title", "synthetic")
+CHOICE = texts.Choice(
+    weights=(("title", 3.0),), synthetic_sources=("synthetic",), synthetic_share=0.3
+)
+
+
+def write(folder, name):
+    """A dataset of images with texts of several metadata, none to three entries each"""
+    rng = np.random.default_rng(len(name))
+    picture = simplejpeg.encode_jpeg(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8))
+    counts = {code: np.zeros(size, np.uint64) for code, size in ENTRIES.items()}
+    made = []
+    for number in range(RECORDS):
+        codes = rng.choice(list(ENTRIES), int(rng.integers(1, 4))).tolist()
+        ids = [
+            np.unique((ENTRIES[c] * rng.random(rng.integers(1, 4)) ** 3).astype(int))
+            for c in codes
+        ]
+        for code, row in zip(codes, ids, strict=True):
+            counts[code][row] += np.uint64(1)
+        url = f"http://{name}.example/{number}.jpg"
+        made.append(
+            records.Record(
+                image=picture,
+                image_id=records.image_id(url),
+                image_url=url,
+                page_url="",
+                sha256="",
+                width=16,
+                height=16,
+                texts=tuple(f"text {i} of {number}" for i in range(len(codes))),
+                text_sources=tuple(rng.choice(SOURCES, len(codes)).tolist()),
+                languages=("en",) * len(codes),
+                metadata=tuple(codes),
+                entry_ids=np.concatenate(ids).astype(np.int32),
+                entry_offsets=np.cumsum([0, *map(len, ids)]).astype(np.int64),
+            )
+        )
+    size = RECORDS // SHARDS
+    facts = [
+        sink.write_shard(
+            f"{folder}/{records.shard_name(name, shard, SHARDS)}",
+            made[shard * size :][:size],
+        )
+        for shard in range(SHARDS)
+    ]
+    entries = {c: [f"{c} {i}" for i in range(size)] for c, size in ENTRIES.items()}
+    sink.write_dataset(
+        str(folder),
+        name=name,
+        shard_facts=facts,
+        data_card={"name": name, "balanced": None},
+        counts=steps.counts_table(entries, {"kept_count": counts}),
+        inputs={},
+    )
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("online")
+    raw = tokenizer.train([f"text {i} of {i}" for i in range(50)], 600)
+    (root / "tokenizer.json").write_text(raw.to_str())
+    return [write(root / name, name) for name in ("first", "another")]
+
+
+def read(folders, *, hosts=1, start=0, stop=24, **values):
+    """The global batches of some steps, put together from all hosts, by key."""
+    values = {"dataset": folders[0], "online_t": T, **values}
+    parts = []
+    for host in range(hosts):
+        stream = pipeline.batches(
+            **values,
+            tokenize=tokenizer.load(f"{folders[0]}/../tokenizer.json", family="clip"),
+            global_batch=16,
+            image_size=8,
+            context_length=12,
+            seed=SEED,
+            total_steps=stop,
+            start_step=start,
+            rows=np.array_split(np.arange(16), hosts)[host],
+        )
+        parts.append([{k: np.array(v) for k, v in b.items()} for b in stream])
+        stream.close()
+    return [
+        {key: np.concatenate([batch[key] for batch in step]) for key in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
+
+
+def assert_same(found, wanted):
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+
+
+@pytest.fixture(params=["global", "blocks", "mixture"])
+def values(request, folders, tmp_path):
+    both = {"dataset": "", "weights": tuple(zip(folders, (3.0, 1.0), strict=True))}
+    blocks = {"order_blocks": order.Blocks(4, 3)}
+    return {
+        "global": {},
+        "blocks": blocks | {"online_folder": str(tmp_path / "shared")},
+        "mixture": both
+        | blocks
+        | {"choice": CHOICE, "online_t": 0, "online_tail_share": 0.2},
+    }[request.param]
+
+
+def test_hosts_and_restarts_on_other_hosts_change_no_batch(folders, values):
+    straight = read(folders, **values)
+    seen = np.concatenate([batch["record"] for batch in straight])
+    assert 2 * len(np.unique(seen)) < len(seen)  # several epochs
+    for hosts in (2, 4):
+        assert_same(read(folders, hosts=hosts, **values), straight)
+    # A run that is stopped twice and goes on with other hosts.
+    stops = ((1, 0, 7), (4, 7, 15), (2, 15, 24))
+    parts = [read(folders, hosts=h, start=a, stop=b, **values) for h, a, b in stops]
+    assert_same([batch for part in parts for batch in part], straight)
+
+
+def test_workers_that_share_what_they_find_change_no_batch(folders, tmp_path):
+    shared = {"online_folder": str(tmp_path), "order_blocks": order.Blocks(4, 3)}
+    straight = read(folders, order_blocks=order.Blocks(4, 3))
+    assert_same(read(folders, **shared, pool=workers.Pool(worker_count=2)), straight)
+
+
+@pytest.mark.parametrize("choice", [texts.Choice(), CHOICE])
+def test_a_mask_is_the_rule_record_by_record(folders, choice):
+    dataset = records.open_dataset(folders[0])
+    counts = balance.read_counts(dataset)
+    assert counts.keys() == ENTRIES.keys()
+    keep = balance.keep_probabilities(counts, t=T, tail_share=0)
+    source = balance.OnlineBalance(dataset, seed=SEED, t=T, tail_share=0, choice=choice)
+    raw = records.read(dataset, np.arange(RECORDS))
+    for epoch in (0, 4):
+        wanted = []
+        for number, record in enumerate(map(records.decode, raw)):
+            (chosen,), _ = texts.draw(
+                np.array([texts.image_key(record.image_id)], np.uint64),
+                np.array([len(record.texts)]),
+                epochs=epoch,
+                seed=SEED,
+                kinds=choice.kinds(record.text_sources),
+            )
+            key = records.text_key(record.image_id, record.texts[chosen])
+            first, last = record.entry_offsets[chosen : chosen + 2]
+            for entry in record.entry_ids[first:last].tolist():
+                bits = draws.mix(SEED, order.ACCEPT, epoch, key, entry)
+                if draws.uniform(bits) < keep[record.metadata[chosen]][entry]:
+                    wanted.append(number)
+                    break
+        assert source.epoch_records(epoch).tolist() == wanted
+        assert RECORDS / 4 < len(wanted) < RECORDS
+
+
+def wait_for(path):
+    end = time.monotonic() + 20
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert path.exists()
+
+
+def test_what_an_epoch_keeps_is_found_once_by_all_who_share(folders, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folders[0], copy)
+    shared = tmp_path / "shared"
+
+    def source(**values):
+        values = {"seed": SEED, "t": T, "tail_share": 0, **values}
+        dataset = records.open_dataset(str(copy))
+        return balance.OnlineBalance(dataset, **values, shared=str(shared))
+
+    positions = np.arange(300, 400)  # of two epochs
+    wanted = source().order(positions)
+    last = wanted[0].max()
+    (folder,) = shared.iterdir()
+    # The next epoch is found ahead, in the background.
+    wait_for(folder / f"{last + 1:06}" / "total")
+    # Without sidecars nothing can be found anew, so this is what was shared.
+    for sidecar in copy.glob("*.arrow"):
+        sidecar.unlink()
+    for found, want in zip(source().order(positions), wanted, strict=True):
+        np.testing.assert_array_equal(found, want)
+    for other in ({"seed": SEED + 1}, {"t": T + 1}, {"choice": CHOICE}):
+        with pytest.raises(FileNotFoundError):
+            source(**other).order(positions)
+    # A damaged file is not believed.
+    next((folder / f"{last:06}").glob("0*")).write_bytes(b"")
+    with pytest.raises(FileNotFoundError):
+        source().order(positions)
+
+
+def test_epochs_past_leave_only_their_totals(folders, tmp_path):
+    dataset = records.open_dataset(folders[0])
+    source = balance.OnlineBalance(
+        dataset, seed=SEED, t=T, tail_share=0, shared=str(tmp_path)
+    )
+    for epoch in range(7):
+        source.epoch_records(epoch)
+        (folder,) = tmp_path.iterdir()
+        wait_for(folder / f"{epoch + 1:06}" / "total")
+    end = time.monotonic() + 20
+    while len(files.glob(f"{folder}/000000/*")) > 1 and time.monotonic() < end:
+        time.sleep(0.02)
+    assert [p.name for p in (folder / "000000").iterdir()] == ["total"]
+
+
+@pytest.mark.parametrize("sizes", [[0, 1, 0], [300, 0, 7, 256, 1], [20_000] * 3])
+def test_bits_name_the_kept_records(sizes):
+    rng = np.random.default_rng(0)
+    masks = [rng.random(size) < rng.choice([0.02, 0.5, 1]) for size in sizes]
+    wanted = np.flatnonzero(np.concatenate(masks))
+    bits = kept.Bits(np.array(sizes), [np.packbits(mask) for mask in masks])
+    assert bits.total == len(wanted)
+    np.testing.assert_array_equal(bits.all(), wanted)
+    index = rng.integers(0, max(len(wanted), 1), 500 if len(wanted) else 0)
+    np.testing.assert_array_equal(bits.records(index), wanted[index])

@@ -1,0 +1,281 @@
+"""Loaded models measured on labelled images, wherever those lie."""
+
+import io
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from metaclip_jax import convert, files
+from metaclip_jax.data import records
+from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.evaluation import evaluator
+from metaclip_jax.inference import loading
+from metaclip_jax.inference import model as inference
+from metaclip_jax.models import clip
+from metaclip_jax.training import sharding
+
+CLASSES = ["blue_dog", "green bird", "red_cat"]
+PER_CLASS = 9
+
+
+def png(number):
+    pixels = np.random.default_rng(number).integers(0, 256, (3, 4, 3)).astype(np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).resize((40, 30)).save(out, "PNG")
+    return out.getvalue()
+
+
+IMAGES = [(png(n), n // PER_CLASS) for n in range(PER_CLASS * len(CLASSES))]
+
+
+class Pictures(tfds.core.GeneratorBasedBuilder):
+    """The same images as TFDS prepares them."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    code_path = None  # no files of its own beside it
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3)),
+                    "label": tfds.features.ClassLabel(names=CLASSES),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"test": self._generate_examples()}
+
+    def _generate_examples(self):
+        for n, (image, label) in enumerate(IMAGES):
+            yield n, {"image": io.BytesIO(image), "label": label}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    for n, (image, label) in enumerate(IMAGES):
+        (root / CLASSES[label]).mkdir(exist_ok=True)
+        (root / CLASSES[label] / f"{n:02d}.png").write_bytes(image)
+    (root / ".cache").mkdir()
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A TFDS dataset folder."""
+    root = tmp_path_factory.mktemp("tfds")
+    builder = Pictures(data_dir=str(root), file_format="array_record")
+    builder.download_and_prepare()
+    return str(root / "pictures" / "1.0.0")
+
+
+@pytest.fixture(scope="module")
+def curated(write_dataset, tmp_path_factory):
+    """A dataset folder as curation writes it, that labels its images."""
+    path = write_dataset(
+        tmp_path_factory.mktemp("curated") / "dataset",
+        record_count=len(IMAGES),
+        images={n: image for n, (image, _) in enumerate(IMAGES)},
+    )
+    dataset = records.open_dataset(path)
+    stored = [records.decode(d) for d in records.read(dataset, range(len(dataset)))]
+    label_of = dict(IMAGES)
+    files.write_json(
+        f"{path}/zero_shot.json",
+        {
+            "class_names": [name.replace("_", " ") for name in CLASSES],
+            "templates": ["a photo of a {}."],
+            "labels": {r.image_id: label_of[r.image] for r in stored},
+        },
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A random model's folder."""
+    root = tmp_path_factory.mktemp("model")
+    (root / "t.json").write_text(tokenizers.train(CLASSES * 3, 600).to_str())
+    tokenizer = tokenizers.load(root / "t.json", family="clip")
+    architecture = clip.Architecture(
+        image_size=16,
+        patch_size=8,
+        vision_width=32,
+        vision_layers=2,
+        vision_heads=2,
+        vision_mlp_width=64,
+        text_width=32,
+        text_layers=2,
+        text_heads=2,
+        text_mlp_width=64,
+        context_length=16,
+        vocab_size=tokenizer.vocab_size,
+        embed_dim=16,
+        eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id,
+    )
+    # Weights so large that images get different answers, and no larger.
+    rng = np.random.default_rng(7)
+    params = jax.tree.map(
+        lambda leaf: np.asarray(rng.normal(scale=0.4, size=leaf.shape), np.float32),
+        clip.init(architecture, jax.random.key(0)),
+    )
+    preprocess = loading.Preprocess(16, squash=False)
+    loaded = loading.Loaded("tiny", architecture, params, tokenizer, preprocess)
+    convert.convert(loaded, "huggingface", str(root / "hf"))
+    return str(root / "hf")
+
+
+@pytest.fixture(scope="module")
+def model(saved):
+    return inference.load(saved, batch=8)
+
+
+def by_hand(model, templates, classes_names=tuple((name,) for name in CLASSES)):
+    """Accuracy from the embeddings alone."""
+    classes = []
+    for names in classes_names:
+        prompts = [t.format(n.replace("_", " ")) for n in names for t in templates]
+        mean = model.embed_texts(prompts).astype(np.float64).mean(axis=0)
+        classes.append(mean / np.linalg.norm(mean))
+    scores = model.embed_images([image for image, _ in IMAGES]) @ np.stack(classes).T
+    right = scores.argmax(axis=1) == np.array([label for _, label in IMAGES])
+    return right.mean()
+
+
+def evaluate(model, data, **options):
+    return evaluator.evaluate(model.encoder, data, resamples=50, **options)
+
+
+def test_a_folder_a_tfds_dataset_and_a_curated_one_give_the_same(
+    model, folder, prepared, curated
+):
+    found = [evaluate(model, data)["zero_shot"] for data in (folder, prepared, curated)]
+    want = by_hand(model, ["a photo of a {}."])
+    assert want != pytest.approx(1 / 3)  # something else than one answer for all
+    for numbers in found:
+        assert numbers["images"] == len(IMAGES) and numbers["classes"] == 3
+        # Equally many of each class: both means are one.
+        assert numbers["accuracy"]["value"] == pytest.approx(want)
+        assert numbers["mean_per_class"]["value"] == pytest.approx(want)
+        assert numbers["accuracy"]["chance"] == pytest.approx(1 / 3)
+        assert numbers["accuracy"]["low"] <= want <= numbers["accuracy"]["high"]
+
+
+def test_a_curated_dataset_is_measured_by_retrieval_too(model, curated):
+    found = evaluate(model, curated)
+    assert found.keys() == {"zero_shot", "image_to_text", "text_to_image"}
+    assert 0 <= found["image_to_text"]["R@1"]["value"] <= 1
+
+
+def test_numbers_do_not_depend_on_batch_or_devices(saved, model, folder):
+    mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    other = inference.load(saved, batch=5, mesh=mesh)
+    assert evaluate(other, folder) == evaluate(model, folder)
+
+
+def test_prompts_come_from_a_json(model, folder, tmp_path):
+    templates = ["{}", "it is a {}!"]
+    names = {"red_cat": ["cat", "red"], "blue_dog": "dog", "green bird": "bird"}
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps({"templates": templates, "class_names": names}))
+    found = evaluate(model, folder, prompts_path=str(path))["zero_shot"]
+    want = by_hand(model, templates, [["dog"], ["bird"], ["cat", "red"]])
+    assert found["accuracy"]["value"] == pytest.approx(want)
+    path.write_text(json.dumps({"templates": templates}))
+    found = evaluate(model, folder, prompts_path=str(path))["zero_shot"]
+    assert found["accuracy"]["value"] == pytest.approx(by_hand(model, templates))
+    path.write_text(json.dumps({"templates": templates, "class_names": ["a", "b"]}))
+    with pytest.raises(ValueError, match="want class_names of 3 classes"):
+        evaluate(model, folder, prompts_path=str(path))
+
+
+def test_what_cannot_be_measured_is_named(model, folder, tmp_path):
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(ValueError, match="holds no image"):
+        evaluate(model, str(tmp_path))
+    (tmp_path / "cat" / "broken.png").write_bytes(b"\x89PNG broken")
+    with pytest.raises(ValueError, match="at least 2 folders"):
+        evaluate(model, str(tmp_path))
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "one.png").write_bytes(IMAGES[0][0])
+    with pytest.raises(ValueError, match="broken.png"):
+        evaluate(model, str(tmp_path))
+
+
+def prepare_tfds(root, labels):
+    """The folder of a TFDS dataset with these labels; lists are of several classes."""
+    label = tfds.features.ClassLabel(names=CLASSES)
+    several = isinstance(labels[0], list)
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        **({"labels": tfds.features.Sequence(label)} if several else {"label": label}),
+    }
+
+    class Given(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        code_path = None
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"test": self._generate_examples()}
+
+        def _generate_examples(self):
+            for n, given in enumerate(labels):
+                image = io.BytesIO(IMAGES[n][0])
+                yield n, {"image": image, "labels" if several else "label": given}
+
+    Given(data_dir=str(root), file_format="array_record").download_and_prepare()
+    return str(root / "given" / "1.0.0")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([-1] * 6, "label from 0 to 2, got -1 .*this split has no labels"),
+        ([0, 1, 2, 0, -1, 1], "got -1 for example . .*split 'test'"),
+        ([[-1]] * 6, "labels from 0 to 2, got -1 .*this split has no labels"),
+        ([[0, 1], [2], [-1, 1], [1]], "got -1 for example ."),
+        ([[]] * 6, "got none in its 6 examples: this split has no labels"),
+    ],
+)
+def test_hidden_labels_are_refused(model, tmp_path, labels, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, prepare_tfds(tmp_path, labels))
+
+
+def test_images_of_several_classes_are_measured_by_average_precision(model, tmp_path):
+    labels = [[0, 1], [2], [], [1], [0], [2, 0]]
+    found = evaluate(model, prepare_tfds(tmp_path, labels))["zero_shot"]
+    assert 0 < found["mean_average_precision"]["value"] <= 1
+    assert found["images"] == 6
+
+
+def test_the_command_prints_and_writes_the_numbers(saved, model, prepared, tmp_path):
+    command = [sys.executable, "-m", "metaclip_jax.evaluate", f"--model={saved}"]
+    output = tmp_path / "numbers.json"
+    done = subprocess.run(
+        [*command, f"--data={prepared}", f"--output={output}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    written = files.read_json(output)
+    want = evaluate(model, prepared)["zero_shot"]
+    assert written["zero_shot"]["accuracy"]["value"] == want["accuracy"]["value"]
+    assert f"{want['accuracy']['value']:.2%}" in done.stdout
+    assert written["fingerprint"] == model.fingerprint

@@ -1,0 +1,220 @@
+"""gs://, served by fake-gcs-server: a dataset gives the same batches, in few requests,
+a run's metrics arrive, and a run that was killed goes on from its checkpoint.
+
+The server speaks Cloud Storage's HTTP interface; gcsfs, array_record's own client and
+Orbax's, tensorstore, use it as they use the real one.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from metaclip_jax import metric_rows
+from metaclip_jax.data import tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDS, SHARDS = 96, 3
+STEPS, CHECKPOINT = 12, 4
+
+READ = """
+import hashlib, json, sys
+import numpy as np
+from metaclip_jax import files
+from metaclip_jax.data import order, pipeline, workers
+from metaclip_jax.data import tokenizer as tokenizers
+
+def digest(folder, **values):
+    stream = pipeline.batches(
+        folder, tokenize=tokenizers.load(tokenizer, family="clip"), global_batch=24,
+        image_size=16, context_length=8, seed=0, total_steps=8,
+        pool=workers.Pool(prefetch=0), **values,
+    )
+    return [hashlib.sha256(b"".join(a.tobytes() for a in batch.values())).hexdigest()
+            for batch in stream]
+
+local, tokenizer, remote, mark = sys.argv[1:]
+if not (files.path(remote) / files.MANIFEST).exists():
+    for path in sorted(files.path(local).iterdir()):
+        path.copy(files.path(remote) / path.name)
+result = {}
+for name, values in {
+    "global": {}, "blocks": {"order_blocks": order.Blocks(8, 1)}
+}.items():
+    result[name] = [digest(local, **values)]
+    files.path(f"{mark}/{name}-begins").exists()
+    result[name].append(digest(remote, **values))
+files.path(f"{mark}/ends").exists()
+print(json.dumps(result))
+"""
+
+
+WRITE = """
+from metaclip_jax import files, metric_rows
+from metaclip_jax.training import metrics
+
+workdir = "gs://bucket1/runs/some"
+out = metrics.Writer(workdir, start_step=0, tensorboard=True)
+stored = []
+for step in (1, 2):
+    out.write(step, {"loss": 2.5 / step})
+    out.flush()
+    (events,) = files.path(f"{workdir}/tensorboard").iterdir()
+    stored.append(events.read_bytes())
+out.close()
+assert len(stored[0]) < len(stored[1]) and stored[1].startswith(stored[0])
+assert b"loss" in stored[0]
+assert events.read_bytes() == stored[1]
+rows = metric_rows.read(workdir)
+assert rows == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 1.25}], rows
+"""
+
+
+COPY = """
+import sys
+from metaclip_jax import files
+
+local, remote = map(files.path, sys.argv[1:])
+for path in sorted((local / "dataset").iterdir()):
+    path.copy(remote / "dataset" / path.name)
+(local / "tokenizer.json").copy(remote / "tokenizer.json")
+"""
+
+ROWS = """
+import json, sys
+from metaclip_jax import metric_rows
+print(json.dumps(metric_rows.read(sys.argv[1])))
+"""
+
+
+def python(environment, code, *arguments):
+    """Runs code in a process of its own; returns what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory, write_dataset, cloud_storage):
+    """What a process reads of a dataset here and there, and the requests it made."""
+    folder = tmp_path_factory.mktemp("gcs")
+    dataset = write_dataset(
+        folder / "dataset", record_count=RECORDS, shard_count=SHARDS
+    )
+    raw = tokenizer.train([f"picture {n} told as {n % 3}" for n in range(9)], 600)
+    (folder / "tokenizer.json").write_text(raw.to_str())
+    remote = ("gs://bucket1/some/dataset", "gs://bucket1/mark")
+    with cloud_storage() as storage:
+        done = python(
+            storage.environment, READ, dataset, folder / "tokenizer.json", *remote
+        )
+        return json.loads(done), storage.requests()
+
+
+def test_metrics_on_gs_are_parts_and_an_events_file_that_grows(cloud_storage):
+    with cloud_storage() as storage:
+        python(storage.environment, WRITE)
+
+
+def test_a_dataset_on_gs_gives_the_same_batches(read):
+    result, _ = read
+    for local, remote in result.values():
+        assert local == remote
+        assert len(set(local)) == 8
+    assert result["global"] != result["blocks"]
+
+
+def test_blocks_take_a_request_each_where_single_records_take_one_each(read):
+    _, requests = read
+    marks = [
+        next(i for i, line in enumerate(requests) if name in line)
+        for name in ("global-begins", "blocks-begins", "mark/ends")
+    ]
+    counts = []
+    for start, end in zip(marks, marks[1:], strict=False):
+        bodies = [r for r in requests[start:end] if re.search("GET .*array_record", r)]
+        counts.append(sum("alt=media" in line for line in bodies))
+    by_record, by_block = counts
+    epochs = 2
+    assert by_record >= epochs * RECORDS
+    # A batch is three blocks; and the files are opened, once to count their records.
+    blocks = epochs * RECORDS // 8
+    assert by_block <= blocks + 4 * SHARDS
+
+
+def start(environment, workdir, *, folder):
+    """Starts a short training of the quick start's model."""
+    values = {
+        "dataset": f"{folder}/dataset",
+        "tokenizer": f"{folder}/tokenizer.json",
+        "total_steps": STEPS,
+        "checkpoint_every_steps": CHECKPOINT,
+        "log_every_steps": 1,
+        "global_batch": 16,
+        "optimizer.warmup_steps": 2,
+    }
+    command = [sys.executable, "-m", "metaclip_jax.train", f"--workdir={workdir}"]
+    command += [f"--config={ROOT}/configs/quickstart.py"]
+    command += [f"--config.{key}={value}" for key, value in values.items()]
+    return subprocess.Popen(
+        command,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def is_there(storage, name):
+    url = f"{storage.url}/storage/v1/b/bucket1/o/"
+    try:
+        with urllib.request.urlopen(url + name.replace("/", "%2F")):
+            return True
+    except urllib.error.HTTPError:
+        return False
+
+
+def test_a_run_on_gs_that_is_killed_goes_on_as_if_it_had_not(
+    tmp_path, write_dataset, cloud_storage
+):
+    """Its dataset, tokenizer, checkpoints and rows are all there."""
+    write_dataset(tmp_path / "dataset", record_count=RECORDS, shard_count=SHARDS)
+    raw = tokenizer.train([f"picture {n} told as {n % 3}" for n in range(9)], 600)
+    (tmp_path / "tokenizer.json").write_text(raw.to_str())
+    straight = start(os.environ, tmp_path / "run", folder=tmp_path)
+    with cloud_storage() as storage:
+        environment = storage.environment
+        remote = {"workdir": "gs://bucket1/run", "folder": "gs://bucket1/data"}
+        python(environment, COPY, tmp_path, remote["folder"])
+        killed = start(environment, **remote)
+        whole = f"run/checkpoints/{CHECKPOINT}/commit_success.txt"
+        deadline = time.monotonic() + 200
+        while not is_there(storage, whole) and killed.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        killed.kill()
+        output, _ = killed.communicate(timeout=60)
+        assert killed.returncode < 0, output
+        again = start(environment, **remote)
+        output, _ = again.communicate(timeout=200)
+        assert again.returncode == 0, output
+        assert "goes on from step" in output
+        found = json.loads(python(environment, ROWS, remote["workdir"]))
+    output, _ = straight.communicate(timeout=200)
+    assert straight.returncode == 0, output
+    wanted = metric_rows.read(str(tmp_path / "run"))
+    assert [row["loss"] for row in found] == [row["loss"] for row in wanted]
+    assert len(found) == STEPS

@@ -1,0 +1,265 @@
+"""Metrics: what is written is read back, and a resumed run replaces its own rows."""
+
+import collections
+import json
+import math
+import sys
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from metaclip_jax import files, metric_rows
+from metaclip_jax.training import metrics
+
+IDS = np.array([b"ab12", b"cd34"])
+
+
+def writer(tmp_path, *, start_step=0, tensorboard=False, **options):
+    return metrics.Writer(
+        str(tmp_path), start_step=start_step, tensorboard=tensorboard, **options
+    )
+
+
+def test_rows_are_read_back_by_step(tmp_path):
+    out = writer(tmp_path)
+    out.write(10, {"loss": 2.0})
+    out.write(20, {"loss": 1.0})
+    out.write(10, {"evaluation/R@1": 0.5})
+    out.close()
+    assert metric_rows.read(str(tmp_path)) == [
+        {"step": 10, "loss": 2.0, "evaluation/R@1": 0.5},
+        {"step": 20, "loss": 1.0},
+    ]
+
+
+def test_each_flush_makes_a_part_that_is_never_changed(tmp_path):
+    out = writer(tmp_path)
+    out.write(1, {"loss": 3.0})
+    out.flush()
+    first = tmp_path / "metrics" / "part-000000.jsonl"
+    before = first.read_bytes()
+    out.write(2, {"loss": 2.0})
+    out.flush()
+    out.flush()
+    assert first.read_bytes() == before
+    assert len(list((tmp_path / "metrics").iterdir())) == 2
+
+
+def test_a_whole_row_is_flushed_once_it_has_waited(tmp_path):
+    """The parts of one row stay together."""
+    out = writer(tmp_path, flush_seconds=0.0)
+    out.write(1, {"loss": 3.0})
+    out.write(1, {"evaluation/R@1": 0.5})
+    assert metric_rows.read(str(tmp_path)) == []
+    out.write(2, {"loss": 2.0})
+    first = {"step": 1, "loss": 3.0, "evaluation/R@1": 0.5}
+    assert metric_rows.read(str(tmp_path)) == [first]
+    out.close()
+    assert metric_rows.read(str(tmp_path)) == [first, {"step": 2, "loss": 2.0}]
+    patient = writer(tmp_path, start_step=2, flush_seconds=1e9)
+    patient.write(3, {"loss": 1.0})
+    patient.write(4, {"loss": 1.0})
+    assert len(metric_rows.read(str(tmp_path))) == 2
+
+
+def test_the_last_row_of_a_step_wins_across_starts(tmp_path):
+    killed = writer(tmp_path)
+    killed.write(1, {"loss": 3.0})
+    killed.write(2, {"loss": 2.0, "compile_seconds": 7.0})
+    killed.flush()
+    resumed = writer(tmp_path, start_step=1)
+    resumed.write(2, {"loss": 1.5})
+    resumed.close()
+    assert metric_rows.read(str(tmp_path)) == [
+        {"step": 1, "loss": 3.0},
+        {"step": 2, "loss": 1.5},
+    ]
+
+
+def test_parts_are_ordered_by_number_not_by_name(tmp_path):
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    (folder / "part-1000000.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    (folder / "part-999999.jsonl").write_text('{"step": 1, "loss": 9.0}\n')
+    assert metric_rows.read(str(tmp_path))[0]["loss"] == 1.0
+    out = writer(tmp_path)
+    out.write(2, {"loss": 0.0})
+    out.flush()
+    assert (folder / "part-1000001.jsonl").exists()
+
+
+def test_a_number_that_is_not_finite_is_null(tmp_path):
+    out = writer(tmp_path)
+    out.write(1, {"loss": math.nan, "norm": math.inf})
+    out.close()
+    line = (tmp_path / "metrics" / "part-000000.jsonl").read_text()
+    assert json.loads(line) == {"step": 1, "loss": None, "norm": None}
+
+
+def test_a_workdir_without_metrics_has_no_rows(tmp_path):
+    assert metric_rows.read(str(tmp_path)) == []
+
+
+def test_a_damaged_line_is_an_error_that_names_it(tmp_path):
+    out = writer(tmp_path)
+    out.write(1, {"loss": 1.0})
+    out.flush()
+    part = tmp_path / "metrics" / "part-000000.jsonl"
+    part.write_text(part.read_text() + '{"loss": 1}\n')
+    with pytest.raises(ValueError, match="part-000000.jsonl:2: want a JSON object"):
+        metric_rows.read(str(tmp_path))
+
+
+def events_of(file):
+    """The events of a TensorBoard file: TFRecords of length, 4, message, 4 bytes."""
+    data = file.read_bytes()
+    found = []
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        found.append(event_pb2.Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    return found
+
+
+def test_all_numbers_are_in_tensorboards_file_after_each_flush(tmp_path):
+    """Also those of a start in the same second as the one before."""
+    for start in range(2):
+        out = writer(tmp_path, tensorboard=True, start_step=100 * start)
+        for step in range(100 * start + 1, 100 * start + 80):
+            out.write(step, {"loss": 1 / step, "b": 1.0})
+            if step % 20 == 0:
+                out.flush()
+                newest = sorted((tmp_path / "tensorboard").iterdir())[-1]
+                events = [e for e in events_of(newest) if e.HasField("summary")]
+                assert len(events) == 2 * (step - 100 * start)
+        out.close()
+    first, second = sorted((tmp_path / "tensorboard").iterdir())
+    events = events_of(second)
+    assert events[1].session_log.status == event_pb2.SessionLog.START
+    assert events[1].step == 101
+    assert len(events_of(first)) == len(events) == 2 + 2 * 79
+    (value,) = events[-2].summary.value
+    assert (events[-2].step, value.tag) == (179, "loss")
+    assert value.simple_value == pytest.approx(1 / 179)
+
+
+def meter(totals, **changes):
+    options = dict(
+        workdir="unused",
+        start_step=0,
+        total_steps=9,
+        global_batch=32,
+        max_skipped_steps=3,
+        steps_ahead=0,
+        show=False,
+    )
+    return metrics.Meter(totals, **(options | changes))
+
+
+def measured(skipped=False):
+    return {"loss": jnp.float32(2.5), "skipped": jnp.float32(skipped)}
+
+
+def test_skipped_steps_are_counted_and_a_good_one_breaks_the_row(tmp_path):
+    totals = collections.Counter()
+    some = meter(totals, workdir=str(tmp_path))
+    for step, skipped in enumerate([1, 1, 0, 1, 1], start=1):
+        some.add(step, measured(skipped), IDS, {})
+    assert some.row(measured())["skipped_steps"] == 4
+    assert totals["skipped_in_a_row"] == 2
+    written = sorted((tmp_path / "metrics" / "skipped").iterdir())
+    assert [path.name[:8] for path in written] == [
+        f"{step:08d}" for step in (1, 2, 4, 5)
+    ]
+    assert files.read_json(written[2]) == {"step": 4, "image_ids": ["ab12", "cd34"]}
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run(tmp_path):
+    before = collections.Counter({"skipped_steps": 7, "skipped_in_a_row": 2})
+    some = meter(before, workdir=str(tmp_path))
+    with pytest.raises(FloatingPointError, match="3 steps in a row, up to step 1"):
+        some.add(1, measured(True), IDS, {})
+
+
+def test_totals_are_those_of_the_step_once_settled(tmp_path):
+    totals = collections.Counter()
+    some = meter(totals, steps_ahead=2, workdir=str(tmp_path))
+    for step in (1, 2, 3):
+        some.add(step, measured(step < 3), IDS, {})
+    assert totals["skipped_steps"] == 1
+    some.settle()
+    assert totals["skipped_steps"] == 2
+
+
+def test_a_pause_awaits_the_steps_under_way_first(tmp_path):
+    """Else their time would be that of the pause, and leave the rates."""
+    totals = collections.Counter()
+    some = meter(totals, steps_ahead=2, workdir=str(tmp_path))
+    some.add(1, measured(True), IDS, {})
+    assert totals["skipped_steps"] == 0
+    with some.paused():
+        assert totals["skipped_steps"] == 1
+
+
+def test_what_was_mended_is_counted_once():
+    totals = collections.Counter({"replaced_images": 1})
+    some = meter(totals)
+    for step in (1, 2):
+        some.add(step, measured(), IDS, {"replaced_images": 2, "truncated_texts": 3})
+    for _ in range(2):
+        some.sum_up()
+        assert totals["replaced_images"] == 5
+        assert some.row(measured())["truncated_texts"] == 6
+
+
+def test_a_row_holds_the_newest_numbers_and_the_rates():
+    some = meter(collections.Counter(), model_flops=8 * 10**12, peak_flops=1e12)
+    with some.waiting():
+        pass
+    some.add(1, measured(), IDS, {})
+    row = some.row(measured())
+    assert row["loss"] == 2.5
+    assert row["examples_seen"] == 32
+    assert row["examples_per_second"] > 0
+    assert 0 <= row["data_wait"] <= 1
+    assert "skipped" not in row
+    # Eight devices share a step.
+    rate = row["examples_per_second"]
+    assert row["examples_per_second_per_chip"] == pytest.approx(rate / 8)
+    steps_a_second = rate / 32
+    utilisation = row["model_flops_utilisation"]
+    assert utilisation == pytest.approx(8e12 * steps_a_second / 8 / 1e12)
+    assert row["model_teraflops_per_second_per_chip"] == pytest.approx(utilisation)
+
+
+def test_the_utilisation_of_an_unknown_chip_is_not_told():
+    some = meter(collections.Counter(), model_flops=1000)
+    some.add(1, measured(), IDS, {})
+    assert "model_flops_utilisation" not in some.row(measured())
+
+
+def test_numbers_also_go_to_weights_and_biases(tmp_path, monkeypatch):
+    """Offline, into a file that `wandb sync` would send."""
+    pytest.importorskip("wandb", reason="needs wandb: pip install wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    out = writer(tmp_path, wandb="some-project", config={"peak_lr": 0.0625})
+    out.write(1, {"loss": 2.5})
+    out.write(2, {"loss": 1.5})
+    out.close()
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    written, deadline = path.read_bytes(), time.monotonic() + 30
+    while b"1.5" not in written and time.monotonic() < deadline:
+        time.sleep(0.1)  # W&B's own process writes it, when it comes to it
+        written = path.read_bytes()
+    for part in (b"some-project", b"peak_lr", b"0.0625", b"loss", b"2.5", b"1.5"):
+        assert part in written, part
+
+
+def test_weights_and_biases_without_its_package_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="pip install wandb"):
+        writer(tmp_path, wandb="clip")

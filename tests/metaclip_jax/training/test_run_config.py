@@ -1,0 +1,45 @@
+"""A workdir belongs to one run, which may change some keys and say when it is done."""
+
+import pytest
+
+from metaclip_jax.training import run_config
+
+INPUTS = {"dataset": "d" * 64, "tokenizer": "e" * 64}
+
+
+def test_a_workdir_of_another_run_is_refused_naming_the_keys(tmp_path):
+    config = {"seed": 0, "optimizer": {"peak_lr": 1e-3}, "crop_scale": (0.9, 1.0)}
+    run_config.claim(str(tmp_path), config, write=True)
+    run_config.claim(str(tmp_path), config, write=True)
+    other = config | {"seed": 1, "optimizer": {"peak_lr": 2e-3}}
+    with pytest.raises(
+        ValueError,
+        match="optimizer.peak_lr: wanted 0.002, found 0.001; seed: wanted 1, found 0",
+    ):
+        run_config.claim(str(tmp_path), other, write=True)
+
+
+def test_a_run_may_go_on_longer_on_another_mesh(tmp_path):
+    config = {"total_steps": 10, "mesh": {"data": 1}, "seed": 0}
+    run_config.claim(str(tmp_path), config, write=True)
+    longer = {"total_steps": 20, "mesh": {"data": 2}, "seed": 0}
+    run_config.claim(str(tmp_path), longer, write=True)
+    assert '"total_steps": 20' in (tmp_path / "config.json").read_text()
+
+
+def test_every_free_key_is_a_key_of_the_config():
+    from metaclip_jax import config
+
+    keys = run_config._flat(config.default().to_dict())
+    for free in run_config.FREE_KEYS:
+        assert any(run_config._is_free(key) for key in keys), free
+        assert free in keys or any(key.startswith(free) for key in keys), free
+
+
+def test_a_finished_run_says_so_until_it_goes_on(tmp_path):
+    manifest = tmp_path / "manifest.json"
+    run_config.write_finished(str(tmp_path), step=20, inputs=INPUTS)
+    assert manifest.exists()
+    run_config.clear_finished(str(tmp_path))
+    run_config.clear_finished(str(tmp_path))
+    assert not manifest.exists()
