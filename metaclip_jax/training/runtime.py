@@ -172,7 +172,7 @@ def log_our_own_notes() -> None:
 
     Of a full disk it is silent too, since the command ends with one line about that.
     """
-    package = os.path.dirname(os.path.abspath(__file__))
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
     def wanted(record: logging_of_python.LogRecord) -> bool:
         ours = os.path.abspath(record.pathname).startswith(package)
