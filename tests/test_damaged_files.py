@@ -156,7 +156,7 @@ def embeddings_manifest(folder):
 
 def config(folder):
     path = folder / "config.json"
-    files.write_json(path, {"seed": 3, "total_steps": 9, "optimizer": {"peak_lr": 0.1}})
+    files.write_json(path, {"seed": 3, "optimizer": {"peak_lr": 0.1}})
     return path, lambda: run_config.read(str(folder))
 
 

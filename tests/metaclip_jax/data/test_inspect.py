@@ -57,16 +57,16 @@ def report(config):
 
 def test_the_examples_are_the_rows_of_training(config, report):
     assert len(report.examples) == EXAMPLES
+    tokenize = tokenizer.load(config.tokenizer, family="clip")
     rows = [
         (image, text)
         for batch, _ in zip(
-            feed.open_batches(config, "", workers.Pool(), start_step=0),
+            feed.open_batches(config, "", workers.Pool(), tokenize, start_step=0),
             range(6),
             strict=False,
         )
         for image, text in zip(batch["image"], batch["tokens"], strict=True)
     ]
-    tokenize = tokenizer.load(config.tokenizer, family="clip")
     for example, (image, tokens) in zip(report.examples, rows, strict=False):
         np.testing.assert_array_equal(example.image, image)
         assert example.text == tokenize.decode(tokens.tolist())
