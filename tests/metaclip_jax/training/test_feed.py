@@ -36,7 +36,9 @@ def make_config(folder):
 
 
 def open_batches(folder):
-    return feed.open_batches(make_config(folder), "", workers.Pool(), start_step=0)
+    config = make_config(folder)
+    tokenize = feed.load_tokenizer(config)
+    return feed.open_batches(config, "", workers.Pool(), tokenize, start_step=0)
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 2, 4, 9])
