@@ -9,7 +9,7 @@ import simplejpeg
 
 from data_prep.sinks import array_record as sink
 from data_prep.stages import steps
-from metaclip_jax import files
+from metaclip_jax import patterns
 from metaclip_jax.data import (
     balance,
     draws,
@@ -228,7 +228,7 @@ def test_epochs_past_leave_only_their_totals(folders, tmp_path):
         (folder,) = tmp_path.iterdir()
         wait_for(folder / f"{epoch + 1:06}" / "total")
     end = time.monotonic() + 20
-    while len(files.glob(f"{folder}/000000/*")) > 1 and time.monotonic() < end:
+    while len(patterns.find(f"{folder}/000000/*")) > 1 and time.monotonic() < end:
         time.sleep(0.02)
     assert [p.name for p in (folder / "000000").iterdir()] == ["total"]
 
