@@ -101,7 +101,7 @@ def table(found: Scores) -> str:
             before = found["untrained"][group][name]["value"]
             title = f"{group} {name}".replace("_", " ")
             lines.append(
-                f"{title:<28}{cell['value']:>7.1%} {interval:>15} {before:>10.1%}"
+                f"{title:<28}{cell['value']:>7.2%} {interval:>15} {before:>10.2%}"
                 f" {chance:>8}"
             )
     return "\n".join(lines)
