@@ -70,7 +70,8 @@ class Stage:
         """Changes when the command or its recipe does; not with the server's port."""
         text = "\n".join(self.command())
         if "config" in self.arguments:
-            text += Path(str(self.arguments["config"])).read_text()
+            recipe, _, _ = str(self.arguments["config"]).partition(":")  # its variant
+            text += Path(recipe).read_text()
         return hashlib.sha256(text.encode()).hexdigest()
 
 
