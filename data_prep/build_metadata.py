@@ -24,9 +24,6 @@ from data_prep.sources import html, warc
 from metaclip_jax import files, patterns
 from metaclip_jax.cli import command
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="Metadata recipe.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the metadata.")
-
 # Their words have no spaces between: "words" here would be whole phrases.
 _WITHOUT_SPACES = frozenset("bo dz ja km lo my th wuu yue zh".split())
 _IDENTIFIED_CHARS = 1_000  # of a page's text: enough to know its language by
@@ -36,7 +33,7 @@ def main(argv: list[str]) -> None:
     """Builds what is not built yet, then prints what each metadata consists of."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
-    config, output = _CONFIG.value, _OUTPUT.value
+    config, output = flags.FLAGS.config, flags.FLAGS.output
     if not (config and output and config.warc):
         raise app.UsageError("wanted --config, --output and --config.warc")
     config_lib.check_metadata(config)
@@ -197,4 +194,6 @@ def _inputs(config: ConfigDict, *groups: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", help_string="Metadata recipe.")
+    flags.DEFINE_string("output", None, "Folder for the metadata.")
     command.run(main)

@@ -35,19 +35,6 @@ from data_prep.stages.pipelines import progress, start, tagged
 from metaclip_jax import files, patterns
 from metaclip_jax.cli import command
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="Curation recipe.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "For matches, images, sums.")
-_OUTPUT = flags.DEFINE_string("output", None, "Dataset folder (TFDS-readable).")
-_STOP_AFTER = flags.DEFINE_enum(
-    "stop_after", "write", ("match", "download", "write"), "The last stage to run."
-)
-_RETRY_FAILED = flags.DEFINE_bool(
-    "retry_failed",
-    False,
-    "Fetch again the images whose download failed in a way that may be better now, "
-    "and make anew what was made without them.",
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -76,11 +63,12 @@ class Pool(NamedTuple):
 
 def main(argv: list[str]) -> None:
     """Runs what is not finished yet, then prints the funnel."""
-    run = plan(_CONFIG.value, _WORKDIR.value, _OUTPUT.value, argv[1:])
+    values = flags.FLAGS
+    run = plan(values.config, values.workdir, values.output, argv[1:])
     full = files.naming_full_disk(run.output)
     with full, files.lock(run.workdir), files.lock(run.output):
-        go_on(run, stop_after=_STOP_AFTER.value, retry_failed=_RETRY_FAILED.value)
-    if _STOP_AFTER.value == "write":
+        go_on(run, stop_after=values.stop_after, retry_failed=values.retry_failed)
+    if values.stop_after == "write":
         card = files.read_json(files.path(run.output) / "data_card.json")
         print(drops.render(card["funnel"]))
         print(f"{card['records']:,} records, {card['texts']:,} texts in {run.output}")
@@ -429,6 +417,23 @@ def shares(folder: str) -> dict[str, dict[str, int]]:
     return found
 
 
-if __name__ == "__main__":
+def define_flags() -> None:
+    """Defines the flags of the command line; importing this module defines none."""
+    config_flags.DEFINE_config_file("config", help_string="Curation recipe.")
+    flags.DEFINE_string("workdir", None, "For matches, images, sums.")
+    flags.DEFINE_string("output", None, "Dataset folder (TFDS-readable).")
+    flags.DEFINE_enum(
+        "stop_after", "write", ("match", "download", "write"), "The last stage to run."
+    )
+    flags.DEFINE_bool(
+        "retry_failed",
+        False,
+        "Fetch again the images whose download failed in a way that may be better now, "
+        "and make anew what was made without them.",
+    )
     flags.mark_flags_as_required(["config", "workdir", "output"])
+
+
+if __name__ == "__main__":
+    define_flags()
     command.run(main)

@@ -185,6 +185,23 @@ def test_flags_that_are_numbers_have_bounds(path):
     assert integers <= bounded and floats <= validated
 
 
+def test_importing_a_command_defines_no_flag():
+    """Two commands may have flags of one name; absl knows each name once a process."""
+    modules = [module_name(path) for path in SOURCES + EXAMPLES]
+    code = "import importlib, sys\nfrom absl import flags\n"
+    code += "for name in sys.argv[1:]: importlib.import_module(name)\n"
+    code += "ours = flags.FLAGS.flags_by_module_dict()\n"
+    code += "print(sorted(set(ours) & set(sys.argv[1:])))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *modules],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_sizes_are_asked_of_files(path):
     # epath's stat looks up the owner's name, which users of containers do not have.

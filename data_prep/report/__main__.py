@@ -15,23 +15,23 @@ from data_prep.report import page
 from metaclip_jax import files
 from metaclip_jax.cli import command
 
-_DATASET = flags.DEFINE_string(
-    "dataset", None, "Folder of the curated dataset.", required=True
-)
-_HELD_OUT = flags.DEFINE_string("held_out", None, "Folder of the held-out dataset.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training run.")
-_OUTPUT = flags.DEFINE_string("output", None, "HTML file to write.", required=True)
-
 
 def main(argv: Sequence[str]) -> None:
     """Builds the page and writes it whole or not at all."""
     command.refuse_arguments(argv)
+    values = flags.FLAGS
     content = page.build(
-        _DATASET.value, held_out=_HELD_OUT.value, workdir=_WORKDIR.value
+        values.dataset, held_out=values.held_out, workdir=values.workdir
     )
-    files.write_bytes(_OUTPUT.value, content)
-    logging.info("wrote %s, %d kB", _OUTPUT.value, len(content) // 1000)
+    files.write_bytes(values.output, content)
+    logging.info("wrote %s, %d kB", values.output, len(content) // 1000)
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string(
+        "dataset", None, "Folder of the curated dataset.", required=True
+    )
+    flags.DEFINE_string("held_out", None, "Folder of the held-out dataset.")
+    flags.DEFINE_string("workdir", None, "Folder of the training run.")
+    flags.DEFINE_string("output", None, "HTML file to write.", required=True)
     command.run(main)

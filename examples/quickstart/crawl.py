@@ -27,38 +27,6 @@ from examples.quickstart.warc_file import Answer
 from metaclip_jax import files
 from metaclip_jax.cli import command
 
-_START_URL = flags.DEFINE_string(
-    "start_url", None, "First page; its host is crawled.", required=True
-)
-_HOST_MAP = flags.DEFINE_string(
-    "host_map", "", "host=address:port,... for hosts that are not in the DNS."
-)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of WARC files.", required=True)
-_MAX_PAGES = flags.DEFINE_integer(
-    "max_pages", 10_000, "Addresses to ask for at most.", lower_bound=1
-)
-_MAX_PAGE_BYTES = flags.DEFINE_integer(
-    "max_page_bytes", 4 << 20, "Longer answers are left out.", lower_bound=1
-)
-_PAGES_PER_FILE = flags.DEFINE_integer(
-    "pages_per_file", 128, "Answers in a WARC file.", lower_bound=1
-)
-_CONCURRENCY = flags.DEFINE_integer(
-    "concurrency", 8, "Requests in flight.", lower_bound=1
-)
-_DELAY_SECONDS = flags.DEFINE_float("delay_seconds", 0.0, "Pause before each request.")
-_TIMEOUT_SECONDS = flags.DEFINE_float("timeout_seconds", 20.0, "For one answer.")
-flags.register_validator(
-    "delay_seconds", lambda n: 0 <= n <= 3_600, "wanted 0 to 3600 seconds"
-)
-flags.register_validator(
-    "timeout_seconds", lambda n: 0 < n <= 3_600, "wanted more than 0, up to 3600"
-)
-_RETRIES = flags.DEFINE_integer(
-    "retries", 2, "After errors of the connection.", lower_bound=0
-)
-_USER_AGENT = flags.DEFINE_string("user_agent", "metaclip-jax", "Who we say we are.")
-
 Fetch = Callable[[str], Awaitable[Answer]]
 
 
@@ -66,14 +34,14 @@ def main(argv: list[str]) -> None:
     """Crawls, unless a finished crawl of the same start lies there."""
     if len(argv) > 1:
         raise app.UsageError(f"wanted flags only, got {argv[1:]}")
-    output = _OUTPUT.value
+    output = flags.FLAGS.output
     # Where the host lies for now (host_map) is no part of what is crawled.
     inputs = {
-        "start_url": _START_URL.value,
-        "max_pages": _MAX_PAGES.value,
-        "max_page_bytes": _MAX_PAGE_BYTES.value,
-        "pages_per_file": _PAGES_PER_FILE.value,
-        "user_agent": _USER_AGENT.value,
+        "start_url": flags.FLAGS.start_url,
+        "max_pages": flags.FLAGS.max_pages,
+        "max_page_bytes": flags.FLAGS.max_page_bytes,
+        "pages_per_file": flags.FLAGS.pages_per_file,
+        "user_agent": flags.FLAGS.user_agent,
     }
     with files.lock(output):
         if files.finished(output, inputs):
@@ -94,29 +62,32 @@ async def _crawl(output: str) -> dict[str, Any]:
 
     def write() -> None:
         name = f"crawl-{len(written):05}.warc.gz"
-        warc_file.write(files.path(output) / name, waiting, software=_USER_AGENT.value)
+        warc_file.write(
+            files.path(output) / name, waiting, software=flags.FLAGS.user_agent
+        )
         written.append(name)
         waiting.clear()
 
     async with _session() as session:
         fetch = fetcher(
             session,
-            host_map=read_host_map(_HOST_MAP.value),
-            max_bytes=_MAX_PAGE_BYTES.value,
-            retries=_RETRIES.value,
+            host_map=read_host_map(flags.FLAGS.host_map),
+            max_bytes=flags.FLAGS.max_page_bytes,
+            retries=flags.FLAGS.retries,
         )
-        robots = await read_robots(fetch, _START_URL.value)
+        robots = await read_robots(fetch, flags.FLAGS.start_url)
         delay = max(
-            _DELAY_SECONDS.value, float(robots.crawl_delay(_USER_AGENT.value) or 0)
+            flags.FLAGS.delay_seconds,
+            float(robots.crawl_delay(flags.FLAGS.user_agent) or 0),
         )
         with tqdm(desc="Crawl", unit="page") as bar:
             async for answer in breadth_first(
                 fetch,
-                _START_URL.value,
-                allowed=lambda url: robots.can_fetch(_USER_AGENT.value, url),
-                concurrency=_CONCURRENCY.value,
+                flags.FLAGS.start_url,
+                allowed=lambda url: robots.can_fetch(flags.FLAGS.user_agent, url),
+                concurrency=flags.FLAGS.concurrency,
                 delay_seconds=delay,
-                max_pages=_MAX_PAGES.value,
+                max_pages=flags.FLAGS.max_pages,
             ):
                 bar.update()
                 statuses[answer.reason or str(answer.status)] += 1
@@ -124,14 +95,14 @@ async def _crawl(output: str) -> dict[str, Any]:
                     logging.warning("%s: %s", answer.url, answer.reason)
                     continue
                 waiting.append(answer)
-                if len(waiting) == _PAGES_PER_FILE.value:
+                if len(waiting) == flags.FLAGS.pages_per_file:
                     write()
     if waiting:
         write()
     if not statuses["200"]:
         raise RuntimeError(
-            f"no page came from {_START_URL.value} ({dict(statuses)}): does the server "
-            "run, and does --host_map say where?"
+            f"no page came from {flags.FLAGS.start_url} ({dict(statuses)}): does the"
+            " server run, and does --host_map say where?"
         )
     return {
         "answers": sum(statuses.values()),
@@ -255,8 +226,8 @@ async def read_robots(fetch: Fetch, start_url: str) -> RobotFileParser:
 
 def _session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(total=_TIMEOUT_SECONDS.value),
-        headers={"User-Agent": _USER_AGENT.value, "Accept-Encoding": "identity"},
+        timeout=aiohttp.ClientTimeout(total=flags.FLAGS.timeout_seconds),
+        headers={"User-Agent": flags.FLAGS.user_agent, "Accept-Encoding": "identity"},
         auto_decompress=False,  # what is stored is what was sent
         cookie_jar=aiohttp.DummyCookieJar(),
     )
@@ -271,4 +242,31 @@ def _join(base: str, href: str) -> str:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string(
+        "start_url", None, "First page; its host is crawled.", required=True
+    )
+    flags.DEFINE_string(
+        "host_map", "", "host=address:port,... for hosts that are not in the DNS."
+    )
+    flags.DEFINE_string("output", None, "Folder of WARC files.", required=True)
+    flags.DEFINE_integer(
+        "max_pages", 10_000, "Addresses to ask for at most.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "max_page_bytes", 4 << 20, "Longer answers are left out.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "pages_per_file", 128, "Answers in a WARC file.", lower_bound=1
+    )
+    flags.DEFINE_integer("concurrency", 8, "Requests in flight.", lower_bound=1)
+    flags.DEFINE_float("delay_seconds", 0.0, "Pause before each request.")
+    flags.DEFINE_float("timeout_seconds", 20.0, "For one answer.")
+    flags.register_validator(
+        "delay_seconds", lambda n: 0 <= n <= 3_600, "wanted 0 to 3600 seconds"
+    )
+    flags.register_validator(
+        "timeout_seconds", lambda n: 0 < n <= 3_600, "wanted more than 0, up to 3600"
+    )
+    flags.DEFINE_integer("retries", 2, "After errors of the connection.", lower_bound=0)
+    flags.DEFINE_string("user_agent", "metaclip-jax", "Who we say we are.")
     command.run(main)

@@ -25,17 +25,6 @@ from absl import app, flags, logging
 from metaclip_jax import files, metric_rows
 from metaclip_jax.cli import command
 
-_WORKDIR = flags.DEFINE_string("workdir", "quickstart_run", "Everything is made here.")
-_FRESH = flags.DEFINE_bool(
-    "fresh", False, "Remove what an earlier run made, start over."
-)
-_PICTURES = flags.DEFINE_integer(
-    "pictures", 0, "Pictures on the web; 0 = all.", lower_bound=0
-)
-_STEPS = flags.DEFINE_integer(
-    "steps", 0, "Training steps; 0 = the recipe's.", lower_bound=0
-)
-
 _RECORD = "quickstart.json"  # in the workdir: its mark, and what was finished with what
 _HOST_MAP = "HOST_MAP"  # stands in a command for where the server listens
 _HOSTS = ("sample-web.example", "images.sample-web.example")
@@ -79,8 +68,8 @@ def main(argv: list[str]) -> None:
     """Runs every stage that is not finished, then says what came out."""
     if len(argv) > 1:
         raise app.UsageError(f"wanted flags only, got {argv[1:]}")
-    workdir = Path(_WORKDIR.value)
-    prepare(workdir, fresh=_FRESH.value)
+    workdir = Path(flags.FLAGS.workdir)
+    prepare(workdir, fresh=flags.FLAGS.fresh)
     with files.lock(workdir), contextlib.ExitStack() as running:
         record = files.read_json(workdir / _RECORD)
         host_map = ""
@@ -126,10 +115,10 @@ def prepare(workdir: Path, *, fresh: bool) -> None:
 
 def stages(workdir: Path, configs: Path) -> list[Stage]:
     """The whole story, one command each."""
-    pictures = {"pictures": _PICTURES.value} if _PICTURES.value else {}
-    steps = {"config.total_steps": _STEPS.value} if _STEPS.value else {}
-    if 0 < _STEPS.value < 100:  # the recipe warms up for 50
-        steps["config.optimizer.warmup_steps"] = _STEPS.value // 2
+    pictures = {"pictures": flags.FLAGS.pictures} if flags.FLAGS.pictures else {}
+    steps = {"config.total_steps": flags.FLAGS.steps} if flags.FLAGS.steps else {}
+    if 0 < flags.FLAGS.steps < 100:  # the recipe warms up for 50
+        steps["config.optimizer.warmup_steps"] = flags.FLAGS.steps // 2
     return [
         Stage(
             "Build a small web",
@@ -336,4 +325,8 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("workdir", "quickstart_run", "Everything is made here.")
+    flags.DEFINE_bool("fresh", False, "Remove what an earlier run made, start over.")
+    flags.DEFINE_integer("pictures", 0, "Pictures on the web; 0 = all.", lower_bound=0)
+    flags.DEFINE_integer("steps", 0, "Training steps; 0 = the recipe's.", lower_bound=0)
     command.run(main)

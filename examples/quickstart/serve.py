@@ -20,12 +20,6 @@ from examples.quickstart.folder import CONTENTS, SPECIAL
 from metaclip_jax import files
 from metaclip_jax.cli import command
 
-_SITE = flags.DEFINE_string("site", None, "Folder that build made.", required=True)
-_PORT = flags.DEFINE_integer("port", 0, "Port on 127.0.0.1; 0 = a free one.", 0, 65_535)
-_PORT_FILE = flags.DEFINE_string(
-    "port_file", None, "File that gets the port when the server is ready."
-)
-
 _PARENT_CHECK_SECONDS = 0.5
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -43,11 +37,11 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"wanted flags only, got {argv[1:]}")
     parent = os.getppid()
-    site = Path(_SITE.value)
+    site = Path(flags.FLAGS.site)
     special = files.read_json(site / SPECIAL)
     places = known_files(site / CONTENTS)
     handler = make_handler(places, special["responses"], date=special["date"])
-    asyncio.run(_serve(handler, port=_PORT.value, parent=parent))
+    asyncio.run(_serve(handler, port=flags.FLAGS.port, parent=parent))
 
 
 def known_files(folder: Path) -> dict[str, Path]:
@@ -103,8 +97,8 @@ async def _serve(handler: Handler, *, port: int, parent: int) -> None:
     await site.start()
     found = runner.addresses[0][1]
     logging.info("serving on 127.0.0.1:%d", found)
-    if _PORT_FILE.value:
-        files.write_bytes(_PORT_FILE.value, f"{found}\n".encode())
+    if flags.FLAGS.port_file:
+        files.write_bytes(flags.FLAGS.port_file, f"{found}\n".encode())
     while os.getppid() == parent:
         await asyncio.sleep(_PARENT_CHECK_SECONDS)
     logging.info("the parent process has ended, and so does the server")
@@ -112,4 +106,9 @@ async def _serve(handler: Handler, *, port: int, parent: int) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("site", None, "Folder that build made.", required=True)
+    flags.DEFINE_integer("port", 0, "Port on 127.0.0.1; 0 = a free one.", 0, 65_535)
+    flags.DEFINE_string(
+        "port_file", None, "File that gets the port when the server is ready."
+    )
     command.run(main)

@@ -189,6 +189,7 @@ def write_and_fail_once(folder, part, table, flow):
         raise OSError("injected after the write")
 
 parts.write = write_and_fail_once
+curate.define_flags()
 app.run(curate.main)
 """
 

@@ -58,6 +58,7 @@ while True:
             files.write_bytes = dies(files.write_bytes, 0)
         sys.argv = ["curate", *arguments[:split]]
         sys.argv += arguments[split + 1 :] if turn % 2 else []
+        curate.define_flags()
         app.run(curate.main)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status != -signal.SIGKILL and (
@@ -211,6 +212,7 @@ for number, room in enumerate(rooms.split(",")):
         if room:
             resource.setrlimit(resource.RLIMIT_FSIZE, (int(room), int(room)))
         sys.argv = ["curate", *arguments]
+        curate.define_flags()
         command.run(curate.main)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert status == bool(room), (room, status)

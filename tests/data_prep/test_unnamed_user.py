@@ -30,6 +30,7 @@ user, unreadable, first, second, *arguments = sys.argv[1:]
 def run(place):
     sys.argv = ["curate", f"--workdir={place}/work", f"--output={place}/dataset"]
     sys.argv += arguments
+    curate.define_flags()
     app.run(curate.main)
 
 
