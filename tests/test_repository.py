@@ -211,6 +211,11 @@ def test_sizes_are_asked_of_files(path):
     )
 
 
+def test_no_file_has_the_marks_of_an_unfinished_merge():
+    marks = ["git", "grep", "-nE", "^(<{7}|={7}|>{7})( |$)"]
+    assert subprocess.run(marks, cwd=ROOT, capture_output=True, text=True).stdout == ""
+
+
 def readme_tree() -> list[str]:
     """Paths in the README's tree: a block that starts with the project's name."""
     block = re.search(r"```text\nmetaclip-jax/\n(.*?)```", README, re.DOTALL).group(1)
