@@ -51,6 +51,7 @@ TRAIN = [
     "orbax-checkpoint>=0.12.8",
     "pillow",
     "safetensors",
+    "scipy",
     "simplejpeg",
     "tensorboardX",
     "tokenizers",

@@ -1,7 +1,9 @@
-"""How sure a measured share is: bootstrap confidence intervals.
+"""How sure a measured share is: confidence intervals by scipy.
 
-The draws are seeded by a hash of (seed, name of the number), so the same results give
-the same interval on every machine, and two models measured on the same examples are
+Independent hits have Wilson's interval, which has a width even where all are right or
+all are wrong. Hits that hang together, and means over classes, are bootstrapped: the
+draws are seeded by a hash of (seed, name of the number), so the same results give the
+same interval on every machine, and two models measured on the same examples are
 resampled alike.
 """
 
@@ -10,6 +12,7 @@ import hashlib
 from collections.abc import Callable
 
 import numpy as np
+from scipy import stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +57,22 @@ def bootstrap(
             f"want units >= 1, resamples >= 1 and 0 < confidence < 1 for {name!r}, got"
             f" units={units}, resamples={resamples}, confidence={confidence}"
         )
+    value = float(statistic(np.ones(units)))
+    if units == 1:  # scipy wants two or more; every draw is the same
+        return Interval(value, value, value)
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
-    generator = np.random.Generator(np.random.Philox(key=np.frombuffer(digest, "<u8")))
-    drawn = np.empty(resamples)
-    for i in range(resamples):
-        chosen = (generator.random(units) * units).astype(np.int64)
-        drawn[i] = statistic(np.bincount(chosen, minlength=units).astype(np.float64))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Interval(float(statistic(np.ones(units))), float(low), float(high))
+    found = stats.bootstrap(
+        (np.arange(units),),
+        lambda drawn: statistic(np.bincount(drawn, minlength=units).astype(np.float64)),
+        n_resamples=resamples,
+        batch=1,  # one draw of all units in memory
+        vectorized=False,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.Generator(np.random.Philox(key=np.frombuffer(digest, "<u8"))),
+    )
+    low, high = found.confidence_interval
+    return Interval(value, float(low), float(high))
 
 
 def share(
@@ -74,6 +84,8 @@ def share(
     seed: int = 0,
 ) -> Interval:
     """The share of hits with its 95% interval.
+
+    Wilson's interval if every unit has one hit, else a bootstrap over the units.
 
     Args:
         hits: bool[n].
@@ -93,6 +105,10 @@ def share(
     size = np.bincount(units).astype(np.float64)
     occupied = size > 0
     right, size = right[occupied], size[occupied]
+    if size.max() == 1:
+        found = stats.binomtest(int(right.sum()), len(size))
+        low, high = found.proportion_ci(0.95, method="wilson")
+        return Interval(found.statistic, float(low), float(high))
     return bootstrap(
         lambda weight: float(weight @ right / (weight @ size)),
         units=len(size),

@@ -37,29 +37,55 @@ def test_the_value_is_the_share_of_hits_and_lies_in_its_interval():
     assert interval.low < 0.3 < interval.high
 
 
-def test_the_interval_is_as_wide_as_the_binomial_says():
-    hits = np.arange(400) % 4 == 0
-    interval = statistics.share(hits, name="a", resamples=4000)
+def halves(hits):
+    """Two equal hits in a unit: the interval is that of the units."""
+    return np.repeat(hits, 2), np.repeat(np.arange(len(hits)), 2)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_the_interval_is_as_wide_as_the_binomial_says(together):
+    hits, units = np.arange(400) % 4 == 0, None
+    if together:
+        hits, units = halves(hits)
+    interval = statistics.share(hits, name="a", resamples=4000, unit_of_hit=units)
     half = 1.96 * math.sqrt(0.25 * 0.75 / 400)
     assert interval.low == pytest.approx(0.25 - half, abs=0.006)
     assert interval.high == pytest.approx(0.25 + half, abs=0.006)
 
 
-def test_the_interval_covers_the_truth_about_95_times_in_100():
+@pytest.mark.parametrize("together", [False, True])
+def test_the_interval_covers_the_truth_about_95_times_in_100(together):
     rng = np.random.default_rng(1)
     covered = 0
-    for i in range(300):
-        interval = statistics.share(rng.random(150) < 0.4, name=str(i), resamples=300)
+    for i in range(200):
+        hits, units = rng.random(150) < 0.4, None
+        if together:
+            hits, units = halves(hits)
+        interval = statistics.share(hits, name=str(i), resamples=300, unit_of_hit=units)
         covered += interval.low <= 0.4 <= interval.high
-    assert 0.90 < covered / 300 < 0.98
+    assert 0.90 < covered / 200 < 0.985
 
 
-def test_equal_seed_and_name_give_the_same_interval_and_others_do_not():
-    hits = np.arange(101) % 3 == 0
-    first = statistics.share(hits, name="a", resamples=50)
-    assert statistics.share(hits, name="a", resamples=50) == first
-    assert statistics.share(hits, name="b", resamples=50) != first
-    assert statistics.share(hits, name="a", resamples=50, seed=1) != first
+def test_all_hits_leave_room_for_a_miss():
+    """After n hits in a row, Wilson's lower end is n / (n + z^2)."""
+    interval = statistics.share(np.ones(40, bool), name="a", resamples=1)
+    assert interval.value == interval.high == 1
+    assert interval.low == pytest.approx(40 / (40 + 1.959964**2))
+
+
+def test_one_unit_has_an_interval_without_width():
+    hits, units = np.array([True, False]), np.zeros(2, int)
+    interval = statistics.share(hits, name="a", resamples=5, unit_of_hit=units)
+    assert (interval.low, interval.value, interval.high) == (0.5, 0.5, 0.5)
+
+
+def test_equal_seed_and_name_draw_the_same_units_and_others_do_not():
+    hits, units = halves(np.arange(101) % 3 == 0)
+    options = {"resamples": 50, "unit_of_hit": units}
+    first = statistics.share(hits, name="a", **options)
+    assert statistics.share(hits, name="a", **options) == first
+    assert statistics.share(hits, name="b", **options) != first
+    assert statistics.share(hits, name="a", seed=1, **options) != first
 
 
 def test_hits_of_one_unit_are_drawn_together():
