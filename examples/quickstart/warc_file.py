@@ -1,16 +1,16 @@
-"""Writes WARC 1.1 files: one gzip member a record, equal answers give equal bytes."""
+"""Writes WARC 1.1 files by fastwarc; equal answers give equal bytes."""
 
-import base64
-import gzip
 import hashlib
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 from etils import epath
+from fastwarc.stream_io import GzipWriter
+from fastwarc.warc import WarcRecord, WarcRecordType
 
 from metaclip_jax import files
 
@@ -40,35 +40,27 @@ class Answer:
 def write(final: epath.PathLike, answers: Iterable[Answer], *, software: str) -> None:
     """Writes a .warc.gz file: a warcinfo record, then one response an answer.
 
-    The warcinfo's date is that of the first answer.
+    The warcinfo's date is that of the first answer. Each record is a gzip member.
     """
     answers = list(answers)
+    about = f"software: {software}\r\nformat: WARC File Format 1.1\r\n".encode()
+    date = _date(answers[0]) if answers else datetime.now(UTC)
+    name = files.path(final).name
+    info = _record(WarcRecordType.warcinfo, date, about, {"WARC-Filename": name})
+    info.headers["Content-Type"] = "application/warc-fields"
     with files.staged(final) as local, local.open("wb") as file:
-        about = f"software: {software}\r\nformat: WARC File Format 1.1\r\n".encode()
-        file.write(
-            _record(
-                "warcinfo",
-                _date(answers[0]) if answers else _iso(datetime.now(UTC)),
-                {
-                    "WARC-Filename": files.path(final).name,
-                    "Content-Type": "application/warc-fields",
-                },
-                about,
-            )
-        )
+        stream = GzipWriter(file)
+        info.write(stream, checksum_data=True)
+        stream.finish()
         for answer in answers:
-            file.write(response(answer))
-
-
-def response(answer: Answer) -> bytes:
-    """Returns an answer as a response record, a whole gzip member."""
-    digest = base64.b32encode(hashlib.sha1(answer.body).digest()).decode()
-    fields = {
-        "WARC-Target-URI": answer.url,
-        "WARC-Payload-Digest": f"sha1:{digest}",
-        "Content-Type": "application/http; msgtype=response",
-    }
-    return _record("response", _date(answer), fields, _http_block(answer))
+            address = {"WARC-Target-URI": answer.url}
+            record = _record(
+                WarcRecordType.response, _date(answer), _http_block(answer), address
+            )
+            record.is_http = True  # which sets its content type
+            digest = hashlib.sha1(answer.body).digest()
+            record.write(stream, checksum_data=True, payload_digest=digest)
+            stream.finish()
 
 
 def _http_block(answer: Answer) -> bytes:
@@ -80,29 +72,24 @@ def _http_block(answer: Answer) -> bytes:
     return "\r\n".join(lines).encode("utf-8", "surrogateescape") + answer.body
 
 
-def _record(kind: str, date: str, fields: Mapping[str, str], block: bytes) -> bytes:
+def _record(
+    kind: WarcRecordType, date: datetime, block: bytes, fields: dict[str, str]
+) -> WarcRecord:
+    """A record whose id is a hash of its content, so that it is always the same."""
     content = hashlib.sha256(repr(sorted(fields.items())).encode() + block).hexdigest()
-    lines = [
-        "WARC/1.1",
-        f"WARC-Type: {kind}",
-        f"WARC-Record-ID: <urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, content)}>",
-        f"WARC-Date: {date}",
-        *(f"{name}: {value}" for name, value in fields.items()),
-        f"Content-Length: {len(block)}",
-        "",
-        "",
-    ]
-    data = "\r\n".join(lines).encode() + block + b"\r\n\r\n"
-    return gzip.compress(data, mtime=0)
+    record = WarcRecord()
+    urn = f"uuid:{uuid.uuid5(uuid.NAMESPACE_URL, content)}"
+    record.init_headers(kind, urn.encode())
+    record.record_date = date
+    for name, value in fields.items():
+        record.headers[name] = value
+    record.set_bytes_content(block)
+    return record
 
 
-def _date(answer: Answer) -> str:
+def _date(answer: Answer) -> datetime:
     """The answer's own Date, so that a site that stands still is crawled alike."""
     try:
-        return _iso(parsedate_to_datetime(answer.header("Date")))
+        return parsedate_to_datetime(answer.header("Date"))
     except ValueError:  # none, or none that can be read
-        return _iso(datetime.now(UTC))
-
-
-def _iso(date: datetime) -> str:
-    return date.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return datetime.now(UTC)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -512,21 +513,68 @@ def test_warc_records_hold_status_headers_and_body(tmp_path):
         ("Content-Type", "text/html"),
         ("Transfer-Encoding", "chunked"),
         ("Date", "Sat, 01 Mar 2025 12:00:00 GMT"),
+        ("X-Bytes", b"\xff \xc3\xbc".decode("utf-8", "surrogateescape")),
     )
-    answer = Answer("http://x.example/", 404, headers, b"<p>no")
+    answer = Answer("http://x.example/\u00fc", 404, headers, b"<p>no\r\n")
     file = tmp_path / "x.warc.gz"
     warc_file.write(file, [answer, answer], software="test")
     with file.open("rb") as stream:
         info, first, second = [
-            (r.headers.asdict(), r.http_headers, r.reader.read())
-            for r in ArchiveIterator(stream)
+            (r.headers.to_dict(), r.http_headers, r.reader.read())
+            for r in ArchiveIterator(stream, verify_digests=True)
         ]
     assert info[0]["WARC-Type"] == "warcinfo"
     assert first[0] == second[0]
     assert first[0]["WARC-Date"] == "2025-03-01T12:00:00Z"
+    assert re.fullmatch(r"<urn:uuid:[0-9a-f-]{36}>", first[0]["WARC-Record-ID"])
     assert first[1].status_code == 404
     assert first[1].get("Transfer-Encoding") is None
-    assert first[2] == b"<p>no"
+    assert first[1].get_bytes(b"X-Bytes") == b"\xff \xc3\xbc"
+    assert first[2] == b"<p>no\r\n"
+
+
+def test_each_warc_record_is_a_gzip_member_that_our_own_reader_reads(tmp_path):
+    headers = (("Content-Type", "text/html"),)
+    answers = [Answer(f"http://x.example/{i}", 200, headers, b"x" * i) for i in (1, 2)]
+    file = tmp_path / "x.warc.gz"
+    warc_file.write(file, answers, software="test")
+    rest, members = file.read_bytes(), []
+    while rest:
+        member = zlib.decompressobj(wbits=31)
+        members.append(member.decompress(rest))
+        rest = member.unused_data
+    assert [one.startswith(b"WARC/1.1\r\n") for one in members] == [True] * 3
+    assert list(warc.read_pages(file, max_page_bytes=100)) == [
+        warc.Page(answer.url, answer.body, "text/html") for answer in answers
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rules", "allowed"),
+    [
+        ("Disallow: /", ""),
+        ("Disallow: /private/\nAllow: /private/ok$", "/b?x=1 /private/ok /c"),
+        ("Disallow: /*?x=", "/private/a /private/ok /c"),
+    ],
+)
+def test_robots_rules_are_read_with_their_wildcards(rules, allowed):
+    paths = ("/private/a", "/b?x=1", "/private/ok", "/c")
+
+    async def robots(status):
+        body = f"User-agent: *\n{rules}\nCrawl-delay: 0.5\n".encode()
+
+        async def fetch(url):
+            return Answer(url, status, (), body)
+
+        return await crawl.read_robots(fetch, "http://x.example/a/b")
+
+    def left(status):
+        found = asyncio.run(robots(status))
+        assert found.crawl_delay("us") == (0.5 if status == 200 else None)
+        return [p for p in paths if found.can_fetch(f"http://x.example{p}", "us")]
+
+    assert left(200) == [p for p in paths if p in allowed.split()]
+    assert left(404) == list(paths)
 
 
 def test_markup_survives_a_parser():
