@@ -36,6 +36,7 @@ from data_prep.sources import html, warc
 from data_prep.stages import dedup, parts, steps
 from data_prep.stages.matches import by_partition
 from examples.quickstart import warc_file
+from metaclip_jax.data import balance
 
 _TEXTS = flags.DEFINE_list("texts", ["1000000", "4000000", "16000000"], "Pool sizes.")
 _ENTRIES = flags.DEFINE_integer("entries", 500_000, "How many entries.", lower_bound=10)
@@ -192,8 +193,8 @@ def run_once(count: int) -> dict[str, Any]:
             sampled += part.num_rows
             parts.write(folder, parts.name(partition, partitions), unique, _NO_FLOW)
         vectors = {"en": counts.astype(np.float64)}
-        t = steps.thresholds(vectors, t=0, tail_share=_TAIL_SHARE)
-        keep = steps.keep_probabilities(vectors, t)
+        t = balance.thresholds(vectors, t=0, tail_share=_TAIL_SHARE)
+        keep = balance.keep_probabilities(vectors, t)
         kept = 0
         for partition in range(partitions):
             unique = parts.read(folder, parts.name(partition, partitions))

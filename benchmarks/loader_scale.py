@@ -39,6 +39,7 @@ from metaclip_jax.data import (
     balance,
     blocks,
     kept,
+    online,
     order,
     pipeline,
     records,
@@ -252,13 +253,14 @@ def print_online(folder: str, *, image: float) -> None:
     """Prints what online balancing costs beside an image, in `print_scale`'s folder."""
     dataset = records.open_dataset(f"{folder}/large", verify=False)
     start = time.process_time()
-    online = balance.OnlineBalance(dataset, seed=0, t=0, tail_share=0.3)
-    share = online.size(0) / len(dataset)
+    source = online.OnlineBalance(dataset, seed=0, t=0, tail_share=0.3)
+    share = source.size(0) / len(dataset)
     deciding = (time.process_time() - start) / len(dataset)
+    counts = online.read_counts(dataset)
     rule = kept.Rule(
         dataset,
         keep=balance.keep_probabilities(
-            balance.read_counts(dataset), t=0, tail_share=0.3
+            counts, balance.thresholds(counts, t=0, tail_share=0.3)
         ),
         choice=texts.Choice(),
         seed=0,
@@ -269,7 +271,7 @@ def print_online(folder: str, *, image: float) -> None:
     rule.bits(0)  # as others decided
     reading = (time.process_time() - start) / len(dataset)
     whole = order.WholeDataset(len(dataset), seed=0)
-    finding = read_time(dataset, online)[0] - read_time(dataset, whole)[0]
+    finding = read_time(dataset, source)[0] - read_time(dataset, whole)[0]
     print(
         f"online balancing: {share:.0%} of {len(dataset):,} records "
         f"kept, {deciding * 1e6:.2f} us a record to decide, {reading * 1e6:.4f} us to "

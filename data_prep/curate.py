@@ -34,6 +34,7 @@ from data_prep.stages import balancing, downloads, matches, outcomes, parts, ste
 from data_prep.stages.pipelines import progress, start, tagged
 from metaclip_jax import files, patterns
 from metaclip_jax.cli import command
+from metaclip_jax.data import balance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,7 @@ def go_on(run: Run, *, stop_after: str = "write", retry_failed: bool = False) ->
     if stop_after == "match":
         return tell_next(run, "matches")
     t = thresholds(run, pool.counts)
-    thin = steps.keep_probabilities(pool.counts, t, slack=run.config.balance.slack)
+    thin = balance.keep_probabilities(pool.counts, t, slack=run.config.balance.slack)
     accepted = download(run, thin, retry_failed=retry_failed)
     if stop_after == "download":
         return tell_next(run, "images")
@@ -242,7 +243,7 @@ def thresholds(run: Run, counts: steps.Vectors) -> dict[str, int]:
     wanted = run.config.balance
     if wanted.rule == "online":
         return {}
-    t = steps.thresholds(counts, t=wanted.t, tail_share=wanted.tail_share)
+    t = balance.thresholds(counts, t=wanted.t, tail_share=wanted.tail_share)
     logging.info("accepted draws per entry: t = %s", t)
     return t
 

@@ -20,13 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from absl import app, flags
 
-from data_prep import balance, schema
+from data_prep import schema
 from data_prep.matching import Matcher
 from data_prep.metadata import store
 from data_prep.report import dataset_size, explanation
 from data_prep.stages import parts, steps, sums
 from metaclip_jax import files
 from metaclip_jax.cli import command
+from metaclip_jax.data import balance
 
 _CURVE_POINTS = 25
 
@@ -82,7 +83,7 @@ def expected(
     pool: Pool, t: Mapping[str, int]
 ) -> tuple[dataset_size.Size, dict[str, dataset_size.Size]]:
     """Returns the predicted size in all, and for the texts of each metadata."""
-    keep = steps.keep_probabilities(pool.counts, t)
+    keep = balance.keep_probabilities(pool.counts, t)
     chance = steps.text_probabilities(pool.sample, keep)
     chance = chance * pool.sample["drawn"].to_numpy()
     codes = pool.sample["metadata"]
@@ -95,15 +96,15 @@ def expected(
 
 def curve(pool: Pool, t: Mapping[str, int]) -> list[explanation.Point]:
     """Returns t, tail share and predicted size over the range that t can have."""
-    lead = steps.lead(pool.counts)
+    lead = balance.lead(pool.counts)
     highest = max(10.0, float(pool.counts[lead].max(initial=0)))
     grid = np.unique(np.geomspace(1, highest, _CURVE_POINTS).round().astype(int))
     values = sorted({*grid.tolist(), t[lead]})
     points = []
     for value in values:
-        every = steps.thresholds(pool.counts, t=value, tail_share=0.0)
+        every = balance.thresholds(pool.counts, t=value, tail_share=0.0)
         size, _ = expected(pool, every)
-        share = balance.tail_share(pool.counts[lead], value)
+        share = balance.share_below(pool.counts[lead], value)
         points.append(explanation.Point(value, share, size))
     return points
 
@@ -140,7 +141,7 @@ def main(argv: Sequence[str]) -> None:
     if (values.t is None) == (values.tail_share is None):
         raise app.UsageError("wanted one of --t and --tail_share")
     pool = load(values.counts, values.metadata)
-    t = steps.thresholds(
+    t = balance.thresholds(
         pool.counts, t=values.t or 0, tail_share=values.tail_share or 0.0
     )
     total, by_code = expected(pool, t)

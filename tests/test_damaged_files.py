@@ -12,7 +12,7 @@ from data_prep.metadata import store
 from data_prep.report import load
 from data_prep.stages import parts
 from metaclip_jax import files, metric_rows
-from metaclip_jax.data import balance, embeddings, records
+from metaclip_jax.data import embeddings, online, records
 from metaclip_jax.training import run_config
 
 TEXTS = ("cat", "Łódź", "a red apple", "東京") * 30
@@ -83,7 +83,7 @@ def counts(folder):
 
     def read():
         load.entry_counts(str(folder), {"en": 5.0})
-        balance.read_counts(dataset)
+        online.read_counts(dataset)
 
     return folder / "counts.parquet", read
 

@@ -19,6 +19,7 @@ RECIPES = sorted((ROOT / "configs").glob("*.py"))
 # Modules that both programs share; they import neither side's heavy packages.
 SHARED = {
     "metaclip_jax.cli.command",
+    "metaclip_jax.data.balance",
     "metaclip_jax.data.containers",
     "metaclip_jax.data.decoding",
     "metaclip_jax.data.image_tags",

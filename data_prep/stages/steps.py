@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from absl import logging
 
-from data_prep import balance, language, schema
+from data_prep import language, schema
 from data_prep.matching import Matcher
-from metaclip_jax.data import records
+from metaclip_jax.data import balance, records
 
 Vectors = Mapping[str, np.ndarray]
 
@@ -150,19 +150,16 @@ def drawn(matches: pa.Table, *, seed: int, rule: str) -> np.ndarray:
     """
     if rule != "v2":
         return np.ones(matches.num_rows, bool)
-    ids = matches["image_id"].to_pylist()
-    starts = np.flatnonzero([a != b for a, b in zip(ids, [None, *ids], strict=False)])
-    keys = [int(ids[i][:16], 16) for i in starts]
-    if len(set(keys)) != len(keys):
+    images = matches["image_id"].combine_chunks().dictionary_encode()
+    image_of = images.indices.to_numpy()  # numbered as they first appear
+    if (np.diff(image_of) < 0).any():
         raise AssertionError("the texts of an image lie apart")
+    counts = np.bincount(image_of, minlength=len(images.dictionary))
     chosen = balance.choose_texts(
-        seed,
-        np.array(keys, np.uint64),
-        np.append(starts, len(ids)).astype(np.int64),
-        records.text_keys(ids, matches["text"].to_pylist()),
+        balance.image_keys(images.dictionary), counts, seed=seed
     )
-    mask = np.zeros(len(ids), bool)
-    mask[chosen] = True
+    mask = np.zeros(matches.num_rows, bool)
+    mask[np.cumsum(counts) - counts + chosen] = True
     return mask
 
 
@@ -186,11 +183,10 @@ def draw(
     for code, rows, offsets, entry_ids in _by_metadata(matches):
         part = matches.take(pa.array(rows))
         keys = records.text_keys(part["image_id"].to_pylist(), part["text"].to_pylist())
-        hits = balance.accepted_draws(
-            seed, keys, offsets, entry_ids, keep_probability[code]
-        ) & np.repeat(wanted[rows], np.diff(offsets))
-        ends = np.concatenate([[0], np.cumsum(hits)])
-        kept[rows] = ends[offsets[1:]] > ends[offsets[:-1]]
+        p = balance.match_probabilities(keep_probability[code], entry_ids)
+        hits = balance.accepted_draws(seed, keys, offsets, entry_ids, p)
+        hits &= np.repeat(wanted[rows], np.diff(offsets))
+        kept[rows] = balance.kept_texts(offsets, hits)
         accepted[code] = np.bincount(entry_ids[hits])
     return kept, to_counts(accepted)
 
@@ -229,39 +225,6 @@ def sample(
         },
         schema.SAMPLE,
     )
-
-
-def thresholds(counts: Vectors, *, t: int, tail_share: float) -> dict[str, int]:
-    """Returns t for each metadata (MetaCLIP 2, Algorithm 1).
-
-    With t > 0, that is English's t, or the only metadata's, and every other one
-    gets the t that gives its tail the same share of matches. With t = 0 all get
-    theirs from `tail_share`.
-    """
-    if t > 0:
-        tail_share = balance.tail_share(counts[lead(counts)], t)
-    result = {code: balance.threshold(counts[code], tail_share) for code in counts}
-    return result | {lead(counts): t} if t > 0 else result
-
-
-def lead(counts: Vectors) -> str:
-    """Returns the code of the metadata whose t is given: English, or the first."""
-    return "en" if "en" in counts else min(counts)
-
-
-def keep_probabilities(
-    counts: Vectors, t: Mapping[str, int], *, slack: float = 1.0
-) -> dict[str, np.ndarray]:
-    """Returns f64[entries] for each metadata: min(1, slack * t / count).
-
-    A metadata without a t is not balanced: all its matches are accepted.
-    """
-    return {
-        code: balance.keep_probability(counts[code], slack * t[code])
-        if code in t
-        else np.ones(len(counts[code]))
-        for code in counts
-    }
 
 
 def recount(
@@ -310,9 +273,8 @@ def text_probabilities(matches: pa.Table, keep_probability: Vectors) -> np.ndarr
     """Returns f64[n], the chance of each text to be kept if it is drawn."""
     chance = np.zeros(matches.num_rows)
     for code, rows, offsets, entry_ids in _by_metadata(matches):
-        chance[rows] = balance.text_probability(
-            offsets, entry_ids, keep_probability[code]
-        )
+        p = balance.match_probabilities(keep_probability[code], entry_ids)
+        chance[rows] = balance.text_probability(offsets, p)
     return chance
 
 

@@ -1,242 +1,351 @@
-"""Online balancing: each epoch keeps another fair part of an unthinned dataset.
+"""The law of balancing, for curation and for training.
 
-MetaCLIP's best B/32 row balances in the loader (paper, table 4): the head's samples
-change from epoch to epoch. For an epoch, one text of each image is chosen by hash and
-kept with probability 1 - Π(1 - p) over its matches, p = min(1, t / count) by the
-dataset's own entry counts. What an epoch keeps is a pure function of the seed, the
-epoch and the sidecars beside the shards, so that a position in the endless order still
-says everything: no image is read to be thrown away, and a restart needs only the step.
+Each match of entry e is accepted with probability min(1, t / count_e), and a text is
+kept if any of its matches is. So an entry that counts fewer than t (the tail) loses
+nothing, and one that counts more (the head) keeps about t accepted draws; its texts
+in the kept set are more than t, since texts kept for other entries bring it along.
+
+The rules, all from MetaCLIP, differ in which texts are drawn for:
+
+v1      every text by itself; an image keeps the texts that survive.
+v2      one text of each image (`choose_texts`), so an image keeps one text or none.
+        Counts are still of all texts, as in MetaCLIP 2, so where images have several
+        texts a head entry gets fewer accepted draws than t: t times the part of its
+        matches that is drawn.
+online  as v2, in the trainer, with new draws in each epoch (data/online.py).
+
+A draw is a hash of (seed, text key, entry id), never a generator's state. So the
+result does not depend on the order of the texts, on how they are split over workers or
+on retries; no text changes another's fate; and a smaller p keeps a subset of what a
+larger p keeps, which lets images be fetched for slack * t before the final balancing.
+
+In all functions, text i matches entry_ids[offsets[i] : offsets[i + 1]].
 """
 
-import threading
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
-from absl import logging
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from metaclip_jax import files
-from metaclip_jax.data import kept, order, records, texts
+from metaclip_jax.data import draws
 
-COUNTS = "counts.parquet"  # of a dataset folder
-LEAD = "en"  # the metadata whose t is given, where there are several
+# Draws are computed for this many matches at a time, to stay in the cache.
+_BLOCK = 1 << 16
+_ENTRY_STEP = np.uint64(0x9E3779B97F4A7C15)
 
-_EPOCHS_HELD = 2  # at least: a batch may straddle two,
-_BITS_HELD = 1 << 20  # and of a small dataset, whose epochs a mixture goes through
+_ID_DIGITS = 24
+_HEX_VALUES = np.zeros(256, np.uint8)
+_HEX_VALUES[list(b"0123456789abcdef")] = range(16)
+
+
+def lead(counts: Mapping[str, ArrayLike]) -> str:
+    """Returns the code of the metadata whose t is given: English, or the first."""
+    return "en" if "en" in counts else min(counts)
+
+
+def thresholds(
+    counts: Mapping[str, ArrayLike], *, t: int, tail_share: float
+) -> dict[str, int]:
+    """Returns t for each metadata (MetaCLIP 2, Algorithm 1).
+
+    Args:
+      counts: [entries] for each metadata code.
+      t: of the lead metadata; every other one gets the t that gives its tail the same
+        share of its matches. 0: all get theirs from `tail_share`.
+      tail_share: the tail's part of all matches, used where t = 0.
+    """
+    if t > 0:
+        tail_share = share_below(counts[lead(counts)], t)
+    result = {code: threshold(counts[code], tail_share) for code in counts}
+    return result | {lead(counts): t} if t > 0 else result
+
+
+def threshold(counts: ArrayLike, tail_share: float) -> int:
+    """Returns the t of one metadata whose tail should hold a share of its matches.
+
+    MetaCLIP 2's rule: of the sorted counts, the one whose cumulative share is nearest
+    (the smaller of two equally near). It is at least 1, also where that count is 0 or
+    nothing matched, so that small languages keep their matches. Not an exact inverse
+    of `share_below`, which leaves out the entries that count exactly t.
+
+    Raises:
+      ValueError: `tail_share` is not within 0 to 1.
+    """
+    if not 0 <= tail_share <= 1:
+        raise ValueError(f"the tail share must be within 0 to 1, got {tail_share}")
+    ascending = np.sort(_checked_counts(counts))
+    total = ascending.sum() if ascending.size else 0
+    if total == 0:
+        return 1
+    nearest = np.argmin(np.abs(np.cumsum(ascending) / total - tail_share))
+    return max(1, int(ascending[nearest]))
+
+
+def share_below(counts: ArrayLike, t: float) -> float:
+    """Returns the part of all matches that belongs to entries counting below t.
+
+    0.0 where nothing matched at all. Raises ValueError where t is below 1.
+    """
+    counts = _checked_counts(counts)
+    total = counts.sum()
+    tail = counts[counts < _checked_t(t)].sum()
+    return float(tail / total) if total else 0.0
 
 
 def keep_probabilities(
-    counts: Mapping[str, NDArray[np.int64]], *, t: int, tail_share: float
+    counts: Mapping[str, ArrayLike], t: Mapping[str, float], *, slack: float = 1.0
 ) -> dict[str, NDArray[np.float64]]:
-    """Returns f64[entries] for each metadata: min(1, t / count).
+    """Returns f64[entries] for each metadata: min(1, slack * t / count).
+
+    A metadata without a t is not balanced: all its matches are accepted.
+    """
+    return {
+        code: keep_probability(vector, slack * t[code])
+        if code in t
+        else np.ones(np.size(vector))
+        for code, vector in counts.items()
+    }
+
+
+def keep_probability(counts: ArrayLike, t: float) -> NDArray[np.float64]:
+    """Returns f64[entries], the chance that one match of each entry is accepted.
 
     Args:
-      counts: int64[entries] for each metadata code.
-      t: of the leading metadata (English, or the first); the others get the t at which
-        their tail holds the same share of matches. 0: all get it from `tail_share`.
-      tail_share: the tail's part of all matches, used where t = 0.
+      counts: [entries], matches of each entry over the pool.
+      t: the threshold, at least 1. May be fractional (slack * t).
+
+    Raises:
+      ValueError: t is below 1; it would drop whole languages.
     """
-    lead = LEAD if LEAD in counts else min(counts)
-    share = tail_share
-    if t > 0:
-        below = counts[lead][counts[lead] < t].sum()
-        share = float(below / max(counts[lead].sum(), 1))
-    result = {}
-    for code, vector in counts.items():
-        own = t if t > 0 and code == lead else _threshold(vector, share)
-        logging.info("online balancing: t = %d for metadata %s", own, code)
-        result[code] = own / np.maximum(vector, own)
-    return result
+    t = _checked_t(t)
+    return t / np.maximum(_checked_counts(counts), t)
 
 
-def _threshold(counts: NDArray[np.int64], share: float) -> int:
-    """The sorted count whose cumulative share of matches is nearest, at least 1."""
-    ascending = np.sort(counts)
-    total = ascending.sum()
-    if not total:
-        return 1
-    return max(
-        1, int(ascending[np.argmin(np.abs(np.cumsum(ascending) / total - share))])
-    )
+def match_probabilities(
+    keep_probability: NDArray[np.float64], entry_ids: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """Returns f64[matches], the keep probability of each match's entry.
 
-
-def read_counts(dataset: records.Dataset) -> dict[str, NDArray[np.int64]]:
-    """Returns how many of the dataset's texts match each entry, by metadata code."""
-    path = files.path(dataset.folder) / COUNTS
-    table = files.read_parquet(path, ["metadata", "entry_id", "kept_count"])
-    counts = {}
-    with files.naming(path, "the counts of a dataset"):
-        for code in sorted(pc.unique(table["metadata"]).to_pylist()):
-            rows = table.filter(pc.equal(table["metadata"], code)).sort_by("entry_id")
-            counts[code] = rows["kept_count"].to_numpy().astype(np.int64)
-    return counts
-
-
-class OnlineBalance:
-    """An order.Source: an endless pass over what each epoch keeps.
-
-    It pickles and threads may share it. Memory: a bit for each record of the dataset,
-    for two epochs (more of a small one).
+    Raises:
+      ValueError: an entry id is not below the entries, or a probability is no number
+        from 0 to 1.
     """
-
-    def __init__(
-        self,
-        dataset: records.Dataset,
-        *,
-        seed: int,
-        t: int,
-        tail_share: float,
-        choice: texts.Choice | None = None,
-        blocks: order.Blocks | None = None,
-        shared: str = "",
-    ) -> None:
-        """Reads the dataset's counts; see `keep_probabilities` for t and tail_share.
-
-        `choice` says how the text that stands for an image is drawn, `blocks` how the
-        kept records are shuffled. `shared` is a folder in which all processes of a run
-        share what they find out about epochs, and a run that goes on finds it again.
-
-        Raises:
-          ValueError: the dataset was thinned already, or t and tail_share do not say
-            how to balance it.
-        """
-        balanced = dataset.data_card.get("balanced")
-        if balanced is not None:
-            raise ValueError(
-                f"{dataset.folder} is balanced already ({balanced}): thinning it again "
-                "would starve the head. Set data.online_t and data.online_tail_share "
-                "to 0, or curate with config.balance.rule=online"
-            )
-        if t < 0 or not 0 <= tail_share <= 1:
-            raise ValueError(
-                f"data.online_t must be at least 1 and data.online_tail_share within 0 "
-                f"to 1, got {t} and {tail_share}"
-            )
-        self._dataset, self._seed = dataset, seed
-        self._blocks = blocks
-        self._rule = kept.Rule(
-            dataset,
-            keep=keep_probabilities(read_counts(dataset), t=t, tail_share=tail_share),
-            choice=choice or texts.Choice(),
-            seed=seed,
-            folder=shared,
+    size = keep_probability.size
+    if entry_ids.size and not 0 <= entry_ids.min() <= entry_ids.max() < size:
+        raise ValueError(
+            f"entry ids must be below the {size} entries of keep_probability, got "
+            f"{entry_ids.min()} to {entry_ids.max()}; was it made of other metadata?"
         )
-        self._ends: list[int] = []  # records of all epochs up to each
-        self._held: dict[int, kept.Bits] = {}
-        self._lock = threading.Lock()
+    p = keep_probability[entry_ids]
+    if p.size and not (p.min() >= 0 and p.max() <= 1):
+        raise ValueError(
+            f"keep probabilities must be numbers from 0 to 1, got {p.min()} to "
+            f"{p.max()}; make them with balance.keep_probability"
+        )
+    return p
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_held")}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._held = {}
-        self._lock = threading.Lock()
+def match_draws(
+    seed: int,
+    text_keys: NDArray[np.uint64],
+    offsets: NDArray[np.integer],
+    entry_ids: NDArray[np.int32],
+) -> NDArray[np.float64]:
+    """Returns f64[matches] in [0, 1): the draw of each match, the same for ever.
 
-    def index(
-        self, positions: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns (epoch, index into what it keeps) of positions, int64 each.
+    53 bits of the hash are used: 64 could round to 1.0 and lose a tail match.
 
-        Each epoch is a permutation of the records that it keeps.
-        """
-        ends = self._ends_until(int(positions.max(initial=0)))
-        epochs = np.searchsorted(ends, positions, side="right")
-        starts = np.concatenate([[0], ends])
-        index = np.empty_like(positions)
-        for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            index[here] = order.shuffle(
-                positions[here] - starts[epoch],
-                n=int(starts[epoch + 1] - starts[epoch]),
-                seed=self._seed,
-                epoch=epoch,
-                blocks=self._blocks,
-            )
-        return epochs.astype(np.int64), index
+    Args:
+      seed: of the run; another seed gives another subset.
+      text_keys: u64[n], records.text_key of each text.
+      offsets: int[n + 1].
+      entry_ids: i32[matches].
 
-    def records(
-        self, epochs: NDArray[np.int64], index: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """Returns int64, the dataset's record of each index into its epoch."""
-        numbers = np.empty_like(index)
-        for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            with self._lock:
-                bits = self._hold(epoch)
-            numbers[here] = bits.records(index[here])
-        return numbers
+    Raises:
+      ValueError: lengths do not fit together.
+      TypeError: the text keys are not uint64.
+    """
+    offsets = _checked_offsets(offsets, text_keys, entry_ids.size)
+    out = np.empty(entry_ids.size, np.float64)
+    per_text = _mixed(text_keys ^ _mixed_seed(seed))
+    lengths = np.diff(offsets)
+    first = 0
+    while first < lengths.size:  # a block of texts; a long one may exceed it
+        last = int(np.searchsorted(offsets, offsets[first] + _BLOCK, "right")) - 1
+        last = min(max(last, first + 1), lengths.size)
+        begin, end = offsets[first], offsets[last]
+        states = np.repeat(per_text[first:last], lengths[first:last])
+        steps = entry_ids[begin:end].astype(np.uint64) + np.uint64(1)
+        out[begin:end] = draws.uniform(_mixed(states + steps * _ENTRY_STEP))
+        first = last
+    return out
 
-    def order(
-        self, positions: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns (epoch, record) of positions, int64 each."""
-        epochs, index = self.index(positions)
-        return epochs, self.records(epochs, index)
 
-    def size(self, epoch: int) -> int:
-        """Returns how many records an epoch keeps."""
-        with self._lock:
-            return self._total(epoch)
+def accepted_draws(
+    seed: int,
+    text_keys: NDArray[np.uint64],
+    offsets: NDArray[np.integer],
+    entry_ids: NDArray[np.int32],
+    probability: NDArray[np.float64],
+) -> NDArray[np.bool_]:
+    """Returns bool[matches], whether each match is accepted: its draw is below p.
 
-    def progress(self, position: int) -> float:
-        """Returns how many epochs lie before a position."""
-        ends = self._ends_until(position)
-        epoch = int(np.searchsorted(ends, position, side="right"))
-        start = ends[epoch - 1] if epoch else 0
-        return float(epoch + (position - start) / (ends[epoch] - start))
+    `probability` f64[matches] is what `match_probabilities` gives; the other arguments
+    and the errors are those of `match_draws`.
+    """
+    return match_draws(seed, text_keys, offsets, entry_ids) < probability
 
-    def epoch_records(self, epoch: int) -> NDArray[np.int64]:
-        """Returns the records that an epoch keeps, ascending."""
-        with self._lock:
-            bits = self._hold(epoch)
-        return bits.all()
 
-    def _ends_until(self, position: int) -> NDArray[np.int64]:
-        """Returns where epochs end, up to the one that holds a position."""
-        with self._lock:
-            while not self._ends or self._ends[-1] <= position:
-                total = self._total(len(self._ends))
-                self._ends.append(total + (self._ends[-1] if self._ends else 0))
-            return np.array(self._ends)
+def kept_texts(
+    offsets: NDArray[np.integer], accepted: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Returns bool[n], whether any match of each text is accepted (bool[matches])."""
+    running = np.concatenate([[0], np.cumsum(accepted)])
+    return running[offsets[1:]] > running[offsets[:-1]]
 
-    def _total(self, epoch: int) -> int:
-        """How many records an epoch keeps; those of epochs past are read, if shared."""
-        if epoch in self._held or not (total := self._rule.read_total(epoch)):
-            return self._hold(epoch).total
-        return total
 
-    def _hold(self, epoch: int) -> kept.Bits:
-        """What the epoch keeps, found when it is first asked for."""
-        if epoch not in self._held:
-            most = max(_EPOCHS_HELD, _BITS_HELD // len(self._dataset))
-            for old in sorted(self._held)[: 1 - most]:
-                del self._held[old]
-            self._held[epoch] = bits = self._rule.bits(epoch)
-            if not bits.total:
-                raise ValueError(
-                    f"{self._dataset.folder}: epoch {epoch} keeps none of "
-                    f"{len(self._dataset)} records; raise data.online_t"
-                )
-            logging.info(
-                "epoch %d keeps %d of %d records",
-                epoch,
-                bits.total,
-                len(self._dataset),
-            )
-            if self._rule.folder:
-                thread = threading.Thread(
-                    target=self._prepare, args=(epoch + 1,), daemon=True
-                )
-                thread.start()
-        return self._held[epoch]
+def image_keys(image_ids: pa.Array) -> NDArray[np.uint64]:
+    """Returns u64[n], the keys of image ids in draws: an id is a hash already, in hex.
 
-    def _prepare(self, epoch: int) -> None:
-        """Finds what an epoch keeps before it begins, for all who share the folder."""
-        try:
-            self._rule.bits(epoch)
-            self._rule.forget(epoch - 2 - _EPOCHS_HELD)
-        except Exception as error:  # it comes again where the bits are needed
-            logging.info("preparing epoch %d: %r", epoch, error)
+    Raises:
+      ValueError: an id is not of 24 letters.
+    """
+    if not len(image_ids):
+        return np.empty(0, np.uint64)
+    if not pc.all(pc.equal(pc.binary_length(image_ids), _ID_DIGITS)).as_py():
+        raise ValueError(f"image ids must be {_ID_DIGITS} hex digits, got others")
+    start, letters = image_ids.offset * _ID_DIGITS, image_ids.buffers()[2]
+    table = np.frombuffer(letters, np.uint8)[start:][: len(image_ids) * _ID_DIGITS]
+    digits = _HEX_VALUES[table.reshape(-1, _ID_DIGITS)[:, :16]]
+    packed = digits[:, ::2] << 4 | digits[:, 1::2]
+    return packed.view(">u8").ravel().astype(np.uint64)
+
+
+def choose_texts(
+    image_keys: NDArray[np.uint64],
+    text_counts: NDArray[np.integer],
+    *,
+    seed: int,
+    epochs: NDArray[np.int64] | int = 0,
+    weights: NDArray[np.int64] | None = None,
+    purpose: int = draws.TEXT,
+) -> NDArray[np.int64]:
+    """Returns i64[n], which of its texts stands for each image; -1 where none can.
+
+    It is counted from the image's first text, with chances by weight. The draw goes by
+    image, not by where a record stands; keep probabilities do not sway it.
+
+    Args:
+      image_keys: u64[n], the identity of each image.
+      text_counts: int[n], how many texts each has.
+      seed: of the draws.
+      epochs: i64[n] or one for all; each draws anew.
+      weights: i64[texts], from 0, image by image; None = all texts weigh the same.
+      purpose: keeps draws for different things apart, see data/draws.py.
+    """
+    bits = draws.mix(seed, purpose, epochs, image_keys)
+    if weights is None:
+        number = draws.below(np.maximum(text_counts, 1), bits)
+        return np.where(text_counts > 0, number, -1)
+    running = np.concatenate([[0], np.cumsum(weights)])
+    ends = np.cumsum(text_counts)
+    first = ends - text_counts
+    total = running[ends] - running[first]
+    target = running[first] + draws.below(np.maximum(total, 1), bits)
+    number = np.searchsorted(running, target, side="right") - 1 - first
+    return np.where(total > 0, number, -1)
+
+
+def text_probability(
+    offsets: NDArray[np.integer], probability: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Returns f64[n], 1 - Π(1 - p): the chance that each text is kept.
+
+    Its sum is the expected number of kept texts, its Σ q(1 - q) the variance.
+    `probability` f64[matches] is what `match_probabilities` gives.
+    """
+    out = np.zeros(offsets.size - 1)
+    some = np.diff(offsets) > 0
+    if some.any():
+        out[some] = 1 - np.multiply.reduceat(1 - probability, offsets[:-1][some])
+    return out
+
+
+def final_probability(
+    thin_probability: NDArray[np.float64], accepted: ArrayLike, target: ArrayLike
+) -> NDArray[np.float64]:
+    """Returns f64[entries], the p that brings what survived the download to `target`.
+
+    Matches were first thinned with `thin_probability` (p at slack * t). Of the
+    accepted ones, `accepted` per entry survived the download; they are cut to the
+    target. It never exceeds `thin_probability`, so with the same seed the result is a
+    subset.
+
+    Args:
+      thin_probability: f64[entries].
+      accepted: [entries], accepted draws among the surviving texts, under it.
+      target: accepted draws wanted: t, or one number of at least 0 for each entry.
+    """
+    accepted = _checked_counts(accepted)
+    target = np.broadcast_to(np.asarray(target, np.float64), accepted.shape)
+    over = accepted > target
+    cut = np.where(over, target, 1.0) / np.where(over, accepted, 1.0)
+    return thin_probability * cut
+
+
+def short_entries(
+    thin_probability: NDArray[np.float64], accepted: ArrayLike, target: ArrayLike
+) -> NDArray[np.int64]:
+    """Returns the ids of the head entries that lost more than the slack could bear.
+
+    They were thinned before the download and have fewer accepted draws left than the
+    target (see `final_probability`): more slack would have kept more of them.
+    """
+    short = _checked_counts(accepted) < np.asarray(target, np.float64)
+    return np.flatnonzero(short & (thin_probability < 1))
+
+
+def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A bijective mix of 64 bits, in which every input bit sways every output bit."""
+    x = x ^ (x >> np.uint64(32))
+    x *= np.uint64(0xD6E8FEB86659FD93)
+    x ^= x >> np.uint64(32)
+    x *= np.uint64(0xD6E8FEB86659FD93)
+    x ^= x >> np.uint64(32)
+    return x
+
+
+def _mixed_seed(seed: int) -> np.uint64:
+    start = (seed * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) % 2**64
+    return np.uint64(_mixed(np.array([start], np.uint64))[0])
+
+
+def _checked_t(t: float) -> float:
+    if not t >= 1:
+        raise ValueError(f"t must be at least 1, got {t}")
+    return t
+
+
+def _checked_counts(counts: ArrayLike) -> NDArray[np.float64]:
+    """Returns the counts as f64; exact up to 2**53 matches of one entry."""
+    counts = np.asarray(counts)
+    if counts.ndim != 1 or (counts.size and not counts.min() >= 0):
+        raise ValueError(f"counts must be one list of numbers from 0, got {counts!r}")
+    return counts.astype(np.float64)
+
+
+def _checked_offsets(
+    offsets: NDArray[np.integer], keys: NDArray[np.uint64], matches: int
+) -> NDArray[np.int64]:
+    if keys.dtype != np.uint64:
+        raise TypeError(f"keys must be uint64, got {keys.dtype}")
+    ends = np.asarray(offsets, np.int64)
+    fits = ends.size == keys.size + 1 and ends[0] == 0 and ends[-1] == matches
+    if not fits or (np.diff(ends) < 0).any():
+        raise ValueError(
+            f"offsets must be {keys.size + 1} ascending numbers from 0 to the "
+            f"{matches} matches, got {ends.size}: {ends}"
+        )
+    return ends

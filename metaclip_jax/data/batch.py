@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from metaclip_jax.data import (
+    balance,
     blocks,
     draws,
     images,
@@ -77,7 +79,7 @@ class MakeBatch:
         rows = zip(
             positions.tolist(),
             places,
-            draws.mix(self.seed, order.CROP, positions).tolist(),
+            draws.mix(self.seed, draws.CROP, positions).tolist(),
             stored,
             pixels,
             strict=True,
@@ -157,7 +159,7 @@ class MakeBatch:
         if self.choice.needs_sources:
             kinds = self.choice.kinds([s for r in chosen for s in r.text_sources])
         index = texts.shown(
-            np.array([texts.image_key(r.image_id) for r in chosen], np.uint64),
+            balance.image_keys(pa.array([r.image_id for r in chosen])),
             np.array([len(record.texts) for record in chosen]),
             epochs=epochs,
             seed=self.seed,
@@ -202,7 +204,7 @@ class MakeBatch:
             except images.UndecodableImage as error:
                 losses.append((name, error.reason))
                 last = error
-            bits = draws.mix(self.seed, order.REPLACEMENT, position, attempt)
+            bits = draws.mix(self.seed, draws.REPLACEMENT, position, attempt)
             index = draws.below(source.size(place.epoch), bits).reshape(1)
             epochs = np.array([place.epoch])
             number = int(source.records(epochs, index)[0])

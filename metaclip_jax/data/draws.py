@@ -1,4 +1,4 @@
-"""Randomness of the loader: a hash of (seed, what is drawn for), never a state.
+"""Randomness as a hash of (seed, what is drawn for), never a generator's state.
 
 The same keys give the same draw on every host, worker and restart, in any order, and
 a draw for one thing never moves another.
@@ -7,6 +7,10 @@ a draw for one thing never moves another.
 from collections.abc import Iterator
 
 import numpy as np
+
+# What a draw is for: the key after the seed. Every key is here, so that no two kinds of
+# draws share one.
+ORDER, TEXT, CROP, REPLACEMENT, ACCEPT, SYNTHETIC, MIXTURE = range(7)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ROUNDS = 6  # of the Feistel network; 4 already pass, 6 cost little

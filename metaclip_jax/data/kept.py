@@ -16,11 +16,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from metaclip_jax import files, patterns
-from metaclip_jax.data import draws, mixture, order, records, texts
+from metaclip_jax.data import balance, draws, mixture, records, texts
 
 _STRIDE = 32  # bytes between counts
 _GROUPS = 256  # files of bits an epoch, at most
-_RULE = 1  # raise it whenever the same values would give other bits
+_RULE = 2  # raise it whenever the same values would give other bits
 
 
 class Bits:
@@ -145,7 +145,7 @@ class Rule:
         text_lists = table["text_keys"].combine_chunks()
         text_offsets = text_lists.offsets.to_numpy().astype(np.int64)
         numbers = texts.draw(
-            texts.image_keys(table["image_id"].combine_chunks()),
+            balance.image_keys(table["image_id"].combine_chunks()),
             np.diff(text_offsets),
             epochs=epoch,
             seed=self._seed,
@@ -161,17 +161,18 @@ class Rule:
         place = np.arange(text_of.size) + (offsets[chosen] - ends + lengths)[text_of]
         entry_ids = lists.values.to_numpy()[place]
         starts = self._starts_of(table["metadata"].combine_chunks().flatten())
-        probability = self._keep[entry_ids + starts[chosen][text_of]]
-        kept = np.zeros(chosen.size, bool)
-        kept[text_of[probability >= 1]] = True  # whatever is drawn: most texts
-        open_ = np.flatnonzero(~kept[text_of])
-        keys = text_lists.values.to_numpy()[chosen]
-        bits = draws.mix(
-            self._seed, order.ACCEPT, epoch, keys[text_of[open_]], entry_ids[open_]
+        offsets = np.concatenate([[0], ends])
+        accepted = balance.accepted_draws(
+            int(draws.mix(self._seed, draws.ACCEPT, epoch)),
+            text_lists.values.to_numpy()[chosen],
+            offsets,
+            entry_ids,
+            balance.match_probabilities(
+                self._keep, entry_ids + starts[chosen][text_of]
+            ),
         )
-        kept[text_of[open_[draws.uniform(bits) < probability[open_]]]] = True
         mask = np.zeros(table.num_rows, bool)
-        mask[some] = kept
+        mask[some] = balance.kept_texts(offsets, accepted)
         return mask
 
     def _starts_of(self, codes: pa.Array) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaclip_jax import files
-from metaclip_jax.data import draws, order, records
+from metaclip_jax.data import draws, records
 
 CYCLE = 4_096  # positions
 _LEAST = 2 / CYCLE  # a share below this could have less than one position in a cycle
@@ -56,7 +56,7 @@ def deal(
         here = cycles == cycle
         before, after = (_dealt(c, parts, seed) for c in (cycle, cycle + 1))
         starts = np.concatenate([[0], np.cumsum(after - before)])
-        key = draws.mix(seed, order.MIXTURE, cycle)
+        key = draws.mix(seed, draws.MIXTURE, cycle)
         place = draws.permute(
             inside[here], n=CYCLE, key=np.full(here.sum(), key, np.uint64)
         )
@@ -128,7 +128,7 @@ def _dealt(cycle: int, parts: Sequence[float], seed: int) -> NDArray[np.int64]:
     Exact in integers of any size. The offset, drawn once, makes each dataset's chance
     at each position its share, and not that share rounded.
     """
-    shift = Fraction(int(draws.mix(seed, order.MIXTURE)), 2**64)
+    shift = Fraction(int(draws.mix(seed, draws.MIXTURE)), 2**64)
     counts, before = [], 0
     running = Fraction(0)
     for part in parts[:-1]:

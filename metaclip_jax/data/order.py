@@ -14,9 +14,6 @@ from numpy.typing import NDArray
 
 from metaclip_jax.data import draws
 
-# What a draw is for: the key after the seed. Every key of the loader is here, so that
-# no two draws share one.
-ORDER, TEXT, CROP, REPLACEMENT, ACCEPT, SYNTHETIC, MIXTURE = range(7)
 # Draws inside an epoch's order of blocks, after its key.
 _SLOT, _BLOCK, _WINDOW = range(3)
 
@@ -29,7 +26,7 @@ class Blocks(NamedTuple):
 
 
 class Source(Protocol):
-    """An endless pass over a dataset; data/balance.py has one that thins each epoch."""
+    """An endless pass over a dataset; data/online.py has one that thins each epoch."""
 
     def index(
         self, positions: NDArray[np.int64]
@@ -100,7 +97,7 @@ def shuffle(
 
     Memory does not grow with n. Without `blocks` any record may stand anywhere.
     """
-    key = draws.mix(seed, ORDER, epoch)
+    key = draws.mix(seed, draws.ORDER, epoch)
     if blocks is None:
         return draws.permute(place, n=n, key=np.full(place.shape, key, np.uint64))
     size, window = blocks

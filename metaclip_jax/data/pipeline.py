@@ -13,12 +13,12 @@ import numpy as np
 from absl import logging
 
 from metaclip_jax.data import (
-    balance,
     batch,
     blocks,
     draws,
     images,
     mixture,
+    online,
     order,
     records,
     shared_memory,
@@ -78,7 +78,7 @@ def batches(
       read_threads: threads that decode, in each process.
       max_replaced_share: a larger share of images that cannot be decoded ends the run.
       online_t, online_tail_share: balance an unthinned dataset anew in each epoch, see
-        balance.OnlineBalance; both 0 = no. Of several datasets, each is balanced by
+        online.OnlineBalance; both 0 = no. Of several datasets, each is balanced by
         its own counts.
       online_folder: where a run's processes share what each epoch keeps; "" = nowhere.
 
@@ -92,9 +92,9 @@ def batches(
     augmentation.check()
     choice = choice or texts.Choice()
     choice.check_sources([one.data_card.get("text_sources", {}) for one in opened])
-    online = (online_t, online_tail_share, online_folder)
+    balancing = (online_t, online_tail_share, online_folder)
     sources = [
-        _source(one, member, seed, order_blocks, choice, *online)
+        _source(one, member, seed, order_blocks, choice, *balancing)
         for member, one in enumerate(opened)
     ]
     make = batch.MakeBatch(
@@ -148,9 +148,9 @@ def _source(
             # Or datasets of one size, as a copy with other texts, would go through the
             # same record numbers side by side. The mixture's own keys are cycles, from
             # 0 on, so this is another.
-            seed = int(draws.mix(seed, order.MIXTURE, -member))
+            seed = int(draws.mix(seed, draws.MIXTURE, -member))
         return order.WholeDataset(len(dataset), seed=seed, blocks=order_blocks)
-    return balance.OnlineBalance(
+    return online.OnlineBalance(
         dataset,
         seed=seed,
         t=online_t,
@@ -309,7 +309,7 @@ def _held_bytes(make: batch.MakeBatch, host_batch: int) -> int:
     kept = sum(
         2 * len(dataset) // 8  # a bit a record, for two epochs
         for dataset, source in zip(datasets, make.sources, strict=True)
-        if isinstance(source, balance.OnlineBalance)
+        if isinstance(source, online.OnlineBalance)
     )
     return round(stored + opened + kept)
 

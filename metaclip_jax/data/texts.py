@@ -6,19 +6,15 @@ original ones; a synthetic one then takes its place in a set share of cases, so 
 share of synthetic texts changes no image's chance to be kept.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from metaclip_jax.data import draws, order
+from metaclip_jax.data import balance, draws
 
-_ID_LETTERS = 24
-_VALUES = np.zeros(256, np.uint8)  # of hex digits
-_VALUES[list(b"0123456789abcdef")] = range(16)
 _FULL = 1 << 20  # the largest weight as an integer: sums are exact in any grouping
 
 
@@ -105,22 +101,6 @@ class Choice:
         return weights, np.array(synthetic, bool)
 
 
-def image_key(image_id: str) -> int:
-    """Returns an image's key in draws, 64 bits: its id is a hash already, in hex."""
-    return int(image_id[:16], 16)
-
-
-def image_keys(image_ids: pa.Array) -> NDArray[np.uint64]:
-    """Returns uint64[n], the keys of n image ids, as `image_key` does one by one."""
-    if not pc.all(pc.equal(pc.binary_length(image_ids), _ID_LETTERS)).as_py():
-        raise ValueError(f"image ids must be {_ID_LETTERS} hex digits, got others")
-    start, letters = image_ids.offset * _ID_LETTERS, image_ids.buffers()[2]
-    table = np.frombuffer(letters, np.uint8)[start:][: len(image_ids) * _ID_LETTERS]
-    digits = _VALUES[table.reshape(-1, _ID_LETTERS)[:, :16]]
-    packed = digits[:, ::2] << 4 | digits[:, 1::2]
-    return packed.view(">u8").ravel().astype(np.uint64)
-
-
 def draw(
     image_keys: NDArray[np.uint64],
     text_counts: NDArray[np.int64],
@@ -146,22 +126,14 @@ def draw(
       one where there is one), and of a synthetic text; -1 where an image has none that
       weighs anything. They are counted from the image's first text.
     """
+    choose = functools.partial(
+        balance.choose_texts, image_keys, text_counts, epochs=epochs, seed=seed
+    )
     if kinds is None:
-        bits = draws.mix(seed, order.TEXT, epochs, image_keys)
-        number = draws.below(np.maximum(text_counts, 1), bits)
-        return np.where(text_counts > 0, number, -1), np.full(text_counts.shape, -1)
+        return choose(), np.full(text_counts.shape, -1)
     weights, synthetic = kinds
-    offsets = np.concatenate([[0], np.cumsum(text_counts)])
-    found = []
-    for group, purpose in ((~synthetic, order.TEXT), (synthetic, order.SYNTHETIC)):
-        running = np.concatenate([[0], np.cumsum(np.where(group, weights, 0))])
-        before = running[offsets[:-1]]
-        sums = running[offsets[1:]] - before
-        bits = draws.mix(seed, purpose, epochs, image_keys)
-        target = before + draws.below(np.maximum(sums, 1), bits)
-        number = np.searchsorted(running, target, side="right") - 1 - offsets[:-1]
-        found.append(np.where(sums > 0, number, -1))
-    original, made = found
+    original = choose(weights=np.where(synthetic, 0, weights))
+    made = choose(weights=np.where(synthetic, weights, 0), purpose=draws.SYNTHETIC)
     return np.where(original >= 0, original, made), made
 
 
@@ -182,6 +154,6 @@ def shown(
     chosen, made = draw(image_keys, text_counts, epochs=epochs, seed=seed, kinds=kinds)
     if not synthetic_share:
         return chosen
-    bits = draws.mix(seed, order.SYNTHETIC, epochs, image_keys, 1)
+    bits = draws.mix(seed, draws.SYNTHETIC, epochs, image_keys, 1)
     replaced = (draws.uniform(bits) < synthetic_share) & (made >= 0)
     return np.where(replaced, made, chosen)

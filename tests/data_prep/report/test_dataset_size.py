@@ -7,7 +7,7 @@ import pytest
 from data_prep import explain, schema
 from data_prep.report import dataset_size
 from data_prep.stages import parts, steps
-from metaclip_jax.data import records
+from metaclip_jax.data import balance, records
 
 PARTITIONS = 4
 ENTRIES = 300
@@ -67,7 +67,7 @@ def sample_of(matches, *, images, rule):
 @pytest.mark.parametrize("rule", ["v1", "v2"])
 @pytest.mark.parametrize("images", [1_200, 100_000])
 def test_the_actual_size_is_within_three_sigma(matches, rule, images):
-    keep = steps.keep_probabilities(counts_of(matches), {"en": 60})
+    keep = balance.keep_probabilities(counts_of(matches), {"en": 60})
     sample = sample_of(matches, images=images, rule=rule)
     chance = steps.text_probabilities(sample, keep) * sample["drawn"].to_numpy()
     size = dataset_size.size(sample, chance)
@@ -99,7 +99,7 @@ def test_each_language_is_predicted_of_its_own_texts(matches):
     pool = explain.Pool({}, counts, sample, mode="v1", rule="v1")
     t = {"de": 30, "en": 60}
     total, parts_of = explain.expected(pool, t)
-    keep = steps.keep_probabilities(counts, t)
+    keep = balance.keep_probabilities(counts, t)
     kept, _ = steps.draw(mixed, seed=0, keep_probability=keep)
     for name, size in parts_of.items():
         own = code == name

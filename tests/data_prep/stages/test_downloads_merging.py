@@ -9,7 +9,7 @@ import pytest
 
 from data_prep import curate, schema
 from data_prep.stages import parts, steps, sums
-from metaclip_jax.data import records
+from metaclip_jax.data import balance, records
 from tests.data_prep import tiny_web
 
 # 30 addresses of 5 pictures. Texts repeat between addresses of one picture.
@@ -85,7 +85,7 @@ def test_the_draws_are_those_of_the_texts_at_their_own_addresses(runs, rule):
     matches = whole(run, "matches")
     pool = curate.match(run)
     t = curate.thresholds(run, pool.counts)
-    thin = steps.keep_probabilities(pool.counts, t, slack=run.config.balance.slack)
+    thin = balance.keep_probabilities(pool.counts, t, slack=run.config.balance.slack)
     draws = {"seed": 0, "rule": rule}
     kept, _ = steps.draw(matches, keep_probability=thin, **draws)
     thinned = matches.filter(pa.array(kept)).to_pylist()

@@ -7,7 +7,7 @@ import pytest
 from data_prep import schema
 from data_prep.matching import Matcher
 from data_prep.stages import steps
-from metaclip_jax.data import records
+from metaclip_jax.data import balance, records
 
 ENTRIES = ("cat", "dog", "the", "zebra")
 
@@ -107,7 +107,7 @@ def test_counts_survive_the_sparse_form():
 def test_accepted_draws_are_about_t_and_the_tail_is_kept(pool):
     counts = vectors(steps.count(pool))
     t = 1_000
-    keep = steps.keep_probabilities(counts, {"en": t})
+    keep = balance.keep_probabilities(counts, {"en": t})
     kept, accepted = steps.draw(pool, seed=0, keep_probability=keep)
     draws = vectors(accepted)["en"]
     head = counts["en"] > t
@@ -120,7 +120,7 @@ def test_accepted_draws_are_about_t_and_the_tail_is_kept(pool):
 
 def test_a_text_does_not_feel_which_batch_it_is_drawn_in(pool):
     counts = vectors(steps.count(pool))
-    keep = steps.keep_probabilities(counts, {"en": 500})
+    keep = balance.keep_probabilities(counts, {"en": 500})
     whole, _ = steps.draw(pool, seed=3, keep_probability=keep)
     some = pool.slice(1_234, 2_000)
     part, _ = steps.draw(some, seed=3, keep_probability=keep)
@@ -130,7 +130,7 @@ def test_a_text_does_not_feel_which_batch_it_is_drawn_in(pool):
 def test_after_losses_the_recount_brings_accepted_draws_back_to_t(pool):
     """Thin at slack * t, lose a fifth of the images, recount, balance at t."""
     counts, t = vectors(steps.count(pool)), {"en": 1_000}
-    thin = steps.keep_probabilities(counts, t, slack=1.5)
+    thin = balance.keep_probabilities(counts, t, slack=1.5)
     lost = np.random.default_rng(1).random(pool.num_rows) < 0.2
     alive = pool.filter(pa.array(~lost))
     _, accepted = steps.draw(alive, seed=0, keep_probability=thin)
@@ -171,7 +171,7 @@ def test_v2_draws_one_text_an_image_and_gives_the_law_of_the_pool():
     assert chosen.sum() == len(set(ids)) == len(set(ids[chosen]))
     counts, t = vectors(steps.count(table)), {"en": 800}
     of_chosen = vectors(steps.count(table.filter(pa.array(chosen))))
-    thin = steps.keep_probabilities(counts, t, slack=1.5)
+    thin = balance.keep_probabilities(counts, t, slack=1.5)
     alive = table.filter(pa.array([int(i[-1], 16) >= 3 for i in ids]))
     _, accepted = steps.draw(alive, seed=0, keep_probability=thin, rule="v2")
     keep = steps.recount(
@@ -186,7 +186,7 @@ def test_v2_draws_one_text_an_image_and_gives_the_law_of_the_pool():
 
 def test_an_entry_that_lost_more_than_the_slack_is_told_of(pool, caplog):
     counts, t = vectors(steps.count(pool)), {"en": 1_000}
-    thin = steps.keep_probabilities(counts, t, slack=1.5)
+    thin = balance.keep_probabilities(counts, t, slack=1.5)
     few = pool.slice(0, pool.num_rows // 3)
     _, accepted = steps.draw(few, seed=0, keep_probability=thin)
     with caplog.at_level("WARNING", logger="absl"):
@@ -196,7 +196,9 @@ def test_an_entry_that_lost_more_than_the_slack_is_told_of(pool, caplog):
 
 def test_other_languages_get_the_tail_share_of_english():
     en = np.array([1, 2, 7, 10])
-    t = steps.thresholds({"en": en, "de": np.array([1, 3, 6, 10])}, t=5, tail_share=0.5)
+    t = balance.thresholds(
+        {"en": en, "de": np.array([1, 3, 6, 10])}, t=5, tail_share=0.5
+    )
     assert t == {"en": 5, "de": 3}  # tail share 3 / 20; see test_balance
 
 

@@ -1,10 +1,9 @@
 """Which text of an image is shown: the law of the draw by source, image and epoch."""
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from metaclip_jax.data import records, texts
+from metaclip_jax.data import texts
 
 SOURCES = ("alt", "title", "alt", "synthetic", "figcaption", "synthetic")
 CHOICE = texts.Choice(
@@ -95,14 +94,6 @@ def test_texts_without_kinds_weigh_the_same():
         kinds = (np.full(total, 7), np.zeros(total, bool))
         weighed = texts.draw(keys, counts, epochs=epochs, seed=1, kinds=kinds)
         np.testing.assert_array_equal(plain, weighed)
-
-
-def test_keys_of_many_images_are_those_of_each():
-    ids = [records.image_id(f"http://a.example/{n}") for n in range(100)]
-    found = texts.image_keys(pa.array(["0" * 24, *ids]).slice(1))
-    assert found.tolist() == [texts.image_key(one) for one in ids]
-    with pytest.raises(ValueError, match="24 hex digits"):
-        texts.image_keys(pa.array(["1234"]))
 
 
 def test_images_without_a_text_of_weight_have_none():

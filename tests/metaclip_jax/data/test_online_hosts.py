@@ -4,6 +4,7 @@ import shutil
 import time
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import simplejpeg
 
@@ -14,6 +15,7 @@ from metaclip_jax.data import (
     balance,
     draws,
     kept,
+    online,
     order,
     pipeline,
     records,
@@ -155,16 +157,17 @@ def test_workers_that_share_what_they_find_change_no_batch(folders, tmp_path):
 @pytest.mark.parametrize("choice", [texts.Choice(), CHOICE])
 def test_a_mask_is_the_rule_record_by_record(folders, choice):
     dataset = records.open_dataset(folders[0])
-    counts = balance.read_counts(dataset)
+    counts = online.read_counts(dataset)
     assert counts.keys() == ENTRIES.keys()
-    keep = balance.keep_probabilities(counts, t=T, tail_share=0)
-    source = balance.OnlineBalance(dataset, seed=SEED, t=T, tail_share=0, choice=choice)
+    t = balance.thresholds(counts, t=T, tail_share=0)
+    keep = balance.keep_probabilities(counts, t)
+    source = online.OnlineBalance(dataset, seed=SEED, t=T, tail_share=0, choice=choice)
     raw = records.read(dataset, np.arange(RECORDS))
     for epoch in (0, 4):
         wanted = []
         for number, record in enumerate(map(records.decode, raw)):
             (chosen,), _ = texts.draw(
-                np.array([texts.image_key(record.image_id)], np.uint64),
+                balance.image_keys(pa.array([record.image_id])),
                 np.array([len(record.texts)]),
                 epochs=epoch,
                 seed=SEED,
@@ -172,11 +175,15 @@ def test_a_mask_is_the_rule_record_by_record(folders, choice):
             )
             key = records.text_key(record.image_id, record.texts[chosen])
             first, last = record.entry_offsets[chosen : chosen + 2]
-            for entry in record.entry_ids[first:last].tolist():
-                bits = draws.mix(SEED, order.ACCEPT, epoch, key, entry)
-                if draws.uniform(bits) < keep[record.metadata[chosen]][entry]:
-                    wanted.append(number)
-                    break
+            drawn = balance.match_draws(
+                int(draws.mix(SEED, draws.ACCEPT, epoch)),
+                np.array([key], np.uint64),
+                np.array([0, last - first]),
+                record.entry_ids[first:last],
+            )
+            p = keep[record.metadata[chosen]][record.entry_ids[first:last]]
+            if (drawn < p).any():
+                wanted.append(number)
         assert source.epoch_records(epoch).tolist() == wanted
         assert RECORDS / 4 < len(wanted) < RECORDS
 
@@ -196,7 +203,7 @@ def test_what_an_epoch_keeps_is_found_once_by_all_who_share(folders, tmp_path):
     def source(**values):
         values = {"seed": SEED, "t": T, "tail_share": 0, **values}
         dataset = records.open_dataset(str(copy))
-        return balance.OnlineBalance(dataset, **values, shared=str(shared))
+        return online.OnlineBalance(dataset, **values, shared=str(shared))
 
     positions = np.arange(300, 400)  # of two epochs
     wanted = source().order(positions)
@@ -220,7 +227,7 @@ def test_what_an_epoch_keeps_is_found_once_by_all_who_share(folders, tmp_path):
 
 def test_epochs_past_leave_only_their_totals(folders, tmp_path):
     dataset = records.open_dataset(folders[0])
-    source = balance.OnlineBalance(
+    source = online.OnlineBalance(
         dataset, seed=SEED, t=T, tail_share=0, shared=str(tmp_path)
     )
     for epoch in range(7):
