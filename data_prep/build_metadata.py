@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data_prep import config as config_lib
@@ -22,7 +22,7 @@ from data_prep import language
 from data_prep.metadata import store, wikipedia
 from data_prep.sources import html, warc
 from metaclip_jax import files, patterns
-from metaclip_jax.cli import command
+from metaclip_jax.cli import command, config_flag
 
 # Their words have no spaces between: "words" here would be whole phrases.
 _WITHOUT_SPACES = frozenset("bo dz ja km lo my th wuu yue zh".split())
@@ -194,6 +194,6 @@ def _inputs(config: ConfigDict, *groups: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", help_string="Metadata recipe.")
+    config_flag.define(config_lib.METADATA_RANGES)
     flags.DEFINE_string("output", None, "Folder for the metadata.")
     command.run(main)

@@ -129,10 +129,10 @@ def recipe(
       variant: its name, what follows the colon in --config=configs/FILE.py:VARIANT.
 
     Raises:
-      ValueError: there is no such variant; lists those there are.
+      ValueError: there is no such variant or key; names the nearest.
     """
-    config.update_from_flattened_dict(dict(ranges.variant(variants, variant)))
-    return config.lock()
+    ranges.update(config, ranges.variant(variants, variant))
+    return config
 
 
 # The values that each key may have. A new key gets a row here, or a test fails. The

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from absl import app, flags, logging
 from apache_beam.options.pipeline_options import PipelineOptions
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from data_prep import config as config_lib
 from data_prep import data_card, drops, language, schema
@@ -33,7 +33,7 @@ from data_prep.sinks import array_record as sink
 from data_prep.stages import balancing, downloads, matches, outcomes, parts, steps, sums
 from data_prep.stages.pipelines import progress, start, tagged
 from metaclip_jax import files, patterns
-from metaclip_jax.cli import command
+from metaclip_jax.cli import command, config_flag
 from metaclip_jax.data import balance
 
 
@@ -420,7 +420,7 @@ def shares(folder: str) -> dict[str, dict[str, int]]:
 
 def define_flags() -> None:
     """Defines the flags of the command line; importing this module defines none."""
-    config_flags.DEFINE_config_file("config", help_string="Curation recipe.")
+    config_flag.define(config_lib.CURATE_RANGES)
     flags.DEFINE_string("workdir", None, "For matches, images, sums.")
     flags.DEFINE_string("output", None, "Dataset folder (TFDS-readable).")
     flags.DEFINE_enum(

@@ -381,15 +381,15 @@ def recipe(variants: Mapping[str, Mapping[str, Any]], variant: str) -> ConfigDic
       variant: its name, what follows the colon in --config=configs/FILE.py:VARIANT.
 
     Raises:
-      ValueError: there is no such variant; lists those there are.
+      ValueError: there is no such variant or key; names the nearest.
     """
     from metaclip_jax.models import presets
 
     values = dict(ranges.variant(variants, variant))
     config = default()
-    config.update_from_flattened_dict(presets.config_values(values.pop("preset")))
-    config.update_from_flattened_dict(values)
-    return config.lock()
+    ranges.update(config, presets.config_values(values.pop("preset")))
+    ranges.update(config, values)
+    return config
 
 
 def of_architecture(wanted: "Architecture") -> ConfigDict:

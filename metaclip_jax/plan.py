@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from absl import flags
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from metaclip_jax import config as keys
-from metaclip_jax.cli import command
+from metaclip_jax.cli import command, config_flag
 from metaclip_jax.models import presets
 from metaclip_jax.training import feed, flops, program, sharding
 
@@ -271,7 +271,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", help_string="Recipe, configs/FILE.py.")
+    config_flag.define(keys.RANGES)
     flags.DEFINE_string("topology", None, "Slice, as v5e:4x4 or v5p:4x4x8.")
     flags.DEFINE_integer("slices", 1, "How many such slices.", lower_bound=1)
     flags.mark_flags_as_required(["config", "topology"])

@@ -18,11 +18,11 @@ from typing import NamedTuple
 import jax
 import orbax.checkpoint as ocp
 from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from metaclip_jax import config as keys
 from metaclip_jax import files
-from metaclip_jax.cli import command
+from metaclip_jax.cli import command, config_flag
 from metaclip_jax.data import mixture, workers
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.data.images import Preprocess
@@ -410,9 +410,7 @@ def define_flags(to: flags.FlagValues) -> None:
     """Defines the flags of the command line; importing this module defines none."""
     text = functools.partial(flags.DEFINE_string, flag_values=to)
     number = functools.partial(flags.DEFINE_integer, flag_values=to)
-    config_flags.DEFINE_config_file(
-        "config", help_string="Recipe, configs/FILE.py:VARIANT.", flag_values=to
-    )
+    config_flag.define(keys.RANGES, flag_values=to)
     text("workdir", None, "Folder of the run, local or gs://.")
     text("coordinator", "", '"auto" or HOST:PORT; "" = one process.')
     number("process_count", 1, "Processes, with HOST:PORT.", lower_bound=1)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from absl import flags
-from ml_collections import config_flags
 
 from data_prep import config as curation_keys
 from metaclip_jax import config as keys
 from metaclip_jax import train
+from metaclip_jax.cli import config_flag
 from metaclip_jax.models import clip, presets
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
@@ -181,8 +181,6 @@ def command_of(name):
     return shlex.split("\n".join(lines).replace("\\\n", " "))
 
 
-# ml_collections loads a recipe in a way that Python 3.12 will not know.
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 @pytest.mark.parametrize("name", MODULES)
 def test_the_command_of_a_recipe_names_a_variant_and_parses(name, monkeypatch):
     words = command_of(name)
@@ -192,7 +190,7 @@ def test_the_command_of_a_recipe_names_a_variant_and_parses(name, monkeypatch):
     monkeypatch.setattr(sys, "argv", words[2:])  # where ml_collections finds overrides
     parsed = flags.FlagValues()
     if name in programs:
-        config_flags.DEFINE_config_file("config", flag_values=parsed)
+        config_flag.define({}, flag_values=parsed)
         for folder in ("workdir", "output"):
             flags.DEFINE_string(folder, None, "", flag_values=parsed)
     else:

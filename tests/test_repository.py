@@ -19,6 +19,8 @@ RECIPES = sorted((ROOT / "configs").glob("*.py"))
 # Modules that both programs share; they import neither side's heavy packages.
 SHARED = {
     "metaclip_jax.cli.command",
+    "metaclip_jax.cli.config_flag",
+    "metaclip_jax.cli.errors",
     "metaclip_jax.data.balance",
     "metaclip_jax.data.containers",
     "metaclip_jax.data.decoding",
@@ -31,7 +33,6 @@ SHARED = {
 }
 # Modules that import no sibling, so that they can be read and moved alone.
 LEAVES = {
-    "metaclip_jax.cli.command",
     "metaclip_jax.cli.ranges",
     "metaclip_jax.files",
     "metaclip_jax.training.losses",

@@ -1,14 +1,14 @@
 """What all commands share: --help with all their flags, and errors in one line."""
 
 import functools
-import linecache
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
 
-PACKAGES = ("metaclip_jax", "data_prep", "examples", "benchmarks", "__main__")
+from metaclip_jax.cli import errors
+
 # What a user can cure; of other types are the mistakes of programmers.
 _CURABLE = (ValueError, OSError, RuntimeError, FloatingPointError, app.UsageError)
 
@@ -16,15 +16,25 @@ _CURABLE = (ValueError, OSError, RuntimeError, FloatingPointError, app.UsageErro
 def run(main: Callable[[list[str]], Any]) -> None:
     """Runs a command, as `absl.app.run` does, and exits.
 
-    --help shows the flags of all our modules that are loaded. An error that our own
-    code raised is printed in one line and ends with status 1; with --verbosity=1, and
-    for any other error, there is the traceback.
+    --help shows the flags of all our modules that are loaded. A mistake on the command
+    line, and an error that our own code raised, are printed in one line and end with
+    status 1; with --verbosity=1, and for any other error, there is the traceback.
     """
     for module, found in flags.FLAGS.flags_by_module_dict().items():
-        if module.partition(".")[0] in PACKAGES:
+        if module.partition(".")[0] in errors.PACKAGES:
             for flag in found:
                 flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    app.run(functools.partial(_run, main))
+    app.run(functools.partial(_run, main), flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    # absl raises a ValueError for a value after --no_FLAG.
+    except (flags.Error, app.UsageError, ValueError) as error:
+        if errors.wants_traceback(argv):
+            raise
+        errors.fail(errors.of_command_line(error, flags.FLAGS))
 
 
 def _run(main: Callable[[list[str]], Any], arguments: list[str]) -> Any:
@@ -32,22 +42,9 @@ def _run(main: Callable[[list[str]], Any], arguments: list[str]) -> Any:
     try:
         return main(arguments)
     except _CURABLE as error:
-        if verbose or not is_raised_by_us(error):
+        if verbose or not errors.is_raised_by_us(error):
             raise
-        sys.stderr.write(f"Error: {error}\n")
-        return 1
-
-
-def is_raised_by_us(error: BaseException) -> bool:
-    """Whether a `raise` of our own code made the error: its words are for users."""
-    trace = error.__traceback__
-    if trace is None:
-        return False
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    module = trace.tb_frame.f_globals.get("__name__", "")
-    line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
-    return module.partition(".")[0] in PACKAGES and line.strip().startswith("raise")
+        errors.fail(str(error))
 
 
 def refuse_arguments(arguments: Sequence[str]) -> None:

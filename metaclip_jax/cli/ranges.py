@@ -1,12 +1,13 @@
-"""Which values config keys may have: rows of a table, their check and their print-out.
+"""Which values config keys may have: rows of a table, and their check.
 
 Each config.py holds one table, {key path: Range}, below its keys. Both programs share
 this module, so it imports neither jax nor Beam.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -170,27 +171,38 @@ def flat(tree: ConfigDict | Mapping[str, Any], path: str = "") -> Iterator[tuple
             yield f"{path}{key}", value
 
 
-def render(table: Table, default: ConfigDict) -> str:
-    """Returns the table as lines to read: key, default, which values it may have."""
-    defaults = dict(flat(default))
-    rows = [(key, repr(defaults[key]), one.wanted()) for key, one in table.items()]
-    wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    return "\n".join(
-        f"{key:{wide[0]}}  {value:{wide[1]}}  {wanted}" for key, value, wanted in rows
-    )
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Returns the name that is most like another one; "" where none is much like it.
+
+    Of dotted names the last words may be alike, too: peak_lr and optimizer.peak_lr.
+    """
+
+    def likeness(other: str) -> float:
+        pairs = ((name, other), (name.split(".")[-1], other.split(".")[-1]))
+        whole, last = (SequenceMatcher(None, *pair).ratio() for pair in pairs)
+        return max(whole, 0.9 * last)
+
+    best = max(names, key=likeness, default="")
+    return best if best and likeness(best) > 0.6 else ""
 
 
 def _differing_keys(config: ConfigDict, default: ConfigDict) -> list[str]:
     """Says which keys are there and should not be, or should be and are not."""
     got, want = (list(dict(flat(one))) for one in (config, default))
     return [
-        *(f"config.{key}: there is no such key" for key in got if key not in want),
+        *(_no_such_key(key, want) for key in got if key not in want),
         *(
             f"config.{key}: the key is missing; start from the default config"
             for key in want
             if key not in got
         ),
     ]
+
+
+def _no_such_key(key: str, keys: Iterable[str]) -> str:
+    found = nearest(key, keys)
+    cure = f"did you mean config.{found}?" if found else "docs/config.md lists them"
+    return f"there is no key config.{key}; {cure}"
 
 
 def _cure(row: Range, value: Any, default: Any) -> str:
@@ -213,8 +225,29 @@ def variant(variants: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str
       ValueError: there is no such variant; lists those there are.
     """
     if name not in variants:
+        found = nearest(name, variants)
         raise ValueError(
-            f"want --config=configs/FILE.py:VARIANT with a variant among"
-            f" {', '.join(variants)}; got {name!r}"
+            f"wanted a variant among {', '.join(variants)}, got {name!r}; "
+            + (f"did you mean {found}?" if found else "choose one of them")
         )
     return variants[name]
+
+
+def update(config: ConfigDict, values: Mapping[str, Any]) -> None:
+    """Sets keys of a config, which is changed in place.
+
+    Args:
+      config: of all keys.
+      values: by dotted key.
+
+    Raises:
+      ValueError: there is no such key, or its value has another type.
+    """
+    keys = [key for key, _ in flat(config)]
+    for key, value in values.items():
+        if key not in keys:
+            raise ValueError(_no_such_key(key, keys))
+        try:
+            config.update_from_flattened_dict({key: value})
+        except TypeError as error:
+            raise ValueError(f"config.{key}: {error}") from error

@@ -21,11 +21,11 @@ import jax
 import numpy as np
 import simplejpeg
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from metaclip_jax import config as keys
 from metaclip_jax import files
-from metaclip_jax.cli import command
+from metaclip_jax.cli import command, config_flag
 from metaclip_jax.data import batch as batches
 from metaclip_jax.data import clean_up, mixture, pipeline, records, sheet, tokenizer
 from metaclip_jax.training import feed
@@ -302,7 +302,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", __file__, "Recipe, configs/FILE.py.")
+    config_flag.define(keys.RANGES, default=__file__)
     flags.DEFINE_string("output", "", ".png or .html to write; empty = print only.")
     flags.DEFINE_integer(
         "batch", 256, "Images at a time, instead of global_batch.", lower_bound=1

@@ -1,5 +1,7 @@
 """Every command: --help shows all flags, and what a user can cure is one line."""
 
+import importlib
+import json
 import re
 import subprocess
 import sys
@@ -12,15 +14,132 @@ from absl import app
 
 from data_prep.stages import parts
 from metaclip_jax import files
-from metaclip_jax.cli import command
+from metaclip_jax.cli import command, errors
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
-    for package in ("metaclip_jax", "data_prep")
+    for package in ("metaclip_jax", "data_prep", "examples")
     for path in (ROOT / package).rglob("*.py")
     if "command.run(main)" in path.read_text()
 )
+# A recipe of each command that takes one.
+RECIPES = {
+    "data_prep.build_metadata": "configs/metadata.py:en",
+    "data_prep.curate": "configs/curate.py:400m",
+    "metaclip_jax.data.inspect": "configs/quickstart.py",
+    "metaclip_jax.plan": "configs/metaclip.py:vit_b32_400m",
+    "metaclip_jax.train": "configs/metaclip.py:vit_b32_400m",
+}
+# Runs command lines, each in a process of its own, that share the import of what they
+# need. A mistake ends them before they start anything.
+RUNNER = """
+import importlib, json, os, runpy, sys, tempfile, traceback
+commands = json.loads(sys.argv[1])
+for imported, _, _ in commands:
+    importlib.import_module(imported)
+for _, module, lines in commands:
+    for line in lines:
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            child = os.fork()
+            if not child:
+                os.dup2(out.fileno(), 1)
+                os.dup2(err.fileno(), 2)
+                sys.argv = [module, *line]
+                code = 0
+                try:
+                    runpy.run_module(module, run_name="__main__", alter_sys=True)
+                except SystemExit as end:
+                    code = end.code
+                except BaseException:
+                    code = traceback.print_exc() or 1
+                sys.stdout.flush(), sys.stderr.flush()
+                os._exit(code)  # tidying up takes seconds
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            out.seek(0), err.seek(0)
+            found = status, out.read().decode(), err.read().decode()
+            print(json.dumps([module, *found]), flush=True)
+"""
+
+
+def path_of(module):
+    path = ROOT / module.replace(".", "/")
+    return path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def imported_as(module):
+    return f"{module}.__main__" if path_of(module).stem == "__main__" else module
+
+
+def flags_of(module):
+    """The names of the flags that its source defines."""
+    source = path_of(module).read_text()
+    if "model_flags.define" in source:
+        source += (ROOT / "metaclip_jax/inference/model_flags.py").read_text()
+    defined = re.findall(r"(?:DEFINE_\w+|text|number)\(\s*\"(\w+)\"", source)
+    return defined + ["config"] * (module in RECIPES)
+
+
+def swapped(name):
+    """A name as it is mistyped: its last two different letters in the other order."""
+    for i in range(len(name) - 2, -1, -1):
+        if name[i] != name[i + 1] and "." not in name[i : i + 2]:
+            return name[:i] + name[i + 1] + name[i] + name[i + 2 :]
+    return name * 2
+
+
+def mistakes_of(module):
+    """Command lines with one mistake each, and what the answer has to name."""
+    flag = max(flags_of(module), key=len)
+    yield [f"--{swapped(flag)}=1"], f"did you mean --{flag}?"
+    yield ["--no_such_thing=1"], "--help lists them"
+    if module not in RECIPES:
+        return
+    recipe = f"--config={RECIPES[module]}"
+    file, _, variant = RECIPES[module].partition(":")
+    key = "seed" if module == "data_prep.curate" else "pages.max_url_chars"
+    key = key if module.startswith("data_prep") else "optimizer.peak_lr"
+    group = key.partition(".")[0] if "." in key else "balance"
+    yield [recipe, f"--config.{swapped(key)}=1"], f"did you mean --config.{key}?"
+    yield [recipe, f"--config.{key}.x=1"], f"did you mean --config.{key}?"
+    yield [recipe, f"--config.{group}=1"], f"{group}, which is a group; set one of"
+    yield [recipe, f"--config.{key}=abc"], f"--config.{key}: wanted a"
+    yield [recipe, f"--config.{key}"], f"--config.{key}"
+    yield [f"--config={file.replace('.py', 's.py')}"], f"did you mean {file}?"
+    yield [f"--config={file}:{variant}x"], f"{variant}x'"
+    yield [f"--config.{swapped(key)}=1"], "--config"
+
+
+def run_all(modules):
+    """Yields (module, status, stdout, stderr): of --help, then of each mistake."""
+    commands = [
+        (
+            imported_as(module),
+            module,
+            [["--help"], *(m[0] for m in mistakes_of(module))],
+        )
+        for module in modules
+    ]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RUNNER, json.dumps(commands)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    yield from map(json.loads, done.stdout.splitlines())
+
+
+@pytest.fixture(scope="module")
+def results():
+    ours = [module for module in COMMANDS if module.startswith("metaclip_jax")]
+    others = [module for module in COMMANDS if module not in ours]
+    found = {module: [] for module in COMMANDS}
+    with ThreadPoolExecutor(2) as pool:
+        for rows in pool.map(run_all, (ours, others)):
+            for module, *result in rows:
+                found[module].append(result)
+    return found
 
 
 def run(module, *arguments):
@@ -32,38 +151,35 @@ def run(module, *arguments):
     )
 
 
-@pytest.fixture(scope="module")
-def helped():
-    with ThreadPoolExecutor(2) as pool:
-        return dict(
-            zip(COMMANDS, pool.map(lambda m: run(m, "--help"), COMMANDS), strict=True)
-        )
-
-
-def path_of(module):
-    path = ROOT / module.replace(".", "/")
-    return path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
-
-
 def test_there_are_commands():
-    assert {"metaclip_jax.train", "data_prep.curate"} <= set(COMMANDS)
+    assert RECIPES.keys() < set(COMMANDS)
+    with_config = {
+        m for m in COMMANDS if "config_flag.define" in path_of(m).read_text()
+    }
+    assert with_config == RECIPES.keys()
 
 
 @pytest.mark.parametrize("module", COMMANDS)
-def test_help_shows_the_docstring_and_all_flags(helped, module):
-    source = path_of(module).read_text()
-    if "model_flags" in source:
-        source += (ROOT / "metaclip_jax" / "model_flags.py").read_text()
-    defined = re.findall(r"(?:DEFINE_\w+|text|number)\(\s*\"(\w+)\"", source)
-    assert defined
-    shown = helped[module].stdout
-    assert not [
-        name for name in defined if not re.search(rf"--(\[no\])?{name}:", shown)
-    ]
+def test_help_shows_the_docstring_and_all_flags(results, module):
+    _, shown, _ = results[module][0]
+    assert flags_of(module)
+    for name in flags_of(module):
+        assert re.search(rf"--(\[no\])?{name}:", shown), name
+    docstring = importlib.import_module(imported_as(module)).__doc__
+    assert docstring.strip() in shown  # also its line breaks
     # An example of several lines is several lines, to be copied as it is.
-    for line in re.findall(r"^    .*\\\\$", source.split('"""')[1], re.MULTILINE):
-        assert line.replace("\\\\", "\\") in shown.splitlines()
-    assert not re.search(r"[^\\]\\\n", source.split('"""')[1])
+    assert not re.search(r"[^\\]\\\n", path_of(module).read_text().split('"""')[1])
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_a_mistake_on_the_command_line_is_one_line_that_names_the_cure(results, module):
+    for (line, cure), (status, shown, said) in zip(
+        mistakes_of(module), results[module][1:], strict=True
+    ):
+        assert status == 1, line
+        assert re.fullmatch(r"Error: .+\n", said), (line, said)
+        assert cure in said, line
+        assert not shown
 
 
 def test_a_wrong_value_is_one_line_and_a_traceback_only_on_request():
@@ -75,6 +191,9 @@ def test_a_wrong_value_is_one_line_and_a_traceback_only_on_request():
     done = run("data_prep.explain", *wrong, "--verbosity=1")
     assert done.returncode == 1
     assert "Traceback" in done.stderr and "/no/where" in done.stderr
+    done = run("data_prep.explain", "--metadat=/no/where", "--verbosity=1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and "metadat" in done.stderr
 
 
 def test_words_that_are_no_flags_are_refused():
@@ -87,11 +206,11 @@ def test_only_what_our_own_code_raises_is_meant_for_users():
     """Whatever a library or Python itself raises in it is a fault to be traced."""
     with pytest.raises(app.UsageError) as ours:
         command.refuse_arguments(["program", "word"])
-    assert command.is_raised_by_us(ours.value)
+    assert errors.is_raised_by_us(ours.value)
     with pytest.raises(ValueError) as of_python:
         parts.partition_of(pa.array(["no digits"]), 1)
-    assert not command.is_raised_by_us(of_python.value)
+    assert not errors.is_raised_by_us(of_python.value)
     with pytest.raises(OSError) as of_a_library:
         files.write_bytes("/proc/no/such/file", b"")
-    assert not command.is_raised_by_us(of_a_library.value)
-    assert not command.is_raised_by_us(ValueError("never raised"))
+    assert not errors.is_raised_by_us(of_a_library.value)
+    assert not errors.is_raised_by_us(ValueError("never raised"))

@@ -1,0 +1,123 @@
+"""The flag --config=FILE.py:VARIANT, with --config.KEY=VALUE for single keys.
+
+It is ml_collections' flag, with errors in one line that name the nearest key, variant
+or file.
+"""
+
+import glob
+import inspect
+import os
+import re
+import runpy
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from metaclip_jax.cli import errors, ranges
+
+_HELP = "Recipe, as configs/FILE.py:VARIANT; docs/config.md lists its keys."
+
+
+def define(
+    table: ranges.Table,
+    *,
+    default: str | None = None,
+    flag_values: flags.FlagValues = flags.FLAGS,
+) -> None:
+    """Defines --config.
+
+    Args:
+      table: the range of each key, to say what a key may be.
+      default: the recipe where none is given.
+      flag_values: where the flag is defined.
+    """
+    config_flags.DEFINE_config_file("config", None, _HELP, flag_values=flag_values)
+    flag_values["config"].parser = _Parser(table=table)
+    try:  # the default is read at once
+        flag_values.set_default("config", default)
+    except (flags.Error, app.UsageError) as error:
+        errors.fail(errors.of_command_line(error, flag_values))
+    if default:
+        flag_values["config"].default_as_str = "'all keys at their defaults'"
+
+
+def load(path: str) -> ConfigDict:
+    """Returns the locked config of a recipe, FILE.py or FILE.py:VARIANT.
+
+    Raises:
+      UsageError: there is no such file or variant, or the file is no recipe.
+    """
+    file, colon, variant = path.partition(":")
+    if not os.path.isfile(file):
+        there = glob.glob(os.path.join(glob.escape(os.path.dirname(file)), "*.py"))
+        cure = errors.did_you_mean(
+            file, sorted(there), otherwise=f"give its path from {os.getcwd()}"
+        )
+        raise app.UsageError(
+            f"--config: wanted a recipe, as configs/FILE.py:VARIANT, got {path!r}, and"
+            f" there is no such file; {cure}"
+        )
+    try:
+        get_config = runpy.run_path(file, run_name="recipe").get("get_config")
+        if get_config is None:
+            raise app.UsageError("wanted get_config() in a recipe, got none; add it")
+        if colon and not inspect.signature(get_config).parameters:
+            raise app.UsageError(
+                f"it has no variants, got {variant!r}; leave out ':{variant}'"
+            )
+        config = get_config(*([variant] if colon else []))
+        if not isinstance(config, ConfigDict):
+            raise app.UsageError(
+                "wanted a ConfigDict from get_config(), got a"
+                f" {type(config).__name__}; return one"
+            )
+        return config.lock()
+    except Exception as error:
+        if isinstance(error, ValueError | app.UsageError):
+            if errors.is_raised_by_us(error):
+                raise app.UsageError(f"--config={path}: {error}") from error
+        # absl would take a TypeError or ValueError for a wrong value.
+        raise RuntimeError(f"--config={path} failed") from error
+
+
+def check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
+    """Refuses --config.KEY=VALUE of keys that there are not.
+
+    Raises:
+      UsageError: names the nearest key.
+    """
+    keys = [key for key, _ in ranges.flat(config)]
+    for word in argv:
+        found = re.match(r"--?(?:no)?config\.([^=]*)", word)
+        if found is None or found[1] in keys:
+            continue
+        members = [key for key in keys if key.startswith(f"{found[1]}.")]
+        if members:
+            raise app.UsageError(
+                f"wanted a key, got --config.{found[1]}, which is a group; set one of"
+                f" {', '.join(f'--config.{key}' for key in members)}"
+            )
+        cure = errors.did_you_mean(
+            f"--config.{found[1]}",
+            [f"--config.{key}" for key in keys],
+            otherwise="docs/config.md lists them",
+        )
+        raise app.UsageError(f"there is no key --config.{found[1]}; {cure}")
+
+
+class _Parser(flags.ArgumentParser):
+    """Loads a recipe. ml_collections then sets the keys that follow it."""
+
+    def __init__(self, *, table: ranges.Table) -> None:
+        self.table = table
+
+    def parse(self, argument: str) -> ConfigDict:
+        config = load(argument)
+        argv = flags.FLAGS.read_flags_from_files(sys.argv[1:], force_gnu=False)
+        check_overrides(config, argv)
+        return config
+
+    def flag_type(self) -> str:
+        return "config object"
