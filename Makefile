@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := quickstart_run
 
-.PHONY: quickstart test test-slow test-parity lint bench clean
+.PHONY: quickstart test test-slow test-parity lint bench docs clean
 
 quickstart: .venv/quickstart
 	$(BIN)/python -m examples.quickstart.run --workdir=$(RUN) $(ARGS)
@@ -30,6 +30,10 @@ lint: .venv/dev
 bench: .venv/parity
 	@for script in benchmarks/*.py; do \
 		$(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
+
+# The pages that are made from the code.
+docs: .venv/dev
+	$(BIN)/python docs/write_config.py
 
 clean:
 	rm -rf .venv build *.egg-info $(RUN)

@@ -1,4 +1,4 @@
-"""Every curation key: its unit, its default, one comment each.
+"""Every key of curation and metadata: its unit, its default, one comment.
 
 Recipes in configs/ are tables of what differs, and are loaded by path:
 
@@ -76,7 +76,7 @@ def curate() -> ConfigDict:
                 "engine": "numba",  # numba, or pyahocorasick (the reference)
             },
             "language": {
-                # lid176, or package.module:name of what makes an identifier.
+                # lid176, or package.module:name of a callable that makes another.
                 "identifier": "lid176",
             },
             # Images whose texts are kept aside for `data_prep.explain`.
@@ -87,8 +87,8 @@ def curate() -> ConfigDict:
                 "rule": "v1",
                 "t": 20_000,  # accepted draws an entry; 0: from tail_share
                 "tail_share": 0.06,  # tail's part of all matches, used where t = 0
-                # Texts are thinned at slack * t before the download: what may be
-                # lost there without starving an entry.
+                # Before the download texts are thinned at slack * t and not at t, so
+                # that entries can lose images there and still reach t.
                 "slack": 1.5,
             },
             "download": {
@@ -96,20 +96,21 @@ def curate() -> ConfigDict:
                 "host_map": "",
                 "user_agent": "metaclip-jax",  # say who you are, with an address
                 "concurrency": 256,  # requests in flight in one worker
-                "per_host": 16,  # of them to one host
+                "per_host": 16,  # requests in flight to one host, in one worker
                 "timeout_seconds": 20.0,  # for one image, all redirects included
-                "retries": 2,  # after connection errors, 429 and 5xx
+                "retries": 2,  # further attempts after connection errors, 429, 5xx
                 "max_bytes": 20 << 20,  # bytes of one image
                 # Bytes of all images that one worker holds, arriving and waiting.
                 "max_held_bytes": 1 << 30,
-                # Of at least 100 images; more failed downloads are an error.
+                # More failed downloads than this are an error, as a share of the
+                # images of a run, once they are at least 100.
                 "max_failed_share": 0.5,
             },
             "images": {
                 "min_side": 32,  # pixels; smaller images are dropped
                 "max_side": 512,  # pixels; larger images are scaled down to it
                 "max_aspect": 4.0,  # longer side / shorter side
-                "max_pixels": 50_000_000,  # before scaling; a bomb above it
+                "max_pixels": 50_000_000,  # before scaling; larger images are dropped
                 # Texts that an image takes over from other addresses with the same
                 # bytes; placeholders have a million.
                 "max_moved_texts": 1_000,

@@ -1,8 +1,8 @@
-"""Every training key: its unit, its default, one comment. The only home of defaults.
+"""Every training key: its unit, its default, one comment; below them their ranges.
 
 A recipe in configs/ says which of them differ: a table of variants for `recipe()`, or a
-few lines after `default()`. Keys are read by attribute only, so that a mistyped name is
-an error with a suggestion.
+few lines after `default()`. Keys are read by attribute, so that a mistyped name is an
+error with a suggestion. docs/config.md is made from this file.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def default() -> ConfigDict:
     config = ConfigDict()
 
     # What to train on. Paths are local or gs://.
-    config.dataset = ""  # dataset folder, as data_prep.curate writes it; see also data
+    config.dataset = ""  # folder that data_prep.curate wrote; see also data.mixture
     config.tokenizer = ""  # tokenizer.json to load
     # Which vocabulary it must have: clip, xlm_v, mt5 or siglip; "" = any. A recipe of a
     # paper names it; metaclip_jax.plan assumes it where no tokenizer is given.
@@ -37,15 +37,15 @@ def default() -> ConfigDict:
     config.patch_dropout = 0.0  # share of an image's patches that a step leaves out
     config.max_skipped_steps = 10  # stop after this many non-finite steps in a row
 
-    # When things happen, in steps. 0 = never (the last step always saves and logs).
-    config.log_every_steps = 100
-    config.checkpoint_every_steps = 5_000
-    config.eval_every_steps = 0  # on evaluation.held_out
+    # When things happen. The last step always logs and saves.
+    config.log_every_steps = 100  # steps between rows of metrics; 0 = never
+    config.checkpoint_every_steps = 5_000  # steps between checkpoints; 0 = never
+    config.eval_every_steps = 0  # steps between evaluations on held_out; 0 = never
 
     # Numbers and devices.
     config.image_size = 224  # pixels, height and width
-    config.dtype = "bfloat16"  # of the towers' matrix products: float32 or bfloat16
-    config.loss = "softmax"  # "softmax" (CLIP) or "sigmoid" (SigLIP)
+    config.dtype = "bfloat16"  # of the towers' matrix products
+    config.loss = "softmax"  # CLIP's softmax, or SigLIP's sigmoid
     config.loss_form = "gathered"  # how negatives meet: "gathered" or "ring"
     config.loss_chunk = 1_024  # columns of logits at a time in the ring form
     config.cpu_devices = 0  # virtual CPU devices to make; 0 = use the real devices
@@ -68,15 +68,15 @@ def default() -> ConfigDict:
     # Also keep the checkpoint that is best by this metric of the held-out images:
     # "evaluation/zero_shot/accuracy", "evaluation/image_to_text/R@1", ...; "" = none.
     config.checkpoint.keep_best = ""
-    # Go on from the checkpoint before where the newest is damaged, and remove that.
+    # Where the newest checkpoint is damaged, remove it and go on from the one before.
     config.checkpoint.fallback = False
 
     config.tensorboard = True  # also write TensorBoard files
     config.wandb = ""  # Weights & Biases project to log to; "" = none
 
     config.profile = ConfigDict()
-    config.profile.first_step = 0  # trace this step and those up to the last; 0 = none
-    config.profile.last_step = 0
+    config.profile.first_step = 0  # first step to trace; 0 = none
+    config.profile.last_step = 0  # last step to trace; 0 = none
 
     config.evaluation = ConfigDict()
     config.evaluation.held_out = ""  # dataset folder with zero_shot.json; "" = none
@@ -87,17 +87,17 @@ def default() -> ConfigDict:
 
 
 def _model() -> ConfigDict:
-    """Both towers. Heads must divide their tower's width."""
+    """Both towers."""
     model = ConfigDict()
     model.family = "clip"  # of the towers: clip or siglip (MAP head, no causal mask)
     model.patch_size = 32  # pixels
     model.vision_width = 768  # channels
-    model.vision_layers = 12
-    model.vision_heads = 12
+    model.vision_layers = 12  # transformer blocks
+    model.vision_heads = 12  # attention heads; must divide vision_width
     model.vision_mlp_width = 0  # channels; 0 = 4 * vision_width
     model.text_width = 512  # channels
-    model.text_layers = 12
-    model.text_heads = 8
+    model.text_layers = 12  # transformer blocks
+    model.text_heads = 8  # attention heads; must divide text_width
     model.text_mlp_width = 0  # channels; 0 = 4 * text_width
     model.context_length = 77  # tokens, begin and end marks included
     model.embed_dim = 512  # channels of the shared embedding
@@ -112,12 +112,12 @@ def _optimizer() -> ConfigDict:
     """AdamW, linear warm-up, cosine to zero."""
     optimizer = ConfigDict()
     optimizer.peak_lr = 5e-4  # learning rate after warm-up
-    optimizer.warmup_steps = 2_000
-    optimizer.beta1 = 0.9
-    optimizer.beta2 = 0.98
-    optimizer.epsilon = 1e-6
-    optimizer.weight_decay = 0.2  # on matrices and tables, see optimizer.py
-    optimizer.first_moment_dtype = "float32"  # or bfloat16, to save memory
+    optimizer.warmup_steps = 2_000  # steps of linear rise from 0
+    optimizer.beta1 = 0.9  # decay of the first moment, a step
+    optimizer.beta2 = 0.98  # decay of the second moment, a step
+    optimizer.epsilon = 1e-6  # added to the root of the second moment
+    optimizer.weight_decay = 0.2  # of matrices and tables, a step, times the lr
+    optimizer.first_moment_dtype = "float32"  # bfloat16 saves memory
     return optimizer
 
 
@@ -127,22 +127,26 @@ def _data() -> ConfigDict:
     # Several datasets instead of config.dataset: ((folder, weight), ...), where weights
     # are shares of the examples up to a factor.
     data.mixture = ()
-    data.order = "global"  # any record anywhere, or "blocks": large reads, for gs://
+    data.order = "global"  # of records, or of "blocks" of them: large reads, for gs://
     data.block_records = 128  # consecutive records that stay together
     data.window_blocks = 64  # blocks shuffled together: at most a quarter of a batch
     data.crop_scale = (0.9, 1.0)  # least and most share of the image area to crop
-    data.flip = False  # mirror every second image
+    data.flip = False  # mirror half of the images, chosen by hash
     data.colour = 0.0  # most change of brightness, contrast, saturation, as a share
-    # Which text of an image an epoch shows: ((text source, weight), ...), 1 if not
-    # named; and how often a synthetic one, of the sources named, for images with both.
+    # How likely the texts of each source are chosen when an epoch shows one text of an
+    # image: ((text source, weight), ...); sources that are not named have weight 1.
     data.text_source_weights = ()
-    data.synthetic_sources = ()
+    data.synthetic_sources = ()  # text sources whose texts are synthetic
+    # How often an image that has both kinds of texts shows a synthetic one, as a share.
     data.synthetic_share = 0.0
-    # Online balancing of a dataset that holds every matched text: accepted draws an
-    # entry and epoch, or the tail's share of all matches; both 0 = as it is.
+    # Accepted draws an entry and epoch, in online balancing of a dataset that holds
+    # every matched text; 0 = by online_tail_share.
     data.online_t = 0
+    # The tail's share of all matches, in online balancing where online_t is 0; 0 = no
+    # online balancing.
     data.online_tail_share = 0.0
-    data.max_replaced_share = 0.05  # more undecodable images than this end the run
+    # More undecodable images than this end the run, as a share of all images seen.
+    data.max_replaced_share = 0.05
     data.read_threads = 16  # threads that read and decode
     data.worker_count = 0  # loader processes; 0 = threads only
     data.prefetch = 4  # batches made ahead of the step, in each process

@@ -1,0 +1,40 @@
+"""Pages that are made from the code are up to date."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def write_config():
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "docs/write_config.py")))
+
+
+def test_the_page_of_config_keys_is_up_to_date(write_config):
+    assert write_config.PAGE.read_text() == write_config.page(), "run `make docs`"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# Of all.\n\ndef f():\n    # The first\n    # key.\n    config.a.b = 1\n"
+        "    # A heading.\n    config.c = (\n        2\n    )  # the second\n"
+        "    config.d = g()\n\ndef g():\n    d.e = 3  # the third\n",
+        'def f():\n    return lock({"a": {\n        # The first\n        # key.\n'
+        '        "b": 1},\n        # A heading.\n        "c": 2,  # the second\n'
+        '        "d": g()})\n\ndef g():\n    return {"e": 3}  # the third\n',
+    ],
+    ids=["attributes", "dict"],
+)
+def test_comments_beside_and_above_keys_are_found(write_config, tmp_path, text):
+    (tmp_path / "config.py").write_text(text)
+    module = SimpleNamespace(__file__=str(tmp_path / "config.py"))
+    assert write_config.comments(module, "f") == {
+        "a.b": "The first key.",
+        "c": "the second",
+        "d.e": "the third",
+    }
