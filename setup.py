@@ -23,7 +23,10 @@ BASE = [
     "tqdm",
     "xxhash",
 ]
+# Pages with charts: the report, explain, contact sheets.
+PAGES = ["altair>=6.3", "jinja2", "markupsafe", "vl-convert-python>=1.9"]
 DATA = [
+    *PAGES,
     "ada-url",
     "aiohttp",
     "apache-beam>=2.77",
@@ -39,13 +42,13 @@ DATA = [
     "zstandard",
 ]
 TRAIN = [
+    *PAGES,
     "flax>=0.12.8",
     "fonttools",
     "ftfy",
     "grain>=0.2.18",
     "huggingface_hub",
     "jax>=0.10.2",
-    "jinja2",
     "opencv-python-headless",
     "optax",
     "orbax-checkpoint>=0.12.8",
@@ -84,7 +87,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["metaclip_jax*", "data_prep*"]),
-    package_data={"data_prep.metadata": ["namespaces.txt"]},
+    package_data={
+        "data_prep.metadata": ["namespaces.txt"],
+        "data_prep.report": ["templates/*"],
+        "metaclip_jax.pages": ["templates/*"],
+    },
     install_requires=BASE,
     extras_require={
         "data": DATA,

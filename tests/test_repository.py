@@ -28,6 +28,9 @@ SHARED = {
     "metaclip_jax.data.records",
     "metaclip_jax.files",
     "metaclip_jax.metric_rows",
+    "metaclip_jax.pages.charts",
+    "metaclip_jax.pages.numbers",
+    "metaclip_jax.pages.page",
     "metaclip_jax.patterns",
     "metaclip_jax.cli.ranges",
 }
@@ -96,6 +99,27 @@ def test_an_extra_brings_what_its_package_imports(package, extra):
                 continue
             dists = {re.sub(r"[-_.]+", "-", d).lower() for d in homes.get(top, [])}
             assert dists & has, f"{path.name} imports {top}, which [{extra}] lacks"
+
+
+def test_a_wheel_brings_the_files_that_are_not_modules():
+    """setup.py names the patterns; a page without its template would fail."""
+    text = (ROOT / "setup.py").read_text()
+    call = next(
+        n
+        for n in ast.walk(ast.parse(text))
+        if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "setup"
+    )
+    (data,) = [k.value for k in call.keywords if k.arg == "package_data"]
+    packed = {
+        path
+        for package, patterns in ast.literal_eval(data).items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    tracked = subprocess.run(
+        ["git", "ls-files", *PACKAGES], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
+    assert packed == {ROOT / name for name in tracked if not name.endswith(".py")}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)

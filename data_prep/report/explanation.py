@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import numpy as np
 
-from data_prep.report import charts, numbers
 from data_prep.report.dataset_size import Estimate, Size
-from data_prep.report.figure import HALF_WIDTH, figure, lead, section, two_widths
-from data_prep.report.markup import Markup, clean, element, stranger
-from data_prep.report.page import render
+from metaclip_jax.pages import charts, numbers, page
+from metaclip_jax.pages.page import clean
 
 TOP = 20  # entries shown
 
@@ -102,90 +100,62 @@ def as_text(found: Explanation) -> str:
 
 def as_page(found: Explanation, *, counts: Mapping[str, np.ndarray]) -> bytes:
     """Returns two plots, and the text below them, as one HTML page in UTF-8."""
-    plots = element("div", _size_plot(found), _count_plot(found, counts), class_="pair")
-    words = element("pre", as_text(found), class_="scroll", dir="ltr")
-    total = found.total
-    return render(
+    row = max(found.entries, key=lambda each: each.tail_matches + each.head_matches)
+    return page.render(
+        __package__,
+        "explain.html",
         title="What a threshold gives",
-        sections=[
-            section(
-                "What a threshold gives",
-                lead(
-                    f"About {numbers.short(total.texts.value)} texts of "
-                    f"{numbers.short(total.pool_texts)} would be kept "
-                    f"(95%: {numbers.short(total.texts.low)} to "
-                    f"{numbers.short(total.texts.high)}), before losses in the "
-                    "download."
-                ),
-                plots,
-                words,
-                name="explain",
-            )
-        ],
+        has_charts=True,
+        values={
+            "total": found.total,
+            "row": row,
+            "size": _size_chart(found),
+            "counts": _count_chart(row, counts[row.code]),
+            "text": as_text(found),
+        },
     )
 
 
-def _size_plot(found: Explanation) -> Markup:
-    t = np.array([point.t for point in found.curve], np.float64)
+def _size_chart(found: Explanation) -> dict[str, Any]:
+    pool = max(found.total.pool_texts, 1.0)
     kept = np.array([point.size.texts.value for point in found.curve])
     share = np.array([point.tail_share for point in found.curve])
-    pool = max(found.total.pool_texts, 1.0)
-    draw = partial(
-        charts.line_chart,
+    return charts.line_chart(
+        np.array([point.t for point in found.curve]),
         [
-            charts.Series("texts kept", t, kept / pool, "accent", label_at=0.35),
-            charts.Series("tail share", t, share, "muted", label_at=0.8, below=True),
+            charts.Series("texts kept", kept / pool, "accent"),
+            charts.Series("tail share", share, "second"),
         ],
-        height=340,
-        x=charts.Axis("t", log=True),
-        y=charts.Axis(
+        x_axis=charts.Axis("t", log=True),
+        y_axis=charts.Axis(
             "share of the pool's texts, of its matches",
-            write=numbers.axis_percent,
+            format=charts.SHARE,
             low=0,
             high=1,
         ),
-        rules=[charts.Rule("x", float(_chosen_t(found)), "t")],
+        rules=[_rule("x", _chosen_t(found))],
         describe="Share of texts kept, and of matches in the tail, by t.",
     )
-    return figure(
-        two_widths(draw, wide=HALF_WIDTH),
-        "The higher t, the more is kept, and the less the head is thinned.",
-        title="Threshold and size",
-    )
 
 
-def _count_plot(found: Explanation, counts: Mapping[str, np.ndarray]) -> Markup:
-    row = max(found.entries, key=lambda each: each.tail_matches + each.head_matches)
-    sorted_counts = -np.sort(-counts[row.code])
-    ranks = charts.log_ranks(sorted_counts.size)
-    before = sorted_counts[ranks - 1] if ranks.size else sorted_counts
-    draw = partial(
-        charts.line_chart,
+def _count_chart(row: EntryRow, counts: np.ndarray) -> dict[str, Any]:
+    ranks = charts.log_ranks(counts.size)
+    before = -np.sort(-counts)[ranks - 1]
+    return charts.line_chart(
+        ranks,
         [
-            charts.Series("matches", ranks, before, "ink", label_at=0.3),
-            charts.Series(
-                "accepted draws",
-                ranks,
-                np.minimum(before, row.t),
-                "accent",
-                label_at=0.2,
-                below=True,
-            ),
+            charts.Series("matches", before, "ink"),
+            charts.Series("accepted draws", np.minimum(before, row.t), "accent"),
         ],
-        height=340,
-        x=charts.Axis("entries, most frequent first", log=True, low=1),
-        y=charts.Axis("matches per entry", log=True, low=1),
-        rules=[charts.Rule("y", float(row.t), "t")],
+        x_axis=charts.Axis("entries, most frequent first", log=True, low=1),
+        y_axis=charts.Axis("matches per entry", log=True, low=1),
+        rules=[_rule("y", row.t)],
         describe="Sorted entry counts and accepted draws.",
     )
-    return figure(
-        two_widths(draw, wide=HALF_WIDTH),
-        "Metadata \u201c",
-        stranger(row.code),
-        f"\u201d: {row.head:,} entries are in the head, {row.tail:,} in the tail; "
-        f"{row.unmatched + row.dead:,} match nothing.",
-        title="Entry counts, sorted",
-    )
+
+
+def _rule(axis: str, t: int) -> charts.Rule:
+    return charts.Rule(axis, float(t), f"t = {numbers.count(t)}")
 
 
 def _chosen_t(found: Explanation) -> int:

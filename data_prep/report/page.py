@@ -1,16 +1,16 @@
-"""The whole page: what it reads, the order of its sections, its head.
+"""The whole page: what it reads, and what its template shows.
 
 Everything shown comes from finished files, so the same inputs give the same bytes.
 """
 
-from collections.abc import Sequence
+import re
 
-from data_prep.report import curation, examples, load, overview, training
-from data_prep.report.markup import Markup, element, join
-from data_prep.report.style import STYLE
+from markupsafe import Markup
 
-# Nothing may be fetched or run, whatever a text in here tries.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+from data_prep.matching import spacing
+from data_prep.report import curation, examples, load, training
+from metaclip_jax.pages import page
+
 _PICTURE_SIDE = 176  # px, twice what a card shows
 
 
@@ -24,47 +24,54 @@ def build(
     the file if the dataset is unfinished or a file is not in its format.
     """
     card = load.card(dataset)
-    stages = load.funnel(card)
     counts = load.entry_counts(dataset, load.thresholds(card))
     run = load.run(workdir) if workdir else None
     evaluation = load.evaluation(workdir) if workdir else None
-    picked = [
-        (each.code, *examples.head_and_tail(dataset, each))
+    top5 = evaluation.top5 if evaluation else []
+    pictures = {}
+    if held_out and top5:
+        ids = [str(item["image_id"]) for item in top5]
+        pictures = examples.thumbnails(held_out, ids, side=_PICTURE_SIDE)
+    groups = [
+        curation.group(each, card) | {"examples": examples.head_and_tail(dataset, each)}
         for each in counts[: curation.MAX_METADATA]
     ]
-    sections = [
-        overview.header(card, stages, run, evaluation),
-        curation.funnel_section(stages, card),
-        curation.balance_section(counts, card),
-        curation.examples_section(picked),
-        training.training_section(run),
-    ]
-    if run is not None or evaluation is not None:
-        sections.append(training.evaluation_section(evaluation))
-    if evaluation is not None and evaluation.top5:
-        ids = [str(item["image_id"]) for item in evaluation.top5]
-        pictures = (
-            examples.thumbnails(held_out, ids, side=_PICTURE_SIDE) if held_out else {}
-        )
-        sections.append(training.held_out_section(evaluation.top5, pictures))
-    licence = load.licence(held_out) if held_out else ""
-    sections.append(overview.footer(card, licence=licence))
-    title = f"From web pages to a model: {card['name']}"
-    return render(title=title, sections=sections)
-
-
-def render(*, title: str, sections: Sequence[Markup]) -> bytes:
-    """Returns the sections as one page in UTF-8."""
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", title),
-        # Our own words, never a stranger's: they go in as they are.
-        element("style", Markup(STYLE)),
+    return page.render(
+        __package__,
+        "report.html",
+        title=f"From web pages to a model: {card['name']}",
+        has_charts=True,
+        filters={"marked": marked},
+        values={
+            "card": card,
+            "balanced": card["balanced"] if "balanced" in card else None,
+            "funnel": curation.funnel(load.funnel(card)),
+            "shares": curation.shares(card),
+            "groups": groups,
+            "codes": len(counts),
+            "run": training.curves(run) if run else None,
+            "scores": training.scores(evaluation) if evaluation else None,
+            "cards": training.cards(top5, pictures),
+            "licence": load.licence(held_out) if held_out else "",
+        },
     )
-    body = element("body", element("main", *sections))
-    page = join([Markup("<!doctype html>\n"), element("html", head, body, lang="en")])
-    return page.encode("utf-8")
+
+
+def marked(text: str, entry: str, limit: int) -> Markup:
+    """Strangers' text, in which the first occurrence of an entry is marked.
+
+    Any case, but not a part of a word. Scripts without spaces have no such words.
+    """
+    line, wanted = page.clean(text, limit), page.clean(entry, limit)
+    for found in re.finditer(re.escape(wanted), line, re.IGNORECASE) if wanted else ():
+        start, end = found.span()
+        if not (_in_word(line, start) or _in_word(line, end)):
+            form = Markup('<bdi dir="auto">{}<mark>{}</mark>{}</bdi>')
+            return form.format(line[:start], found.group(), line[end:])
+    return page.stranger(text, limit)
+
+
+def _in_word(line: str, place: int) -> bool:
+    """Whether the characters on both sides of this place are of one word."""
+    around = line[max(place - 1, 0) : place + 1]
+    return 0 < place < len(line) and all(map(spacing.is_of_a_word, around))

@@ -1,30 +1,26 @@
 """The report, made from small inputs in the real formats."""
 
-import asyncio
-import contextlib
+import base64
+import hashlib
 import io
 import json
 import math
-import os
 import re
-import shutil
-import signal
-import subprocess
-import time
-from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image, ImageDraw
 
-from data_prep.report import curation, examples, load, page
+from data_prep.report import curation, examples, load
+from data_prep.report import page as report_page
 from data_prep.sinks import array_record
 from metaclip_jax.data import records
+from metaclip_jax.pages import page
+from tests import browser
 
 T = 40
 ENTRIES = ["image", "icon", "cat", "red apple", "bicycle", "\u732b", "violin", "kite"]
@@ -121,6 +117,12 @@ def counts_table(pool: list[int], entries: list[str], t: int) -> pa.Table:
             "accepted_draws": pa.array(accepted, pa.uint64()),
         }
     )
+
+
+def with_hostile_entries() -> tuple[list[int], list[str]]:
+    """The counts of ENTRIES, and below them hostile ones that no text contains."""
+    more = [*HOSTILE, "</script>\u2028<script>alert(2)</script>"]
+    return [*POOL, *(1 for _ in more)], [*ENTRIES, *more]
 
 
 def write_dataset(
@@ -232,7 +234,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
         root / "dataset",
         shown=shown,
         card=data_card(texts, len(shown)),
-        counts=counts_table(POOL, ENTRIES, T),
+        counts=counts_table(*with_hostile_entries(), T),
     )
     held_out = [record(1000 + i, [text]) for i, text in enumerate([*HOSTILE, *plain])]
     held_out_folder = write_dataset(
@@ -247,23 +249,25 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
 @pytest.fixture(scope="module")
 def report(inputs: tuple[str, str, str]) -> str:
     dataset, held_out, workdir = inputs
-    return page.build(dataset, held_out=held_out, workdir=workdir).decode()
+    return report_page.build(dataset, held_out=held_out, workdir=workdir).decode()
 
 
 class Tags(HTMLParser):
-    """Collects start tags with their attributes, and the text outside <style>."""
+    """Collects start tags with their attributes, scripts, and the text elsewhere."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
+        self.scripts: list[str] = []
         self.feed(source)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
-        self.words.append(data)
+        script = self.tags and self.tags[-1][0] == "script"
+        (self.scripts if script and self.cdata_elem else self.words).append(data)
 
     @property
     def text(self) -> str:
@@ -287,26 +291,58 @@ def test_headline_leads_from_texts_seen_to_recall(report: str) -> None:
     assert "134\u00d7 chance" in headline
 
 
+def without_scripts(source: str) -> str:
+    return re.sub(r"<script[^>]*>.*?</script>", "", source, flags=re.DOTALL)
+
+
 def test_no_stranger_can_add_a_tag_or_a_request(report: str) -> None:
     found = Tags(report)
     allowed = {
         *("html", "head", "meta", "title", "style", "body", "main", "header"),
         *("section", "footer", "h1", "h2", "h3", "p", "div", "span", "b", "em", "bdi"),
         *("mark", "small", "code", "ol", "ul", "li", "figure", "figcaption", "img"),
-        *("table", "colgroup", "col", "thead", "tbody", "tr", "th", "td"),
-        *("svg", "g", "line", "path", "rect", "circle", "text"),
+        *("table", "colgroup", "col", "thead", "tbody", "tr", "th", "td", "i"),
+        *("script", "noscript"),
     }
     assert {tag for tag, _ in found.tags} <= allowed
     for tag, attributes in found.tags:
         assert not any(name.startswith("on") or name == "href" for name in attributes)
         if tag == "img":
             assert (attributes["src"] or "").startswith("data:image/webp;base64,")
+        if tag == "script":
+            assert attributes in ({}, {"type": "application/json"})
     assert report.count("<style>") == report.count("</style>") == 1
-    assert "url(" not in report and "@import" not in report
-    policy = next(a["content"] for t, a in found.tags if "http-equiv" in a)
-    assert policy is not None and policy.startswith("default-src 'none'")
+    assert "url(" not in without_scripts(report) and "@import" not in report
     # What they wrote is still there to be read.
     assert '<script>alert("1")</script>' in found.text
+
+
+def test_the_policy_names_the_scripts_of_the_page_and_allows_no_other(
+    report: str,
+) -> None:
+    found = Tags(report)
+    policy = next(a["content"] for t, a in found.tags if "http-equiv" in a)
+    assert policy is not None and policy.startswith("default-src 'none'")
+    kinds = [attributes for tag, attributes in found.tags if tag == "script"]
+    pairs = zip(kinds, found.scripts, strict=True)
+    run = [script for kind, script in pairs if not kind]
+    hashes = [hashlib.sha256(script.encode()).digest() for script in run]
+    named = [f"'sha256-{base64.b64encode(each).decode()}'" for each in hashes]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["script-src"].split() == named
+    assert "eval" not in policy
+
+
+def test_charts_carry_hostile_entries_as_data(report: str) -> None:
+    found = Tags(report)
+    kinds = [attributes for tag, attributes in found.tags if tag == "script"]
+    pairs = zip(kinds, found.scripts, strict=True)
+    charts = [json.loads(script) for kind, script in pairs if kind]
+    assert len(charts) == 5
+    data = charts[0]["data"]["values"]
+    names = [row["note"] for row in data]
+    assert names == [page.clean(name, 60) for name in with_hostile_entries()[1]]
+    assert [row["y0"] for row in data[: len(POOL)]] == POOL
 
 
 def test_the_licence_of_the_pictures_is_said(report: str) -> None:
@@ -315,16 +351,23 @@ def test_the_licence_of_the_pictures_is_said(report: str) -> None:
 
 
 def test_strangers_cannot_steer_direction_or_length(report: str) -> None:
-    assert not set(report) & set("\u202a\u202b\u202d\u202e\u2066\u2067\u2068\u2069\x00")
-    assert "w" * 200 not in report
-    assert "\u0301" * 4 not in report
+    found = Tags(report)
+    data = [script for script in found.scripts if script.startswith('{"')]
+    assert len(data) == 5
+    read = [json.dumps(json.loads(each), ensure_ascii=False) for each in data]
+    for text in (without_scripts(report), *read):
+        assert not set(text) & set(
+            "\u202a\u202b\u202d\u202e\u2066\u2067\u2068\u2069\x00"
+        )
+        assert "w" * 200 not in text
+        assert "\u0301" * 4 not in text
 
 
 def test_same_inputs_give_the_same_bytes(
     inputs: tuple[str, str, str], report: str
 ) -> None:
     dataset, held_out, workdir = inputs
-    again = page.build(dataset, held_out=held_out, workdir=workdir)
+    again = report_page.build(dataset, held_out=held_out, workdir=workdir)
     assert again == report.encode()
 
 
@@ -335,9 +378,18 @@ def test_funnel_names_each_reason_with_its_count(report: str) -> None:
     assert "each stage adds up" in words
 
 
-def test_funnel_that_does_not_add_up_is_said() -> None:
+def test_funnel_that_does_not_add_up_is_said(tmp_path: Path) -> None:
     stages = [load.Stage("match", "texts", 100, 60, (("no_match", 39),))]
-    words = Tags(curation.funnel_section(stages, {})).text
+    assert curation.funnel(stages)["broken"] == ["match"]
+    card = data_card(2, 1)
+    card["funnel"][2]["drops"]["no_match"] = 699
+    dataset = write_dataset(
+        tmp_path,
+        shown=[record(0, ["an icon", "a kite"])],
+        card=card,
+        counts=counts_table(POOL, ENTRIES, T),
+    )
+    words = Tags(report_page.build(dataset).decode()).text
     assert "Warning: received = passed on + lost fails at match" in words
 
 
@@ -367,7 +419,7 @@ def test_report_before_training_is_about_curation_only(
     inputs: tuple[str, str, str], tmp_path: Path
 ) -> None:
     for workdir in (None, str(tmp_path / "nowhere")):
-        words = Tags(page.build(inputs[0], workdir=workdir).decode()).text
+        words = Tags(report_page.build(inputs[0], workdir=workdir).decode()).text
         assert "This report is about curation only" in words
         assert "not trained yet" in words and "not evaluated yet" in words
 
@@ -379,14 +431,14 @@ def test_run_without_evaluation_shows_its_curves(
     write_run(workdir, [])
     for found in (workdir / "evaluation").iterdir():
         found.unlink()
-    words = Tags(page.build(inputs[0], workdir=str(workdir)).decode()).text
-    assert "uniform guess" in words
-    assert "has not been evaluated yet" in words
+    found = Tags(report_page.build(inputs[0], workdir=str(workdir)).decode())
+    assert any("uniform guess, 5.55" in script for script in found.scripts)
+    assert "has not been evaluated yet" in found.text
 
 
 def test_unfinished_dataset_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data_card\.json.*data_prep\.curate"):
-        page.build(str(tmp_path))
+        report_page.build(str(tmp_path))
 
 
 def test_damaged_metrics_are_an_error_that_names_the_line(tmp_path: Path) -> None:
@@ -422,120 +474,69 @@ def test_dataset_that_is_not_balanced_says_so(tmp_path: Path) -> None:
     dataset = write_dataset(
         tmp_path, shown=shown, card=card, counts=counts_table(POOL, ENTRIES, T)
     )
-    words = Tags(page.build(dataset).decode()).text
+    words = Tags(report_page.build(dataset).decode()).text
     assert "not balanced" in words
     assert "accepted draws" not in words
 
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-    None,
-)
-# What a page looks like from inside; a box that scrolls by itself may be wider.
-MEASURE = """({
-  width: document.documentElement.scrollWidth,
-  wide: [...document.querySelectorAll("body *")].filter(e =>
-    e.getBoundingClientRect().right > innerWidth + 1 && !e.closest(".scroll")
-    && e.checkVisibility() && !e.closest(".unseen")).map(e => e.outerHTML.slice(0, 99)),
-  images: document.images.length,
-  broken: [...document.images].filter(i => !i.complete || !i.naturalWidth).length,
-  charts: [...document.querySelectorAll("svg[role=img]")].filter(e =>
-    e.getBoundingClientRect().width > 300).length,
-})"""
-
-
-@contextlib.contextmanager
-def chromium(profile: Path) -> Iterator[str]:
-    """A headless browser; yields the address of its first page's DevTools socket."""
-    command = [
-        *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
-        *("--disable-background-networking", "--no-first-run", "--disable-sync"),
-        *("--disable-component-update", "--disable-dev-shm-usage"),
-        *("--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"),
-    ]
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen(
-        command, stdout=quiet, stderr=quiet, start_new_session=True
-    ) as browser:
-        try:
-            found = profile / "DevToolsActivePort"
-            deadline = time.monotonic() + 30
-            while not found.exists() or len(found.read_text().splitlines()) < 2:
-                assert browser.poll() is None, "Chromium ended at its start"
-                assert time.monotonic() < deadline, "Chromium opened no port in 30 s"
-                time.sleep(0.05)
-            yield found.read_text().splitlines()[0]
-        finally:
-            browser.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                browser.wait(10)
-            # Its helpers, which may outlive it, are in a group of their own.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(browser.pid, signal.SIGKILL)
-
-
-async def look_at(port: str, file: Path, *, width: int) -> dict[str, Any]:
-    """Opens a file at a width: its MEASURE, what it requested and what went wrong."""
-    events: list[dict[str, Any]] = []
-
-    async def ask(socket: Any, method: str, **params: Any) -> dict[str, Any]:
-        number = len(events) + 1
-        await socket.send_json({"id": number, "method": method, "params": params})
-        return await until(socket, lambda message: message.get("id") == number)
-
-    async def until(socket: Any, wanted: Callable[[dict], bool]) -> dict[str, Any]:
-        while True:
-            events.append(await socket.receive_json(timeout=30))
-            if wanted(events[-1]):
-                return events[-1]
-
-    async with aiohttp.ClientSession() as session:
-        async with session.get(f"http://127.0.0.1:{port}/json/list") as response:
-            pages = [p for p in await response.json() if p["type"] == "page"]
-        address = pages[0]["webSocketDebuggerUrl"]
-        async with session.ws_connect(address, max_msg_size=0) as socket:
-            for domain in ("Network", "Log", "Runtime", "Page"):
-                await ask(socket, f"{domain}.enable")
-            await ask(
-                socket,
-                "Emulation.setDeviceMetricsOverride",
-                width=width,
-                height=844,
-                deviceScaleFactor=1,
-                mobile=width < 600,
-            )
-            await ask(socket, "Page.navigate", url=file.as_uri())
-            await until(socket, lambda m: m.get("method") == "Page.loadEventFired")
-            answer = await ask(
-                socket, "Runtime.evaluate", expression=MEASURE, returnByValue=True
-            )
-    measured = answer["result"]["result"]["value"]
-    by_method = {name: [] for name in ("requests", "complaints")}
-    for event in events:
-        if event.get("method") == "Network.requestWillBeSent":
-            by_method["requests"].append(event["params"]["request"]["url"])
-        elif event.get("method") in (
-            "Log.entryAdded",
-            "Runtime.consoleAPICalled",
-            "Runtime.exceptionThrown",
-        ):
-            by_method["complaints"].append(event["params"])
-    return measured | by_method
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@browser.wanted
 def test_browser_shows_it_whole_at_desktop_and_phone_width(
     report: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "report.html"
     file.write_text(report)
-    with chromium(tmp_path / "profile") as port:
+    with browser.chromium(tmp_path / "profile") as port:
         for width in (1280, 390):
-            seen = asyncio.run(look_at(port, file, width=width))
+            seen, tab = browser.look_at(
+                port, file, lambda tab: tab.evaluate(browser.MEASURE), width=width
+            )
             assert seen["width"] == width
             assert seen["wide"] == []
             assert seen["images"] > 18 and seen["broken"] == 0
-            assert seen["charts"] == 5
-            outside = [u for u in seen["requests"] if not u.startswith("data:")]
-            assert outside == [file.as_uri()]
-            assert seen["complaints"] == []
+            assert seen["charts"] == seen["described"] == 5
+            assert tab.requests() == [file.as_uri()]
+            assert tab.complaints() == []
+
+
+@browser.wanted
+def test_charts_answer_to_the_pointer_and_keep_hostile_labels_as_text(
+    report: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(report)
+    tooltip = "#vg-tooltip-element.visible"
+
+    async def act(tab: browser.Tab) -> list[Any]:
+        await tab.evaluate(browser.MEASURE)
+        seen = []
+        for share in (0.3, 0.99):
+            await tab.point(".chart .plot", share, 0.5)
+            seen.append(
+                await tab.evaluate(
+                    f"""(async () => {{
+                        while (!document.querySelector("{tooltip}"))
+                            await new Promise(r => setTimeout(r, 20));
+                        const box = document.querySelector("{tooltip}");
+                        const tags = [...box.querySelectorAll("*")].map(e => e.tagName);
+                        return [box.innerText, [...new Set(tags)].sort()];
+                    }})()"""
+                )
+            )
+        drawn = "document.querySelector('.chart svg').innerHTML"
+        before = await tab.evaluate(drawn)
+        await tab.point(".chart .plot", 0.5, 0.5, wheel=-240, keys=2)  # with Ctrl
+        await tab.evaluate(
+            f"""(async (before) => {{
+                while ({drawn} === before) await new Promise(r => setTimeout(r, 20));
+                return true;
+            }})({json.dumps(before)})"""
+        )
+        return seen
+
+    with browser.chromium(tmp_path / "profile") as port:
+        (near, far), tab = browser.look_at(port, file, act, width=1280)
+        assert "before" in near[0] and "entry" in near[0]
+        assert page.clean(with_hostile_entries()[1][-1], 60) in far[0]
+        for _, tags in (near, far):
+            assert tags == ["TABLE", "TBODY", "TD", "TR"]
+        assert tab.complaints() == []
