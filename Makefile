@@ -27,9 +27,9 @@ lint: .venv/dev
 	$(BIN)/python -m compileall -q configs data_prep examples metaclip_jax tests benchmarks
 	$(BIN)/mypy
 
+# Half an hour on a machine with nothing else to do; writes docs/benchmarks.md.
 bench: .venv/parity
-	@for script in benchmarks/*.py; do \
-		$(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
+	$(BIN)/python -m benchmarks.run_all $(ARGS)
 
 # The pages that are made from the code.
 docs: .venv/dev

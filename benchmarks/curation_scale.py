@@ -343,8 +343,10 @@ def main(argv: list[str]) -> None:
         "of one core (60 kB and 20 images a page)"
     )
     print(
-        f"curation_scale: rate of the largest pool / of the smallest "
-        f"{rates[-1] / rates[0]:.2f}x, memory {peaks[-1] / peaks[0]:.2f}x"
+        f"curation_scale: {rates[-1] / rates[0]:.2f}x the texts/s of the smallest pool "
+        f"in the largest\n"
+        f"curation_scale: {peaks[-1] / peaks[0]:.2f}x the memory of the smallest pool "
+        "in the largest"
     )
     print_estimates(texts_per_second=rates[-1], megabytes_per_second=megabytes)
 

@@ -235,7 +235,9 @@ def print_scale(folder: str, *, image: float) -> None:
     print(
         f"records: {times[0] * 1e6:.0f} us to find and read one of {len(opened[0]):,}, "
         f"{times[1] * 1e6:.0f} us of {len(opened[1]):,}; an image takes "
-        f"{image * 1e6:,.0f} us, so {(image + times[1]) / (image + times[0]):.2f}x"
+        f"{image * 1e6:,.0f} us\n"
+        f"records: {(image + times[1]) / (image + times[0]):.2f}x the time of an image "
+        f"out of {len(opened[0]):,} records, for one out of {len(opened[1]):,}"
     )
     write_large(
         f"{folder}/many", shards=_MANY_SHARDS, shard_records=_SHARD_RECORDS, seed=1
@@ -244,8 +246,10 @@ def print_scale(folder: str, *, image: float) -> None:
     reading = sum(read_time(many, order.WholeDataset(len(many), seed=0)))
     print(
         f"records: {reading * 1e6:.0f} us out of {len(many.shards):,} file shards, of "
-        f"which {records.MAX_OPEN_FILES} stay open, in batches of {_BATCH:,}: "
-        f"{(image + reading) / (image + times[0]):.2f}x"
+        f"which {records.MAX_OPEN_FILES} stay open, in batches of {_BATCH:,}\n"
+        f"records: {(image + reading) / (image + times[0]):.2f}x the time of an image "
+        f"out of {len(opened[0]):,} records, for one out of {len(many.shards):,} file "
+        "shards"
     )
 
 

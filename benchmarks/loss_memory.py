@@ -110,9 +110,10 @@ def main(argv: Sequence[str]) -> None:
     for chips in (small.chips, large.chips):
         ring = found[chips, "ring"]
         print(
-            f"loss memory, {mark:,} on {chips} devices: ring"
-            f" {found[chips, 'gathered'] / ring:.1f}x less than gathered rows,"
-            f" {found[chips, 'full'] / ring:.0f}x less than full logits"
+            f"loss memory: {found[chips, 'gathered'] / ring:.1f}x less as a ring than"
+            f" with gathered rows, at a batch of {mark:,} on {chips} devices\n"
+            f"loss memory: {found[chips, 'full'] / ring:.0f}x less as a ring than with"
+            f" all logits, at a batch of {mark:,} on {chips} devices"
         )
     print("4M on 8 and 12M on 32 chips compile and fit")
 

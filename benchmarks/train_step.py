@@ -242,16 +242,16 @@ def main(argv: Sequence[str]) -> None:
     )
     peak, their_peak = 2 * _LARGE**3 / product, 2 * _LARGE**3 / their_product
     print(
-        f"train step, {_TOWERS.value} at {size} pixels: {count / mine:.1f} pairs/s,"
-        f" torch and transformers {count / theirs:.1f}, {theirs / mine:.2f}x"
-        f" ({threads} threads, f32, batch {count});"
-        f" forward {forward:.2f} s against {their_forward:.2f}, the rest"
-        f" {mine - forward:.2f} against {theirs - their_forward:.2f};"
-        f" the layers' products alone take {alone:.2f} s, at which a step would be"
-        f" {theirs / alone:.2f}x;"
-        f" {flops / mine / 1e9:.0f} GFLOP/s of model FLOPs, {flops / mine / peak:.0%}"
-        f" of XLA's {peak / 1e9:.0f} for a large matrix product, for which torch's are"
-        f" {their_peak / 1e9:.0f}"
+        f"train step: {theirs / mine:.2f}x the pairs/s of torch and transformers,"
+        f" {count / mine:.1f} against {count / theirs:.1f}: {_TOWERS.value} at {size}"
+        f" pixels, batch {count}, f32, {threads} threads\n"
+        f"train step: forward {forward:.2f} s against {their_forward:.2f}, the rest"
+        f" {mine - forward:.2f} against {theirs - their_forward:.2f}\n"
+        f"train step: the layers' products alone take {alone:.2f} s, at which a step"
+        f" would be {theirs / alone:.2f}x\n"
+        f"train step: {flops / mine / 1e9:.0f} GFLOP/s of model FLOPs,"
+        f" {flops / mine / peak:.0%} of XLA's {peak / 1e9:.0f} for a large matrix"
+        f" product, for which torch's are {their_peak / 1e9:.0f}"
     )
 
 

@@ -1,0 +1,163 @@
+"""Runs all benchmarks, one after another, and writes docs/benchmarks.md.
+
+    python -m benchmarks.run_all                            # about half an hour
+    python -m benchmarks.run_all --only=matching,loader --output=/tmp/benchmarks.md
+
+Each benchmark prints a line a figure; `NAME: 4.2x what` is a ratio, and goes into the
+table on top. Nothing else should run on the machine meanwhile. benchmarks.accelerator
+has a page of its own.
+"""
+
+import ast
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import app, flags
+
+_ROOT = Path(__file__).resolve().parents[1]
+_ELSEWHERE = {"accelerator", "run_all"}
+# What is measured, or measured against.
+_LIBRARIES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "libtpu",
+    "torch",
+    "torchvision",
+    "transformers",
+    "webdataset",
+    "numpy",
+    "numba",
+    "pyarrow",
+    "pyahocorasick",
+    "pillow",
+    "simplejpeg",
+    "opencv-python-headless",
+    "tokenizers",
+    "array_record",
+    "fastwarc",
+    "selectolax",
+)
+_RATIO = re.compile(r"(?P<name>[^:]+): (?P<ratio>\d[\d.,]*x) (?P<what>.+)")
+
+
+class Result(NamedTuple):
+    """What one benchmark printed, and its exit status."""
+
+    name: str
+    lines: list[str]
+    seconds: float
+    status: int
+
+
+def names() -> list[str]:
+    """Returns the benchmarks that have no page of their own."""
+    found = []
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.stem not in _ELSEWHERE and "app.run(main)" in path.read_text():
+            found.append(path.stem)
+    return found
+
+
+def run(name: str) -> Result:
+    """Runs a benchmark and shows its lines as they come."""
+    start, lines = time.monotonic(), []
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"benchmarks.{name}"],
+        cwd=_ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(_ROOT)},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        lines.append(line.rstrip())
+    status = process.wait()
+    return Result(name, lines, time.monotonic() - start, status)
+
+
+def machine() -> str:
+    """Returns the CPU, the cores for this process, the memory and the system."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = re.search(r"model name\s*: (.+)", info.read_text())
+        cpu = found[1] if found else cpu
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return (
+        f"{cpu}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB of memory,"
+        f" {platform.system()}"
+    )
+
+
+def versions() -> str:
+    """Returns Python's version and those of the libraries that are installed."""
+    found = [f"Python {platform.python_version()}"]
+    for library in _LIBRARIES:
+        try:
+            found.append(f"{library} {importlib.metadata.version(library)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"no {library}")
+    return ", ".join(found)
+
+
+def page(results: Sequence[Result], *, date: str, where: str, libraries: str) -> str:
+    """Returns docs/benchmarks.md: the ratios as a table, then all that was printed."""
+    out = [
+        "# Benchmarks",
+        "",
+        f"Written by `make bench` on {date}. What is measured, and how, stands at the",
+        "head of each script in `benchmarks/`. Figures of other machines differ; the",
+        "ratios, whose two sides ran in turn in one run, differ less.",
+        "",
+        f"- Machine: {where}.",
+        f"- Versions: {libraries}.",
+        "",
+        "| benchmark | ratio | of |",
+        "|---|---|---|",
+    ]
+    for result in results:
+        for line in result.lines:
+            if found := _RATIO.fullmatch(line):
+                cells = (cell.replace("|", "\\|") for cell in found.groups())
+                out.append(f"| {' | '.join(cells)} |")
+    for result in results:
+        source = Path(__file__).with_name(f"{result.name}.py").read_text()
+        headline = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
+        out += ["", f"## benchmarks.{result.name}", "", headline, "", "```text"]
+        out += [line for line in result.lines if line]
+        if result.status:
+            out.append(f"It failed with status {result.status}.")
+        out += ["```", "", f"It took {result.seconds:,.0f} s."]
+    return "\n".join(out) + "\n"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the benchmarks and writes the page; returns 1 if one of them failed."""
+    values = flags.FLAGS
+    if len(argv) > 1:
+        raise app.UsageError(f"wanted flags alone, got {argv[1:]}")
+    if unknown := set(values.only) - set(names()):
+        raise app.UsageError(f"wanted --only among {names()}, got {sorted(unknown)}")
+    results = [run(name) for name in values.only or names()]
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    text = page(results, date=date, where=machine(), libraries=versions())
+    Path(values.output).write_text(text)
+    print(f"wrote {values.output}")
+    return int(any(result.status for result in results))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("only", [], "Benchmarks to run; empty = all.")
+    flags.DEFINE_string("output", str(_ROOT / "docs/benchmarks.md"), "Page to write.")
+    app.run(main)
