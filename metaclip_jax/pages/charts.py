@@ -185,7 +185,11 @@ def histogram(
                 axis=alt.Axis(format=COUNT, tickMinStep=1),
             ),
             x2="high:Q",
-            y=alt.Y("count:Q", title=None, axis=alt.Axis(format=SHORT, tickCount=4)),
+            y=alt.Y(
+                "count:Q",
+                title=None,
+                axis=alt.Axis(format=COUNT, tickCount=4, tickMinStep=1),
+            ),
             tooltip=[
                 alt.Tooltip("low:Q", title="from", format=COUNT),
                 alt.Tooltip("high:Q", title="to below", format=COUNT),
@@ -325,5 +329,5 @@ def _finished(
         autosize=alt.AutoSizeParams(type="fit", contains="padding"),
         description=describe,
     ).to_dict()
-    spec["config"] = _CONFIG
-    return spec
+    del spec["$schema"]  # an address, which nobody is to ask for
+    return spec | {"config": _CONFIG}

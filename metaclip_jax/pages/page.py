@@ -68,7 +68,7 @@ def render(
     allowed = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
     page = environment.get_template(template).render(
         title=title,
-        policy=_POLICY + (f"; script-src {allowed}" if allowed else ""),
+        policy=Markup(_POLICY + (f"; script-src {allowed}" if allowed else "")),
         scripts=[Markup(script) for script in scripts],
         font=Markup(charts.FONT),
         **values,

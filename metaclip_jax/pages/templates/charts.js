@@ -5,6 +5,7 @@ for (const box of document.querySelectorAll(".chart")) {
     actions: false,
     ast: true,
     defaultStyle: false,
+    mode: "vega-lite",
     renderer: "svg",
     tooltip: { disableDefaultStyle: true },
   });

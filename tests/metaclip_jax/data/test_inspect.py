@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from metaclip_jax import config as keys
 from metaclip_jax.data import inspect, sheet, tokenizer, workers
 from metaclip_jax.training import feed
+from tests import browser
 
 EXAMPLES = 96  # enough for every text source to show
 HOSTILE = '<script>alert("x")</script> & "quotes" </figure>'
@@ -106,19 +107,40 @@ def test_without_a_begin_mark_there_is_room_for_one_token_more(config, tmp_path)
     assert "texts longer than 19 tokens" in facts
 
 
-def test_texts_of_strangers_stay_text(report):
-    page = sheet.render_html(inspect.to_sheet(report))
-    assert "<script" not in page
+@pytest.fixture(scope="module")
+def page(report):
+    return sheet.render_html(inspect.to_sheet(report))
+
+
+def test_texts_of_strangers_stay_text(page):
+    # The data of the lengths' chart and the two scripts that draw it.
+    assert page.count("<script") == page.count("</script>") == 3
     assert "&lt;script&gt;" in page
-    assert page.count("<figure>") == page.count("</figure>") == EXAMPLES
+    frame = page.split("<script>")[0]
+    assert frame.count('<img alt="" src=') == EXAMPLES
 
 
-def test_the_sheet_opens_from_disk_without_requests(report):
-    page = sheet.render_html(inspect.to_sheet(report))
-    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+def test_the_sheet_names_no_address(page):
+    frame = page.split("<script>")[0]
+    sources = re.findall(r'(?:src|href)="([^"]*)"', frame)
     assert len(sources) == EXAMPLES
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
-    assert "http:" not in page and "https:" not in page
+    assert "http:" not in frame and "https:" not in frame
+
+
+@browser.wanted
+def test_the_sheet_opens_from_disk_without_requests(page, tmp_path):
+    file = tmp_path / "sheet.html"
+    file.write_text(page)
+    with browser.chromium(tmp_path / "profile") as port:
+        for width in (1280, 390):
+            seen, tab = browser.look_at(
+                port, file, lambda tab: tab.evaluate(browser.MEASURE), width=width
+            )
+            assert seen["width"] == width and seen["wide"] == []
+            assert seen["images"] == EXAMPLES and seen["broken"] == 0
+            assert seen["charts"] == 1
+            assert tab.requests() == [file.as_uri()] and tab.complaints() == []
 
 
 def test_the_picture_holds_every_example(report):

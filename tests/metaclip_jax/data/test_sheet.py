@@ -56,6 +56,14 @@ def test_a_picture_of_strangers_texts_has_its_usual_size():
     assert Image.open(io.BytesIO(some)).size == Image.open(io.BytesIO(hostile)).size
 
 
+@pytest.mark.parametrize("most", [0, 1, 22, 23, 24, 29, 1_000])
+def test_each_bar_counts_as_many_lengths_as_the_others(most):
+    """Bars of 1.25 lengths would be uneven where the lengths are not."""
+    counts, edges = sheet._counts(np.arange(most + 1))
+    assert counts.sum() == most + 1 and len(counts) <= 24
+    assert set(counts[:-1].tolist()) <= {int(edges[1])}
+
+
 def test_many_texts_of_one_image_are_folded():
     texts = [f"text number {n}" for n in range(12)]
     page = sheet.render_html(sheet.Sheet("many", [cell(texts[0], texts[1:])]))
