@@ -12,7 +12,7 @@
 | worldwide | all languages | not given | 170,000 for English | 5B |
 | quickstart | the sample web | some ten thousand | 10 | |
 
-docs/scale.md says what each costs. There is a file shard for each 20,000 pairs.
+docs/scale.md says how their cost is estimated. Each file shard has about 20,000 pairs.
 """
 
 from ml_collections import ConfigDict

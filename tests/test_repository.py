@@ -248,6 +248,8 @@ def readme_tree() -> list[str]:
     paths, stack = [], []
     for line in block.splitlines():
         entry = line.split("#")[0].rstrip()
+        if not entry:  # the comment goes on
+            continue
         depth = (len(entry) - len(entry.lstrip())) // 2
         del stack[depth - 1 :]
         stack.append(entry.strip().rstrip("/"))
@@ -276,6 +278,27 @@ def test_the_tree_tells_each_file_of_the_top_packages():
     for package in PACKAGES:
         files = {f"{package}/{p.name}" for p in (ROOT / package).glob("*.py")}
         assert files - {f"{package}/__init__.py"} <= tree
+
+
+# Each question, and the one file of the tree that answers it.
+ANSWERS = {
+    "where is the loss?": "metaclip_jax/training/losses.py",
+    "when is a checkpoint written?": "metaclip_jax/train.py",
+    "how is the MLP kernel sharded?": "metaclip_jax/training/sharding.py",
+    "where is the default learning rate?": "metaclip_jax/config.py",
+    "what are the bytes of a record?": "metaclip_jax/data/records.py",
+    "why was this crawl record dropped?": "data_prep/sources/warc.py",
+    "which weight is HF's text_projection?": "metaclip_jax/conversion/huggingface.py",
+    "how is a class embedded?": "metaclip_jax/evaluation/zero_shot.py",
+    "where do I add a source?": "data_prep/sources/warc.py",
+    "where do I add an evaluation?": "metaclip_jax/evaluation/evaluator.py",
+    "where do I add a data key?": "metaclip_jax/config.py",
+    "where do I add a model?": "metaclip_jax/models/presets.py",
+}
+
+
+def test_the_tree_names_the_file_that_answers_a_question():
+    assert set(ANSWERS.values()) <= set(readme_tree())
 
 
 def test_every_command_in_the_readme_exists():
