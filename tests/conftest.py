@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests import waiting
+
 ROOT = Path(__file__).resolve().parents[1]
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -38,7 +40,7 @@ def quickstart():
     # Here most time goes into steps.
     optimised = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
 
-    def run(workdir, *extra, timeout=400):
+    def run(workdir, *extra):
         command = [sys.executable, "-m", "examples.quickstart.run"]
         small = [f"--workdir={workdir}", "--pictures=400", "--steps=6"]
         done = subprocess.run(
@@ -48,7 +50,7 @@ def quickstart():
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=timeout,
+            timeout=waiting.SECONDS,
         )
         assert done.returncode == 0, done.stdout[-12_000:]
         return done.stdout

@@ -14,6 +14,7 @@ import pytest
 
 from metaclip_jax import files, metric_rows
 from metaclip_jax.data import records
+from tests import waiting
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -129,7 +130,7 @@ def run_commands(document, folder, *, about):
         },
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=waiting.SECONDS,
     )
     assert done.returncode == 0, done.stderr[-4000:]
 
@@ -157,12 +158,17 @@ def test_the_commands_about_data_run_as_they_stand(beside):
     assert (beside / "my_run" / "blocks" / "manifest.json").exists()
 
 
-def test_a_second_run_ends_in_seconds(quickstart, finished):
+def test_a_second_run_makes_nothing_again(quickstart, finished):
     workdir, _ = finished
-    start = time.monotonic()
+
+    def written():
+        return {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+
+    before = written()
     output = quickstart(workdir)
     assert output.count("finished earlier") == 8
-    assert time.monotonic() - start < 20
+    changed = {p.name for p, when in written().items() if before.get(p) != when}
+    assert changed == set()
 
 
 def test_two_fresh_runs_agree_to_the_byte(quickstart, finished, tmp_path):

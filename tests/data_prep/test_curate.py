@@ -19,6 +19,7 @@ from data_prep import schema
 from data_prep.stages import pipelines, sums
 from metaclip_jax import files
 from metaclip_jax.data import records
+from tests import waiting
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTS = ("sample-web.example", "images.sample-web.example")
@@ -56,10 +57,7 @@ def web(tmp_path_factory):
         cwd=ROOT,
         stderr=subprocess.DEVNULL,
     )
-    for _ in range(200):
-        if (folder / "port").exists():
-            break
-        time.sleep(0.1)
+    waiting.until((folder / "port").exists, server)
     address = f"127.0.0.1:{(folder / 'port').read_text().strip()}"
     host_map = ",".join(f"{host}={address}" for host in HOSTS)
     run(
@@ -227,7 +225,7 @@ def test_a_portable_job_service_writes_the_same_bytes(web, curated, tmp_path):
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_for_port(port)
+        waiting.until(lambda: is_open(port), service)
         options = [f"--job_endpoint=localhost:{port}", "--environment_type=LOOPBACK"]
         flags = curation(web, tmp_path)
         run("data_prep.curate", "--", "--runner=PortableRunner", *options, **flags)
@@ -237,13 +235,9 @@ def test_a_portable_job_service_writes_the_same_bytes(web, curated, tmp_path):
     assert dataset_bytes(tmp_path) == dataset_bytes(curated)
 
 
-def wait_for_port(port):
-    for _ in range(300):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise AssertionError(f"nothing listens on port {port}")
+def is_open(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_v2_keeps_one_text_of_an_image(web, tmp_path):

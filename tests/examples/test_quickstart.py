@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -36,6 +35,7 @@ from examples.quickstart import (
 from examples.quickstart.warc_file import Answer
 from metaclip_jax import files
 from metaclip_jax.data import records
+from tests import waiting
 
 HOST, IMAGES = tags.HOST, tags.IMAGE_HOST
 PICTURES = 120
@@ -49,7 +49,10 @@ def command(module, **arguments):
 
 def run(module, **arguments):
     result = subprocess.run(
-        command(module, **arguments), capture_output=True, text=True, timeout=120
+        command(module, **arguments),
+        capture_output=True,
+        text=True,
+        timeout=waiting.SECONDS,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stderr
@@ -61,11 +64,7 @@ def build(folder, **arguments):
 
 
 def wait_for(file, process=None):
-    deadline = time.monotonic() + 30
-    while not file.exists():
-        assert process is None or process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    waiting.until(file.exists, process)
     return int(file.read_text())
 
 
@@ -100,7 +99,7 @@ def crawled(web, port):
 
 
 def get(port, path, host=HOST):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=waiting.SECONDS)
     connection.request("GET", path, headers={"Host": host})
     answer = connection.getresponse()
     body = answer.read()
@@ -405,18 +404,15 @@ def test_the_server_ends_when_its_parent_is_killed(web, tmp_path):
     file = tmp_path / "port"
     arguments = command("serve", site=web / "site", port_file=file)
     code = (
-        "import subprocess, sys, time\n"
+        "import signal, subprocess, sys\n"
         f"p = subprocess.Popen({arguments!r})\n"
-        "print(p.pid, flush=True)\ntime.sleep(60)\n"
+        "print(p.pid, flush=True)\nsignal.pause()\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as one:
         server = int(one.stdout.readline())
         wait_for(file)
         one.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 15
-    while is_running(server) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not is_running(server)
+    waiting.until(lambda: not is_running(server))
 
 
 def is_running(pid):

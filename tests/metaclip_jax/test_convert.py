@@ -16,6 +16,7 @@ from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.inference import loading
 from metaclip_jax.models import clip
 from metaclip_jax.training import program, sharding
+from tests import waiting
 
 
 def make(folder, **values):
@@ -203,7 +204,7 @@ def test_a_model_goes_through_in_little_more_than_one_copy(tmp_path):
             [sys.executable, "-c", script, *step],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=waiting.SECONDS,
             check=False,
         )
         assert done.returncode == 0, done.stderr[-2000:]

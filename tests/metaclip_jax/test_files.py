@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from metaclip_jax import files
+from tests import waiting
 
 
 def test_equal_objects_give_equal_bytes(tmp_path):
@@ -110,17 +110,15 @@ def test_a_second_writer_is_refused_and_told_who_writes(tmp_path):
 def test_a_lock_dies_with_its_process_and_its_leftovers_go(tmp_path):
     held = tmp_path / "held"
     code = (
-        "import sys, time; from metaclip_jax import files\n"
+        "import signal, sys; from metaclip_jax import files\n"
         "with files.lock(sys.argv[1]):\n"
         "  with files.staged(sys.argv[1] + '/inner/file') as local:\n"
         "    local.write_bytes(b'part'); open(sys.argv[2], 'w').close()\n"
-        "    time.sleep(60)\n"
+        "    signal.pause()\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, tmp_path, held])
     try:
-        deadline = time.monotonic() + 20
-        while not held.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        waiting.until(held.exists, process)
         with pytest.raises(RuntimeError, match=f"process {process.pid} on"):
             with files.lock(tmp_path):
                 pass

@@ -15,6 +15,7 @@ from metaclip_jax import convert, files
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.inference import loading
 from metaclip_jax.models import clip
+from tests import waiting
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -128,7 +129,7 @@ def used(tmp_path_factory, cloud_storage, write_dataset):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=waiting.SECONDS,
         )
         assert done.returncode == 0, done.stderr[-4_000:]
         yield folder, environment
@@ -159,7 +160,7 @@ def test_commands_use_models_on_gs(used):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=waiting.SECONDS,
         )
         assert done.returncode == 0, done.stderr[-4_000:]
     assert os.listdir(folder / "work") == []

@@ -12,6 +12,7 @@ import pytest
 from metaclip_jax import config as keys
 from metaclip_jax import plan
 from metaclip_jax.training import sharding
+from tests import waiting
 
 ROOT = Path(__file__).resolve().parents[2]
 pytest.importorskip("libtpu", reason="needs libtpu: pip install 'metaclip-jax[tpu]'")
@@ -30,7 +31,7 @@ def run(config, topology, *extra):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=waiting.SECONDS,
     )
 
 

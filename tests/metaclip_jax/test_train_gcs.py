@@ -19,6 +19,7 @@ import pytest
 
 from metaclip_jax import metric_rows
 from metaclip_jax.data import tokenizer
+from tests import waiting
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS, SHARDS = 96, 3
@@ -101,7 +102,7 @@ def python(environment, code, *arguments):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=waiting.SECONDS,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

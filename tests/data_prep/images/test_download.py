@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote
 import pytest
 
 from data_prep.images import download
+from tests import waiting
 
 HOST = "http://images.example"
 BODY = b"\xff\xd8 not quite a picture"
@@ -60,13 +61,17 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/ask":
             headers = {"Retry_After": "0.3"} if times == 1 else {}
             self.answer(429 if times == 1 else 200, BODY, **headers)
-        elif path == "/slow":
+        elif path == "/together":  # as many at once as a test wants, and then a moment
+            waiting.until(lambda: self.server.most_active >= self.server.wanted)
             time.sleep(0.05)
+            self.answer(200, BODY)
+        elif path == "/held":
+            self.server.released.wait()
             self.answer(200, BODY)
         elif path == "/drip":
             self.send_response(200)
             self.end_headers()
-            for _ in range(600):
+            while True:  # until the downloader has enough
                 self.wfile.write(b"x")
                 time.sleep(0.05)
         elif path == "/big":
@@ -123,10 +128,12 @@ def server():
         server.lock = threading.Lock()
         server.seen = Counter()
         server.headers = []
-        server.active = server.most_active = 0
+        server.active = server.most_active = server.wanted = 0
+        server.released = threading.Event()
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
+        server.released.set()
         server.shutdown()
         thread.join()
 
@@ -137,7 +144,7 @@ def fetch(server, urls, **options):
         "host_map": {"images.example": address, "other.example": address},
         "concurrency": 16,
         "per_host": 8,
-        "timeout_seconds": 5.0,
+        "timeout_seconds": 60.0,  # loads of time on a busy machine
         "max_bytes": 4000,
         "max_held_bytes": 1 << 20,
         "retries": 0,
@@ -284,11 +291,10 @@ def test_owners_can_opt_out(server, header, status):
 
 
 def test_a_dripping_server_does_not_hold_us(server):
-    urls = [f"{HOST}/drip?{i}" for i in range(12)] + [HOST + "/ok"]
-    start = time.monotonic()
+    urls = [f"{HOST}/drip?{i}" for i in range(12)]
     found = statuses(server, urls, timeout_seconds=0.5, retries=3, per_host=16)
-    assert found == ["timeout"] * 12 + ["ok"]
-    assert time.monotonic() - start < 4
+    assert found == ["timeout"] * 12
+    assert set(server.seen.values()) == {1}
 
 
 def test_a_server_that_never_accepts_does_not_hold_us(server):
@@ -297,45 +303,43 @@ def test_a_server_that_never_accepts_does_not_hold_us(server):
         deaf.listen(0)
         host_map = {"deaf.example": f"127.0.0.1:{deaf.getsockname()[1]}"}
         urls = [f"http://deaf.example/{i}" for i in range(6)]
-        start = time.monotonic()
         found = statuses(server, urls, host_map=host_map, timeout_seconds=0.3)
     assert found == ["timeout"] * 6
-    assert time.monotonic() - start < 4
 
 
 def test_one_host_gets_no_more_requests_than_allowed_at_once(server):
-    urls = [f"{HOST}/slow?{i}" for i in range(30)]
+    urls = [f"{HOST}/together?{i}" for i in range(30)]
+    server.wanted = 3
     statuses(server, urls, per_host=3)
     assert server.most_active == 3
-    server.most_active = 0
+    server.most_active, server.wanted = 0, 5
     statuses(server, urls, per_host=30, concurrency=5)
     assert server.most_active == 5
 
 
 def test_a_slow_host_does_not_block_the_others(server):
-    urls = [f"{HOST}/drip?{i}" for i in range(6)]
+    urls = [f"{HOST}/held?{i}" for i in range(6)]
     urls += [f"http://other.example/ok?{i}" for i in range(20)]
-    found = list(fetch(server, urls, per_host=2, concurrency=4, timeout_seconds=0.5))
-    assert [result.status for result in found[:20]] == ["ok"] * 20
-    assert [result.status for result in found[20:]] == ["timeout"] * 6
+    results = fetch(server, urls, per_host=2, concurrency=4)
+    assert {next(results).position for _ in range(20)} == set(range(6, 26))
+    server.released.set()
+    assert [result.status for result in results] == ["ok"] * 6
 
 
 def test_a_slow_consumer_makes_no_timeouts_and_bounds_what_is_held(server):
     urls = [f"{HOST}/ok?{i}" for i in range(40)]
-    results = fetch(server, urls, concurrency=2, timeout_seconds=0.3)
+    results = fetch(server, urls, concurrency=2, timeout_seconds=2.0)
     first = next(results)
-    time.sleep(0.6)
+    time.sleep(3)
     assert sum(server.seen.values()) <= 2 * 2 + 1
     assert {first.status, *(result.status for result in results)} == {"ok"}
 
 
 def test_leaving_early_ends_the_downloads(server):
     urls = [f"{HOST}/drip?{i}" for i in range(8)] + ["http://other.example/ok"]
-    results = fetch(server, urls)
+    results = fetch(server, urls, timeout_seconds=waiting.SECONDS)
     assert next(results).status == "ok"
-    start = time.monotonic()
-    results.close()
-    assert time.monotonic() - start < 2
+    results.close()  # does not wait for what drips without an end
     assert not any(t.name == "download" for t in threading.enumerate())
 
 

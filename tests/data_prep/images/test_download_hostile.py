@@ -114,11 +114,11 @@ def pieces(seed, draw_reply=reply):
     if end < 0.1:
         raise ConnectionResetError
     if end < 0.15:
-        time.sleep(4)  # longer than anybody waits
+        time.sleep(8)  # longer than anybody waits
 
 
 def check(urls, port, caplog):
-    settings = fetch_settings(port) | {"timeout_seconds": 2.0, "per_host": 64}
+    settings = fetch_settings(port) | {"timeout_seconds": 4.0, "per_host": 64}
     settings |= {"concurrency": 64, "max_bytes": 1 << 20, "max_held_bytes": 1 << 26}
     found = sorted(download.fetch(urls, **settings))
     assert [result.position for result in found] == list(range(len(urls)))

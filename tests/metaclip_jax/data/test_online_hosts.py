@@ -1,7 +1,6 @@
 """Online balancing with hosts, workers and restarts: the same batches and masks."""
 
 import shutil
-import time
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +9,6 @@ import simplejpeg
 
 from data_prep.sinks import array_record as sink
 from data_prep.stages import steps
-from metaclip_jax import patterns
 from metaclip_jax.data import (
     balance,
     draws,
@@ -23,6 +21,7 @@ from metaclip_jax.data import (
     tokenizer,
     workers,
 )
+from tests import waiting
 
 ENTRIES = {"en": 20, "zh": 35, "other": 5}
 RECORDS, SHARDS, SEED, T = 150, 3, 5, 9
@@ -188,13 +187,6 @@ def test_a_mask_is_the_rule_record_by_record(folders, choice):
         assert RECORDS / 4 < len(wanted) < RECORDS
 
 
-def wait_for(path):
-    end = time.monotonic() + 20
-    while not path.exists() and time.monotonic() < end:
-        time.sleep(0.02)
-    assert path.exists()
-
-
 def test_what_an_epoch_keeps_is_found_once_by_all_who_share(folders, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folders[0], copy)
@@ -210,7 +202,7 @@ def test_what_an_epoch_keeps_is_found_once_by_all_who_share(folders, tmp_path):
     last = wanted[0].max()
     (folder,) = shared.iterdir()
     # The next epoch is found ahead, in the background.
-    wait_for(folder / f"{last + 1:06}" / "total")
+    waiting.until((folder / f"{last + 1:06}" / "total").exists)
     # Without sidecars nothing can be found anew, so this is what was shared.
     for sidecar in copy.glob("*.arrow"):
         sidecar.unlink()
@@ -233,11 +225,9 @@ def test_epochs_past_leave_only_their_totals(folders, tmp_path):
     for epoch in range(7):
         source.epoch_records(epoch)
         (folder,) = tmp_path.iterdir()
-        wait_for(folder / f"{epoch + 1:06}" / "total")
-    end = time.monotonic() + 20
-    while len(patterns.find(f"{folder}/000000/*")) > 1 and time.monotonic() < end:
-        time.sleep(0.02)
-    assert [p.name for p in (folder / "000000").iterdir()] == ["total"]
+        waiting.until((folder / f"{epoch + 1:06}" / "total").exists)
+    first = folder / "000000"
+    waiting.until(lambda: [path.name for path in first.iterdir()] == ["total"])
 
 
 @pytest.mark.parametrize("sizes", [[0, 1, 0], [300, 0, 7, 256, 1], [20_000] * 3])

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from metaclip_jax.data import pipeline, tokenizer, workers
+from tests import waiting
 
 MIB = 1 << 20
 
@@ -61,13 +62,6 @@ def held(batch, size):
     return total
 
 
-def wait_until(condition, *, seconds):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    return condition()
-
-
 def test_a_worker_holds_no_more_than_was_said(folder):
     batch = 64 * 224 * 224 * 3
     bound = workers.plan_memory(
@@ -99,7 +93,7 @@ def test_shared_memory_holds_no_more_than_was_said_and_nothing_afterwards(
     one = batch * row
     # Made before any is asked for.
     steady = 4 * count
-    assert wait_until(lambda: held(batch, size) >= (steady - 0.5) * one, seconds=30)
+    waiting.until(lambda: held(batch, size) >= (steady - 0.5) * one)
     most = held(batch, size)
     for _ in range(12):
         kept = next(stream)
@@ -108,13 +102,13 @@ def test_shared_memory_holds_no_more_than_was_said_and_nothing_afterwards(
     pages = 4_096 * 6 * bound // one  # arrays end inside a page
     assert most <= bound + pages
     stream.close()
-    assert wait_until(lambda: not held(batch, size), seconds=5)
+    waiting.until(lambda: not held(batch, size))
     assert kept["image"].any()  # what was handed out stays
 
 
 def test_workers_that_are_not_asked_for_anything_leave_nothing(folder):
     open_batches(folder, image_size=229, batch=59, count=2).close()
-    assert wait_until(lambda: not held(59, 229), seconds=5)
+    waiting.until(lambda: not held(59, 229))
 
 
 def double(step):
@@ -154,7 +148,7 @@ def test_workers_hear_no_signals(folder):
     """From their first instant, as a process group hears them together."""
     before = set(children())
     stream = open_batches(folder, image_size=8, steps=40, count=2)
-    assert wait_until(lambda: len(set(children()) - before) == 2, seconds=10)
+    waiting.until(lambda: len(set(children()) - before) == 2)
     for pid in set(children()) - before:
         os.kill(pid, signal.SIGTERM)
         os.kill(pid, signal.SIGINT)

@@ -19,6 +19,7 @@ from metaclip_jax.inference import loading
 from metaclip_jax.inference import model as inference
 from metaclip_jax.models import clip
 from metaclip_jax.training import sharding
+from tests import waiting
 
 CLASSES = ["blue_dog", "green bird", "red_cat"]
 PER_CLASS = 9
@@ -271,7 +272,7 @@ def test_the_command_prints_and_writes_the_numbers(saved, model, prepared, tmp_p
         [*command, f"--data={prepared}", f"--output={output}"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=waiting.SECONDS,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     written = files.read_json(output)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import waiting
+
 ROOT = Path(__file__).resolve().parents[3]
 # Mesh, and its devices in order: 0 to 3 are those of process 0.
 MESHES = {
@@ -137,7 +139,7 @@ def found(tmp_path_factory, write_dataset):
         )
         for index, output in enumerate(outputs)
     ]
-    said = [process.communicate(timeout=600)[0] for process in started]
+    said = [process.communicate(timeout=waiting.SECONDS)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], said
     return [json.loads(output.read_text()) for output in outputs]
 
