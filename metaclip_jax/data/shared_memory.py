@@ -9,11 +9,12 @@ however it ends; the next owner then removes what the dead one left.
 import contextlib
 import fcntl
 import itertools
+import multiprocessing
 import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from multiprocessing import shared_memory
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from grain.multiprocessing import SharedMemoryArray
 FOLDER = Path("/dev/shm")  # Linux; elsewhere segments cannot be listed
 PREFIX = "metaclip-"  # with what follows below 31 characters, as macOS wants
 _TOKEN = 8  # hexadecimal digits after it
+_SEMAPHORE = "sem."  # what the C library writes before a semaphore's name
 _LOCK = "lock"
 _numbers = itertools.count()
 
@@ -46,8 +48,25 @@ class Owner:
         while FOLDER.is_dir() and self._lock is None:
             self._lock = _lock(FOLDER / f"{self.prefix}{_LOCK}", create=True)
 
+    @contextlib.contextmanager
+    def naming_semaphores(self) -> Iterator[None]:
+        """Gives the prefix to the semaphores that multiprocessing makes in the block.
+
+        They are files, too, of which SIGKILL to a process group leaves some dozens.
+        """
+        config = vars(multiprocessing.current_process())["_config"]
+        before = config["semprefix"]
+        config["semprefix"] = f"/{self.prefix}"
+        try:
+            yield
+        finally:
+            config["semprefix"] = before
+
     def close(self) -> None:
-        """Removes the names of all segments, the folder and the lock."""
+        """Removes the names of all segments, the folder and the lock.
+
+        Python removes the semaphores as the objects that hold them go.
+        """
         _remove(self.prefix)
         if self._lock is not None:
             os.close(self._lock)
@@ -97,6 +116,8 @@ def remove_abandoned() -> None:
         # Made before any segment, removed after all but what was just being made.
         lock = _lock(path, create=False)
         if lock is not None or not path.exists():
+            for semaphore in FOLDER.glob(f"{_SEMAPHORE}{prefix}*"):
+                semaphore.unlink(missing_ok=True)
             _remove(prefix)
         if lock is not None:
             os.close(lock)

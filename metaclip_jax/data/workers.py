@@ -167,11 +167,12 @@ class Pool:
             worker_init_fn=_start_worker,
         )
         before = set(multiprocessing.active_children())
-        self._made = iter(ahead)
-        # Or Grain would start a worker when the first batch of it is asked for.
-        self._made.get_state()  # makes what starts them
-        with _signals_held():
-            self._made.start_prefetch()
+        with self._owner.naming_semaphores():
+            self._made = iter(ahead)
+            # Or Grain would start a worker when the first batch of it is asked for.
+            self._made.get_state()  # makes what starts them
+            with _signals_held():
+                self._made.start_prefetch()
         # Where one cannot start, the first batch is the error.
         latest = time.monotonic() + _SECONDS_TO_START
         while len(self._processes) < self.worker_count and time.monotonic() < latest:

@@ -1,5 +1,6 @@
 """Segments of shared memory go with their owner, however it ends."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,9 +16,10 @@ pytestmark = pytest.mark.skipif(
     not shared_memory.FOLDER.is_dir(), reason="segments cannot be listed here"
 )
 
-# An owner with a segment that was just made, and a child that uses its prefix.
+# An owner with a segment that was just made, a lock that other processes may share, and
+# a child that uses its prefix.
 OWNER = """
-import subprocess, sys, time
+import multiprocessing, subprocess, sys, time
 import numpy as np
 from metaclip_jax.data import shared_memory
 
@@ -27,13 +29,15 @@ if len(sys.argv) > 1:
 else:
     owner = shared_memory.Owner()
     kept = shared_memory.share(owner.prefix, (np.ones(1000),))
+    with owner.naming_semaphores():
+        lock = multiprocessing.get_context("spawn").Lock()
     subprocess.Popen([sys.executable, __file__, owner.prefix])
-time.sleep(600)
+time.sleep(6_000)
 """
 
 
 def segments(prefix):
-    return sorted(path.name for path in shared_memory.FOLDER.glob(f"{prefix}*"))
+    return sorted(path.name for path in shared_memory.FOLDER.glob(f"*{prefix}*"))
 
 
 @pytest.fixture
@@ -58,12 +62,13 @@ def test_the_next_owner_removes_what_a_killed_group_left(owner, tmp_path, monkey
     monkeypatch.setattr(shared_memory.tempfile, "tempdir", str(tmp_path))
     prefix, process = owner
     folder = tmp_path / prefix.rstrip("-")
-    assert len(segments(prefix)) == 3  # the lock, and one of each process
+    # The owner's own lock, a segment of each process, and the lock that they share.
+    assert len(segments(prefix)) == 4
     shared_memory.Owner().close()
-    assert len(segments(prefix)) == 3 and folder.is_dir()  # its owner lives
+    assert len(segments(prefix)) == 4 and folder.is_dir()  # its owner lives
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert len(segments(prefix)) == 3
+    assert len(segments(prefix)) == 4
     shared_memory.Owner().close()
     assert not segments(prefix) and not folder.exists()
 
@@ -81,7 +86,10 @@ def test_an_owner_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(shared_memory.tempfile, "tempdir", str(tmp_path))
     owner = shared_memory.Owner()
     kept = shared_memory.share(owner.prefix, {"a": np.ones(3)})
-    assert len(segments(owner.prefix)) == 2
+    with owner.naming_semaphores():
+        lock = multiprocessing.get_context("spawn").Lock()
+    assert len(segments(owner.prefix)) == 3
+    del lock
     owner.close()
     assert not segments(owner.prefix) and not list(tmp_path.iterdir())
     assert kept["a"].tolist() == [1, 1, 1]
