@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -18,6 +17,7 @@ from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.inference import model as inference
 from metaclip_jax.models import clip
 from metaclip_jax.training import checkpoint, run_config
+from tests import stopping
 
 SHARDS = 30
 
@@ -120,16 +120,14 @@ def test_a_killed_run_goes_on_and_leaves_the_same_bytes(
 ):
     output = tmp_path / "killed"
     options = [f"--model={run}", f"--dataset={dataset}", f"--output={output}"]
-    process = subprocess.Popen(
-        command("embed", *options, "--batch=8"), stderr=subprocess.DEVNULL
+    killed = stopping.command(
+        *("metaclip_jax.embed", *options, "--batch=8"),
+        function="metaclip_jax.files.publish",
+        argument="part-00003-of",
     )
-    while not list(output.glob("part-*")):
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert subprocess.run(killed).returncode == -signal.SIGKILL
     done = {p.name: p.stat().st_mtime_ns for p in output.glob("part-*")}
-    assert 0 < len(done) < SHARDS and not (output / "manifest.json").exists()
+    assert len(done) == 4 and not (output / "manifest.json").exists()
     subprocess.run(command("embed", *options, "--batch=8"), check=True)
     assert {n: (output / n).stat().st_mtime_ns for n in done} == done
     found, expected = contents(output), contents(embedded)

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -24,6 +23,7 @@ from metaclip_jax import evaluate, files, metric_rows, train
 from metaclip_jax.data import mixture, records, tokenizer, workers
 from metaclip_jax.evaluation import held_out as held_outs
 from metaclip_jax.training import checkpoint, metrics, run_config, runtime
+from tests import stopping, waiting
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (40, 60, 220)}
@@ -137,46 +137,47 @@ def folder(tmp_path_factory):
     return folder
 
 
-def start(folder, module, *arguments):
+def finish(folder, command):
+    """Runs a command; returns the exit status and what it wrote."""
     # Compiling takes longer here than running.
     fast = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *map(str, arguments)],
+    done = subprocess.run(
+        command,
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), **fast},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        timeout=waiting.SECONDS,
     )
+    return done.returncode, done.stdout
 
 
-def start_training(folder, workdir, *extra):
-    recipe = f"--config={folder}/recipe.py"
-    return start(
-        folder, "metaclip_jax.train", recipe, f"--workdir={folder / workdir}", *extra
-    )
-
-
-def finish(process):
-    """Returns the exit status and what the process wrote."""
-    output, _ = process.communicate(timeout=400)
-    return process.returncode, output
+def training(folder, workdir):
+    return f"--config={folder}/recipe.py", f"--workdir={folder / workdir}"
 
 
 def run(folder, workdir, *extra):
-    return finish(start_training(folder, workdir, *extra))
+    flags = [*training(folder, workdir), *extra]
+    return finish(folder, [sys.executable, "-m", "metaclip_jax.train", *flags])
 
 
-def stop_after(process, done, sign):
-    """Sends a signal as soon as `done` holds."""
-    deadline = time.monotonic() + 400
-    while not done():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(sign)
-    process.communicate(timeout=60)  # to save included
-    return process.returncode
+def stop_after(folder, workdir, function, argument, sign):
+    """Trains until `function` is called so; returns the status and the last step."""
+    flags = training(folder, workdir)
+    status, output = finish(
+        folder,
+        stopping.command(
+            "metaclip_jax.train",
+            *flags,
+            function=function,
+            argument=argument,
+            sign=sign,
+        ),
+    )
+    step = checkpoint.latest_step(str(folder / workdir))
+    assert step is not None, output
+    return status, step
 
 
 @pytest.fixture(scope="module")
@@ -191,26 +192,19 @@ def straight(folder):
 def interrupted(folder, straight):
     """Killed after step 10, terminated after a later step, then left alone."""
     workdir = folder / "interrupted"
-    killed = stop_after(
-        start_training(folder, "interrupted"),
-        (workdir / "checkpoints" / "10").exists,
-        signal.SIGKILL,
-    )
-    after_kill = checkpoint.latest_step(str(workdir))
+    saved = r"/checkpoints/10$"
+    killed = stop_after(folder, "interrupted", "os.rename", saved, signal.SIGKILL)
     parts = len(list((workdir / "metrics").glob("part-*")))
-    terminated = stop_after(
-        start_training(folder, "interrupted"),
-        lambda: (workdir / "metrics" / f"part-{parts:06d}.jsonl").exists(),
-        signal.SIGTERM,
-    )
-    after_terminate = checkpoint.latest_step(str(workdir))
+    flushed = f"part-{parts:06d}.jsonl$"
+    write = "metaclip_jax.files.write_bytes"
+    terminated = stop_after(folder, "interrupted", write, flushed, signal.SIGTERM)
     unfinished = not (workdir / files.MANIFEST).exists()
     status, output = run(folder, "interrupted")
     assert status == 0, output
     return {
         "workdir": workdir,
-        "killed": (killed, after_kill),
-        "terminated": (terminated, after_terminate),
+        "killed": killed,
+        "terminated": terminated,
         "unfinished": unfinished,
         "output": output,
     }
@@ -426,15 +420,10 @@ def test_sigterm_is_noted_and_the_handler_put_back():
 @pytest.fixture(scope="module")
 def evaluated(folder, straight):
     workdir, _ = straight
+    flags = [f"--workdir={workdir}", f"--held_out={folder}/held_out"]
+    flags += ["--batch=7", "--cpu_devices=1"]
     status, output = finish(
-        start(
-            folder,
-            "metaclip_jax.evaluate",
-            f"--workdir={workdir}",
-            f"--held_out={folder}/held_out",
-            "--batch=7",
-            "--cpu_devices=1",
-        )
+        folder, [sys.executable, "-m", "metaclip_jax.evaluate", *flags]
     )
     assert status == 0, output
     return workdir, files.read_json(workdir / "evaluation" / "30.json"), output

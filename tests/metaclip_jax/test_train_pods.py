@@ -1,5 +1,6 @@
 """Runs of several processes, and runs that go wrong."""
 
+import functools
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import pytest
 from metaclip_jax import files, metric_rows
 from metaclip_jax.data import pipeline, tokenizer
 from metaclip_jax.training import checkpoint
+from tests import stopping, waiting
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, DEVICES = 20, 4
@@ -66,12 +68,14 @@ def folder(tmp_path_factory, write_dataset):
     return folder
 
 
-def start(folder, workdir, *flags, limit=""):
+def start(folder, workdir, *flags, limit="", stops=None):
     """Starts training; `limit` is a command of the shell before it."""
-    command = [sys.executable, "-m", "metaclip_jax.train"]
-    command += [f"--config={folder}/recipe.py", f"--workdir={folder / workdir}"]
+    flags = (f"--config={folder}/recipe.py", f"--workdir={folder / workdir}", *flags)
+    command = [sys.executable, "-m", "metaclip_jax.train", *flags]
+    if stops:
+        command = stopping.command("metaclip_jax.train", *flags, **stops)
     return subprocess.Popen(
-        ["bash", "-c", f'{limit} exec "$@"', "train", *command, *flags],
+        ["bash", "-c", f'{limit} exec "$@"', "train", *command],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -81,7 +85,7 @@ def start(folder, workdir, *flags, limit=""):
     )
 
 
-def start_all(folder, workdir, *, processes=1, flags=(), limit=""):
+def start_all(folder, workdir, *, processes=1, flags=(), **values):
     """Starts the processes of a run."""
     devices = f"--config.cpu_devices={DEVICES // processes}"
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -92,7 +96,7 @@ def start_all(folder, workdir, *, processes=1, flags=(), limit=""):
             folder,
             workdir,
             *(devices, *peers, f"--process_index={index}", *flags),
-            limit=limit,
+            **values,
         )
         for index in range(processes)
     ]
@@ -101,7 +105,7 @@ def start_all(folder, workdir, *, processes=1, flags=(), limit=""):
 def run(folder, workdir, **values):
     """Returns exit statuses and what was written, by process."""
     started = start_all(folder, workdir, **values)
-    output = [process.communicate(timeout=300)[0] for process in started]
+    output = [process.communicate(timeout=waiting.SECONDS)[0] for process in started]
     return [process.returncode for process in started], output
 
 
@@ -177,13 +181,6 @@ def test_a_run_of_one_process_goes_on_with_two(folder, alone):
     assert_alike(alone[:10] + metric_rows.read(str(moved)), alone)
 
 
-def wait_for(done, *, seconds):
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 def is_gone(process):
     """Whether the process has ended and all its children."""
     try:
@@ -197,16 +194,16 @@ def test_one_process_that_is_terminated_stops_all_with_a_checkpoint(folder):
     flags = ("--config.total_steps=100000", "--config.data.worker_count=1")
     started = start_all(folder, "terminated", processes=2, flags=flags)
     checkpoints = folder / "terminated" / "checkpoints"
-    wait_for((checkpoints / "10").exists, seconds=200)
+    waiting.until((checkpoints / "10").exists, started[1])
     started[1].send_signal(signal.SIGTERM)
-    output = [process.communicate(timeout=60)[0] for process in started]
+    output = [process.communicate(timeout=waiting.SECONDS)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], output
     last = checkpoint.latest_step(str(folder / "terminated"))
     assert f"asked to stop: saved step {last}" in output[0]
     assert metric_rows.read(str(folder / "terminated"))[-1]["step"] == last
     assert not (folder / "terminated" / files.MANIFEST).exists()
     for process in started:
-        wait_for(lambda: is_gone(process), seconds=10)  # noqa: B023
+        waiting.until(functools.partial(is_gone, process))
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -219,10 +216,10 @@ def test_a_signal_to_loaders_too_saves_and_leaves_nothing(folder, processes):
         "--config.checkpoint_every_steps=3",
     )
     started = start_all(folder, workdir, processes=processes, flags=flags)
-    wait_for((folder / workdir / "checkpoints" / "3").exists, seconds=200)
+    waiting.until((folder / workdir / "checkpoints" / "3").exists, started[0])
     for process in started:
         os.killpg(process.pid, signal.SIGTERM)
-    output = [process.communicate(timeout=60)[0] for process in started]
+    output = [process.communicate(timeout=waiting.SECONDS)[0] for process in started]
     assert [process.returncode for process in started] == [0] * processes, output
     step = checkpoint.latest_step(str(folder / workdir))
     assert step >= 3
@@ -231,7 +228,7 @@ def test_a_signal_to_loaders_too_saves_and_leaves_nothing(folder, processes):
     said = output[0].index("worker processes, each with at most")
     assert said < output[0].index("compiled the step")
     for process in started:
-        wait_for(lambda: is_gone(process), seconds=10)  # noqa: B023
+        waiting.until(functools.partial(is_gone, process))
 
 
 def loaders(pids):
@@ -249,12 +246,12 @@ def test_workers_are_there_before_jax_is(folder, members):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         coordinator = f"--coordinator=127.0.0.1:{silent.getsockname()[1]}"
         process = start(folder, "waiting", coordinator, *flags)
-        wait_for(lambda: len(loaders(members(process.pid))) == 2, seconds=60)
+        waiting.until(lambda: len(loaders(members(process.pid))) == 2, process)
         time.sleep(5)  # they have their libraries by now, and wait
         assert len(loaders(members(process.pid))) == 2
         process.kill()
-        process.communicate(timeout=10)
-    wait_for(lambda: is_gone(process), seconds=10)
+        process.communicate(timeout=waiting.SECONDS)
+    waiting.until(lambda: is_gone(process))
 
 
 def test_a_process_that_fails_alone_ends_all(folder, members):
@@ -262,15 +259,15 @@ def test_a_process_that_fails_alone_ends_all(folder, members):
     workdir = "failing"
     flags = ("--config.total_steps=100000", "--config.data.worker_count=1")
     started = start_all(folder, workdir, processes=2, flags=flags)
-    wait_for((folder / workdir / "checkpoints" / "10").exists, seconds=200)
+    waiting.until((folder / workdir / "checkpoints" / "10").exists, started[1])
     (loader,) = loaders(members(started[1].pid))
     os.kill(loader, signal.SIGKILL)
-    output = [process.communicate(timeout=60)[0] for process in started]
+    output = [process.communicate(timeout=waiting.SECONDS)[0] for process in started]
     assert all(process.returncode for process in started), output
     assert "worker" in output[1] and "process 1 fails" in output[1]
     assert checkpoint.latest_step(str(folder / workdir)) >= 10
     for process in started:
-        wait_for(lambda: is_gone(process), seconds=10)  # noqa: B023
+        waiting.until(functools.partial(is_gone, process))
 
 
 def test_a_run_killed_while_it_saves_leaves_nothing_behind_and_goes_on(folder, alone):
@@ -281,15 +278,13 @@ def test_a_run_killed_while_it_saves_leaves_nothing_behind_and_goes_on(folder, a
     def unfinished():
         return list(checkpoints.glob("*tmp*"))
 
-    (process,) = start_all(folder, "killed", flags=flags)
-    wait_for((checkpoints / "3").exists, seconds=200)
-    wait_for(unfinished, seconds=20)
-    process.kill()
-    output, _ = process.communicate(timeout=60)
+    saved = {"function": "os.rename", "argument": r"/checkpoints/4$", "when": "before"}
+    (process,) = start_all(folder, "killed", flags=flags, stops=saved)
+    output, _ = process.communicate(timeout=waiting.SECONDS)
     assert process.returncode == -signal.SIGKILL, output
-    wait_for(lambda: is_gone(process), seconds=10)
+    waiting.until(lambda: is_gone(process))
     assert unfinished()
-    assert 3 <= checkpoint.latest_step(str(folder / "killed")) < STEPS
+    assert checkpoint.latest_step(str(folder / "killed")) == 3
     statuses, output = run(folder, "killed")
     assert statuses == [0], output
     rows = metric_rows.read(str(folder / "killed"))

@@ -1,0 +1,48 @@
+"""Commands that signal themselves, at moments that no test could meet from outside."""
+
+import signal
+import sys
+
+_CODE = """
+import importlib, os, re, runpy, sys
+
+function, when, pattern, sign, module, *flags = sys.argv[1:]
+owner, name = function.rsplit(".", 1)
+owner = importlib.import_module(owner)
+call = getattr(owner, name)
+
+def stops(*args, **kwargs):
+    now = any(re.search(pattern, str(arg)) for arg in args[:2])
+    if now and when == "before":
+        os.kill(os.getpid(), int(sign))
+    result = call(*args, **kwargs)
+    if now and when == "after":
+        os.kill(os.getpid(), int(sign))
+    return result
+
+setattr(owner, name, stops)
+sys.argv = [module, *flags]
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
+
+def command(
+    module: str,
+    *flags: object,
+    function: str,
+    argument: str,
+    when: str = "after",
+    sign: signal.Signals = signal.SIGKILL,
+) -> list[str]:
+    """The command `python -m module flags`, which signals itself at a call.
+
+    Args:
+      module: a command of the project.
+      *flags: of the command.
+      function: "module.name" of what is called.
+      argument: regular expression that is found in one of its first two arguments.
+      when: "before" or "after" the call.
+      sign: the signal.
+    """
+    hook = [function, when, argument, str(int(sign))]
+    return [sys.executable, "-c", _CODE, *hook, module, *map(str, flags)]
