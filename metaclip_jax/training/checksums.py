@@ -25,12 +25,13 @@ def of_tree(tree: Any) -> dict[str, int]:
       tree: a pytree of arrays of JAX or NumPy, whose elements have 1, 2 or 4 bytes.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    sums = [
-        _on_host(leaf) if _is_here(leaf) else _on_devices(leaf) for _, leaf in leaves
-    ]
+    # One after the other. Each is a program whose devices wait for each other: with
+    # many of them under way, several processes of CPU devices end up waiting for ever.
     return {
-        sharding.path_name(path): int(found)
-        for (path, _), found in zip(leaves, jax.device_get(sums), strict=True)
+        sharding.path_name(path): int(
+            _on_host(leaf) if _is_here(leaf) else _on_devices(leaf)
+        )
+        for path, leaf in leaves
     }
 
 

@@ -51,7 +51,7 @@ SLURM = {
 CODE = """
 import json, sys
 import jax, numpy as np
-from metaclip_jax.training import runtime, sharding, train_state
+from metaclip_jax.training import checksums, runtime, sharding, train_state
 from metaclip_jax.data import images, records
 from metaclip_jax.evaluation import encoder, evaluator, held_out as held_outs
 from metaclip_jax.models import clip
@@ -93,6 +93,10 @@ for name, (shape, order) in json.loads(meshes).items():
     result[name] = {
         "rows": rows.tolist(), "told": run[told].tolist(), "run": run.tolist()
     }
+
+many = {f"{n:03}": batch.astype(np.int32) + n for n in range(200)}
+spread = sharding.put_batch(mesh, {name: one[rows] for name, one in many.items()})
+result["checksums"] = checksums.of_tree(spread), checksums.of_tree(many)
 
 params = train_state.create_params(architecture=architecture, mesh=mesh, seed=0)
 model = encoder.make_encoder(
@@ -157,6 +161,14 @@ def test_a_process_reads_a_run_of_a_batch_however_devices_lie(found, name):
 @pytest.mark.parametrize("name", MESHES)
 def test_one_process_tells_about_each_row(found, name):
     assert sorted(row for one in found for row in one[name]["told"]) == list(range(16))
+
+
+def test_a_state_of_many_arrays_has_its_checksums(found):
+    """More than JAX lets devices compute at a time."""
+    for one in found:
+        spread, whole = one["checksums"]
+        assert spread == whole
+        assert len(set(spread.values())) == 200
 
 
 @pytest.mark.parametrize(("what", "least"), [("text", 0.1), ("image", 0.01)])
