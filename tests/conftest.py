@@ -87,21 +87,25 @@ def server_program(name):
 
 @pytest.fixture(scope="session")
 def cloud_storage(tmp_path_factory):
-    """Returns a context manager that starts a `CloudStorage` of its own."""
+    """Returns a context manager that starts a `CloudStorage` of its own.
+
+    It holds its objects in memory, or as the files of a folder if one is given.
+    """
 
     @contextlib.contextmanager
-    def serve():
+    def serve(folder=None):
         with socket.create_server(("127.0.0.1", 0)) as probe:
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         command = [server_program("fake-gcs-server"), "-backend=memory"]
+        if folder is not None:
+            command[1:] = ["-backend=filesystem", f"-filesystem-root={folder}"]
         command += ["-scheme=http", "-host=127.0.0.1", f"-port={address.split(':')[1]}"]
         command += [f"-public-host={address}", "-log-level=info"]
         log = tmp_path_factory.mktemp("storage") / "log"
         with log.open("w") as file:
             server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         try:
-            while "server started" not in log.read_text():
-                assert server.poll() is None, log.read_text()
+            waiting.until(lambda: "server started" in log.read_text(), server)
             url = f"http://{address}"
             bucket = urllib.request.Request(
                 f"{url}/storage/v1/b?project=test",

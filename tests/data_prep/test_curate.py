@@ -1,12 +1,10 @@
 """Curation as users run it: the command, on a small web behind a real server."""
 
 import gzip
-import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import apache_beam as beam
@@ -19,7 +17,7 @@ from data_prep import schema
 from data_prep.stages import pipelines, sums
 from metaclip_jax import files
 from metaclip_jax.data import records
-from tests import waiting
+from tests import stopping, waiting
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTS = ("sample-web.example", "images.sample-web.example")
@@ -305,17 +303,12 @@ def test_data_cards_of_two_datasets_add_up(web, curated, tmp_path):
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(web, curated, tmp_path):
     flags = curation(web, tmp_path)
-    process = subprocess.Popen(
-        command("data_prep.curate", **flags),
-        cwd=ROOT,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+    killed = stopping.command(
+        *("data_prep.curate", *(f"--{name}={value}" for name, value in flags.items())),
+        function="metaclip_jax.files.publish",
+        argument=r"/downloads/part-.*\.parquet$",
     )
-    downloads = tmp_path / "curation" / "downloads"
-    while process.poll() is None and not list(downloads.glob("*.parquet")):
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    assert subprocess.run(killed, cwd=ROOT).returncode == -signal.SIGKILL
     assert not (tmp_path / "dataset" / "manifest.json").exists()
     with pytest.raises(FileNotFoundError):
         records.open_dataset(tmp_path / "dataset")

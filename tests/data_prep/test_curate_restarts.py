@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests import gcs
 from tests.data_prep import tiny_web
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,15 +143,15 @@ def test_a_kill_after_any_kind_of_file_changes_no_byte(flags, undisturbed, tmp_p
     assert content(tmp_path / "run") == undisturbed
 
 
-def test_the_same_on_gs(flags, undisturbed, tmp_path):
-    with gcs.emulator(tmp_path / "buckets") as environment:
+def test_the_same_on_gs(flags, undisturbed, tmp_path, cloud_storage):
+    with cloud_storage(tmp_path / "buckets") as storage:
         noted = tmp_path / "noted"
         curate(
             flags,
             "gs://bucket1/run",
             kills="kind",
             noted=noted,
-            environment=environment,
+            environment=storage.environment,
         )
     assert len(noted.read_text().splitlines()) == len(" ".join(KINDS.values()).split())
     assert content(tmp_path / "buckets/bucket1/run") == undisturbed
