@@ -6,13 +6,14 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+
+from tests import waiting
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -55,11 +56,10 @@ def chromium(profile: Path) -> Iterator[str]:
     ) as browser:
         try:
             found = profile / "DevToolsActivePort"
-            deadline = time.monotonic() + 30
-            while not found.exists() or len(found.read_text().splitlines()) < 2:
-                assert browser.poll() is None, "Chromium ended at its start"
-                assert time.monotonic() < deadline, "Chromium opened no port in 30 s"
-                time.sleep(0.05)
+            waiting.until(
+                lambda: found.exists() and len(found.read_text().splitlines()) > 1,
+                browser,
+            )
             yield found.read_text().splitlines()[0]
         finally:
             browser.terminate()
@@ -83,7 +83,7 @@ class Tab:
 
     async def until(self, wanted: Callable[[dict], bool]) -> dict[str, Any]:
         while True:
-            self.events.append(await self.socket.receive_json(timeout=60))
+            self.events.append(await self.socket.receive_json(timeout=waiting.SECONDS))
             if wanted(self.events[-1]):
                 return self.events[-1]
 
