@@ -1,9 +1,9 @@
 """Charts as Vega-Lite specifications: arrays in, a dict out.
 
-Altair draws them, as of three libraries it alone gave hover and zoom at a bearable
-size: the quick start's entry counts took 0.93 MB as a page (0.90 MB of it the script
-that all charts of a page share), with Plotly 4.83 MB, and 0.03 MB as Matplotlib's SVG,
-which answers to no pointer.
+Altair is the library because it alone has hover and zoom at a reasonable size: the
+quick start's entry counts took 0.93 MB as a page (0.90 MB of it the script that all
+charts of a page share), 4.83 MB with Plotly, and 0.03 MB as Matplotlib's SVG, which
+has neither.
 
 Colours are CSS variables, so that the page decides on light and dark. The pointer
 shows the values nearest to it; Ctrl and the wheel zoom, dragging moves, a double click
@@ -13,13 +13,13 @@ resets.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
 import numpy as np
 
-FONT = (  # a name that measuring text in a canvas understands too
+FONT = (  # spelled out, as Vega measures texts in a canvas, which knows no variables
     '-apple-system, "Segoe UI", Roboto, "Noto Sans", "Helvetica Neue", Arial, '
     "system-ui, sans-serif"
 )
@@ -87,7 +87,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis: its words, whether it is logarithmic, d3's format of its values.
+    """An axis: its label, whether it is logarithmic, d3's format of its values.
 
     `low` and `high` widen the range beyond the data where they are given.
     """
@@ -104,7 +104,7 @@ class Notes:
     """A word for each x that the pointer shows too, under a title of its own."""
 
     title: str
-    words: Sequence[str] = field(default_factory=list)
+    words: Sequence[str]
 
 
 def log_ranks(count: int, *, points: int = 160) -> np.ndarray:
@@ -155,12 +155,7 @@ def line_chart(
     ]
     layers += [part for rule in rules for part in _rule(rule)]
     layers += _readout(series, at_x, x_axis, y_axis, notes)
-    zoom = alt.selection_interval(
-        name="zoom",
-        bind="scales",
-        zoom=_ZOOM,
-        encodings=["x", "y"],
-    )
+    zoom = alt.selection_interval(name="zoom", bind="scales", zoom=_ZOOM)
     layers[0] = layers[0].add_params(zoom)
     chart = alt.LayerChart(layer=layers, data=alt.Data(values=rows))
     return _finished(chart, y_axis.label, describe)
@@ -225,13 +220,16 @@ def _rows(
 
 
 def _axis(axis: Axis, values: Sequence[float | None], *, air: bool) -> dict[str, Any]:
-    """How an axis is encoded: its range never empty, round on linear axes."""
+    """Scale and axis of an encoding; the range is never empty.
+
+    `air` leaves room above the highest value, unless `axis.high` is given.
+    """
     limits = [each for each in (axis.low, axis.high) if each is not None]
     shown = [value for value in (*values, *limits) if value is not None] or [1.0]
     low, high = min(shown), max(shown)
     if low == high:
         low, high = (low / 2, high * 2) if axis.log else (low - 0.5, high + 0.5)
-    elif air and axis.high is None:  # for the words of a rule
+    elif air and axis.high is None:  # for the label of a rule
         high = high * 1.4 if axis.log else high + 0.06 * (high - low)
     # A log axis has many ticks, of which the powers of ten stand out.
     grid = alt.condition(_IS_DECADE, alt.value(1), alt.value(0.35)) if axis.log else 1
@@ -246,7 +244,7 @@ def _axis(axis: Axis, values: Sequence[float | None], *, air: bool) -> dict[str,
 
 
 def _rule(rule: Rule) -> list[alt.Chart]:
-    """The dashed line and its words, at the end of the line."""
+    """The dashed line, and its label at the line's end."""
     place = {rule.axis: alt.datum(rule.value)}
     base = alt.Chart(alt.Data(values=[{}]))
     line = base.mark_rule(
@@ -287,7 +285,7 @@ def _readout(
         for i, line in enumerate(series)
     ]
     if notes:
-        # Vega-Lite looks for a text in the wrong place unless a function formats it.
+        # Vega-Lite 6 shows `undefined` for a text here unless a function formats it.
         tooltip.append(
             alt.Tooltip("note:N", title=notes.title, formatType="trim", format="")
         )
@@ -329,5 +327,5 @@ def _finished(
         autosize=alt.AutoSizeParams(type="fit", contains="padding"),
         description=describe,
     ).to_dict()
-    del spec["$schema"]  # an address, which nobody is to ask for
+    del spec["$schema"]  # an address; the page has none
     return spec | {"config": _CONFIG}
