@@ -1,6 +1,7 @@
 """The tables of curation: one Arrow schema each, shared by every stage.
 
-Every Beam element is a RecordBatch of one of these schemas.
+Beam elements are RecordBatches of these schemas, or (partition, RecordBatch) pairs
+around a shuffle; a pipeline starts from RecordBatches of one value each.
 """
 
 from collections.abc import Iterable

@@ -1,9 +1,8 @@
 """Paths and finished files, local or on Google Cloud Storage (gs://).
 
-Every file of the project is finished under a temporary name and then gets its final
-name, so a file that has its name is whole; a folder is finished when it holds a
-manifest. Nothing here appends, renames or computes inside an open gs:// file: such a
-file would be committed half written when the block raises.
+A file is written under a temporary name and gets its final name once it is complete; a
+folder is finished when it holds a manifest. gs:// files are uploaded whole: one that is
+open for writing would be committed half written if its block raised an exception.
 """
 
 import contextlib
@@ -112,8 +111,9 @@ def read_json(p: epath.PathLike) -> Any:
 def open_parquet(p: epath.PathLike) -> pq.ParquetFile:
     """Opens a Parquet file from bytes or a file of Arrow's own.
 
-    Its threads let go of them some time after they were read. They can only let go of
-    what is Python's while Python runs: else they abort the process that exits.
+    Arrow's threads free buffers some time after they were read. Freeing a buffer that
+    Python owns while the interpreter shuts down would abort the process, so the buffers
+    here are Arrow's own.
 
     Raises:
         FileNotFoundError: there is none.

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from metaclip_jax.models import clip, presets
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -38,3 +40,11 @@ def test_comments_beside_and_above_keys_are_found(write_config, tmp_path, text):
         "c": "the second",
         "d.e": "the third",
     }
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_the_table_of_architectures_has_each_preset_with_its_parameters(name):
+    count = clip.parameter_count(presets.architecture(name))
+    millions = (f"{count[part] / 1e6:.2f}" for part in ("image", "text", "total"))
+    row = f"| `{name}` | {', '.join(millions)} |"
+    assert row in (ROOT / "docs/models.md").read_text()

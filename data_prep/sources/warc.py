@@ -1,8 +1,7 @@
 """Reads web pages out of WARC and ARC files, as crawlers write them.
 
-Only response records are read. What cannot be read is reported, never raised and never
-passed over in silence: a bad page as a LostPage, a bad file as a LostFile, after the
-good pages before it.
+Only response records are read. Damage in a file raises no error and is reported: a bad
+page as a LostPage, a file that cannot be read on as a LostFile, after its good pages.
 """
 
 from collections.abc import Iterator

@@ -196,9 +196,9 @@ def sample(
 ) -> pa.RecordBatch:
     """Returns SAMPLE: all texts of at most `images` images, chosen by hash.
 
-    The image ids are hashes; those with the smallest end are taken, whose start says
-    only in which partition they are. `weight` is how many images of this partition
-    each of them stands for.
+    The images with the smallest suffix of their id, which is a hash, are taken: its
+    prefix already determines the partition. `weight` is how many images of this
+    partition each of them represents.
 
     Args:
       matches: MATCHES of one partition, the texts of an image together.

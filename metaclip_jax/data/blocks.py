@@ -1,8 +1,8 @@
-"""Reads for the `blocks` order: few, large, and of nothing that a host does not need.
+"""Reads for the `blocks` order: few and large, as suits gs://.
 
-The rows of a global batch stand in the order of their records, so that a host's run of
-them lies in few blocks. What it needs of these is read run by run, and no more: from
-gs:// a run is one request instead of hundreds.
+The rows of a global batch are sorted by record, so that those of a host lie in few
+blocks. Records that are close together are read as one run: from gs:// a run is one
+request instead of hundreds, which also skips the few records between them.
 """
 
 from collections.abc import Sequence

@@ -68,7 +68,7 @@ def deal(
 def examples_seen(
     position: int, *, parts: Sequence[float], seed: int
 ) -> NDArray[np.int64]:
-    """Returns int64[datasets], how many of the positions before this one are whose."""
+    """Returns int64[datasets], how many of the first `position` examples each gives."""
     if len(parts) == 1:
         return np.array([position], np.int64)
     cycle, rest = divmod(position, CYCLE)

@@ -145,9 +145,9 @@ def _source(
 ) -> order.Source:
     if not online_t and not online_tail_share:
         if member:
-            # Or datasets of one size, as a copy with other texts, would go through the
-            # same record numbers side by side. The mixture's own keys are cycles, from
-            # 0 on, so this is another.
+            # Or datasets of equal size, as a copy with other texts, would be read in
+            # identical order. The mixture's own keys are cycles, from 0 on, so negative
+            # ones are free.
             seed = int(draws.mix(seed, draws.MIXTURE, -member))
         return order.WholeDataset(len(dataset), seed=seed, blocks=order_blocks)
     return online.OnlineBalance(

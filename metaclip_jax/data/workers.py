@@ -38,8 +38,8 @@ _LIBRARIES_MIB = 300  # of a process, about
 _SECONDS_TO_LOOK = 0.01  # between looks at what others do
 _SECONDS_TO_START = 10  # all; where main is not guarded, a worker waits in vain
 _NO_BATCH = ()  # after the last; Grain passes over None
-# Batches in shared memory. Of each worker: leaving it, in the queue to its parent,
-# taken out of that, waiting there. Of all: with the reader the last one and the next.
+# Batches in shared memory. Per worker, up to four: being written, queued, dequeued,
+# buffered. For all together two more: the one that the reader has, and the next.
 _SHARED_EACH, _SHARED_IN_ALL = 4, 2
 
 

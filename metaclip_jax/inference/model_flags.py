@@ -1,4 +1,4 @@
-"""The flags of every command that uses a trained model."""
+"""The flags that commands with a trained model share."""
 
 from typing import Any
 

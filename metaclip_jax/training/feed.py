@@ -15,7 +15,7 @@ from metaclip_jax.training import sharding
 
 
 class OnDevice(NamedTuple):
-    """A global batch, or its copy under way, and what is to be said about it."""
+    """A global batch (perhaps still transferring) and the facts that the loop logs."""
 
     arrays: dict[str, jax.Array]  # image, tokens
     image_ids: np.ndarray  # bytes[b], of this process

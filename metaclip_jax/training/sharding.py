@@ -209,8 +209,8 @@ def process_run(
 def told_rows(mesh: Mesh, global_batch: int) -> np.ndarray:
     """Returns bool[b], which of the `process_rows` no process before this one holds.
 
-    Over all processes each row of the batch is marked once: what is counted by rows
-    counts these.
+    So exactly one process owns each row of the batch; statistics are counted over owned
+    rows.
     """
     holders = _holders(mesh)
     held = _held_parts(mesh)
