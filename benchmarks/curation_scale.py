@@ -177,17 +177,18 @@ def run_once(count: int) -> dict[str, Any]:
         for partition in range(partitions):
             table = shuffle.read(partition)
             unique = timed(seconds, "dedup", dedup.sort_and_drop_repeats, table)
+            unique = timed(
+                seconds,
+                "keys",
+                lambda u=unique: steps.to_matches(u, seed=0, rule="v1"),
+            )
             counted = timed(seconds, "count", steps.count, unique)
             counts += steps.to_vectors(counted, {"en": len(matcher)})["en"]
             part = timed(
                 seconds,
                 "sample",
                 lambda u=unique, p=partition: steps.sample(
-                    u,
-                    images=1_000_000 // partitions + 1,
-                    partition=p,
-                    seed=0,
-                    rule="v1",
+                    u, images=1_000_000 // partitions + 1, partition=p
                 ),
             )
             sampled += part.num_rows
@@ -238,9 +239,9 @@ class Shuffle:
         while at < len(data):
             size = int.from_bytes(data[at : at + 8], "little")
             body = pa.py_buffer(data[at + 8 : at + 8 + size])
-            batches.append(pa.ipc.read_record_batch(body, schema.MATCHES))
+            batches.append(pa.ipc.read_record_batch(body, schema.MATCHED))
             at += 8 + size
-        return pa.Table.from_batches(batches, schema=schema.MATCHES)
+        return pa.Table.from_batches(batches, schema=schema.MATCHED)
 
 
 def parse_rate() -> tuple[float, float]:

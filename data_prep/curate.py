@@ -139,7 +139,11 @@ def plan(
         metadata=metadata,
         options=beam_options(arguments),
         inputs=inputs,
-        match_inputs=inputs | {"config": early | {"rule": config.balance.rule}},
+        match_inputs=inputs
+        | {
+            "config": early | {"rule": config.balance.rule},
+            "columns": schema.MATCHES.names,  # other versions had others
+        },
         workdir=workdir,
         output=output,
     )
@@ -261,7 +265,7 @@ def download(
         fetch["host_map"] = addresses.read_host_map(fetch["host_map"])
         screen = run.config.images.to_dict()
         most = screen.pop("max_moved_texts")
-        draws = draw_arguments(run, thin)
+        draws = {"seed": run.config.seed, "keep_probability": thin}
         stage = downloads.Download(
             run.workdir,
             n,
@@ -292,7 +296,9 @@ def download(
                 | "by partition" >> beam.GroupByKey()
                 | "image dedup"
                 >> tagged(
-                    downloads.WriteImages(run.workdir, n, draws=draws),
+                    downloads.WriteImages(
+                        run.workdir, n, draws=draws, rule=run.config.balance.rule
+                    ),
                     "accepted",
                     main=tuple[int, pa.RecordBatch],
                 )
@@ -315,15 +321,6 @@ def download(
     return steps.to_vectors(sums.read_sum(folder, "accepted.parquet"), run.sizes)
 
 
-def draw_arguments(run: Run, keep_probability: steps.Vectors) -> dict:
-    """Returns the keyword arguments of steps.draw, the same in all stages but for p."""
-    return {
-        "seed": run.config.seed,
-        "keep_probability": keep_probability,
-        "rule": run.config.balance.rule,
-    }
-
-
 def write(
     run: Run,
     *,
@@ -341,7 +338,7 @@ def write(
         run.output,
         config.name,
         n,
-        draws=draw_arguments(run, keep),
+        draws={"seed": config.seed, "keep_probability": keep},
     )
     files.claim(run.output, run.inputs)
     with (

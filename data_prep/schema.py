@@ -23,11 +23,20 @@ CANDIDATES = pa.schema(
 )
 
 # A candidate that met its metadata. `language` is now that of the text.
-MATCHES = pa.schema(
+MATCHED = pa.schema(
     [
         *(field for field in CANDIDATES if field.name != "page_language"),
         ("metadata", pa.string()),  # code of the metadata it was matched with
         ("entry_ids", pa.list_(pa.int32())),  # ascending, unique
+    ]
+)
+
+# A matched text among all of its partition: each (image, text) once.
+MATCHES = pa.schema(
+    [
+        *MATCHED,
+        ("text_key", pa.uint64()),  # records.text_key(image_id, text)
+        ("drawn", pa.bool_()),  # whether the rule of the run draws this text
     ]
 )
 
@@ -45,10 +54,13 @@ IMAGES = pa.schema(
         ("height", pa.int32()),
         # Of a repeated image, the image with the same bytes that is kept; else "".
         ("kept_as", pa.string()),
+        # Index of its bytes in the partition's file of images, -1 where none are kept.
+        ("position", pa.int64()),
     ]
 )
 
-# Matches of repeated images, on their way to the images that are kept.
+# Texts of repeated images, on their way to the images that are kept. They are drawn
+# as texts of their own address.
 MOVED = pa.schema([*MATCHES, IMAGES.field("kept_as")])
 
 # How many matches each entry has; sparse, one row per entry that has any.
@@ -67,9 +79,7 @@ SAMPLE = pa.schema(
         ("partition", pa.int32()),
         ("image_id", pa.string()),
         ("weight", pa.float64()),  # images of the partition that this one stands for
-        ("drawn", pa.bool_()),  # whether the rule of the run draws this text
-        ("metadata", pa.string()),
-        ("entry_ids", pa.list_(pa.int32())),
+        *(MATCHES.field(name) for name in ("drawn", "metadata", "entry_ids")),
     ]
 )
 

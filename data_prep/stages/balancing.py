@@ -63,9 +63,12 @@ class WriteShard(beam.DoFn):
         path = os.path.join(self._output, shard)
         facts = sink.read_facts(path, texts=balanced.num_rows)
         if facts is None:
-            facts = sink.write_shard(
-                path, steps.to_records(balanced, left, self._bodies(partition, left))
+            bodies = parts.read_blobs(
+                f"{self._workdir}/downloads",
+                parts.name(partition, self._partitions, "images"),
+                left["position"].to_pylist(),
             )
+            facts = sink.write_shard(path, steps.to_records(balanced, left, bodies))
         entered = (pc.sum(images["texts"]).as_py() or 0) + moved.num_rows
         yield Tagged(
             "flow",
@@ -80,15 +83,6 @@ class WriteShard(beam.DoFn):
         yield Tagged("shards", _shard_row(facts))
         yield Tagged("tallies", steps.tally(balanced))
         yield steps.count(balanced)
-
-    def _bodies(self, partition: int, images: pa.Table) -> Iterator[bytes]:
-        downloads = f"{self._workdir}/downloads"
-        part = parts.name(partition, self._partitions)
-        table = parts.read(downloads, part).select(["image_id", "position"])
-        rows = pc.index_in(images["image_id"], table["image_id"].combine_chunks())
-        positions = table["position"].take(rows).to_pylist()
-        blobs = parts.name(partition, self._partitions, "images")
-        return parts.read_blobs(downloads, blobs, positions)
 
 
 def _shard_row(facts: Mapping[str, Any]) -> pa.RecordBatch:

@@ -11,7 +11,7 @@ from data_prep import schema
 
 
 def sort_and_drop_repeats(table: pa.Table) -> pa.Table:
-    """Returns the rows of a MATCHES table with unique (image_id, text), sorted.
+    """Returns the rows of a MATCHED table with unique (image_id, text), sorted.
 
     Of equal pairs the one with the smallest text source and page URL stays, so
     the result depends on the set of rows and not on their order.
@@ -102,7 +102,7 @@ def with_moved(own: pa.Table, moved: pa.Table) -> pa.Table:
 
 
 def by_kept_image(rows: pa.Table) -> pa.Table:
-    """Returns MOVED rows as MATCHES of the kept images, sorted by image_id and text."""
+    """Returns MOVED rows as MATCHED of the kept images, sorted by image_id and text."""
     rows = rows.sort_by([("kept_as", "ascending"), ("text", "ascending")])
     at = rows.column_names.index("image_id")
-    return rows.set_column(at, "image_id", rows["kept_as"]).select(schema.MATCHES.names)
+    return rows.set_column(at, "image_id", rows["kept_as"]).select(schema.MATCHED.names)

@@ -68,7 +68,7 @@ class Download(beam.DoFn):
         kept, _ = steps.draw(matches, **self._draws)
         thinned = matches.filter(pa.array(kept))
         images = self._fetch_and_screen(part, steps.images_of(thinned), blobs)
-        drawn = steps.drawn(matches, seed=self._draws["seed"], rule=self._draws["rule"])
+        drawn = matches["drawn"].to_numpy()
         lost = Counter(
             not_chosen=int(np.sum(~drawn)), thinned=int(np.sum(drawn & ~kept))
         )
@@ -135,8 +135,8 @@ def download_and_screen(
       watch: called with the status of each download.
 
     Returns:
-      The rows of `wanted` as IMAGES, with `stage` (which of download and screen
-      gave the status) and `position` (in `blobs`, -1 where nothing was kept).
+      The rows of `wanted` as IMAGES, with `stage`: which of download and screen gave
+      the status.
     """
     n = wanted.num_rows
     columns: dict[str, list] = {
@@ -170,8 +170,7 @@ def download_and_screen(
     for name, values in columns.items():
         kind = schema.IMAGES.field(name).type if name in schema.IMAGES.names else None
         wanted = wanted.append_column(name, pa.array(values, kind))
-    extra = ["stage", "position"]
-    return wanted.select([*schema.IMAGES.names, *extra])
+    return wanted.select([*schema.IMAGES.names, "stage"])
 
 
 def _outcome_rows(found: Mapping[str, int]) -> pa.RecordBatch:
@@ -240,9 +239,12 @@ class WriteImages(beam.DoFn):
     partitions of the images that are kept, and COUNTS of the survivors.
     """
 
-    def __init__(self, workdir: str, partitions: int, *, draws: Mapping) -> None:
+    def __init__(
+        self, workdir: str, partitions: int, *, draws: Mapping, rule: str
+    ) -> None:
         self._workdir, self._partitions = workdir, partitions
-        self._draws = dict(draws)
+        # Under v2 an image has one text, so it does not need those of its repeats.
+        self._draws, self._moves = dict(draws), rule != "v2"
 
     def process(
         self, element: tuple[int, Iterable[pa.RecordBatch]]
@@ -258,20 +260,18 @@ class WriteImages(beam.DoFn):
         images = pa.concat_tables([table.filter(pc.invert(again)), repeated])
         images = images.sort_by("image_id")
         ok = images.filter(pc.equal(images["status"], "ok"))
-        # Under v2 an image has one text, so it does not need those of its repeats.
-        moves = self._draws["rule"] != "v2"
-        flow = _dedup_flow(ok, repeated, moves=moves)
+        flow = _dedup_flow(ok, repeated, moves=self._moves)
         parts.write(f"{self._workdir}/images", part, images, flow)
         yield Tagged("flow", flow)
         matches = parts.read(f"{self._workdir}/matches", part)
-        kept, _ = steps.draw(matches, **self._draws)
-        thinned = matches.filter(pa.array(kept))
-        _, accepted = steps.draw(_texts_of(ok, thinned), **self._draws)
+        _, accepted = steps.draw(_texts_of(ok, matches), **self._draws)
         yield Tagged("accepted", accepted)
         # Every partition with images writes its part of moved texts anew.
         yield partition, schema.one_batch(schema.MOVED.empty_table())
-        if moves:
-            texts = _texts_of(repeated, thinned)
+        if self._moves:
+            texts = _texts_of(repeated, matches)
+            kept, _ = steps.draw(texts, **self._draws)
+            texts = texts.filter(pa.array(kept))
             rows = pc.index_in(texts["image_id"], repeated["image_id"].combine_chunks())
             moved = texts.append_column("kept_as", repeated["kept_as"].take(rows))
             yield from by_partition(

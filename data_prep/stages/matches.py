@@ -108,7 +108,7 @@ def _concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 class Match(beam.DoFn):
-    """CANDIDATES -> (partition, MATCHES)."""
+    """CANDIDATES -> (partition, MATCHED)."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ def by_partition(
 
 
 class WriteMatches(beam.DoFn):
-    """(partition, MATCHES batches) -> a part of unique pairs; COUNTS twice, a sample.
+    """(partition, MATCHED batches) -> a part of MATCHES; COUNTS twice, a sample.
 
     The counts are of all texts, and of those that the rule draws.
     """
@@ -206,8 +206,10 @@ class WriteMatches(beam.DoFn):
         partition, batches = element
         part = parts.name(partition, self._partitions)
         if not parts.exists(self._folder, part):
-            table = pa.Table.from_batches(batches, schema=schema.MATCHES)
-            unique = dedup.sort_and_drop_repeats(table)
+            table = pa.Table.from_batches(batches, schema=schema.MATCHED)
+            unique = steps.to_matches(
+                dedup.sort_and_drop_repeats(table), seed=self._seed, rule=self._rule
+            )
             flow = drops.flow(
                 "dedup",
                 entered=table.num_rows,
@@ -217,16 +219,9 @@ class WriteMatches(beam.DoFn):
             parts.write(self._folder, part, unique, flow)
         unique = parts.read(self._folder, part)
         yield Tagged("flow", parts.read_flow(self._folder, part))
-        drawn = steps.drawn(unique, seed=self._seed, rule=self._rule)
-        yield Tagged("drawn", steps.count(unique.filter(pa.array(drawn))))
+        yield Tagged("drawn", steps.count(unique.filter(unique["drawn"])))
         yield Tagged(
             "sample",
-            steps.sample(
-                unique,
-                images=self._sample_images,
-                partition=partition,
-                seed=self._seed,
-                rule=self._rule,
-            ),
+            steps.sample(unique, images=self._sample_images, partition=partition),
         )
         yield steps.count(unique)

@@ -29,7 +29,7 @@ def match(
     matchers: Mapping[str, Matcher],
     identify: language.LanguageIdentifier,
 ) -> tuple[pa.RecordBatch, Counter]:
-    """Matches CANDIDATES with the metadata of their language; returns MATCHES.
+    """Matches CANDIDATES with the metadata of their language; returns MATCHED.
 
     With one metadata matching comes first, since it is several times faster than
     language identification and drops half the texts; with several, a text's
@@ -51,8 +51,8 @@ def match(
             )
             for code in sorted(pc.unique(codes).to_pylist())
         ]
-        table = pa.concat_tables([schema.MATCHES.empty_table(), *matched])
-    return schema.one_batch(table.select(schema.MATCHES.names)), drops
+        table = pa.concat_tables([schema.MATCHED.empty_table(), *matched])
+    return schema.one_batch(table.select(schema.MATCHED.names)), drops
 
 
 def _match_with(
@@ -138,62 +138,53 @@ def to_vectors(counts: pa.RecordBatch, sizes: Mapping[str, int]) -> dict:
     return vectors
 
 
-def drawn(matches: pa.Table, *, seed: int, rule: str) -> np.ndarray:
-    """Returns bool[n], the texts that the rule draws at all.
-
-    "v1" and "online" draw every text, "v2" one of each image, chosen by hash.
+def to_matches(unique: pa.Table, *, seed: int, rule: str) -> pa.Table:
+    """Returns MATCHES: the texts with their keys, and whether the rule draws them.
 
     Args:
-      matches: MATCHES; the texts of an image follow one another.
-      seed: of the choice.
+      unique: MATCHED rows, each (image, text) once, sorted by both.
+      seed: of the choice of texts.
       rule: one of RULES.
     """
-    if rule != "v2":
-        return np.ones(matches.num_rows, bool)
-    images = matches["image_id"].combine_chunks().dictionary_encode()
-    image_of = images.indices.to_numpy()  # numbered as they first appear
-    if (np.diff(image_of) < 0).any():
-        raise AssertionError("the texts of an image lie apart")
-    counts = np.bincount(image_of, minlength=len(images.dictionary))
-    chosen = balance.choose_texts(
-        balance.image_keys(images.dictionary), counts, seed=seed
-    )
-    mask = np.zeros(matches.num_rows, bool)
-    mask[np.cumsum(counts) - counts + chosen] = True
-    return mask
+    drawn = np.ones(unique.num_rows, bool)
+    if rule == "v2":
+        images = unique["image_id"].combine_chunks().dictionary_encode()
+        sizes = np.bincount(images.indices, minlength=len(images.dictionary))
+        keys = balance.image_keys(images.dictionary)
+        chosen = balance.choose_texts(keys, sizes, seed=seed)
+        drawn[:] = False
+        drawn[np.cumsum(sizes) - sizes + chosen] = True
+    keys = records.text_keys(unique["image_id"].to_pylist(), unique["text"].to_pylist())
+    unique = unique.append_column("text_key", pa.array(keys))
+    return unique.append_column("drawn", pa.array(drawn))
 
 
 def draw(
-    matches: pa.Table, *, seed: int, keep_probability: Vectors, rule: str = "v1"
+    matches: pa.Table, *, seed: int, keep_probability: Vectors
 ) -> tuple[np.ndarray, pa.RecordBatch]:
     """Draws once for every match; a text stays if any of its matches is accepted.
 
     Args:
-      matches: MATCHES; under "v2" the texts of an image follow one another.
+      matches: MATCHES; of texts that are not `drawn` no match is accepted.
       seed: of the draws: the same seed draws the same numbers for the same texts.
       keep_probability: f64[entries] for each metadata code.
-      rule: one of RULES; which texts are drawn.
 
     Returns:
       bool[n], the texts that stay, and COUNTS of the accepted draws.
     """
-    wanted = drawn(matches, seed=seed, rule=rule)
+    keys, drawn = (matches[name].to_numpy() for name in ("text_key", "drawn"))
     kept = np.zeros(matches.num_rows, bool)
     accepted: dict[str, np.ndarray] = {}
     for code, rows, offsets, entry_ids in _by_metadata(matches):
-        part = matches.take(pa.array(rows))
-        keys = records.text_keys(part["image_id"].to_pylist(), part["text"].to_pylist())
         p = balance.match_probabilities(keep_probability[code], entry_ids)
-        hits = balance.accepted_draws(seed, keys, offsets, entry_ids, p)
-        hits &= np.repeat(wanted[rows], np.diff(offsets))
+        hits = balance.accepted_draws(seed, keys[rows], offsets, entry_ids, p)
+        hits &= np.repeat(drawn[rows], np.diff(offsets))
         kept[rows] = balance.kept_texts(offsets, hits)
         accepted[code] = np.bincount(entry_ids[hits])
     return kept, to_counts(accepted)
 
 
-def sample(
-    matches: pa.Table, *, images: int, partition: int, seed: int, rule: str
-) -> pa.RecordBatch:
+def sample(matches: pa.Table, *, images: int, partition: int) -> pa.RecordBatch:
     """Returns SAMPLE: all texts of at most `images` images, chosen by hash.
 
     The images with the smallest suffix of their id, which is a hash, are taken: its
@@ -204,14 +195,12 @@ def sample(
       matches: MATCHES of one partition, the texts of an image together.
       images: the most images to take.
       partition: its number, kept in the rows.
-      seed, rule: as in `drawn`; whether the rule draws a text is kept in the rows.
     """
     ids = matches["image_id"].combine_chunks()
     ends = pc.utf8_slice_codeunits(ids, 8)
     unique = pc.unique(ends).sort()
     taken = unique[:images]
     weight = len(unique) / max(len(taken), 1)
-    mask = drawn(matches, seed=seed, rule=rule)
     rows = np.flatnonzero(pc.is_in(ends, taken).to_numpy(zero_copy_only=False))
     some = matches.take(pa.array(rows))
     return schema.from_columns(
@@ -219,9 +208,10 @@ def sample(
             "partition": np.full(rows.size, partition),
             "image_id": some["image_id"].combine_chunks(),
             "weight": np.full(rows.size, weight),
-            "drawn": mask[rows],
-            "metadata": some["metadata"].combine_chunks(),
-            "entry_ids": some["entry_ids"].combine_chunks(),
+            **{
+                name: some[name].combine_chunks()
+                for name in ("drawn", "metadata", "entry_ids")
+            },
         },
         schema.SAMPLE,
     )

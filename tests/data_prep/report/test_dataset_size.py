@@ -15,7 +15,7 @@ ENTRIES = 300
 
 @pytest.fixture(scope="module")
 def matches():
-    """MATCHES of 12,000 images with one to three texts, in parts, Zipf-like entries."""
+    """MATCHED of 12,000 images with one to three texts, Zipf-like entries."""
     rng = np.random.default_rng(0)
     weights = 1 / (np.arange(ENTRIES) + 2)
     weights /= weights.sum()
@@ -38,7 +38,7 @@ def matches():
             "metadata": ["en"] * n,
             "entry_ids": [row[3] for row in rows],
         },
-        schema.MATCHES,
+        schema.MATCHED,
     )
     return pa.Table.from_batches([table])
 
@@ -48,7 +48,7 @@ def counts_of(matches):
     return {"en": counts["en"].astype(np.float64)}
 
 
-def sample_of(matches, *, images, rule):
+def sample_of(matches, *, images):
     numbers = parts.partition_of(matches["image_id"].combine_chunks(), PARTITIONS)
     return pa.Table.from_batches(
         [
@@ -56,8 +56,6 @@ def sample_of(matches, *, images, rule):
                 matches.filter(pa.array(numbers == i)).combine_chunks(),
                 images=images // PARTITIONS,
                 partition=i,
-                seed=0,
-                rule=rule,
             )
             for i in range(PARTITIONS)
         ]
@@ -67,11 +65,12 @@ def sample_of(matches, *, images, rule):
 @pytest.mark.parametrize("rule", ["v1", "v2"])
 @pytest.mark.parametrize("images", [1_200, 100_000])
 def test_the_actual_size_is_within_three_sigma(matches, rule, images):
+    matches = steps.to_matches(matches, seed=0, rule=rule)
     keep = balance.keep_probabilities(counts_of(matches), {"en": 60})
-    sample = sample_of(matches, images=images, rule=rule)
+    sample = sample_of(matches, images=images)
     chance = steps.text_probabilities(sample, keep) * sample["drawn"].to_numpy()
     size = dataset_size.size(sample, chance)
-    kept, _ = steps.draw(matches, seed=0, keep_probability=keep, rule=rule)
+    kept, _ = steps.draw(matches, seed=0, keep_probability=keep)
     kept_images = len(set(matches.filter(pa.array(kept))["image_id"].to_pylist()))
     for estimate, actual in ((size.texts, kept.sum()), (size.images, kept_images)):
         sigma = (estimate.high - estimate.value) / 1.96
@@ -83,7 +82,8 @@ def test_the_actual_size_is_within_three_sigma(matches, rule, images):
 
 
 def test_a_sample_holds_all_texts_of_its_images(matches):
-    sample = sample_of(matches, images=400, rule="v1")
+    matches = steps.to_matches(matches, seed=0, rule="v1")
+    sample = sample_of(matches, images=400)
     ids = set(sample["image_id"].to_pylist())
     assert len(ids) == 400
     assert sample.num_rows == sum(i in ids for i in matches["image_id"].to_pylist())
@@ -94,7 +94,8 @@ def test_each_language_is_predicted_of_its_own_texts(matches):
     code = np.where(np.arange(matches.num_rows) % 5 < 2, "de", "en")
     at = matches.column_names.index("metadata")
     mixed = matches.set_column(at, "metadata", pa.array(code))
-    sample = sample_of(mixed, images=100_000, rule="v1")
+    mixed = steps.to_matches(mixed, seed=0, rule="v1")
+    sample = sample_of(mixed, images=100_000)
     counts = steps.to_vectors(steps.count(mixed), {"de": ENTRIES, "en": ENTRIES})
     pool = explain.Pool({}, counts, sample, mode="v1", rule="v1")
     t = {"de": 30, "en": 60}

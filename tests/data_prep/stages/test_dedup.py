@@ -12,7 +12,7 @@ def matches(rows):
     n = len(rows)
     table |= {"image_url": [""] * n, "language": ["en"] * n, "metadata": ["en"] * n}
     table["entry_ids"] = [[1]] * n
-    return pa.table(table).select(schema.MATCHES.names).cast(schema.MATCHES)
+    return pa.table(table).select(schema.MATCHED.names).cast(schema.MATCHED)
 
 
 def test_equal_pairs_leave_one_row_whatever_their_order():
@@ -92,7 +92,7 @@ def test_moved_texts_are_new_ones_of_the_smallest_ids_whatever_their_order():
             ("f", "cat", "b"),
         ]
         together = dedup.by_kept_image(dedup.with_moved(own, new))
-        assert together.schema == schema.MATCHES
+        assert together.schema == schema.MATCHED
         assert together.select(["image_id", "text"]).to_pylist() == [
             {"image_id": image, "text": text}
             for image, text in [

@@ -86,8 +86,7 @@ def test_the_draws_are_those_of_the_texts_at_their_own_addresses(runs, rule):
     pool = curate.match(run)
     t = curate.thresholds(run, pool.counts)
     thin = balance.keep_probabilities(pool.counts, t, slack=run.config.balance.slack)
-    draws = {"seed": 0, "rule": rule}
-    kept, _ = steps.draw(matches, keep_probability=thin, **draws)
+    kept, _ = steps.draw(matches, seed=0, keep_probability=thin)
     thinned = matches.filter(pa.array(kept)).to_pylist()
 
     digest = {
@@ -107,13 +106,13 @@ def test_the_draws_are_those_of_the_texts_at_their_own_addresses(runs, rule):
         if rule != "v2" or row["image_id"] == lead[body]
     ]
     table = pa.Table.from_pylist(rows, schema=schema.MATCHES)
-    _, accepted = steps.draw(table, keep_probability=thin, **draws)
+    _, accepted = steps.draw(table, seed=0, keep_probability=thin)
     accepted = steps.to_vectors(accepted, run.sizes)
     stored = sums.read_sum(f"{run.workdir}/images", "accepted.parquet")
     assert np.array_equal(steps.to_vectors(stored, run.sizes)["en"], accepted["en"])
 
     keep = steps.recount(accepted, thin, t, pool=pool.counts, drawn_counts=pool.drawn)
-    last, _ = steps.draw(table, keep_probability=keep, **draws)
+    last, _ = steps.draw(table, seed=0, keep_probability=keep)
     wanted = defaultdict(set)
     for row, stays in zip(rows, last, strict=True):
         if stays:

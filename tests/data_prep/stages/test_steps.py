@@ -3,10 +3,12 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_prep import schema
 from data_prep.matching import Matcher
-from data_prep.stages import steps
+from data_prep.stages import dedup, parts, steps
 from metaclip_jax.data import balance, records
 
 ENTRIES = ("cat", "dog", "the", "zebra")
@@ -40,7 +42,7 @@ def match(texts, matchers, languages=None, identify=None):
 def test_unmatched_texts_and_other_languages_are_counted():
     texts = ["the cat", "nothing", "dog", "the the dog"]
     matches, drops = match(texts, {"en": Matcher(ENTRIES)}, ["en", "en", "de", "en"])
-    assert matches.schema == schema.MATCHES
+    assert matches.schema == schema.MATCHED
     assert matches["text"].to_pylist() == ["the cat", "the the dog"]
     assert matches["entry_ids"].to_pylist() == [[0, 2], [1, 2]]
     assert +drops == {"no_match": 1, "other_language": 1}
@@ -69,7 +71,7 @@ def test_a_text_is_expected_to_be_in_the_language_of_its_page():
 
 def test_a_batch_of_no_rows_stays_typed():
     matches, drops = match([], {"en": Matcher(ENTRIES)})
-    assert matches.num_rows == 0 and matches.schema == schema.MATCHES
+    assert matches.num_rows == 0 and matches.schema == schema.MATCHED
     assert not +drops
 
 
@@ -83,7 +85,7 @@ def pool():
         words += ["zebra"] if rng.random() < 0.01 else []
         texts.append(" ".join([*words, str(i)]))
     matches, _ = match(texts, {"en": Matcher(ENTRIES)})
-    return pa.Table.from_batches([matches])
+    return steps.to_matches(pa.Table.from_batches([matches]), seed=0, rule="v1")
 
 
 def vectors(counts):
@@ -147,7 +149,7 @@ def test_after_losses_the_recount_brings_accepted_draws_back_to_t(pool):
 
 
 def several_texts(images=6_000):
-    """MATCHES of images with one to three texts each, sorted by image."""
+    """MATCHES under v2 of images with one to three texts each."""
     rng = np.random.default_rng(2)
     rows = []
     for i in range(images):
@@ -160,25 +162,26 @@ def several_texts(images=6_000):
     ids = pa.array([records.image_id(url) for url, _ in rows])
     for name, values in (("image_url", urls), ("image_id", ids)):
         table = table.set_column(table.column_names.index(name), name, values)
-    return table.sort_by("image_id").combine_chunks()
+    table = dedup.sort_and_drop_repeats(table)
+    return steps.to_matches(table, seed=0, rule="v2")
 
 
 def test_v2_draws_one_text_an_image_and_gives_the_law_of_the_pool():
     """Also where a fifth of the images was lost between thinning and balancing."""
     table = several_texts()
-    chosen = steps.drawn(table, seed=0, rule="v2")
+    chosen = table["drawn"].to_numpy()
     ids = np.array(table["image_id"].to_pylist())
     assert chosen.sum() == len(set(ids)) == len(set(ids[chosen]))
     counts, t = vectors(steps.count(table)), {"en": 800}
     of_chosen = vectors(steps.count(table.filter(pa.array(chosen))))
     thin = balance.keep_probabilities(counts, t, slack=1.5)
     alive = table.filter(pa.array([int(i[-1], 16) >= 3 for i in ids]))
-    _, accepted = steps.draw(alive, seed=0, keep_probability=thin, rule="v2")
+    _, accepted = steps.draw(alive, seed=0, keep_probability=thin)
     keep = steps.recount(
         vectors(accepted), thin, t, pool=counts, drawn_counts=of_chosen
     )
-    kept, final = steps.draw(alive, seed=0, keep_probability=keep, rule="v2")
-    assert not np.any(kept & ~steps.drawn(alive, seed=0, rule="v2"))
+    kept, final = steps.draw(alive, seed=0, keep_probability=keep)
+    assert not np.any(kept & ~alive["drawn"].to_numpy())
     the = ENTRIES.index("the")
     want = 800 / counts["en"][the] * of_chosen["en"][the]
     assert abs(vectors(final)["en"][the] - want) < 4 * np.sqrt(want)
@@ -214,7 +217,7 @@ def test_records_join_texts_with_their_image():
     rows = matches.to_pylist()
     rows[1] |= {k: rows[0][k] for k in ("image_id", "image_url")}
     rows.sort(key=lambda row: (row["image_id"], row["text"]))
-    table = pa.Table.from_pylist(rows, schema=schema.MATCHES)
+    table = pa.Table.from_pylist(rows, schema=schema.MATCHED)
     images = steps.images_of(table)
     for name in ("width", "height"):
         images = images.append_column(name, pa.array([8, 8], pa.int32()))
@@ -227,3 +230,49 @@ def test_records_join_texts_with_their_image():
             start, stop = record.entry_offsets[i : i + 2]
             found = [ENTRIES[e] for e in record.entry_ids[start:stop]]
             assert found == [e for e in ENTRIES if e in text.split()]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    texts=st.lists(st.tuples(st.integers(0, 9), st.sampled_from("abcdefgh"))),
+    rule=st.sampled_from(["v1", "v2"]),
+    partitions=st.integers(1, 5),
+    p=st.lists(st.floats(0, 1), min_size=4, max_size=4),
+    order=st.randoms(use_true_random=False),
+)
+def test_neither_order_nor_partitions_nor_repeats_change_what_is_kept(
+    texts, rule, partitions, p, order
+):
+    """Texts are (image, letter); a letter's entries are given by its number."""
+
+    def kept_of(rows, partitions):
+        columns = {name: [""] * len(rows) for name in schema.MATCHED.names}
+        urls = [f"http://a.example/{image}.jpg" for image, _ in rows]
+        columns |= {
+            "image_id": [records.image_id(url) for url in urls],
+            "text": [text for _, text in rows],
+            "metadata": ["en"] * len(rows),
+            "entry_ids": [
+                [e for e in range(4) if ord(text) >> e & 1] for _, text in rows
+            ],
+        }
+        table = pa.Table.from_batches([schema.from_columns(columns, schema.MATCHED)])
+        number = parts.partition_of(table["image_id"].combine_chunks(), partitions)
+        kept, counts = set(), np.zeros(4, int)
+        for i in range(partitions):
+            own = dedup.sort_and_drop_repeats(table.filter(pa.array(number == i)))
+            own = steps.to_matches(own, seed=1, rule=rule)
+            mask, accepted = steps.draw(
+                own, seed=1, keep_probability={"en": np.array(p)}
+            )
+            for row in own.filter(pa.array(mask)).to_pylist():
+                key = records.text_key(row["image_id"], row["text"])
+                assert row["text_key"] == key and row["drawn"]
+                kept.add(key)
+            counts += vectors(accepted)["en"]
+        return kept, counts.tolist()
+
+    whole = kept_of(texts, 1)
+    shuffled = texts + texts[:3]
+    order.shuffle(shuffled)
+    assert kept_of(shuffled, partitions) == whole

@@ -101,7 +101,7 @@ def source(dataset):
     return online.OnlineBalance(dataset, seed=3, t=T, tail_share=0.0)
 
 
-def matches_of(dataset):
+def matches_of(dataset, *, rule="v1", seed=0):
     """The dataset's texts as curation has them, and the record of each."""
     raw = records.read(dataset, np.arange(len(dataset)))
     rows, numbers = [], []
@@ -109,7 +109,7 @@ def matches_of(dataset):
         for i, text in enumerate(record.texts):
             first, last = record.entry_offsets[i : i + 2]
             rows.append(
-                dict.fromkeys(schema.MATCHES.names, "")
+                dict.fromkeys(schema.MATCHED.names, "")
                 | {
                     "image_id": record.image_id,
                     "text": text,
@@ -118,7 +118,8 @@ def matches_of(dataset):
                 }
             )
             numbers.append(number)
-    return pa.Table.from_pylist(rows, schema=schema.MATCHES), np.array(numbers)
+    table = pa.Table.from_pylist(rows, schema=schema.MATCHED)
+    return steps.to_matches(table, seed=seed, rule=rule), np.array(numbers)
 
 
 @settings(max_examples=25, deadline=None)
@@ -158,8 +159,8 @@ def test_an_epoch_keeps_what_curation_keeps_of_the_texts_that_it_draws(
             source = online.OnlineBalance(dataset, seed=seed, t=t, tail_share=share)
             assert source.epoch_records(epoch).tolist() == numbers[rows[kept]].tolist()
         if epoch == 0:
-            mask = steps.drawn(matches, seed=seed, rule="v2")
-            assert np.flatnonzero(mask).tolist() == rows.tolist()
+            of_v2, _ = matches_of(dataset, rule="v2", seed=seed)
+            assert np.flatnonzero(of_v2["drawn"]).tolist() == rows.tolist()
 
 
 def test_each_record_is_kept_as_often_as_the_law_says(dataset, source):
