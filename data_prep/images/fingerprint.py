@@ -26,8 +26,3 @@ def fingerprint(grey: np.ndarray) -> int:
     spectrum = np.round(spectrum, 3).ravel()
     bits = spectrum > np.median(spectrum)
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
-
-
-def hamming(a: np.ndarray | int, b: np.ndarray | int) -> np.ndarray:
-    """Returns how many of the 64 bits differ, u8, for uint64 arrays or numbers."""
-    return np.bitwise_count(np.asarray(a, np.uint64) ^ np.asarray(b, np.uint64))

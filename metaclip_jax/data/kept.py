@@ -40,18 +40,12 @@ class Bits:
         """How many records the epoch keeps."""
         return int(self._before[-1])
 
-    def all(self) -> NDArray[np.int64]:
-        """Returns the kept records, ascending."""
-        return self._numbers(np.flatnonzero(np.unpackbits(self._bytes)))
-
     def records(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns the dataset's record for each index into the kept ones."""
         row = np.searchsorted(self._before, index, side="right") - 1
         running = np.cumsum(np.unpackbits(self._bytes[row], axis=1), 1, np.int16)
         inside = (running > (index - self._before[row])[:, None]).argmax(axis=1)
-        return self._numbers(row * 8 * _STRIDE + inside)
-
-    def _numbers(self, bits: NDArray[np.int64]) -> NDArray[np.int64]:
+        bits = row * 8 * _STRIDE + inside
         shard = np.searchsorted(self._bit, bits, side="right") - 1
         return self._record[shard] + bits - self._bit[shard]
 

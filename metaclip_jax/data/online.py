@@ -135,13 +135,6 @@ class OnlineBalance:
             numbers[here] = bits.records(index[here])
         return numbers
 
-    def order(
-        self, positions: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns (epoch, record) of positions, int64 each."""
-        epochs, index = self.index(positions)
-        return epochs, self.records(epochs, index)
-
     def size(self, epoch: int) -> int:
         """Returns how many records an epoch keeps."""
         with self._lock:
@@ -153,12 +146,6 @@ class OnlineBalance:
         epoch = int(np.searchsorted(ends, position, side="right"))
         start = ends[epoch - 1] if epoch else 0
         return float(epoch + (position - start) / (ends[epoch] - start))
-
-    def epoch_records(self, epoch: int) -> NDArray[np.int64]:
-        """Returns the records that an epoch keeps, ascending."""
-        with self._lock:
-            bits = self._hold(epoch)
-        return bits.all()
 
     def _ends_until(self, position: int) -> NDArray[np.int64]:
         """Returns where epochs end, up to the one that holds a position."""

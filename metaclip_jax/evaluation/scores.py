@@ -26,33 +26,6 @@ def ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
 
 
-def top_k(scores: np.ndarray, labels: np.ndarray, *, k: int) -> float:
-    """The share of examples whose class is among their k best; ties as in `ranks`.
-
-    Args:
-        scores: f[N, K].
-        labels: int[N].
-        k: at least 1.
-    """
-    return float(np.mean(ranks(scores, labels) < k))
-
-
-def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The mean over classes of the share of each class that is found.
-
-    scikit-learn calls it balanced accuracy. Classes without an example do not count.
-
-    Args:
-        scores: f[N, K].
-        labels: int[N].
-    """
-    _check_labels(scores, labels)
-    hits = scores.argmax(axis=1) == labels
-    size = np.bincount(labels, minlength=scores.shape[1])
-    found = np.bincount(labels, weights=hits, minlength=scores.shape[1])
-    return float(np.mean(found[size > 0] / size[size > 0]))
-
-
 def roc_auc(scores: np.ndarray, positive: np.ndarray) -> float:
     """The chance that a positive example has a higher score than a negative one.
 
@@ -128,25 +101,6 @@ def mean_average_precision(
     if not seen.size:
         raise ValueError(f"want at least one positive example of {len(scores)}")
     return float(np.mean([of_class(scores[:, k], positive[:, k]) for k in seen]))
-
-
-def recall_at_k(scores: np.ndarray, positive: np.ndarray, *, k: int) -> float:
-    """The share of queries with a right answer among their k best.
-
-    A query may have several right answers; any one counts. A wrong answer of equal
-    score comes first.
-
-    Args:
-        scores: f[queries, candidates].
-        positive: bool[queries, candidates], at least one true in each row.
-        k: at least 1.
-    """
-    _check(scores, positive)
-    if not positive.any(axis=1).all():
-        row = int(np.argmin(positive.any(axis=1)))
-        raise ValueError(f"want a right answer for each query, got none for {row}")
-    best = np.where(positive, scores, -np.inf).max(axis=1, keepdims=True)
-    return float(np.mean(((scores >= best) & ~positive).sum(axis=1) < k))
 
 
 def _precision_recall(

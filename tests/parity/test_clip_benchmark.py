@@ -22,7 +22,8 @@ def test_top_1_and_top_5_are_equal():
     for k in (1, 5):
         best = torch.from_numpy(values).topk(k, 1).indices.numpy()
         expected = (best == labels[:, None]).any(axis=1).mean()
-        assert scores.top_k(values, labels, k=k) == pytest.approx(expected)
+        found = np.mean(scores.ranks(values, labels) < k)
+        assert found == pytest.approx(expected)
 
 
 def test_average_precision_per_class_is_equal():
@@ -44,7 +45,7 @@ def test_recall_with_several_texts_per_image_is_equal_both_ways():
     texts = unit(rng, 300)
     text_scores = torch.from_numpy(texts @ images.T)
     positive = torch.from_numpy(image_of_text[:, None] == np.arange(60)[None, :])
-    found = retrieval.recall(images, texts, image_of_text, resamples=1, ks=(1, 5, 10))
+    found = retrieval.recall(images, texts, image_of_text, resamples=2, ks=(1, 5, 10))
     for k in (1, 5, 10):
         to_image = their_retrieval.recall_at_k(text_scores, positive, k)
         to_text = their_retrieval.recall_at_k(text_scores.T, positive.T, k)
@@ -54,6 +55,3 @@ def test_recall_with_several_texts_per_image_is_equal_both_ways():
         assert found["image_to_text"][f"R@{k}"]["value"] == pytest.approx(
             (to_text > 0).float().mean().item()
         )
-        assert scores.recall_at_k(
-            text_scores.numpy(), positive.numpy(), k=k
-        ) == pytest.approx((to_image > 0).float().mean().item())

@@ -288,6 +288,10 @@ def test_stray_bytes_do_not_cost_the_image():
         simplejpeg.decode_jpeg(found.image, strict=True)
 
 
+def bits_that_differ(a, b):
+    return np.bitwise_count(np.asarray(a, np.uint64) ^ np.asarray(b, np.uint64))
+
+
 def test_fingerprints_survive_scaling_and_compression_and_tell_pictures_apart():
     prints = []
     for seed in range(20):
@@ -298,9 +302,9 @@ def test_fingerprints_survive_scaling_and_compression_and_tell_pictures_apart():
             encode(picture(192, 128, seed=seed), "WEBP"),
         ]
         found = [check(body).fingerprint for body in versions]
-        assert fingerprint.hamming(found[0], found).max() <= 8
+        assert bits_that_differ(found[0], found).max() <= 8
         prints.append(found[0])
-    grid = fingerprint.hamming(np.array(prints, np.uint64)[:, None], np.array(prints))
+    grid = bits_that_differ(np.array(prints, np.uint64)[:, None], np.array(prints))
     assert grid[~np.eye(20, dtype=bool)].min() >= 12
 
 
@@ -308,12 +312,11 @@ def test_a_fingerprint_has_64_bits_and_half_are_set():
     grey = np.asarray(picture().convert("L"))
     found = fingerprint.fingerprint(grey)
     assert found.bit_count() == 32
-    assert fingerprint.hamming(found, found ^ 0b1011) == 3
-    assert fingerprint.hamming(0, 2**64 - 1) == 64
+    assert found < 2**64
 
 
 def test_brightness_does_not_change_a_fingerprint_and_a_flat_picture_has_none():
     grey = np.asarray(picture().convert("L")) // 2
     brighter = fingerprint.fingerprint(grey + 50)
-    assert fingerprint.hamming(fingerprint.fingerprint(grey), brighter) <= 1
+    assert bits_that_differ(fingerprint.fingerprint(grey), brighter) <= 1
     assert fingerprint.fingerprint(np.full((40, 30), 77, np.uint8)) == 0

@@ -101,6 +101,18 @@ def source(dataset):
     return online.OnlineBalance(dataset, seed=3, t=T, tail_share=0.0)
 
 
+def kept_in(source, epoch):
+    """The records that an epoch keeps, ascending."""
+    size = source.size(epoch)
+    return source.records(np.full(size, epoch), np.arange(size))
+
+
+def order_of(source, positions):
+    """The epoch and the record of positions."""
+    epochs, index = source.index(positions)
+    return epochs, source.records(epochs, index)
+
+
 def matches_of(dataset, *, rule="v1", seed=0):
     """The dataset's texts as curation has them, and the record of each."""
     raw = records.read(dataset, np.arange(len(dataset)))
@@ -157,7 +169,7 @@ def test_an_epoch_keeps_what_curation_keeps_of_the_texts_that_it_draws(
         )
         if kept.any():  # else the epoch is refused
             source = online.OnlineBalance(dataset, seed=seed, t=t, tail_share=share)
-            assert source.epoch_records(epoch).tolist() == numbers[rows[kept]].tolist()
+            assert kept_in(source, epoch).tolist() == numbers[rows[kept]].tolist()
         if epoch == 0:
             of_v2, _ = matches_of(dataset, rule="v2", seed=seed)
             assert np.flatnonzero(of_v2["drawn"]).tolist() == rows.tolist()
@@ -170,7 +182,7 @@ def test_each_record_is_kept_as_often_as_the_law_says(dataset, source):
     rounds = 60
     found = np.zeros(RECORDS)
     for number in range(rounds):
-        found[source.epoch_records(number)] += 1
+        found[kept_in(source, number)] += 1
     chance = steps.text_probabilities(matches, keep)
     want = np.bincount(numbers, chance) / np.bincount(numbers)
     sigma = np.sqrt(np.sum(want * (1 - want)) / rounds)
@@ -184,10 +196,10 @@ def test_each_record_is_kept_as_often_as_the_law_says(dataset, source):
 
 
 def test_epochs_differ_and_each_is_a_permutation_of_what_it_keeps(source):
-    first, second = source.epoch_records(0), source.epoch_records(1)
+    first, second = kept_in(source, 0), kept_in(source, 1)
     assert len(np.setdiff1d(first, second)) > 100
     positions = np.arange(len(first) + len(second))
-    epochs, numbers = source.order(positions)
+    epochs, numbers = order_of(source, positions)
     assert np.array_equal(np.sort(numbers[epochs == 0]), first)
     assert np.array_equal(np.sort(numbers[epochs == 1]), second)
     assert np.array_equal(epochs, np.sort(epochs))
@@ -197,7 +209,7 @@ def test_epochs_differ_and_each_is_a_permutation_of_what_it_keeps(source):
 def test_blocks_of_what_an_epoch_keeps_are_read_as_they_stand(dataset):
     shape = order.Blocks(16, 4)
     source = online.OnlineBalance(dataset, seed=3, t=T, tail_share=0.0, blocks=shape)
-    kept = source.epoch_records(0)
+    kept = kept_in(source, 0)
     epochs, index = source.index(np.arange(len(kept) + 40))
     numbers = source.records(epochs, index)
     assert np.array_equal(np.sort(numbers[epochs == 0]), kept)
@@ -213,28 +225,26 @@ def test_a_text_without_weight_keeps_no_image(dataset):
     """All texts here are alt texts; a share of synthetic ones changes nothing."""
     none = texts.Choice(weights=(("alt", 0.0),))
     with pytest.raises(ValueError, match="keeps none of 3000 records"):
-        online.OnlineBalance(dataset, seed=3, t=T, tail_share=0.0, choice=none).order(
-            np.arange(1)
-        )
+        online.OnlineBalance(dataset, seed=3, t=T, tail_share=0.0, choice=none).size(0)
     made = texts.Choice(synthetic_sources=("made",), synthetic_share=0.15)
     source = online.OnlineBalance(dataset, seed=3, t=T, tail_share=0.0, choice=made)
     plain = online.OnlineBalance(dataset, seed=3, t=T, tail_share=0.0)
-    assert np.array_equal(source.epoch_records(1), plain.epoch_records(1))
+    assert np.array_equal(kept_in(source, 1), kept_in(plain, 1))
 
 
 def test_a_position_says_everything(dataset, source):
     """Whatever was asked before, in whichever process."""
     positions = np.array([20_000, 5, 7_001, 7_000, 12_345])
-    want = source.order(positions)
+    want = order_of(source, positions)
     fresh = online.OnlineBalance(dataset, seed=3, t=T, tail_share=0.0)
     travelled = pickle.loads(pickle.dumps(source))
     for other in (fresh, travelled):
-        for found, wanted in zip(other.order(positions), want, strict=True):
+        for found, wanted in zip(order_of(other, positions), want, strict=True):
             np.testing.assert_array_equal(found, wanted)
-    one_by_one = [fresh.order(positions[i : i + 1])[1][0] for i in range(5)]
+    one_by_one = [order_of(fresh, positions[i : i + 1])[1][0] for i in range(5)]
     assert one_by_one == want[1].tolist()
     other_seed = online.OnlineBalance(dataset, seed=4, t=T, tail_share=0.0)
-    assert not np.array_equal(other_seed.order(positions)[1], want[1])
+    assert not np.array_equal(order_of(other_seed, positions)[1], want[1])
 
 
 def test_a_batch_shows_the_text_that_was_accepted(folder, source, tmp_path):
@@ -252,7 +262,7 @@ def test_a_batch_shows_the_text_that_was_accepted(folder, source, tmp_path):
         online_t=T,
     )
     dataset = records.open_dataset(str(folder))
-    kept = set(source.epoch_records(0).tolist())
+    kept = set(kept_in(source, 0).tolist())
     for batch in batches:
         assert set(batch["record"].tolist()) <= kept
         for row, number in zip(batch["tokens"], batch["record"], strict=True):

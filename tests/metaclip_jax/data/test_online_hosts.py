@@ -153,6 +153,12 @@ def test_workers_that_share_what_they_find_change_no_batch(folders, tmp_path):
     assert_same(read(folders, **shared, pool=workers.Pool(worker_count=2)), straight)
 
 
+def kept_in(source, epoch):
+    """The records that an epoch keeps, ascending."""
+    size = source.size(epoch)
+    return source.records(np.full(size, epoch), np.arange(size))
+
+
 @pytest.mark.parametrize("choice", [texts.Choice(), CHOICE])
 def test_a_mask_is_the_rule_record_by_record(folders, choice):
     dataset = records.open_dataset(folders[0])
@@ -183,8 +189,14 @@ def test_a_mask_is_the_rule_record_by_record(folders, choice):
             p = keep[record.metadata[chosen]][record.entry_ids[first:last]]
             if (drawn < p).any():
                 wanted.append(number)
-        assert source.epoch_records(epoch).tolist() == wanted
+        assert kept_in(source, epoch).tolist() == wanted
         assert RECORDS / 4 < len(wanted) < RECORDS
+
+
+def order_of(source, positions):
+    """The epoch and the record of positions."""
+    epochs, index = source.index(positions)
+    return epochs, source.records(epochs, index)
 
 
 def test_what_an_epoch_keeps_is_found_once_by_all_who_share(folders, tmp_path):
@@ -198,7 +210,7 @@ def test_what_an_epoch_keeps_is_found_once_by_all_who_share(folders, tmp_path):
         return online.OnlineBalance(dataset, **values, shared=str(shared))
 
     positions = np.arange(300, 400)  # of two epochs
-    wanted = source().order(positions)
+    wanted = order_of(source(), positions)
     last = wanted[0].max()
     (folder,) = shared.iterdir()
     # The next epoch is found ahead, in the background.
@@ -206,15 +218,15 @@ def test_what_an_epoch_keeps_is_found_once_by_all_who_share(folders, tmp_path):
     # Without sidecars nothing can be found anew, so this is what was shared.
     for sidecar in copy.glob("*.arrow"):
         sidecar.unlink()
-    for found, want in zip(source().order(positions), wanted, strict=True):
+    for found, want in zip(order_of(source(), positions), wanted, strict=True):
         np.testing.assert_array_equal(found, want)
     for other in ({"seed": SEED + 1}, {"t": T + 1}, {"choice": CHOICE}):
         with pytest.raises(FileNotFoundError):
-            source(**other).order(positions)
+            order_of(source(**other), positions)
     # A damaged file is not believed.
     next((folder / f"{last:06}").glob("0*")).write_bytes(b"")
     with pytest.raises(FileNotFoundError):
-        source().order(positions)
+        order_of(source(), positions)
 
 
 def test_epochs_past_leave_only_their_totals(folders, tmp_path):
@@ -223,7 +235,7 @@ def test_epochs_past_leave_only_their_totals(folders, tmp_path):
         dataset, seed=SEED, t=T, tail_share=0, shared=str(tmp_path)
     )
     for epoch in range(7):
-        source.epoch_records(epoch)
+        kept_in(source, epoch)
         (folder,) = tmp_path.iterdir()
         waiting.until((folder / f"{epoch + 1:06}" / "total").exists)
     first = folder / "000000"
@@ -237,6 +249,7 @@ def test_bits_name_the_kept_records(sizes):
     wanted = np.flatnonzero(np.concatenate(masks))
     bits = kept.Bits(np.array(sizes), [np.packbits(mask) for mask in masks])
     assert bits.total == len(wanted)
-    np.testing.assert_array_equal(bits.all(), wanted)
+    everything = bits.records(np.arange(bits.total))
+    np.testing.assert_array_equal(everything, wanted)
     index = rng.integers(0, max(len(wanted), 1), 500 if len(wanted) else 0)
     np.testing.assert_array_equal(bits.records(index), wanted[index])
