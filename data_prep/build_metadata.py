@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -31,11 +31,9 @@ _IDENTIFIED_CHARS = 1_000  # of a page's text: enough to know its language by
 
 def main(argv: list[str]) -> None:
     """Builds what is not built yet, then prints what each metadata consists of."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    command.refuse_arguments(argv)
     config, output = flags.FLAGS.config, flags.FLAGS.output
-    if not (config and output and config.warc):
-        raise app.UsageError("wanted --config, --output and --config.warc")
+    command.refuse_missing({"--output": output, "--config.warc": config.warc})
     config_lib.check_metadata(config)
     check_languages(config.languages)
     pages = _matching(config.warc, "warc")
@@ -196,4 +194,5 @@ def _inputs(config: ConfigDict, *groups: list[str]) -> dict[str, Any]:
 if __name__ == "__main__":
     config_flag.define(config_lib.METADATA_RANGES)
     flags.DEFINE_string("output", None, "Folder for the metadata.")
+    flags.mark_flags_as_required(["config", "output"])
     command.run(main)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from absl import app, flags, logging
+from absl import flags, logging
 from apache_beam.options.pipeline_options import PipelineOptions
 from ml_collections import ConfigDict
 
@@ -111,10 +111,9 @@ def plan(
     config: ConfigDict, workdir: str | None, output: str | None, arguments: list[str]
 ) -> Run:
     """Checks what was asked for, before anything is written."""
-    if not (workdir and output and config.warc and config.metadata):
-        raise app.UsageError(
-            "wanted --workdir, --output, --config.warc and --config.metadata"
-        )
+    given = {"--config.warc": config.warc, "--config.metadata": config.metadata}
+    command.refuse_missing({"--workdir": workdir, "--output": output, **given})
+    assert workdir and output
     config_lib.check_curate(config)
     addresses.read_host_map(config.download.host_map)
     language.load_identifier(config.language.identifier)

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 from tqdm import tqdm
 
 from examples.quickstart import held_out as held_out_lib
@@ -27,8 +27,7 @@ from metaclip_jax.cli import command
 
 def main(argv: list[str]) -> None:
     """Chooses, renders, holds out, writes the site, writes the held-out dataset."""
-    if len(argv) > 1:
-        raise app.UsageError(f"wanted flags only, got {argv[1:]}")
+    command.refuse_arguments(argv)
     output, held_out_folder = flags.FLAGS.output, flags.FLAGS.held_out
     inputs = _inputs()
     with files.lock(output), files.lock(held_out_folder):

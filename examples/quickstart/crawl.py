@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urldefrag, urljoin, urlsplit
 
 import aiohttp
-from absl import app, flags, logging
+from absl import flags, logging
 from protego import Protego
 from selectolax.lexbor import LexborHTMLParser
 from tqdm import tqdm
@@ -32,8 +32,7 @@ Fetch = Callable[[str], Awaitable[Answer]]
 
 def main(argv: list[str]) -> None:
     """Crawls, unless a finished crawl of the same start lies there."""
-    if len(argv) > 1:
-        raise app.UsageError(f"wanted flags only, got {argv[1:]}")
+    command.refuse_arguments(argv)
     output = flags.FLAGS.output
     # Where the host lies for now (host_map) is no part of what is crawled.
     inputs = {

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from metaclip_jax import files, metric_rows
 from metaclip_jax.cli import command
@@ -29,7 +29,7 @@ _RECORD = "quickstart.json"  # in the workdir: its mark, and what was finished w
 _HOST_MAP = "HOST_MAP"  # stands in a command for where the server listens
 _HOSTS = ("sample-web.example", "images.sample-web.example")
 _SERVER_START_SECONDS = 30
-# Huge pages for large arrays, where glibc is the libc: a train step takes a tenth less.
+# Huge pages for large arrays, where glibc is the libc: train steps are faster.
 _ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
@@ -66,8 +66,7 @@ class Stage:
 
 def main(argv: list[str]) -> None:
     """Runs every stage that is not finished, then says what came out."""
-    if len(argv) > 1:
-        raise app.UsageError(f"wanted flags only, got {argv[1:]}")
+    command.refuse_arguments(argv)
     workdir = Path(flags.FLAGS.workdir)
     prepare(workdir, fresh=flags.FLAGS.fresh)
     with files.lock(workdir), contextlib.ExitStack() as running:

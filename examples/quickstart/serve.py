@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 from aiohttp import web
 
 from examples.quickstart.folder import CONTENTS, SPECIAL
@@ -34,10 +34,14 @@ Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 def main(argv: list[str]) -> None:
     """Serves until the parent process or an interrupt ends it."""
-    if len(argv) > 1:
-        raise app.UsageError(f"wanted flags only, got {argv[1:]}")
+    command.refuse_arguments(argv)
     parent = os.getppid()
     site = Path(flags.FLAGS.site)
+    if not (site / SPECIAL).exists():
+        raise FileNotFoundError(
+            f"wanted a folder that examples.quickstart.build made, got {site} without"
+            f" {SPECIAL}; build it, or correct --site"
+        )
     special = files.read_json(site / SPECIAL)
     places = known_files(site / CONTENTS)
     handler = make_handler(places, special["responses"], date=special["date"])

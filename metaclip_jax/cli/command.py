@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -17,8 +17,9 @@ def run(main: Callable[[list[str]], Any]) -> None:
     """Runs a command, as `absl.app.run` does, and exits.
 
     --help shows the flags of all our modules that are loaded. A mistake on the command
-    line, and an error that our own code raised, are printed in one line and end with
-    status 1; with --verbosity=1, and for any other error, there is the traceback.
+    line, a path given there that cannot be used, and an error that our own code raised
+    are printed in one line and end with status 1; with --verbosity=1, and for any other
+    error, there is the traceback.
     """
     for module, found in flags.FLAGS.flags_by_module_dict().items():
         if module.partition(".")[0] in errors.PACKAGES:
@@ -42,9 +43,13 @@ def _run(main: Callable[[list[str]], Any], arguments: list[str]) -> Any:
     try:
         return main(arguments)
     except _CURABLE as error:
-        if verbose or not errors.is_raised_by_us(error):
+        if verbose:
             raise
-        errors.fail(str(error))
+        text = str(error) if errors.is_raised_by_us(error) else ""
+        text = text or errors.of_given_path(error, sys.argv)
+        if not text:
+            raise
+        errors.fail(text)
 
 
 def refuse_arguments(arguments: Sequence[str]) -> None:
@@ -57,3 +62,17 @@ def refuse_arguments(arguments: Sequence[str]) -> None:
         raise app.UsageError(
             f"wanted flags alone, got {' '.join(arguments[1:])!r}; --help shows them"
         )
+
+
+def refuse_missing(values: Mapping[str, Any]) -> None:
+    """Refuses empty values of what a command cannot do without.
+
+    Args:
+      values: by their names on the command line.
+
+    Raises:
+      UsageError: names those that are empty.
+    """
+    missing = [name for name, value in values.items() if not value]
+    if missing:
+        raise app.UsageError(f"wanted {', '.join(missing)}, got no value; add it")

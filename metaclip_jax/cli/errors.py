@@ -1,5 +1,6 @@
 """Which errors are for users, and how a mistake in flags reads in one line."""
 
+import errno
 import linecache
 import re
 import sys
@@ -19,6 +20,17 @@ PACKAGES = (
     "recipe",
     "__main__",
 )
+_PATH_ERRORS = {
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
 
 
 def is_raised_by_us(error: BaseException) -> bool:
@@ -42,6 +54,22 @@ def fail(text: str) -> NoReturn:
 def wants_traceback(argv: Sequence[str]) -> bool:
     """Whether --verbosity asks for tracebacks, where flags may not be parsed yet."""
     return any(re.fullmatch(r"--?(v|verbosity)=[1-9]\d*", word) for word in argv)
+
+
+def of_given_path(error: BaseException, argv: Sequence[str]) -> str:
+    """Returns what is wrong with a path of the command line; "" for other errors.
+
+    That is a path that is not there or may not be used: the error names the path itself
+    or a folder above it.
+    """
+    if not isinstance(error, OSError) or error.errno not in _PATH_ERRORS:
+        return ""
+    place = str(error.filename or "").rstrip("/")
+    for word in argv[1:]:
+        given = word.partition("=")[2] or word
+        if place and f"{given.rstrip('/')}/".startswith(f"{place}/"):
+            return f"{word}: {error.strerror}: {place}; correct the path"
+    return ""
 
 
 def did_you_mean(name: str, names: Iterable[str], *, otherwise: str) -> str:

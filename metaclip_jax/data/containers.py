@@ -17,7 +17,7 @@ from metaclip_jax.data import image_tags, jpeg
 from metaclip_jax.data.image_tags import UndecodableImage
 
 MAX_CHUNKS = 1 << 17  # 20 MB of PNG in pieces of 160 bytes; encoders write 4 kB
-# Pillow decodes run lengths in Python, about a microsecond each.
+# Pillow decodes run lengths in Python, which is slow.
 _MAX_RUNS = 1 << 20  # bytes, and pixels
 
 # More passes over a JPEG take several times as long as usual.

@@ -2,8 +2,8 @@
 
 A JPEG is a row of segments (marker, length, payload) and, after each start of scan,
 entropy-coded data. Decoders work through all of it: through thousands of scans of a few
-bytes, and through runs of fill bytes again and again. Reading the structure alone takes
-a nanosecond a byte.
+bytes, and through runs of fill bytes again and again. Reading the structure alone is
+cheap and linear in the bytes.
 
 `strip` keeps what makes the pixels and writes it as the standard wants it, so that
 decoders have nothing to complain about but damage: places, thumbnails, appended files
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from metaclip_jax.data import image_tags
 from metaclip_jax.data.image_tags import UndecodableImage
 
-MAX_SCANS = 64  # encoders write 1 to 14; each costs 0.7 ns a pixel, though it is empty
+MAX_SCANS = 64  # encoders write 1 to 14; even an empty one costs time per pixel
 MAX_SEGMENTS = 2_000  # most are 64 kB pieces of metadata: 125 MB
 
 _SOI, _EOI, _SOS, _DQT, _DHT, _DRI = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD

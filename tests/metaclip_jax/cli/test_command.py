@@ -214,3 +214,32 @@ def test_only_what_our_own_code_raises_is_meant_for_users():
         files.write_bytes("/proc/no/such/file", b"")
     assert not errors.is_raised_by_us(of_a_library.value)
     assert not errors.is_raised_by_us(ValueError("never raised"))
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("/proc/1", "/proc/1"),
+        ("/proc/1", "/proc"),
+        ("/proc/1/", "/proc/1"),
+        ("/proc/1", "/proc/12"),
+        ("/proc/1", "/proc/1/file"),
+        ("", ""),
+    ],
+)
+def test_a_path_of_the_command_line_that_cannot_be_used_is_named(path, named):
+    """A file inside the folder was not given by the user, but made by a program."""
+    error = PermissionError(13, "Permission denied", named)
+    said = errors.of_given_path(error, ["program", "word", f"--workdir={path}"])
+    inside = named.startswith("/proc") and f"{path}/".startswith(f"{named}/")
+    assert bool(said) == inside
+    if said:
+        assert said.startswith(f"--workdir={path}: Permission denied: {named}")
+    assert not errors.of_given_path(OSError(5, "I/O error", named), ["p", path])
+    assert not errors.of_given_path(ValueError(path), ["p", path])
+
+
+def test_what_is_missing_is_named():
+    command.refuse_missing({"--a": "x", "--b": 1})
+    with pytest.raises(app.UsageError, match="^wanted --a, --c, got no value"):
+        command.refuse_missing({"--a": "", "--b": 1, "--c": None})
