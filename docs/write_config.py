@@ -33,7 +33,7 @@ overrides both. A value outside its range ends a command before it starts anythi
 def comments(module: ModuleType, function: str) -> dict[str, str]:
     """Returns the comment of each key that a function of a config.py sets.
 
-    A key's comment follows it on its line, or else stands on the lines above it.
+    A key's comment is on its line, or else on the lines above it.
     """
     text = Path(str(module.__file__)).read_text()
     functions = {
