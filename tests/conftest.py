@@ -14,6 +14,7 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
+import hypothesis
 import pytest
 
 from tests import waiting
@@ -26,6 +27,14 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
+
+# On a busy machine an example takes as long as it takes.
+hypothesis.settings.register_profile(
+    "untimed",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_make_parametrize_id(val, argname):

@@ -185,7 +185,7 @@ def write_processor(folder, fields, *, nested):
     (folder / "preprocessor_config.json").write_text(json.dumps(fields))
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(fields=processors(), nested=st.booleans())
 def test_every_field_is_honoured_as_transformers_does_or_refused(
     tmp_path_factory, fields, nested

@@ -52,7 +52,7 @@ def brute_force(entries: list[str], text: str, mode: str) -> list[int]:
 
 @pytest.mark.parametrize("mode", spacing.MODES)
 def test_matches_equal_brute_force(mode):
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(entries=entries_, texts=texts_)
     def check(entries, texts):
         # What a text holds of itself is always among the entries.
@@ -65,7 +65,7 @@ def test_matches_equal_brute_force(mode):
 
 @pytest.mark.parametrize("mode", spacing.MODES)
 def test_both_engines_agree(mode):
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(entries=entries_, texts=texts_, ignore_case=st.booleans())
     def check(entries, texts, ignore_case):
         ignore_case = ignore_case and mode == "fixed"
@@ -79,7 +79,7 @@ def test_both_engines_agree(mode):
 
 
 def test_v1_is_the_formula_of_metaclip():
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(entries=entries_, text=strings)
     def check(entries, text):
         padded = f" {text} "
@@ -195,7 +195,7 @@ def test_fixed_finds_every_entry_that_is_spaced_to_the_same_form():
 
 @pytest.mark.parametrize("mode", ["v1", "v2"])
 def test_dead_entries_match_nothing_and_all_others_match_something(mode):
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(entries=entries_, texts=texts_)
     def check(entries, texts):
         matcher = Matcher(entries, mode=mode)

@@ -201,7 +201,7 @@ def test_blocks_do_not_show(pool, monkeypatch):
     assert (balance.match_draws(5, *small) == whole[: small[2].size]).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     texts=st.lists(
         st.tuples(
@@ -228,7 +228,7 @@ def test_a_text_is_kept_where_any_of_its_draws_is_below_p(texts, p, seed):
         assert is_kept == any(u < p[i] for u, i in zip(alone, ids, strict=True))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     matches=st.lists(st.integers(0, 60), min_size=1, max_size=6),
     t=st.integers(1, 40),
@@ -250,7 +250,7 @@ def test_an_entry_gets_as_many_accepted_draws_as_the_law_promises(matches, t, se
     assert (np.abs(found - wanted) <= 6 * sigma + 12 * (sigma > 0)).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     counts=st.dictionaries(
         st.sampled_from(["de", "en", "other", "zh"]),
@@ -290,7 +290,7 @@ def test_every_text_is_chosen_equally_often():
     assert np.abs(seen - n / 3).max() < 4 * np.sqrt(n * 2 / 9)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     counts=st.lists(st.integers(0, 5), min_size=1, max_size=9),
     seed=st.integers(0, 2**63),

@@ -134,7 +134,7 @@ def matches_of(dataset, *, rule="v1", seed=0):
     return steps.to_matches(table, seed=seed, rule=rule), np.array(numbers)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**32),
     size=st.integers(1, 40).map(lambda shard: shard * SHARDS),

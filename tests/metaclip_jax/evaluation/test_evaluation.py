@@ -156,7 +156,7 @@ def test_any_text_of_an_image_is_right_and_its_other_texts_do_not_count_as_wrong
     assert text_to_image.tolist() == [0, 1, 0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(n=st.integers(1, 7), right=st.integers(1, 7), k=st.integers(1, 9))
 def test_chance_equals_one_minus_the_hypergeometric_miss(n, right, k):
     right = min(right, n)

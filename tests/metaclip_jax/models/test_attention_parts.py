@@ -128,7 +128,7 @@ def test_cudnn_and_causal_attention_take_all_positions_together(params, monkeypa
     largest=st.sampled_from([1e-3, 1, 1e4]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_attention_over_parts_is_attention_over_their_positions(
     sizes, asking, largest, seed
 ):

@@ -241,7 +241,7 @@ def test_checksums_are_the_same_on_every_mesh_and_for_numpy():
 
 
 @hypothesis.given(st.integers(0, 8 * 4 * 24 - 1))
-@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.settings(max_examples=50)
 def test_one_flipped_bit_changes_a_checksum(bit):
     array = np.random.default_rng(1).normal(size=(4, 6)).astype(np.float32)
     before = checksums.of_tree([array])

@@ -93,7 +93,7 @@ def reference(kind, image, text, scale, bias=0.0):
     bias=st.floats(-5, 2, width=32),
     noise=st.floats(0.7, 3),
 )
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=40)
 def test_loss_and_all_gradients_equal_float64(
     kind, form, shape, seed, scale, bias, noise
 ):
