@@ -228,7 +228,7 @@ def _axis(axis: Axis, values: Sequence[float | None], *, air: bool) -> dict[str,
     shown = [value for value in (*values, *limits) if value is not None] or [1.0]
     low, high = min(shown), max(shown)
     if low == high:
-        low, high = (low / 2, high * 2) if axis.log else (low - 0.5, high + 0.5)
+        low, high = (low, high * 2) if axis.log else (low - 0.5, high + 0.5)
     elif air and axis.high is None:  # for the label of a rule
         high = high * 1.4 if axis.log else high + 0.06 * (high - low)
     # A log axis has many ticks, of which the powers of ten stand out.
