@@ -80,12 +80,15 @@ def _run_once(
     new: Callable[[jax.Array], Any], layout: Any, *, mesh: Mesh, seed: int
 ) -> Any:
     """Calls new(key) with its results laid out over the mesh."""
-    # A CPU takes seconds to optimise random number generators that run once. Of its two
-    # emitters, the one that is the default rounds alike on every mesh.
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    for_cpu = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": True}
-    options = for_cpu if on_cpu else None
-    run = jax.jit(new, out_shardings=layout, compiler_options=options)
+    options: dict[str, int | bool] = {}
+    if mesh.devices.flat[0].platform == "cpu":
+        # A CPU takes seconds to optimise random number generators that run once.
+        options["xla_backend_optimization_level"] = 0
+        if jax.__version_info__ < (0, 11):
+            # Of its two emitters, the one that is the default rounds alike on every
+            # mesh. Later releases have no other, and no such option.
+            options["xla_cpu_use_fusion_emitters"] = True
+    run = jax.jit(new, out_shardings=layout, compiler_options=options or None)
     return run(jax.random.key(seed))
 
 
