@@ -105,6 +105,7 @@ def _model() -> ConfigDict:
     model.text_pool = "eos"  # read at the first "eos", "argmax" of ids, "last" (siglip)
     model.attention = "xla"  # implementation: xla or cudnn
     model.remat = "none"  # what the backward pass recomputes: none, dots or full
+    model.unroll = False  # compile each layer by itself and not a loop, for GPUs
     return model
 
 
@@ -214,6 +215,7 @@ RANGES: dict[str, Range] = {
     "model.text_pool": Range(str, choices=("eos", "argmax", "last")),
     "model.attention": Range(str, choices=("xla", "cudnn")),
     "model.remat": Range(str, choices=("none", "dots", "full")),
+    "model.unroll": Range(bool),
     "optimizer.peak_lr": Range(float, above=0),
     "optimizer.warmup_steps": _COUNT_OR_NONE,
     # Within 32 bits: 1 - beta and epsilon must not vanish there.

@@ -58,7 +58,7 @@ class Encoder:
         """Hex hash of all that decides an embedding: parameters and preparation."""
         digest = xxhash.xxh3_128()
         facts = dataclasses.asdict(self.architecture)
-        for how in ("attention", "remat"):
+        for how in clip.WAYS:
             facts.pop(how)
         facts |= {"preprocess": tuple(self.preprocess)}
         facts |= {"tokenizer": self.tokenizer.fingerprint}

@@ -1,7 +1,6 @@
 """Attention: by XLA, by cuDNN, and over positions that are kept in parts."""
 
 import functools
-from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -25,34 +24,35 @@ def whole(
     )
 
 
-def even(
+def fused(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
     *,
     causal: bool = False,
+    positions: int | None = None,
     implementation: Literal["xla", "cudnn"] = "cudnn",
 ) -> jax.Array:
-    """Does what `whole` does with T and S made even, by cuDNN.
+    """Does what `whole` does by cuDNN, which wants an even number of positions T = S.
 
-    Where gradients are wanted, JAX 0.10 refuses odd ones for cuDNN ("Unsupported
-    sequence length"), and 77 tokens are odd. What is added is masked and left out.
+    Where gradients are wanted, JAX refuses odd ones for cuDNN ("Unsupported sequence
+    length"), and 77 tokens are odd. None attends to the keys from `positions` on, and
+    their gradients are zero; None = there are none. Queries there get finite values.
     """
-    batch, positions, others = len(query), query.shape[1], key.shape[1]
-
-    def padded(x: jax.Array) -> jax.Array:
-        return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
-
-    mixed = jax.nn.dot_product_attention(
-        padded(query),
-        padded(key),
-        padded(value),
+    batch, count = query.shape[:2]
+    queries = keys = None
+    if positions is not None and positions < count and not causal:
+        queries = jnp.full(batch, count, jnp.int32)
+        keys = jnp.full(batch, positions, jnp.int32)
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
         is_causal=causal,
-        query_seq_lengths=jnp.full(batch, positions, jnp.int32),
-        key_value_seq_lengths=jnp.full(batch, others, jnp.int32),
+        query_seq_lengths=queries,
+        key_value_seq_lengths=keys,
         implementation=implementation,
     )
-    return mixed[:, :positions]
 
 
 def over_parts(
@@ -86,4 +86,6 @@ def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
     )
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {"xla": whole, "cudnn": even}
+IMPLEMENTATIONS = ("xla", "cudnn")
+# The primitive of cuDNN's attention, but for what its name ends in.
+FUSED = "dot_product_attention_fwd"

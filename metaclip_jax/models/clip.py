@@ -26,6 +26,8 @@ SIGLIP_LOG_LOGIT_SCALE, SIGLIP_LOGIT_BIAS = math.log(10), -10.0
 DTYPES = ("float32", "bfloat16")
 FAMILIES = ("clip", "siglip")
 TEXT_POOLS = ("eos", "argmax", "last")
+# Fields of an architecture that only say how the function is computed.
+WAYS = ("attention", "remat", "unroll")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,7 @@ class Architecture:
     dtype: str = "float32"
     attention: str = "xla"
     remat: str = "none"
+    unroll: bool = False
 
     @property
     def patches(self) -> int:
@@ -73,7 +76,7 @@ class Architecture:
             ("activation", self.activation, tuple(layers.ACTIVATIONS)),
             ("text_pool", self.text_pool, TEXT_POOLS),
             ("dtype", self.dtype, DTYPES),
-            ("attention", self.attention, tuple(attention.IMPLEMENTATIONS)),
+            ("attention", self.attention, attention.IMPLEMENTATIONS),
             ("remat", self.remat, tuple(layers.REMAT_POLICIES)),
         ):
             if value not in choices:
@@ -225,6 +228,7 @@ def _image_tower(
         attention=architecture.attention,
         dtype=architecture.dtype,
         epsilon=layer_norm_epsilon(architecture),
+        unroll=architecture.unroll,
     )
     if architecture.family == "siglip":
         return siglip.ImageTower(
@@ -258,6 +262,7 @@ def _text_tower(
         attention=architecture.attention,
         dtype=architecture.dtype,
         epsilon=layer_norm_epsilon(architecture),
+        unroll=architecture.unroll,
     )
     if architecture.family == "siglip":
         return siglip.TextTower(

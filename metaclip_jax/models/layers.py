@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx import initializers
+from jax.extend.core import Primitive
 
-from metaclip_jax.models import attention, product
+from metaclip_jax.models import attention, norm, product
 
 Activation = Callable[[jax.Array], jax.Array]
 # [B, T, D] of all positions, or [B, N, D] of each part of them.
@@ -45,6 +46,7 @@ class BlockShape(NamedTuple):
     attention: str
     dtype: str
     epsilon: float  # of LayerNorm
+    unroll: bool = False  # compile each block by itself, and no loop over them
 
 
 class BlockInit(NamedTuple):
@@ -151,17 +153,6 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Normalises the last axis in f32 and returns f32."""
-    return nnx.LayerNorm(
-        width,
-        epsilon=epsilon,
-        dtype=jnp.float32,
-        use_fast_variance=False,
-        rngs=rngs,
-    )
-
-
 class Attention(nnx.Module):
     """Multi-head attention with one kernel for query, key and value."""
 
@@ -186,10 +177,11 @@ class Attention(nnx.Module):
         self.causal = shape.causal
         self.attention = shape.attention
 
-    def __call__(self, x: Parts) -> Parts:
+    def __call__(self, x: Parts, positions: int | None = None) -> Parts:
         """Maps [B, T, D] to [B, T, D]; a position attends to all, or up to itself.
 
-        Positions in parts attend to those of all parts, by XLA.
+        Positions in parts attend to those of all parts, by XLA. None attends to those
+        from `positions` on, which cuDNN's attention may have been given.
         """
         if isinstance(x, tuple):
             queries, keys, values = (
@@ -199,8 +191,13 @@ class Attention(nnx.Module):
                 self.out(attention.over_parts(query, keys, values)) for query in queries
             )
         query, key, value = (self._project(x, part) for part in range(3))
-        mix = attention.IMPLEMENTATIONS[self.attention]
-        return self.out(mix(query, key, value, causal=self.causal))
+        if self.attention == "cudnn":
+            mixed = attention.fused(
+                query, key, value, causal=self.causal, positions=positions
+            )
+        else:
+            mixed = attention.whole(query, key, value, causal=self.causal)
+        return self.out(mixed)
 
     def read(
         self, asking: jax.Array, x: jax.Array, position: jax.Array | None = None
@@ -230,7 +227,7 @@ class Attention(nnx.Module):
         kernel = self.qkv.kernel[:, part].astype(dtype)  # [D, H, D / H]
         bias = self.qkv.bias[part].astype(dtype)
         along = ((x.ndim - 1,), (0,)), ((), ())
-        return product.product(x.astype(dtype), kernel, along) + bias
+        return product.product(x.astype(dtype), kernel, along, bias=bias)
 
 
 class Mlp(nnx.Module):
@@ -266,14 +263,18 @@ class Block(nnx.Module):
     """Pre-norm residual block: attention, then MLP."""
 
     def __init__(self, shape: BlockShape, init: BlockInit, *, rngs: nnx.Rngs) -> None:
-        self.ln_1 = layer_norm(shape.width, shape.epsilon, rngs)
+        self.ln_1 = norm.LayerNorm(shape.width, epsilon=shape.epsilon, rngs=rngs)
         self.attn = Attention(shape, init, rngs=rngs)
-        self.ln_2 = layer_norm(shape.width, shape.epsilon, rngs)
+        self.ln_2 = norm.LayerNorm(shape.width, epsilon=shape.epsilon, rngs=rngs)
         self.mlp = Mlp(shape, init, rngs=rngs)
+        self.unroll = shape.unroll
 
-    def __call__(self, x: Parts) -> Parts:
-        """Maps [B, T, D] to [B, T, D], or parts to parts, in x's dtype."""
-        x = jax.tree.map(jnp.add, x, self.attn(jax.tree.map(self.ln_1, x)))
+    def __call__(self, x: Parts, positions: int | None = None) -> Parts:
+        """Maps [B, T, D] to [B, T, D], or parts to parts, in x's dtype.
+
+        None attends to those from `positions` on; None = there are none.
+        """
+        x = jax.tree.map(jnp.add, x, self.attn(jax.tree.map(self.ln_1, x), positions))
         return jax.tree.map(lambda part: part + self.mlp(self.ln_2(part)), x)
 
     def read(self, x: jax.Array, position: jax.Array | int) -> jax.Array:
@@ -312,19 +313,28 @@ def split_last(blocks: Block) -> tuple[Block, Block]:
 def run_blocks(
     blocks: Block, x: jax.Array, *, remat: str, constrain: Constrain = unconstrained
 ) -> jax.Array:
-    """Applies the stack to [B, T, D], one layer after another.
+    """Applies the stack to [B, T, D], one layer after another, in a loop or unrolled.
 
-    A class token before patches that fill whole tiles stays apart from them, which
-    changes no result.
+    A class token before patches that fill whole tiles stays apart from them, and
+    cuDNN's attention gets an even number of positions; neither changes a result.
     """
+    attn, positions = blocks.attn, x.shape[1]
 
     def apply(x: Parts, block: Block) -> Parts:
-        return jax.tree.map(constrain, block(jax.tree.map(constrain, x)))
+        return jax.tree.map(constrain, block(jax.tree.map(constrain, x), positions))
 
-    scan = nnx.scan(_remat(apply, remat), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
-    attn, positions = blocks.attn, x.shape[1]
+    scan = nnx.scan(
+        _remat(apply, remat, unroll=blocks.unroll),
+        unroll=blocks.unroll or 1,
+        in_axes=(nnx.Carry, 0),
+        out_axes=nnx.Carry,
+    )
+    if attn.attention == "cudnn":
+        # Once for all layers: in each, queries, keys and values would be copied.
+        x = jnp.pad(x, ((0, 0), (0, positions % 2), (0, 0)))
+        return scan(x, blocks)[:, :positions]
     one_too_many = positions > 1 and positions % TILE == 1
-    if one_too_many and attn.attention == "xla" and not attn.causal:
+    if one_too_many and not attn.causal:
         return jnp.concatenate(scan((x[:, :1], x[:, 1:]), blocks), axis=1)
     return scan(x, blocks)
 
@@ -346,18 +356,28 @@ def read_block(
     def apply(x: jax.Array, block: Block) -> jax.Array:
         return constrain(block.read(constrain(x), position))
 
-    return _remat(apply, remat)(x, block)
+    return _remat(apply, remat, unroll=block.unroll)(x, block)
 
 
-def _remat(apply: Callable[..., Any], remat: str) -> Callable[..., Any]:
+def _remat(
+    apply: Callable[..., Any], remat: str, *, unroll: bool
+) -> Callable[..., Any]:
     if remat == "none":
         return apply
-    return nnx.remat(apply, prevent_cse=False, policy=REMAT_POLICIES[remat])
+    # Outside a loop, the compiler would find that it computes the same thing twice.
+    return nnx.remat(apply, prevent_cse=unroll, policy=REMAT_POLICIES[remat])
+
+
+def _keep_products(primitive: Primitive, *inputs: Any, **params: Any) -> bool:
+    """Keeps the layers' products, and what cuDNN's attention makes out of three."""
+    named = jax.checkpoint_policies.save_only_these_names(product.NAME)
+    by_cudnn = primitive.name.startswith(attention.FUSED)
+    return by_cudnn or named(primitive, *inputs, **params)
 
 
 # What the forward pass keeps for the backward pass; the rest is computed again.
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "none": None,
-    "dots": jax.checkpoint_policies.save_only_these_names(product.NAME),
+    "dots": _keep_products,
     "full": jax.checkpoint_policies.nothing_saveable,
 }

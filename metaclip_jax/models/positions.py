@@ -1,9 +1,9 @@
-"""Another image size for trained weights: the table of positions is interpolated.
+"""Tables of positions: added to a batch, and interpolated for another image size.
 
-Two conventions are about, and a model fine-tuned with one loses a little with the
-other. "open_clip" is bicubic with antialiasing, pixel centres half a pixel in from the
-edge. "metaclip" is what MetaCLIP's trainer does: bicubic without antialiasing, the
-corners of both grids on each other.
+There are two conventions of interpolation, and a model fine-tuned with one loses a
+little with the other. "open_clip" is bicubic with antialiasing, pixel centres half a
+pixel in from the edge. "metaclip" is what MetaCLIP's trainer does: bicubic without
+antialiasing, the corners of both grids on each other.
 """
 
 import math
@@ -14,6 +14,47 @@ import numpy as np
 
 CONVENTIONS = ("open_clip", "metaclip")
 _SHARPNESS = -0.75  # of torch's bicubic without antialiasing; with it, and here, -0.5
+
+
+@jax.custom_vjp
+def add(x: jax.Array, table: jax.Array) -> jax.Array:
+    """Adds a table [T, D] to each of [B, T, D]."""
+    return x + table
+
+
+def _forward(
+    x: jax.Array, table: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    # Of both only the dtype is wanted.
+    return add(x, table), (jnp.zeros(0, x.dtype), jnp.zeros(0, table.dtype))
+
+
+def _backward(
+    kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the gradients of x and of the table.
+
+    The table's is the sum over the batch. To make it, XLA lays the array out on GPUs
+    with the batch's axis last and, where blocks are unrolled, so all that it is added
+    to on its way through them, with a transposed copy for each product. So there it is
+    a product, by TF32 unless JAX is told otherwise.
+    """
+
+    def plainly(gradient: jax.Array) -> jax.Array:
+        return jnp.sum(gradient, axis=0, dtype=jnp.float32)
+
+    def by_product(gradient: jax.Array) -> jax.Array:
+        rows = gradient.reshape(len(gradient), -1)
+        ones = jnp.ones((1, len(rows)), rows.dtype)
+        total = jnp.dot(ones, rows, preferred_element_type=jnp.float32)
+        return total.reshape(gradient.shape[1:])
+
+    x, table = kept
+    total = jax.lax.platform_dependent(gradient, cuda=by_product, default=plainly)
+    return gradient.astype(x.dtype), total.astype(table.dtype)
+
+
+add.defvjp(_forward, _backward)
 
 
 def resize(table: np.ndarray, *, patches: int, convention: str) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from flax.nnx import initializers
 
-from metaclip_jax.models import layers, text, vit
+from metaclip_jax.models import layers, norm, positions, text, vit
 
 LAYER_NORM_EPSILON = 1e-6
 # Of each channel: pixels are scaled to [-1, 1].
@@ -27,7 +27,7 @@ class Head(nnx.Module):
         probe = layers.symmetric_uniform((6 / (width + 1)) ** 0.5)
         self.probe = nnx.Param(probe(rngs.params(), (width,)))
         self.attn = layers.Attention(shape, init, rngs=rngs)
-        self.ln_2 = layers.layer_norm(width, shape.epsilon, rngs)
+        self.ln_2 = norm.LayerNorm(width, epsilon=shape.epsilon, rngs=rngs)
         self.mlp = layers.Mlp(shape, init, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -51,13 +51,13 @@ class ImageTower(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         width = block.width
-        positions = (image_size // patch_size) ** 2
+        patches = (image_size // patch_size) ** 2
         self.patch_embed = vit.PatchEmbed(
             patch=patch_size, width=width, dtype=block.dtype, rngs=rngs
         )
         self.patch_bias = nnx.Param(jnp.zeros(width))
         self.position_embedding = nnx.Param(
-            initializers.normal(width**-0.5)(rngs.params(), (positions, width))
+            initializers.normal(width**-0.5)(rngs.params(), (patches, width))
         )
         self.blocks = layers.make_blocks(
             block,
@@ -65,7 +65,7 @@ class ImageTower(nnx.Module):
             layers=num_layers,
             rngs=rngs,
         )
-        self.ln_post = layers.layer_norm(width, block.epsilon, rngs)
+        self.ln_post = norm.LayerNorm(width, epsilon=block.epsilon, rngs=rngs)
         self.head = Head(block, rngs=rngs)
         self.dtype = block.dtype
         self.remat = remat
@@ -83,7 +83,8 @@ class ImageTower(nnx.Module):
         `patches`, int32[B, n], are seen; None = all.
         """
         x = constrain(self.patch_embed(vit.normalise(images, IMAGE_MEAN, IMAGE_STD)))
-        x = x + (self.patch_bias[...] + self.position_embedding[...]).astype(self.dtype)
+        table = self.patch_bias[...] + self.position_embedding[...]
+        x = positions.add(x, table.astype(self.dtype))
         x = vit.pick(x, patches)
         x = layers.run_blocks(self.blocks, x, remat=self.remat, constrain=constrain)
         embedding = self.head(self.ln_post(x).astype(self.dtype))
@@ -116,7 +117,7 @@ class TextTower(nnx.Module):
         self.blocks, self.last = layers.split_last(
             layers.make_blocks(block, init, layers=num_layers, rngs=rngs)
         )
-        self.ln_final = layers.layer_norm(width, block.epsilon, rngs)
+        self.ln_final = norm.LayerNorm(width, epsilon=block.epsilon, rngs=rngs)
         self.projection = nnx.Param(
             initializers.lecun_normal()(rngs.params(), (width, embed_dim))
         )
@@ -132,7 +133,8 @@ class TextTower(nnx.Module):
     ) -> jax.Array:
         """Maps tokens int32[B, T], T the whole context, to f32[B, E]."""
         x = constrain(jnp.take(self.token_embedding[...], tokens, axis=0))
-        x = (x + self.position_embedding[: tokens.shape[1]]).astype(self.dtype)
+        x = positions.add(x, self.position_embedding[: tokens.shape[1]])
+        x = x.astype(self.dtype)
         x = layers.run_blocks(self.blocks, x, remat=self.remat, constrain=constrain)
         features = layers.read_block(
             self.last, x, -1, remat=self.remat, constrain=constrain

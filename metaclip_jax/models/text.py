@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx import initializers
 
-from metaclip_jax.models import layers
+from metaclip_jax.models import layers, norm, positions
 
 # Rows of a stored token table are a multiple of this, so that any mesh divides it
 # and TPUs fill their lanes. The rows past the vocabulary are zero and never read.
@@ -55,7 +55,7 @@ class TextTower(nnx.Module):
         self.blocks, self.last = layers.split_last(
             layers.make_blocks(block, init, layers=num_layers, rngs=rngs)
         )
-        self.ln_final = layers.layer_norm(width, block.epsilon, rngs)
+        self.ln_final = norm.LayerNorm(width, epsilon=block.epsilon, rngs=rngs)
         self.projection = nnx.Param(
             initializers.normal(width**-0.5)(rngs.params(), (width, embed_dim))
         )
@@ -72,7 +72,8 @@ class TextTower(nnx.Module):
     ) -> jax.Array:
         """Maps tokens int32[B, T] to f32[B, E], not yet of unit norm."""
         x = constrain(jnp.take(self.token_embedding[...], tokens, axis=0))
-        x = (x + self.position_embedding[: tokens.shape[1]]).astype(self.dtype)
+        x = positions.add(x, self.position_embedding[: tokens.shape[1]])
+        x = x.astype(self.dtype)
         x = layers.run_blocks(self.blocks, x, remat=self.remat, constrain=constrain)
         # Causal attention has no use for what follows the end, padding included.
         end = end_position(tokens, pool=self.pool, eos_id=self.eos_id)

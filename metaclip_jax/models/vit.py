@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 from flax.nnx import initializers
 
-from metaclip_jax.models import layers
+from metaclip_jax.models import layers, norm, positions
 
 # OpenAI's channel statistics; every MetaCLIP model uses them.
 IMAGE_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -66,18 +66,18 @@ class ImageTower(nnx.Module):
     ) -> None:
         width = block.width
         normal = initializers.normal(width**-0.5)
-        positions = (image_size // patch_size) ** 2 + 1
+        count = (image_size // patch_size) ** 2 + 1
         self.patch_embed = PatchEmbed(
             patch=patch_size, width=width, dtype=block.dtype, rngs=rngs
         )
         self.class_embedding = nnx.Param(normal(rngs.params(), (width,)))
-        self.position_embedding = nnx.Param(normal(rngs.params(), (positions, width)))
-        self.ln_pre = layers.layer_norm(width, block.epsilon, rngs)
+        self.position_embedding = nnx.Param(normal(rngs.params(), (count, width)))
+        self.ln_pre = norm.LayerNorm(width, epsilon=block.epsilon, rngs=rngs)
         init = layers.image_init(width=width, mlp_width=block.mlp_width)
         self.blocks, self.last = layers.split_last(
             layers.make_blocks(block, init, layers=num_layers, rngs=rngs)
         )
-        self.ln_post = layers.layer_norm(width, block.epsilon, rngs)
+        self.ln_post = norm.LayerNorm(width, epsilon=block.epsilon, rngs=rngs)
         self.projection = nnx.Param(normal(rngs.params(), (width, embed_dim)))
         self.dtype = block.dtype
         self.remat = remat
@@ -96,7 +96,7 @@ class ImageTower(nnx.Module):
         """
         images = normalise(images, IMAGE_MEAN, IMAGE_STD)
         x = constrain(self.patch_embed(images))  # [B, N, D]
-        x = x + self.position_embedding[1:]
+        x = positions.add(x, self.position_embedding[1:])
         x = pick(x, patches)
         class_token = self.class_embedding[...].astype(self.dtype)
         class_token = jnp.broadcast_to(

@@ -36,6 +36,7 @@ FREE_KEYS = (
     "mesh.",
     "model.attention",
     "model.remat",
+    "model.unroll",
     "data.mixture",
     "data.max_replaced_share",
     "data.read_threads",

@@ -72,7 +72,7 @@ def test_a_value_out_of_its_range_is_refused_by_the_name_of_its_key(key):
         ("model.family", clip.FAMILIES),
         ("model.text_pool", clip.TEXT_POOLS),
         ("model.activation", tuple(layers.ACTIVATIONS)),
-        ("model.attention", tuple(attention.IMPLEMENTATIONS)),
+        ("model.attention", attention.IMPLEMENTATIONS),
         ("model.remat", tuple(layers.REMAT_POLICIES)),
     ],
 )

@@ -248,22 +248,32 @@ def test_an_activation_keeps_nothing_but_its_slope(name):
     assert [leaf.shape for leaf in jax.tree.leaves(pull)] == [x.shape]
 
 
-def test_recomputing_the_forward_pass_changes_no_gradient(params):
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"remat": "dots"},
+        {"remat": "full"},
+        {"unroll": True},
+        {"remat": "dots", "unroll": True},
+    ],
+    ids=str,
+)
+def test_how_a_gradient_is_computed_changes_nothing_of_it(way):
     images = jnp.ones((2, 12, 12, 3), jnp.uint8) * jnp.uint8(90)
+    params = clip.init(change(vision_layers=4), jax.random.key(0))
 
-    def gradient(remat):
-        architecture = change(remat=remat)
-        return jax.jit(
-            jax.grad(lambda p: clip.encode_image(architecture, p, images)[0, 0])
-        )(params)["image"]
+    def gradient(**way):
+        architecture = change(vision_layers=4, **way)
+        step = jax.grad(lambda p: clip.encode_image(architecture, p, images)[0, 0])
+        compiled = jax.jit(step).lower(params).compile()
+        assert (" while(" in compiled.as_text()) is not way.get("unroll", False)
+        return compiled(params)["image"]
 
-    kept = gradient("none")
-    for remat in ("dots", "full"):
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
-            kept,
-            gradient(remat),
-        )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        gradient(),
+        gradient(**way),
+    )
 
 
 def test_wrong_shapes_are_refused(params):

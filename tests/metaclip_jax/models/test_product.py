@@ -1,6 +1,7 @@
 """The layers' matrix product: dot_general, gradients too, but without copies."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -24,21 +25,48 @@ def dimensions(x, contracted):
     return axes, ((), ())
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_values_and_gradients_are_those_of_dot_general(case):
+def test_values_and_gradients_are_those_of_dot_general(case, biased):
     x_shape, kernel_shape, contracted = CASES[case]
     rng = np.random.default_rng(0)
     x, kernel = (jnp.asarray(rng.normal(size=s)) for s in (x_shape, kernel_shape))
     axes = dimensions(x, contracted)
-    expected, expected_vjp = jax.vjp(
-        functools.partial(jax.lax.dot_general, dimension_numbers=axes), x, kernel
-    )
-    found, found_vjp = jax.vjp(lambda x, k: product.product(x, k, axes), x, kernel)
+    bias = jnp.asarray(rng.normal(size=kernel_shape[contracted:])) if biased else None
+
+    def plainly(x, kernel, bias):
+        result = jax.lax.dot_general(x, kernel, axes)
+        return result if bias is None else result + bias
+
+    def multiply(x, kernel, bias):
+        return product.product(x, kernel, axes, bias=bias)
+
+    expected, expected_vjp = jax.vjp(plainly, x, kernel, bias)
+    found, found_vjp = jax.vjp(multiply, x, kernel, bias)
     np.testing.assert_array_equal(found, expected)
     gradient = jnp.asarray(rng.normal(size=expected.shape), expected.dtype)
-    for mine, right in zip(found_vjp(gradient), expected_vjp(gradient), strict=True):
+    gradients = (jax.tree.leaves(pull(gradient)) for pull in (found_vjp, expected_vjp))
+    for mine, right in zip(*gradients, strict=True):
         assert mine.shape == right.shape and mine.dtype == right.dtype
         np.testing.assert_allclose(mine, right, rtol=1e-6, atol=1e-6)
+
+
+def test_a_bias_of_several_axes_is_a_vector_to_gpus():
+    shapes = [(2, 5, 8), (8, 3, 2, 4), (3, 2, 4)]
+    traced = jax.jit(
+        lambda x, kernel, bias: product.product(x, kernel, dimensions(x, 1), bias=bias)
+    ).trace(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+
+    def added(platform):
+        lowered = traced.lower(lowering_platforms=(platform,)).as_text()
+        (line,) = re.findall(r"stablehlo.add .*tensor<(.*)xf32>", lowered)
+        return line
+
+    assert [added(p) for p in ("cpu", "tpu", "cuda")] == [
+        "2x5x3x2x4",
+        "2x5x3x2x4",
+        "2x5x24",
+    ]
 
 
 def test_no_transposed_copy_on_cpus():
