@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import simplejpeg
@@ -30,7 +29,7 @@ import webdataset
 from absl import app, flags
 from PIL import Image
 
-from data_prep.sinks import array_record
+from benchmarks import photographs
 from metaclip_jax.data import images, pipeline, records, tokenizer, workers
 from metaclip_jax.models import vit
 
@@ -38,58 +37,7 @@ _IMAGES = flags.DEFINE_integer("images", 256, "images a round", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 6, "timed rounds of each", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "of images, texts and crops")
 
-_WIDTH, _HEIGHT, _SIZE, _CONTEXT = 640, 480, 224, 77
-_WORDS = "a photo of the red green old new house cat dog woman man street sea".split()
-
-
-def photograph(rng: np.random.Generator) -> bytes:
-    """Returns a JPEG like a photograph: 1 / f amplitudes, colours that go together."""
-    frequency = np.hypot(
-        np.fft.fftfreq(_HEIGHT)[:, None], np.fft.rfftfreq(_WIDTH)[None, :]
-    )
-    falling = 1 / np.maximum(frequency, 1 / _WIDTH) ** 1.4
-    noise = rng.normal(size=(2, 3, *falling.shape))
-    waves = np.fft.irfft2((noise[0] + 1j * noise[1]) * falling, (_HEIGHT, _WIDTH))
-    waves /= waves.std()
-    planes = (0.95 * waves[:1] + 0.3 * waves) * 45 + 128
-    pixels = np.clip(planes, 0, 255).astype(np.uint8).transpose(1, 2, 0)
-    return simplejpeg.encode_jpeg(
-        np.ascontiguousarray(pixels), quality=85, colorsubsampling="420"
-    )
-
-
-def write_dataset(folder: str, *, count: int, seed: int) -> None:
-    """Writes a dataset of `count` photographs with one text of ten words each."""
-    rng = np.random.default_rng(seed)
-    photographs = [photograph(rng) for _ in range(min(count, 32))]
-
-    def record(number: int) -> records.Record:
-        url = f"http://images.example/{number}"
-        return records.Record(
-            image=photographs[number % len(photographs)],
-            image_id=records.image_id(url),
-            image_url=url,
-            page_url=url,
-            sha256="",
-            width=_WIDTH,
-            height=_HEIGHT,
-            texts=(" ".join(rng.choice(_WORDS, 10)),),
-            text_sources=("alt",),
-            languages=("en",),
-            metadata=("en",),
-            entry_ids=np.zeros(0, np.int32),
-            entry_offsets=np.zeros(2, np.int64),
-        )
-
-    shard = f"{folder}/{records.shard_name('bench', 0, 1)}"
-    array_record.write_dataset(
-        folder,
-        name="bench",
-        shard_facts=[array_record.write_shard(shard, map(record, range(count)))],
-        data_card={},
-        counts=None,
-        inputs={},
-    )
+_SIZE, _CONTEXT = 224, 77
 
 
 def load_with_pillow(
@@ -174,7 +122,9 @@ def decode_smallest(dataset: records.Dataset) -> None:
     """
     for data in records.read(dataset, range(len(dataset))):
         image = records.decode(data).image
-        simplejpeg.decode_jpeg(image, min_width=_WIDTH // 8, min_height=_HEIGHT // 8)
+        simplejpeg.decode_jpeg(
+            image, min_width=photographs.WIDTH // 8, min_height=photographs.HEIGHT // 8
+        )
 
 
 def write_tar(path: str, dataset: records.Dataset) -> None:
@@ -226,9 +176,8 @@ def main(argv: Sequence[str]) -> None:
     torch.set_num_threads(1)
     count = _IMAGES.value
     with tempfile.TemporaryDirectory() as folder:
-        write_dataset(folder, count=count, seed=_SEED.value)
-        path = Path(folder) / "tokenizer.json"
-        path.write_text(tokenizer.train([" ".join(_WORDS)] * 2, 2_048).to_str())
+        photographs.write_dataset(folder, count=count, seed=_SEED.value)
+        path = photographs.write_tokenizer(folder)
         tokenize = tokenizer.load(path, family="clip")
         dataset = records.open_dataset(folder)
         stream = pipeline.batches(

@@ -33,7 +33,7 @@ import numpy as np
 import pyarrow as pa
 from absl import app, flags, logging
 
-from benchmarks import loader
+from benchmarks import loader, photographs
 from data_prep.sinks import array_record
 from metaclip_jax.data import (
     balance,
@@ -203,17 +203,15 @@ def program_speed(folder: str, tokenizer_path: str, *, programs: int) -> float:
 
 def print_workers(folder: str) -> float:
     """Prints how workers add up; returns processor seconds a training image."""
-    loader.write_dataset(folder, count=256, seed=0)
-    path = Path(folder) / "tokenizer.json"
-    path.write_text(tokenizer.train([" ".join(loader._WORDS)] * 2, 2_048).to_str())
-    stream = open_stream(folder, str(path), batch=128, steps=5)
+    photographs.write_dataset(folder, count=256, seed=0)
+    path = photographs.write_tokenizer(folder)
+    stream = open_stream(folder, path, batch=128, steps=5)
     next(stream)
     image = min(loader.seconds(lambda: next(stream)) for _ in range(4)) / 128
     one, two = (
-        loading_speed(folder, str(path), count=n, images=n * _IMAGES.value)
-        for n in (1, 2)
+        loading_speed(folder, path, count=n, images=n * _IMAGES.value) for n in (1, 2)
     )
-    alone, both = (program_speed(folder, str(path), programs=n) for n in (1, 2))
+    alone, both = (program_speed(folder, path, programs=n) for n in (1, 2))
     print(
         f"workers: {one:,.0f} images/s with 1, {two:,.0f} with 2, {two / one:.2f}x; "
         f"programs that load by themselves: {alone:,.0f} with 1, {both:,.0f} with 2, "

@@ -16,7 +16,6 @@ and that of the steps with it.
 import multiprocessing
 import os
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from multiprocessing import connection
 
@@ -24,7 +23,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from metaclip_jax import config as keys
+from benchmarks import steps
 from metaclip_jax.models import clip, presets
 from metaclip_jax.training import program, sharding, train_state
 
@@ -35,35 +34,22 @@ _SIZE = flags.DEFINE_integer("image_size", 224, "pixels", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch", 64, "pairs a step", lower_bound=2)
 _STEPS = flags.DEFINE_integer("steps", 2, "timed in a row", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 2, "of such rows of each", lower_bound=1)
-_VOCABULARY, _CONTEXT, _EOS = 49_408, 77, 49_407
 _LARGE = 2048  # rows and columns of a matrix
 _WARM_STEPS = 2  # of each before its timed ones: the other's threads fall asleep
-
-
-def make_batch(*, batch: int, size: int) -> dict[str, np.ndarray]:
-    """Returns random images and texts, each text with its end mark."""
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(1, 40_000, (batch, _CONTEXT), dtype=np.int32)
-    tokens[:, -1] = _EOS
-    images = rng.integers(0, 255, (batch, size, size, 3), dtype=np.uint8)
-    return {"image": images, "tokens": tokens}
 
 
 def ours(
     towers: presets.Towers, batch: dict[str, np.ndarray]
 ) -> tuple[Step, Step, int]:
     """Returns what makes a step, what only runs the towers, and the step's FLOPs."""
-    config = keys.default()
-    config.global_batch, config.image_size = batch["image"].shape[:2]
-    config.total_steps = 100_000
+    config = steps.config_of(
+        towers, batch=len(batch["image"]), size=batch["image"].shape[1]
+    )
     config.dtype = "float32"
-    config.model.patch_size = towers.patch
-    config.model.embed_dim = towers.embed_dim
     config.model.remat = "dots"  # memory is what CPUs are short of
-    for name, sizes in (("vision", towers.vision), ("text", towers.text)):
-        for what, number in zip(("width", "layers", "heads"), sizes, strict=True):
-            config.model[f"{name}_{what}"] = number
-    asked = program.make(config, vocab_size=_VOCABULARY, eos_id=_EOS, pad_id=0)
+    asked = program.make(
+        config, vocab_size=steps.VOCABULARY, eos_id=steps.EOS, pad_id=0
+    )
     compiled = program.lower(asked, config).compile()
     state = train_state.create(
         architecture=asked.architecture,
@@ -98,33 +84,10 @@ def serve_theirs(
 ) -> None:
     """Answers each name of what it can time with the seconds that torch takes."""
     import torch
-    import transformers
 
     torch.set_num_threads(threads)
-    transformers.logging.set_verbosity_error()
-
-    def tower(sizes: tuple[int, int, int]) -> dict[str, int]:
-        width, layers, heads = sizes
-        return {
-            "hidden_size": width,
-            "intermediate_size": 4 * width,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "projection_dim": towers.embed_dim,
-        }
-
-    vision = {"image_size": batch["image"].shape[1], "patch_size": towers.patch}
-    text = {"vocab_size": _VOCABULARY, "eos_token_id": _EOS, "pad_token_id": 0}
-    model = transformers.CLIPModel(
-        transformers.CLIPConfig(
-            vision_config=tower(towers.vision) | vision,
-            text_config=tower(towers.text) | text,
-            projection_dim=towers.embed_dim,
-        )
-    )
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2
-    )
+    model = steps.transformers_model(towers, size=batch["image"].shape[1])
+    optimizer = steps.optimizer_of(model)
     pixels = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).float() / 255
     tokens = torch.from_numpy(batch["tokens"]).long()
 
@@ -143,7 +106,7 @@ def serve_theirs(
     matrix = torch.ones(_LARGE, _LARGE)
     measures = {"step": step, "forward": forward, "product": lambda: matrix @ matrix}
     while name := calls.recv():
-        calls.send(timed(measures[name]))
+        calls.send(steps.timed(measures[name]))
 
 
 def products(towers: presets.Towers, *, batch: int, size: int) -> Step:
@@ -157,7 +120,7 @@ def products(towers: presets.Towers, *, batch: int, size: int) -> Step:
     arguments = []
     for (width, layers, _), positions in (
         (towers.vision, patches),
-        (towers.text, _CONTEXT),
+        (towers.text, steps.CONTEXT),
     ):
         shapes = ((1, 3), (1, 1), (1, 4), (4, 1))  # in widths: qkv, out, fc1, fc2
         kernels = [
@@ -189,13 +152,6 @@ def large_product() -> Step:
     return lambda: product(matrix).block_until_ready()
 
 
-def timed(function: Callable[[], object]) -> float:
-    """Returns the seconds of one call."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 def main(argv: Sequence[str]) -> None:
     """Prints both rates, the ratio and what bounds it."""
     del argv
@@ -203,7 +159,7 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_num_cpu_devices", 1)
     threads = len(os.sched_getaffinity(0))
     towers, count, size = presets.TOWERS[_TOWERS.value], _BATCH.value, _SIZE.value
-    batch = make_batch(batch=count, size=size)
+    batch = steps.make_batch(batch=count, size=size)
     our_step, our_forward, flops = ours(towers, batch)
     our_products = products(towers, batch=count, size=size)
     our_product = large_product()
@@ -221,10 +177,10 @@ def main(argv: Sequence[str]) -> None:
         return calls.recv()
 
     measures: dict[str, Callable[[], float]] = {
-        "step": lambda: timed(our_step),
-        "forward": lambda: timed(our_forward),
-        "products": lambda: timed(our_products),
-        "product": lambda: timed(our_product),
+        "step": lambda: steps.timed(our_step),
+        "forward": lambda: steps.timed(our_forward),
+        "products": lambda: steps.timed(our_products),
+        "product": lambda: steps.timed(our_product),
         "their step": lambda: ask("step"),
         "their forward": lambda: ask("forward"),
         "their product": lambda: ask("product"),
