@@ -22,8 +22,8 @@ from metaclip_jax import config as keys
 from metaclip_jax import files
 from metaclip_jax.cli import command
 from metaclip_jax.evaluation import evaluator, retrieval
-from metaclip_jax.evaluation.evaluator import Embeddings, Scores
-from metaclip_jax.evaluation.held_out import HeldOut, load_held_out
+from metaclip_jax.evaluation.examples import Embeddings, Examples
+from metaclip_jax.evaluation.held_out import load_held_out
 from metaclip_jax.inference import model as inference
 from metaclip_jax.inference import model_flags
 from metaclip_jax.training import checkpoint, run_config, train_state
@@ -32,34 +32,12 @@ from metaclip_jax.training import checkpoint, run_config, train_state
 SHOWN_IMAGES, SHOWN_TEXTS = 48, 5
 
 
-def flat(found: Scores) -> dict[str, float]:
-    """Values only, as {"evaluation/image_to_text/R@1": 0.5, ...}, for metrics rows."""
-    return {
-        f"evaluation/{group}/{name}": cell["value"]
-        for group, cells in found.items()
-        for name, cell in cells.items()
-        if isinstance(cell, dict)
-    }
-
-
-def score_names(held_out: HeldOut) -> tuple[str, ...]:
-    """The keys of `flat` for these images."""
-    names = tuple(
-        f"evaluation/{direction}/R@{k}"
-        for direction in ("image_to_text", "text_to_image")
-        for k in retrieval.KS
-    )
-    if held_out.task is None:
-        return names
-    return *names, "evaluation/zero_shot/accuracy"
-
-
-def best_texts(held_out: HeldOut, embeddings: Embeddings) -> list[dict[str, Any]]:
+def best_texts(held_out: Examples, embeddings: Embeddings) -> list[dict[str, Any]]:
     """The first images by id, each with its first text and its best texts of all.
 
     Any of an image's own texts is right, also where another image has the same words.
     """
-    own: list[list[str]] = [[] for _ in held_out.image_ids]
+    own: list[list[str]] = [[] for _ in held_out.names]
     for image, text in zip(held_out.image_of_text, held_out.texts, strict=True):
         own[image].append(text)
     rows, cosines = retrieval.best_texts(
@@ -69,7 +47,7 @@ def best_texts(held_out: HeldOut, embeddings: Embeddings) -> list[dict[str, Any]
     )
     return [
         {
-            "image_id": held_out.image_ids[image],
+            "image_id": held_out.names[image],
             "text": own[image][0],
             "top5": [
                 {
@@ -84,7 +62,7 @@ def best_texts(held_out: HeldOut, embeddings: Embeddings) -> list[dict[str, Any]
     ]
 
 
-def table(found: Scores) -> str:
+def table(found: dict[str, Any]) -> str:
     """The numbers of an evaluation file, a line each, in per cent."""
     lines = [
         f"step {found['step']}, {found['candidates']} held-out images",
@@ -115,7 +93,7 @@ def evaluate_run(
     held_out_folder: str,
     seed: int,
     resamples: int,
-) -> Scores:
+) -> dict[str, Any]:
     """Measures a checkpoint and the untrained model, and writes both files.
 
     Args:
@@ -136,13 +114,12 @@ def evaluate_run(
             architecture=trained.architecture, mesh=trained.mesh, seed=seed
         )
     )
-    found: Scores = {"step": step, "candidates": len(held_out.image_ids)}
+    found: dict[str, Any] = {"step": step, "candidates": len(held_out.names)}
     # The trained one comes last: its embeddings are shown.
     for name, encoder in (("untrained", untrained), ("model", trained)):
         embeddings = evaluator.embed(encoder, held_out)
-        found[name] = evaluator.scores(
-            encoder, held_out, embeddings, resamples=resamples
-        )
+        measured = evaluator.results(encoder, held_out, embeddings, resamples=resamples)
+        found[name] = evaluator.with_counts(measured, held_out)
     folder = files.path(workdir) / "evaluation"
     # The numbers come last: where they are, the other file is too.
     files.write_json(folder / f"{step}_top5.json", best_texts(held_out, embeddings))
@@ -153,13 +130,15 @@ def evaluate_run(
 def evaluate_model(values: Any) -> None:
     """Runs --model on --data; prints the numbers and writes --output."""
     model = model_flags.load(values)
-    found = evaluator.evaluate(
-        model.encoder,
+    examples = evaluator.open_data(
         values.data,
         split=values.split,
         data_dir=values.data_dir or None,
         prompts_path=values.prompts,
-        class_cache=values.class_cache,
+    )
+    found = evaluator.evaluate(
+        model.encoder,
+        examples,
         resamples=keys.default().evaluation.bootstrap_samples,
     )
     facts = {"model": model.name, "fingerprint": model.fingerprint, "data": values.data}

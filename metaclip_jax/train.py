@@ -26,7 +26,7 @@ from metaclip_jax.cli import command, config_flag
 from metaclip_jax.data import mixture, workers
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.data.images import Preprocess
-from metaclip_jax.evaluation import measure
+from metaclip_jax.evaluation import encoder, evaluator
 from metaclip_jax.inference import loading
 from metaclip_jax.models import clip
 from metaclip_jax.training import (
@@ -321,17 +321,20 @@ def open_meter(
         yield meter
 
 
-def make_measure(job: Job, config: ConfigDict) -> measure.Measure | None:
+def make_measure(job: Job, config: ConfigDict) -> evaluator.Measure | None:
     """Returns parameters -> scores on the held-out images, None where not wanted."""
-    return measure.make_measure(
-        held_out=config.evaluation.held_out,
-        every_steps=config.eval_every_steps,
-        batch=config.evaluation.batch,
-        keep_best=config.checkpoint.keep_best,
+    if not config.eval_every_steps or not config.evaluation.held_out:
+        return None
+    untrained = encoder.make_encoder(
         architecture=job.program.architecture,
         tokenizer=job.tokenizer,
         preprocess=job.preprocess,
         mesh=job.program.mesh,
+        batch=config.evaluation.batch,
+        params={},  # come later, again and again
+    )
+    return evaluator.make_measure(
+        untrained, config.evaluation.held_out, best=config.checkpoint.keep_best
     )
 
 

@@ -1,85 +1,87 @@
-"""A model's zero-shot answers on labelled images, and how good they are."""
+"""Zero-shot classification: is an image nearest to the prompts of its own class?"""
 
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
-import tqdm
 
-from metaclip_jax.evaluation import scores, statistics
+from metaclip_jax.evaluation import prompts, scores, statistics, zero_shot
 from metaclip_jax.evaluation.encoder import Encoder
-from metaclip_jax.evaluation.labelled import Labelled
+from metaclip_jax.evaluation.examples import Embeddings, Examples, Result
 
 
-def embed(encoder: Encoder, data: Labelled) -> np.ndarray:
-    """Embeds all images, f32[N, E], unit norm.
+def names(examples: Examples) -> tuple[str, ...]:
+    """What `run` measures on these examples; () where they have no classes."""
+    classes = len(examples.class_names)
+    if not classes:
+        return ()
+    found = ["accuracy", "mean_per_class"]
+    if classes > 5:
+        found.insert(1, "top5")
+    if _has_both(classes, examples.labels[examples.labelled]):
+        found.append("roc_auc")
+    if examples.labels.ndim == 2:
+        found = ["mean_average_precision", "mean_average_precision_11_point"]
+    return tuple(f"zero_shot/{name}" for name in found)
+
+
+def run(
+    encoder: Encoder, examples: Examples, embeddings: Embeddings, *, resamples: int
+) -> Iterator[Result]:
+    """Measures the answers on the images whose class is known.
+
+    Args:
+      encoder: embeds the classes.
+      examples: with class names, templates and labels.
+      embeddings: of the images.
+      resamples: of the bootstrap behind each interval.
+
+    Yields:
+      For images of one class: accuracy, mean_per_class and, with more than 5 classes,
+      top5; with 2 classes also roc_auc. For images of several classes: both mean
+      average precisions.
 
     Raises:
-      ValueError: an image cannot be decoded; names it.
+      ValueError: there is no labelled image, or an embedding is not finite.
     """
-    with tqdm.tqdm(total=len(data.names), unit="image", disable=None) as bar:
-
-        def read(places: np.ndarray) -> list[Any]:
-            bar.update(len(places))
-            return data.read(places)
-
-        return encoder.encode_images(
-            read, names=lambda place: data.names[place], total=len(data.names)
-        )
+    task = prompts.make_task(examples.class_names, examples.templates)
+    classes = zero_shot.encode_classes(encoder, task)
+    rows = examples.labelled
+    cosines = embeddings.image[rows] @ classes.T  # [L, K]
+    yield from measure(cosines, examples.labels[rows], resamples=resamples)
 
 
 def measure(
-    cosines: np.ndarray, data: Labelled, *, resamples: int, seed: int = 0
-) -> dict[str, Any]:
-    """The numbers of the field on the answers.
+    cosines: np.ndarray, labels: np.ndarray, *, resamples: int
+) -> Iterator[Result]:
+    """The numbers of the field on the answers; see `run`.
 
     Args:
       cosines: f32[N, K] of the images with the classes.
-      data: what was answered for.
-      resamples: of the bootstrap behind each accuracy's interval.
-      seed: of the bootstrap.
-
-    Returns:
-      For images of one class: "accuracy", "mean_per_class" and, with more than 5
-      classes, "top5", each {"value", "low", "high", "chance"}; with 2 classes also
-      "roc_auc". For images of several classes: "mean_average_precision" and
-      "mean_average_precision_11_point". Also "classes" and "images".
+      labels: int64[N], or bool[N, K] for images of several classes.
+      resamples: of the bootstrap.
     """
-    positive = data.positive
-    found: dict[str, Any] = {"images": len(cosines), "classes": cosines.shape[1]}
-    if not data.exclusive:
+    if labels.ndim == 2:
         for name, points in (("", 0), ("_11_point", 11)):
-            value = scores.mean_average_precision(cosines, positive, points=points)
-            found[f"mean_average_precision{name}"] = {"value": value}
-        return found
-    if not (positive.sum(axis=1) == 1).all():
-        place = int(np.argmax(positive.sum(axis=1) != 1))
-        raise ValueError(f"want one class for each image, not so {data.names[place]}")
-    labels = positive.argmax(axis=1)
+            value = scores.mean_average_precision(cosines, labels, points=points)
+            yield Result(f"zero_shot/mean_average_precision{name}", value)
+        return
+    count = cosines.shape[1]
     rank = scores.ranks(cosines, labels)
     for name, k in (("accuracy", 1), ("top5", 5)):
-        if k < cosines.shape[1]:
-            interval = statistics.share(
-                rank < k, name=f"zero_shot/{name}", resamples=resamples, seed=seed
-            )
-            found[name] = _cell(interval, chance=k / cosines.shape[1])
-    per_class = statistics.mean_share_per_class(
-        rank < 1,
-        labels,
-        name="zero_shot/mean_per_class",
-        resamples=resamples,
-        seed=seed,
+        if k < count:
+            name = f"zero_shot/{name}"
+            found = statistics.share(rank < k, name=name, resamples=resamples)
+            yield Result(name, found.value, (found.low, found.high), k / count)
+    name = "zero_shot/mean_per_class"
+    found = statistics.mean_share_per_class(
+        rank < 1, labels, name=name, resamples=resamples
     )
-    found["mean_per_class"] = _cell(per_class, chance=1 / cosines.shape[1])
-    if cosines.shape[1] == 2:
-        difference = cosines[:, 1] - cosines[:, 0]
-        found["roc_auc"] = {"value": scores.roc_auc(difference, labels == 1)}
-    return found
+    yield Result(name, found.value, (found.low, found.high), 1 / count)
+    if _has_both(count, labels):
+        area = scores.roc_auc(cosines[:, 1] - cosines[:, 0], labels == 1)
+        yield Result("zero_shot/roc_auc", area, chance=0.5)
 
 
-def _cell(interval: statistics.Interval, *, chance: float) -> dict[str, float]:
-    return {
-        "value": interval.value,
-        "low": interval.low,
-        "high": interval.high,
-        "chance": chance,
-    }
+def _has_both(classes: int, labels: np.ndarray) -> bool:
+    """Whether there are two classes, and images of each."""
+    return classes == 2 and len(np.unique(labels)) == 2

@@ -49,6 +49,7 @@ class Encoder:
     preprocess: decoders.Preprocess
     mesh: Mesh
     batch: int  # most rows at a time, over all devices and processes
+    class_cache: str  # folder that keeps embeddings of classes; "" = none
     params: clip.Params
     _encode_image: Callable[..., jax.Array]
     _encode_text: Callable[..., jax.Array]
@@ -157,6 +158,7 @@ def make_encoder(
     mesh: Mesh,
     batch: int,
     params: clip.Params,
+    class_cache: str = "",
 ) -> Encoder:
     """Puts the parameters on the devices; compiles nothing yet.
 
@@ -167,6 +169,7 @@ def make_encoder(
       mesh: whose data and fsdp axes split the rows.
       batch: most rows at a time; rounded up to the devices times a power of two.
       params: host or device arrays.
+      class_cache: folder that keeps embeddings of classes; "" = none.
     """
     if batch < 1:
         raise ValueError(f"the batch must be at least 1, got {batch}")
@@ -186,6 +189,7 @@ def make_encoder(
         preprocess=preprocess,
         mesh=mesh,
         batch=padded_rows(batch, parts=_parts(mesh)),
+        class_cache=class_cache,
         params=_place(mesh, params),
         _encode_image=compiled(clip.encode_image),
         _encode_text=compiled(clip.encode_text),

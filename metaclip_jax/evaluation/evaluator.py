@@ -1,41 +1,47 @@
 """Measures a model on any data: in training, by its workdir, by its name, alike."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+import tqdm
 
 from metaclip_jax import files
 from metaclip_jax.data import records
-from metaclip_jax.evaluation import classification, prompts, retrieval, zero_shot
+from metaclip_jax.evaluation import classification, prompts, retrieval
 from metaclip_jax.evaluation.encoder import Encoder
-from metaclip_jax.evaluation.held_out import HeldOut, load_held_out
-from metaclip_jax.evaluation.labelled import from_folder, from_held_out, from_tfds
+from metaclip_jax.evaluation.examples import (
+    Embeddings,
+    Examples,
+    Result,
+    flat,
+    nested,
+)
+from metaclip_jax.evaluation.held_out import load_held_out
+from metaclip_jax.evaluation.labelled import from_folder, from_tfds
+from metaclip_jax.models import clip
 
-# {"image_to_text": {"R@1": {"value", "low", "high", "chance"}, ...}, "zero_shot": ...}
-Scores = dict[str, Any]
+Measure = Callable[[clip.Params], dict[str, float]]
+
+# Each has names(examples), what it measures on them, and run(encoder, examples,
+# embeddings, resamples=), which yields a Result for each of those names.
+EVALUATIONS: Mapping[str, ModuleType] = {
+    "retrieval": retrieval,
+    "classification": classification,
+}
 
 
-class Embeddings(NamedTuple):
-    """Of all held-out images f32[N, E] and texts f32[M, E], unit norm."""
-
-    image: np.ndarray
-    text: np.ndarray
-
-
-def evaluate(
-    encoder: Encoder,
+def open_data(
     data: str,
     *,
     split: str = "test",
     data_dir: str | None = None,
     prompts_path: str = "",
-    class_cache: str = "",
-    resamples: int,
-) -> Scores:
-    """Measures a model on whatever `data` is.
+) -> Examples:
+    """Opens whatever `data` is.
 
     Args:
-      encoder: of the model.
       data: a dataset folder as curation writes it (retrieval, and classification where
         it holds a zero_shot.json), a folder class/image, or what TFDS knows: a
         prepared folder or a name.
@@ -43,94 +49,106 @@ def evaluate(
       data_dir: where TFDS keeps datasets; None = its default.
       prompts_path: JSON as `prompts.load_prompts` reads it; "" = the default template
         and the data's own names.
-      class_cache: folder that keeps class embeddings; "" = none.
-      resamples: of the bootstrap.
-
-    Returns:
-      {"zero_shot": as `classification.measure` gives it}; for a curated dataset, what
-      `scores` gives.
     """
     asked = prompts.load_prompts(prompts_path) if prompts_path else None
     root = files.path(data)
     if (root / records.DATA_CARD).exists():
-        held_out = load_held_out(data)
-        return scores(
-            encoder,
-            held_out,
-            embed(encoder, held_out),
-            asked=asked,
-            class_cache=class_cache,
-            resamples=resamples,
-        )
+        return load_held_out(data, asked)
     named = asked or prompts.Prompts(None, prompts.DEFAULT_TEMPLATES)
     if root.is_dir() and not (root / "features.json").exists():
-        labelled = from_folder(data, named)
-    else:
-        labelled = from_tfds(data, split, named, data_dir=data_dir)
-    task = prompts.make_task(labelled.class_names, named.templates)
-    classes = zero_shot.encode_classes(encoder, task, folder=class_cache)
-    cosines = classification.embed(encoder, labelled) @ classes.T
-    found = classification.measure(cosines, labelled, resamples=resamples)
-    return {"zero_shot": found}
+        return from_folder(data, named)
+    return from_tfds(data, split, named, data_dir=data_dir)
 
 
-def embed(encoder: Encoder, held_out: HeldOut) -> Embeddings:
-    """Embeds all images and texts of a curated dataset.
+def embed(encoder: Encoder, examples: Examples, *, show: bool = False) -> Embeddings:
+    """Embeds all images and texts.
+
+    Args:
+      encoder: of the model.
+      examples: what is embedded.
+      show: whether a terminal sees a progress bar.
 
     Raises:
       ValueError: an image cannot be decoded; names it.
     """
-    folder, ids = held_out.dataset.folder, held_out.image_ids
+    total = len(examples.names)
+    with tqdm.tqdm(total=total, unit="image", disable=None if show else True) as bar:
 
-    def read(rows: np.ndarray) -> list[bytes]:
-        stored = records.read(held_out.dataset, held_out.positions[rows])
-        return [records.decode(data).image for data in stored]
+        def read(rows: np.ndarray) -> list[Any]:
+            bar.update(len(rows))
+            return examples.read(rows)
 
-    return Embeddings(
-        image=encoder.encode_images(
-            read, names=lambda row: f"{folder}: the image {ids[row]}", total=len(ids)
-        ),
-        text=encoder.encode_texts(held_out.texts),
-    )
+        image = encoder.encode_images(
+            read,
+            names=lambda row: f"{examples.source}: {examples.names[row]}",
+            total=total,
+        )
+    return Embeddings(image, encoder.encode_texts(examples.texts))
 
 
-def scores(
-    encoder: Encoder,
-    held_out: HeldOut,
-    embeddings: Embeddings,
-    *,
-    asked: prompts.Prompts | None = None,
-    class_cache: str = "",
-    resamples: int,
-) -> Scores:
-    """Retrieval both ways and, where there is a task, zero-shot classification.
+def names(examples: Examples) -> tuple[str, ...]:
+    """The names of all numbers that `results` yields for these examples."""
+    return tuple(n for module in EVALUATIONS.values() for n in module.names(examples))
+
+
+def results(
+    encoder: Encoder, examples: Examples, embeddings: Embeddings, *, resamples: int
+) -> Iterator[Result]:
+    """Yields the numbers of every evaluation that these examples allow.
 
     Args:
-      encoder: how the classes are embedded.
-      held_out: what was embedded.
+      encoder: embeds the classes.
+      examples: what was embedded.
       embeddings: from `embed`.
-      asked: other prompts than the task's own.
-      class_cache: folder that keeps class embeddings; "" = none.
       resamples: of the bootstrap behind each interval.
-
-    Returns:
-      "image_to_text" and "text_to_image" as `retrieval.recall` gives them, "zero_shot"
-      as `classification.measure` does.
     """
-    result: Scores = dict(
-        retrieval.recall(
-            embeddings.image,
-            embeddings.text,
-            held_out.image_of_text,
-            resamples=resamples,
-        )
+    for module in EVALUATIONS.values():
+        if module.names(examples):
+            yield from module.run(encoder, examples, embeddings, resamples=resamples)
+
+
+def evaluate(encoder: Encoder, examples: Examples, *, resamples: int) -> dict[str, Any]:
+    """The numbers as JSON files hold them, see `examples.nested`, and their counts."""
+    embeddings = embed(encoder, examples, show=True)
+    return with_counts(
+        results(encoder, examples, embeddings, resamples=resamples), examples
     )
-    if held_out.task is None:
-        return result
-    labelled = from_held_out(held_out, asked)
-    templates = asked.templates if asked else held_out.task.templates
-    task = prompts.make_task(labelled.class_names, templates)
-    classes = zero_shot.encode_classes(encoder, task, folder=class_cache)
-    cosines = embeddings.image[held_out.labelled] @ classes.T
-    found = classification.measure(cosines, labelled, resamples=resamples)
-    return result | {"zero_shot": found}
+
+
+def with_counts(found: Iterator[Result], examples: Examples) -> dict[str, Any]:
+    """`examples.nested`, with how many images and classes "zero_shot" is of."""
+    scores = nested(found)
+    if "zero_shot" in scores:
+        scores["zero_shot"] |= {
+            "images": len(examples.labelled),
+            "classes": len(examples.class_names),
+        }
+    return scores
+
+
+def make_measure(encoder: Encoder, held_out: str, *, best: str) -> Measure:
+    """Returns parameters -> scores of held-out images, for use while a model trains.
+
+    Args:
+      encoder: of the model, with whatever parameters.
+      held_out: dataset folder.
+      best: the score by which checkpoints are kept; "" = none.
+
+    Raises:
+      ValueError: `best` is no score of these images.
+    """
+    examples = load_held_out(held_out)
+    scores = [f"evaluation/{name}" for name in names(examples)]
+    if best and best not in scores:
+        raise ValueError(
+            f"config.checkpoint.keep_best must be one of {', '.join(scores)}, got"
+            f" {best!r}"
+        )
+
+    def measure(params: clip.Params) -> dict[str, float]:
+        trained = encoder.with_params(params)
+        embeddings = embed(trained, examples)
+        # Metrics rows hold no intervals.
+        return flat(results(trained, examples, embeddings, resamples=1))
+
+    return measure

@@ -1,37 +1,22 @@
 """What a model is measured on: a dataset folder and, in it, a zero-shot task."""
 
-from typing import NamedTuple
-
 import numpy as np
 
 from metaclip_jax import files
 from metaclip_jax.data import records
 from metaclip_jax.evaluation import prompts
+from metaclip_jax.evaluation.examples import UNLABELLED, Examples
 
 ZERO_SHOT = "zero_shot.json"
 _ROWS = 256  # records read at a time
 
 
-class HeldOut(NamedTuple):
-    """Texts in memory, images on disk; images in the order of their ids.
+def load_held_out(folder: str, asked: prompts.Prompts | None = None) -> Examples:
+    """Opens a held-out dataset; images in the order of their ids, which are the names.
 
-    positions: int64[N], the images' records in the dataset. image_of_text: int64[M],
-    the row of each text's image. labels: int64[L] and labelled: int64[L], the classes
-    and rows of the images that the task labels.
-    """
-
-    dataset: records.Dataset
-    positions: np.ndarray
-    image_ids: list[str]
-    texts: list[str]
-    image_of_text: np.ndarray
-    task: prompts.Task | None
-    labels: np.ndarray
-    labelled: np.ndarray
-
-
-def load_held_out(folder: str) -> HeldOut:
-    """Opens a held-out dataset and reads its texts and its task.
+    Args:
+        folder: with a zero_shot.json where images have classes.
+        asked: other prompts than those of the zero_shot.json.
 
     Raises:
         FileNotFoundError: the folder is no finished dataset.
@@ -57,27 +42,40 @@ def load_held_out(folder: str) -> HeldOut:
             f"{folder}: want at least one image and each once, got {len(found)} records"
             f" of {len(row_of)} images"
         )
-    task, labels, labelled = None, np.zeros(0, np.int64), np.zeros(0, np.int64)
-    task_path = files.path(folder) / ZERO_SHOT
-    if task_path.exists():
-        task = prompts.load_task(str(task_path))
-        missing = sorted(task.labels.keys() - row_of.keys())
-        if missing:
-            raise ValueError(
-                f"{task_path}: want labels of images in {folder}, got {len(missing)}"
-                f" others, the first {missing[0]}"
-            )
-        rows_and_labels = sorted((row_of[i], label) for i, label in task.labels.items())
-        labelled, labels = np.array(rows_and_labels, np.int64).T
-    return HeldOut(
-        dataset=dataset,
-        positions=np.array([position for _, position, _ in found], np.int64),
-        image_ids=[image_id for image_id, _, _ in found],
+    ids = [image_id for image_id, _, _ in found]
+    positions = np.array([position for _, position, _ in found], np.int64)
+    examples = Examples(
+        source=folder,
+        names=ids,
+        read=lambda rows: [
+            records.decode(data).image
+            for data in records.read(dataset, positions[rows])
+        ],
         texts=[text for _, _, texts in found for text in texts],
         image_of_text=np.repeat(
             np.arange(len(found)), [len(texts) for _, _, texts in found]
         ),
-        task=task,
-        labels=labels,
-        labelled=labelled,
+    )
+    task_path = files.path(folder) / ZERO_SHOT
+    if not task_path.exists():
+        return examples
+    task = prompts.load_task(str(task_path))
+    missing = sorted(task.labels.keys() - row_of.keys())
+    if missing:
+        raise ValueError(
+            f"{task_path}: want labels of images in {folder}, got {len(missing)}"
+            f" others, the first {missing[0]}"
+        )
+    labels = np.full(len(found), UNLABELLED, np.int64)
+    for image_id, label in task.labels.items():
+        labels[row_of[image_id]] = label
+    class_names, templates = task.class_names, task.templates
+    if asked is not None:
+        named = prompts.match_classes(
+            folder, [names[0] for names in class_names], asked
+        )
+        class_names, templates = named.class_names, asked.templates
+        labels = np.where(labels < 0, UNLABELLED, named.label_of[labels])
+    return examples._replace(
+        class_names=class_names, templates=templates, labels=labels
     )

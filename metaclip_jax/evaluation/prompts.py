@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from metaclip_jax import files
 
 SLOT = "{}"
@@ -37,12 +39,78 @@ def prompts(names: tuple[str, ...], templates: tuple[str, ...]) -> list[str]:
 class Prompts(NamedTuple):
     """How a task's classes are named and asked for; its labels come with its images.
 
-    class_names: one tuple of names per class, in the order of the labels; by the
-    label's own name where the file says so; None where the images' names are taken.
+    class_names: one tuple of names per class; by the label's own name where the file
+    says so; None where the images' names are taken.
     """
 
     class_names: tuple[tuple[str, ...], ...] | dict[str, tuple[str, ...]] | None
     templates: tuple[str, ...]
+
+
+class Named(NamedTuple):
+    """The K classes to choose from, and int64[n]: which of them each label is."""
+
+    class_names: tuple[tuple[str, ...], ...]
+    label_of: np.ndarray
+
+
+def match_classes(where: str, labels: Sequence[str], asked: Prompts) -> Named:
+    """Finds the class of each of n labels (folder names, say) by its name.
+
+    Case, spaces and punctuation do not count. A label's rank never says its class:
+    folders and lists are sorted in different ways.
+
+    Args:
+        where: of the labels, for messages.
+        labels: in their own order.
+        asked: the classes to choose from; those without a label stay.
+
+    Raises:
+        ValueError: a label is no class, or may be several; says which.
+    """
+    given = asked.class_names
+    if given is None:
+        own = tuple((label.replace("_", " "),) for label in labels)
+        return Named(own, np.arange(len(labels)))
+    classes = tuple(given.values()) if isinstance(given, dict) else given
+    keys = [(key,) for key in given] if isinstance(given, dict) else given
+    place = match_names(where, labels, keys, wanted="class_names of the prompts")
+    return Named(classes, place)
+
+
+def match_names(
+    where: str, labels: Sequence[str], classes: Sequence[Sequence[str]], *, wanted: str
+) -> np.ndarray:
+    """Returns int64[n], the class whose name (or one of whose names) each label is.
+
+    See `match_classes`; `wanted` says what the classes are, in errors. Equal lists
+    match also where two classes have the same name.
+    """
+    own = [_plain(label) for label in labels]
+    if own == [_plain(names[0]) for names in classes]:
+        return np.arange(len(labels))
+    found: dict[str, set[int]] = {}
+    for place, names in enumerate(classes):
+        for name in names:
+            found.setdefault(_plain(name), set()).add(place)
+    lost = [
+        f"{label!r} ({'no class' if plain not in found else 'several classes'})"
+        for label, plain in zip(labels, own, strict=True)
+        if len(found.get(plain, ())) != 1
+    ]
+    places = [min(found.get(plain, {-1})) for plain in own]
+    lost += [f"{labels[n]!r} (twice)" for n, p in enumerate(places) if p in places[:n]]
+    if lost:
+        raise ValueError(
+            f"{where}: want each label to be one of the {len(classes)} {wanted}, got"
+            f" {', '.join(lost[:5])}; {len(lost)} of {len(labels)} do not match. Give"
+            " class_names as an object from the label to its name or names"
+        )
+    return np.array(places, np.int64)
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name.casefold())) or name
 
 
 def make_task(labels: Sequence[str | Sequence[str]], templates: Sequence[str]) -> Task:
@@ -61,8 +129,8 @@ def make_task(labels: Sequence[str | Sequence[str]], templates: Sequence[str]) -
 def load_prompts(path: str) -> Prompts:
     """Reads prompts: {"templates": [...], "class_names": ...}; further keys are left.
 
-    class_names may be a list in the order of the labels, an object from label (a
-    folder's name, or what TFDS calls it) to name or names, or missing.
+    class_names may be a list of names, which labels (a folder's name, or what TFDS
+    calls it) are matched with; an object from label to name or names; or missing.
 
     Raises:
         FileNotFoundError: there is no such file.

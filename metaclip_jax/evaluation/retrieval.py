@@ -4,18 +4,20 @@ Recall at k is the share of queries that have a right answer among their k best.
 image may have several texts; any of them is a right answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from metaclip_jax.evaluation import statistics
+from metaclip_jax.evaluation.encoder import Encoder
+from metaclip_jax.evaluation.examples import Embeddings, Examples, Result
 
 # Cosines of f32 vectors are not surer than this, so closer scores are a tie. Ties count
 # against the model: one that maps everything to one point finds nothing.
 TIE = 1e-6
 KS = (1, 5, 10)  # ranks that recall is told for
-# Queries scored at a time, which bounds memory to ROWS x candidates.
-ROWS = 1024
+# Images and texts scored at a time: bounds memory, however many there are.
+ROWS, COLUMNS = 1024, 1 << 14
 
 
 def ranks(
@@ -55,21 +57,21 @@ def ranks(
                 f" (first row {broken[0]}); the parameters have diverged"
             )
 
-    image_to_text = np.empty(images, np.int64)
-    for start in range(0, images, ROWS):
-        rows = np.arange(start, min(start + ROWS, images))
-        scores = image_embeddings[rows] @ text_embeddings.T  # [rows, M]
-        right = image_of_text[None, :] == rows[:, None]
-        best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-        image_to_text[rows] = ((scores >= best - TIE) & ~right).sum(axis=1)
-
-    text_to_image = np.empty(texts, np.int64)
-    for start in range(0, texts, ROWS):
-        rows = np.arange(start, min(start + ROWS, texts))
-        scores = text_embeddings[rows] @ image_embeddings.T  # [rows, N]
-        right = image_of_text[rows][:, None] == np.arange(images)[None, :]
-        best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-        text_to_image[rows] = ((scores >= best - TIE) & ~right).sum(axis=1)
+    order = np.argsort(image_of_text, kind="stable")  # texts by image
+    starts = np.searchsorted(image_of_text[order], np.arange(images))
+    own = np.einsum("me,me->m", text_embeddings, image_embeddings[image_of_text])
+    best = np.maximum.reduceat(own[order], starts)  # of each image's own texts
+    image_to_text = np.zeros(images, np.int64)
+    text_to_image = np.zeros(texts, np.int64)
+    for first in range(0, images, ROWS):
+        rows = slice(first, min(first + ROWS, images))
+        for start in range(0, texts, COLUMNS):
+            columns = slice(start, min(start + COLUMNS, texts))
+            scores = image_embeddings[rows] @ text_embeddings[columns].T
+            numbers = np.arange(rows.start, rows.stop)
+            wrong = numbers[:, None] != image_of_text[None, columns]
+            image_to_text[rows] += ((scores >= best[rows, None] - TIE) & wrong).sum(1)
+            text_to_image[columns] += ((scores >= own[columns] - TIE) & wrong).sum(0)
     return image_to_text, text_to_image
 
 
@@ -91,55 +93,73 @@ def chance(right_answers: np.ndarray, *, candidates: int, k: int) -> float:
     return float(np.mean(1 - missed))
 
 
+def names(examples: Examples) -> tuple[str, ...]:
+    """What `run` measures on these examples; () where they have no texts."""
+    if not len(examples.texts):
+        return ()
+    return tuple(
+        f"{way}/R@{k}" for way in ("image_to_text", "text_to_image") for k in KS
+    )
+
+
+def run(
+    encoder: Encoder,
+    examples: Examples,
+    embeddings: Embeddings,
+    *,
+    resamples: int,
+) -> Iterator[Result]:
+    """Yields recall at each of KS both ways, with intervals (over images) and chance.
+
+    Args:
+        encoder: what embedded; nothing more is embedded here.
+        examples: every image has a text.
+        embeddings: of both.
+        resamples: of the bootstrap.
+    """
+    del encoder
+    yield from recall(
+        embeddings.image, embeddings.text, examples.image_of_text, resamples=resamples
+    )
+
+
 def recall(
     image_embeddings: np.ndarray,
     text_embeddings: np.ndarray,
     image_of_text: np.ndarray,
     *,
     resamples: int,
-    ks: Sequence[int] = KS,
-    seed: int = 0,
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Recall at each k both ways, with 95% intervals (over images) and chance.
+) -> Iterator[Result]:
+    """Yields "image_to_text/R@1" and so on; see `run`.
 
     Args:
         image_embeddings: f32[N, E], unit norm.
         text_embeddings: f32[M, E], unit norm.
         image_of_text: int[M], the row of the image each text belongs to.
         resamples: of the bootstrap.
-        ks: how many best answers count.
-        seed: of the bootstrap.
-
-    Returns:
-        {"image_to_text": {"R@1": {"value", "low", "high", "chance"}, ...},
-        "text_to_image": {...}}.
     """
     image_to_text, text_to_image = ranks(
         image_embeddings, text_embeddings, image_of_text
     )
     texts_per_image = np.bincount(image_of_text)
     one_image = np.ones(len(image_of_text), np.int64)
-    result: dict[str, dict[str, dict[str, float]]] = {}
-    for direction, rank, units, right, candidates in (
+    for way, rank, units, right, candidates in (
         ("image_to_text", image_to_text, None, texts_per_image, len(image_of_text)),
         ("text_to_image", text_to_image, image_of_text, one_image, len(image_to_text)),
     ):
-        result[direction] = {}
-        for k in ks:
-            interval = statistics.share(
+        for k in KS:
+            found = statistics.share(
                 rank < k,
-                name=f"retrieval/{direction}/{k}",
+                name=f"retrieval/{way}/{k}",
                 unit_of_hit=units,
                 resamples=resamples,
-                seed=seed,
             )
-            result[direction][f"R@{k}"] = {
-                "value": interval.value,
-                "low": interval.low,
-                "high": interval.high,
-                "chance": chance(right, candidates=candidates, k=k),
-            }
-    return result
+            yield Result(
+                f"{way}/R@{k}",
+                found.value,
+                (found.low, found.high),
+                chance(right, candidates=candidates, k=k),
+            )
 
 
 def best_texts(

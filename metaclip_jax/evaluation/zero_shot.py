@@ -36,17 +36,18 @@ def class_embeddings(encode_texts: EncodeTexts, task: prompts.Task) -> np.ndarra
     return _unit(np.stack(means))
 
 
-def encode_classes(
-    encoder: encoders.Encoder, task: prompts.Task, *, folder: str = ""
-) -> np.ndarray:
-    """One embedding per class by a model, f32[K, E]; kept in `folder` if one is given.
+def encode_classes(encoder: encoders.Encoder, task: prompts.Task) -> np.ndarray:
+    """One embedding per class by a model, f32[K, E]; kept where it has a class_cache.
 
     See `class_embeddings` and `cached_class_embeddings`.
     """
-    if not folder:
+    if not encoder.class_cache:
         return class_embeddings(encoder.encode_texts, task)
     return cached_class_embeddings(
-        encoder.encode_texts, task, folder=folder, fingerprint=encoder.fingerprint
+        encoder.encode_texts,
+        task,
+        folder=encoder.class_cache,
+        fingerprint=encoder.fingerprint,
     )
 
 

@@ -60,7 +60,6 @@ class Model:
         name: str,
         probability: str = "softmax",
         licence: str = "",
-        class_cache: str = "",
     ) -> None:
         """Compiles nothing yet.
 
@@ -69,7 +68,6 @@ class Model:
           name: for messages and outputs.
           probability: "softmax" or "sigmoid".
           licence: of the weights.
-          class_cache: folder that keeps class embeddings; "" = only in memory.
         """
         if probability not in ("softmax", "sigmoid"):
             raise ValueError(
@@ -78,7 +76,6 @@ class Model:
         self.encoder, self.name = encoder, name
         self.architecture, self.batch = encoder.architecture, encoder.batch
         self.probability, self.licence = probability, licence
-        self._class_cache = class_cache
         self._classifiers: collections.OrderedDict[Any, np.ndarray] = (
             collections.OrderedDict()
         )
@@ -186,14 +183,14 @@ class Model:
     ) -> np.ndarray:
         """Embeds K classes, f32[K, E], unit norm; see `zero_shot.class_embeddings`.
 
-        They are kept in memory, and in the folder `class_cache` where there is one.
+        They are kept in memory, and in the encoder's `class_cache` where there is one.
         """
         task = prompts.make_task(labels, templates)
         key = (task.class_names, task.templates)
         if key in self._classifiers:
             self._classifiers.move_to_end(key)
             return self._classifiers[key]
-        classes = zero_shot.encode_classes(self.encoder, task, folder=self._class_cache)
+        classes = zero_shot.encode_classes(self.encoder, task)
         classes.setflags(write=False)
         self._classifiers[key] = classes
         if len(self._classifiers) > _CLASSIFIERS:
@@ -291,11 +288,11 @@ def load(
         mesh=mesh,
         batch=batch,
         params=loaded.params,
+        class_cache=class_cache,
     )
     return Model(
         encoder,
         name=loaded.name,
         probability="sigmoid" if "logit_bias" in loaded.params else "softmax",
         licence=loaded.licence,
-        class_cache=class_cache,
     )

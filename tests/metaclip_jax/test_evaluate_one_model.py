@@ -26,7 +26,7 @@ from metaclip_jax.evaluation import evaluator
 from metaclip_jax.inference import loading
 from metaclip_jax.inference import model as inference
 from metaclip_jax.models import clip
-from metaclip_jax.training import checkpoint, feed
+from metaclip_jax.training import checkpoint, feed, sharding
 
 TEXTS = ["A RED cat, and a dog!", "the green bird", "", "a cat " * 30, "<b>&amp; 1</b>"]
 LEARNT = ["a photo of a red cat and a blue dog", "the green bird sits on a house"] * 30
@@ -214,6 +214,16 @@ def spread(loaded):
     return dataclasses.replace(loaded, params=params)
 
 
+def values_of(found):
+    """As a metrics row has them."""
+    return {
+        f"evaluation/{group}/{name}": cell["value"]
+        for group, cells in found.items()
+        for name, cell in cells.items()
+        if isinstance(cell, dict)
+    }
+
+
 PREPROCESS = {
     "crop": loading.Preprocess(16),
     "squash": loading.Preprocess(16, squash=True),
@@ -267,13 +277,20 @@ def test_a_model_has_the_same_numbers_by_every_way_in(
             seed=0,
             **options,
         )
-        assert evaluate.flat(by_workdir["model"]) == numbers
-        # evaluate --model, of the run and of what it is exported to.
-        convert.convert(loading.load(run), "huggingface", f"{run}-huggingface")
-        for way in (run, f"{run}-huggingface"):
-            model = inference.load(way, batch=16)
-            found = evaluator.evaluate(model.encoder, held_out, **options)
-            assert found == by_workdir["model"], way
+        assert values_of(by_workdir["model"]) == numbers
+        # evaluate --model, of the run and of what it is exported to, however many
+        # rows are embedded at a time, on however many devices.
+        ways = [run]
+        for kind in convert.FORMATS:
+            convert.convert(loading.load(run), kind, f"{run}-{kind}")
+            ways.append(f"{run}-{kind}")
+        shown = evaluator.open_data(held_out)
+        one = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+        how = [(16, None), (5, one), (64, one), (7, None)]
+        for way, (batch, mesh) in zip(ways, how, strict=True):
+            model = inference.load(way, batch=batch, mesh=mesh)
+            found = evaluator.evaluate(model.encoder, shown, **options)
+            assert found == by_workdir["model"], (way, batch)
         seen.append(numbers)
     assert seen[0] != seen[1]  # the two do see different things
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from metaclip_jax.evaluation import retrieval, scores
+from metaclip_jax.evaluation import examples, retrieval, scores
 
 torch = pytest.importorskip("torch")
 theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
@@ -45,7 +45,7 @@ def test_recall_with_several_texts_per_image_is_equal_both_ways():
     texts = unit(rng, 300)
     text_scores = torch.from_numpy(texts @ images.T)
     positive = torch.from_numpy(image_of_text[:, None] == np.arange(60)[None, :])
-    found = retrieval.recall(images, texts, image_of_text, resamples=2, ks=(1, 5, 10))
+    found = examples.nested(retrieval.recall(images, texts, image_of_text, resamples=1))
     for k in (1, 5, 10):
         to_image = their_retrieval.recall_at_k(text_scores, positive, k)
         to_text = their_retrieval.recall_at_k(text_scores.T, positive.T, k)

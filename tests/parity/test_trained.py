@@ -9,7 +9,6 @@ import transformers
 from PIL import Image
 
 from metaclip_jax import convert
-from metaclip_jax.data import records
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.evaluation import held_out as held_outs
 from metaclip_jax.inference import loading
@@ -21,16 +20,13 @@ def seen(finished, tmp_path_factory):
     """Our embeddings of the held-out images and of the zero-shot classes."""
     workdir, _ = finished
     held_out = held_outs.load_held_out(str(workdir / "held_out"))
-    images = [
-        records.decode(data).image
-        for data in records.read(held_out.dataset, held_out.positions)
-    ]
+    images = held_out.read(np.arange(len(held_out.names)))
     folder = tmp_path_factory.mktemp("exported")
     loaded = loading.load(workdir / "run")
     for to in ("huggingface", "open_clip"):
         convert.convert(loaded, to, str(folder / to))
     model = inference.load(workdir / "run")
-    task = held_out.task
+    task = held_out
     classes = model.embed_classes(task.class_names, templates=task.templates)
     return folder, images, task, model.embed_images(images), classes
 

@@ -154,7 +154,8 @@ def by_hand(model, templates, classes_names=tuple((name,) for name in CLASSES)):
 
 
 def evaluate(model, data, **options):
-    return evaluator.evaluate(model.encoder, data, resamples=50, **options)
+    examples = evaluator.open_data(data, **options)
+    return evaluator.evaluate(model.encoder, examples, resamples=50)
 
 
 def test_a_folder_a_tfds_dataset_and_a_curated_one_give_the_same(
@@ -195,9 +196,32 @@ def test_prompts_come_from_a_json(model, folder, tmp_path):
     path.write_text(json.dumps({"templates": templates}))
     found = evaluate(model, folder, prompts_path=str(path))["zero_shot"]
     assert found["accuracy"]["value"] == pytest.approx(by_hand(model, templates))
-    path.write_text(json.dumps({"templates": templates, "class_names": ["a", "b"]}))
-    with pytest.raises(ValueError, match="want class_names of 3 classes"):
-        evaluate(model, folder, prompts_path=str(path))
+
+
+def test_a_class_is_found_by_its_name_and_never_by_its_rank(
+    model, folder, prepared, curated, tmp_path
+):
+    path = tmp_path / "prompts.json"
+
+    def accuracy(data, class_names):
+        given = {"templates": ["a {}"], "class_names": class_names}
+        path.write_text(json.dumps(given))
+        found = evaluate(model, data, prompts_path=str(path))["zero_shot"]
+        assert found["images"] == len(IMAGES)
+        return found["accuracy"]["value"], found["classes"]
+
+    names = [["Red Cat"], ["blue-dog"], ["green bird"]]
+    want = by_hand(model, ["a {}"], [["blue-dog"], ["green bird"], ["Red Cat"]])
+    for data in (folder, prepared, curated):
+        for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
+            assert accuracy(data, [names[n] for n in order]) == (want, 3)
+        # A class without an image is one to be mistaken for.
+        assert accuracy(data, [["a wolf"], *names])[1] == 4
+        for wrong in (["a", "b"], ["red cat", "blue dog", "bird"]):
+            with pytest.raises(ValueError, match="want each label .* do not match"):
+                accuracy(data, wrong)
+        with pytest.raises(ValueError, match="'red.cat' .several classes"):
+            accuracy(data, ["red cat", ["a", "RED CAT"], "blue dog", "green bird"])
 
 
 def test_what_cannot_be_measured_is_named(model, folder, tmp_path):

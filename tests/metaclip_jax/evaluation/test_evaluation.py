@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from metaclip_jax.evaluation import (
     classification,
-    labelled,
+    examples,
     prompts,
     retrieval,
     statistics,
@@ -117,9 +117,13 @@ def test_no_results_are_refused():
 # Retrieval.
 
 
+def recall(*arrays, resamples):
+    return examples.nested(retrieval.recall(*arrays, resamples=resamples))
+
+
 def test_equal_embeddings_of_each_pair_are_all_found():
     embeddings = random_unit(30)
-    found = retrieval.recall(embeddings, embeddings, np.arange(30), resamples=20)
+    found = recall(embeddings, embeddings, np.arange(30), resamples=20)
     for direction in ("image_to_text", "text_to_image"):
         assert found[direction]["R@1"]["value"] == 1.0
         assert found[direction]["R@1"]["chance"] == pytest.approx(1 / 30)
@@ -128,13 +132,14 @@ def test_equal_embeddings_of_each_pair_are_all_found():
 
 def test_a_collapsed_model_finds_nothing():
     embeddings = np.repeat(random_unit(1), 40, axis=0)
-    found = retrieval.recall(embeddings, embeddings, np.arange(40), resamples=20)
+    found = recall(embeddings, embeddings, np.arange(40), resamples=20)
     assert found["image_to_text"]["R@10"]["value"] == 0.0
     assert found["text_to_image"]["R@10"]["value"] == 0.0
 
 
 def test_ranks_equal_those_of_sorted_scores(monkeypatch):
     monkeypatch.setattr(retrieval, "ROWS", 7)
+    monkeypatch.setattr(retrieval, "COLUMNS", 11)
     images, texts = random_unit(23, seed=1), random_unit(50, seed=2)
     image_of_text = np.concatenate([np.arange(23), np.arange(23), [0, 0, 5, 22]])
     image_to_text, text_to_image = retrieval.ranks(images, texts, image_of_text)
@@ -169,9 +174,7 @@ def test_chance_equals_one_minus_the_hypergeometric_miss(n, right, k):
 
 def test_random_embeddings_score_about_chance():
     images, texts = random_unit(800, seed=3), random_unit(1600, seed=4)
-    found = retrieval.recall(
-        images, texts, np.repeat(np.arange(800), 2), resamples=200, ks=(10,)
-    )
+    found = recall(images, texts, np.repeat(np.arange(800), 2), resamples=200)
     for direction in found.values():
         assert direction["R@10"]["low"] <= direction["R@10"]["chance"] * 1.3
         assert direction["R@10"]["high"] >= direction["R@10"]["chance"] * 0.7
@@ -231,14 +234,8 @@ def test_a_class_is_the_mean_of_its_unit_prompts_brought_back_to_unit_norm():
 
 
 def accuracy(images, classes, labels):
-    answered = labelled.Labelled(
-        names=[str(n) for n in range(len(labels))],
-        read=lambda places: [],
-        class_names=tuple((str(k),) for k in range(len(classes))),
-        positive=labels[:, None] == np.arange(len(classes)),
-        exclusive=True,
-    )
-    return classification.measure(images @ classes.T, answered, resamples=20)
+    found = classification.measure(images @ classes.T, labels, resamples=20)
+    return examples.nested(found)["zero_shot"]
 
 
 def test_accuracy_top5_and_mean_per_class_agree_with_counting():

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn import metrics
 
-from metaclip_jax.evaluation import scores, statistics
+from metaclip_jax.evaluation import classification, scores
 
 
 def drawn(seed, n=200, classes=9, *, levels=None):
@@ -15,27 +17,12 @@ def drawn(seed, n=200, classes=9, *, levels=None):
     return values, rng.integers(0, classes, n)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_top_k_and_mean_per_class_equal_scikit_learn(seed):
-    values, labels = drawn(seed)
-    for k in (1, 5):
-        expected = metrics.top_k_accuracy_score(labels, values, k=k, labels=range(9))
-        found = np.mean(scores.ranks(values, labels) < k)
-        assert found == pytest.approx(expected)
-    for kept in (labels >= 0, labels != 4):  # also where a class has no example
-        expected = metrics.recall_score(
-            labels[kept],
-            values[kept].argmax(axis=1),
-            labels=np.unique(labels[kept]),
-            average="macro",
-        )
-        found = statistics.mean_share_per_class(
-            scores.ranks(values[kept], labels[kept]) < 1,
-            labels[kept],
-            name="mean per class",
-            resamples=2,
-        )
-        assert found.value == pytest.approx(expected)
+@pytest.mark.parametrize("levels", [None, 3])
+def test_ranks_count_the_classes_that_come_before(levels):
+    values, labels = drawn(0, levels=levels)
+    order = np.argsort(-values, axis=1, kind="stable")
+    expected = [list(row).index(k) for row, k in zip(order, labels, strict=True)]
+    np.testing.assert_array_equal(scores.ranks(values, labels), expected)
 
 
 @pytest.mark.parametrize("wrong", [-1, 9, 10**6])
@@ -91,6 +78,28 @@ def test_mean_average_precision_is_scikit_learn_s_macro_average():
         scores.average_precision_11_point(values[:, k], positive[:, k]) for k in kept
     ]
     assert eleven == pytest.approx(np.mean(single))
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), classes=st.integers(2, 12), n=st.integers(2, 60))
+def test_the_numbers_of_classification_equal_scikit_learn_s(seed, classes, n):
+    values, labels = drawn(seed, n=n, classes=classes)
+    found = {
+        r.name: r.value for r in classification.measure(values, labels, resamples=1)
+    }
+    answers, every = values.argmax(axis=1), range(classes)
+    assert found["zero_shot/accuracy"] == pytest.approx(
+        metrics.accuracy_score(labels, answers)
+    )
+    if classes > 5:
+        assert found["zero_shot/top5"] == pytest.approx(
+            metrics.top_k_accuracy_score(labels, values, k=5, labels=every)
+        )
+    # Classes without an example do not count.
+    there = np.unique(labels)
+    assert found["zero_shot/mean_per_class"] == pytest.approx(
+        metrics.recall_score(labels, answers, labels=there, average="macro")
+    )
 
 
 def test_what_has_no_answer_is_refused():

@@ -51,8 +51,8 @@ SLURM = {
 CODE = """
 import json, sys
 import jax, numpy as np
-from metaclip_jax.training import checksums, runtime, sharding, train_state
-from metaclip_jax.data import images, records
+from metaclip_jax.training import runtime, sharding, train_state
+from metaclip_jax.data import images
 from metaclip_jax.evaluation import encoder, evaluator, held_out as held_outs
 from metaclip_jax.models import clip
 
@@ -109,8 +109,8 @@ result["made"] = asked[:], held_out.texts
 here = jax.device_get(jax.tree.map(copy, params))
 texts, _ = tokenize(held_out.texts, 4)
 pixels = np.stack([
-    images.decode_eval(records.decode(data).image, size=4)
-    for data in records.read(held_out.dataset, held_out.positions)
+    images.decode_eval(data, size=4)
+    for data in held_out.read(np.arange(len(held_out.names)))
 ])
 for name, wanted in (
     ("text", clip.encode_text(architecture, here, texts)),

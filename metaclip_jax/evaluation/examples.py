@@ -1,0 +1,84 @@
+"""What a model is measured on, and what comes out: the types that evaluations share."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Rows int64[n], ascending, to n images as `Encoder.encode_images` takes them.
+ReadImages = Callable[[np.ndarray], list[Any]]
+UNLABELLED = -1
+
+
+class Examples(NamedTuple):
+    """N images, read when they are asked for, and what is known of them.
+
+    Attributes:
+      source: where they are, for messages.
+      names: N names, for messages and answers.
+      read: gives the images of some rows.
+      class_names: K tuples of names; () where there are no classes.
+      templates: texts with {} for the name.
+      labels: int64[N], the class of each image or UNLABELLED; or bool[N, K] where an
+        image may have several classes.
+      texts: M texts; () where there are none.
+      image_of_text: int64[M], the row of each text's image.
+      groups: int64[N], the group of each image, for numbers of the worst group; empty
+        where there are none.
+    """
+
+    source: str
+    names: Sequence[str]
+    read: ReadImages
+    class_names: tuple[tuple[str, ...], ...] = ()
+    templates: tuple[str, ...] = ()
+    labels: np.ndarray = np.zeros(0, np.int64)
+    texts: Sequence[str] = ()
+    image_of_text: np.ndarray = np.zeros(0, np.int64)
+    groups: np.ndarray = np.zeros(0, np.int64)
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """int64[L], the rows of the images whose class is known."""
+        if self.labels.ndim == 2:
+            return np.arange(len(self.labels))
+        return np.flatnonzero(self.labels != UNLABELLED)
+
+
+class Embeddings(NamedTuple):
+    """Of all images f32[N, E] and all texts f32[M, E], unit norm."""
+
+    image: np.ndarray
+    text: np.ndarray
+
+
+class Result(NamedTuple):
+    """One number of an evaluation, such as "zero_shot/accuracy".
+
+    interval: its 95% confidence interval; chance: the value of guessing. None where
+    there is none.
+    """
+
+    name: str
+    value: float
+    interval: tuple[float, float] | None = None
+    chance: float | None = None
+
+
+def nested(results: Iterable[Result]) -> dict[str, Any]:
+    """As JSON files hold them: {group: {name: {"value", "low", "high", "chance"}}}."""
+    found: dict[str, Any] = {}
+    for name, value, interval, chance in results:
+        group, _, last = name.partition("/")
+        cell = {"value": value}
+        if interval is not None:
+            cell["low"], cell["high"] = interval
+        if chance is not None:
+            cell["chance"] = chance
+        found.setdefault(group, {})[last] = cell
+    return found
+
+
+def flat(results: Iterable[Result]) -> dict[str, float]:
+    """As metrics rows hold them: {"evaluation/zero_shot/accuracy": 0.5, ...}."""
+    return {f"evaluation/{result.name}": result.value for result in results}
