@@ -129,18 +129,29 @@ def evaluate_run(
 
 def evaluate_model(values: Any) -> None:
     """Runs --model on --data; prints the numbers and writes --output."""
-    model = model_flags.load(values)
     examples = evaluator.open_data(
         values.data,
         split=values.split,
         data_dir=values.data_dir or None,
         prompts_path=values.prompts,
     )
+    classes = len(examples.class_names)
+    of = f" of {classes} classes" if classes else ""
+    texts = f" with {len(examples.texts)} texts" if examples.texts else ""
+    print(f"{values.data}: {len(examples.names)} images{of}{texts}", flush=True)
+    if not values.skip_broken:
+        evaluator.check_headers(examples)  # before a model takes its time
+    model = model_flags.load(values)
     found = evaluator.evaluate(
         model.encoder,
         examples,
         resamples=keys.default().evaluation.bootstrap_samples,
+        skip_broken=values.skip_broken,
     )
+    skipped = found.get("skipped", {})
+    if skipped:
+        print(f"left out {len(skipped)} of {len(examples.names)} images as broken:")
+        print("\n".join(f"  {reason}" for reason in skipped.values()))
     facts = {"model": model.name, "fingerprint": model.fingerprint, "data": values.data}
     if values.output:
         files.write_json(values.output, facts | found)
@@ -200,5 +211,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("split", "test", "Split of a TFDS dataset.")
     flags.DEFINE_string("data_dir", "", "Where TFDS keeps datasets; default: its own.")
     flags.DEFINE_string("prompts", "", "JSON with templates and class names.")
+    flags.DEFINE_bool("skip_broken", False, "Leave out and list broken images.")
     flags.DEFINE_string("output", "", "JSON file for the numbers of --model.")
     command.run(main)

@@ -71,6 +71,10 @@ _WITHOUT_EFFECT = {
     "return_tensors",
 }
 _OPEN_CLIP_FIELDS = {"size", "mode", "mean", "std", "interpolation", "resize_mode"}
+# A field of ours, which both libraries pass over: how half of an odd margin is rounded
+# where the model was made with the other library. Values by Preprocess.even_margins.
+_CROP = "crop_rounding"
+_ROUNDINGS = {False: "down", True: "even"}
 _OPEN_CLIP_FILTERS = {"bilinear": 2, "bicubic": 3}
 
 
@@ -88,6 +92,8 @@ def read_huggingface(
       ValueError: a field asks for what is not done here; names it.
     """
     values = _class_of(written, architecture, file)
+    even = _even_margins(file, written, otherwise=False)
+    written = {key: value for key, value in written.items() if key != _CROP}
     given = {key for key, value in written.items() if value is not None}
     unknown = sorted(given - set(values) - _WITHOUT_EFFECT)
     if unknown:
@@ -107,7 +113,17 @@ def read_huggingface(
     if type(resample) is not int or resample not in set(Image.Resampling):
         filters = {one.value: one.name.lower() for one in Image.Resampling}
         _refuse(file, "resample", f"one of {filters}", resample)
-    return _shape(values, architecture.image_size, file)._replace(resample=resample)
+    shape = _shape(values, architecture.image_size, file)
+    return shape._replace(
+        resample=resample, even_margins=even and bool(values["do_center_crop"])
+    )
+
+
+def _even_margins(file: str, written: Mapping[str, Any], *, otherwise: bool) -> bool:
+    value = written[_CROP] if _CROP in written else _ROUNDINGS[otherwise]
+    if value not in _ROUNDINGS.values():
+        _refuse(file, _CROP, " or ".join(_ROUNDINGS.values()), value)
+    return bool(value == _ROUNDINGS[True])
 
 
 def _class_of(
@@ -170,7 +186,8 @@ def write_huggingface(
     crop = {"height": preprocess.size, "width": preprocess.size}
     both = {"height": resized, "width": resized}
     mean, std = statistics(architecture)
-    return {
+    rounding = {_CROP: _ROUNDINGS[True]} if preprocess.even_margins else {}
+    return rounding | {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
         "size": both if preprocess.squash else {"shortest_edge": resized},
@@ -196,6 +213,8 @@ def read_open_clip(
     """
     values = {key: value for key, value in written.items() if value is not None}
     values.pop("fill_color", None)  # of the resize_mode "longest" only
+    even = _even_margins(file, values, otherwise=True)
+    values.pop(_CROP, None)
     unknown = sorted(set(values) - _OPEN_CLIP_FIELDS)
     if unknown:
         _refuse(file, unknown[0], "no such field", values[unknown[0]])
@@ -211,9 +230,11 @@ def read_open_clip(
             _refuse(file, field, " or ".join(known), values[field])
     for field, channels in zip(("mean", "std"), statistics(architecture), strict=True):
         _check_channels(file, field, channels, values.get(field, channels))
+    squash = values.get("resize_mode") == "squash"
     return Preprocess(
         size,
-        squash=values.get("resize_mode") == "squash",
+        squash=squash,
+        even_margins=even and not squash,
         resample=_OPEN_CLIP_FILTERS[values.get("interpolation", "bicubic")],
     )
 
@@ -234,7 +255,8 @@ def write_open_clip(
             " Face's format"
         )
     mean, std = statistics(architecture)
-    return {
+    down = not preprocess.squash and not preprocess.even_margins
+    return ({_CROP: _ROUNDINGS[False]} if down else {}) | {
         "mean": mean,
         "std": std,
         "interpolation": names[preprocess.resample],

@@ -63,6 +63,9 @@ class Preprocess(NamedTuple):
     squash: bool = False  # both sides are resized, whatever their ratio
     shortest: int = 0  # pixels the shortest side has before the crop; 0 = size
     resample: int = Image.Resampling.BICUBIC.value  # Pillow's number of the filter
+    # Half of an odd margin is rounded to an even number, as torchvision and so
+    # open_clip do, and not down, as transformers does.
+    even_margins: bool = False
 
 
 def crop_box(
@@ -170,19 +173,21 @@ def fit_eval(
     squash: bool = False,
     shortest: int = 0,
     resample: int = Image.Resampling.BICUBIC.value,
+    even_margins: bool = False,
 ) -> np.ndarray:
     """Brings an RGB image to uint8[size, size, 3] as the CLIP processors do.
 
     Its shortest side is resized to `shortest` pixels (0 = `size`) by Pillow's filter
     `resample`, and the centre is cut out; with `squash` both sides are resized to that
-    instead, whatever their ratio.
+    instead, whatever their ratio. `even_margins`: see `Preprocess`.
     """
     shortest, kind = shortest or size, Image.Resampling(resample)
     least = min(image.size)
     width, height = (shortest * side // least for side in image.size)
     if squash:
         width = height = shortest
-    left, top = (width - size) // 2, (height - size) // 2
+    margins = width - size, height - size
+    left, top = (round(m / 2) if even_margins else m // 2 for m in margins)
     if width * height <= _MAX_RESIZED:
         whole = image.resize((width, height), kind)
         return np.asarray(whole.crop((left, top, left + size, top + size)))

@@ -92,7 +92,9 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """The sha256 of all that decides about the ids, as hex."""
         facts = [self.bos_id, self.eos_id, self.pad_id, self.clean_up]
-        text = json.dumps(facts) + self._bpe.to_str()
+        # An export says how other libraries add the marks, which is not used here.
+        used = json.loads(self._bpe.to_str()) | {"post_processor": None}
+        text = json.dumps([facts, used], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:

@@ -4,13 +4,14 @@ So a model gives the same numbers wherever it is measured: in training, by its w
 by its name. What prepares its inputs (tokenizer, `Preprocess`, dtype) comes with it.
 """
 
+import collections
 import dataclasses
 import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from metaclip_jax import files
-from metaclip_jax.data import decoding
+from metaclip_jax.data import containers, decoding
 from metaclip_jax.data import images as decoders
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.models import clip
@@ -31,7 +32,26 @@ ImageLike = bytes | str | os.PathLike | Image.Image | np.ndarray
 # Rows int64[n], ascending, to what they hold.
 ReadImages = Callable[[np.ndarray], Sequence[ImageLike]]
 
-_DECODE_THREADS = 8
+_MOST_DECODE_THREADS = 32
+_READ = 16  # images read at a time
+_TEXTS = 1 << 16  # texts tokenised at a time
+_POSITIONS = 8  # texts are cut to a multiple, so that few programs are compiled
+
+
+class _Portion(NamedTuple):
+    """Rows from start to end; `own` int64[n] are those that this process prepares.
+
+    Rows of padding repeat the last one.
+    """
+
+    start: int
+    end: int
+    own: np.ndarray
+
+
+def default_batch() -> int:
+    """Rows at a time that the device is about fastest with."""
+    return 32 if jax.default_backend() == "cpu" else 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +59,8 @@ class Encoder:
     """Both towers on a mesh, with what prepares their inputs; see `make_encoder`.
 
     Rows are split over the mesh's data and fsdp axes; each process prepares those that
-    its devices hold. A portion is padded to a power of two (times the devices), so that
-    any number of rows compiles few programs, and a row's result does not depend on what
-    it is padded or batched with.
+    its devices hold. They are embedded in portions of about the same size, and a row's
+    result does not depend on what it is padded or batched with.
     """
 
     architecture: clip.Architecture
@@ -61,6 +80,8 @@ class Encoder:
         facts = dataclasses.asdict(self.architecture)
         for how in clip.WAYS:
             facts.pop(how)
+        if self.architecture.eos_id == self.architecture.vocab_size - 1:
+            facts["text_pool"] = "eos"  # the largest id is the end: the same rule
         facts |= {"preprocess": tuple(self.preprocess)}
         facts |= {"tokenizer": self.tokenizer.fingerprint}
         digest.update(repr(sorted(facts.items())).encode())
@@ -74,80 +95,138 @@ class Encoder:
         return dataclasses.replace(self, params=_place(self.mesh, params))
 
     def encode_images(
-        self, read: ReadImages, *, names: Callable[[int], str], total: int
+        self,
+        read: ReadImages,
+        *,
+        names: Callable[[int], str],
+        total: int,
+        on_broken: Callable[[int, str], None] | None = None,
     ) -> np.ndarray:
         """Embeds `total` images, f32[total, E], unit norm.
 
         Args:
-          read: gives the images of some rows.
+          read: gives the images of some rows; called by one thread, a few rows ahead
+            of those that are embedded.
           names: what a row is called in errors.
           total: how many there are.
+          on_broken: called with the row of an image that cannot be used, and why; its
+            embedding says nothing. None = raise an error.
 
         Raises:
           ValueError: an image cannot be used; says which.
           FileNotFoundError: a path leads nowhere.
         """
-        with ThreadPoolExecutor(_DECODE_THREADS) as pool:
+        size = self.preprocess.size
 
-            def pixels(rows: np.ndarray) -> np.ndarray:
-                prepared = pool.map(
-                    lambda row, image: prepare_image(
-                        image, self.preprocess, name=names(row)
-                    ),
-                    rows.tolist(),
-                    read(rows),
-                )
-                return np.stack(list(prepared))
+        def prepare(row: int, image: ImageLike) -> np.ndarray:
+            try:
+                return prepare_image(image, self.preprocess, name=names(row))
+            except ValueError as error:
+                if on_broken is None:
+                    raise
+                on_broken(row, str(error))
+                return np.zeros((size, size, 3), np.uint8)
 
-            return self.encode_pixels(pixels, total=total)
+        portions = self._portions(total)
+        threads = min(_MOST_DECODE_THREADS, max(2, len(os.sched_getaffinity(0))))
+        with ThreadPoolExecutor(threads) as pool:
+            asked = [row for portion in portions for row in np.unique(portion.own)]
+            chunks = np.split(
+                np.array(asked, np.int64), range(_READ, len(asked), _READ)
+            )
 
-    def encode_pixels(
-        self, make: Callable[[np.ndarray], np.ndarray], *, total: int
-    ) -> np.ndarray:
-        """Embeds `total` prepared images, f32[total, E], unit norm.
+            def decoded() -> Iterator[np.ndarray]:
+                # Across the borders of portions, so that no thread ever waits.
+                coming: collections.deque[Future] = collections.deque()
+                for chunk in chunks:
+                    while len(coming) > 2 * threads:
+                        yield coming.popleft().result()
+                    for row, image in zip(chunk.tolist(), read(chunk), strict=True):
+                        coming.append(pool.submit(prepare, row, image))
+                while coming:
+                    yield coming.popleft().result()
 
-        `make` gives those of rows int64[n]: uint8[n, size, size, 3], or normalised f32.
+            pixels = decoded()
+
+            def make(portion: _Portion) -> np.ndarray:
+                rows, place = np.unique(portion.own, return_inverse=True)
+                return np.stack([next(pixels) for _ in rows])[place]
+
+            return self._encode(self._encode_image, make, total=total)
+
+    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Embeds n prepared images, f32[n, E], unit norm.
+
+        They are uint8[n, size, size, 3], or normalised f32.
         """
-        return self._encode(self._encode_image, make, total=total)
+        return self._encode(
+            self._encode_image, lambda portion: pixels[portion.own], total=len(pixels)
+        )
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds n texts, f32[n, E], unit norm; what does not fit is cut at the end."""
+        result = np.empty((len(texts), self.architecture.embed_dim), np.float32)
+        for start in range(0, len(texts), _TEXTS):
+            rows = slice(start, start + _TEXTS)
+            tokens, _ = self.tokenizer(texts[rows], self.architecture.context_length)
+            result[rows] = self.encode_tokens(tokens)
+        return result
 
-        def tokens(rows: np.ndarray) -> np.ndarray:
-            chosen = [texts[row] for row in rows]
-            return self.tokenizer(chosen, self.architecture.context_length)[0]
+    def encode_tokens(self, tokens: np.ndarray) -> np.ndarray:
+        """Embeds n rows of tokens int32[n, context length], f32[n, E], unit norm.
 
-        return self.encode_tokens(tokens, total=len(texts))
+        A causal tower sees nothing behind a text's end, so each portion is cut to its
+        longest text, and texts of about the same length are embedded together.
+        """
+        total, pool = len(tokens), self.architecture.text_pool
+        if pool == "last":  # SigLIP's is not causal
+            return self._encode(
+                self._encode_text, lambda portion: tokens[portion.own], total=total
+            )
+        ends = tokens if pool == "argmax" else tokens == self.architecture.eos_id
+        lengths = ends.argmax(axis=1) + 1
+        order = np.argsort(lengths, kind="stable")
 
-    def encode_tokens(
-        self, make: Callable[[np.ndarray], np.ndarray], *, total: int
-    ) -> np.ndarray:
-        """Embeds `total` rows of tokens, f32[total, E]; `make` gives int32[n, T]."""
-        return self._encode(self._encode_text, make, total=total)
+        def make(portion: _Portion) -> np.ndarray:
+            longest = int(lengths[order[portion.end - 1]])  # also of other processes
+            positions = -(-longest // _POSITIONS) * _POSITIONS
+            return tokens[order[portion.own], :positions]
+
+        result = np.empty((total, self.architecture.embed_dim), np.float32)
+        result[order] = self._encode(self._encode_text, make, total=total)
+        return result
 
     def _encode(
         self,
         encode: Callable[..., jax.Array],
-        make: Callable[[np.ndarray], np.ndarray],
+        make: Callable[[_Portion], np.ndarray],
         *,
         total: int,
     ) -> np.ndarray:
+        """Embeds what `make` gives for each portion; it makes the next meanwhile."""
         result = np.empty((total, self.architecture.embed_dim), np.float32)
-        parts = _parts(self.mesh)
-
-        def portions() -> Iterator[tuple[int, np.ndarray]]:
-            for start in range(0, total, self.batch):
-                count = padded_rows(min(self.batch, total - start), parts=parts)
-                own = start + sharding.process_rows(self.mesh, count)
-                # Padding repeats the last row, which is made once.
-                rows, place = np.unique(np.minimum(own, total - 1), return_inverse=True)
-                yield start, make(rows)[place]
-
-        for start, own in one_ahead(portions()):
+        portions = self._portions(total)
+        made = one_ahead(map(make, portions))
+        for portion, own in zip(portions, made, strict=True):
             batch = sharding.put_batch(self.mesh, {"rows": own})
             embedded = jax.device_get(encode(self.params, batch["rows"]))
-            result[start : start + self.batch] = embedded[: total - start]
+            rows = slice(portion.start, portion.end)
+            result[rows] = embedded[: portion.end - portion.start]
         return result
+
+    def _portions(self, total: int) -> list[_Portion]:
+        """Equal portions of `total` rows, so that one program embeds them all."""
+        if not total:
+            return []
+        parts = _parts(self.mesh)
+        size = padded_rows(-(-total // -(-total // self.batch)), parts=parts)
+        held = sharding.process_rows(self.mesh, size)
+        return [
+            _Portion(
+                start, min(start + size, total), np.minimum(start + held, total - 1)
+            )
+            for start in range(0, total, size)
+        ]
 
 
 def make_encoder(
@@ -167,7 +246,7 @@ def make_encoder(
       tokenizer: of the text tower.
       preprocess: how an image is fitted.
       mesh: whose data and fsdp axes split the rows.
-      batch: most rows at a time; rounded up to the devices times a power of two.
+      batch: most rows at a time; rounded up by `padded_rows`.
       params: host or device arrays.
       class_cache: folder that keeps embeddings of classes; "" = none.
     """
@@ -205,8 +284,16 @@ def _parts(mesh: Mesh) -> int:
 
 
 def padded_rows(rows: int, *, parts: int) -> int:
-    """The rows that a portion is padded to: `parts` times a power of two."""
-    return parts * 2 ** max(0, math.ceil(math.log2(max(rows, 1) / parts)))
+    """The rows that a portion is padded to: `parts` times one of few sizes.
+
+    They are the powers of two up to 16, and then eight sizes from each power of two to
+    the next, so that any number of rows compiles few programs and at most an eighth of
+    a large portion is padding.
+    """
+    each = -(-max(rows, 1) // parts)
+    bits = (each - 1).bit_length()  # each is at most 2**bits
+    step = 1 << bits if bits <= 4 else 1 << (bits - 4)
+    return parts * -(-each // step) * step
 
 
 def prepare_image(
@@ -219,11 +306,7 @@ def prepare_image(
       FileNotFoundError: the path leads nowhere.
     """
     if isinstance(image, str | os.PathLike):
-        name = os.fspath(image)
-        path = files.path(image)
-        if not path.exists():
-            raise FileNotFoundError(f"there is no image {name}")
-        image = path.read_bytes()
+        name, image = os.fspath(image), _read_file(image)
     try:
         if isinstance(image, bytes):
             return decoders.decode_eval(image, **preprocess._asdict())
@@ -238,6 +321,39 @@ def prepare_image(
         return decoders.fit_eval(decoding.upright_rgb(image), **preprocess._asdict())
     except (ValueError, OSError) as error:
         raise ValueError(f"{name} cannot be used: {error}") from error
+
+
+def check_image(image: ImageLike) -> None:
+    """Looks whether an image file is whole, as far as its structure says.
+
+    Only a file without an end mark, or of a format without a structure, is decoded.
+
+    Raises:
+      ValueError: it is no image, is cut off or too large.
+      FileNotFoundError: the path leads nowhere.
+    """
+    if isinstance(image, str | os.PathLike):
+        image = _read_file(image)
+    if not isinstance(image, bytes):
+        return
+    file = containers.strip(image)
+    decoding.check_size(*decoding.open_image(file).size)
+    ends = {
+        "JPEG": file.structure is not None and file.structure.ended,
+        "PNG": file.data.endswith(b"IEND\xaeB`\x82"),
+        "GIF": file.data.endswith(b";"),
+        "WEBP": True,  # its length is in its head
+        "AVIF": True,
+    }
+    if not ends.get(file.kind, False):
+        decoding.decode(image)
+
+
+def _read_file(name: str | os.PathLike) -> bytes:
+    path = files.path(name)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no image {os.fspath(name)}")
+    return path.read_bytes()
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:

@@ -1,6 +1,7 @@
 """Measures a model on any data: in training, by its workdir, by its name, alike."""
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
@@ -10,7 +11,8 @@ import tqdm
 from metaclip_jax import files
 from metaclip_jax.data import records
 from metaclip_jax.evaluation import classification, prompts, retrieval
-from metaclip_jax.evaluation.encoder import Encoder
+from metaclip_jax.evaluation import encoder as encoders
+from metaclip_jax.evaluation.encoder import Encoder, ImageLike
 from metaclip_jax.evaluation.examples import (
     Embeddings,
     Examples,
@@ -21,6 +23,9 @@ from metaclip_jax.evaluation.examples import (
 from metaclip_jax.evaluation.held_out import load_held_out
 from metaclip_jax.evaluation.labelled import from_folder, from_tfds
 from metaclip_jax.models import clip
+
+_CHECKED = 256  # images read at a time to check them
+_THREADS = 4
 
 Measure = Callable[[clip.Params], dict[str, float]]
 
@@ -60,13 +65,48 @@ def open_data(
     return from_tfds(data, split, named, data_dir=data_dir)
 
 
-def embed(encoder: Encoder, examples: Examples, *, show: bool = False) -> Embeddings:
+def check_headers(examples: Examples) -> None:
+    """Looks at the start of every image, which takes a fraction of decoding them.
+
+    Raises:
+      ValueError: some are no images, or are cut off; names them.
+      FileNotFoundError: a path leads nowhere.
+    """
+    broken: list[str] = []
+
+    def check(name: str, image: ImageLike) -> None:
+        try:
+            encoders.check_image(image)
+        except ValueError as error:
+            broken.append(f"{name} ({error})")
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(examples.names), _CHECKED):
+            rows = np.arange(start, min(start + _CHECKED, len(examples.names)))
+            names = [examples.names[row] for row in rows.tolist()]
+            list(pool.map(check, names, examples.read(rows)))
+    if broken:
+        raise ValueError(
+            f"{examples.source}: {len(broken)} of {len(examples.names)} images are"
+            f" broken: {', '.join(sorted(broken)[:5])}. Repair or remove them, or leave"
+            " them out with --skip_broken"
+        )
+
+
+def embed(
+    encoder: Encoder,
+    examples: Examples,
+    *,
+    show: bool = False,
+    on_broken: Callable[[int, str], None] | None = None,
+) -> Embeddings:
     """Embeds all images and texts.
 
     Args:
       encoder: of the model.
       examples: what is embedded.
       show: whether a terminal sees a progress bar.
+      on_broken: see `Encoder.encode_images`.
 
     Raises:
       ValueError: an image cannot be decoded; names it.
@@ -82,6 +122,7 @@ def embed(encoder: Encoder, examples: Examples, *, show: bool = False) -> Embedd
             read,
             names=lambda row: f"{examples.source}: {examples.names[row]}",
             total=total,
+            on_broken=on_broken,
         )
     return Embeddings(image, encoder.encode_texts(examples.texts))
 
@@ -107,12 +148,37 @@ def results(
             yield from module.run(encoder, examples, embeddings, resamples=resamples)
 
 
-def evaluate(encoder: Encoder, examples: Examples, *, resamples: int) -> dict[str, Any]:
-    """The numbers as JSON files hold them, see `examples.nested`, and their counts."""
-    embeddings = embed(encoder, examples, show=True)
-    return with_counts(
+def evaluate(
+    encoder: Encoder, examples: Examples, *, resamples: int, skip_broken: bool = False
+) -> dict[str, Any]:
+    """The numbers as JSON files hold them, see `examples.nested`, and their counts.
+
+    With `skip_broken`, images that cannot be decoded are left out, and "skipped" holds
+    them by name with the reason.
+
+    Raises:
+      ValueError: an image cannot be decoded, or all are left out.
+    """
+    broken: dict[int, str] = {}
+    embeddings = embed(
+        encoder,
+        examples,
+        show=True,
+        on_broken=broken.__setitem__ if skip_broken else None,
+    )
+    skipped = {}
+    if broken:
+        rows = np.setdiff1d(np.arange(len(examples.names)), list(broken))
+        if not len(rows):
+            raise ValueError(f"{examples.source}: all {len(broken)} images are broken")
+        skipped = {str(examples.names[row]): broken[row] for row in sorted(broken)}
+        texts = np.isin(examples.image_of_text, rows)
+        embeddings = Embeddings(embeddings.image[rows], embeddings.text[texts])
+        examples = examples.take(rows)
+    found = with_counts(
         results(encoder, examples, embeddings, resamples=resamples), examples
     )
+    return found | ({"skipped": skipped} if skipped else {})
 
 
 def with_counts(found: Iterator[Result], examples: Examples) -> dict[str, Any]:

@@ -44,6 +44,18 @@ class Examples(NamedTuple):
             return np.arange(len(self.labels))
         return np.flatnonzero(self.labels != UNLABELLED)
 
+    def take(self, rows: np.ndarray) -> "Examples":
+        """Only the images of these rows int64[n], ascending, and their texts."""
+        texts = np.flatnonzero(np.isin(self.image_of_text, rows))
+        return self._replace(
+            names=[self.names[row] for row in rows.tolist()],
+            read=lambda places: self.read(rows[places]),
+            labels=self.labels[rows] if len(self.labels) else self.labels,
+            texts=[self.texts[row] for row in texts.tolist()],
+            image_of_text=np.searchsorted(rows, self.image_of_text[texts]),
+            groups=self.groups[rows] if len(self.groups) else self.groups,
+        )
+
 
 class Embeddings(NamedTuple):
     """Of all images f32[N, E] and all texts f32[M, E], unit norm."""

@@ -1,23 +1,35 @@
 """Labelled images to classify: a folder class/image, or a TFDS data source."""
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
+from etils import epath
 
 from metaclip_jax import files
 from metaclip_jax.evaluation import prompts
 from metaclip_jax.evaluation.examples import Examples
 
-_SUFFIXES = tuple(
-    f".{kind}" for kind in "avif bmp gif jpeg jpg png ppm tif tiff webp".split()
+SUFFIXES = tuple(
+    f".{kind}"
+    for kind in (
+        "avif bmp gif jfif jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
+    ).split()
 )
 # What TFDS calls the classes of an image: one, or a list.
 _ONE, _SEVERAL = "label", "labels"
+# Folders that systems leave, beside hidden ones.
+_SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
+_SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 
 
 def from_folder(folder: str, asked: prompts.Prompts) -> Examples:
-    """Images as FOLDER/CLASS/IMAGE; a folder's name says its class.
+    """Images as FOLDER/CLASS/.../IMAGE; a folder's name says its class.
+
+    Hidden files are passed over (macOS writes ._x.png beside x.png); others that are no
+    images by their names are counted in a warning.
 
     Raises:
       FileNotFoundError: there is no such folder.
@@ -26,26 +38,38 @@ def from_folder(folder: str, asked: prompts.Prompts) -> Examples:
     root = files.path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    classes = sorted(p.name for p in root.iterdir() if p.is_dir())
-    classes = [name for name in classes if not name.startswith(".")]
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(
-            os.fspath(p)
-            for p in (root / name).iterdir()
-            if p.name.lower().endswith(_SUFFIXES)
-        )
-        if not found:
-            raise ValueError(
-                f"{root / name} holds no image ({', '.join(_SUFFIXES)}); remove it, or"
-                " add some"
-            )
-        paths += found
-        labels += [label] * len(found)
+    inside = sorted(p for p in root.iterdir() if not _is_hidden(p))
+    classes = [p.name for p in inside if p.is_dir()]
     if len(classes) < 2:
         raise ValueError(
             f"{folder}: want at least 2 folders, one per class, got {classes}"
+        )
+    if _SPLITS.issuperset(name.lower() for name in classes):
+        raise ValueError(
+            f"{folder}: want one folder per class, got the splits {classes}; give one"
+            f" of them, like {root / classes[0]}"
+        )
+    left_out = [p for p in inside if p.name not in classes]
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found: list[epath.Path] = []
+        for path in _files(root / name):
+            is_image = path.name.lower().endswith(SUFFIXES)
+            (found if is_image else left_out).append(path)
+        if not found:
+            raise ValueError(
+                f"{root / name} holds no image ({', '.join(SUFFIXES)}); remove it, or"
+                " add some"
+            )
+        paths += map(os.fspath, found)
+        labels += [label] * len(found)
+    if left_out:
+        logging.warning(
+            "%s: left out %d files that are no images by their names, such as %s",
+            folder,
+            len(left_out),
+            left_out[0],
         )
     named = prompts.match_classes(folder, classes, asked)
     return Examples(
@@ -56,6 +80,51 @@ def from_folder(folder: str, asked: prompts.Prompts) -> Examples:
         templates=asked.templates,
         labels=named.label_of[np.array(labels)],
     )
+
+
+def _is_hidden(path: epath.Path) -> bool:
+    return path.name.startswith(".") or path.name in _SYSTEMS
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    """Yields all files below a folder, sorted; none that is hidden."""
+    for path in sorted(folder.iterdir()):
+        if _is_hidden(path):
+            continue
+        # Asking about each image would take long on gs://.
+        if not path.name.lower().endswith(SUFFIXES) and path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
+
+
+def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """Returns TFDS's builder of a prepared dataset.
+
+    Raises:
+      FileNotFoundError: there is no such folder, and no prepared dataset of this name.
+    """
+    path = files.path(name)
+    if path.is_dir():
+        return tfds.builder_from_directory(name)
+    if path.exists():
+        raise FileNotFoundError(f"want a folder, or what TFDS knows; {name} is a file")
+    if data_dir and not files.path(data_dir).is_dir():
+        raise FileNotFoundError(f"there is no folder {data_dir}, given as --data_dir")
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        raise FileNotFoundError(
+            f"there is no folder {name}, and TFDS knows no dataset of this name"
+        ) from error
+    if not builder.is_prepared():
+        raise FileNotFoundError(
+            f"there is no folder {name}; TFDS knows a dataset of this name, which is"
+            f" not prepared in {builder.data_path}. Prepare it where TensorFlow is"
+            f" installed, by `tfds build {name} --file_format=array_record`, or give"
+            " --data_dir the folder that has it"
+        )
+    return builder
 
 
 def from_tfds(
@@ -70,13 +139,11 @@ def from_tfds(
       data_dir: where TFDS keeps datasets; None = its default.
 
     Raises:
+      FileNotFoundError: there is no such folder or prepared dataset.
       ValueError: a feature is missing or of another kind, the split has no labels, or
         a label is none of the prompts' classes.
     """
-    if files.path(name).is_dir():
-        builder = tfds.builder_from_directory(name)
-    else:
-        builder = tfds.builder(name, data_dir=data_dir)
+    builder = _builder(name, data_dir)
     features = builder.info.features
     key = next((k for k in (_ONE, _SEVERAL) if k in features), None)
     if "image" not in features or key is None:
@@ -87,6 +154,13 @@ def from_tfds(
     feature = features[key] if key == _ONE else features[key].feature
     if not isinstance(feature, tfds.features.ClassLabel):
         raise ValueError(f"{name}: want {key} to be of classes, got {feature}")
+    try:
+        _ = builder.info.splits[split]
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{name}: want --split one of {', '.join(builder.info.splits)}, got"
+            f" {split!r}"
+        ) from error
     skip = {"image": tfds.decode.SkipDecoding()}
     source = builder.as_data_source(split=split, decoders=skip)
     count = len(source)

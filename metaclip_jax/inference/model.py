@@ -18,7 +18,12 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from metaclip_jax.evaluation import prompts, zero_shot
-from metaclip_jax.evaluation.encoder import Encoder, ImageLike, make_encoder
+from metaclip_jax.evaluation.encoder import (
+    Encoder,
+    ImageLike,
+    default_batch,
+    make_encoder,
+)
 from metaclip_jax.evaluation.prompts import DEFAULT_TEMPLATES
 from metaclip_jax.inference import loading
 from metaclip_jax.training import sharding
@@ -26,7 +31,6 @@ from metaclip_jax.training import sharding
 # A class: its name, or all its names.
 Label = str | Sequence[str]
 
-DEFAULT_BATCH = 256
 _CLASSIFIERS = 8  # class embeddings kept in memory
 
 
@@ -117,9 +121,7 @@ class Model:
         size, total = self.architecture.image_size, len(images)
         if isinstance(images, np.ndarray) and images.shape[1:] == (size, size, 3):
             if images.dtype == np.uint8:  # fitted already
-                return self.encoder.encode_pixels(
-                    lambda rows: images[rows], total=total
-                )
+                return self.encoder.encode_pixels(images)
         return self.encoder.encode_images(
             lambda rows: [images[row] for row in rows],
             names=lambda row: f"image {row}",
@@ -147,7 +149,7 @@ class Model:
         size = self.architecture.image_size
         if pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
             raise ValueError(f"want f32[B, {size}, {size}, 3], got {pixels.shape}")
-        return self.encoder.encode_pixels(lambda rows: pixels[rows], total=len(pixels))
+        return self.encoder.encode_pixels(pixels)
 
     def embed_tokens(self, tokens: np.ndarray) -> np.ndarray:
         """Embeds i32[B, T] as f32[B, E], unit norm; T at most the context length.
@@ -176,7 +178,7 @@ class Model:
             [(0, 0), (0, longest - tokens.shape[1])],
             constant_values=self.architecture.pad_id,
         )
-        return self.encoder.encode_tokens(lambda rows: tokens[rows], total=len(tokens))
+        return self.encoder.encode_tokens(tokens)
 
     def embed_classes(
         self, labels: Sequence[Label], *, templates: Sequence[str] = DEFAULT_TEMPLATES
@@ -233,7 +235,7 @@ def load(
     name_or_path: str | os.PathLike,
     *,
     dtype: str = "",
-    batch: int = DEFAULT_BATCH,
+    batch: int = 0,
     mesh: Mesh | None = None,
     step: int | None = None,
     class_cache: str = "",
@@ -250,7 +252,7 @@ def load(
       dtype: of the towers' matrix products: float32, or bfloat16 (faster on
         accelerators; embeddings agree to about two digits); "" = the one that a run
         trained in, float32 for models of others.
-      batch: most rows at a time.
+      batch: most rows at a time; 0 = by the device, see `encoder.default_batch`.
       mesh: None = all devices.
       step: which checkpoint of a run; None = the newest.
       class_cache: folder that keeps class embeddings; "" = only in memory.
@@ -286,7 +288,7 @@ def load(
         tokenizer=loaded.tokenizer,
         preprocess=loaded.preprocess,
         mesh=mesh,
-        batch=batch,
+        batch=batch or default_batch(),
         params=loaded.params,
         class_cache=class_cache,
     )

@@ -23,7 +23,7 @@ def define(*, required: bool = True) -> None:
         "Of the matrix products; default: a run's own, float32 for models of others.",
     )
     flags.DEFINE_integer(
-        "batch", inference.DEFAULT_BATCH, "Most rows at a time.", lower_bound=1
+        "batch", 0, "Most rows at a time; 0 = by the device.", lower_bound=0
     )
     flags.DEFINE_integer(
         "cpu_devices", 0, "Virtual CPU devices; 0 = real devices.", 0, 1_024

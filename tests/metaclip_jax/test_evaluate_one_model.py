@@ -228,6 +228,7 @@ PREPROCESS = {
     "crop": loading.Preprocess(16),
     "squash": loading.Preprocess(16, squash=True),
     "larger": loading.Preprocess(16, shortest=18),
+    "even margins": loading.Preprocess(16, even_margins=True),
     "bilinear": loading.Preprocess(16, squash=True, resample=2),
 }
 
@@ -280,7 +281,7 @@ def test_a_model_has_the_same_numbers_by_every_way_in(
         assert values_of(by_workdir["model"]) == numbers
         # evaluate --model, of the run and of what it is exported to, however many
         # rows are embedded at a time, on however many devices.
-        ways = [run]
+        ways, fingerprints = [run], set()
         for kind in convert.FORMATS:
             convert.convert(loading.load(run), kind, f"{run}-{kind}")
             ways.append(f"{run}-{kind}")
@@ -291,6 +292,8 @@ def test_a_model_has_the_same_numbers_by_every_way_in(
             model = inference.load(way, batch=batch, mesh=mesh)
             found = evaluator.evaluate(model.encoder, shown, **options)
             assert found == by_workdir["model"], (way, batch)
+            fingerprints.add(model.fingerprint)
+        assert len(fingerprints) == 1
         seen.append(numbers)
     assert seen[0] != seen[1]  # the two do see different things
 

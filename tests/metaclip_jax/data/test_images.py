@@ -423,3 +423,13 @@ def test_garbage_in_a_jpeg_never_ends_in_another_error():
                 assert decode(bytes(bytes_)).shape == (16, 16, 3)
             except images.UndecodableImage as error:
                 assert error.reason
+
+
+@pytest.mark.parametrize("margin", range(8))
+def test_half_of_an_odd_margin_is_rounded_down_or_to_even(margin):
+    """torchvision's centre crop starts at int(round(margin / 2)), of Python's round."""
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 16 + margin, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    for even, left in ((False, margin // 2), (True, int(round(margin / 2)))):
+        found = images.fit_eval(image, size=16, even_margins=even)
+        np.testing.assert_array_equal(found, pixels[:, left : left + 16])

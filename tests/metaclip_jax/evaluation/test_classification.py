@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -224,17 +225,103 @@ def test_a_class_is_found_by_its_name_and_never_by_its_rank(
             accuracy(data, ["red cat", ["a", "RED CAT"], "blue dog", "green bird"])
 
 
-def test_what_cannot_be_measured_is_named(model, folder, tmp_path):
-    (tmp_path / "cat").mkdir()
-    with pytest.raises(ValueError, match="holds no image"):
-        evaluate(model, str(tmp_path))
-    (tmp_path / "cat" / "broken.png").write_bytes(b"\x89PNG broken")
+def copied(folder, to):
+    return shutil.copytree(folder, to)
+
+
+def test_images_are_found_at_any_depth_and_what_is_no_image_is_counted(
+    model, folder, tmp_path, caplog
+):
+    want = evaluate(model, folder)
+    root = copied(folder, tmp_path / "images")
+    paths = sorted((root / "red_cat").iterdir())
+    (root / "red_cat" / "inner" / "most").mkdir(parents=True)
+    paths[0].rename(root / "red_cat" / "inner" / "most" / paths[0].name)
+    with Image.open(paths[1]) as image:
+        image.save(root / "red_cat" / "other.PPM")
+    paths[1].unlink()
+    # What macOS and Windows leave.
+    for name in (f"._{paths[2].name}", ".DS_Store"):
+        (root / "red_cat" / name).write_bytes(b"\0\5\x16\7")
+    (root / "__MACOSX" / "red_cat").mkdir(parents=True)
+    assert caplog.messages == []
+    (root / "red_cat" / "notes.txt").write_text("x")
+    (root / "list.csv").write_text("x")
+    assert evaluate(model, str(root)) == want
+    assert "left out 2 files that are no images" in caplog.text
+
+
+def test_a_grey_map_is_an_image(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (5, 4), 7).save(tmp_path / name / "x.pgm")
+    examples = evaluator.open_data(str(tmp_path))
+    evaluator.check_headers(examples)
+    assert list(examples.names) == ["a/x.pgm", "b/x.pgm"]
+
+
+@pytest.mark.parametrize("how", ["cut", "page", "empty"])
+def test_a_broken_image_is_named_before_anything_is_computed_or_left_out(
+    model, folder, tmp_path, how
+):
+    root = copied(folder, tmp_path / "images")
+    path = sorted((root / "red_cat").iterdir())[3]
+    data = path.read_bytes()
+    path.write_bytes({"cut": data[:90], "page": b"<html>", "empty": b""}[how])
+    examples = evaluator.open_data(str(root))
+    name = f"red_cat/{path.name}"
+    with pytest.raises(ValueError, match=f"1 of 27 images are broken: {name} "):
+        evaluator.check_headers(examples)
+    with pytest.raises(ValueError, match=path.name):
+        evaluator.evaluate(model.encoder, examples, resamples=50)
+    found = evaluator.evaluate(model.encoder, examples, resamples=50, skip_broken=True)
+    assert list(found["skipped"]) == [name]
+    path.unlink()
+    assert {"zero_shot": found["zero_shot"]} == evaluate(model, str(root))
+
+
+def test_an_image_without_pixels_behind_its_header_is_left_out_too(
+    model, curated, write_dataset, tmp_path
+):
+    """In a dataset with texts, which go with it."""
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 90, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    broken = out.getvalue()[:-400] + bytes(388) + out.getvalue()[-12:]
+    path = write_dataset(tmp_path / "d", record_count=12, images={4: broken})
+    examples = evaluator.open_data(path)
+    found = evaluator.evaluate(model.encoder, examples, resamples=50, skip_broken=True)
+    (name,) = found["skipped"]
+    rows = np.flatnonzero(np.array(examples.names) != name)
+    kept = examples.take(rows)
+    assert len(kept.texts) < len(examples.texts)
+    want = evaluator.evaluate(model.encoder, kept, resamples=50)
+    assert {k: v for k, v in found.items() if k != "skipped"} == want
+
+
+def test_what_cannot_be_measured_is_named(tmp_path, prepared):
+    for missing in (str(tmp_path / "typo"), "typo/folder", "./typo", "typo"):
+        with pytest.raises(FileNotFoundError, match="there is no folder .*typo"):
+            evaluator.open_data(missing)
+    with pytest.raises(FileNotFoundError, match="not prepared in .*tfds build mnist"):
+        evaluator.open_data("mnist", data_dir=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no folder .*typo, given as --data_d"):
+        evaluator.open_data("mnist", data_dir=str(tmp_path / "typo"))
+    with pytest.raises(ValueError, match="--split one of test, got 'tset'"):
+        evaluator.open_data(prepared, split="tset")
+    for split in ("train", "val"):
+        (tmp_path / "splits" / split).mkdir(parents=True)
+    with pytest.raises(ValueError, match="got the splits .*train.*give one of them"):
+        evaluator.open_data(str(tmp_path / "splits"))
+    (tmp_path / "images" / "cat").mkdir(parents=True)
     with pytest.raises(ValueError, match="at least 2 folders"):
-        evaluate(model, str(tmp_path))
-    (tmp_path / "dog").mkdir()
-    (tmp_path / "dog" / "one.png").write_bytes(IMAGES[0][0])
-    with pytest.raises(ValueError, match="broken.png"):
-        evaluate(model, str(tmp_path))
+        evaluator.open_data(str(tmp_path / "images"))
+    (tmp_path / "images" / "dog").mkdir()
+    with pytest.raises(ValueError, match="cat holds no image"):
+        evaluator.open_data(str(tmp_path / "images"))
+    (tmp_path / "file.png").write_bytes(IMAGES[0][0])
+    with pytest.raises(FileNotFoundError, match="want a folder.* is a file"):
+        evaluator.open_data(str(tmp_path / "file.png"))
 
 
 def prepare_tfds(root, labels):
@@ -303,4 +390,5 @@ def test_the_command_prints_and_writes_the_numbers(saved, model, prepared, tmp_p
     want = evaluate(model, prepared)["zero_shot"]
     assert written["zero_shot"]["accuracy"]["value"] == want["accuracy"]["value"]
     assert f"{want['accuracy']['value']:.2%}" in done.stdout
+    assert f"{prepared}: 27 images of 3 classes\n" in done.stdout
     assert written["fingerprint"] == model.fingerprint
