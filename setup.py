@@ -91,6 +91,7 @@ setup(
         "data_prep.metadata": ["namespaces.txt"],
         "data_prep.report": ["templates/*"],
         "metaclip_jax.pages": ["templates/*"],
+        "metaclip_jax.evaluation": ["texts/*"],
     },
     install_requires=BASE,
     extras_require={

@@ -10,9 +10,17 @@ gives the same files.
     python -m metaclip_jax.evaluate --model=NAME_OR_PATH --data=DIR [--prompts=FILE]
 
 measures any model that metaclip_jax.load takes, on a dataset folder, a folder
-class/image, or a TFDS dataset; evaluation/prompts.py says what FILE holds.
+class/image, one in the hub's WebDataset layout or of Parquet files, or a TFDS dataset;
+evaluation/prompts.py says what FILE holds.
+
+    python -m metaclip_jax.evaluate --model=NAME_OR_PATH --tasks=clip26 --data_dir=DIR
+
+runs the paper's 26 tasks (or datacomp38, retrieval, or single ones, cifar10,food101) on
+what is in DIR; --plan says only what is there and how the rest is had, --download
+fetches what the hub has.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +29,7 @@ from absl import app, flags, logging
 from metaclip_jax import config as keys
 from metaclip_jax import files
 from metaclip_jax.cli import command
-from metaclip_jax.evaluation import evaluator, retrieval
+from metaclip_jax.evaluation import evaluator, retrieval, suite, tasks
 from metaclip_jax.evaluation.examples import Embeddings, Examples
 from metaclip_jax.evaluation.held_out import load_held_out
 from metaclip_jax.inference import model as inference
@@ -163,10 +171,44 @@ def evaluate_model(values: Any) -> None:
                 print(f"{title:<42}{cell['value']:>7.2%}{chance}")
 
 
+def evaluate_tasks(values: Any) -> None:
+    """Runs --tasks on what --data_dir holds; prints a table and writes --output."""
+    asked = tasks.find(values.tasks)
+    for task in asked:
+        if values.download and task.repo and not tasks.locate(task, values.data_dir):
+            tasks.download(task, values.data_dir)
+    opened = suite.open_tasks(asked, values.data_dir)
+    if values.plan and not values.model:
+        print(suite.plan(opened, None))
+        return
+    model = model_flags.load(values)
+    if values.plan:
+        print(suite.plan(opened, suite.rate(model.encoder)))
+        return
+    found = suite.run(
+        model.encoder,
+        opened,
+        resamples=keys.default().evaluation.bootstrap_samples,
+        skip_broken=values.skip_broken,
+        report=functools.partial(print, flush=True),
+    )
+    print(suite.summary(found))
+    facts = {"model": model.name, "fingerprint": model.fingerprint}
+    if values.output:
+        files.write_json(values.output, facts | found)
+
+
 def main(argv: Sequence[str]) -> None:
     """Evaluates a run, or any model, from the command line."""
     command.refuse_arguments(argv)
     values = flags.FLAGS
+    if values.tasks:
+        if not values.data_dir or not (values.model or values.plan):
+            raise app.UsageError(
+                "want --data_dir=DIR and --model (or --plan) with --tasks"
+            )
+        evaluate_tasks(values)
+        return
     if bool(values.workdir) == bool(values.model):
         raise app.UsageError("want --workdir=RUN, or --model=NAME_OR_PATH and --data")
     if values.model:
@@ -209,7 +251,16 @@ if __name__ == "__main__":
     model_flags.define(required=False)
     flags.DEFINE_string("data", "", "What to measure --model on.")
     flags.DEFINE_string("split", "test", "Split of a TFDS dataset.")
-    flags.DEFINE_string("data_dir", "", "Where TFDS keeps datasets; default: its own.")
+    flags.DEFINE_list(
+        "tasks",
+        [],
+        "Instead of --data: clip26, datacomp38, retrieval, or single tasks.",
+    )
+    flags.DEFINE_string(
+        "data_dir", "", "Folder of the tasks' images, or of TFDS (default: its own)."
+    )
+    flags.DEFINE_bool("plan", False, "Only say what --tasks needs and what is there.")
+    flags.DEFINE_bool("download", False, "Fetch images of --tasks from the hub.")
     flags.DEFINE_string("prompts", "", "JSON with templates and class names.")
     flags.DEFINE_bool("skip_broken", False, "Leave out and list broken images.")
     flags.DEFINE_string("output", "", "JSON file for the numbers of --model.")

@@ -10,7 +10,13 @@ import tqdm
 
 from metaclip_jax import files
 from metaclip_jax.data import records
-from metaclip_jax.evaluation import classification, prompts, retrieval
+from metaclip_jax.evaluation import (
+    classification,
+    parquet,
+    prompts,
+    retrieval,
+    webdataset,
+)
 from metaclip_jax.evaluation import encoder as encoders
 from metaclip_jax.evaluation.encoder import Encoder, ImageLike
 from metaclip_jax.evaluation.examples import (
@@ -48,9 +54,10 @@ def open_data(
 
     Args:
       data: a dataset folder as curation writes it (retrieval, and classification where
-        it holds a zero_shot.json), a folder class/image, or what TFDS knows: a
-        prepared folder or a name.
-      split: of a TFDS dataset.
+        it holds a zero_shot.json), a folder in the hub's WebDataset layout or of
+        Parquet files, a folder class/image, or what TFDS knows: a prepared folder or a
+        name.
+      split: of a dataset that has several.
       data_dir: where TFDS keeps datasets; None = its default.
       prompts_path: JSON as `prompts.load_prompts` reads it; "" = the default template
         and the data's own names.
@@ -59,6 +66,10 @@ def open_data(
     root = files.path(data)
     if (root / records.DATA_CARD).exists():
         return load_held_out(data, asked)
+    if webdataset.is_folder(data, split):
+        return webdataset.open_folder(data, split=split, asked=asked)
+    if parquet.is_folder(data, split):
+        return parquet.open_folder(data, split=split, asked=asked)
     named = asked or prompts.Prompts(None, prompts.DEFAULT_TEMPLATES)
     if root.is_dir() and not (root / "features.json").exists():
         return from_folder(data, named)

@@ -25,6 +25,7 @@ class Examples(NamedTuple):
       image_of_text: int64[M], the row of each text's image.
       groups: int64[N], the group of each image, for numbers of the worst group; empty
         where there are none.
+      metrics: names of numbers that are wanted beside the usual ones.
     """
 
     source: str
@@ -36,6 +37,7 @@ class Examples(NamedTuple):
     texts: Sequence[str] = ()
     image_of_text: np.ndarray = np.zeros(0, np.int64)
     groups: np.ndarray = np.zeros(0, np.int64)
+    metrics: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> np.ndarray:

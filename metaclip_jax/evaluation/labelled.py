@@ -1,7 +1,7 @@
 """Labelled images to classify: a folder class/image, or a TFDS data source."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -82,6 +82,11 @@ def from_folder(folder: str, asked: prompts.Prompts) -> Examples:
     )
 
 
+def inverse(order: Sequence[int]) -> list[int]:
+    """The place of each class in a permutation of them."""
+    return [int(place) for place in np.argsort(order)]
+
+
 def _is_hidden(path: epath.Path) -> bool:
     return path.name.startswith(".") or path.name in _SYSTEMS
 
@@ -128,7 +133,12 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 
 
 def from_tfds(
-    name: str, split: str, asked: prompts.Prompts, *, data_dir: str | None = None
+    name: str,
+    split: str,
+    asked: prompts.Prompts,
+    *,
+    data_dir: str | None = None,
+    order: Sequence[int] = (),
 ) -> Examples:
     """A TFDS data source with `image` and `label` (or `labels`) features.
 
@@ -137,6 +147,8 @@ def from_tfds(
       split: for example "test".
       asked: how the classes are named; by default as TFDS names them.
       data_dir: where TFDS keeps datasets; None = its default.
+      order: the class of each of TFDS's labels, where their names do not say it; () =
+        by name.
 
     Raises:
       FileNotFoundError: there is no such folder or prepared dataset.
@@ -181,6 +193,12 @@ def from_tfds(
             f"{name}: want {key} in the split {split!r}, got none in its {count}"
             " examples: this split has no labels, give --split one that has"
         )
+    if len(order):
+        if len(order) != feature.num_classes:
+            raise ValueError(
+                f"{name}: want {len(order)} classes, got {feature.num_classes}"
+            )
+        asked = asked._replace(keys=tuple((feature.names[k],) for k in inverse(order)))
     named = prompts.match_classes(name, list(feature.names), asked)
     ordered = np.zeros((count, len(named.class_names)), bool)
     ordered[:, named.label_of] = positive

@@ -45,6 +45,8 @@ class Prompts(NamedTuple):
 
     class_names: tuple[tuple[str, ...], ...] | dict[str, tuple[str, ...]] | None
     templates: tuple[str, ...]
+    # What each class of the list is called by data sets, where not by its names.
+    keys: tuple[tuple[str, ...], ...] = ()
 
 
 class Named(NamedTuple):
@@ -74,6 +76,7 @@ def match_classes(where: str, labels: Sequence[str], asked: Prompts) -> Named:
         return Named(own, np.arange(len(labels)))
     classes = tuple(given.values()) if isinstance(given, dict) else given
     keys = [(key,) for key in given] if isinstance(given, dict) else given
+    keys = asked.keys or keys
     place = match_names(where, labels, keys, wanted="class_names of the prompts")
     return Named(classes, place)
 

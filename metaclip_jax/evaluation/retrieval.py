@@ -15,6 +15,7 @@ from metaclip_jax.evaluation.examples import Embeddings, Examples, Result
 # Cosines of f32 vectors are not surer than this, so closer scores are a tie. Ties count
 # against the model: one that maps everything to one point finds nothing.
 TIE = 1e-6
+MEAN = "retrieval/mean_R@1"  # of both ways, where a task wants it
 KS = (1, 5, 10)  # ranks that recall is told for
 # Images and texts scored at a time: bounds memory, however many there are.
 ROWS, COLUMNS = 1024, 1 << 14
@@ -118,14 +119,39 @@ def run(
         resamples: of the bootstrap.
     """
     del encoder
-    yield from recall(
-        embeddings.image, embeddings.text, examples.image_of_text, resamples=resamples
-    )
+    found = ranks(embeddings.image, embeddings.text, examples.image_of_text)
+    yield from recall(*found, examples.image_of_text, resamples=resamples)
+    if MEAN in examples.metrics:
+        yield mean_recall(*found, examples.image_of_text, resamples=resamples)
+
+
+def mean_recall(
+    image_to_text: np.ndarray,
+    text_to_image: np.ndarray,
+    image_of_text: np.ndarray,
+    *,
+    resamples: int,
+) -> Result:
+    """The mean of R@1 both ways; the arguments are those of `recall`."""
+    found = image_to_text < 1
+    texts = np.bincount(image_of_text)
+    shown = np.bincount(image_of_text, weights=text_to_image < 1)
+
+    def mean(weight: np.ndarray) -> float:
+        image, text = weight @ found / weight.sum(), weight @ shown / (weight @ texts)
+        return float(image + text) / 2
+
+    of = statistics.bootstrap(mean, units=len(found), name=MEAN, resamples=resamples)
+    by_chance = (
+        chance(texts, candidates=len(image_of_text), k=1)
+        + chance(np.ones(len(image_of_text)), candidates=len(found), k=1)
+    ) / 2
+    return Result(MEAN, of.value, (of.low, of.high), by_chance)
 
 
 def recall(
-    image_embeddings: np.ndarray,
-    text_embeddings: np.ndarray,
+    image_to_text: np.ndarray,
+    text_to_image: np.ndarray,
     image_of_text: np.ndarray,
     *,
     resamples: int,
@@ -133,14 +159,11 @@ def recall(
     """Yields "image_to_text/R@1" and so on; see `run`.
 
     Args:
-        image_embeddings: f32[N, E], unit norm.
-        text_embeddings: f32[M, E], unit norm.
+        image_to_text: int64[N], see `ranks`.
+        text_to_image: int64[M].
         image_of_text: int[M], the row of the image each text belongs to.
         resamples: of the bootstrap.
     """
-    image_to_text, text_to_image = ranks(
-        image_embeddings, text_embeddings, image_of_text
-    )
     texts_per_image = np.bincount(image_of_text)
     one_image = np.ones(len(image_of_text), np.int64)
     for way, rank, units, right, candidates in (

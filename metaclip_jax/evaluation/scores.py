@@ -26,7 +26,9 @@ def ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
 
 
-def roc_auc(scores: np.ndarray, positive: np.ndarray) -> float:
+def roc_auc(
+    scores: np.ndarray, positive: np.ndarray, weight: np.ndarray | None = None
+) -> float:
     """The chance that a positive example has a higher score than a negative one.
 
     Equal scores count half. For two classes the score is that of class 1 less that of
@@ -35,20 +37,58 @@ def roc_auc(scores: np.ndarray, positive: np.ndarray) -> float:
     Args:
         scores: f[N].
         positive: bool[N], at least one of each kind.
+        weight: f[N], how often each example counts; None = once.
+
+    Raises:
+        ValueError: all examples that count are of one kind, or a score is not finite.
     """
     _check(scores, positive)
-    positive = positive.astype(bool)
-    positives = int(positive.sum())
-    negatives = len(positive) - positives
+    weight = np.ones(len(scores)) if weight is None else weight
+    _, place = np.unique(scores, return_inverse=True)
+    above = np.bincount(place, weights=weight * positive)  # by score, ascending
+    below = np.bincount(place, weights=weight * ~positive.astype(bool))
+    positives, negatives = above.sum(), below.sum()
     if not positives or not negatives:
         raise ValueError(
-            f"want positive and negative examples, got {positives} and {negatives}"
+            f"want positive and negative examples, got {positives:g} and {negatives:g}"
         )
-    values, place = np.unique(scores, return_inverse=True)
-    count = np.bincount(place, minlength=len(values))
-    mean_rank = np.cumsum(count) - (count - 1) / 2  # from 1; ties share theirs
-    total = mean_rank[place[positive]].sum()
-    return float((total - positives * (positives + 1) / 2) / (positives * negatives))
+    won = above @ (np.cumsum(below) - below / 2)
+    return float(won / (positives * negatives))
+
+
+def macro_f1(
+    answers: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = None
+) -> float:
+    """The mean of F1 over the classes that the labels hold, as WILDS has it.
+
+    Args:
+        answers: int[N].
+        labels: int[N].
+        weight: f[N], how often each example counts; None = once.
+    """
+    weight = np.ones(len(labels)) if weight is None else weight
+    classes = int(max(answers.max(), labels.max())) + 1
+    right = np.bincount(labels, weights=weight * (answers == labels), minlength=classes)
+    truth = np.bincount(labels, weights=weight, minlength=classes)
+    answered = np.bincount(answers, weights=weight, minlength=classes)
+    there = truth > 0
+    return float(np.mean(2 * right[there] / (truth + answered)[there]))
+
+
+def worst_group(
+    hits: np.ndarray, groups: np.ndarray, weight: np.ndarray | None = None
+) -> float:
+    """The lowest share of hits in a group that is not empty.
+
+    Args:
+        hits: bool[N].
+        groups: int[N].
+        weight: f[N], how often each example counts; None = once.
+    """
+    weight = np.ones(len(hits)) if weight is None else weight
+    size = np.bincount(groups, weights=weight)
+    right = np.bincount(groups, weights=weight * hits)
+    return float(np.min(right[size > 0] / size[size > 0]))
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:

@@ -58,7 +58,9 @@ def bootstrap(
             f" units={units}, resamples={resamples}, confidence={confidence}"
         )
     value = float(statistic(np.ones(units)))
-    if units == 1:  # scipy wants two or more; every draw is the same
+    # scipy wants two or more of both. One draw is asked for where nobody wants to know
+    # how sure the value is, as while training.
+    if min(units, resamples) == 1:
         return Interval(value, value, value)
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
     found = stats.bootstrap(

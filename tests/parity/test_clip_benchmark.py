@@ -1,9 +1,12 @@
 """Our numbers beside clip_benchmark's own functions on the same scores."""
 
+import json
+from importlib import resources
+
 import numpy as np
 import pytest
 
-from metaclip_jax.evaluation import examples, retrieval, scores
+from metaclip_jax.evaluation import examples, prompts, retrieval, scores, tasks
 
 torch = pytest.importorskip("torch")
 theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
@@ -45,7 +48,11 @@ def test_recall_with_several_texts_per_image_is_equal_both_ways():
     texts = unit(rng, 300)
     text_scores = torch.from_numpy(texts @ images.T)
     positive = torch.from_numpy(image_of_text[:, None] == np.arange(60)[None, :])
-    found = examples.nested(retrieval.recall(images, texts, image_of_text, resamples=1))
+    found = examples.nested(
+        retrieval.recall(
+            *retrieval.ranks(images, texts, image_of_text), image_of_text, resamples=1
+        )
+    )
     for k in (1, 5, 10):
         to_image = their_retrieval.recall_at_k(text_scores, positive, k)
         to_text = their_retrieval.recall_at_k(text_scores.T, positive.T, k)
@@ -55,3 +62,35 @@ def test_recall_with_several_texts_per_image_is_equal_both_ways():
         assert found["image_to_text"][f"R@{k}"]["value"] == pytest.approx(
             (to_text > 0).float().mean().item()
         )
+
+
+# By their names of the data sets: the task of the paper.
+SAME = {
+    "flowers": "flowers102",
+    "gtsrb": "gtsrb",
+    "country211": "country211",
+    "eurosat": "eurosat",
+    "fer2013": "fer2013",
+    "caltech101": "caltech101",
+    "caltech101_vtab": "caltech101",
+    "imagenet1k": "imagenet",
+    "clevr_count_all": "clevr_counts",
+    "mnist": "mnist",
+    "kitti_closest_vehicle_distance": "kitti_distance",
+    "pets": "oxford_pets",
+    "pcam": "pcam",
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_their_class_names_are_found_among_the_paper_s(name):
+    """The repositories of the hub have these lists, in this order."""
+    folder = resources.files("clip_benchmark.datasets")
+    own = json.loads(folder.joinpath("en_classnames.json").read_text())[name]
+    (task,) = tasks.find([SAME[name]])
+    found = prompts.match_classes(name, own, tasks.paper_prompts(task))
+    assert sorted(found.label_of) == list(range(task.classes))
+    if name in ("caltech101_vtab", "pets"):  # TFDS's order, which was found by hand
+        assert found.label_of.tolist() == tasks._tfds_order(task)
+    elif name != "clevr_count_all":
+        assert found.label_of.tolist() == list(range(task.classes))

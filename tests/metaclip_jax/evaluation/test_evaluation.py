@@ -117,8 +117,9 @@ def test_no_results_are_refused():
 # Retrieval.
 
 
-def recall(*arrays, resamples):
-    return examples.nested(retrieval.recall(*arrays, resamples=resamples))
+def recall(images, texts, image_of_text, *, resamples):
+    ranks = retrieval.ranks(images, texts, image_of_text)
+    return examples.nested(retrieval.recall(*ranks, image_of_text, resamples=resamples))
 
 
 def test_equal_embeddings_of_each_pair_are_all_found():

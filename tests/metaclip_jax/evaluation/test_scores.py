@@ -102,6 +102,51 @@ def test_the_numbers_of_classification_equal_scikit_learn_s(seed, classes, n):
     )
 
 
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), classes=st.integers(2, 9), n=st.integers(2, 60))
+def test_the_numbers_of_single_tasks_equal_their_definitions(seed, classes, n):
+    values, labels = drawn(seed, n=n, classes=classes, levels=3)
+    groups = np.random.default_rng(seed).integers(0, 7, n)
+    found = {
+        name: classification.extra(name, values, labels, groups, resamples=1).value
+        for name in classification.EXTRA
+        if "without_other" not in name or (groups != 5).any()
+    }
+    answers = values.argmax(axis=1)
+    first = answers == labels
+    five = scores.ranks(values, labels) < 5
+    assert found["zero_shot/mean_of_top1_and_top5"] == pytest.approx(
+        (first.mean() + five.mean()) / 2
+    )
+    # As WILDS has it: over the classes that the truth holds.
+    assert found["zero_shot/macro_f1"] == pytest.approx(
+        metrics.f1_score(labels, answers, average="macro", labels=np.unique(labels))
+    )
+    there = np.unique(groups)
+    worst = min(first[groups == g].mean() for g in there)
+    assert found["zero_shot/worst_group"] == pytest.approx(worst)
+    worst = min(five[groups == g].mean() for g in there)
+    assert found["zero_shot/worst_group_top5"] == pytest.approx(worst)
+    if (groups != 5).any():
+        worst = min(first[groups == g].mean() for g in there if g != 5)
+        name = "zero_shot/worst_group_without_other"
+        assert found[name] == pytest.approx(worst)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 60))
+def test_weighted_areas_equal_scikit_learn_s(seed, n):
+    values, labels = drawn(seed, n=n, classes=2, levels=3)
+    weight = np.random.default_rng(seed).integers(0, 4, n).astype(float)
+    positive, score = labels == 1, values[:, 1] - values[:, 0]
+    if len(np.unique(positive[weight > 0])) < 2:
+        with pytest.raises(ValueError, match="want positive and negative"):
+            scores.roc_auc(score, positive, weight)
+    else:
+        expected = metrics.roc_auc_score(positive, score, sample_weight=weight)
+        assert scores.roc_auc(score, positive, weight) == pytest.approx(expected)
+
+
 def test_what_has_no_answer_is_refused():
     values = np.zeros(4)
     with pytest.raises(ValueError, match="got 0 and 4"):

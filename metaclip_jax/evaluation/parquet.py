@@ -1,0 +1,153 @@
+"""Labelled images and texts in Parquet files, as the Hugging Face hub serves them.
+
+A row has `image` (its bytes, or a struct with `bytes`), and `label` (a number, whose
+name the file's own description says) or texts (`caption`, `captions`, `text`, `texts`).
+"""
+
+import functools
+import json
+import os
+import re
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from metaclip_jax import files
+from metaclip_jax.evaluation import prompts
+from metaclip_jax.evaluation.examples import Examples
+
+_OF_SPLIT = re.compile(r"\w+-\d+-of-\d+\.parquet")
+_LABELS = ("label", "fine_label", "labels")
+_TEXTS = ("caption", "captions", "text", "texts")
+
+
+def is_folder(folder: str | os.PathLike, split: str = "test") -> bool:
+    """Whether a folder holds Parquet files."""
+    root = files.path(folder)
+    return root.is_dir() and bool(_paths(folder, split))
+
+
+def open_folder(
+    folder: str, *, split: str = "test", asked: prompts.Prompts | None = None
+) -> Examples:
+    """Opens a folder; labels and texts are read, images when they are asked for.
+
+    Args:
+      folder: with *.parquet, or data/*.parquet; where files are named by split, those
+        of `split`.
+      split: for example "test".
+      asked: other prompts than the default; classes are matched by name.
+
+    Raises:
+      ValueError: a column is missing or of another kind, or a file is damaged.
+    """
+    opened = []
+    for path in _paths(folder, split):
+        try:
+            opened.append(pq.ParquetFile(path))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}); download it again"
+            ) from error
+    schema = opened[0].schema_arrow
+    label = next((name for name in _LABELS if name in schema.names), None)
+    text = next((name for name in _TEXTS if name in schema.names), None)
+    if "image" not in schema.names or (label is None and text is None):
+        raise ValueError(
+            f"{folder}: want the columns image and label (or caption), got"
+            f" {schema.names}"
+        )
+    # Each row's file, row group and place in that.
+    sizes = [
+        (number, group, file.metadata.row_group(group).num_rows)
+        for number, file in enumerate(opened)
+        for group in range(file.num_row_groups)
+    ]
+    ends = np.cumsum([size for _, _, size in sizes])
+
+    @functools.lru_cache(maxsize=2)
+    def images(part: int) -> pa.ChunkedArray:
+        number, group, _ = sizes[part]
+        return opened[number].read_row_group(group, columns=["image"])["image"]
+
+    def read(rows: np.ndarray) -> list[Any]:
+        found = []
+        for row in rows.tolist():
+            part = int(np.searchsorted(ends, row, side="right"))
+            place = row - int(ends[part]) + sizes[part][2]
+            value = images(part)[place].as_py()
+            found.append(value["bytes"] if isinstance(value, dict) else value)
+        return found
+
+    name = os.path.basename(os.path.normpath(folder))
+    examples = Examples(
+        source=folder,
+        names=[f"{name}/{row}" for row in range(int(ends[-1]))],
+        read=read,
+    )
+    column = pa.concat_tables(
+        [file.read(columns=[label or text]) for file in opened]
+    ).column(0)
+    if label is None:
+        return _with_texts(examples, column.to_pylist())
+    asked = asked or prompts.Prompts(None, prompts.DEFAULT_TEMPLATES)
+    return _with_labels(examples, column, _class_names(folder, schema, label), asked)
+
+
+def _with_labels(
+    examples: Examples, column: pa.ChunkedArray, own: list[str], asked: prompts.Prompts
+) -> Examples:
+    if not pa.types.is_integer(column.type):
+        raise ValueError(
+            f"{examples.source}: want a number as the label, got {column.type}"
+        )
+    labels = column.to_numpy().astype(np.int64)
+    if labels.min() < 0 or labels.max() >= len(own):
+        raise ValueError(
+            f"{examples.source}: want labels from 0 to {len(own) - 1}, got"
+            f" {labels.min()} to {labels.max()}; this split has no labels"
+        )
+    named = prompts.match_classes(examples.source, own, asked)
+    return examples._replace(
+        class_names=named.class_names,
+        templates=asked.templates,
+        labels=named.label_of[labels],
+    )
+
+
+def _with_texts(examples: Examples, values: list[Any]) -> Examples:
+    texts, image_of_text = [], []
+    for row, value in enumerate(values):
+        found = [value] if isinstance(value, str) else list(value or ())
+        if not found:
+            raise ValueError(f"{examples.source}: want a text of row {row}, got none")
+        texts += found
+        image_of_text += [row] * len(found)
+    return examples._replace(texts=texts, image_of_text=np.array(image_of_text))
+
+
+def _class_names(folder: str, schema: pa.Schema, label: str) -> list[str]:
+    """The labels' names, which the library `datasets` writes into each file."""
+    described = (schema.metadata or {}).get(b"huggingface", b"{}")
+    features = json.loads(described).get("info", {}).get("features", {})
+    names = features.get(label, {}).get("names")
+    if not names:
+        raise ValueError(
+            f"{folder}: want the names of the column {label} in the file metadata"
+            " (of the library datasets), got none; a number alone says no class"
+        )
+    return list(names)
+
+
+def _paths(folder: str | os.PathLike, split: str) -> list[str]:
+    """The files of a split; all where their names say no split."""
+    root = files.path(folder)
+    for inside in (root, root / "data"):
+        found = sorted(inside.glob("*.parquet")) if inside.is_dir() else []
+        if any(_OF_SPLIT.fullmatch(path.name) for path in found):
+            found = [path for path in found if path.name.startswith(f"{split}-")]
+        if found:
+            return [os.fspath(path) for path in found]
+    return []

@@ -1,0 +1,251 @@
+"""Runs tasks one after another: their numbers, what is missing, and the averages.
+
+An average is over the tasks that ran, and says over how many of how many.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from metaclip_jax.evaluation import evaluator, tasks
+from metaclip_jax.evaluation.encoder import Encoder
+from metaclip_jax.evaluation.examples import Examples
+from metaclip_jax.evaluation.tasks import Task
+
+
+class Found(NamedTuple):
+    """A task and its images; None where there are none, and why."""
+
+    task: Task
+    examples: Examples | None
+    why: str
+
+
+def open_tasks(asked: Sequence[Task], data_dir: str) -> list[Found]:
+    """Looks for the images of each task; reads no image.
+
+    Raises:
+      ValueError: a folder that is there is damaged, or in no known layout.
+    """
+    found = []
+    for task in asked:
+        folder = tasks.locate(task, data_dir)
+        if task.metric not in tasks.METRICS or folder is None:
+            found.append(Found(task, None, tasks.missing(task, data_dir)))
+        else:
+            found.append(Found(task, tasks.open_task(task, folder), ""))
+    return found
+
+
+def plan(found: Sequence[Found], seconds: Callable[[int, int], float] | None) -> str:
+    """What is there, what is missing and how to get it, and how long it will take.
+
+    Args:
+      found: from `open_tasks`.
+      seconds: images and texts to how long they take to embed; None = not known.
+    """
+    lines = []
+    images = texts = 0
+    for task, examples, why in found:
+        title = f"{task.suite}/{task.id}"
+        if examples is None:
+            lines.append(f"  missing  {title:<34}{why}")
+            continue
+        images += len(examples.names)
+        texts += prompt_count(examples)
+        lines.append(
+            f"  there    {title:<34}{_count(task, examples)} images in"
+            f" {examples.source}"
+        )
+    there = sum(examples is not None for _, examples, _ in found)
+    lines.append(
+        f"{there} of {len(found)} tasks: {images:,} images and {texts:,} texts to embed"
+    )
+    if seconds is not None:
+        lines.append(f"about {seconds(images, texts) / 60:.1f} minutes on this machine")
+    return "\n".join(lines)
+
+
+def prompt_count(examples: Examples) -> int:
+    """How many texts are embedded for these images."""
+    names = sum(len(names) for names in examples.class_names)
+    return names * len(examples.templates) + len(examples.texts)
+
+
+def rate(encoder: Encoder) -> Callable[[int, int], float]:
+    """Times one batch each; returns images and texts to seconds, without decoding."""
+    size, batch = encoder.preprocess.size, encoder.batch
+    pixels = np.zeros((batch, size, size, 3), np.uint8)
+    texts = ["a photo of a large brown dog, a type of pet."] * batch
+    each = []
+    for embed in (
+        lambda: encoder.encode_pixels(pixels),
+        lambda: encoder.encode_texts(texts),
+    ):
+        embed()  # compiles
+        start = time.monotonic()
+        embed()
+        each.append((time.monotonic() - start) / batch)
+    return lambda images, prompts: images * each[0] + prompts * each[1]
+
+
+def run(
+    encoder: Encoder,
+    found: Sequence[Found],
+    *,
+    resamples: int,
+    skip_broken: bool = False,
+    report: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Measures every task that has images.
+
+    Args:
+      encoder: of the model.
+      found: from `open_tasks`.
+      resamples: of the bootstrap behind each interval.
+      skip_broken: see `evaluator.evaluate`.
+      report: is given a line a task, when it is done.
+
+    Returns:
+      "tasks": by "SUITE/ID" its number (value, low, high, chance), the counts, and all
+      its numbers in "results"; "missing": by "SUITE/ID" how its images are had;
+      "averages": by suite, see `averages`.
+    """
+    report(header())
+    done: dict[str, dict[str, Any]] = {}
+    lost: dict[str, str] = {}
+    for task, examples, why in found:
+        name = f"{task.suite}/{task.id}"
+        if examples is None:
+            lost[name] = why
+            report(f"{name:<42}{'missing':>8}")
+            continue
+        numbers = evaluator.evaluate(
+            encoder, examples, resamples=resamples, skip_broken=skip_broken
+        )
+        group, _, last = tasks.METRICS[task.metric][0].partition("/")
+        if last not in numbers.get(group, {}):
+            raise ValueError(
+                f"{examples.source}: want images that {task.metric} can be computed of;"
+                f" got {sorted(numbers.get(group, {}))}"
+            )
+        done[name] = numbers[group][last] | {
+            "name": task.name,
+            "metric": task.metric,
+            "images": len(examples.names),
+            "images_of_the_task": task.images,
+            "same_test_set_as_the_paper": task.same,
+            "note": task.note,
+            "results": numbers,
+        }
+        report(line(name, done[name]))
+    if lost:
+        logging.warning("%d of %d tasks have no images", len(lost), len(found))
+    suites = {
+        suite: averages(
+            [done[f"{t.suite}/{t.id}"] for t in asked if f"{t.suite}/{t.id}" in done],
+            of=len(tasks.table(suite)),
+        )
+        for suite in dict.fromkeys(one.task.suite for one in found)
+        for asked in [[one.task for one in found if one.task.suite == suite]]
+    }
+    return {"tasks": done, "missing": lost, "averages": suites}
+
+
+def averages(numbers: Sequence[Mapping[str, Any]], *, of: int) -> dict[str, Any]:
+    """Means over tasks, each with a 95% interval, and over how many of how many.
+
+    Tasks are independent, so a mean's variance is the sum of theirs; a task's comes
+    from the width of its interval.
+
+    Args:
+      numbers: of each task: value, low, high, chance and images.
+      of: how many tasks the suite has.
+
+    Returns:
+      "tasks" and "of"; "mean", every task alike, as the paper has it;
+      "mean_by_images"; "mean_above_chance", of (value - chance) / (1 - chance) over the
+      tasks whose chance is known.
+    """
+    found: dict[str, Any] = {"tasks": len(numbers), "of": of}
+    if not numbers:
+        return found
+    value = np.array([one["value"] for one in numbers])
+    error = np.array([(one["high"] - one["low"]) / 2 for one in numbers])
+    images = np.array([one["images"] for one in numbers], np.float64)
+    chance = np.array([one.get("chance", np.nan) for one in numbers])
+    found["mean"] = _weighted(value, error, np.ones(len(value)))
+    found["mean_by_images"] = _weighted(value, error, images)
+    known = chance < 1
+    if known.any():
+        scale = 1 / (1 - chance[known])
+        found["mean_above_chance"] = _weighted(
+            (value[known] - chance[known]) * scale,
+            error[known] * scale,
+            np.ones(known.sum()),
+        )
+    return found
+
+
+def _weighted(
+    value: np.ndarray, error: np.ndarray, weight: np.ndarray
+) -> dict[str, float]:
+    weight = weight / weight.sum()
+    mean, half = float(weight @ value), float(np.sqrt(((weight * error) ** 2).sum()))
+    return {"value": mean, "low": mean - half, "high": mean + half}
+
+
+def header() -> str:
+    """The first line of the table."""
+    return (
+        f"{'task':<42}{'value':>8} {'95% interval':>15} {'chance':>8}  metric, images"
+    )
+
+
+def line(name: str, number: Mapping[str, Any]) -> str:
+    """A task's line of the table; * marks a test set that is not the paper's."""
+    chance = f"{number['chance']:.2%}" if "chance" in number else ""
+    count, of = number["images"], number["images_of_the_task"]
+    part = f"{count:,}" if count == of or not of else f"{count:,} of {of:,}"
+    mark = "" if number["same_test_set_as_the_paper"] else " *"
+    return (
+        f"{name:<42}{number['value']:>8.2%}"
+        f" {number['low']:>7.1%} -{number['high']:>6.1%} {chance:>8}"
+        f"  {number['metric']}, {part}{mark}"
+    )
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """The averages and what was missing, as lines."""
+    lines = []
+    titles = {
+        "mean": "mean",
+        "mean_by_images": "mean weighted by images",
+        "mean_above_chance": "mean above chance",
+    }
+    for suite, means in found["averages"].items():
+        of = f"{means['tasks']} of the {means['of']} tasks of {suite}"
+        lines.append(
+            f"over {of}" + (" (not comparable)" * (means["tasks"] < means["of"]))
+        )
+        lines += [
+            f"  {title:<40}{means[key]['value']:>8.2%}"
+            f" {means[key]['low']:>7.1%} -{means[key]['high']:>6.1%}"
+            for key, title in titles.items()
+            if key in means
+        ]
+    if found["missing"]:
+        lines.append("missing:")
+        lines += [f"  {name}: {why}" for name, why in found["missing"].items()]
+    noted = {n: t["note"] for n, t in found["tasks"].items() if t["note"]}
+    return "\n".join([*lines, *(f"{name}: {note}" for name, note in noted.items())])
+
+
+def _count(task: Task, examples: Examples) -> str:
+    count = len(examples.names)
+    if task.images in (0, count):
+        return f"{count:,}"
+    return f"{count:,} (the task has {task.images:,})"

@@ -1,0 +1,303 @@
+"""The 26 tasks of the paper and DataComp's 38: what they are, and their images.
+
+The tables are texts/clip26.tsv and texts/datacomp38.tsv, a row a task. The paper's
+prompts are SLIP's and OpenAI's files (texts/NOTICE), checked by fingerprint; DataComp's
+come with its data. Images are looked for in DATA_DIR/NAME, where NAME is the task's or
+its repository's on the hub, in any layout that `open_folder` knows, or as TFDS
+prepares them in DATA_DIR.
+"""
+
+import csv
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any, NamedTuple
+
+from metaclip_jax import files
+from metaclip_jax.evaluation import labelled, parquet, prompts, webdataset
+from metaclip_jax.evaluation.examples import Examples
+from metaclip_jax.evaluation.retrieval import MEAN
+
+# By the tables' words: the numbers that a task's own is the first of.
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "acc1": ("zero_shot/accuracy",),
+    "mean_per_class": ("zero_shot/mean_per_class",),
+    "mean_per_class_recall": ("zero_shot/mean_per_class",),
+    "mean(acc1,acc5)": ("zero_shot/mean_of_top1_and_top5",),
+    "roc_auc": ("zero_shot/roc_auc",),
+    "F1-macro_all": ("zero_shot/macro_f1",),
+    # As DataComp computes it, for comparison, and as WILDS means it.
+    "acc_worst_region": (
+        "zero_shot/worst_group",
+        "zero_shot/worst_group_without_other",
+    ),
+    "acc_wg": ("zero_shot/worst_group",),
+    "acc_top5_wg": ("zero_shot/worst_group_top5",),
+    "mean_recall@1": (MEAN,),
+}
+SUITES = ("clip26", "datacomp38", "retrieval")
+# TFDS's label to the paper's class, where their names do not say it.
+_SWAPS = {"food101": (16, 17), "sun397": (206, 207)}
+_CALTECH_FIRST = {0: 5, 1: 6, 2: 7, 3: 8, 4: 0, 37: 1, 38: 2, 57: 3, 66: 4}
+
+
+class Task(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+      suite: of SUITES.
+      id: how it is asked for.
+      name: as the paper or DataComp writes it.
+      classes: how many; 0 for retrieval.
+      images: how many the test set has; 0 = copies differ.
+      metric: a key of METRICS.
+      repo: of the hub, "" = none has this test set.
+      revision: that is downloaded; "" = the newest.
+      tfds: BUILDER:SPLIT, "" = TFDS does not have it.
+      same: whether the test set is the paper's.
+      note: what else to know.
+      prompts: of the paper's tasks, the key in SLIP's files; "" = they come with the
+        images.
+      fingerprints: of the class names and templates.
+    """
+
+    suite: str
+    id: str
+    name: str
+    classes: int
+    images: int
+    metric: str
+    repo: str
+    revision: str
+    tfds: str
+    same: bool
+    note: str
+    prompts: str
+    fingerprints: tuple[str, str]
+
+    @property
+    def folder(self) -> str:
+        """The name of its repository, which the folder of a download has."""
+        return self.repo.rpartition("/")[2]
+
+
+@functools.cache
+def table(suite: str) -> tuple[Task, ...]:
+    """The tasks of clip26 or datacomp38, in the order of the paper or of DataComp.
+
+    retrieval is DataComp's two tasks of finding texts and images.
+    """
+    if suite == "retrieval":
+        return tuple(t for t in table("datacomp38") if t.metric == "mean_recall@1")
+    rows = csv.DictReader(_text(f"{suite}.tsv").splitlines(), delimiter="\t")
+    return tuple(_task(suite, row) for row in rows)
+
+
+def _task(suite: str, row: Mapping[str, str]) -> Task:
+    ours = suite == "clip26"
+    return Task(
+        suite=suite,
+        id=row["id"],
+        name=row["name"],
+        classes=int(row["classes"] or 0),
+        images=int(row["images"] or 0),
+        metric=row["metric"],
+        repo=row["repo"],
+        revision=row["revision"],
+        tfds=row["tfds"] if ours else "",
+        same=not ours or row["same"] == "yes",
+        note=row["note"],
+        prompts=row["prompts"] if ours else "",
+        fingerprints=(row["labels_sha"], row["templates_sha"]) if ours else ("", ""),
+    )
+
+
+def find(names: Sequence[str]) -> list[Task]:
+    """The tasks of suites and ids, each once.
+
+    An id that both suites have is the paper's; "datacomp38/ID" is DataComp's.
+
+    Raises:
+      ValueError: there is no such task; names those there are.
+    """
+    known = {f"{t.suite}/{t.id}": t for suite in SUITES for t in table(suite)}
+    known |= {task.id: task for suite in reversed(SUITES) for task in table(suite)}
+    found: dict[tuple[str, str], Task] = {}
+    for name in names:
+        if name not in SUITES and name not in known:
+            singles = ", ".join(task.id for task in table("clip26"))
+            raise ValueError(
+                f"want --tasks of {', '.join(SUITES)}, or single ones ({singles}, ...),"
+                f" got {name!r}"
+            )
+        for task in table(name) if name in SUITES else (known[name],):
+            found.setdefault((task.suite, task.id), task)
+    return list(found.values())
+
+
+def paper_prompts(task: Task) -> prompts.Prompts:
+    """The class names and templates of a task of the paper.
+
+    Raises:
+      ValueError: a file is not what its fingerprint says.
+    """
+    names = _json("slip_labels.json")[task.prompts]
+    templates = _json("slip_templates.json")[task.prompts]
+    if task.id == "kitti_distance":  # the paper has OpenAI's order: near first
+        names = [names[2], names[1], names[0], names[3]]
+    if task.id == "imagenet":  # OpenAI's 80 and not SLIP's 7
+        templates = _json("openai_imagenet_templates.json")
+    got = fingerprint(names), fingerprint(templates)
+    if got != task.fingerprints:
+        raise ValueError(
+            f"{task.id}: want prompts of the fingerprints {task.fingerprints}, got"
+            f" {got}; install the package anew"
+        )
+    classes = tuple((name,) if isinstance(name, str) else tuple(name) for name in names)
+    return prompts.Prompts(classes, tuple(templates), _keys(task, classes))
+
+
+def fingerprint(texts: Any) -> str:
+    """The first 16 hex digits of the sha256 of a list as compact JSON."""
+    written = json.dumps(texts, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(written.encode()).hexdigest()[:16]
+
+
+def _keys(
+    task: Task, classes: tuple[tuple[str, ...], ...]
+) -> tuple[tuple[str, ...], ...]:
+    """What data sets call the classes of a task, beside their names."""
+    if task.id == "clevr_counts":  # a number in words
+        words = "zero one two three four five six seven eight nine ten".split()
+        return tuple((names[0], words[int(names[0])]) for names in classes)
+    if task.id == "flowers102":  # folders 1 to 102, which no text sort puts in order
+        return tuple((*names, str(n)) for n, names in enumerate(classes, 1))
+    if task.id == "cub200":  # folders 001.Black_footed_Albatross and so on
+        return tuple(
+            (*names, f"{n:03d}.{names[0]}") for n, names in enumerate(classes, 1)
+        )
+    return ()
+
+
+def _tfds_order(task: Task) -> list[int]:
+    """The paper's class of each of TFDS's labels."""
+    order = list(range(task.classes))
+    if task.id in _SWAPS:
+        one, other = _SWAPS[task.id]
+        order[one], order[other] = other, one
+    if task.id == "oxford_pets":  # the paper has cats, with a capital letter, first
+        names = _json("slip_labels.json")["pets"]
+        order.sort(key=lambda k: names[k].casefold())
+    if task.id == "caltech101":  # the background and both faces first
+        rest = iter(k for k in range(102) if k not in _CALTECH_FIRST.values())
+        order = [
+            _CALTECH_FIRST[k] if k in _CALTECH_FIRST else next(rest) for k in range(102)
+        ]
+    return order
+
+
+def locate(task: Task, data_dir: str) -> str | None:
+    """The folder of a task's images, None where there is none.
+
+    For TFDS's own layout it is the folder of the prepared version.
+    """
+    root = files.path(data_dir)
+    builder = task.tfds.partition(":")[0]
+    for name in (task.id, task.id.replace("/", "_"), task.folder, builder):
+        if not name or not (root / name).is_dir():
+            continue
+        versions = [p.parent for p in (root / name).glob("*/features.json")]
+        if not versions:
+            return os.fspath(root / name)
+        newest = max(versions, key=lambda p: [*map(int, re.findall(r"\d+", p.name))])
+        return os.fspath(newest)
+    return None
+
+
+def open_task(task: Task, folder: str) -> Examples:
+    """Opens the images of a task, with its prompts.
+
+    Args:
+      task: of a table.
+      folder: from `locate`.
+
+    Raises:
+      ValueError: the folder is in no known layout, or holds another number of classes.
+    """
+    asked = paper_prompts(task) if task.prompts else None
+    column = 0 if task.metric in ("acc_worst_region", "acc_wg", "acc_top5_wg") else None
+    if webdataset.is_folder(folder):
+        examples = webdataset.open_folder(folder, asked=asked, group_column=column)
+    elif (files.path(folder) / "features.json").exists():
+        split = task.tfds.partition(":")[2] or "test"
+        named = asked or prompts.Prompts(None, prompts.DEFAULT_TEMPLATES)
+        order = _tfds_order(task) if task.tfds else ()
+        examples = labelled.from_tfds(folder, split, named, order=order)
+    elif parquet.is_folder(folder):
+        examples = parquet.open_folder(folder, asked=asked)
+    elif asked is None:
+        raise ValueError(
+            f"{folder}: want the hub's WebDataset layout, which has DataComp's class"
+            " names and templates, or Parquet with texts"
+        )
+    else:
+        examples = labelled.from_folder(folder, asked)
+    if len(examples.class_names) != task.classes:
+        raise ValueError(
+            f"{folder}: want the {task.classes} classes of {task.id}, got"
+            f" {len(examples.class_names)}"
+        )
+    return examples._replace(metrics=METRICS[task.metric])
+
+
+def missing(task: Task, data_dir: str) -> str:
+    """How the images of a task are had."""
+    size = f"{task.images:,} images" if task.images else "images"
+    if task.metric not in METRICS:
+        return f"{task.metric} of {size} is not computed here"
+    if not task.repo:
+        where = f"put {size} into {data_dir}/{task.id}/CLASS"
+        return f"{where}, or prepare {task.tfds} by TFDS" if task.tfds else where
+    revision = f" --revision {task.revision}" if task.revision else ""
+    return (
+        f"{size}: hf download {task.repo} --repo-type dataset{revision} --local-dir"
+        f" {data_dir}/{task.folder}"
+    )
+
+
+def download(task: Task, data_dir: str) -> None:
+    """Fetches the images of a task from the hub, at the revision of the table.
+
+    Raises:
+      RuntimeError: the hub did not give them.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        snapshot_download(
+            task.repo,
+            repo_type="dataset",
+            revision=task.revision or None,
+            local_dir=os.path.join(data_dir, task.folder),
+        )
+    except (HfHubHTTPError, OSError) as error:
+        raise RuntimeError(
+            f"{task.repo} could not be had from the Hugging Face hub"
+            f" ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+
+
+@functools.cache
+def _json(name: str) -> Any:
+    return json.loads(_text(name))
+
+
+def _text(name: str) -> str:
+    return (
+        resources.files("metaclip_jax.evaluation").joinpath("texts", name).read_text()
+    )

@@ -1,0 +1,200 @@
+"""Labelled images and texts in the hub's WebDataset layout, read where they lie.
+
+A folder holds classnames.txt (a class a line), zeroshot_classification_templates.txt
+(texts with {c} for the name), and test/0.tar, test/1.tar and so on. A sample is files
+of one name: KEY.webp (png, jpg, jpeg); KEY.cls, its class as a number; KEY.npy, for
+images of several classes or with facts about each; KEY.txt, its texts, a line each.
+That is how the hub's clip-benchmark/wds_* and djghosh/wds_*_test are.
+"""
+
+import collections
+import io
+import os
+import tarfile
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from metaclip_jax import files
+from metaclip_jax.evaluation import prompts
+from metaclip_jax.evaluation.examples import Examples
+
+CLASS_NAMES = "classnames.txt"
+TEMPLATES = "zeroshot_classification_templates.txt"
+_IMAGES = ("webp", "png", "jpg", "jpeg")
+_SMALL = ("cls", "npy", "txt")
+
+
+class _Place(NamedTuple):
+    """Where the bytes of an image are."""
+
+    path: str
+    offset: int
+    length: int
+
+
+class _Sample(NamedTuple):
+    key: str
+    image: _Place
+    rest: dict[str, bytes]  # by the ending of the name
+
+
+def is_folder(folder: str | os.PathLike, split: str = "test") -> bool:
+    """Whether a folder is in this layout."""
+    root = files.path(folder)
+    return root.is_dir() and bool(_tars(root, split))
+
+
+def open_folder(
+    folder: str,
+    *,
+    split: str = "test",
+    asked: prompts.Prompts | None = None,
+    group_column: int | None = None,
+) -> Examples:
+    """Opens a folder; only the heads of its tar files and small files are read.
+
+    Args:
+      folder: local.
+      split: the folder of the tar files.
+      asked: other prompts than the folder's own; its classes are matched by name.
+      group_column: of KEY.npy, which says the group of each image.
+
+    Raises:
+      ValueError: a file is missing or damaged, or says something else; names it.
+    """
+    root = files.path(folder)
+    samples = [s for tar in _tars(root, split) for s in _samples(os.fspath(tar))]
+    if not samples:
+        raise ValueError(f"{folder}: want images in {split}/*.tar, got none")
+    examples = Examples(
+        source=folder,
+        names=[sample.key for sample in samples],
+        read=lambda rows: [_read(samples[row].image) for row in rows.tolist()],
+    )
+    if "txt" in samples[0].rest:
+        return _with_texts(examples, samples)
+    labels = _labels(folder, samples)
+    own = _lines(root / CLASS_NAMES)
+    wrong = labels.max(initial=0) >= len(own) if labels.ndim == 1 else False
+    if wrong or (labels.ndim == 2 and labels.shape[1] != len(own)):
+        most = int(labels.max()) if labels.ndim == 1 else labels.shape[1]
+        raise ValueError(
+            f"{folder}: want as many classes as {CLASS_NAMES} has lines, {len(own)},"
+            f" got labels up to {most}"
+        )
+    if asked is None:
+        templates = tuple(
+            line.replace("{c}", prompts.SLOT)
+            for line in _lines(root / TEMPLATES)
+            if line.strip()
+        )
+        class_names: tuple[tuple[str, ...], ...] = tuple((name,) for name in own)
+    else:
+        named = prompts.match_classes(folder, own, asked)
+        templates, class_names = asked.templates, named.class_names
+        if labels.ndim == 1:
+            labels = named.label_of[labels]
+        else:
+            ordered = np.zeros((len(labels), len(class_names)), bool)
+            ordered[:, named.label_of] = labels
+            labels = ordered
+    groups = np.zeros(0, np.int64)
+    if group_column is not None:
+        facts = [_array(folder, sample) for sample in samples]
+        groups = np.array([int(one.ravel()[group_column]) for one in facts], np.int64)
+    return examples._replace(
+        class_names=class_names, templates=templates, labels=labels, groups=groups
+    )
+
+
+def _with_texts(examples: Examples, samples: list[_Sample]) -> Examples:
+    """The examples with the texts of each image, for retrieval."""
+    texts, image_of_text = [], []
+    for row, sample in enumerate(samples):
+        lines = sample.rest.get("txt", b"").decode().splitlines()
+        found = [line for line in lines if line.strip()]
+        if not found:
+            raise ValueError(
+                f"{examples.source}: want a text of {sample.key}, got none"
+            )
+        texts += found
+        image_of_text += [row] * len(found)
+    return examples._replace(texts=texts, image_of_text=np.array(image_of_text))
+
+
+def _labels(folder: str, samples: list[_Sample]) -> np.ndarray:
+    """int64[N] of KEY.cls; without that bool[N, K] of KEY.npy."""
+    if all("cls" in sample.rest for sample in samples):
+        try:
+            labels = np.array([int(sample.rest["cls"]) for sample in samples], np.int64)
+        except ValueError as error:
+            raise ValueError(
+                f"{folder}: want a number in each .cls, {error}"
+            ) from error
+        if labels.min() < 0:
+            raise ValueError(f"{folder}: want labels from 0, got {labels.min()}")
+        return labels
+    rows = [_array(folder, sample).ravel() for sample in samples]
+    if len({len(row) for row in rows}) != 1:
+        raise ValueError(
+            f"{folder}: want a .cls, or a .npy of all classes, of each image"
+        )
+    return np.stack(rows).astype(bool)
+
+
+def _array(folder: str, sample: _Sample) -> np.ndarray:
+    try:
+        return np.load(io.BytesIO(sample.rest["npy"]), allow_pickle=False)
+    except (KeyError, ValueError, EOFError) as error:
+        raise ValueError(
+            f"{folder}: want {sample.key}.npy, an array; it is missing or damaged"
+        ) from error
+
+
+def _tars(root: epath.Path, split: str) -> list[epath.Path]:
+    """The tar files of a split, by their numbers."""
+    folder = root / split
+    found = list(folder.glob("*.tar")) if folder.is_dir() else []
+    return sorted(found, key=lambda tar: (len(tar.name), tar.name))
+
+
+def _samples(path: str) -> list[_Sample]:
+    """The samples of a tar file, in its order."""
+    images: dict[str, _Place] = {}
+    rest: dict[str, dict[str, bytes]] = collections.defaultdict(dict)
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                folder, _, name = member.name.rpartition("/")
+                stem, _, ending = name.partition(".")
+                key, ending = f"{folder}/{stem}" if folder else stem, ending.lower()
+                if not member.isfile() or name.startswith("."):
+                    continue
+                if ending in _IMAGES:
+                    place = _Place(path, member.offset_data, member.size)
+                    images[key] = place
+                elif ending in _SMALL:
+                    file = tar.extractfile(member)
+                    assert file is not None  # it is a file
+                    rest[key][ending] = file.read()
+    except (tarfile.TarError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}); download it again") from error
+    size = os.path.getsize(path)
+    cut = [key for key, place in images.items() if place.offset + place.length > size]
+    if cut:
+        raise ValueError(f"{path} is cut off at {cut[0]}; download it again")
+    return [_Sample(key, place, rest[key]) for key, place in images.items()]
+
+
+def _read(place: _Place) -> Any:
+    with open(place.path, "rb") as file:
+        file.seek(place.offset)
+        return file.read(place.length)
+
+
+def _lines(path: epath.Path) -> list[str]:
+    if not path.exists():
+        raise ValueError(f"want {path}, found no such file; download it again")
+    return path.read_text().rstrip("\n").split("\n")

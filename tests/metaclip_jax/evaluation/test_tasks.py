@@ -1,0 +1,398 @@
+"""The tasks of the paper and of DataComp: prompts, label orders, layouts, averages."""
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn import datasets
+
+from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.data.images import Preprocess
+from metaclip_jax.evaluation import encoder as encoders
+from metaclip_jax.evaluation import evaluator, prompts, suite, tasks, webdataset
+from metaclip_jax.models import clip
+from metaclip_jax.training import sharding
+
+COUNT = 120
+PAPER = {task.id: task for task in tasks.table("clip26")}
+DIGITS = tuple("0123456789")
+
+
+def png(pixels):
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Real pictures of handwritten digits and their labels."""
+    images, labels = datasets.load_digits(return_X_y=True)
+    images = (images.reshape(-1, 8, 8)[:COUNT] * 15.9).astype(np.uint8)
+    return [png(image) for image in images], labels[:COUNT].tolist()
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A random model whose answers differ."""
+    path = tmp_path_factory.mktemp("tokenizer") / "t.json"
+    path.write_text(tokenizers.train(["a photo of the number 1 2 3"] * 9, 600).to_str())
+    tokenizer = tokenizers.load(path, family="clip")
+    architecture = clip.Architecture(
+        image_size=16,
+        patch_size=8,
+        vision_width=32,
+        vision_layers=2,
+        vision_heads=2,
+        vision_mlp_width=64,
+        text_width=32,
+        text_layers=2,
+        text_heads=2,
+        text_mlp_width=64,
+        context_length=24,
+        vocab_size=tokenizer.vocab_size,
+        embed_dim=16,
+        eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id,
+    )
+    rng = np.random.default_rng(7)
+    params = jax.tree.map(
+        lambda leaf: np.asarray(rng.normal(scale=0.4, size=leaf.shape), np.float32),
+        clip.init(architecture, jax.random.key(0)),
+    )
+    mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    return encoders.make_encoder(
+        architecture=architecture,
+        tokenizer=tokenizer,
+        preprocess=Preprocess(16),
+        mesh=mesh,
+        batch=64,
+        params=params,
+    )
+
+
+def write_tar(path, samples):
+    """Writes {name: bytes} as a tar file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in samples.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+def write_webdataset(root, images, rows, class_names, *, ending="cls"):
+    """Writes two tar files as the hub has them; `rows` is each KEY.cls's content."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "classnames.txt").write_text("\n".join(class_names) + "\n")
+    (root / "zeroshot_classification_templates.txt").write_text("a {c}\nthe {c}\n")
+    half = len(images) // 2
+    for number, part in enumerate((range(half), range(half, len(images)))):
+        samples = {}
+        for n in part:
+            samples[f"s{n:05d}.png"] = images[n]
+            samples[f"s{n:05d}.{ending}"] = rows[n]
+        write_tar(root / "test" / f"{number}.tar", samples)
+    return str(root)
+
+
+def write_parquet(root, images, label, features, *, name="label"):
+    (root / "data").mkdir(parents=True)
+    for number, part in enumerate(np.array_split(np.arange(len(images)), 2)):
+        table = pa.table(
+            {
+                "image": [{"bytes": images[n], "path": f"{n}.png"} for n in part],
+                name: [label[n] for n in part],
+            }
+        )
+        described = {"info": {"features": features}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(described)})
+        path = root / "data" / f"test-{number:05d}-of-00002.parquet"
+        pq.write_table(table, path, row_group_size=17)
+    return str(root)
+
+
+def write_tfds(root, images, labels, names):
+    class Mnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("3.0.1")
+        code_path = None
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 1)),
+                "label": tfds.features.ClassLabel(names=names),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"test": self._generate_examples()}
+
+        def _generate_examples(self):
+            for n, (image, label) in enumerate(zip(images, labels, strict=True)):
+                yield n, {"image": io.BytesIO(image), "label": label}
+
+    Mnist(data_dir=str(root), file_format="array_record").download_and_prepare()
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def layouts(digits, tmp_path_factory):
+    """A data_dir for each layout, all with the same images."""
+    images, labels = digits
+    root = tmp_path_factory.mktemp("layouts")
+    turned = [9 - label for label in labels]  # their lists are in another order
+    backwards = DIGITS[::-1]
+    rows = [str(label).encode() for label in turned]
+    write_webdataset(root / "wds" / "wds_mnist_test", images, rows, backwards)
+    features = {"label": {"names": list(backwards), "_type": "ClassLabel"}}
+    write_parquet(root / "parquet" / "mnist", images, turned, features)
+    for n, (image, label) in enumerate(zip(images, labels, strict=True)):
+        folder = root / "folder" / "mnist" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{n:05d}.png").write_bytes(image)
+    write_tfds(root / "tfds", images, labels, list(DIGITS))
+    return {name: root / name for name in ("wds", "parquet", "folder", "tfds")}
+
+
+# Prompts and label orders.
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_paper_s_prompts_have_their_fingerprints(name):
+    task = PAPER[name]
+    asked = tasks.paper_prompts(task)  # checks them
+    assert len(asked.class_names) == task.classes
+    assert all(prompts.SLOT in template for template in asked.templates)
+    assert task.metric in tasks.METRICS
+
+
+def test_there_are_26_and_38_tasks_and_each_is_found_by_its_id():
+    assert [len(tasks.table(s)) for s in tasks.SUITES] == [26, 38, 2]
+    assert tasks.find(["clip26"]) == list(tasks.table("clip26"))
+    both = tasks.find(["cifar10", "datacomp38/cifar10", "cifar10", "misc/winogavil"])
+    assert [task.suite for task in both] == ["clip26", "datacomp38", "datacomp38"]
+    assert len(tasks.find(["retrieval", "datacomp38"])) == 38
+    with pytest.raises(ValueError, match="single ones .food101, .* got 'cifar'"):
+        tasks.find(["cifar"])
+
+
+@pytest.mark.parametrize(
+    ("name", "called", "label"),
+    [
+        ("clevr_counts", ["three", "four", "five", "ten"], [1, 2, 3, 0]),
+        ("flowers102", ["1", "10", "100", "2"], [0, 9, 99, 1]),
+        ("cub200", ["001.Black_footed_Albatross", "002.Laysan_Albatross"], [0, 1]),
+        ("fer2013", ["sad"], None),
+        ("fgvc_aircraft", ["BAE-125", "BAE-146-200"], None),
+    ],
+)
+def test_what_data_sets_call_a_class_is_known(name, called, label):
+    asked = tasks.paper_prompts(PAPER[name])
+    found = prompts.match_classes("here", called, asked)
+    if label is None:  # one of the class's own names
+        for place, word in zip(found.label_of, called, strict=True):
+            names = [prompts._plain(n) for n in asked.class_names[place]]
+            assert prompts._plain(word) in names
+    else:
+        assert found.label_of.tolist() == label
+
+
+def test_tfds_orders_are_permutations_and_exchange_what_was_found():
+    for task in tasks.table("clip26"):
+        order = tasks._tfds_order(task)
+        assert sorted(order) == list(range(task.classes)), task.id
+    assert tasks._tfds_order(PAPER["food101"])[15:19] == [15, 17, 16, 18]
+    assert tasks._tfds_order(PAPER["oxford_pets"])[:9] == [
+        0,
+        12,
+        13,
+        14,
+        15,
+        1,
+        2,
+        3,
+        16,
+    ]
+    caltech = tasks._tfds_order(PAPER["caltech101"])
+    assert caltech[:6] == [5, 6, 7, 8, 0, 9] and caltech[36:40] == [40, 1, 2, 41]
+    assert caltech[57:59] == [3, 59] and caltech[66:68] == [4, 67]
+
+
+# Layouts.
+
+
+def test_every_layout_gives_the_same_number(encoder, layouts):
+    found = {}
+    for layout, data_dir in layouts.items():
+        opened = suite.open_tasks(tasks.find(["mnist"]), str(data_dir))
+        said = []
+        found[layout] = suite.run(encoder, opened, resamples=50, report=said.append)
+        assert "120 of 10,000" in said[1]
+    numbers = {layout: one["tasks"]["clip26/mnist"] for layout, one in found.items()}
+    # Folders and TFDS have another order, which the draws of a bootstrap depend on.
+    assert numbers["wds"] == numbers["parquet"]
+    for one in numbers.values():
+        for key in ("value", "low", "high", "chance", "images"):
+            assert one[key] == numbers["wds"][key], key
+    value = numbers["wds"]["value"]
+    assert 0 < value < 1
+    (task,) = tasks.find(["mnist"])
+    shown = tasks.open_task(task, tasks.locate(task, str(layouts["wds"])))
+    cosines = (
+        encoder.encode_images(shown.read, names=str, total=COUNT)
+        @ class_embeddings(encoder, shown).T
+    )
+    assert value == (cosines.argmax(axis=1) == shown.labels).mean()
+
+
+def class_embeddings(encoder, shown):
+    rows = []
+    for names in shown.class_names:
+        texts = [t.replace("{}", name) for t in shown.templates for name in names]
+        mean = encoder.encode_texts(texts).mean(axis=0)
+        rows.append(mean / np.linalg.norm(mean))
+    return np.stack(rows)
+
+
+def test_a_folder_of_one_s_own_in_the_hub_s_layout_has_its_own_prompts(layouts):
+    shown = evaluator.open_data(str(layouts["wds"] / "wds_mnist_test"))
+    assert shown.class_names == tuple((name,) for name in DIGITS[::-1])
+    assert shown.templates == ("a {}", "the {}")
+    shown = evaluator.open_data(str(layouts["parquet"] / "mnist"))
+    assert shown.templates == prompts.DEFAULT_TEMPLATES
+    assert len(shown.names) == COUNT
+
+
+def test_texts_are_read_for_retrieval_in_both_layouts(encoder, digits, tmp_path):
+    images, labels = digits
+    texts = [[f"number {label}", f"digit {n}"] for n, label in enumerate(labels)]
+    rows = ["\n".join(lines).encode() for lines in texts]
+    (task,) = tasks.find(["retrieval/mscoco_2014_5k_test_image_text_retrieval"])
+    name = "mscoco_2014_5k_test_image_text_retrieval"
+    write_webdataset(tmp_path / "a" / name, images, rows, ["x"], ending="txt")
+    write_parquet(tmp_path / "b" / name, images, texts, {}, name="caption")
+    found = []
+    for data_dir in ("a", "b"):
+        shown = tasks.open_task(task, tasks.locate(task, str(tmp_path / data_dir)))
+        assert len(shown.texts) == 2 * COUNT
+        found.append(evaluator.evaluate(encoder, shown, resamples=50))
+    assert found[0] == found[1]
+    both = [found[0][way]["R@1"] for way in ("image_to_text", "text_to_image")]
+    mean = found[0]["retrieval"]["mean_R@1"]
+    assert mean["value"] == pytest.approx(np.mean([one["value"] for one in both]))
+    assert mean["low"] <= mean["value"] <= mean["high"]
+
+
+def test_images_of_several_classes_and_groups_are_read_from_arrays(digits, tmp_path):
+    def npy(values):
+        out = io.BytesIO()
+        np.save(out, np.array(values))
+        return out.getvalue()
+
+    images, _ = digits
+    several = [npy([n % 2, n % 3 == 0, 1]) for n in range(COUNT)]
+    path = write_webdataset(tmp_path / "a", images, several, "abc", ending="npy")
+    shown = evaluator.open_data(path)
+    assert shown.labels.shape == (COUNT, 3) and shown.labels[:, 2].all()
+    # Their npy holds region, year and class; the label is in the cls.
+    for n, tar in enumerate(sorted((tmp_path / "a" / "test").glob("*.tar"))):
+        samples = {}
+        for k in range(4):
+            key = f"x{n}{k}"
+            samples |= {f"{key}.webp": images[k], f"{key}.cls": b"1"}
+            samples |= {f"{key}.npy": npy([k % 2, 2016, 1])}
+        write_tar(tar, samples)
+    shown = webdataset.open_folder(path, group_column=0)
+    assert shown.groups.tolist() == [0, 1] * 4 and shown.labels.tolist() == [1] * 8
+
+
+def test_what_is_damaged_in_a_layout_is_named(digits, tmp_path):
+    images, labels = digits
+    rows = [str(label).encode() for label in labels]
+    path = tmp_path / "wds"
+    write_webdataset(path, images, rows, DIGITS[:5])
+    with pytest.raises(ValueError, match="lines, 5, got labels up to 9"):
+        webdataset.open_folder(str(path))
+    write_webdataset(path, images, [b"one"] * COUNT, DIGITS)
+    with pytest.raises(ValueError, match="want a number in each .cls"):
+        webdataset.open_folder(str(path))
+    (path / "classnames.txt").unlink()
+    with pytest.raises(ValueError, match="classnames.txt, found no such file"):
+        write_webdataset(tmp_path / "other", images, rows, DIGITS)
+        (tmp_path / "other" / "classnames.txt").unlink()
+        webdataset.open_folder(str(tmp_path / "other"))
+    tar = path / "test" / "1.tar"
+    tar.write_bytes(tar.read_bytes()[: 40 * 512 + 700])
+    with pytest.raises(ValueError, match="1.tar is (damaged|cut off).* download"):
+        webdataset.open_folder(str(path))
+    write_parquet(tmp_path / "parquet", images, labels, {})
+    with pytest.raises(ValueError, match="a number alone says no class"):
+        evaluator.open_data(str(tmp_path / "parquet"))
+    first = next((tmp_path / "parquet" / "data").iterdir())
+    first.write_bytes(first.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="parquet is damaged"):
+        evaluator.open_data(str(tmp_path / "parquet"))
+
+
+def test_another_number_of_classes_is_no_copy_of_a_task(digits, tmp_path):
+    images, labels = digits
+    (task,) = tasks.find(["datacomp38/mnist"])
+    rows = [str(label).encode() for label in labels]
+    path = write_webdataset(tmp_path / "mnist", images, rows, [*DIGITS, "10"])
+    with pytest.raises(ValueError, match="want the 10 classes of mnist, got 11"):
+        tasks.open_task(task, path)
+
+
+# Averages, and what is missing.
+
+
+def test_averages_say_over_how_many_and_how_sure():
+    def number(value, half, chance, images):
+        found = {"value": value, "low": value - half, "high": value + half}
+        return found | {"chance": chance, "images": images}
+
+    numbers = [number(0.5, 0.03, 0.1, 100), number(0.9, 0.04, 0.5, 300)]
+    found = suite.averages(numbers, of=26)
+    assert (found["tasks"], found["of"]) == (2, 26)
+    assert found["mean"]["value"] == pytest.approx(0.7)
+    assert found["mean"]["high"] - 0.7 == pytest.approx(0.025)  # a 3-4-5 triangle
+    assert found["mean_by_images"]["value"] == pytest.approx(0.8)
+    above = (0.4 / 0.9 + 0.4 / 0.5) / 2
+    assert found["mean_above_chance"]["value"] == pytest.approx(above)
+    assert suite.averages([], of=26) == {"tasks": 0, "of": 26}
+
+
+def test_what_is_missing_is_named_and_never_averaged_over(encoder, layouts):
+    opened = suite.open_tasks(tasks.find(["clip26"]), str(layouts["wds"]))
+    found = suite.run(encoder, opened, resamples=5, report=lambda line: None)
+    assert list(found["tasks"]) == ["clip26/mnist"]
+    assert len(found["missing"]) == 25
+    said = suite.summary(found)
+    assert "over 1 of the 26 tasks of clip26 (not comparable)" in said
+    assert "hf download djghosh/wds_cifar10_test --repo-type dataset --revision" in said
+    json.dumps(found)
+
+
+def test_the_plan_is_made_without_a_model(layouts):
+    command = [sys.executable, "-m", "metaclip_jax.evaluate", "--tasks=clip26"]
+    done = subprocess.run(
+        [*command, f"--data_dir={layouts['wds']}", "--plan"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "120 (the task has 10,000) images in" in done.stdout
+    assert "1 of 26 tasks: 120 images and 10 texts to embed" in done.stdout
+    assert done.stdout.count("  missing  ") == 25
