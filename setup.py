@@ -91,7 +91,8 @@ setup(
         "data_prep.metadata": ["namespaces.txt"],
         "data_prep.report": ["templates/*"],
         "metaclip_jax.pages": ["templates/*"],
-        "metaclip_jax.evaluation": ["texts/*"],
+        "metaclip_jax.evaluation": ["texts/*", "templates/*"],
+        "metaclip_jax.runs": ["templates/*"],
     },
     install_requires=BASE,
     extras_require={

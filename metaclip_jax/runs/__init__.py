@@ -1,0 +1,1 @@
+"""Lists and compares training runs."""

@@ -1,0 +1,146 @@
+"""What is known of training runs: their configs, metrics and evaluations."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metaclip_jax import files, metric_rows
+from metaclip_jax.cli import ranges
+from metaclip_jax.training import run_config
+
+# Of a finished run's rows these are shown; the first that a run has of its speeds.
+_SHOWN = ("loss", "image_accuracy", "text_accuracy", "examples_per_second")
+
+
+class Run(NamedTuple):
+    """A run.
+
+    Attributes:
+      workdir: where it is, local or gs://.
+      config: value by key, such as "optimizer.peak_lr".
+      rows: of its metrics, by step.
+      scores: of its newest evaluation, by name, such as "zero_shot/accuracy": value and
+        interval's ends, or value alone.
+      scored_step: of that evaluation; None where there is none.
+      finished: whether all its steps are done.
+    """
+
+    workdir: str
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+    scores: dict[str, dict[str, float]]
+    scored_step: int | None
+    finished: bool
+
+    @property
+    def step(self) -> int:
+        """The last step that has metrics; 0 before the first."""
+        return int(self.rows[-1]["step"]) if self.rows else 0
+
+    def last(self, key: str) -> float | None:
+        """The newest value of a metric, None where there is none."""
+        values = [row[key] for row in self.rows if key in row]
+        return float(values[-1]) if values else None
+
+
+def find(folders: Sequence[str]) -> list[str]:
+    """The workdirs among these folders and in them, each once.
+
+    Raises:
+      FileNotFoundError: a folder is missing, or holds no run.
+    """
+    found: list[str] = []
+    for folder in folders:
+        root = files.path(folder)
+        if not root.is_dir():
+            raise FileNotFoundError(f"there is no folder {folder}")
+        inside = [root] if _is_run(root) else sorted(filter(_is_run, root.iterdir()))
+        if not inside:
+            raise FileNotFoundError(
+                f"{folder} holds no run: want a config.json in it, or in its folders,"
+                " as metaclip_jax.train writes it"
+            )
+        found += [str(path) for path in inside]
+    return list(dict.fromkeys(found))
+
+
+def _is_run(path: Any) -> bool:
+    return bool((path / "config.json").exists()) and any(
+        (path / name).exists() for name in ("metrics", "checkpoints", "manifest.json")
+    )
+
+
+def read(workdir: str) -> Run:
+    """Reads a run; it may be in training.
+
+    Raises:
+      ValueError: a file is damaged; names it.
+    """
+    root = files.path(workdir)
+    scores, step = _scores(root / "evaluation")
+    return Run(
+        workdir=workdir,
+        config=dict(ranges.flat(run_config.read(workdir))),
+        rows=metric_rows.read(workdir),
+        scores=scores,
+        scored_step=step,
+        finished=(root / "manifest.json").exists(),
+    )
+
+
+def _scores(folder: Any) -> tuple[dict[str, dict[str, float]], int | None]:
+    """The newest evaluation's numbers by name, and its step."""
+    steps = (
+        [int(p.stem) for p in folder.glob("*.json") if p.stem.isdigit()]
+        if folder.exists()
+        else []
+    )
+    if not steps:
+        return {}, None
+    path = folder / f"{max(steps)}.json"
+    with files.naming(path, "an evaluation"):
+        groups = files.read_json(path)["model"]
+        found = {
+            f"{group}/{name}": cell
+            for group, cells in groups.items()
+            for name, cell in cells.items()
+            if isinstance(cell, dict)
+        }
+    return found, max(steps)
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """The config keys in which runs differ: the value of each run."""
+    # Keys that are newer than a run have their default in it.
+    found = {key: [run.config[key] for run in runs] for key in runs[0].config}
+    return {
+        key: values
+        for key, values in found.items()
+        if any(value != values[0] for value in values)
+    }
+
+
+def metrics(runs: Sequence[Run]) -> dict[str, list[float | None]]:
+    """The newest metrics and scores by name: the value of each run."""
+    found = {key: [run.last(key) for run in runs] for key in _SHOWN}
+    names = dict.fromkeys(name for run in runs for name in run.scores)
+    for name in names:
+        found[name] = [
+            run.scores[name]["value"] if name in run.scores else None for run in runs
+        ]
+    return {k: v for k, v in found.items() if any(one is not None for one in v)}
+
+
+def curve(run: Run, key: str, *, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values f64[n] of a metric, averaged to at most `points`."""
+    rows = [row for row in run.rows if key in row and np.isfinite(row[key])]
+    steps = np.array([row["step"] for row in rows], np.float64)
+    values = np.array([row[key] for row in rows], np.float64)
+    if len(steps) <= points:
+        return steps, values
+    parts = np.array_split(np.arange(len(steps)), points)
+    return (
+        np.array([steps[part[-1]] for part in parts]),
+        np.array([values[part].mean() for part in parts]),
+    )

@@ -1,0 +1,62 @@
+"""Runs beside each other as one HTML page that needs nothing else."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from metaclip_jax.pages import charts, page
+from metaclip_jax.runs import load
+from metaclip_jax.runs.load import Run
+
+_COLOURS = ("accent", "second", "ink", "muted")
+_PLOTTED = ("loss", "image_accuracy", "text_accuracy", "learning_rate")
+_POINTS = 300  # of a curve
+
+
+def render(runs: Sequence[Run]) -> bytes:
+    """The page in UTF-8: metrics, curves, and the config keys in which runs differ."""
+    scores = dict.fromkeys(
+        key
+        for run in runs
+        for row in run.rows
+        for key in row
+        if key.startswith("evaluation/")
+    )
+    plots = [_plot(runs, key) for key in (*_PLOTTED, *scores)]
+    return page.render(
+        __package__,
+        "runs.html",
+        title=f"{len(runs)} runs",
+        has_charts=True,
+        values={
+            "runs": runs,
+            "metrics": load.metrics(runs),
+            "differences": load.differences(runs),
+            "plots": [plot for plot in plots if plot],
+        },
+    )
+
+
+def _plot(runs: Sequence[Run], key: str) -> dict[str, Any] | None:
+    """A metric over the steps, a line a run; None where no run has it."""
+    curves = [load.curve(run, key) for run in runs]
+    steps = np.unique(np.concatenate([x for x, _ in curves]))
+    if not len(steps):
+        return None
+    if len(steps) > _POINTS:
+        steps = steps[np.linspace(0, len(steps) - 1, _POINTS).round().astype(int)]
+    series = []
+    for n, (x, y) in enumerate(curves, 1):
+        # Runs may log at other steps; beyond its own a line has a gap.
+        shown = np.full(len(steps), np.nan)
+        if len(x):
+            shown = np.interp(steps, x, y, left=np.nan, right=np.nan)
+        series.append(charts.Series(f"[{n}]", shown, _COLOURS[(n - 1) % len(_COLOURS)]))
+    return charts.line_chart(
+        steps,
+        series,
+        x_axis=charts.Axis("step", format=charts.COUNT, low=0),
+        y_axis=charts.Axis(key, format=charts.SMALL),
+        describe=f"{key} over the steps of training.",
+    )
