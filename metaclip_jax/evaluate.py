@@ -29,7 +29,7 @@ from absl import app, flags, logging
 from metaclip_jax import config as keys
 from metaclip_jax import files
 from metaclip_jax.cli import command
-from metaclip_jax.evaluation import evaluator, retrieval, suite, tasks
+from metaclip_jax.evaluation import evaluator, page, retrieval, suite, tasks
 from metaclip_jax.evaluation.examples import Embeddings, Examples
 from metaclip_jax.evaluation.held_out import load_held_out
 from metaclip_jax.inference import model as inference
@@ -174,6 +174,8 @@ def evaluate_model(values: Any) -> None:
 def evaluate_tasks(values: Any) -> None:
     """Runs --tasks on what --data_dir holds; prints a table and writes --output."""
     asked = tasks.find(values.tasks)
+    if values.paper:
+        tasks.paper_row(values.paper)  # before anything takes its time
     for task in asked:
         if values.download and task.repo and not tasks.locate(task, values.data_dir):
             tasks.download(task, values.data_dir)
@@ -190,10 +192,19 @@ def evaluate_tasks(values: Any) -> None:
         opened,
         resamples=keys.default().evaluation.bootstrap_samples,
         skip_broken=values.skip_broken,
+        against=model_flags.load(values, values.against).encoder
+        if values.against
+        else None,
+        paper=values.paper,
         report=functools.partial(print, flush=True),
     )
     print(suite.summary(found))
     facts = {"model": model.name, "fingerprint": model.fingerprint}
+    if values.page:
+        files.write_bytes(values.page, page.render(model.name, found))
+    for number in found["tasks"].values():
+        for confusion in number.get("confusions", ()):
+            confusion.pop("picture")  # it is for the page
     if values.output:
         files.write_json(values.output, facts | found)
 
@@ -259,6 +270,9 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "data_dir", "", "Folder of the tasks' images, or of TFDS (default: its own)."
     )
+    flags.DEFINE_string("against", "", "Another model to compare with on --tasks.")
+    flags.DEFINE_string("paper", "", "Row of the paper to show, such as B/32-400M.")
+    flags.DEFINE_string("page", "", "HTML file that shows the numbers of --tasks.")
     flags.DEFINE_bool("plan", False, "Only say what --tasks needs and what is there.")
     flags.DEFINE_bool("download", False, "Fetch images of --tasks from the hub.")
     flags.DEFINE_string("prompts", "", "JSON with templates and class names.")

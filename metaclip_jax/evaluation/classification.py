@@ -1,13 +1,19 @@
 """Zero-shot classification: is an image nearest to the prompts of its own class?"""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from metaclip_jax.evaluation import prompts, scores, statistics, zero_shot
 from metaclip_jax.evaluation.encoder import Encoder
-from metaclip_jax.evaluation.examples import Embeddings, Examples, Result
+from metaclip_jax.evaluation.examples import (
+    Embeddings,
+    Examples,
+    Result,
+    Statistic,
+)
 
 
 def names(examples: Examples) -> tuple[str, ...]:
@@ -57,6 +63,68 @@ def run(
             yield extra(name, cosines, labels, groups, resamples=resamples)
 
 
+def statistic(
+    encoder: Encoder, examples: Examples, embeddings: Embeddings, name: str
+) -> Statistic:
+    """How the number `name` follows from the images; see `run` for the arguments."""
+    task = prompts.make_task(examples.class_names, examples.templates)
+    rows = examples.labelled
+    cosines = embeddings.image[rows] @ zero_shot.encode_classes(encoder, task).T
+    groups = examples.groups[rows] if len(examples.groups) else examples.groups
+    return of_scores(name, cosines, examples.labels[rows], groups)
+
+
+class Confusion(NamedTuple):
+    """Images of one class that the model takes for another.
+
+    `images` of the class's `total`; `row` is the one that it is surest of.
+    """
+
+    right: str
+    answered: str
+    images: int
+    total: int
+    row: int
+
+
+def confusions(
+    encoder: Encoder, examples: Examples, embeddings: Embeddings, *, most: int
+) -> list[Confusion]:
+    """The pairs of classes that are confused most, by share of the first one's images.
+
+    For images of one class each; the arguments are those of `run`.
+    """
+    task = prompts.make_task(examples.class_names, examples.templates)
+    rows = examples.labelled
+    cosines = embeddings.image[rows] @ zero_shot.encode_classes(encoder, task).T
+    labels, answers = examples.labels[rows], cosines.argmax(axis=1)
+    wrong = np.flatnonzero(answers != labels)
+    total = np.bincount(labels, minlength=cosines.shape[1])
+    pairs, place, count = np.unique(
+        np.stack([labels[wrong], answers[wrong]]),
+        axis=1,
+        return_inverse=True,
+        return_counts=True,
+    )
+    found = []
+    order = np.lexsort((np.arange(len(count)), -count / total[pairs[0]]))
+    for k in order[:most]:
+        right, answered = pairs[:, k]
+        of_pair = wrong[place == k]
+        row = rows[of_pair[cosines[of_pair, answered].argmax()]]
+        names = examples.class_names
+        found.append(
+            Confusion(
+                names[right][0],
+                names[answered][0],
+                int(count[k]),
+                int(total[right]),
+                int(row),
+            )
+        )
+    return found
+
+
 def measure(
     cosines: np.ndarray, labels: np.ndarray, *, resamples: int
 ) -> Iterator[Result]:
@@ -85,14 +153,8 @@ def measure(
     )
     yield Result(name, found.value, (found.low, found.high), 1 / count)
     if _has_both(count, labels):
-        difference, positive = cosines[:, 1] - cosines[:, 0], labels == 1
-        yield _bootstrapped(
-            "zero_shot/roc_auc",
-            lambda weight: _roc_auc(difference, positive, weight),
-            len(labels),
-            resamples=resamples,
-            chance=0.5,
-        )
+        none = np.zeros(0, np.int64)
+        yield extra("zero_shot/roc_auc", cosines, labels, none, resamples=resamples)
 
 
 def _roc_auc(score: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> float:
@@ -122,50 +184,70 @@ def extra(
     *,
     resamples: int,
 ) -> Result:
-    """One of EXTRA, of images of one class each.
+    """One number with its bootstrap interval; the arguments are those of `of_scores`.
+
+    `resamples` is of the bootstrap.
+    """
+    found = of_scores(name, cosines, labels, groups)
+    interval = statistics.bootstrap(
+        found.value, units=found.units, name=name, resamples=resamples
+    )
+    return Result(name, interval.value, (interval.low, interval.high), found.chance)
+
+
+def of_scores(
+    name: str, cosines: np.ndarray, labels: np.ndarray, groups: np.ndarray
+) -> Statistic:
+    """How a number follows from the answers, of images of one class each.
 
     Args:
-      name: which.
+      name: "zero_shot/accuracy" and so on, or one of EXTRA.
       cosines: f32[N, K].
       labels: int64[N].
       groups: int64[N], for numbers of the worst group; else empty.
-      resamples: of the bootstrap.
 
     Raises:
       ValueError: the number is of groups, and there are none.
     """
     rank, count = scores.ranks(cosines, labels), cosines.shape[1]
     first, five = rank < 1, rank < 5
-    if "group" in name and not len(groups):
-        raise ValueError(f"want the groups of the images for {name}, got none")
-    kept, chance = np.arange(len(labels)), 1 / count
-    statistic: Callable[[np.ndarray], float]
-    if name == "zero_shot/mean_of_top1_and_top5":
-        both, chance = (first + five.astype(np.float64)) / 2, 3 / count
-        statistic = functools.partial(np.average, both, None)
-    elif name == "zero_shot/macro_f1":
+    if name == "zero_shot/roc_auc":
+        difference, positive = cosines[:, 1] - cosines[:, 0], labels == 1
+        value = functools.partial(_roc_auc, difference, positive)
+        return Statistic(value, len(labels), 0.5)
+    if name == "zero_shot/mean_per_class":
+        return Statistic(
+            lambda weight: float(np.mean(scores.shares(first, labels, weight))),
+            len(labels),
+            1 / count,
+        )
+    if name == "zero_shot/macro_f1":
         answers = cosines.argmax(axis=1)
-        statistic = functools.partial(scores.macro_f1, answers, labels)
-    else:
+        value = functools.partial(scores.macro_f1, answers, labels)
+        return Statistic(value, len(labels), 1 / count)
+    if "worst_group" in name:
+        if not len(groups):
+            raise ValueError(f"want the groups of the images for {name}, got none")
+        kept = np.arange(len(labels))
         if name == "zero_shot/worst_group_without_other":
             kept = np.flatnonzero(groups != _OTHER_REGION)
-        hits, chance = (five, 5 / count) if "top5" in name else (first, chance)
-        statistic = functools.partial(scores.worst_group, hits[kept], groups[kept])
-    return _bootstrapped(
-        name, statistic, len(kept), resamples=resamples, chance=min(chance, 1.0)
-    )
-
-
-def _bootstrapped(
-    name: str,
-    statistic: Callable[[np.ndarray], float],
-    units: int,
-    *,
-    resamples: int,
-    chance: float,
-) -> Result:
-    found = statistics.bootstrap(statistic, units=units, name=name, resamples=resamples)
-    return Result(name, found.value, (found.low, found.high), chance)
+        hits = (five if "top5" in name else first)[kept]
+        return Statistic(
+            lambda weight: float(np.min(scores.shares(hits, groups[kept], weight))),
+            len(kept),
+            min(1.0, (5 if "top5" in name else 1) / count),
+        )
+    of_image = {
+        "zero_shot/accuracy": (first, 1 / count),
+        "zero_shot/top5": (five, 5 / count),
+        "zero_shot/mean_of_top1_and_top5": (
+            (first + five.astype(float)) / 2,
+            3 / count,
+        ),
+    }
+    each, chance = of_image[name]
+    value = functools.partial(np.average, each.astype(np.float64), None)
+    return Statistic(value, len(each), min(1.0, chance))
 
 
 def _has_both(classes: int, labels: np.ndarray) -> bool:

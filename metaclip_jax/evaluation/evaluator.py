@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tqdm
@@ -23,6 +23,7 @@ from metaclip_jax.evaluation.examples import (
     Embeddings,
     Examples,
     Result,
+    Statistic,
     flat,
     nested,
 )
@@ -159,13 +160,20 @@ def results(
             yield from module.run(encoder, examples, embeddings, resamples=resamples)
 
 
-def evaluate(
-    encoder: Encoder, examples: Examples, *, resamples: int, skip_broken: bool = False
-) -> dict[str, Any]:
-    """The numbers as JSON files hold them, see `examples.nested`, and their counts.
+class Embedded(NamedTuple):
+    """Images that can be decoded, their embeddings; the others and why they cannot."""
 
-    With `skip_broken`, images that cannot be decoded are left out, and "skipped" holds
-    them by name with the reason.
+    examples: Examples
+    embeddings: Embeddings
+    skipped: dict[str, str]
+
+
+def embed_usable(
+    encoder: Encoder, examples: Examples, *, skip_broken: bool = False
+) -> Embedded:
+    """Embeds all images and texts, with a progress bar.
+
+    With `skip_broken`, images that cannot be decoded are left out, with their texts.
 
     Raises:
       ValueError: an image cannot be decoded, or all are left out.
@@ -177,19 +185,48 @@ def evaluate(
         show=True,
         on_broken=broken.__setitem__ if skip_broken else None,
     )
-    skipped = {}
-    if broken:
-        rows = np.setdiff1d(np.arange(len(examples.names)), list(broken))
-        if not len(rows):
-            raise ValueError(f"{examples.source}: all {len(broken)} images are broken")
-        skipped = {str(examples.names[row]): broken[row] for row in sorted(broken)}
-        texts = np.isin(examples.image_of_text, rows)
-        embeddings = Embeddings(embeddings.image[rows], embeddings.text[texts])
-        examples = examples.take(rows)
+    if not broken:
+        return Embedded(examples, embeddings, {})
+    rows = np.setdiff1d(np.arange(len(examples.names)), list(broken))
+    if not len(rows):
+        raise ValueError(f"{examples.source}: all {len(broken)} images are broken")
+    texts = np.isin(examples.image_of_text, rows)
+    return Embedded(
+        examples.take(rows),
+        Embeddings(embeddings.image[rows], embeddings.text[texts]),
+        {str(examples.names[row]): broken[row] for row in sorted(broken)},
+    )
+
+
+def evaluate(
+    encoder: Encoder, examples: Examples, *, resamples: int, skip_broken: bool = False
+) -> dict[str, Any]:
+    """The numbers as JSON files hold them, see `numbers`; embeds first.
+
+    Raises:
+      ValueError: an image cannot be decoded, or all are left out.
+    """
+    embedded = embed_usable(encoder, examples, skip_broken=skip_broken)
+    return numbers(encoder, embedded, resamples=resamples)
+
+
+def numbers(encoder: Encoder, embedded: Embedded, *, resamples: int) -> dict[str, Any]:
+    """`examples.nested`, with counts; "skipped" holds images that were left out."""
+    examples, embeddings, skipped = embedded
     found = with_counts(
         results(encoder, examples, embeddings, resamples=resamples), examples
     )
     return found | ({"skipped": skipped} if skipped else {})
+
+
+def statistic(encoder: Encoder, embedded: Embedded, name: str) -> Statistic:
+    """How the number `name`, one of `names`, follows from the images."""
+    examples, embeddings, _ = embedded
+    for module in EVALUATIONS.values():
+        if name in module.names(examples):
+            found: Statistic = module.statistic(encoder, examples, embeddings, name)
+            return found
+    raise ValueError(f"want one of {', '.join(names(examples))}, got {name}")
 
 
 def with_counts(found: Iterator[Result], examples: Examples) -> dict[str, Any]:

@@ -79,6 +79,17 @@ class Result(NamedTuple):
     chance: float | None = None
 
 
+class Statistic(NamedTuple):
+    """How a number follows from how often each of its units (images) counts.
+
+    value: f64[units], the weights, to the number; chance: its value by guessing.
+    """
+
+    value: Callable[[np.ndarray], float]
+    units: int
+    chance: float
+
+
 def nested(results: Iterable[Result]) -> dict[str, Any]:
     """As JSON files hold them: {group: {name: {"value", "low", "high", "chance"}}}."""
     found: dict[str, Any] = {}

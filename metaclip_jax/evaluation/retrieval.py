@@ -10,7 +10,12 @@ import numpy as np
 
 from metaclip_jax.evaluation import statistics
 from metaclip_jax.evaluation.encoder import Encoder
-from metaclip_jax.evaluation.examples import Embeddings, Examples, Result
+from metaclip_jax.evaluation.examples import (
+    Embeddings,
+    Examples,
+    Result,
+    Statistic,
+)
 
 # Cosines of f32 vectors are not surer than this, so closer scores are a tie. Ties count
 # against the model: one that maps everything to one point finds nothing.
@@ -122,16 +127,27 @@ def run(
     found = ranks(embeddings.image, embeddings.text, examples.image_of_text)
     yield from recall(*found, examples.image_of_text, resamples=resamples)
     if MEAN in examples.metrics:
-        yield mean_recall(*found, examples.image_of_text, resamples=resamples)
+        mean = mean_recall(*found, examples.image_of_text)
+        interval = statistics.bootstrap(
+            mean.value, units=mean.units, name=MEAN, resamples=resamples
+        )
+        yield Result(MEAN, interval.value, (interval.low, interval.high), mean.chance)
+
+
+def statistic(
+    encoder: Encoder, examples: Examples, embeddings: Embeddings, name: str
+) -> Statistic:
+    """How MEAN follows from the images; see `run` for the arguments."""
+    del encoder
+    if name != MEAN:
+        raise ValueError(f"want {MEAN}, got {name}")
+    found = ranks(embeddings.image, embeddings.text, examples.image_of_text)
+    return mean_recall(*found, examples.image_of_text)
 
 
 def mean_recall(
-    image_to_text: np.ndarray,
-    text_to_image: np.ndarray,
-    image_of_text: np.ndarray,
-    *,
-    resamples: int,
-) -> Result:
+    image_to_text: np.ndarray, text_to_image: np.ndarray, image_of_text: np.ndarray
+) -> Statistic:
     """The mean of R@1 both ways; the arguments are those of `recall`."""
     found = image_to_text < 1
     texts = np.bincount(image_of_text)
@@ -141,12 +157,11 @@ def mean_recall(
         image, text = weight @ found / weight.sum(), weight @ shown / (weight @ texts)
         return float(image + text) / 2
 
-    of = statistics.bootstrap(mean, units=len(found), name=MEAN, resamples=resamples)
     by_chance = (
         chance(texts, candidates=len(image_of_text), k=1)
         + chance(np.ones(len(image_of_text)), candidates=len(found), k=1)
     ) / 2
-    return Result(MEAN, of.value, (of.low, of.high), by_chance)
+    return Statistic(mean, len(found), by_chance)
 
 
 def recall(

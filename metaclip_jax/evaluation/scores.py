@@ -75,20 +75,20 @@ def macro_f1(
     return float(np.mean(2 * right[there] / (truth + answered)[there]))
 
 
-def worst_group(
+def shares(
     hits: np.ndarray, groups: np.ndarray, weight: np.ndarray | None = None
-) -> float:
-    """The lowest share of hits in a group that is not empty.
+) -> np.ndarray:
+    """The share of hits in each group that is not empty, f64[groups].
 
     Args:
         hits: bool[N].
-        groups: int[N].
+        groups: int[N]; with the labels, the mean is over classes.
         weight: f[N], how often each example counts; None = once.
     """
     weight = np.ones(len(hits)) if weight is None else weight
     size = np.bincount(groups, weights=weight)
     right = np.bincount(groups, weights=weight * hits)
-    return float(np.min(right[size > 0] / size[size > 0]))
+    return right[size > 0] / size[size > 0]
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:

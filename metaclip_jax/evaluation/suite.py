@@ -3,17 +3,24 @@
 An average is over the tasks that ran, and says over how many of how many.
 """
 
+import base64
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import simplejpeg
 from absl import logging
 
-from metaclip_jax.evaluation import evaluator, tasks
+from metaclip_jax.data.images import Preprocess
+from metaclip_jax.evaluation import classification, evaluator, statistics, tasks
+from metaclip_jax.evaluation import encoder as encoders
 from metaclip_jax.evaluation.encoder import Encoder
 from metaclip_jax.evaluation.examples import Examples
 from metaclip_jax.evaluation.tasks import Task
+
+_SHOWN_CONFUSIONS = 4
+_THUMBNAIL = Preprocess(96)
 
 
 class Found(NamedTuple):
@@ -98,6 +105,8 @@ def run(
     *,
     resamples: int,
     skip_broken: bool = False,
+    against: Encoder | None = None,
+    paper: str = "",
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Measures every task that has images.
@@ -106,7 +115,9 @@ def run(
       encoder: of the model.
       found: from `open_tasks`.
       resamples: of the bootstrap behind each interval.
-      skip_broken: see `evaluator.evaluate`.
+      skip_broken: see `evaluator.embed_usable`.
+      against: another model, measured on the same images.
+      paper: a row of the paper's tables, shown beside; "" = none.
       report: is given a line a task, when it is done.
 
     Returns:
@@ -114,6 +125,7 @@ def run(
       its numbers in "results"; "missing": by "SUITE/ID" how its images are had;
       "averages": by suite, see `averages`.
     """
+    beside = tasks.paper_row(paper) if paper else {}
     report(header())
     done: dict[str, dict[str, Any]] = {}
     lost: dict[str, str] = {}
@@ -123,10 +135,10 @@ def run(
             lost[name] = why
             report(f"{name:<42}{'missing':>8}")
             continue
-        numbers = evaluator.evaluate(
-            encoder, examples, resamples=resamples, skip_broken=skip_broken
-        )
-        group, _, last = tasks.METRICS[task.metric][0].partition("/")
+        metric = tasks.METRICS[task.metric][0]
+        group, _, last = metric.partition("/")
+        embedded = evaluator.embed_usable(encoder, examples, skip_broken=skip_broken)
+        numbers = evaluator.numbers(encoder, embedded, resamples=resamples)
         if last not in numbers.get(group, {}):
             raise ValueError(
                 f"{examples.source}: want images that {task.metric} can be computed of;"
@@ -139,8 +151,15 @@ def run(
             "images_of_the_task": task.images,
             "same_test_set_as_the_paper": task.same,
             "note": task.note,
+            **({"paper": beside[task.id]} if task.id in beside else {}),
             "results": numbers,
         }
+        if embedded.examples.class_names and embedded.examples.labels.ndim == 1:
+            done[name]["confusions"] = _confusions(encoder, embedded)
+        if against is not None:
+            done[name]["against"] = compare(
+                (encoder, against), embedded, metric, resamples=resamples
+            )
         report(line(name, done[name]))
     if lost:
         logging.warning("%d of %d tasks have no images", len(lost), len(found))
@@ -155,6 +174,69 @@ def run(
     return {"tasks": done, "missing": lost, "averages": suites}
 
 
+def _confusions(encoder: Encoder, embedded: evaluator.Embedded) -> list[dict[str, Any]]:
+    """The worst pairs of classes, each with the name and a thumbnail of an image."""
+    examples, embeddings, _ = embedded
+    found = classification.confusions(
+        encoder, examples, embeddings, most=_SHOWN_CONFUSIONS
+    )
+    shown = []
+    for right, answered, count, total, row in found:
+        (image,) = examples.read(np.array([row]))
+        name = str(examples.names[row])
+        pixels = encoders.prepare_image(image, _THUMBNAIL, name=name)
+        jpeg = base64.b64encode(simplejpeg.encode_jpeg(pixels)).decode()
+        shown.append(
+            {
+                "right": right,
+                "answered": answered,
+                "count": count,
+                "total": total,
+                "name": name,
+                "picture": f"data:image/jpeg;base64,{jpeg}",
+            }
+        )
+    return shown
+
+
+def compare(
+    models: tuple[Encoder, Encoder],
+    embedded: evaluator.Embedded,
+    metric: str,
+    *,
+    resamples: int,
+) -> dict[str, Any]:
+    """The other model's number, and how much better the first is.
+
+    The bootstrap is paired: both numbers are taken on the same draws of images, so that
+    what is hard for both does not widen the interval of their difference.
+
+    Args:
+      models: this one and the other.
+      embedded: the images, by this one.
+      metric: name of the number.
+      resamples: of the bootstrap.
+
+    Returns:
+      "value" of the other; "difference" with its 95% interval.
+    """
+    other = evaluator.embed_usable(models[1], embedded.examples)
+    own, theirs = (
+        evaluator.statistic(model, of, metric)
+        for model, of in zip(models, (embedded, other), strict=True)
+    )
+    found = statistics.bootstrap(
+        lambda weight: own.value(weight) - theirs.value(weight),
+        units=own.units,
+        name=f"{metric} against another",
+        resamples=resamples,
+    )
+    return {
+        "value": float(theirs.value(np.ones(theirs.units))),
+        "difference": {"value": found.value, "low": found.low, "high": found.high},
+    }
+
+
 def averages(numbers: Sequence[Mapping[str, Any]], *, of: int) -> dict[str, Any]:
     """Means over tasks, each with a 95% interval, and over how many of how many.
 
@@ -167,8 +249,8 @@ def averages(numbers: Sequence[Mapping[str, Any]], *, of: int) -> dict[str, Any]
 
     Returns:
       "tasks" and "of"; "mean", every task alike, as the paper has it;
-      "mean_by_images"; "mean_above_chance", of (value - chance) / (1 - chance) over the
-      tasks whose chance is known.
+      "mean_by_images"; "mean_difference" to another model; "mean_above_chance", of
+      (value - chance) / (1 - chance) over the tasks whose chance is known.
     """
     found: dict[str, Any] = {"tasks": len(numbers), "of": of}
     if not numbers:
@@ -179,6 +261,13 @@ def averages(numbers: Sequence[Mapping[str, Any]], *, of: int) -> dict[str, Any]
     chance = np.array([one.get("chance", np.nan) for one in numbers])
     found["mean"] = _weighted(value, error, np.ones(len(value)))
     found["mean_by_images"] = _weighted(value, error, images)
+    differences = [one["against"]["difference"] for one in numbers if "against" in one]
+    if differences:
+        found["mean_difference"] = _weighted(
+            np.array([one["value"] for one in differences]),
+            np.array([(one["high"] - one["low"]) / 2 for one in differences]),
+            np.ones(len(differences)),
+        )
     known = chance < 1
     if known.any():
         scale = 1 / (1 - chance[known])
@@ -211,6 +300,11 @@ def line(name: str, number: Mapping[str, Any]) -> str:
     count, of = number["images"], number["images_of_the_task"]
     part = f"{count:,}" if count == of or not of else f"{count:,} of {of:,}"
     mark = "" if number["same_test_set_as_the_paper"] else " *"
+    if "paper" in number:
+        mark += f", the paper {number['paper']:.1%}"
+    if "against" in number:
+        by = number["against"]["difference"]
+        mark += f", {by['value']:+.2%} ({by['low']:+.2%} to {by['high']:+.2%})"
     return (
         f"{name:<42}{number['value']:>8.2%}"
         f" {number['low']:>7.1%} -{number['high']:>6.1%} {chance:>8}"
@@ -225,6 +319,7 @@ def summary(found: Mapping[str, Any]) -> str:
         "mean": "mean",
         "mean_by_images": "mean weighted by images",
         "mean_above_chance": "mean above chance",
+        "mean_difference": "mean difference to the other model",
     }
     for suite, means in found["averages"].items():
         of = f"{means['tasks']} of the {means['of']} tasks of {suite}"

@@ -293,6 +293,29 @@ def download(task: Task, data_dir: str) -> None:
 
 
 @functools.cache
+def paper_rows() -> dict[str, dict[str, float]]:
+    """By model, what the paper's tables 4 and 5 say of each of the 26 tasks."""
+    rows = csv.DictReader(_text("paper.tsv").splitlines(), delimiter="\t")
+    return {
+        row["model"]: {k: float(v) / 100 for k, v in row.items() if k != "model"}
+        for row in rows
+    }
+
+
+def paper_row(model: str) -> dict[str, float]:
+    """What the paper says of a model, by task id.
+
+    Raises:
+      ValueError: it has no such row.
+    """
+    if model not in paper_rows():
+        raise ValueError(
+            f"want --paper one of {', '.join(paper_rows())}, got {model!r}"
+        )
+    return paper_rows()[model]
+
+
+@functools.cache
 def _json(name: str) -> Any:
     return json.loads(_text(name))
 

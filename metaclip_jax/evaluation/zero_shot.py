@@ -15,6 +15,8 @@ from metaclip_jax import files
 from metaclip_jax.evaluation import encoder as encoders
 from metaclip_jax.evaluation import prompts
 
+_KEPT = 8  # tasks whose class embeddings are in memory
+
 EncodeTexts = Callable[[list[str]], np.ndarray]
 
 
@@ -37,18 +39,28 @@ def class_embeddings(encode_texts: EncodeTexts, task: prompts.Task) -> np.ndarra
 
 
 def encode_classes(encoder: encoders.Encoder, task: prompts.Task) -> np.ndarray:
-    """One embedding per class by a model, f32[K, E]; kept where it has a class_cache.
+    """One embedding per class by a model, f32[K, E], read-only.
 
-    See `class_embeddings` and `cached_class_embeddings`.
+    It is made once: the last few are kept in memory, and in the encoder's class_cache
+    where there is one. See `class_embeddings` and `cached_class_embeddings`.
     """
-    if not encoder.class_cache:
-        return class_embeddings(encoder.encode_texts, task)
-    return cached_class_embeddings(
-        encoder.encode_texts,
-        task,
-        folder=encoder.class_cache,
-        fingerprint=encoder.fingerprint,
-    )
+    key = (task.class_names, task.templates)
+    if key in encoder.classes:
+        return encoder.classes[key]
+    if encoder.class_cache:
+        classes = cached_class_embeddings(
+            encoder.encode_texts,
+            task,
+            folder=encoder.class_cache,
+            fingerprint=encoder.fingerprint,
+        )
+    else:
+        classes = class_embeddings(encoder.encode_texts, task)
+    classes.setflags(write=False)
+    while len(encoder.classes) >= _KEPT:
+        encoder.classes.pop(next(iter(encoder.classes)))
+    encoder.classes[key] = classes
+    return classes
 
 
 def cached_class_embeddings(

@@ -7,11 +7,10 @@
 How inputs become embeddings is in metaclip_jax/evaluation/encoder.py.
 """
 
-import collections
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -30,8 +29,6 @@ from metaclip_jax.training import sharding
 
 # A class: its name, or all its names.
 Label = str | Sequence[str]
-
-_CLASSIFIERS = 8  # class embeddings kept in memory
 
 
 class Classification(NamedTuple):
@@ -80,9 +77,6 @@ class Model:
         self.encoder, self.name = encoder, name
         self.architecture, self.batch = encoder.architecture, encoder.batch
         self.probability, self.licence = probability, licence
-        self._classifiers: collections.OrderedDict[Any, np.ndarray] = (
-            collections.OrderedDict()
-        )
 
     @property
     def logit_scale(self) -> float:
@@ -185,19 +179,10 @@ class Model:
     ) -> np.ndarray:
         """Embeds K classes, f32[K, E], unit norm; see `zero_shot.class_embeddings`.
 
-        They are kept in memory, and in the encoder's `class_cache` where there is one.
+        They are made once, see `zero_shot.encode_classes`.
         """
         task = prompts.make_task(labels, templates)
-        key = (task.class_names, task.templates)
-        if key in self._classifiers:
-            self._classifiers.move_to_end(key)
-            return self._classifiers[key]
-        classes = zero_shot.encode_classes(self.encoder, task)
-        classes.setflags(write=False)
-        self._classifiers[key] = classes
-        if len(self._classifiers) > _CLASSIFIERS:
-            self._classifiers.popitem(last=False)
-        return classes
+        return zero_shot.encode_classes(self.encoder, task)
 
     def classify(
         self,

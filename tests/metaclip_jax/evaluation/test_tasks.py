@@ -18,9 +18,10 @@ from sklearn import datasets
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.data.images import Preprocess
 from metaclip_jax.evaluation import encoder as encoders
-from metaclip_jax.evaluation import evaluator, prompts, suite, tasks, webdataset
+from metaclip_jax.evaluation import evaluator, page, prompts, suite, tasks, webdataset
 from metaclip_jax.models import clip
 from metaclip_jax.training import sharding
+from tests import waiting
 
 COUNT = 120
 PAPER = {task.id: task for task in tasks.table("clip26")}
@@ -42,8 +43,8 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    """A random model whose answers differ."""
+def encoder(digits, tmp_path_factory):
+    """A random model whose answers differ: what all inputs share is projected out."""
     path = tmp_path_factory.mktemp("tokenizer") / "t.json"
     path.write_text(tokenizers.train(["a photo of the number 1 2 3"] * 9, 600).to_str())
     tokenizer = tokenizers.load(path, family="clip")
@@ -70,7 +71,7 @@ def encoder(tmp_path_factory):
         clip.init(architecture, jax.random.key(0)),
     )
     mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
-    return encoders.make_encoder(
+    encoder = encoders.make_encoder(
         architecture=architecture,
         tokenizer=tokenizer,
         preprocess=Preprocess(16),
@@ -78,6 +79,21 @@ def encoder(tmp_path_factory):
         batch=64,
         params=params,
     )
+    images, _ = digits
+    asked = tasks.paper_prompts(PAPER["mnist"])
+    texts = [asked.templates[0].replace("{}", names[0]) for names in asked.class_names]
+    seen = {
+        "image": encoder.encode_images(
+            lambda rows: [images[row] for row in rows], names=str, total=COUNT
+        ),
+        "text": encoder.encode_texts(texts),
+    }
+    for tower, embeddings in seen.items():
+        mean = embeddings.mean(axis=0)
+        mean /= np.linalg.norm(mean)
+        kept = np.eye(16, dtype=np.float32) - np.outer(mean, mean)
+        params[tower]["projection"] = params[tower]["projection"] @ kept
+    return encoder.with_params(params)
 
 
 def write_tar(path, samples):
@@ -241,7 +257,7 @@ def test_every_layout_gives_the_same_number(encoder, layouts):
         assert "120 of 10,000" in said[1]
     numbers = {layout: one["tasks"]["clip26/mnist"] for layout, one in found.items()}
     # Folders and TFDS have another order, which the draws of a bootstrap depend on.
-    assert numbers["wds"] == numbers["parquet"]
+    assert numbers["wds"]["results"] == numbers["parquet"]["results"]
     for one in numbers.values():
         for key in ("value", "low", "high", "chance", "images"):
             assert one[key] == numbers["wds"][key], key
@@ -253,6 +269,7 @@ def test_every_layout_gives_the_same_number(encoder, layouts):
         encoder.encode_images(shown.read, names=str, total=COUNT)
         @ class_embeddings(encoder, shown).T
     )
+    assert len(set(cosines.argmax(axis=1).tolist())) > 1
     assert value == (cosines.argmax(axis=1) == shown.labels).mean()
 
 
@@ -279,7 +296,7 @@ def test_texts_are_read_for_retrieval_in_both_layouts(encoder, digits, tmp_path)
     texts = [[f"number {label}", f"digit {n}"] for n, label in enumerate(labels)]
     rows = ["\n".join(lines).encode() for lines in texts]
     (task,) = tasks.find(["retrieval/mscoco_2014_5k_test_image_text_retrieval"])
-    name = "mscoco_2014_5k_test_image_text_retrieval"
+    name = "wds_mscoco_captions"
     write_webdataset(tmp_path / "a" / name, images, rows, ["x"], ending="txt")
     write_parquet(tmp_path / "b" / name, images, texts, {}, name="caption")
     found = []
@@ -390,9 +407,72 @@ def test_the_plan_is_made_without_a_model(layouts):
         [*command, f"--data_dir={layouts['wds']}", "--plan"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=waiting.SECONDS,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "120 (the task has 10,000) images in" in done.stdout
     assert "1 of 26 tasks: 120 images and 10 texts to embed" in done.stdout
     assert done.stdout.count("  missing  ") == 25
+
+
+def test_models_are_compared_on_the_same_draws(encoder, layouts):
+    opened = suite.open_tasks(tasks.find(["mnist"]), str(layouts["parquet"]))
+    rng = np.random.default_rng(8)
+    near = encoder.with_params(
+        jax.tree.map(
+            lambda leaf: leaf + rng.normal(scale=1e-3, size=leaf.shape).astype("f"),
+            jax.device_get(encoder.params),
+        )
+    )
+    found = {}
+    for name, other in (("itself", encoder), ("near", near)):
+        found[name] = suite.run(
+            encoder,
+            opened,
+            resamples=200,
+            against=other,
+            paper="B/32-400M",
+            report=lambda line: None,
+        )
+    task = found["itself"]["tasks"]["clip26/mnist"]
+    assert task["paper"] == pytest.approx(0.415)
+    assert task["against"]["value"] == task["value"]
+    assert set(task["against"]["difference"].values()) == {0.0}
+    task = found["near"]["tasks"]["clip26/mnist"]
+    by = task["against"]["difference"]
+    assert by["value"] == pytest.approx(task["value"] - task["against"]["value"])
+    assert by["low"] <= by["value"] <= by["high"]
+    # They are right and wrong on nearly the same images.
+    assert by["high"] - by["low"] < task["high"] - task["low"]
+    mean = found["near"]["averages"]["clip26"]["mean_difference"]
+    assert mean["value"] == by["value"]
+
+
+def test_the_paper_s_rows_have_their_averages():
+    """The published averages of the 26, in per cent."""
+    published = {"B/32-400M": 58.2, "B/16-400M": 61.1, "L/14-400M": 67.1}
+    published |= {"B/32-2.5B": 59.8, "B/16-2.5B": 63.5, "L/14-2.5B": 69.8}
+    published |= {"H/14-2.5B": 72.4, "bigG-2.5B": 73.2}
+    for model, mean in published.items():
+        row = tasks.paper_row(model)
+        assert set(row) == set(PAPER)
+        assert np.mean(list(row.values())) * 100 == pytest.approx(mean, abs=0.051)
+    with pytest.raises(ValueError, match="--paper one of B/32-400M, .* got 'B'"):
+        tasks.paper_row("B")
+
+
+def test_the_page_shows_each_number_and_escapes_what_strangers_wrote(encoder, layouts):
+    opened = suite.open_tasks(tasks.find(["mnist", "cifar10"]), str(layouts["wds"]))
+    found = suite.run(
+        encoder, opened, resamples=20, against=encoder, paper="B/32-400M", report=str
+    )
+    number = found["tasks"]["clip26/mnist"]
+    assert number["confusions"]
+    for one in number["confusions"]:
+        assert one["right"] != one["answered"] and 0 < one["count"] <= one["total"]
+    number["confusions"][0]["right"] = "<script>alert(1)</script>"
+    text = page.render("<b>model", found).decode()
+    assert "<script" not in text and "<b>model" not in text
+    assert f"{100 * number['value']:.2f}%" in text and "41.5%" in text
+    assert text.count("data:image/jpeg;base64,") == len(number["confusions"])
+    assert "wds_cifar10_test" in text  # how it is had

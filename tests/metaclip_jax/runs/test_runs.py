@@ -11,6 +11,7 @@ from metaclip_jax import config as keys
 from metaclip_jax import files
 from metaclip_jax.runs import __main__ as command
 from metaclip_jax.runs import load, page
+from tests import waiting
 
 
 def write_run(folder, *, peak_lr, losses, accuracy=None):
@@ -95,12 +96,14 @@ def test_the_command_prints_and_writes(two):
         [sys.executable, "-m", "metaclip_jax.runs", str(two), f"--output={two}/r.html"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=waiting.SECONDS,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "zero_shot/accuracy" in done.stdout
     assert b"<h1>2 runs</h1>" in (two / "r.html").read_bytes()
     done = subprocess.run(
-        [sys.executable, "-m", "metaclip_jax.runs"], capture_output=True, timeout=120
+        [sys.executable, "-m", "metaclip_jax.runs"],
+        capture_output=True,
+        timeout=waiting.SECONDS,
     )
     assert done.returncode == 1 and b"want folders of runs" in done.stderr

@@ -51,7 +51,7 @@ SLURM = {
 CODE = """
 import json, sys
 import jax, numpy as np
-from metaclip_jax.training import runtime, sharding, train_state
+from metaclip_jax.training import checksums, runtime, sharding, train_state
 from metaclip_jax.data import images
 from metaclip_jax.evaluation import encoder, evaluator, held_out as held_outs
 from metaclip_jax.models import clip
