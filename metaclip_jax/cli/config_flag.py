@@ -33,9 +33,9 @@ def define(
       default: the recipe where none is given.
       flag_values: where the flag is defined.
     """
-    config_flags.DEFINE_config_file("config", None, _HELP, flag_values=flag_values)
-    flag_values["config"].parser = _Parser(table=table)
-    try:  # the default is read at once
+    try:  # a file of flags and the default are read at once
+        config_flags.DEFINE_config_file("config", None, _HELP, flag_values=flag_values)
+        flag_values["config"].parser = _Parser(table=table)
         flag_values.set_default("config", default)
     except (flags.Error, app.UsageError) as error:
         errors.fail(errors.of_command_line(error, flag_values))
@@ -51,10 +51,9 @@ def load(path: str) -> ConfigDict:
     """
     file, colon, variant = path.partition(":")
     if not os.path.isfile(file):
-        there = glob.glob(os.path.join(glob.escape(os.path.dirname(file)), "*.py"))
-        cure = errors.did_you_mean(
-            file, sorted(there), otherwise=f"give its path from {os.getcwd()}"
-        )
+        cure = f"give its path from {os.getcwd()}"
+        if similar := _similar_file(file):
+            cure = f"did you mean {similar}?"
         raise app.UsageError(
             f"--config: wanted a recipe, as configs/FILE.py:VARIANT, got {path!r}, and"
             f" there is no such file; {cure}"
@@ -82,6 +81,16 @@ def load(path: str) -> ConfigDict:
         raise RuntimeError(f"--config={path} failed") from error
 
 
+def _similar_file(file: str) -> str:
+    """Returns the recipe with the most similar path, in its folder or in configs/."""
+    folders = (glob.escape(os.path.dirname(file)), "configs")
+    there = sorted({p for f in folders for p in glob.glob(os.path.join(f, "*.py"))})
+    words = {path.removesuffix(".py").replace("/", "."): path for path in there}
+    return words.get(
+        ranges.nearest(file.removesuffix(".py").replace("/", "."), words), ""
+    )
+
+
 def check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
     """Refuses --config.KEY=VALUE of keys that there are not.
 
@@ -100,9 +109,7 @@ def check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
                 f" {', '.join(f'--config.{key}' for key in members)}"
             )
         cure = errors.did_you_mean(
-            f"--config.{found[1]}",
-            [f"--config.{key}" for key in keys],
-            otherwise="docs/config.md lists them",
+            found[1], keys, otherwise="docs/config.md lists them", prefix="--config."
         )
         raise app.UsageError(f"there is no key --config.{found[1]}; {cure}")
 

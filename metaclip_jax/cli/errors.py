@@ -5,7 +5,7 @@ import linecache
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import flags
 
@@ -72,10 +72,12 @@ def of_given_path(error: BaseException, argv: Sequence[str]) -> str:
     return ""
 
 
-def did_you_mean(name: str, names: Iterable[str], *, otherwise: str) -> str:
+def did_you_mean(
+    name: str, names: Iterable[str], *, otherwise: str, prefix: str = ""
+) -> str:
     """Returns a question with the most similar name, or `otherwise` if none is."""
     found = ranges.nearest(name, names)
-    return f"did you mean {found}?" if found else otherwise
+    return f"did you mean {prefix}{found}?" if found else otherwise
 
 
 def of_command_line(error: Exception, values: flags.FlagValues) -> str:
@@ -92,7 +94,7 @@ def of_command_line(error: Exception, values: flags.FlagValues) -> str:
         return re.sub(
             r"^Missing value for flag (\S+)$",
             r"wanted a value for \1, got none; write \1=VALUE",
-            " ".join(lines),
+            " ".join(lines).removeprefix("ERROR:: "),
         )
     missing = [
         name for name in values if f"flag --{name}=None: {_required(name)}" in lines
@@ -123,9 +125,7 @@ def _unknown(name: str, values: flags.FlagValues) -> str:
     for flag in values:
         names += [f"{flag}.{key}" for key in table_of(values[flag])]
     names = [one for one in names if ("." in one) == ("." in name)]
-    cure = did_you_mean(
-        f"--{name}", [f"--{one}" for one in names], otherwise="--help lists them"
-    )
+    cure = did_you_mean(name, names, otherwise="--help lists them", prefix="--")
     return f"wanted a flag of this command, got --{name}; {cure}"
 
 
@@ -149,8 +149,11 @@ def _wrong_value(line: str, values: flags.FlagValues) -> str:
         wanted = "true or false"
     else:
         wanted = flag.parser.syntactic_help or message
-    cure = f"the default is {flag.default!r}"
-    if flag.default is None:
+    default: Any = flag.default
+    if row is not None and isinstance(default, list):  # ml_collections keeps tuples so
+        default = tuple(default)
+    cure = f"the default is {default!r}"
+    if default is None:
         cure = f"--help says more ({_help(flag)})"
     return f"--{name}: wanted {wanted}, got {got!r}; {cure}"
 

@@ -1,7 +1,7 @@
 """Which values config keys may have: rows of a table, and their check.
 
-Each config.py holds one table, {key path: Range}, below its keys. Both programs share
-this module, so it imports neither jax nor Beam.
+A config.py holds a table, {key path: Range}, for each set of its keys. Both programs
+share this module, so it imports neither jax nor Beam.
 """
 
 import re

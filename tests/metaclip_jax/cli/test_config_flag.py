@@ -69,6 +69,28 @@ def test_the_last_word_of_a_key_alone_finds_it(monkeypatch):
     assert "docs/config.md lists them" in said
 
 
+@pytest.mark.parametrize(
+    ("file", "meant"),
+    [
+        ("metaclip.py", "configs/metaclip.py"),
+        ("configs/metaclip", "configs/metaclip.py"),
+        ("configs/curat.py", "configs/curate.py"),
+        ("conf/siglip.py", "configs/siglip.py"),
+        ("qqqqqqqqqqqq.py", ""),
+    ],
+)
+def test_a_missing_recipe_is_answered_with_the_nearest(file, meant, monkeypatch):
+    _, said = parse(monkeypatch, file)
+    assert (f"did you mean {meant}?" if meant else "give its path from") in said
+
+
+def test_a_tuple_is_shown_as_the_config_has_it(monkeypatch):
+    _, said = parse(
+        monkeypatch, "configs/quickstart.py", "--config.data.mixture=(('a', 4.0"
+    )
+    assert said.endswith("got \"(('a', 4.0\"; the default is ()")
+
+
 def test_a_right_command_line_gives_the_config_it_says(monkeypatch):
     config, _ = parse(
         monkeypatch, "configs/curate.py:1b", "--config.balance.t=7", "--config.warc=x"
