@@ -35,6 +35,7 @@ def measured(tmp_path, *flags):
     ]
 
 
+@pytest.mark.slow
 def test_it_writes_a_page_with_rates_of_ours(tmp_path):
     page, rows = measured(tmp_path, "--notheirs", "--attention=xla,cudnn")
     assert [name for name, _ in rows] == ["metaclip-jax"] * 2  # no cuDNN on CPUs
@@ -47,6 +48,7 @@ def test_it_writes_a_page_with_rates_of_ours(tmp_path):
     assert re.search(r"A core loads [\d,]+ images/s here", page)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("torch", "transformers")),
     reason="make test-parity installs torch and transformers",

@@ -61,6 +61,7 @@ def test_vit_b32_fits_v5e(b32):
     assert 2 < used < limit == 15.75
 
 
+@pytest.mark.slow
 def test_vit_l14_fits_v5p_at_the_papers_batch(l14):
     used, limit = memory(l14)
     assert 10 < used < 0.9 * limit
@@ -70,7 +71,9 @@ def test_vit_l14_fits_v5p_at_the_papers_batch(l14):
     assert l14["compute floor"].startswith("0.282 s a step")
 
 
-@pytest.mark.parametrize("plan_of", ["b32", "l14"])
+@pytest.mark.parametrize(
+    "plan_of", ["b32", pytest.param("l14", marks=pytest.mark.slow)]
+)
 def test_a_plan_tells_memory_flops_and_the_floor(plan_of, request):
     lines = request.getfixturevalue(plan_of)
     used, limit = memory(lines)
@@ -79,7 +82,8 @@ def test_a_plan_tells_memory_flops_and_the_floor(plan_of, request):
     )
     assert 0 < arguments < used and 0 < temporaries < used and 0 < peak <= used
     assert used <= arguments + temporaries + 0.02 or used == peak
-    assert lines["device memory"].endswith(f"({used / limit:.0%})")
+    percent = int(lines["device memory"].rsplit("(")[-1].removesuffix("%)"))
+    assert percent == pytest.approx(100 * used / limit, abs=0.51)  # both are rounded
     assert lines["model FLOPs"].split()[1:4] == ["T", "a", "step,"]
 
 

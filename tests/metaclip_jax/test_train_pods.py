@@ -109,7 +109,7 @@ def run(folder, workdir, **values):
     return [process.returncode for process in started], output
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def several(folder, request):
     """The workdir of a run of several processes."""
     workdir = f"of_{request.param}"
@@ -206,7 +206,7 @@ def test_one_process_that_is_terminated_stops_all_with_a_checkpoint(folder):
         waiting.until(functools.partial(is_gone, process))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_signal_to_loaders_too_saves_and_leaves_nothing(folder, processes):
     """SIGTERM to whole process groups, as a scheduler sends it."""
     workdir = f"stopped_{processes}"

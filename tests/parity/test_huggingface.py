@@ -188,6 +188,7 @@ def test_there_and_back_again_is_bit_equal_and_opens_in_transformers(kind, tmp_p
         assert torch.equal(tensor, opened.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_full_size_models_agree():
     """ViT-B/32 and ViT-L/14 as released, with random weights."""
     for vision, text, embed_dim in (

@@ -1,6 +1,5 @@
 """Segments of shared memory go with their owner, however it ends."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -82,17 +81,36 @@ def test_a_segment_made_while_its_owner_was_cleared_away_goes_too():
     assert kept.tolist() == [1, 1, 1]
 
 
-def test_an_owner_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(shared_memory.tempfile, "tempdir", str(tmp_path))
-    owner = shared_memory.Owner()
-    kept = shared_memory.share(owner.prefix, {"a": np.ones(3)})
-    with owner.naming_semaphores():
-        lock = multiprocessing.get_context("spawn").Lock()
-    assert len(segments(owner.prefix)) == 3
-    del lock
-    owner.close()
-    assert not segments(owner.prefix) and not list(tmp_path.iterdir())
-    assert kept["a"].tolist() == [1, 1, 1]
+# In a process of its own: names of semaphores are a state of the whole process.
+CLOSED = """
+import multiprocessing, sys
+import numpy as np
+from metaclip_jax.data import shared_memory
+
+def names():
+    return [p.name for p in shared_memory.FOLDER.glob(f"*{owner.prefix}*")]
+
+owner = shared_memory.Owner()
+kept = shared_memory.share(owner.prefix, {"a": np.ones(3)})
+with owner.naming_semaphores():
+    lock = multiprocessing.get_context("spawn").Lock()
+assert len(names()) == 3, names()
+del lock
+owner.close()
+assert not names(), names()
+assert kept["a"].tolist() == [1, 1, 1]
+"""
+
+
+def test_an_owner_leaves_nothing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_shared_is_equal():
