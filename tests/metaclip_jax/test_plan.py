@@ -41,6 +41,20 @@ def read(output):
 
 
 @pytest.fixture(scope="module")
+def small():
+    """Narrow towers, which compile in seconds."""
+    narrow = [
+        f"--config.model.{tower}_{key}={value}"
+        for tower in ("vision", "text")
+        for key, value in (("width", 128), ("heads", 2), ("mlp_width", 256))
+    ]
+    batch = ("--config.global_batch=64", "--config.image_size=32")
+    done = run("vit_b32_400m", "v5e:2x2", *batch, *narrow)
+    assert done.returncode == 0, done.stderr
+    return read(done.stdout)
+
+
+@pytest.fixture(scope="module")
 def b32():
     """A part of the paper's batch on 16 small chips."""
     done = run("vit_b32_400m", "v5e:4x4", "--config.global_batch=1024")
@@ -56,6 +70,7 @@ def l14():
     return read(done.stdout)
 
 
+@pytest.mark.slow
 def test_vit_b32_fits_v5e(b32):
     used, limit = memory(b32)
     assert 2 < used < limit == 15.75
@@ -72,7 +87,8 @@ def test_vit_l14_fits_v5p_at_the_papers_batch(l14):
 
 
 @pytest.mark.parametrize(
-    "plan_of", ["b32", pytest.param("l14", marks=pytest.mark.slow)]
+    "plan_of",
+    ["small", *(pytest.param(n, marks=pytest.mark.slow) for n in ("b32", "l14"))],
 )
 def test_a_plan_tells_memory_flops_and_the_floor(plan_of, request):
     lines = request.getfixturevalue(plan_of)
