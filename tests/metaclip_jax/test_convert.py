@@ -16,29 +16,19 @@ from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.inference import loading
 from metaclip_jax.models import clip
 from metaclip_jax.training import program, sharding
-from tests import waiting
+from tests import small_models, waiting
 
 
 def make(folder, **values):
     path = folder / "own.json"
     path.write_text(tokenizers.train(["red cat", "blue dog"] * 3, 600).to_str())
     tokenizer = tokenizers.load(path, family="clip")
-    architecture = clip.Architecture(
+    architecture = small_models.architecture(
+        tokenizer,
         image_size=32,
-        patch_size=8,
-        vision_width=32,
-        vision_layers=2,
         vision_heads=4,
         vision_mlp_width=48,
-        text_width=32,
-        text_layers=2,
-        text_heads=2,
-        text_mlp_width=64,
-        context_length=16,
-        vocab_size=tokenizer.vocab_size,
         embed_dim=32,
-        eos_id=tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
         **values,
     )
     params = clip.init(architecture, jax.random.key(1))

@@ -15,7 +15,7 @@ from metaclip_jax import convert, files
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.inference import loading
 from metaclip_jax.models import clip
-from tests import waiting
+from tests import small_models, waiting
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,22 +84,14 @@ def make(folder):
     """A small model's folder of ours."""
     (folder / "own.json").write_text(tokenizers.train(["red cat"] * 3, 600).to_str())
     tokenizer = tokenizers.load(folder / "own.json", family="clip")
-    architecture = clip.Architecture(
-        image_size=16,
-        patch_size=8,
+    architecture = small_models.architecture(
+        tokenizer,
         vision_width=16,
-        vision_layers=2,
-        vision_heads=2,
         vision_mlp_width=24,
         text_width=16,
-        text_layers=2,
-        text_heads=2,
         text_mlp_width=32,
         context_length=8,
-        vocab_size=tokenizer.vocab_size,
         embed_dim=8,
-        eos_id=tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
     )
     params = jax.device_get(clip.init(architecture, jax.random.key(0)))
     preprocess = loading.Preprocess(16, squash=True, resample=2)

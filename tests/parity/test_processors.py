@@ -21,6 +21,7 @@ from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.inference import loading
 from metaclip_jax.inference import model as inference
 from metaclip_jax.models import clip, vit
+from tests import small_models
 
 LABELS = ["red cat", "blue dog", "green bird", "an old house"]
 
@@ -250,22 +251,13 @@ def exported(tmp_path_factory):
     path = folder / "own.json"
     path.write_text(tokenizers.train([*LABELS, "a photo of"] * 3, 600).to_str())
     tokenizer = tokenizers.load(path, family="clip")
-    architecture = clip.Architecture(
+    architecture = small_models.architecture(
+        tokenizer,
         image_size=32,
-        patch_size=8,
         vision_width=48,
-        vision_layers=2,
         vision_heads=3,
         vision_mlp_width=80,
-        text_width=32,
-        text_layers=2,
-        text_heads=2,
-        text_mlp_width=64,
-        context_length=16,
-        vocab_size=tokenizer.vocab_size,
         embed_dim=24,
-        eos_id=tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
     )
     params = clip.init(architecture, jax.random.key(1))
     loaded = loading.Loaded(

@@ -20,7 +20,7 @@ from metaclip_jax.inference import loading
 from metaclip_jax.inference import model as inference
 from metaclip_jax.models import clip
 from metaclip_jax.training import sharding
-from tests import waiting
+from tests import small_models, waiting
 
 CLASSES = ["blue_dog", "green bird", "red_cat"]
 PER_CLASS = 9
@@ -108,23 +108,7 @@ def saved(tmp_path_factory):
     root = tmp_path_factory.mktemp("model")
     (root / "t.json").write_text(tokenizers.train(CLASSES * 3, 600).to_str())
     tokenizer = tokenizers.load(root / "t.json", family="clip")
-    architecture = clip.Architecture(
-        image_size=16,
-        patch_size=8,
-        vision_width=32,
-        vision_layers=2,
-        vision_heads=2,
-        vision_mlp_width=64,
-        text_width=32,
-        text_layers=2,
-        text_heads=2,
-        text_mlp_width=64,
-        context_length=16,
-        vocab_size=tokenizer.vocab_size,
-        embed_dim=16,
-        eos_id=tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
-    )
+    architecture = small_models.architecture(tokenizer)
     # Weights so large that images get different answers, and no larger.
     rng = np.random.default_rng(7)
     params = jax.tree.map(

@@ -21,7 +21,7 @@ from metaclip_jax.evaluation import encoder as encoders
 from metaclip_jax.evaluation import evaluator, page, prompts, suite, tasks, webdataset
 from metaclip_jax.models import clip
 from metaclip_jax.training import sharding
-from tests import waiting
+from tests import small_models, waiting
 
 COUNT = 120
 PAPER = {task.id: task for task in tasks.table("clip26")}
@@ -48,23 +48,7 @@ def encoder(digits, tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "t.json"
     path.write_text(tokenizers.train(["a photo of the number 1 2 3"] * 9, 600).to_str())
     tokenizer = tokenizers.load(path, family="clip")
-    architecture = clip.Architecture(
-        image_size=16,
-        patch_size=8,
-        vision_width=32,
-        vision_layers=2,
-        vision_heads=2,
-        vision_mlp_width=64,
-        text_width=32,
-        text_layers=2,
-        text_heads=2,
-        text_mlp_width=64,
-        context_length=24,
-        vocab_size=tokenizer.vocab_size,
-        embed_dim=16,
-        eos_id=tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
-    )
+    architecture = small_models.architecture(tokenizer, context_length=24)
     rng = np.random.default_rng(7)
     params = jax.tree.map(
         lambda leaf: np.asarray(rng.normal(scale=0.4, size=leaf.shape), np.float32),

@@ -20,6 +20,7 @@ from metaclip_jax.evaluation import encoder as encoders
 from metaclip_jax.inference import model as inference
 from metaclip_jax.models import clip, vit
 from metaclip_jax.training import sharding
+from tests import small_models
 
 PREPROCESS = Preprocess(16)
 TEXTS = [f"a picture of thing {n}" for n in range(23)]
@@ -45,23 +46,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def make_model(tokenizer):
-    architecture = clip.Architecture(
-        image_size=16,
-        patch_size=8,
-        vision_width=32,
-        vision_layers=2,
-        vision_heads=2,
-        vision_mlp_width=64,
-        text_width=32,
-        text_layers=2,
-        text_heads=2,
-        text_mlp_width=64,
-        context_length=12,
-        vocab_size=tokenizer.vocab_size,
-        embed_dim=16,
-        eos_id=tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
-    )
+    architecture = small_models.architecture(tokenizer, context_length=12)
     params = clip.init(architecture, jax.random.key(0))
 
     def make(

@@ -17,6 +17,7 @@ from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.inference import loading
 from metaclip_jax.models import clip
 from metaclip_jax.training import run_config
+from tests import small_models
 
 GONE = object()
 ABSURD = (GONE, None, "x", 0, -1, 10**9, 1.5, True, [], {}, [1], float("nan"))
@@ -32,26 +33,19 @@ def make(root, kind):
     tokenizer = tokenizers.load(root / "own.json", family=family)
     # A worldwide model is recognised by the id that ends its texts.
     worldwide = kind == "metaclip_2"
-    architecture = clip.Architecture(
+    architecture = small_models.architecture(
+        tokenizer,
         family=family,
         text_pool="last" if family == "siglip" else "eos",
         logit_bias=family == "siglip",
         activation="gelu_tanh" if family == "siglip" else "gelu",
-        image_size=16,
-        patch_size=8,
         vision_width=16,
-        vision_layers=2,
-        vision_heads=2,
         vision_mlp_width=24,
         text_width=16,
         text_layers=3,
-        text_heads=2,
         text_mlp_width=32,
         context_length=8,
-        vocab_size=tokenizer.vocab_size,
-        embed_dim=16,
         eos_id=2 if worldwide else tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
     )
     params = jax.device_get(clip.init(architecture, jax.random.key(0)))
     loaded = loading.Loaded(
