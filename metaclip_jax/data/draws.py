@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-# What a draw is for: the key after the seed. Every key is here, so that no two kinds of
-# draws share one.
+# What a draw is for: the key after the seed. They are listed in one place, so that no
+# two kinds of draws share one; images.py and order.py split their own key further.
 ORDER, TEXT, CROP, REPLACEMENT, ACCEPT, SYNTHETIC, MIXTURE = range(7)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
