@@ -111,7 +111,8 @@ def beside(finished, tmp_path_factory):
     """A folder to run documented commands in, with a quick start's run."""
     folder = tmp_path_factory.mktemp("beside")
     (folder / "quickstart_run").symlink_to(finished[0])
-    for name in ("configs", "docs"):
+    # What a command sees in the project's root, and an installed package does not have.
+    for name in ("configs", "docs", "examples"):
         (folder / name).symlink_to(ROOT / name)
     return folder
 
