@@ -1,8 +1,8 @@
 """Curation of MetaCLIP's datasets (arXiv 2309.16671, 2507.22062) and a small one.
 
     python -m data_prep.curate --config=configs/curate.py:400m \
-        --config.warc='gs://BUCKET/segments/*/warc/*.warc.gz' --config.metadata=DIR \
-        --workdir=gs://BUCKET/curation --output=gs://BUCKET/dataset
+        --config.source.paths='gs://BUCKET/segments/*/warc/*.warc.gz' \
+        --config.metadata=DIR --workdir=gs://BUCKET/curation --output=gs://BUCKET/dataset
 
 | variant | pool | matched pairs | t | kept pairs |
 |---|---|---|---|---|

@@ -65,7 +65,10 @@ def curate() -> ConfigDict:
         {
             "name": "metaclip",  # of the dataset: the files' first word
             "seed": 0,  # of every draw
-            "warc": config_dict.placeholder(str),  # glob of the WARC files to read
+            "source": {
+                "kind": "warc",  # the format: a row of data_prep/sources/kinds.py
+                "paths": config_dict.placeholder(str),  # glob of the files to read
+            },
             "metadata": config_dict.placeholder(str),  # folder, or a JSON list
             # Partitions by image: one file shard each. About records / 20,000,
             # since reading one record slows down with the size of its file.
@@ -178,7 +181,8 @@ CURATE_RANGES: dict[str, Range] = {
         form="a letter a to z, then letters a to z, digits and _ (100 in all at most)",
     ),
     "seed": Range(int, least=0, most=2**32 - 1),
-    "warc": _PATH,
+    "source.kind": Range(str, choices=("warc",)),
+    "source.paths": _PATH,
     "metadata": _PATH,
     "partitions": Range(int, least=1, most=999_999),
     **_PAGES,

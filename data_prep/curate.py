@@ -1,7 +1,7 @@
-"""Curation, from WARC files to a balanced dataset of image-text records.
+"""Curation, from web pages to a balanced dataset of image-text records.
 
     python -m data_prep.curate --config=configs/curate.py:quickstart \\
-        --config.warc='crawl/*.warc.gz' --config.metadata=metadata \\
+        --config.source.paths='crawl/*.warc.gz' --config.metadata=metadata \\
         --workdir=curation --output=dataset -- --runner=FnApiRunner
 
 What follows `--` are Beam's pipeline options. Three pipelines, in the order of
@@ -30,9 +30,10 @@ from data_prep.images import addresses
 from data_prep.matching import Matcher
 from data_prep.metadata import store
 from data_prep.sinks import array_record as sink
+from data_prep.sources import kinds
 from data_prep.stages import balancing, downloads, matches, outcomes, parts, steps, sums
 from data_prep.stages.pipelines import progress, start, tagged
-from metaclip_jax import files, patterns
+from metaclip_jax import files
 from metaclip_jax.cli import command, config_flag
 from metaclip_jax.data import balance
 
@@ -111,7 +112,10 @@ def plan(
     config: ConfigDict, workdir: str | None, output: str | None, arguments: list[str]
 ) -> Run:
     """Checks what was asked for, before anything is written."""
-    given = {"--config.warc": config.warc, "--config.metadata": config.metadata}
+    given = {
+        "--config.source.paths": config.source.paths,
+        "--config.metadata": config.metadata,
+    }
     command.refuse_missing({"--workdir": workdir, "--output": output, **given})
     assert workdir and output
     config_lib.check_curate(config)
@@ -122,12 +126,10 @@ def plan(
     # limits or addresses.
     values = config.to_dict()
     del values["download"], values["metadata"]
-    pages = patterns.find(values.pop("warc"))
-    if not pages:
-        raise ValueError(f"config.warc={config.warc!r} matches no file")
+    found = kinds.find(values["source"].pop("paths"))
     inputs = {
         "config": values,
-        "warc": [[os.path.basename(p), files.size(p)] for p in pages],
+        "source": kinds.describe(found),
         "metadata": {code: m.fingerprint for code, m in metadata.items()},
     }
     # t is chosen once the matches are there.
@@ -163,14 +165,12 @@ def beam_options(arguments: list[str]) -> PipelineOptions:
 
 
 def match(run: Run) -> Pool:
-    """WARC files -> parts of unique matches. Returns every entry's counts."""
+    """Files of the source -> parts of unique matches. Returns every entry's counts."""
     folder, n = os.path.join(run.workdir, "matches"), run.config.partitions
     config = run.config
     if files.finished(folder, run.match_inputs) is None:
         files.claim(folder, run.match_inputs)
-        parse = matches.ParseWarc(
-            **config.pages.to_dict(), identifier=config.language.identifier
-        )
+        read = matches.Read(kinds.Spec.from_config(config))
         find = matches.Match(
             build_matchers(run),
             n,
@@ -188,8 +188,8 @@ def match(run: Run) -> Pool:
             progress(folder, n, "match"),
             beam.Pipeline(options=run.options) as pipeline,
         ):
-            warcs = start(pipeline, patterns.find(config.warc))
-            parsed = warcs | "parse" >> tagged(parse)
+            sources = start(pipeline, kinds.find(config.source.paths))
+            parsed = sources | "parse" >> tagged(read)
             matched = parsed.main | "match" >> tagged(
                 find, main=tuple[int, pa.RecordBatch]
             )

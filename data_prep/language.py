@@ -13,10 +13,12 @@ import unicodedata
 from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 import fasttext
 
+_LOADING = Lock()
 UNDECIDED = "und"
 OTHER = "other"  # the metadata of all languages that have none of their own
 
@@ -215,6 +217,17 @@ def load_identifier(spec: str) -> LanguageIdentifier:
             "package.module:name of something that makes a LanguageIdentifier"
         ) from error
     return make()
+
+
+@cache
+def _shared(spec: str) -> LanguageIdentifier:
+    return load_identifier(spec)
+
+
+def shared_identifier(spec: str) -> LanguageIdentifier:
+    """Returns the one identifier of this process, made by `load_identifier`."""
+    with _LOADING:
+        return _shared(spec)
 
 
 def resolve(

@@ -1,6 +1,5 @@
-"""Stages from WARC files to parts of unique matches."""
+"""Stages from the files of a source to parts of unique matches."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from threading import Lock
@@ -12,7 +11,7 @@ import pyarrow as pa
 
 from data_prep import drops, language, schema
 from data_prep.matching import Matcher
-from data_prep.sources import html, warc
+from data_prep.sources import kinds
 from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
     dedup,
@@ -21,90 +20,22 @@ from data_prep.stages import (
 )
 
 Tagged = beam.pvalue.TaggedOutput
-_BATCH_ROWS = 16_384
 _LOADING = Lock()
 
 
-class ParseWarc(beam.DoFn):
-    """Path of a WARC file -> CANDIDATES."""
+class Read(beam.DoFn):
+    """Name of a file of the source -> CANDIDATES."""
 
-    def __init__(
-        self,
-        *,
-        max_page_bytes: int,
-        max_texts_per_page: int,
-        max_text_chars: int,
-        max_url_chars: int,
-        max_tree_bytes: int,
-        identifier: str,
-    ) -> None:
-        self._identifier = identifier
-        self._max_page_bytes = max_page_bytes
-        self._limits = {
-            "max_texts_per_page": max_texts_per_page,
-            "max_text_chars": max_text_chars,
-            "max_url_chars": max_url_chars,
-            "max_tree_bytes": max_tree_bytes,
-        }
+    def __init__(self, spec: kinds.Spec) -> None:
+        self._spec = spec
 
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Yields batches of candidates, and the flow of files, pages and texts."""
+        """Yields batches of candidates, and the flow of the file and its texts."""
         (path,) = element["value"].to_pylist()
-        with _LOADING:
-            identify = _identifier(self._identifier)
-        lost_files: Counter = Counter()
-        lost_pages: Counter = Counter()
-        lost_texts: Counter = Counter()
-        pages = rows = waiting_rows = 0
-        waiting: list[pa.RecordBatch] = []
-        for page in warc.read_pages(path, max_page_bytes=self._max_page_bytes):
-            if isinstance(page, warc.LostFile):
-                lost_files[page.reason] += 1
-                continue
-            if isinstance(page, warc.LostPage):
-                lost_pages[page.reason] += 1
-                continue
-            parsed = html.parse_page(page, **self._limits, identify=identify)
-            if isinstance(parsed, warc.LostPage):
-                lost_pages[parsed.reason] += 1
-                continue
-            candidates, lost = parsed
-            lost_texts += lost
-            pages += 1
-            if not candidates.num_rows:
-                continue
-            rows += candidates.num_rows
-            waiting_rows += candidates.num_rows
-            waiting.append(candidates)
-            if waiting_rows >= _BATCH_ROWS:
-                yield _concat(waiting)
-                waiting, waiting_rows = [], 0
-        if waiting:
-            yield _concat(waiting)
-        broken, missing = sum(lost_files.values()), sum(lost_pages.values())
-        for flow in (
-            drops.flow(
-                "read", unit="files", entered=1, left=1 - broken, drops=lost_files
-            ),
-            drops.flow(
-                "read",
-                unit="pages",
-                entered=pages + missing,
-                left=pages,
-                drops=lost_pages,
-            ),
-            drops.flow(
-                "parse",
-                entered=rows + sum(lost_texts.values()),
-                left=rows,
-                drops=lost_texts,
-            ),
-        ):
-            yield Tagged("flow", flow)
-
-
-def _concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    return schema.one_batch(pa.Table.from_batches(batches))
+        flow: list[pa.RecordBatch] = []
+        yield from kinds.read(path, self._spec, flow)
+        for rows in flow:
+            yield Tagged("flow", rows)
 
 
 class Match(beam.DoFn):
@@ -126,8 +57,7 @@ class Match(beam.DoFn):
     ) -> Iterator[tuple[int, pa.RecordBatch] | Tagged[Literal["flow"], pa.RecordBatch]]:
         """Yields the matched rows of each partition."""
         matchers = _LazyMatchers(self._tables, self._engine)
-        with _LOADING:
-            identify = _identifier(self._identifier)
+        identify = language.shared_identifier(self._identifier)
         matches, lost = steps.match(candidates, matchers=matchers, identify=identify)
         yield Tagged(
             "flow",
@@ -163,9 +93,6 @@ class _LazyMatchers(Mapping[str, Matcher]):
 def _matcher(path: str, engine: str) -> Matcher:
     """The tables at `path`, which never holds others: its name says which."""
     return Matcher.load(path, engine=engine)
-
-
-_identifier = cache(language.load_identifier)
 
 
 def by_partition(

@@ -152,7 +152,7 @@ def stages(workdir: Path, configs: Path) -> list[Stage]:
             "data_prep.curate",
             {
                 "config": configs / "curate.py:quickstart",
-                "config.warc": workdir / "crawl" / "*.warc.gz",
+                "config.source.paths": workdir / "crawl" / "*.warc.gz",
                 "config.metadata": workdir / "metadata",
                 "config.download.host_map": _HOST_MAP,
                 "workdir": workdir / "curation",

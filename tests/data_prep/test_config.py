@@ -7,6 +7,7 @@ import pytest
 from data_prep import config as keys
 from data_prep import curate
 from data_prep.matching import matcher, spacing
+from data_prep.sources import kinds
 from data_prep.stages import steps
 from metaclip_jax.cli import ranges
 from tests.out_of_range import bad_values, with_value
@@ -22,6 +23,7 @@ MALFORMED = {
     "name": ("", "My-Set", "my-set", "../x", "a/b", "9lives", "_a", "a" * 101, "é"),
     "languages": (("",), ("EN",), ("en", "z h"), ("en-",), ("../x",)),
     "warc": ("", " "),
+    "source.paths": ("", " "),
     "metadata": ("", " "),
     "pageviews": ("", " "),
     "language.identifier": ("", "lid", "lid218", "a:b:c", ":make", "module:"),
@@ -63,6 +65,7 @@ def test_every_form_has_malformed_values():
 @pytest.mark.parametrize(
     ("key", "choices"),
     [
+        ("source.kind", tuple(kinds.KINDS)),
         ("matching.mode", spacing.MODES),
         ("matching.engine", matcher.ENGINES),
         ("balance.rule", steps.RULES),
@@ -106,7 +109,7 @@ def test_values_that_do_not_go_together_are_refused(program, changes, message):
 )
 def test_a_plan_refuses_what_the_stages_would_trip_over(tmp_path, key, value, message):
     config = with_value(keys.curate(), key, value)
-    config.warc, config.metadata = "*.warc.gz", "metadata"
+    config.source.paths, config.metadata = "*.warc.gz", "metadata"
     with pytest.raises(ValueError, match=message):
         curate.plan(config, str(tmp_path / "work"), str(tmp_path / "out"), [])
     assert not list(tmp_path.iterdir())
@@ -130,9 +133,11 @@ def test_a_plan_refuses_what_the_stages_would_trip_over(tmp_path, key, value, me
 def test_a_refused_command_leaves_nothing(tmp_path, module, recipe, wrong):
     (tmp_path / "a.warc").touch()
     flags = {"config": f"configs/{recipe}", "output": tmp_path / "out"}
-    flags["config.warc"] = tmp_path / "a.warc"
     if module == "data_prep.curate":
+        flags["config.source.paths"] = tmp_path / "a.warc"
         flags |= {"workdir": tmp_path / "work", "config.metadata": tmp_path / "en"}
+    else:
+        flags["config.warc"] = tmp_path / "a.warc"
     done = subprocess.run(
         [
             *(sys.executable, "-m", module),

@@ -82,7 +82,7 @@ def curation(web, output, **overrides):
     folder, host_map = web
     flags = {
         "config": ROOT / "configs/curate.py:quickstart",
-        "config.warc": folder / "crawl" / "*.warc.gz",
+        "config.source.paths": folder / "crawl" / "*.warc.gz",
         "config.metadata": folder / "metadata",
         "config.download.host_map": host_map,
         "workdir": output / "curation",
@@ -327,7 +327,7 @@ def test_a_truncated_and_a_false_file_cost_only_what_they_lost(web, tmp_path):
     (crawl / "false.warc.gz").write_bytes(b"this is no gzip file")
     with gzip.open(crawl / "empty.warc.gz", "wb"):
         pass
-    flags = curation(web, tmp_path, **{"config.warc": crawl / "*.warc.gz"})
+    flags = curation(web, tmp_path, **{"config.source.paths": crawl / "*.warc.gz"})
     run("data_prep.curate", **flags)
     card = files.read_json(tmp_path / "dataset" / "data_card.json")
     (read,) = [row for row in card["funnel"] if row["unit"] == "files"]

@@ -63,7 +63,8 @@ def configured(folder, port):
     flags = tiny_web.write(folder, ALTS)
     config = config_lib.curate()
     config.name = "tiny"
-    config.warc, config.metadata = flags["config.warc"], flags["config.metadata"]
+    config.source.paths = flags["config.source.paths"]
+    config.metadata = flags["config.metadata"]
     config.partitions = 3
     config.download.retries = 0
     config.download.timeout_seconds = 60.0  # loads of time on a busy machine

@@ -88,7 +88,7 @@ def write(folder: Path, alts: Sequence[tuple[str, str]]) -> dict[str, str]:
     return {
         "config": str(ROOT / "configs/curate.py:quickstart"),
         "config.name": "tiny",
-        "config.warc": str(folder / "pages.warc.gz"),
+        "config.source.paths": str(folder / "pages.warc.gz"),
         "config.metadata": str(folder / "metadata.json"),
         "config.download.retries": 0,
     }

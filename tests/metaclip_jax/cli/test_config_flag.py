@@ -92,11 +92,11 @@ def test_a_tuple_is_shown_as_the_config_has_it(monkeypatch):
 
 
 def test_a_right_command_line_gives_the_config_it_says(monkeypatch):
-    config, _ = parse(
-        monkeypatch, "configs/curate.py:1b", "--config.balance.t=7", "--config.warc=x"
-    )
+    flags = ["--config.balance.t=7", "--config.source.paths=x"]
+    config, _ = parse(monkeypatch, "configs/curate.py:1b", *flags)
     assert config.is_locked and type(config) is ConfigDict
-    assert (config.balance.t, config.warc, config.partitions) == (7, "x", 50_000)
+    assert (config.balance.t, config.source.paths) == (7, "x")
+    assert config.partitions == 50_000
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,11 @@
-"""The stage from WARC files to candidates: its batches, its flow, its work."""
+"""From the pages of a WARC file to candidates: the batches, the flow, the work."""
 
 import sys
 
-import pyarrow as pa
 import pytest
 
 from data_prep import config, drops, schema
-from data_prep.stages import matches
+from data_prep.sources import kinds, pages
 from examples.quickstart import warc_file
 
 HEAD = (("Content-Type", "text/html"), ("Date", "Thu, 01 Jan 2026 00:00:00 GMT"))
@@ -14,8 +13,8 @@ HEAD = (("Content-Type", "text/html"), ("Date", "Thu, 01 Jan 2026 00:00:00 GMT")
 
 @pytest.fixture
 def parse(tmp_path):
-    """Writes one page for each body; returns the batches and the flow of the stage."""
-    stage = matches.ParseWarc(**config.curate().pages.to_dict(), identifier="lid176")
+    """Writes one page for each body; returns the batches and the flow of the file."""
+    spec = kinds.Spec.from_config(config.curate())
 
     def run(*bodies):
         path = tmp_path / "x.warc.gz"
@@ -24,10 +23,9 @@ def parse(tmp_path):
             for i, body in enumerate(bodies)
         ]
         warc_file.write(path, answers, software="test")
-        out = list(stage.process(pa.RecordBatch.from_pydict({"value": [str(path)]})))
-        batches = [b for b in out if isinstance(b, pa.RecordBatch)]
-        flow = [row for b in out[len(batches) :] for row in b.value.to_pylist()]
-        return batches, flow
+        flow = []
+        batches = list(kinds.read(str(path), spec, flow))
+        return batches, [row for rows in flow for row in rows.to_pylist()]
 
     return run
 
@@ -39,7 +37,7 @@ def images(count, first=0):
 
 
 def test_candidates_come_in_order_in_batches_of_one_schema(parse, monkeypatch):
-    monkeypatch.setattr(matches, "_BATCH_ROWS", 10)
+    monkeypatch.setattr(pages, "_BATCH_ROWS", 10)
     batches, _ = parse(images(3), b"<p>", images(9, 3), b"<p>", images(4, 12), b"<p>")
     assert [b.num_rows for b in batches] == [12, 4]
     assert all(b.schema == schema.CANDIDATES for b in batches)
@@ -61,7 +59,7 @@ def test_pages_without_images_make_no_batch_but_are_counted(parse):
 def test_the_work_is_in_proportion_to_the_pages(parse, body):
     """Calls are counted in place of seconds: they do not depend on the machine."""
 
-    def calls(pages):
+    def calls(count_of_pages):
         count = 0
 
         def on_event(frame, event, argument):
@@ -70,7 +68,7 @@ def test_the_work_is_in_proportion_to_the_pages(parse, body):
 
         sys.setprofile(on_event)
         try:
-            parse(*[body] * pages)
+            parse(*[body] * count_of_pages)
         finally:
             sys.setprofile(None)
         return count

@@ -1,0 +1,66 @@
+"""What a source is to read, and what it counts as it reads."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+from ml_collections import ConfigDict
+
+from data_prep import drops
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The options of all sources, from the keys of the same names in config.py."""
+
+    kind: str
+    max_page_bytes: int
+    max_tree_bytes: int
+    max_texts_per_page: int
+    max_text_chars: int
+    max_url_chars: int
+    identifier: str  # of languages
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "Spec":
+        """Takes the keys that sources need out of a config of `curate`."""
+        source = config.source.to_dict()
+        del source["paths"]
+        return cls(
+            **source, **config.pages.to_dict(), identifier=config.language.identifier
+        )
+
+
+@dataclass
+class Reading:
+    """Counts of one piece of a source: what was read, and what was lost by reason.
+
+    Items are pages, or whatever else holds texts in that source.
+    """
+
+    items: int = 0
+    texts: int = 0
+    lost_files: Counter[str] = field(default_factory=Counter)
+    lost_items: Counter[str] = field(default_factory=Counter)
+    lost_texts: Counter[str] = field(default_factory=Counter)
+
+    def flow(self, item: str) -> Iterator[pa.RecordBatch]:
+        """Yields the FLOW rows of a file that was read; `item` is what it holds."""
+        broken, missing = self.lost_files.total(), self.lost_items.total()
+        yield drops.flow(
+            "read", unit="files", entered=1, left=1 - broken, drops=self.lost_files
+        )
+        yield drops.flow(
+            "read",
+            unit=item,
+            entered=self.items + missing,
+            left=self.items,
+            drops=self.lost_items,
+        )
+        yield drops.flow(
+            "parse",
+            entered=self.texts + self.lost_texts.total(),
+            left=self.texts,
+            drops=self.lost_texts,
+        )
