@@ -68,6 +68,13 @@ def curate() -> ConfigDict:
             "source": {
                 "kind": "warc",  # the format: a row of data_prep/sources/kinds.py
                 "paths": config_dict.placeholder(str),  # glob of the files to read
+                "url_column": "url",  # of tables: the column of the image's address
+                # Columns of texts, whose names become the texts' sources; one of lists
+                # holds several texts. (): the column `text`.
+                "text_columns": (),
+                "language_column": "",  # of the texts' language, if there is one
+                "page_column": "",  # of the page's address, if there is one
+                "header": (),  # the columns of a CSV file whose first line has no names
             },
             "metadata": config_dict.placeholder(str),  # folder, or a JSON list
             # Partitions by image: one file shard each. About records / 20,000,
@@ -144,6 +151,7 @@ def recipe(
 # What must hold between keys is in `_curate_rules` and `_metadata_rules`.
 _COUNT = Range(int, least=1)
 _COUNT_OR_NONE = Range(int, least=0)
+_COLUMN = Range(str, pattern=r"(?s).+", form="the name of a column")
 _PATH = Range(str, pattern=r"(?s).*\S.*", form="a path or glob", also=(None,))
 
 _PAGES: dict[str, Range] = {
@@ -181,8 +189,13 @@ CURATE_RANGES: dict[str, Range] = {
         form="a letter a to z, then letters a to z, digits and _ (100 in all at most)",
     ),
     "seed": Range(int, least=0, most=2**32 - 1),
-    "source.kind": Range(str, choices=("warc",)),
+    "source.kind": Range(str, choices=("warc", "table")),
     "source.paths": _PATH,
+    "source.url_column": _COLUMN,
+    "source.text_columns": Range(tuple, each=_COLUMN),
+    "source.language_column": Range(str),
+    "source.page_column": Range(str),
+    "source.header": Range(tuple, each=_COLUMN),
     "metadata": _PATH,
     "partitions": Range(int, least=1, most=999_999),
     **_PAGES,

@@ -126,7 +126,7 @@ def plan(
     # limits or addresses.
     values = config.to_dict()
     del values["download"], values["metadata"]
-    found = kinds.find(values["source"].pop("paths"))
+    found = kinds.find(values["source"].pop("paths"), kinds.spec_of(config))
     inputs = {
         "config": values,
         "source": kinds.describe(found),
@@ -170,7 +170,7 @@ def match(run: Run) -> Pool:
     config = run.config
     if files.finished(folder, run.match_inputs) is None:
         files.claim(folder, run.match_inputs)
-        read = matches.Read(kinds.Spec.from_config(config))
+        spec = kinds.spec_of(config)
         find = matches.Match(
             build_matchers(run),
             n,
@@ -188,8 +188,8 @@ def match(run: Run) -> Pool:
             progress(folder, n, "match"),
             beam.Pipeline(options=run.options) as pipeline,
         ):
-            sources = start(pipeline, kinds.find(config.source.paths))
-            parsed = sources | "parse" >> tagged(read)
+            sources = start(pipeline, kinds.find(config.source.paths, spec))
+            parsed = sources | "parse" >> tagged(matches.Read(spec))
             matched = parsed.main | "match" >> tagged(
                 find, main=tuple[int, pa.RecordBatch]
             )

@@ -195,7 +195,7 @@ def _parse(
         if len(rows) >= max_texts_per_page:
             drops["too_many_texts"] += max(len(texts), 1)
             continue
-        kept = _usable(texts, max_text_chars, drops)
+        kept = usable(texts, max_text_chars, drops)
         if not kept:
             continue
         url, reason = image_urls.find(
@@ -229,10 +229,13 @@ def _said(tree: LexborHTMLParser, texts: Sequence[str]) -> str:
     return clean(" ".join(parts))[:_SAID_CHARS]
 
 
-def _usable(
+def usable(
     texts: Sequence[tuple[str, str | None]], max_text_chars: int, drops: Counter
 ) -> list[tuple[str, str]]:
-    """Returns the (source, cleaned text) that are neither empty nor too long."""
+    """Returns the (source, cleaned text) that are neither empty nor too long.
+
+    Counts the others: no text at all is one empty text.
+    """
     if not texts:
         drops["empty_text"] += 1
     kept = []
@@ -327,7 +330,7 @@ class _Languages:
     def __init__(self, tree: LexborHTMLParser) -> None:
         self._page = _page_language(tree)
         self._declared = {
-            node.mem_id: _subtag(_lang(node.attributes))
+            node.mem_id: subtag(_lang(node.attributes))
             for node in tree.css("[lang]")
             if node.tag != "html"
         }
@@ -353,14 +356,14 @@ class _Languages:
 def _page_language(tree: LexborHTMLParser) -> str:
     """Returns the language of <html lang>, else of a Content-Language <meta>."""
     for root in tree.tags("html"):
-        if language := _subtag(root.attributes.get("lang")):
+        if language := subtag(root.attributes.get("lang")):
             return language
     for meta in tree.css("meta[http-equiv]"):
         attributes = meta.attributes
         if (attributes["http-equiv"] or "").strip().lower() == "content-language":
             # A list of several languages says nothing about one text.
             content = attributes.get("content") or ""
-            return "" if "," in content else _subtag(content)
+            return "" if "," in content else subtag(content)
     return ""
 
 
@@ -369,7 +372,7 @@ def _lang(attributes: image_urls.Attributes) -> str | None:
     return attributes["lang"] if "lang" in attributes else attributes.get("xml:lang")
 
 
-def _subtag(declared: str | None) -> str:
+def subtag(declared: str | None) -> str:
     """Returns the lower-case primary subtag: "en-GB" -> "en"; "" where it is none."""
     found = _LANGUAGE.match((declared or "").strip())
     return found[1].lower() if found else ""

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
+from ml_collections import ConfigDict
 
-from data_prep.sources import pages
+from data_prep.sources import pages, table
 from data_prep.sources.spec import Reading, Spec
 from metaclip_jax import files, patterns
 
-__all__ = ["KINDS", "Reading", "Spec", "describe", "find", "read"]
+__all__ = ["KINDS", "Reading", "Spec", "describe", "find", "read", "spec_of"]
 
 
 @dataclass(frozen=True)
@@ -21,21 +22,36 @@ class _Kind:
     # Yields the CANDIDATES of one file and counts what it read.
     read: Callable[[str, Spec, Reading], Iterator[pa.RecordBatch]]
     item: str  # what holds texts, for the funnel
+    texts: tuple[str, ...] = ()  # columns of texts, where config names none
+    # Raises ValueError where the keys of `source` do not fit a file.
+    check: Callable[[str, Spec], None] = lambda path, spec: None
 
 
 KINDS = {
     "warc": _Kind(pages.read, "pages"),
+    "table": _Kind(table.read, "rows", ("text",), table.check),
 }
 
 
-def find(paths: str) -> list[str]:
+def spec_of(config: ConfigDict) -> Spec:
+    """Takes the keys that sources need out of a config of `curate`."""
+    source = config.source.to_dict()
+    del source["paths"]
+    source["text_columns"] = source["text_columns"] or KINDS[config.source.kind].texts
+    return Spec(
+        **source, **config.pages.to_dict(), identifier=config.language.identifier
+    )
+
+
+def find(paths: str, spec: Spec) -> list[str]:
     """Returns the files of a source, sorted; each is read by itself.
 
-    Raises ValueError where there is none.
+    Raises ValueError where there is none, or the first does not fit the spec.
     """
     found = patterns.find(paths)
     if not found:
         raise ValueError(f"config.source.paths={paths!r} matches no file")
+    KINDS[spec.kind].check(found[0], spec)
     return found
 
 

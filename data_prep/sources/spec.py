@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-from ml_collections import ConfigDict
 
 from data_prep import drops
 
@@ -15,21 +14,17 @@ class Spec:
     """The options of all sources, from the keys of the same names in config.py."""
 
     kind: str
+    url_column: str
+    text_columns: tuple[str, ...]
+    language_column: str
+    page_column: str
+    header: tuple[str, ...]
     max_page_bytes: int
     max_tree_bytes: int
     max_texts_per_page: int
     max_text_chars: int
     max_url_chars: int
     identifier: str  # of languages
-
-    @classmethod
-    def from_config(cls, config: ConfigDict) -> "Spec":
-        """Takes the keys that sources need out of a config of `curate`."""
-        source = config.source.to_dict()
-        del source["paths"]
-        return cls(
-            **source, **config.pages.to_dict(), identifier=config.language.identifier
-        )
 
 
 @dataclass

@@ -24,6 +24,7 @@ MALFORMED = {
     "languages": (("",), ("EN",), ("en", "z h"), ("en-",), ("../x",)),
     "warc": ("", " "),
     "source.paths": ("", " "),
+    "source.url_column": ("",),
     "metadata": ("", " "),
     "pageviews": ("", " "),
     "language.identifier": ("", "lid", "lid218", "a:b:c", ":make", "module:"),

@@ -14,7 +14,7 @@ HEAD = (("Content-Type", "text/html"), ("Date", "Thu, 01 Jan 2026 00:00:00 GMT")
 @pytest.fixture
 def parse(tmp_path):
     """Writes one page for each body; returns the batches and the flow of the file."""
-    spec = kinds.Spec.from_config(config.curate())
+    spec = kinds.spec_of(config.curate())
 
     def run(*bodies):
         path = tmp_path / "x.warc.gz"
