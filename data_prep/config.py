@@ -68,10 +68,13 @@ def curate() -> ConfigDict:
             "source": {
                 "kind": "warc",  # the format: a row of data_prep/sources/kinds.py
                 "paths": config_dict.placeholder(str),  # glob of the files to read
-                "url_column": "url",  # of tables: the column of the image's address
-                # Columns of texts, whose names become the texts' sources; one of lists
-                # holds several texts. (): the column `text`.
+                # Names of columns of a table, features of a record, extensions in a tar
+                # or folder. Here the image's address; "": `url`, if it is there.
+                "url_column": "",
+                # Of the texts, whose sources they become; a list holds several texts.
+                # (): `text`, in tars and folders `txt`, in records `texts`.
                 "text_columns": (),
+                "image_column": "",  # of the images' bytes; "": `image`
                 "language_column": "",  # of the texts' language, if there is one
                 "page_column": "",  # of the page's address, if there is one
                 "header": (),  # the columns of a CSV file whose first line has no names
@@ -151,6 +154,7 @@ def recipe(
 # What must hold between keys is in `_curate_rules` and `_metadata_rules`.
 _COUNT = Range(int, least=1)
 _COUNT_OR_NONE = Range(int, least=0)
+_SOURCES = ("warc", "table", "parquet", "webdataset", "folder", "array_record")
 _COLUMN = Range(str, pattern=r"(?s).+", form="the name of a column")
 _PATH = Range(str, pattern=r"(?s).*\S.*", form="a path or glob", also=(None,))
 
@@ -189,9 +193,10 @@ CURATE_RANGES: dict[str, Range] = {
         form="a letter a to z, then letters a to z, digits and _ (100 in all at most)",
     ),
     "seed": Range(int, least=0, most=2**32 - 1),
-    "source.kind": Range(str, choices=("warc", "table")),
+    "source.kind": Range(str, choices=_SOURCES),
     "source.paths": _PATH,
-    "source.url_column": _COLUMN,
+    "source.url_column": Range(str),
+    "source.image_column": Range(str),
     "source.text_columns": Range(tuple, each=_COLUMN),
     "source.language_column": Range(str),
     "source.page_column": Range(str),

@@ -126,10 +126,11 @@ def plan(
     # limits or addresses.
     values = config.to_dict()
     del values["download"], values["metadata"]
-    found = kinds.find(values["source"].pop("paths"), kinds.spec_of(config))
+    spec = kinds.spec_of(config)
+    found = kinds.find(values["source"].pop("paths"), spec)
     inputs = {
         "config": values,
-        "source": kinds.describe(found),
+        "source": kinds.describe(found, spec),
         "metadata": {code: m.fingerprint for code, m in metadata.items()},
     }
     # t is chosen once the matches are there.
@@ -269,6 +270,7 @@ def download(
             run.workdir,
             n,
             draws=draws,
+            source=kinds.spec_of(run.config),
             max_failed_share=fetch.pop("max_failed_share"),
             retry_failed=retry_failed,
             fetch=fetch,

@@ -19,6 +19,8 @@ CANDIDATES = pa.schema(
         ("language", pa.string()),  # declared by the page, "" where it is not
         # Identified from the page's text where it declares none that is known, or "".
         ("page_language", pa.string()),
+        # Where a source holds the image's bytes (sources.stored), "" where it does not.
+        ("stored_at", pa.string()),
     ]
 )
 

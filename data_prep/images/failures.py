@@ -33,6 +33,8 @@ _CURES = {
     "http_5xx": "servers are broken or busy; lower config.download.per_host",
 }
 _FINAL_CURES = {
+    "missing_file": "files of the source are gone; restore them",
+    "damaged_file": "files of the source are cut off; restore them",
     "http_404": "the images are gone; are the pages old?",
     "http_410": "the images are gone; are the pages old?",
     "too_large": "raise config.download.max_bytes",

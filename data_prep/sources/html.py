@@ -90,7 +90,9 @@ def parse_page(
     image_ids = {url: records.image_id(url) for url in dict.fromkeys(urls)}
     unknown = {code for code in set(declared) if not language.known(code)}
     identified = [of_page if code in unknown else "" for code in declared]
-    columns = ([image_ids[url] for url in urls], urls, *others, declared, identified)
+    nowhere = [""] * len(urls)
+    ids = [image_ids[url] for url in urls]
+    columns = (ids, urls, *others, declared, identified, nowhere)
     named = dict(zip(schema.CANDIDATES.names, columns, strict=True))
     return schema.from_columns(named, schema.CANDIDATES), drops
 

@@ -4,17 +4,27 @@ A new format is a module with a `read` and a row of KINDS.
 """
 
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 from ml_collections import ConfigDict
 
-from data_prep.sources import pages, table
+from data_prep.sources import array_record, folder, pages, stored, table, webdataset
 from data_prep.sources.spec import Reading, Spec
 from metaclip_jax import files, patterns
 
-__all__ = ["KINDS", "Reading", "Spec", "describe", "find", "read", "spec_of"]
+__all__ = [
+    "KINDS",
+    "Reading",
+    "Spec",
+    "describe",
+    "find",
+    "images",
+    "read",
+    "spec_of",
+]
 
 
 @dataclass(frozen=True)
@@ -23,24 +33,70 @@ class _Kind:
     read: Callable[[str, Spec, Reading], Iterator[pa.RecordBatch]]
     item: str  # what holds texts, for the funnel
     texts: tuple[str, ...] = ()  # columns of texts, where config names none
+    # Reads the images that the source holds. None: they are downloaded.
+    images: stored.Reader | None = None
     # Raises ValueError where the keys of `source` do not fit a file.
     check: Callable[[str, Spec], None] = lambda path, spec: None
+    find: Callable[[str], list[str]] = patterns.find
+    size: Callable[[str], int] = files.size
 
 
 KINDS = {
     "warc": _Kind(pages.read, "pages"),
-    "table": _Kind(table.read, "rows", ("text",), table.check),
+    "table": _Kind(table.read, "rows", ("text",), check=table.check),
+    "parquet": _Kind(
+        table.read_with_images,
+        "rows",
+        ("text",),
+        table.images,
+        table.check_with_images,
+    ),
+    "webdataset": _Kind(webdataset.read, "samples", ("txt",), webdataset.images),
+    "folder": _Kind(
+        folder.read,
+        "images",
+        ("txt",),
+        folder.images,
+        find=folder.find,
+        size=folder.size,
+    ),
+    "array_record": _Kind(
+        array_record.read,
+        "records",
+        ("texts",),
+        array_record.images,
+        array_record.check,
+    ),
 }
 
 
 def spec_of(config: ConfigDict) -> Spec:
     """Takes the keys that sources need out of a config of `curate`."""
-    source = config.source.to_dict()
-    del source["paths"]
-    source["text_columns"] = source["text_columns"] or KINDS[config.source.kind].texts
+    source, kind = config.source.to_dict(), KINDS[config.source.kind]
+    paths = source.pop("paths") or ""
+    given = source["text_columns"]
+    optional = {"url"} if kind.images is not None and not source["url_column"] else ()
+    source |= {
+        "url_column": source["url_column"] or "url",
+        "image_column": source["image_column"] or "image",
+        "text_columns": given or kind.texts,
+        "caption_columns": given or KINDS["table"].texts,
+    }
     return Spec(
-        **source, **config.pages.to_dict(), identifier=config.language.identifier
+        **source,
+        **config.pages.to_dict(),
+        identifier=config.language.identifier,
+        max_image_bytes=config.download.max_bytes,
+        optional=frozenset(optional),
+        root=_root(paths),
     )
+
+
+def _root(paths: str) -> str:
+    """Returns the folder before all wildcards, with its slash."""
+    if files.path(paths or ".").is_dir():
+        return f"{paths.rstrip('/')}/"
+    return re.split(r"[*?\[]", paths)[0].rpartition("/")[0] + "/"
 
 
 def find(paths: str, spec: Spec) -> list[str]:
@@ -48,16 +104,18 @@ def find(paths: str, spec: Spec) -> list[str]:
 
     Raises ValueError where there is none, or the first does not fit the spec.
     """
-    found = patterns.find(paths)
+    kind = KINDS[spec.kind]
+    found = kind.find(paths)
     if not found:
         raise ValueError(f"config.source.paths={paths!r} matches no file")
-    KINDS[spec.kind].check(found[0], spec)
+    kind.check(found[0], spec)
     return found
 
 
-def describe(found: list[str]) -> list[tuple[str, int]]:
+def describe(found: Sequence[str], spec: Spec) -> list[tuple[str, int]]:
     """Returns name and size of each file: what a finished folder is known by."""
-    return [(os.path.basename(path), files.size(path)) for path in found]
+    size = KINDS[spec.kind].size
+    return [(os.path.basename(path), size(path)) for path in found]
 
 
 def read(path: str, spec: Spec, flow: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -73,3 +131,14 @@ def read(path: str, spec: Spec, flow: list[pa.RecordBatch]) -> Iterator[pa.Recor
     kind, reading = KINDS[spec.kind], Reading()
     yield from kind.read(path, spec, reading)
     flow += reading.flow(kind.item)
+
+
+def images(
+    references: Sequence[str], spec: Spec
+) -> Iterator[tuple[int, str, bytes]] | None:
+    """Reads the images that a source holds, as `stored.fetch` does.
+
+    None where the source holds none: they are to be downloaded.
+    """
+    reader = KINDS[spec.kind].images
+    return None if reader is None else stored.fetch(references, reader, spec)

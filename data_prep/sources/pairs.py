@@ -1,8 +1,8 @@
-"""From pairs of image addresses and texts, of whatever format, to candidates."""
+"""From pairs of images and texts, of whatever format, to candidates."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -17,10 +17,12 @@ _BATCH_PAIRS = 8_192
 class Pair(NamedTuple):
     """An image with its texts, as a source has them."""
 
-    url: str  # absolute
-    texts: Sequence[tuple[str, str | None]]  # (text source, text)
-    language: str = ""  # of the texts, where it is known
+    url: str  # absolute, or "" where a source with the bytes does not know it
+    texts: Sequence[tuple[str, str, str]]  # (text source, text, its language or "")
     page_url: str = ""
+    # Of a source that has the bytes: what stands for an address, and where they are.
+    name: str = ""
+    stored_at: str = ""
 
 
 def batches(
@@ -40,23 +42,68 @@ def batches(
             yield batch
 
 
+def from_fields(
+    fields: Mapping[str, Any], spec: Spec, *, name: str = "", stored_at: str = ""
+) -> Pair:
+    """Returns the pair of a row or sample, by the names of columns in `spec`.
+
+    A field may be missing, a text column may be a list, and a language column a list
+    with one language for each text.
+    """
+    texts: list[tuple[str, str, str]] = []
+    for source in spec.text_columns:
+        languages = _list(fields, spec.language_column)
+        found = _list(fields, source)
+        if len(languages) != len(found):
+            languages = (languages or [None])[:1] * len(found)
+        texts += [
+            (source, _string(text), _string(code))
+            for text, code in zip(found, languages, strict=True)
+        ]
+    url, page_url = (
+        _string(fields[column]) if column in fields else ""
+        for column in (spec.url_column, spec.page_column)
+    )
+    return Pair(url, texts, page_url, name, stored_at)
+
+
+def _list(fields: Mapping[str, Any], column: str) -> list[Any]:
+    found = fields[column] if column in fields else None
+    return found if isinstance(found, list) else [found]
+
+
+def _string(value: Any) -> str:
+    """Returns a value as text: of damaged UTF-8 what can be read of it."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return "" if value is None else str(value)
+
+
 def _candidates(pairs: Sequence[Pair], spec: Spec, reading: Reading) -> pa.RecordBatch:
     rows = []
     for pair in pairs:
-        kept = html.usable(pair.texts, spec.max_text_chars, reading.lost_texts)
+        kept = [
+            (text, source, html.subtag(language))
+            for source, found, language in pair.texts
+            for _, text in html.usable(
+                [(source, found)], spec.max_text_chars, reading.lost_texts
+            )
+        ]
+        if not pair.texts:
+            reading.lost_texts["empty_text"] += 1
         if not kept:
             continue
         url, reason = image_urls.find(
             {"src": pair.url}, (), "", max_url_chars=spec.max_url_chars
         )
+        url = url or pair.name
         if not url:
             reading.lost_texts[reason] += len(kept)
             continue
         image_id = records.image_id(url)
-        language = html.subtag(pair.language)
         rows += [
-            (image_id, url, pair.page_url, text, source, language, "")
-            for source, text in kept
+            (image_id, url, pair.page_url, *of_text, "", pair.stored_at)
+            for of_text in kept
         ]
     columns = zip(*rows, strict=True) if rows else [()] * len(schema.CANDIDATES)
     named = dict(zip(schema.CANDIDATES.names, columns, strict=True))

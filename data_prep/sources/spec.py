@@ -15,7 +15,9 @@ class Spec:
 
     kind: str
     url_column: str
+    image_column: str
     text_columns: tuple[str, ...]
+    caption_columns: tuple[str, ...]  # of a folder's file of captions
     language_column: str
     page_column: str
     header: tuple[str, ...]
@@ -25,6 +27,17 @@ class Spec:
     max_text_chars: int
     max_url_chars: int
     identifier: str  # of languages
+    max_image_bytes: int
+    extra: tuple[str, ...] = ()  # columns to read besides
+    optional: frozenset[str] = frozenset()  # columns that a file may lack
+    root: str = ""  # the folder of all files, with its slash
+
+    def name_of(self, path: str) -> str:
+        """Returns what stands for an address in the place of a file's path.
+
+        It is the same wherever the folder of all files lies.
+        """
+        return f"source:{path.removeprefix(self.root)}"
 
 
 @dataclass

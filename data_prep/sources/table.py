@@ -5,6 +5,7 @@ a column of several texts may be a list. A row that cannot be read is counted.
 """
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -13,11 +14,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from data_prep.sources import pairs
+from data_prep.sources import pairs, stored
 from data_prep.sources.spec import Reading, Spec
 from metaclip_jax import files
 from metaclip_jax.cli import ranges
@@ -33,56 +35,95 @@ _Columns = Mapping[str, Sequence[Any]]
 def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
     """Yields the CANDIDATES of a table.
 
+    Raises what `rows` raises.
+    """
+    found = rows(path, spec, reading)
+    yield from pairs.batches(
+        (pairs.from_fields(row, spec) for row in found), spec, reading
+    )
+
+
+def read_with_images(
+    path: str, spec: Spec, reading: Reading
+) -> Iterator[pa.RecordBatch]:
+    """Yields the CANDIDATES of a Parquet file that holds the images' bytes too.
+
+    Raises what `rows` raises.
+    """
+    name = spec.name_of(path)
+    found = (
+        pairs.from_fields(
+            row, spec, name=f"{name}/{i}", stored_at=stored.reference(path, str(i))
+        )
+        for i, row in enumerate(rows(path, spec, reading))
+    )
+    yield from pairs.batches(found, spec, reading)
+
+
+def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
+    """Yields images of a Parquet file by the numbers of their rows.
+
+    Their column has bytes, or as on the Hugging Face hub `bytes` and `path`.
+    """
+    with files.local_copy(path) as local, pq.ParquetFile(local) as parquet:
+        sizes = [
+            parquet.metadata.row_group(i).num_rows
+            for i in range(parquet.num_row_groups)
+        ]
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        wanted = np.array(positions, np.int64)
+        groups = np.searchsorted(starts, wanted, side="right") - 1
+        for group in np.unique(groups).tolist():  # positions ascend, and so groups do
+            column = parquet.read_row_group(group, columns=[spec.image_column])[0]
+            for row in (wanted[groups == group] - starts[group]).tolist():
+                yield _image(column[row].as_py(), spec)
+
+
+def _image(value: Any, spec: Spec) -> tuple[str, bytes]:
+    body = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(body, bytes):
+        return "missing_file", b""
+    if len(body) > spec.max_image_bytes:
+        return "too_large", b""
+    return stored.OK, body
+
+
+def check(path: str, spec: Spec) -> None:
+    """Raises ValueError where a file has not the columns that are asked for."""
+    for _ in rows(path, spec, Reading()):
+        return
+
+
+def check_with_images(path: str, spec: Spec) -> None:
+    """Raises ValueError where a file is no Parquet or has not the columns."""
+    if not path.lower().endswith(".parquet"):
+        raise ValueError(f"config.source.paths: wanted a .parquet file, got {path}")
+    check(path, dataclasses.replace(spec, extra=(spec.image_column,)))
+
+
+def rows(path: str, spec: Spec, reading: Reading) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a table, of the columns that `spec` names.
+
     A file that breaks off is lost from there on (damaged_table, or empty_file), a row
-    that is none is a lost row (bad_row).
+    that is none is a lost item (bad_row).
 
     Raises:
       OSError: the file cannot be opened or the storage fails.
       ValueError: it has not the columns, or not the name of a table.
     """
+    reader = _reader(path)
     if not files.size(path):
         reading.lost_files["empty_file"] += 1
         return
-    yield from pairs.batches(_pairs(path, spec, reading), spec, reading)
-
-
-def check(path: str, spec: Spec) -> None:
-    """Raises ValueError where a file has not the columns that are asked for."""
-    for _ in _pairs(path, spec, Reading()):
-        return
-
-
-def _pairs(path: str, spec: Spec, reading: Reading) -> Iterator[pairs.Pair]:
     try:
-        for columns in _reader(path)(path, spec, reading):
-            yield from _rows(columns, spec)
+        for columns in reader(path, spec, reading):
+            names = list(columns)
+            for row in zip(*columns.values(), strict=True):
+                yield dict(zip(names, row, strict=True))
     except (pa.ArrowException, EOFError, UnicodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the storage, not what is stored
         reading.lost_files["damaged_table"] += 1
-
-
-def _rows(columns: _Columns, spec: Spec) -> Iterator[pairs.Pair]:
-    urls = columns[spec.url_column]
-    nothing = [""] * len(urls)
-    languages = columns[spec.language_column] if spec.language_column else nothing
-    page_urls = columns[spec.page_column] if spec.page_column else nothing
-    texts = [columns[name] for name in spec.text_columns]
-    for url, language, page_url, *of_image in zip(
-        urls, languages, page_urls, *texts, strict=True
-    ):
-        found: list[tuple[str, str | None]] = []
-        for source, value in zip(spec.text_columns, of_image, strict=True):
-            several = value if isinstance(value, list) else [value]
-            found += [(source, text) for text in map(_string, several)]
-        yield pairs.Pair(_string(url), found, _string(language), _string(page_url))
-
-
-def _string(value: Any) -> str:
-    """Returns a value as text: of damaged UTF-8 what can be read of it."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return "" if value is None else str(value)
 
 
 def _reader(path: str) -> Callable[[str, Spec, Reading], Iterator[_Columns]]:
@@ -96,15 +137,19 @@ def _reader(path: str) -> Callable[[str, Spec, Reading], Iterator[_Columns]]:
     )
 
 
-def _wanted(spec: Spec) -> list[str]:
-    """Returns the names of the columns, each once."""
-    optional = [name for name in (spec.language_column, spec.page_column) if name]
-    return list(dict.fromkeys([spec.url_column, *spec.text_columns, *optional]))
+def _wanted(path: str, found: Sequence[str], spec: Spec) -> list[str]:
+    """Returns the names of the columns to read, each once.
 
-
-def _check_columns(path: str, found: Sequence[str], spec: Spec) -> None:
-    for name in _wanted(spec):
-        if name not in found:
+    Raises ValueError where `found` lacks one.
+    """
+    columns = (
+        spec.url_column,
+        *spec.text_columns,
+        *(name for name in (spec.language_column, spec.page_column) if name),
+        *spec.extra,
+    )
+    for name in columns:
+        if name not in found and name not in spec.optional:
             near = {other.lower(): other for other in found}.get(name.lower())
             near = near or ranges.nearest(name, found)
             raise ValueError(
@@ -113,6 +158,7 @@ def _check_columns(path: str, found: Sequence[str], spec: Spec) -> None:
                 "columns in config.source.url_column and text_columns, and those of a "
                 "file whose first line has no names in config.source.header"
             )
+    return [name for name in dict.fromkeys(columns) if name in found]
 
 
 def _read_parquet(path: str, spec: Spec, _: Reading) -> Iterator[_Columns]:
@@ -122,8 +168,8 @@ def _read_parquet(path: str, spec: Spec, _: Reading) -> Iterator[_Columns]:
         except pa.ArrowInvalid as error:
             raise EOFError from error
         with parquet:
-            _check_columns(path, parquet.schema_arrow.names, spec)
-            for batch in parquet.iter_batches(_BATCH_ROWS, columns=_wanted(spec)):
+            wanted = _wanted(path, parquet.schema_arrow.names, spec)
+            for batch in parquet.iter_batches(_BATCH_ROWS, columns=wanted):
                 batch.validate(full=True)  # else a damaged text fails where it is used
                 yield batch.to_pydict()
 
@@ -134,9 +180,8 @@ def _read_csv(path: str, spec: Spec, reading: Reading) -> Iterator[_Columns]:
         return "skip"
 
     delimiter = "\t" if re.search(rf"\.tsv{_COMPRESSION}$", path.lower()) else ","
-    wanted = _wanted(spec)
     with files.local_copy(path) as local:
-        _check_columns(path, spec.header or _head(local, delimiter), spec)
+        wanted = _wanted(path, spec.header or _head(local, delimiter), spec)
         with pa.input_stream(str(local)) as stream:
             reader = pa_csv.open_csv(
                 stream,
@@ -169,14 +214,13 @@ def _head(local: Path, delimiter: str) -> list[str]:
 
 
 def _read_json_lines(path: str, spec: Spec, reading: Reading) -> Iterator[_Columns]:
-    wanted, is_checked = _wanted(spec), False
     with files.local_copy(path) as local, pa.input_stream(str(local)) as stream:
         lines = io.BufferedReader(stream)
+        wanted: list[str] = []
         while some := list(islice(lines, _BATCH_ROWS)):
             rows = list(_json_rows(some, reading))
-            if rows and not is_checked:  # a row may lack some of them
-                _check_columns(path, list(dict.fromkeys(chain(*rows))), spec)
-                is_checked = True
+            if rows and not wanted:  # a row may lack some of them
+                wanted = _wanted(path, list(dict.fromkeys(chain(*rows))), spec)
             yield {name: [row.get(name) for row in rows] for name in wanted}
 
 

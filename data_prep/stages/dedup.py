@@ -16,7 +16,7 @@ def sort_and_drop_repeats(table: pa.Table) -> pa.Table:
     Of equal pairs the one with the smallest text source and page URL stays, so
     the result depends on the set of rows and not on their order.
     """
-    order = ["image_id", "text", "text_source", "page_url"]
+    order = ["image_id", "text", "text_source", "page_url", "stored_at"]
     table = table.sort_by([(k, "ascending") for k in order]).combine_chunks()
     if table.num_rows == 0:
         return table

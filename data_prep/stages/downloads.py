@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from data_prep import drops, schema
 from data_prep.images import download, failures, screening
+from data_prep.sources import kinds
 from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
     dedup,
@@ -40,12 +41,14 @@ class Download(beam.DoFn):
         draws: Mapping,
         fetch: Mapping,
         screen: Mapping,
+        source: kinds.Spec,
         max_failed_share: float,
         retry_failed: bool = False,
     ) -> None:
         self._workdir, self._partitions = workdir, partitions
         self._draws = dict(draws)
         self._fetch, self._screen = dict(fetch), dict(screen)
+        self._source = source
         self._max_failed_share, self._retry_failed = max_failed_share, retry_failed
 
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -91,6 +94,9 @@ class Download(beam.DoFn):
         ):
             return
         wanted = images.filter(failed).select(["image_id", "image_url", "texts"])
+        # What a source holds itself never fails in a way that may be better now.
+        nowhere = pa.array([""] * wanted.num_rows, pa.string())
+        wanted = wanted.append_column("stored_at", nowhere)
         kept = pc.max(images["position"]).as_py() + 1
         again = self._fetch_and_screen(part, wanted, blobs, kept=kept)
         images = pa.concat_tables([images.filter(pc.invert(failed)), again])
@@ -107,6 +113,7 @@ class Download(beam.DoFn):
             kept=kept,
             fetch=self._fetch,
             screen=self._screen,
+            source=self._source,
             watch=failures.Watch(part, self._max_failed_share),
         )
 
@@ -121,16 +128,18 @@ def download_and_screen(
     blobs: tuple[str, str],
     fetch: Mapping,
     screen: Mapping,
+    source: kinds.Spec,
     kept: int = 0,
     watch: Callable[[str], None] = lambda status: None,
 ) -> pa.Table:
     """Fetches images into one blob file, in the order of their arrival.
 
     Args:
-      wanted: image_id, image_url, texts.
+      wanted: image_id, image_url, stored_at, texts.
       blobs: folder and name of the file for the bytes of the images that pass.
       fetch: keyword arguments of download.fetch.
       screen: keyword arguments of screening.inspect.
+      source: where the images come from; one that holds them is read, not downloaded.
       kept: blobs that the file has already; the new ones come after them.
       watch: called with the status of each download.
 
@@ -152,9 +161,10 @@ def download_and_screen(
     with parts.blob_writer(*blobs) as write_blob:
         for blob in parts.read_blobs(*blobs, range(kept)) if kept else ():
             write_blob(blob)
-        for index, status, body in download.fetch(
-            wanted["image_url"].to_pylist(), **fetch
-        ):
+        bodies = kinds.images(wanted["stored_at"].to_pylist(), source)
+        if bodies is None:
+            bodies = download.fetch(wanted["image_url"].to_pylist(), **fetch)
+        for index, status, body in bodies:
             watch(status)
             columns["status"][index] = status
             if status != download.OK:

@@ -311,11 +311,12 @@ def tally(matches: pa.Table) -> pa.RecordBatch:
 
 
 def images_of(matches: pa.Table) -> pa.Table:
-    """Returns image_id, image_url and the number of texts; sorted by image_id."""
+    """Returns image_id, image_url, stored_at and the number of texts, by image_id."""
     images = matches.group_by("image_id").aggregate(
-        [("image_url", "min"), ("text", "count")]
+        [("image_url", "min"), ("stored_at", "min"), ("text", "count")]
     )
-    return images.rename_columns(["image_id", "image_url", "texts"]).sort_by("image_id")
+    names = ["image_id", "image_url", "stored_at", "texts"]
+    return images.rename_columns(names).sort_by("image_id")
 
 
 def to_records(

@@ -24,7 +24,6 @@ MALFORMED = {
     "languages": (("",), ("EN",), ("en", "z h"), ("en-",), ("../x",)),
     "warc": ("", " "),
     "source.paths": ("", " "),
-    "source.url_column": ("",),
     "metadata": ("", " "),
     "pageviews": ("", " "),
     "language.identifier": ("", "lid", "lid218", "a:b:c", ":make", "module:"),

@@ -1,0 +1,112 @@
+"""Reads ArrayRecord files of tf.train.Example: datasets of TFDS, and our own.
+
+They are read without TFDS: a feature is a column, whose texts and encoded image are
+bytes. A dataset that TFDS stored as TFRecord has to be converted first.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+from array_record.python.array_record_module import ArrayRecordReader
+from google.protobuf.message import DecodeError
+from tensorflow_datasets.proto import tf_example_pb2
+
+from data_prep.sources import pairs, stored
+from data_prep.sources.spec import Reading, Spec
+
+_BATCH = 256  # records read at a time
+
+
+def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
+    """Yields the CANDIDATES of a file.
+
+    A file that cannot be read is damaged_records; lost items are damaged_record and
+    no_image.
+
+    Raises OSError where the storage fails.
+    """
+    yield from pairs.batches(_pairs(path, spec, reading), spec, reading)
+
+
+def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
+    """Yields images of a file by the numbers of their records."""
+    reader = ArrayRecordReader(path)
+    for start in range(0, len(positions), _BATCH):
+        for data in _read(reader, [int(p) for p in positions[start : start + _BATCH]]):
+            body = (_fields(data) or {}).get(spec.image_column)
+            if not isinstance(body, bytes):
+                yield "damaged_file", b""
+            elif len(body) > spec.max_image_bytes:
+                yield "too_large", b""
+            else:
+                yield stored.OK, body
+
+
+def check(path: str, spec: Spec) -> None:
+    """Raises ValueError where the first record lacks a column that is asked for."""
+    reader = ArrayRecordReader(path)
+    if not reader.ok() or not reader.num_records():
+        return
+    fields = _fields(_read(reader, [0])[0])
+    if fields is None:
+        return
+    for name in (spec.image_column, *spec.text_columns):
+        if name not in fields:
+            raise ValueError(
+                f"config.source: wanted a feature {name!r} in {path}, got "
+                f"{sorted(fields)}; name them in config.source.image_column and "
+                "text_columns"
+            )
+
+
+def _pairs(path: str, spec: Spec, reading: Reading) -> Iterator[pairs.Pair]:
+    reader = ArrayRecordReader(path)
+    count = reader.num_records() if reader.ok() else 0
+    if not count:  # also of a file that is cut off
+        reading.lost_files["damaged_records"] += 1
+        return
+    for start in range(0, count, _BATCH):
+        indices = list(range(start, min(start + _BATCH, count)))
+        for index, data in zip(indices, _read(reader, indices), strict=True):
+            fields = _fields(data)
+            if fields is None:
+                reading.lost_items["damaged_record"] += 1
+            elif not isinstance(fields.get(spec.image_column), bytes):
+                reading.lost_items["no_image"] += 1
+            else:
+                yield pairs.from_fields(
+                    fields,
+                    spec,
+                    name=f"{spec.name_of(path)}/{index}",
+                    stored_at=stored.reference(path, str(index)),
+                )
+
+
+def _read(reader: ArrayRecordReader, indices: list[int]) -> list[bytes]:
+    """Reads records, b"" for those that are damaged."""
+    try:
+        return reader.read(indices)
+    except RuntimeError as error:
+        if not str(error).startswith("Corrupted Riegeli/records file"):
+            raise OSError(f"records cannot be read: {error}") from error
+    if len(indices) == 1:
+        return [b""]
+    return [_read(reader, [one])[0] for one in indices]
+
+
+def _fields(data: bytes) -> dict[str, Any] | None:
+    """Returns the features of a record by name: one value, or a list; None if none."""
+    example = tf_example_pb2.Example()
+    try:
+        example.ParseFromString(data)
+    except DecodeError:
+        return None
+    if not data:
+        return None
+    fields: dict[str, Any] = {}
+    for name, feature in example.features.feature.items():
+        kind = feature.WhichOneof("kind")
+        values = list(getattr(feature, kind).value) if kind else []
+        fields[name] = values[0] if len(values) == 1 else values or None
+    return fields

@@ -1,0 +1,116 @@
+"""Reads folders of pictures: name.jpg with name.txt beside it, or one file of captions.
+
+The file of captions is metadata.csv, .jsonl or .parquet with a column `file_name`, as
+the Hugging Face hub's image folders have it. It covers the folders below its own.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+
+from data_prep.sources import pairs, stored, table
+from data_prep.sources.spec import Reading, Spec
+from data_prep.sources.webdataset import IMAGES
+from metaclip_jax import files, patterns
+
+_IMAGE = re.compile(rf"(.*)\.({'|'.join(IMAGES)})", re.S | re.I)
+_CAPTIONS = re.compile(r"metadata\.(csv|jsonl|parquet)")
+_FILE_NAME = "file_name"
+
+
+def find(root: str) -> list[str]:
+    """Returns the folders with files at or below `root`, sorted; each is read alone.
+
+    Raises ValueError where it is no folder.
+    """
+    if not files.path(root).is_dir():
+        raise ValueError(f"config.source.paths: wanted a folder, got {root!r}")
+    folders: dict[str, bool] = {}  # whether it has a file of captions
+    for path in patterns.find(f"{root.rstrip('/')}/**"):
+        folder, _, name = path.rpartition("/")
+        folders[folder] = bool(_CAPTIONS.fullmatch(name)) or folders.get(folder, False)
+    covered = tuple(f"{folder}/" for folder, has in folders.items() if has)
+    return sorted(folder for folder in folders if not folder.startswith(covered))
+
+
+def size(folder: str) -> int:
+    """Returns the bytes of a folder's own files."""
+    return sum(files.size(path) for path in patterns.find(f"{folder}/*"))
+
+
+def read(folder: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
+    """Yields the CANDIDATES of the pictures of one folder.
+
+    A text column is the extension of the files beside the pictures, or a column of the
+    file of captions. Lost items: no_image (a text or row without picture), bad_name
+    (one that leads out of the folder), bad_row.
+
+    Raises OSError where the storage fails.
+    """
+    paths = patterns.find(f"{folder}/*")
+    captions = [p for p in paths if _CAPTIONS.fullmatch(p.rpartition("/")[2])]
+    found = (
+        _of_captions(folder, captions[0], spec, reading)
+        if captions
+        else _of_files(paths, spec, reading)
+    )
+    yield from pairs.batches(found, spec, reading)
+
+
+def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
+    """Yields one image, a file of its own."""
+    for _ in positions:
+        if files.size(path) > spec.max_image_bytes:
+            yield "too_large", b""
+        else:
+            yield stored.OK, files.path(path).read_bytes()
+
+
+def _of_files(
+    paths: Sequence[str], spec: Spec, reading: Reading
+) -> Iterator[pairs.Pair]:
+    pictures = {found[1]: path for path in paths if (found := _IMAGE.fullmatch(path))}
+    beside: dict[str, dict[str, str]] = {}
+    for path in paths:
+        stem, _, extension = path.rpartition(".")
+        if extension in spec.text_columns:
+            beside.setdefault(stem, {})[extension] = path
+    reading.lost_items["no_image"] += len(beside.keys() - pictures.keys())
+    for stem, path in pictures.items():
+        texts = {
+            extension: files.path(text).read_bytes()
+            for extension, text in beside.get(stem, {}).items()
+        }
+        yield _pair(path, texts, spec)
+
+
+def _of_captions(
+    folder: str, captions: str, spec: Spec, reading: Reading
+) -> Iterator[pairs.Pair]:
+    spec = dataclasses.replace(
+        spec,
+        text_columns=spec.caption_columns,
+        extra=(_FILE_NAME,),
+        header=(),
+        optional=spec.optional | {spec.language_column, spec.page_column},
+    )
+    for row in table.rows(captions, spec, reading):
+        name = row[_FILE_NAME]
+        name = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
+        inside = PurePosixPath(str(name or "/"))
+        if inside.is_absolute() or ".." in inside.parts or "\0" in str(name):
+            reading.lost_items["bad_name"] += 1
+        elif not files.path(f"{folder}/{inside}").exists():
+            reading.lost_items["no_image"] += 1
+        else:
+            yield _pair(f"{folder}/{inside}", row, spec)
+
+
+def _pair(path: str, fields: Mapping[str, Any], spec: Spec) -> pairs.Pair:
+    return pairs.from_fields(
+        fields, spec, name=spec.name_of(path), stored_at=stored.reference(path)
+    )

@@ -1,0 +1,137 @@
+"""Reads tars of image-text samples as webdataset, img2dataset and open_clip use them.
+
+Files whose names agree up to the first dot are a sample: an image, texts (.txt) and
+facts (.json). The images stay where they are until the download stage takes them.
+"""
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from data_prep.sources import pairs, stored
+from data_prep.sources.spec import Reading, Spec
+from metaclip_jax import files
+
+IMAGES = ("jpg", "jpeg", "png", "webp", "avif", "gif", "bmp")
+
+_NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.S)
+_MAX_TEXT = 1 << 24  # bytes of a text or of facts; no sample of ours has more
+_Member = tuple[str, tarfile.TarInfo]  # extension, member
+
+
+def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
+    """Yields the CANDIDATES of a tar.
+
+    A text column is an extension of the tar's files (txt) or else a key of its .json.
+    A tar that breaks off is lost from there on (damaged_tar, or empty_file). Lost
+    samples: not_a_sample (a name without extension), no_image, repeated_name,
+    bad_facts (.json that is none).
+
+    Raises OSError where the file cannot be opened or the storage fails.
+    """
+    if not files.size(path):
+        reading.lost_files["empty_file"] += 1
+        return
+    yield from pairs.batches(_pairs(path, spec, reading), spec, reading)
+
+
+def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
+    """Yields images of a tar. Raises OSError where the storage fails."""
+    with files.path(path).open("rb") as file:
+        for position in positions:
+            offset, size = map(int, position.split("+"))
+            if size > spec.max_image_bytes:
+                yield "too_large", b""
+                continue
+            file.seek(offset)
+            body = file.read(size)
+            yield (stored.OK, body) if len(body) == size else ("damaged_file", b"")
+
+
+def _pairs(path: str, spec: Spec, reading: Reading) -> Iterator[pairs.Pair]:
+    with files.local_copy(path) as local, local.open("rb") as file:
+        for key, members in _samples(file, files.size(local), reading):
+            fields = dict(members)
+            found = [extension for extension in IMAGES if extension in fields]
+            if not found or len(fields) < len(members):
+                reason = "repeated_name" if found else "no_image"
+                reading.lost_items[reason] += 1
+                continue
+            facts = _facts(file, fields)
+            if facts is None:
+                reading.lost_items["bad_facts"] += 1
+                continue
+            image = fields[found[0]]
+            yield pairs.from_fields(
+                _Fields(file, fields, facts),
+                spec,
+                name=f"{spec.name_of(path)}/{key}.{found[0]}",
+                stored_at=stored.reference(path, f"{image.offset_data}+{image.size}"),
+            )
+
+
+def _samples(
+    file: BinaryIO, size: int, reading: Reading
+) -> Iterator[tuple[str, list[_Member]]]:
+    """Yields (key, members) of each sample; they lie side by side in a tar."""
+    key, members = "", list[_Member]()
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if not member.isreg():
+                    continue
+                if member.offset_data + member.size > size:
+                    raise tarfile.ReadError("the last file is cut off")
+                name = _NAME.fullmatch(member.name)
+                if name is None:
+                    reading.lost_items["not_a_sample"] += 1
+                    continue
+                if name[1] != key and members:
+                    yield key, members
+                    members = []
+                key = name[1]
+                members.append((name[2].lower(), member))
+    except (tarfile.TarError, ValueError, EOFError):
+        reading.lost_files["damaged_tar"] += 1
+        return  # the sample in which it breaks off may lack its texts
+    if members:
+        yield key, members
+
+
+def _facts(file: BinaryIO, fields: Mapping[str, tarfile.TarInfo]) -> dict | None:
+    if "json" not in fields:
+        return {}
+    try:
+        found = json.loads(_content(file, fields["json"]))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+class _Fields(Mapping[str, Any]):
+    """The texts and facts of a sample by name, read when they are asked for."""
+
+    def __init__(
+        self, file: BinaryIO, members: Mapping[str, tarfile.TarInfo], facts: dict
+    ) -> None:
+        self._file, self._members, self._facts = file, members, facts
+
+    def __getitem__(self, name: str) -> Any:
+        if name.lower() in self._members:
+            return _content(self._file, self._members[name.lower()])
+        return self._facts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self._members, *self._facts]))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+def _content(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
+    file.seek(member.offset_data)
+    return file.read(min(member.size, _MAX_TEXT))

@@ -1,0 +1,217 @@
+"""The same pictures through every kind of source give the same records."""
+
+import csv
+import dataclasses
+import io
+import json
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.proto import tf_example_pb2
+
+from data_prep import config as config_lib
+from data_prep import curate
+from metaclip_jax.data import records
+from tests.data_prep import tiny_web
+
+COUNT = 40
+TEXTS = ("a cat", "one red dog", "a bird", "red cat, dog")
+
+
+def path_of(i):
+    return f"/{i}.jpg"
+
+
+def url_of(i):
+    return f"http://{tiny_web.IMAGES}{path_of(i)}"
+
+
+def text_of(i):
+    return f"{TEXTS[i % len(TEXTS)]} number {i}"
+
+
+# Some are too small, and three have the bytes of others.
+BODIES = [
+    tiny_web.picture(i - 1 if i % 13 == 5 else i, side=20 if i % 11 == 3 else 48)
+    for i in range(COUNT)
+]
+ROWS = [{"url": url_of(i), "text": text_of(i), "language": "en"} for i in range(COUNT)]
+
+
+def as_warc(folder):
+    alts = [(path_of(i), text_of(i)) for i in range(COUNT)]
+    tiny_web.write(folder, alts)
+    return {"kind": "warc", "paths": folder / "pages.warc.gz"}
+
+
+def as_csv(folder):
+    with (folder / "pairs.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(ROWS[0]))
+        writer.writeheader()
+        writer.writerows(ROWS)
+    return {"kind": "table", "paths": folder / "*.csv"}
+
+
+def as_parquet(folder):
+    pq.write_table(pa.Table.from_pylist(ROWS), folder / "a.parquet")
+    return {"kind": "table", "paths": folder / "a.parquet"}
+
+
+def as_json_lines(folder):
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    (folder / "a.jsonl").write_text(text)
+    return {"kind": "table", "paths": folder / "a.jsonl"}
+
+
+def as_parquet_with_images(folder):
+    """Two files of several row groups, as the Hugging Face hub has them."""
+    for part in range(2):
+        rows = [
+            {**ROWS[i], "image": {"bytes": BODIES[i], "path": None}}
+            for i in range(part, COUNT, 2)
+        ]
+        table = pa.Table.from_pylist(rows)
+        pq.write_table(table, folder / f"{part}.parquet", row_group_size=7)
+    return {"kind": "parquet", "paths": folder / "*.parquet"}
+
+
+def as_webdataset(folder):
+    for part in range(2):
+        with tarfile.open(folder / f"{part:05}.tar", "w") as tar:
+            for i in range(part, COUNT, 2):
+                facts = json.dumps({"url": url_of(i), "language": "en", "key": i})
+                fields = {"json": facts, "jpg": BODIES[i], "txt": text_of(i)}
+                for extension, content in fields.items():
+                    data = content if isinstance(content, bytes) else content.encode()
+                    member = tarfile.TarInfo(f"{i:09}.{extension}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    return {"kind": "webdataset", "paths": folder / "*.tar"}
+
+
+def as_folder(folder):
+    """Pictures in folders of a folder, with one file of captions above them."""
+    for i in range(COUNT):
+        (folder / f"pictures/{i % 3}").mkdir(parents=True, exist_ok=True)
+        (folder / f"pictures/{i % 3}/{i}.jpg").write_bytes(BODIES[i])
+    rows = [{"file_name": f"{i % 3}/{i}.jpg", **ROWS[i]} for i in range(COUNT)]
+    with (folder / "pictures/metadata.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return {"kind": "folder", "paths": folder / "pictures"}
+
+
+def as_array_record(folder):
+    """Examples as TFDS writes them."""
+    for part in range(2):
+        path = folder / f"pairs-train.array_record-{part:05}-of-00002"
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        for i in range(part, COUNT, 2):
+            example = tf_example_pb2.Example()
+            for name, value in {**ROWS[i], "image": BODIES[i]}.items():
+                data = value if isinstance(value, bytes) else value.encode()
+                example.features.feature[name].bytes_list.value.append(data)
+            writer.write(example.SerializeToString())
+        writer.close()
+    paths = folder / "*.array_record-*"
+    return {"kind": "array_record", "paths": paths, "text_columns": ("text",)}
+
+
+KINDS = {
+    form.__name__[3:]: form
+    for form in (
+        as_warc,
+        as_csv,
+        as_parquet,
+        as_json_lines,
+        as_parquet_with_images,
+        as_webdataset,
+        as_folder,
+        as_array_record,
+    )
+}
+SERVED = ("warc", "csv", "parquet", "json_lines")
+
+
+def curated(folder, source, host_map="", **values):
+    """Curates a source in this process; returns the run."""
+    config = config_lib.curate()
+    keys = {f"source.{key}": value for key, value in source.items()}
+    keys["source.paths"] = str(keys["source.paths"])
+    keys |= {"name": "tiny", "partitions": 2, "download.retries": 0}
+    keys |= {"balance.rule": "online", "download.host_map": host_map}
+    config.update_from_flattened_dict(keys | values)
+    if config.matching.mode != "none":
+        (folder / "metadata.json").write_text(json.dumps(["cat", "dog", "red"]))
+        config.metadata = str(folder / "metadata.json")
+    run = curate.plan(config, f"{folder}/work", f"{folder}/dataset", [])
+    curate.go_on(run)
+    return run
+
+
+def read(run):
+    dataset = records.open_dataset(run.output)
+    found = map(records.decode, records.read(dataset, range(len(dataset))))
+    return list(found), dataset.data_card
+
+
+def without_source(record):
+    """The bytes of a record but for the names that its source has for things."""
+    nothing = ("",) * len(record.texts)
+    return records.encode(
+        dataclasses.replace(record, page_url="", text_sources=nothing)
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The run of each kind of source, made when it is asked for."""
+    made = {}
+    served = {path_of(i): body for i, body in enumerate(BODIES)}
+
+    def run(kind):
+        if kind not in made:
+            folder = tmp_path_factory.mktemp(kind)
+            source = KINDS[kind](folder)
+            if kind != "warc":
+                source["language_column"] = "language"
+            if kind in SERVED:
+                with tiny_web.serve(served) as host_map:
+                    made[kind] = curated(folder, source, host_map)
+            else:
+                made[kind] = curated(folder, source)
+        return made[kind]
+
+    return run
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "warc"])
+def test_every_kind_gives_the_records_of_the_web_pages(runs, kind):
+    wanted, of_pages = read(runs("warc"))
+    found, card = read(runs(kind))
+    assert 0 < len(wanted) < COUNT
+    assert [without_source(r) for r in found] == [without_source(r) for r in wanted]
+    assert card["config"]["source"]["kind"] == runs(kind).config.source.kind
+
+    def texts(data_card):
+        return [row for row in data_card["funnel"] if row["unit"] == "texts"]
+
+    assert texts(card) == texts(of_pages)
+
+
+def test_a_dataset_that_was_written_can_be_read_as_a_source(runs, tmp_path):
+    wanted, _ = read(runs("warc"))
+    source = {
+        "kind": "array_record",
+        "paths": f"{runs('warc').output}/*.array_record-*",
+        "url_column": "image_url",
+        "language_column": "languages",
+        "page_column": "page_url",
+    }
+    found, _ = read(curated(tmp_path, source))
+    assert [without_source(r) for r in found] == [without_source(r) for r in wanted]
+    assert [r.page_url for r in found] == [r.page_url for r in wanted]
