@@ -11,6 +11,7 @@
 | 2p5b | 2: all 90 snapshots up to April 2023 | 10.7B | 170,000 | 2.5B |
 | worldwide | all languages | not given | 170,000 for English | 5B |
 | quickstart | the sample web | some ten thousand | 10 | |
+| tables | image addresses and texts of your own | | 20,000 | |
 
 docs/scale.md says how their cost is estimated. Each file shard has about 20,000 pairs.
 """
@@ -31,6 +32,8 @@ VARIANTS = {
         "balance.rule": "v2",
         "balance.t": 170_000,
     },
+    # CSV, TSV, Parquet or JSON lines. With --config.matching.mode=none all are kept.
+    "tables": {"name": "pairs", "source.kind": "table"},
     "quickstart": {
         "name": "quickstart",
         "partitions": 4,

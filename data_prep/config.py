@@ -85,7 +85,9 @@ def curate() -> ConfigDict:
             "partitions": 1,
             "pages": _pages(),
             "matching": {
-                "mode": "v1",  # v1 (MetaCLIP 1), v2 (MetaCLIP 2) or fixed
+                # v1 (MetaCLIP 1), v2 (MetaCLIP 2), fixed, or none: without metadata
+                # all texts are kept, and config.balance is not used.
+                "mode": "v1",
                 "engine": "numba",  # numba, or pyahocorasick (the reference)
             },
             "language": {
@@ -204,7 +206,7 @@ CURATE_RANGES: dict[str, Range] = {
     "metadata": _PATH,
     "partitions": Range(int, least=1, most=999_999),
     **_PAGES,
-    "matching.mode": Range(str, choices=("v1", "v2", "fixed")),
+    "matching.mode": Range(str, choices=("v1", "v2", "fixed", "none")),
     "matching.engine": Range(str, choices=("numba", "pyahocorasick")),
     "language.identifier": Range(
         str,

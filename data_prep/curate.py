@@ -112,16 +112,19 @@ def plan(
     config: ConfigDict, workdir: str | None, output: str | None, arguments: list[str]
 ) -> Run:
     """Checks what was asked for, before anything is written."""
-    given = {
-        "--config.source.paths": config.source.paths,
-        "--config.metadata": config.metadata,
-    }
+    keeps_all = config.matching.mode == "none"
+    given = {"--config.source.paths": config.source.paths}
+    if not keeps_all:
+        given["--config.metadata"] = config.metadata
     command.refuse_missing({"--workdir": workdir, "--output": output, **given})
     assert workdir and output
     config_lib.check_curate(config)
     addresses.read_host_map(config.download.host_map)
     language.load_identifier(config.language.identifier)
-    metadata = store.load(config.metadata)
+    if keeps_all:
+        config = config.copy_and_resolve_references()
+        config.balance.rule = "online"  # nothing is drawn
+    metadata = store.every_text() if keeps_all else store.load(config.metadata)
     # How images are fetched does not decide the result: a run may go on with other
     # limits or addresses.
     values = config.to_dict()
@@ -219,9 +222,12 @@ def match(run: Run) -> Pool:
 def build_matchers(run: Run) -> dict[str, str]:
     """Saves one matcher per metadata for all workers to map; returns their paths.
 
-    The names say what is in them: a worker that lives on keeps what it has mapped.
+    The names say what is in them: a worker that lives on keeps what it has mapped. ""
+    stands for the matcher of every text.
     """
     mode = run.config.matching.mode
+    if mode == "none":
+        return dict.fromkeys(run.metadata, "")
     paths = {}
     for code, metadata in run.metadata.items():
         name = f"{code}-{mode}-{metadata.fingerprint[:16]}"
@@ -375,7 +381,7 @@ def write(
             balanced=balanced(run, t),
             metadata=run.metadata,
             funnel=funnel(run),
-            shares=shares(folder),
+            shares=sums.read_tallies(folder, "tallies.parquet"),
             n_records=sum(each["count"] for each in facts),
             counts=counts,
         ),
@@ -406,14 +412,6 @@ def funnel(run: Run) -> list[dict]:
         drops.flow(stage, entered=0, left=0, drops={}) for stage in sums.TEXT_STAGES
     ]
     return drops.funnel(schema.sum_counts(flows, schema.FLOW), sums.STAGES)
-
-
-def shares(folder: str) -> dict[str, dict[str, int]]:
-    """Kept texts by language, by text source and by metadata."""
-    found: dict[str, dict] = {"language": {}, "text_source": {}, "metadata": {}}
-    for row in sums.read_sum(folder, "tallies.parquet").to_pylist():
-        found[row["column"]][row["value"]] = row["count"]
-    return found
 
 
 def define_flags() -> None:

@@ -75,6 +75,14 @@ class Metadata:
         return dict(Counter(self.sources))
 
 
+def every_text() -> dict[str, Metadata]:
+    """Returns what stands for metadata where none is matched: one entry, all texts.
+
+    Its code is that of all languages.
+    """
+    return {"other": Metadata("other", ("*",), ("every_text",), (0.0,))}
+
+
 def save(
     folder: epath.PathLike,
     metadata: Mapping[str, Metadata],

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep import drops, language, schema
-from data_prep.matching import Matcher
+from data_prep.matching import EveryText, Matcher
 from data_prep.sources import kinds
 from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
@@ -71,13 +71,13 @@ class Match(beam.DoFn):
         yield from by_partition(matches, self._partitions)
 
 
-class _LazyMatchers(Mapping[str, Matcher]):
+class _LazyMatchers(Mapping[str, Matcher | EveryText]):
     """Code -> matcher, loaded when it is first asked for: a batch needs few of many."""
 
     def __init__(self, paths: Mapping[str, str], engine: str) -> None:
         self._paths, self._engine = paths, engine
 
-    def __getitem__(self, code: str) -> Matcher:
+    def __getitem__(self, code: str) -> Matcher | EveryText:
         path = self._paths[code]
         with _LOADING:  # one copy of the tables per process, whatever the threads
             return _matcher(path, self._engine)
@@ -90,9 +90,9 @@ class _LazyMatchers(Mapping[str, Matcher]):
 
 
 @cache
-def _matcher(path: str, engine: str) -> Matcher:
+def _matcher(path: str, engine: str) -> Matcher | EveryText:
     """The tables at `path`, which never holds others: its name says which."""
-    return Matcher.load(path, engine=engine)
+    return Matcher.load(path, engine=engine) if path else EveryText()
 
 
 def by_partition(

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from absl import logging
 
 from data_prep import language, schema
-from data_prep.matching import Matcher
+from data_prep.matching import EveryText, Matcher
 from metaclip_jax.data import balance, records
 
 Vectors = Mapping[str, np.ndarray]
@@ -26,7 +26,7 @@ RULES = ("v1", "v2", "online")
 def match(
     candidates: pa.RecordBatch,
     *,
-    matchers: Mapping[str, Matcher],
+    matchers: Mapping[str, Matcher | EveryText],
     identify: language.LanguageIdentifier,
 ) -> tuple[pa.RecordBatch, Counter]:
     """Matches CANDIDATES with the metadata of their language; returns MATCHED.
@@ -56,7 +56,7 @@ def match(
 
 
 def _match_with(
-    table: pa.Table, code: str, matcher: Matcher, drops: Counter
+    table: pa.Table, code: str, matcher: Matcher | EveryText, drops: Counter
 ) -> pa.Table:
     offsets, entry_ids = matcher.match(table["text"].combine_chunks())
     lists = pa.ListArray.from_arrays(

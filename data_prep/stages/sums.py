@@ -129,3 +129,11 @@ def fill_empty(of: pa.Schema, folder: str, part: str) -> None:
 def _check_element_type(rows: beam.PCollection, part: str) -> None:
     if rows.element_type is not pa.RecordBatch:
         raise TypeError(f"{part}: wanted RecordBatches, got {rows.element_type}")
+
+
+def read_tallies(folder: str, part: str) -> dict[str, dict[str, int]]:
+    """Returns kept texts by language, by text source and by metadata."""
+    found: dict[str, dict] = {"language": {}, "text_source": {}, "metadata": {}}
+    for row in read_sum(folder, part).to_pylist():
+        found[row["column"]][row["value"]] = row["count"]
+    return found

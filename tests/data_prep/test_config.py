@@ -66,7 +66,7 @@ def test_every_form_has_malformed_values():
     ("key", "choices"),
     [
         ("source.kind", tuple(kinds.KINDS)),
-        ("matching.mode", spacing.MODES),
+        ("matching.mode", (*spacing.MODES, "none")),
         ("matching.engine", matcher.ENGINES),
         ("balance.rule", steps.RULES),
     ],

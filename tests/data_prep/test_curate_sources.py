@@ -215,3 +215,45 @@ def test_a_dataset_that_was_written_can_be_read_as_a_source(runs, tmp_path):
     found, _ = read(curated(tmp_path, source))
     assert [without_source(r) for r in found] == [without_source(r) for r in wanted]
     assert [r.page_url for r in found] == [r.page_url for r in wanted]
+
+
+def test_without_metadata_every_text_of_a_good_picture_is_kept(tmp_path):
+    source = as_folder(tmp_path) | {"language_column": "language"}
+    run = curated(tmp_path, source, **{"matching.mode": "none", "balance.t": 2})
+    found, card = read(run)
+    good = {i for i in range(COUNT) if i % 11 != 3}
+    texts = {text for record in found for text in record.texts}
+    assert texts == {text_of(i) for i in good}
+    assert {m for record in found for m in record.metadata} == {"other"}
+    assert card["balanced"] is None and card["config"]["balance"]["rule"] == "online"
+    assert card["texts"] == len(good)
+    lost = {why for row in card["funnel"] for why, n in row["drops"].items() if n}
+    assert lost == {"too_small", "repeated_image"}
+
+
+def test_a_folder_needs_neither_addresses_nor_captions_in_one_file(tmp_path):
+    """name.jpg and name.txt; the names of the files take the place of addresses."""
+    for i in range(6):
+        place = tmp_path / f"pictures/{'ab'[i % 2]}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{i}.JPG").write_bytes(BODIES[i])
+        (place / f"{i}.txt").write_text(f"picture {i}\n")
+    (tmp_path / "pictures/a/7.txt").write_text("without a picture")
+    (tmp_path / "pictures/a/notes.md").write_text("not read")
+    found, card = read(
+        curated(
+            tmp_path,
+            {"kind": "folder", "paths": tmp_path / "pictures"},
+            **{"matching.mode": "none"},
+        )
+    )
+    urls = {record.texts[0]: record.image_url for record in found}
+    assert (
+        urls["picture 2"] == "source:a/2.JPG" and urls["picture 1"] == "source:b/1.JPG"
+    )
+    (images,) = [
+        row
+        for row in card["funnel"]
+        if row["unit"] == "images" and row["stage"] == "read"
+    ]
+    assert images["drops"] == {"no_image": 1}
