@@ -118,6 +118,7 @@ def candidates(
                         "text_source": ["alt"] * n,
                         "language": ["en"] * n,
                         "page_language": [""] * n,
+                        "stored_at": [""] * n,
                     },
                     schema.CANDIDATES,
                 )

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from data_prep import curate
 from metaclip_jax.data import records
 from tests.data_prep import tiny_web
 
+ROOT = Path(__file__).resolve().parents[2]
 COUNT = 40
 TEXTS = ("a cat", "one red dog", "a bird", "red cat, dog")
 

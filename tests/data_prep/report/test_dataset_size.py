@@ -35,6 +35,7 @@ def matches():
             "text": [row[2] for row in rows],
             "text_source": ["alt"] * n,
             "language": ["en"] * n,
+            "stored_at": [""] * n,
             "metadata": ["en"] * n,
             "entry_ids": [row[3] for row in rows],
         },

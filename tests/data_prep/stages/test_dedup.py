@@ -10,7 +10,12 @@ def matches(rows):
     columns = ("image_id", "text", "text_source", "page_url")
     table = {name: [row[i] for row in rows] for i, name in enumerate(columns)}
     n = len(rows)
-    table |= {"image_url": [""] * n, "language": ["en"] * n, "metadata": ["en"] * n}
+    table |= {
+        "image_url": [""] * n,
+        "stored_at": [""] * n,
+        "language": ["en"] * n,
+        "metadata": ["en"] * n,
+    }
     table["entry_ids"] = [[1]] * n
     return pa.table(table).select(schema.MATCHED.names).cast(schema.MATCHED)
 

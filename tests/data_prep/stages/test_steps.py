@@ -25,6 +25,7 @@ def candidates(texts, languages=None):
         "text_source": ["alt"] * n,
         "language": languages or ["en"] * n,
         "page_language": [""] * n,
+        "stored_at": [""] * n,
     }
     return schema.from_columns(columns, schema.CANDIDATES)
 
