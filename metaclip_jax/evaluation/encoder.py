@@ -84,7 +84,7 @@ class Encoder:
         """Hex hash of all that decides an embedding: parameters and preparation."""
         digest = xxhash.xxh3_128()
         facts = dataclasses.asdict(self.architecture)
-        for how in clip.WAYS:
+        for how in clip.EXECUTION_FIELDS:
             facts.pop(how)
         if self.architecture.eos_id == self.architecture.vocab_size - 1:
             facts["text_pool"] = "eos"  # the largest id is the end: the same rule

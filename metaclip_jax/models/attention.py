@@ -1,4 +1,4 @@
-"""Attention: by XLA, by cuDNN, and over positions that are kept in parts."""
+"""Attention: by XLA, by cuDNN, and over a sequence that is split into segments."""
 
 import functools
 from typing import Literal
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 
-def whole(
+def plain(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
@@ -15,9 +15,9 @@ def whole(
     causal: bool = False,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """Mixes [B, S, H, D] values into [B, T, H, D], by the queries and keys.
+    """Returns XLA's attention [B, T, H, D]; keys and values are [B, S, H, D].
 
-    A query sees the keys where `mask`, bool[B, 1, T, S], is true; None = all.
+    A query attends to the keys where `mask`, bool[B, 1, T, S], is true; None = all.
     """
     return jax.nn.dot_product_attention(
         query, key, value, mask=mask, is_causal=causal, implementation="xla"
@@ -33,11 +33,11 @@ def fused(
     positions: int | None = None,
     implementation: Literal["xla", "cudnn"] = "cudnn",
 ) -> jax.Array:
-    """Does what `whole` does by cuDNN, which wants an even number of positions T = S.
+    """Computes `plain` with cuDNN; needs an even sequence length T = S.
 
-    Where gradients are wanted, JAX refuses odd ones for cuDNN ("Unsupported sequence
-    length"), and 77 tokens are odd. None attends to the keys from `positions` on, and
-    their gradients are zero; None = there are none. Queries there get finite values.
+    JAX refuses odd lengths for cuDNN's gradient ("Unsupported sequence length"), and
+    77 tokens are odd. Positions from `positions` on are padding: no query attends to
+    them, their gradients are zero, and their outputs are finite. None = no padding.
     """
     batch, count = query.shape[:2]
     queries = keys = None
@@ -55,14 +55,14 @@ def fused(
     )
 
 
-def over_parts(
+def over_segments(
     query: jax.Array, keys: tuple[jax.Array, ...], values: tuple[jax.Array, ...]
 ) -> jax.Array:
-    """Does what `whole` does, with the S positions of keys and values in parts."""
+    """Computes `plain` with the S positions of keys and values split into segments."""
     scale = query.shape[-1] ** -0.5
     scores = [scale * _scores(query, key) for key in keys]
-    # Softmax over all parts. Without the highest, powers overflow; it changes neither
-    # results nor gradients.
+    # Softmax over all segments. Subtracting the maximum prevents overflow; it changes
+    # neither results nor gradients.
     highest = functools.reduce(jnp.maximum, [s.max(-1, keepdims=True) for s in scores])
     powers = [jnp.exp(s - jax.lax.stop_gradient(highest)) for s in scores]
     total = functools.reduce(jnp.add, [p.sum(-1, keepdims=True) for p in powers])
@@ -74,18 +74,18 @@ def over_parts(
 
 
 def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
-    """Returns the products f32[B, H, T, S] of all queries and keys."""
+    """Returns the dot products f32[B, H, T, S] of all queries and keys."""
     narrow = query.dtype == jnp.bfloat16
     return jnp.einsum(
         "bthd,bshd->bhts",
         query,
         key,
-        # Or the gradient's products would be of f32 and bf16, which GPUs widen.
+        # Otherwise the gradient's matmuls mix f32 and bf16, which GPUs run in f32.
         precision=jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if narrow else None,
         preferred_element_type=jnp.float32,
     )
 
 
 IMPLEMENTATIONS = ("xla", "cudnn")
-# The primitive of cuDNN's attention, but for what its name ends in.
-FUSED = "dot_product_attention_fwd"
+# How the names of the primitives of cuDNN's attention start.
+CUDNN_PRIMITIVE = "dot_product_attention_fwd"

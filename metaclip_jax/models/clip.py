@@ -1,9 +1,8 @@
-"""CLIP: an image tower and a text tower that meet in one embedding space.
+"""CLIP: an image tower and a text tower that share one embedding space.
 
-The towers are Flax NNX modules, used to describe and initialise the parameters. All
-else sees pure functions of a nested dict of f32 arrays, with paths such as
-`image/blocks/attn/qkv/kernel` (a leading layer axis inside `blocks`) and
-`image/last/attn/qkv/kernel`.
+The towers are Flax NNX modules. Other modules call pure functions of the parameters, a
+nested dict of f32 arrays with paths such as `image/blocks/attn/qkv/kernel` (with a
+leading layer axis inside `blocks`) and `image/last/attn/qkv/kernel`.
 """
 
 import dataclasses
@@ -21,23 +20,24 @@ from metaclip_jax.models import attention, layers, siglip, text, vit
 Params = dict[str, Any]
 
 INITIAL_LOG_LOGIT_SCALE = math.log(1 / 0.07)
-# SigLIP's, for the sigmoid loss: few of a batch's many pairs are right at first.
+# SigLIP's values for the sigmoid loss: only 1 in B of a batch's B² pairs is positive,
+# and the bias keeps the negatives from dominating the first steps.
 SIGLIP_LOG_LOGIT_SCALE, SIGLIP_LOGIT_BIAS = math.log(10), -10.0
 DTYPES = ("float32", "bfloat16")
 FAMILIES = ("clip", "siglip")
 TEXT_POOLS = ("eos", "argmax", "last")
-# Fields of an architecture that only say how the function is computed.
-WAYS = ("attention", "remat", "unroll")
+# Fields of an architecture that change how it is computed, not what it computes.
+EXECUTION_FIELDS = ("attention", "remat", "unroll")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """All that fixes the model's function, in plain values.
+    """The model's hyperparameters, as plain values.
 
-    Widths are channels, sizes pixels, context_length tokens. The family "siglip" has
-    the towers of models/siglip.py; its texts are read at the "last" position, and its
-    embedding is as wide as its image tower. `logit_bias` adds a learned one to the
-    logits, for the sigmoid loss.
+    Widths are in channels, sizes in pixels, context_length in tokens. The family
+    "siglip" has the towers of models/siglip.py: texts are pooled at the "last"
+    position, and the embedding is as wide as the image tower. `logit_bias` adds a
+    learned bias to the logits, for the sigmoid loss.
     """
 
     image_size: int
@@ -66,11 +66,11 @@ class Architecture:
 
     @property
     def patches(self) -> int:
-        """How many an image has."""
+        """The number of patches in an image."""
         return (self.image_size // self.patch_size) ** 2
 
     def __post_init__(self) -> None:
-        """Refuses shapes that no model has, before anything is compiled."""
+        """Raises ValueError for values that cannot be compiled to a model."""
         for name, value, choices in (
             ("family", self.family, FAMILIES),
             ("activation", self.activation, tuple(layers.ACTIVATIONS)),
@@ -91,33 +91,34 @@ class Architecture:
             ("vision", self.vision_width, self.vision_heads, self.vision_layers),
             ("text", self.text_width, self.text_heads, self.text_layers),
         ):
-            if count < 2:  # a stack, and the last apart
+            if count < 2:  # the last block is outside the stack, which needs one too
                 raise ValueError(f"{tower}_layers must be at least 2, got {count}")
             if width % heads:
                 raise ValueError(
                     f"{tower}_width={width} must be a multiple of "
-                    f"{tower}_heads={heads}; CLIP's heads have 64 channels"
+                    f"{tower}_heads={heads}; CLIP uses heads of 64 channels"
                 )
         siglip_like = self.family == "siglip"
         if siglip_like != (self.text_pool == "last"):
             raise ValueError(
-                'text_pool="last" goes with family="siglip" and with no other, got '
+                'text_pool must be "last" if and only if family is "siglip", got '
                 f"text_pool={self.text_pool!r} and family={self.family!r}"
             )
         if siglip_like and self.embed_dim != self.vision_width:
             raise ValueError(
-                f"embed_dim={self.embed_dim} must be vision_width={self.vision_width}: "
-                "SigLIP's image tower has no projection"
+                f"embed_dim={self.embed_dim} must equal "
+                f"vision_width={self.vision_width}: SigLIP's image tower has no "
+                "projection"
             )
         if not 0 <= self.eos_id < self.vocab_size:
             raise ValueError(
-                f"eos_id={self.eos_id} must be below vocab_size={self.vocab_size}; "
+                f"eos_id={self.eos_id} must be in [0, vocab_size={self.vocab_size}); "
                 "take both from one tokenizer"
             )
 
 
 def init(architecture: Architecture, key: jax.Array) -> Params:
-    """Returns new parameters, all f32, as the reference initialises them."""
+    """Returns new f32 parameters, initialised as in the reference."""
     image_key, text_key = jax.random.split(key)
     image = _image_tower(architecture, nnx.Rngs(image_key))
     text_tower = _text_tower(architecture, nnx.Rngs(text_key))
@@ -143,8 +144,8 @@ def encode_image(
     """Returns f32[B, E] of unit norm for images [B, H, W, 3].
 
     uint8 images are normalised on the device; f32 images must be normalised already.
-    `patches`, int32[B, n], are those that the tower sees of each image; None = all.
-    `constrain` says how arrays [B, ...] lie on the devices, as the images do.
+    `patches`, int32[B, n], are those that the tower sees; None = all.
+    `constrain` gives arrays [B, ...] the sharding of the images.
     """
     size = architecture.image_size
     if images.ndim != 4 or images.shape[1:] != (size, size, 3):
@@ -163,7 +164,7 @@ def encode_text(
 ) -> jax.Array:
     """Returns f32[B, E] of unit norm for tokens int32[B, T], T <= context_length.
 
-    `constrain` says how arrays [B, ...] lie on the devices, as the tokens do.
+    `constrain` gives arrays [B, ...] the sharding of the tokens.
     """
     longest = architecture.context_length
     if tokens.ndim != 2 or tokens.shape[1] > longest:
@@ -176,7 +177,7 @@ def encode_text(
 
 
 def parameter_count(architecture: Architecture) -> dict[str, int]:
-    """Logical parameters of "image", "text" and "total"; storage padding is not one."""
+    """Returns the parameter counts of "image", "text" and "total", without padding."""
     shapes = jax.eval_shape(lambda: init(architecture, jax.random.key(0)))
     count = {
         tower: sum(leaf.size for leaf in jax.tree.leaves(shapes[tower]))
@@ -189,14 +190,14 @@ def parameter_count(architecture: Architecture) -> dict[str, int]:
 
 
 def image_statistics(architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation f32[3] of the pixels in [0, 1], as it wants them."""
+    """Returns the mean and deviation f32[3] that normalise pixels in [0, 1]."""
     if architecture.family == "siglip":
         return siglip.IMAGE_MEAN, siglip.IMAGE_STD
     return vit.IMAGE_MEAN, vit.IMAGE_STD
 
 
 def layer_norm_epsilon(architecture: Architecture) -> float:
-    """What LayerNorm adds to the variance."""
+    """Returns what LayerNorm adds to the variance."""
     if architecture.family == "siglip":
         return siglip.LAYER_NORM_EPSILON
     return vit.LAYER_NORM_EPSILON
@@ -210,7 +211,7 @@ def _unit_norm(x: jax.Array) -> jax.Array:
 
 @functools.lru_cache(maxsize=16)
 def _graphs(architecture: Architecture) -> tuple[Any, Any]:
-    """The towers without their arrays: what `nnx.merge` needs beside parameters."""
+    """Returns the graph definitions of both towers, which `nnx.merge` needs."""
     image = nnx.eval_shape(lambda: _image_tower(architecture, nnx.Rngs(0)))
     text_tower = nnx.eval_shape(lambda: _text_tower(architecture, nnx.Rngs(0)))
     return nnx.split(image)[0], nnx.split(text_tower)[0]

@@ -1,10 +1,10 @@
-"""The transformer block that both towers are made of, and its initialisation.
+"""The transformer block of both towers, and its initialisation.
 
 A tower keeps its blocks in one stack: every leaf has a leading layer axis and
-`run_blocks` scans over it, so that compile time does not grow with depth. Where a tower
-is read out at one position, its last block is apart, and `read_block` does no more of
-it than that takes. Parameters are f32; matrix products run in the tower's dtype,
-LayerNorm and softmax in f32.
+`run_blocks` scans over it, so that compile time does not grow with depth. A tower that
+is pooled at one position keeps its last block outside the stack, and `read_block`
+computes that block for the pooled position only. Parameters are f32; matrix products
+run in the tower's dtype, LayerNorm and softmax in f32.
 """
 
 import functools
@@ -20,18 +20,18 @@ from jax.extend.core import Primitive
 from metaclip_jax.models import attention, norm, product
 
 Activation = Callable[[jax.Array], jax.Array]
-# [B, T, D] of all positions, or [B, N, D] of each part of them.
-Parts = jax.Array | tuple[jax.Array, ...]
-# Says how [B, ...] lies on the devices, which the compiler must keep; training gives
-# one so that parameters come to the batch, and not the batch to them.
+# The whole sequence [B, T, D], or its segments, [B, N, D] each.
+Segments = jax.Array | tuple[jax.Array, ...]
+# Applies a sharding constraint to [B, ...]. Training passes one so that the compiler
+# gathers the parameters and does not move the batch.
 Constrain = Callable[[jax.Array], jax.Array]
 
-# TPUs compute in tiles of so many positions: one more costs as much as a tile more.
+# TPUs compute in tiles of this many positions: one position more costs a whole tile.
 TILE = 128
 
 
 def unconstrained(x: jax.Array) -> jax.Array:
-    """Leaves the layout of `x` to the compiler."""
+    """Leaves the sharding of `x` to the compiler."""
     return x
 
 
@@ -46,7 +46,7 @@ class BlockShape(NamedTuple):
     attention: str
     dtype: str
     epsilon: float  # of LayerNorm
-    unroll: bool = False  # compile each block by itself, and no loop over them
+    unroll: bool = False  # compile each block separately instead of a loop
 
 
 class BlockInit(NamedTuple):
@@ -61,7 +61,7 @@ class BlockInit(NamedTuple):
 
 
 def image_init(*, width: int, mlp_width: int) -> BlockInit:
-    """The reference's image blocks: what torch's own layers start from."""
+    """Returns the reference's initialisation of image blocks: torch's defaults."""
     return BlockInit(
         qkv=symmetric_uniform((6 / (width + 3 * width)) ** 0.5),
         out=symmetric_uniform(width**-0.5),
@@ -73,7 +73,10 @@ def image_init(*, width: int, mlp_width: int) -> BlockInit:
 
 
 def text_init(*, width: int, mlp_width: int, layers: int) -> BlockInit:
-    """The reference's text blocks: normal, residual branches scaled by depth."""
+    """Returns the reference's initialisation of text blocks.
+
+    It is normal, with residual branches scaled by depth.
+    """
     residual = initializers.normal(width**-0.5 * (2 * layers) ** -0.5)
     return BlockInit(
         qkv=initializers.normal(width**-0.5),
@@ -86,7 +89,10 @@ def text_init(*, width: int, mlp_width: int, layers: int) -> BlockInit:
 
 
 def siglip_init(*, width: int, mlp_width: int) -> BlockInit:
-    """SigLIP's blocks, in both towers: Xavier's uniform, query, key and value apart."""
+    """Returns SigLIP's initialisation, for both towers.
+
+    It is Xavier uniform, with the fans of query, key and value taken separately.
+    """
     square = symmetric_uniform((6 / (width + width)) ** 0.5)
     mlp = symmetric_uniform((6 / (width + mlp_width)) ** 0.5)
     bias = initializers.normal(1e-6)
@@ -96,7 +102,7 @@ def siglip_init(*, width: int, mlp_width: int) -> BlockInit:
 
 
 def symmetric_uniform(bound: float) -> nnx.Initializer:
-    """Uniform on [-bound, bound)."""
+    """Returns an initializer that is uniform on [-bound, bound)."""
 
     def initialise(
         key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
@@ -106,10 +112,10 @@ def symmetric_uniform(bound: float) -> nnx.Initializer:
     return initialise
 
 
-def keep_slope(activation: Activation) -> Activation:
-    """Makes the backward pass need only the slope of what works on each element alone.
+def store_derivative(activation: Activation) -> Activation:
+    """Makes an elementwise function store only its derivative for the backward pass.
 
-    It would keep x and what lies between x and the result, and a tower's activations
+    By default JAX stores x and the intermediate values, and a tower's MLP activations
     are its widest arrays.
     """
 
@@ -118,31 +124,31 @@ def keep_slope(activation: Activation) -> Activation:
         return activation(x)
 
     @apply.defjvp
-    def along(
+    def jvp(
         primals: tuple[jax.Array], tangents: tuple[jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
         (x,), (tangent,) = primals, tangents
-        result, slope = jax.jvp(activation, (x,), (jnp.ones_like(x),))
-        return result, tangent * slope
+        result, derivative = jax.jvp(activation, (x,), (jnp.ones_like(x),))
+        return result, tangent * derivative
 
     return functools.wraps(activation)(apply)
 
 
-@keep_slope
+@store_derivative
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """CLIP's approximation of GELU."""
+    """CLIP's sigmoid approximation of GELU."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-@keep_slope
+@store_derivative
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU, by the error function."""
+    """Exact GELU, with the error function."""
     return jax.nn.gelu(x, approximate=False)
 
 
-@keep_slope
+@store_derivative
 def gelu_tanh(x: jax.Array) -> jax.Array:
-    """GELU by its tanh approximation, as SigLIP has it."""
+    """SigLIP's tanh approximation of GELU."""
     return jax.nn.gelu(x, approximate=True)
 
 
@@ -177,57 +183,60 @@ class Attention(nnx.Module):
         self.causal = shape.causal
         self.attention = shape.attention
 
-    def __call__(self, x: Parts, positions: int | None = None) -> Parts:
-        """Maps [B, T, D] to [B, T, D]; a position attends to all, or up to itself.
+    def __call__(self, x: Segments, positions: int | None = None) -> Segments:
+        """Maps [B, T, D] to [B, T, D]; causal attention hides later positions.
 
-        Positions in parts attend to those of all parts, by XLA. None attends to those
-        from `positions` on, which cuDNN's attention may have been given.
+        Segments attend to the positions of all segments; XLA computes this. Positions
+        from `positions` on are padding for cuDNN, and no position attends to them.
         """
         if isinstance(x, tuple):
             queries, keys, values = (
-                tuple(self._project(one, part) for one in x) for part in range(3)
+                tuple(self._project(segment, kind) for segment in x)
+                for kind in range(3)
             )
             return tuple(
-                self.out(attention.over_parts(query, keys, values)) for query in queries
+                self.out(attention.over_segments(query, keys, values))
+                for query in queries
             )
-        query, key, value = (self._project(x, part) for part in range(3))
+        query, key, value = (self._project(x, kind) for kind in range(3))
         if self.attention == "cudnn":
             mixed = attention.fused(
                 query, key, value, causal=self.causal, positions=positions
             )
         else:
-            mixed = attention.whole(query, key, value, causal=self.causal)
+            mixed = attention.plain(query, key, value, causal=self.causal)
         return self.out(mixed)
 
     def read(
-        self, asking: jax.Array, x: jax.Array, position: jax.Array | None = None
+        self, query_input: jax.Array, x: jax.Array, position: jax.Array | None = None
     ) -> jax.Array:
-        """Maps [B, 1, D], what attends to x [B, T, D], to [B, 1, D].
+        """Maps one query a row, [B, 1, D], that attends to x [B, T, D], to [B, 1, D].
 
-        Where attention is causal, it stands at `position`, int32[B], in x.
+        Causal attention needs the query's `position` in x, int32[B].
         """
         query, key, value = (
-            self._project(of, part) for part, of in enumerate((asking, x, x))
+            self._project(source, kind)
+            for kind, source in enumerate((query_input, x, x))
         )
         mask = None
         if self.causal and position is not None:
             mask = jnp.arange(x.shape[1]) <= position[:, None]
             mask = mask[:, None, None]
-        # A single query is nothing to fuse for cuDNN.
-        return self.out(attention.whole(query, key, value, mask=mask))
+        # With a single query, cuDNN's fused attention saves nothing.
+        return self.out(attention.plain(query, key, value, mask=mask))
 
-    def _project(self, x: jax.Array, part: int) -> jax.Array:
-        """Maps [B, T, D] to its queries (part 0), keys (1) or values (2) by head.
+    def _project(self, x: jax.Array, kind: int) -> jax.Array:
+        """Maps [B, T, D] to queries (kind 0), keys (1) or values (2), [B, T, H, D / H].
 
-        By a product each: what one product gives in all would be cut apart, and its
-        gradient joined, by copies that cost more than they save.
+        Each is a matmul of its own: splitting the result of one fused matmul, and
+        joining its gradient, are copies that cost more than the fusion saves.
         """
         dtype = self.qkv.dtype
         assert self.qkv.bias is not None
-        kernel = self.qkv.kernel[:, part].astype(dtype)  # [D, H, D / H]
-        bias = self.qkv.bias[part].astype(dtype)
-        along = ((x.ndim - 1,), (0,)), ((), ())
-        return product.product(x.astype(dtype), kernel, along, bias=bias)
+        kernel = self.qkv.kernel[:, kind].astype(dtype)  # [D, H, D / H]
+        bias = self.qkv.bias[kind].astype(dtype)
+        dimensions = ((x.ndim - 1,), (0,)), ((), ())
+        return product.product(x.astype(dtype), kernel, dimensions, bias=bias)
 
 
 class Mlp(nnx.Module):
@@ -269,23 +278,23 @@ class Block(nnx.Module):
         self.mlp = Mlp(shape, init, rngs=rngs)
         self.unroll = shape.unroll
 
-    def __call__(self, x: Parts, positions: int | None = None) -> Parts:
-        """Maps [B, T, D] to [B, T, D], or parts to parts, in x's dtype.
+    def __call__(self, x: Segments, positions: int | None = None) -> Segments:
+        """Maps [B, T, D], or each segment, to the same shape, in x's dtype.
 
-        None attends to those from `positions` on; None = there are none.
+        Positions from `positions` on are padding; None means no padding.
         """
         x = jax.tree.map(jnp.add, x, self.attn(jax.tree.map(self.ln_1, x), positions))
-        return jax.tree.map(lambda part: part + self.mlp(self.ln_2(part)), x)
+        return jax.tree.map(lambda segment: segment + self.mlp(self.ln_2(segment)), x)
 
     def read(self, x: jax.Array, position: jax.Array | int) -> jax.Array:
-        """Maps [B, T, D] to [B, D], what a call gives at one position or int32[B]."""
+        """Maps [B, T, D] to the output [B, D] at `position`, an int or int32[B]."""
         if isinstance(position, int):
-            there = x[:, position][:, None]  # [B, 1, D]
+            row = x[:, position][:, None]  # [B, 1, D]
             position = jnp.full(len(x), position % x.shape[1])
         else:
-            there = jnp.take_along_axis(x, position[:, None, None], axis=1)
-        there = there + self.attn.read(self.ln_1(there), self.ln_1(x), position)
-        return (there + self.mlp(self.ln_2(there)))[:, 0]
+            row = jnp.take_along_axis(x, position[:, None, None], axis=1)
+        row = row + self.attn.read(self.ln_1(row), self.ln_1(x), position)
+        return (row + self.mlp(self.ln_2(row)))[:, 0]
 
 
 def make_blocks(
@@ -313,14 +322,14 @@ def split_last(blocks: Block) -> tuple[Block, Block]:
 def run_blocks(
     blocks: Block, x: jax.Array, *, remat: str, constrain: Constrain = unconstrained
 ) -> jax.Array:
-    """Applies the stack to [B, T, D], one layer after another, in a loop or unrolled.
+    """Applies the stack to [B, T, D], in a loop over layers or unrolled.
 
-    A class token before patches that fill whole tiles stays apart from them, and
-    cuDNN's attention gets an even number of positions; neither changes a result.
+    If the patches fill whole tiles, the class token is a segment of its own. For
+    cuDNN, the sequence is padded to an even length. Neither changes the result.
     """
     attn, positions = blocks.attn, x.shape[1]
 
-    def apply(x: Parts, block: Block) -> Parts:
+    def apply(x: Segments, block: Block) -> Segments:
         return jax.tree.map(constrain, block(jax.tree.map(constrain, x), positions))
 
     scan = nnx.scan(
@@ -330,7 +339,7 @@ def run_blocks(
         out_axes=nnx.Carry,
     )
     if attn.attention == "cudnn":
-        # Once for all layers: in each, queries, keys and values would be copied.
+        # Pad once here: padding in each layer would copy queries, keys and values.
         x = jnp.pad(x, ((0, 0), (0, positions % 2), (0, 0)))
         return scan(x, blocks)[:, :positions]
     one_too_many = positions > 1 and positions % TILE == 1
@@ -347,10 +356,10 @@ def read_block(
     remat: str,
     constrain: Constrain = unconstrained,
 ) -> jax.Array:
-    """Maps [B, T, D] to [B, D], a block's result at one position, or at int32[B].
+    """Maps [B, T, D] to a block's output [B, D] at `position`, one int or int32[B].
 
-    Queries and all that follows attention are made for that position alone: a twelfth
-    of a B/32's products are in its last blocks, and this leaves a sixth of those.
+    Queries, the output projection and the MLP run for that position only. The last
+    blocks are a twelfth of a B/32's matmul FLOPs; this leaves a sixth of those.
     """
 
     def apply(x: jax.Array, block: Block) -> jax.Array:
@@ -364,20 +373,20 @@ def _remat(
 ) -> Callable[..., Any]:
     if remat == "none":
         return apply
-    # Outside a loop, the compiler would find that it computes the same thing twice.
+    # Outside a loop, common subexpression elimination would undo the rematerialisation.
     return nnx.remat(apply, prevent_cse=unroll, policy=REMAT_POLICIES[remat])
 
 
-def _keep_products(primitive: Primitive, *inputs: Any, **params: Any) -> bool:
-    """Keeps the layers' products, and what cuDNN's attention makes out of three."""
+def _save_products(primitive: Primitive, *inputs: Any, **params: Any) -> bool:
+    """Saves the results of the layers' matmuls and of cuDNN's fused attention."""
     named = jax.checkpoint_policies.save_only_these_names(product.NAME)
-    by_cudnn = primitive.name.startswith(attention.FUSED)
+    by_cudnn = primitive.name.startswith(attention.CUDNN_PRIMITIVE)
     return by_cudnn or named(primitive, *inputs, **params)
 
 
-# What the forward pass keeps for the backward pass; the rest is computed again.
+# What the forward pass saves for the backward pass; the rest is recomputed.
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "none": None,
-    "dots": _keep_products,
+    "dots": _save_products,
     "full": jax.checkpoint_policies.nothing_saveable,
 }

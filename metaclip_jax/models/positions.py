@@ -1,9 +1,9 @@
-"""Tables of positions: added to a batch, and interpolated for another image size.
+"""Position embeddings: adding them, and resizing them for another image size.
 
-There are two conventions of interpolation, and a model fine-tuned with one loses a
-little with the other. "open_clip" is bicubic with antialiasing, pixel centres half a
-pixel in from the edge. "metaclip" is what MetaCLIP's trainer does: bicubic without
-antialiasing, the corners of both grids on each other.
+Two interpolation conventions are in use, and a model fine-tuned with one loses a little
+accuracy with the other. "open_clip" is bicubic with antialiasing, and pixel centres are
+half a pixel from the edge (align_corners=False). "metaclip" is MetaCLIP's trainer's:
+bicubic without antialiasing, with the grids' corners aligned (align_corners=True).
 """
 
 import math
@@ -13,44 +13,46 @@ import jax.numpy as jnp
 import numpy as np
 
 CONVENTIONS = ("open_clip", "metaclip")
-_SHARPNESS = -0.75  # of torch's bicubic without antialiasing; with it, and here, -0.5
+# The bicubic kernel's `a` in torch without antialiasing. With antialiasing, torch and
+# JAX use -0.5.
+_CUBIC_A = -0.75
 
 
 @jax.custom_vjp
 def add(x: jax.Array, table: jax.Array) -> jax.Array:
-    """Adds a table [T, D] to each of [B, T, D]."""
+    """Adds a table [T, D] to every row of x [B, T, D]."""
     return x + table
 
 
 def _forward(
     x: jax.Array, table: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    # Of both only the dtype is wanted.
+    # The backward pass needs only the dtypes.
     return add(x, table), (jnp.zeros(0, x.dtype), jnp.zeros(0, table.dtype))
 
 
 def _backward(
-    kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+    residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the gradients of x and of the table.
 
-    The table's is the sum over the batch. To make it, XLA lays the array out on GPUs
-    with the batch's axis last and, where blocks are unrolled, so all that it is added
-    to on its way through them, with a transposed copy for each product. So there it is
-    a product, by TF32 unless JAX is told otherwise.
+    The table's gradient is the sum over the batch. For a reduction, XLA on GPUs puts
+    the batch axis last; in unrolled blocks that layout spreads to the residual stream,
+    and each matmul then needs a transposed copy. So GPUs compute the sum as a matmul,
+    in TF32 unless JAX's default precision says otherwise.
     """
 
-    def plainly(gradient: jax.Array) -> jax.Array:
+    def by_sum(gradient: jax.Array) -> jax.Array:
         return jnp.sum(gradient, axis=0, dtype=jnp.float32)
 
-    def by_product(gradient: jax.Array) -> jax.Array:
+    def by_matmul(gradient: jax.Array) -> jax.Array:
         rows = gradient.reshape(len(gradient), -1)
         ones = jnp.ones((1, len(rows)), rows.dtype)
         total = jnp.dot(ones, rows, preferred_element_type=jnp.float32)
         return total.reshape(gradient.shape[1:])
 
-    x, table = kept
-    total = jax.lax.platform_dependent(gradient, cuda=by_product, default=plainly)
+    x, table = residuals
+    total = jax.lax.platform_dependent(gradient, cuda=by_matmul, default=by_sum)
     return gradient.astype(x.dtype), total.astype(table.dtype)
 
 
@@ -58,12 +60,15 @@ add.defvjp(_forward, _backward)
 
 
 def resize(table: np.ndarray, *, patches: int, convention: str) -> np.ndarray:
-    """Returns f32[patches, D], or one row more where `table` has a class token's.
+    """Resizes a table of position embeddings to another square grid of patches.
 
     Args:
-      table: f32[N, D], N a square number or one more: the class token's row, first.
-      patches: of the new grid, a square number.
+      table: f32[N, D]. N is a square, or a square + 1 with the class token's row first.
+      patches: the number of patches in the new grid, a square.
       convention: one of CONVENTIONS.
+
+    Returns:
+      f32[patches, D], or f32[patches + 1, D] if `table` has a class token's row.
 
     Raises:
       ValueError: the convention is unknown.
@@ -89,19 +94,19 @@ def resize(table: np.ndarray, *, patches: int, convention: str) -> np.ndarray:
 
 
 def _aligned_weights(before: int, after: int) -> np.ndarray:
-    """f64[after, before]: what each new point takes of each old one; edges repeat."""
+    """Returns the interpolation matrix f64[after, before]; edge points are repeated."""
     weights = np.zeros((after, before))
     for new in range(after):
-        place = new * (before - 1) / max(after - 1, 1)
-        left = math.floor(place)
+        source = new * (before - 1) / max(after - 1, 1)
+        left = math.floor(source)
         for old in range(left - 1, left + 3):
-            weights[new, min(max(old, 0), before - 1)] += _cubic(abs(place - old))
+            weights[new, min(max(old, 0), before - 1)] += _cubic(abs(source - old))
     return weights
 
 
 def _cubic(distance: float) -> float:
-    """Keys' cubic convolution kernel."""
-    a, x = _SHARPNESS, distance
+    """Returns the value of Keys' cubic convolution kernel."""
+    a, x = _CUBIC_A, distance
     if x <= 1:
         return ((a + 2) * x - (a + 3)) * x * x + 1
     return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a if x < 2 else 0.0

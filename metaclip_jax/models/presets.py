@@ -1,20 +1,19 @@
-"""Every MetaCLIP architecture by name, as the released checkpoints have it.
+"""The architectures of the released checkpoints, by name.
 
-Sizes are those of the public configurations; test_presets compares the parameters of
-each with the published numbers. This is the one place where they are written down:
-recipes name a preset.
+Sizes are those of the public configurations; test_presets compares the parameter counts
+with the published numbers. Recipes name a preset instead of repeating sizes.
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-if TYPE_CHECKING:  # so that reading a recipe does not load jax
+if TYPE_CHECKING:  # reading a recipe must not import jax
     from metaclip_jax.models.clip import Architecture
 
 
 class Towers(NamedTuple):
-    """Width, layers and heads of both towers; `patch` in pixels."""
+    """The sizes of both towers; `vision` and `text` are (width, layers, heads)."""
 
-    patch: int
+    patch: int  # pixels
     vision: tuple[int, int, int]
     vision_mlp: int
     text: tuple[int, int, int]
@@ -22,7 +21,7 @@ class Towers(NamedTuple):
 
 
 class Vocabulary(NamedTuple):
-    """A tokenizer's ids that the model depends on."""
+    """The properties of a tokenizer that the model depends on."""
 
     size: int
     eos_id: int
@@ -43,12 +42,12 @@ VOCABULARIES = {
     "clip": Vocabulary(49_408, 49_407, 0),
     "xlm_v": Vocabulary(901_629, 2, 1),
     "mt5": Vocabulary(250_000, 1, 0),
-    "siglip": Vocabulary(32_000, 1, 1),  # not of MetaCLIP
+    "siglip": Vocabulary(32_000, 1, 1),  # Google's, not MetaCLIP's
 }
 
 
 class Preset(NamedTuple):
-    """What a released model is made of."""
+    """A released model: keys of TOWERS and VOCABULARIES, and what else differs."""
 
     towers: str
     vocabulary: str = "clip"
@@ -82,7 +81,7 @@ PRESETS = {
         f"vit_{name}_mt5_worldwide": Preset(name, "mt5", 224, "gelu")
         for name in ("s16", "m16", "b32")
     },
-    # Not of MetaCLIP: google/siglip-base-patch16-224.
+    # google/siglip-base-patch16-224, not a MetaCLIP model.
     "siglip_b16": Preset(
         "siglip_b16", "siglip", 224, "gelu_tanh", "siglip", "last", context_length=64
     ),
@@ -90,10 +89,10 @@ PRESETS = {
 
 
 def vocabulary(name: str) -> Vocabulary:
-    """Returns the ids of a vocabulary.
+    """Returns the row of VOCABULARIES with this name.
 
     Raises:
-      ValueError: there is none of this name; lists those there are.
+      ValueError: there is no such vocabulary; the message lists the names.
     """
     if name not in VOCABULARIES:
         raise ValueError(
@@ -103,32 +102,33 @@ def vocabulary(name: str) -> Vocabulary:
 
 
 def check_vocabulary(name: str, *, size: int, tokenizer: str) -> None:
-    """Refuses a tokenizer, by its file, whose size is not that of the vocabulary.
+    """Checks that the tokenizer in the file `tokenizer` has the vocabulary's size.
 
-    Every size will do for "". Nothing else is compared: no two of the vocabularies are
-    of one size.
+    The name "" allows every size. Comparing sizes is enough: no two vocabularies have
+    the same one.
 
     Raises:
       ValueError: the sizes differ, or the vocabulary is unknown.
     """
     if name and vocabulary(name).size != size:
         raise ValueError(
-            f"config.vocabulary={name!r} wants a tokenizer of {vocabulary(name).size:,}"
-            f" tokens, but {tokenizer!r} has {size:,}. Give that vocabulary's"
-            " tokenizer; or --config.vocabulary= takes any, for another model"
+            f"config.vocabulary={name!r} needs a tokenizer of"
+            f" {vocabulary(name).size:,} tokens, but {tokenizer!r} has {size:,}."
+            " Set config.tokenizer to that vocabulary's tokenizer, or use"
+            " --config.vocabulary= to train another model with any tokenizer"
         )
 
 
 def config_values(name: str) -> dict[str, Any]:
-    """Returns the values of config keys, by dotted name, that give a released model.
+    """Returns the config values, by dotted key, that describe a released model.
 
     Raises:
-      ValueError: there is no preset of this name; lists those there are.
+      ValueError: there is no such preset; the message lists the names.
     """
     shape = _shape(name)
     sigmoid = shape.pop("logit_bias")
     if shape["vision_mlp_width"] == 4 * shape["vision_width"]:
-        shape["vision_mlp_width"] = 0  # the config's word for it
+        shape["vision_mlp_width"] = 0  # in the config, 0 means 4 * vision_width
     return {
         "vocabulary": PRESETS[name].vocabulary,
         "image_size": shape.pop("image_size"),
@@ -141,7 +141,7 @@ def architecture(name: str) -> "Architecture":
     """Returns the architecture of a released model.
 
     Raises:
-      ValueError: there is no preset of this name; lists those there are.
+      ValueError: there is no such preset; the message lists the names.
     """
     from metaclip_jax.models.clip import Architecture
 
@@ -157,9 +157,11 @@ def architecture(name: str) -> "Architecture":
 
 
 def _shape(name: str) -> dict[str, Any]:
-    """Fields of Architecture, but for those of the vocabulary."""
+    """Returns the fields of Architecture without those of the vocabulary."""
     if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}")
+        raise ValueError(
+            f"preset must be one of {', '.join(sorted(PRESETS))}, got {name!r}"
+        )
     preset = PRESETS[name]
     towers = TOWERS[preset.towers]
     vision_width, vision_layers, vision_heads = towers.vision

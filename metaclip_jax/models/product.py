@@ -1,4 +1,4 @@
-"""The matrix product of the layers, with a bias or without, and its gradients."""
+"""The layers' matrix product with an optional bias, and its gradient."""
 
 import functools
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-NAME = "product"  # of its results, in remat policies
+NAME = "product"  # by which remat policies find the results
 
 
 def product(
@@ -18,15 +18,20 @@ def product(
     bias: jax.Array | None = None,
     **options: Any,
 ) -> jax.Array:
-    """Multiplies [..., K] by a kernel [K, N], as `jax.lax.dot_general` does.
+    """Multiplies x [..., K] by a kernel [K, N] and adds a bias [N], if there is one.
 
-    K and N may be several axes each, `dimensions` says which are multiplied. A bias [N]
-    is added. `options` are those that Flax passes; all must be None, which are the
-    defaults.
+    K and N may be several axes each. `dimensions` are those of `jax.lax.dot_general`,
+    and `options` are its other arguments, which Flax passes.
+
+    Raises:
+      ValueError: an option is not None, the default.
     """
     (contracted, _), _ = dimensions
     if given := {key: value for key, value in options.items() if value is not None}:
-        raise ValueError(f"want no options of the product, got {given}")
+        raise ValueError(
+            f"the product's options must be None, got {given}; "
+            "leave these arguments of the Flax layer at their defaults"
+        )
     return checkpoint_name(_product(len(contracted), x, kernel, bias), NAME)
 
 
@@ -36,55 +41,55 @@ def _product(
 ) -> jax.Array:
     last = range(x.ndim - contracted, x.ndim)
     result = _contract(x, kernel, last, range(contracted))
-    return result if bias is None else _plus(result, bias)
+    return result if bias is None else _add_bias(result, bias)
 
 
-_Kept = tuple[jax.Array, jax.Array, jax.Array | None]  # x, kernel, bias
+_Residuals = tuple[jax.Array, jax.Array, jax.Array | None]  # x, kernel, bias
 
 
 def _forward(
     contracted: int, x: jax.Array, kernel: jax.Array, bias: jax.Array | None
-) -> tuple[jax.Array, _Kept]:
+) -> tuple[jax.Array, _Residuals]:
     return _product(contracted, x, kernel, bias), (x, kernel, bias)
 
 
 def _backward(
-    contracted: int, kept: _Kept, gradient: jax.Array
+    contracted: int, residuals: _Residuals, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Returns the gradients of x, of the kernel and of the bias.
 
-    The kernel's sums over all rows of the batch. With several axes of rows, XLA's CPU
-    compiler transposes x in memory, on one thread, which takes about a tenth of a
-    train step, and its GPU compiler does too where blocks are unrolled; so they are
-    joined there. On TPUs it is joining them that copies.
+    The kernel's gradient sums over the batch axes of x, usually [B, T]. With two axes,
+    XLA transposes x in memory: on CPUs with one thread, about a tenth of a train step,
+    and on GPUs where blocks are unrolled. So CPUs and GPUs get one axis, [B * T]. On
+    TPUs it is the reshape that copies.
     """
-    x, kernel, bias = kept
+    x, kernel, bias = residuals
     rows = range(x.ndim - contracted)
     features = range(len(rows), gradient.ndim)
-    to_x = _contract(gradient, kernel, features, range(contracted, kernel.ndim))
+    x_gradient = _contract(gradient, kernel, features, range(contracted, kernel.ndim))
 
-    def apart(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    def unflattened(x: jax.Array, gradient: jax.Array) -> jax.Array:
         return _contract(x, gradient, rows, rows)
 
-    def joined(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    def flattened(x: jax.Array, gradient: jax.Array) -> jax.Array:
         x, gradient = (a.reshape(-1, *a.shape[len(rows) :]) for a in (x, gradient))
         return _contract(x, gradient, range(1), range(1))
 
-    to_kernel = jax.lax.platform_dependent(
-        x, gradient, cpu=joined, cuda=joined, default=apart
+    kernel_gradient = jax.lax.platform_dependent(
+        x, gradient, cpu=flattened, cuda=flattened, default=unflattened
     )
-    to_bias = None if bias is None else jnp.sum(gradient, axis=tuple(rows))
-    return to_x, to_kernel, to_bias
+    bias_gradient = None if bias is None else jnp.sum(gradient, axis=tuple(rows))
+    return x_gradient, kernel_gradient, bias_gradient
 
 
 _product.defvjp(_forward, _backward)
 
 
-def _plus(x: jax.Array, bias: jax.Array) -> jax.Array:
+def _add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
     """Adds a bias [N] to [..., N], where N may be several axes.
 
-    cuBLAS adds a vector to a product while it makes it. XLA does not see that a bias of
-    several axes is one.
+    cuBLAS can add a bias vector in the epilogue of a matmul, but XLA uses that only for
+    a bias of one axis. So GPUs get a flat one.
     """
 
     def flat(x: jax.Array, bias: jax.Array) -> jax.Array:
@@ -94,6 +99,6 @@ def _plus(x: jax.Array, bias: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(x, bias, cuda=flat, default=jnp.add)
 
 
-def _contract(a: jax.Array, b: jax.Array, of_a: range, of_b: range) -> jax.Array:
-    """Sums the products over these axes of a and b."""
-    return jax.lax.dot_general(a, b, ((tuple(of_a), tuple(of_b)), ((), ())))
+def _contract(a: jax.Array, b: jax.Array, a_axes: range, b_axes: range) -> jax.Array:
+    """Contracts these axes of a with these axes of b."""
+    return jax.lax.dot_general(a, b, ((tuple(a_axes), tuple(b_axes)), ((), ())))

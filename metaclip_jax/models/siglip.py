@@ -1,8 +1,8 @@
 """SigLIP's two towers (arXiv 2303.15343): no class token, no causal mask.
 
-The image tower is read out by a learned query that attends to all patches (a MAP head),
-the text tower at its last position, which is padding unless the text is long. Names
-and sizes are those of the released checkpoints.
+The image tower is pooled by a learned query that attends to all patches (a MAP head).
+The text tower is pooled at its last position, which is padding unless the text fills
+the context. Names and sizes are those of the released checkpoints.
 """
 
 import jax
@@ -14,12 +14,12 @@ from flax.nnx import initializers
 from metaclip_jax.models import layers, norm, positions, text, vit
 
 LAYER_NORM_EPSILON = 1e-6
-# Of each channel: pixels are scaled to [-1, 1].
+# Per channel: this scales pixels to [-1, 1].
 IMAGE_MEAN = IMAGE_STD = np.full(3, 0.5, np.float32)
 
 
 class Head(nnx.Module):
-    """Attention pooling: one learned query over all positions, then an MLP."""
+    """MAP head: one learned query attends to all positions, then an MLP."""
 
     def __init__(self, shape: layers.BlockShape, *, rngs: nnx.Rngs) -> None:
         width = shape.width
@@ -38,7 +38,7 @@ class Head(nnx.Module):
 
 
 class ImageTower(nnx.Module):
-    """Patches through the blocks; `Head` reads them out as the embedding itself."""
+    """SigLIP's image tower. `Head` pools it; there is no projection."""
 
     def __init__(
         self,
@@ -77,22 +77,22 @@ class ImageTower(nnx.Module):
         *,
         constrain: layers.Constrain = layers.unconstrained,
     ) -> jax.Array:
-        """Maps images [B, H, W, 3] to f32[B, E], not yet of unit norm; E is the width.
+        """Maps images [B, H, W, 3] to f32[B, E], not of unit norm; E is the width.
 
-        uint8 images are normalised here; f32 ones must have been. Of each image only
-        `patches`, int32[B, n], are seen; None = all.
+        uint8 images are normalised here; f32 images must be normalised already.
+        `patches`, int32[B, n], are those that the tower sees; None = all.
         """
         x = constrain(self.patch_embed(vit.normalise(images, IMAGE_MEAN, IMAGE_STD)))
         table = self.patch_bias[...] + self.position_embedding[...]
         x = positions.add(x, table.astype(self.dtype))
-        x = vit.pick(x, patches)
+        x = vit.select_patches(x, patches)
         x = layers.run_blocks(self.blocks, x, remat=self.remat, constrain=constrain)
         embedding = self.head(self.ln_post(x).astype(self.dtype))
         return constrain(embedding.astype(jnp.float32))
 
 
 class TextTower(nnx.Module):
-    """Token and position embeddings through the blocks; the last position is read."""
+    """SigLIP's text tower, without a causal mask and pooled at the last position."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class TextTower(nnx.Module):
         *,
         constrain: layers.Constrain = layers.unconstrained,
     ) -> jax.Array:
-        """Maps tokens int32[B, T], T the whole context, to f32[B, E]."""
+        """Maps tokens int32[B, context_length] to f32[B, E], not of unit norm."""
         x = constrain(jnp.take(self.token_embedding[...], tokens, axis=0))
         x = positions.add(x, self.position_embedding[: tokens.shape[1]])
         x = x.astype(self.dtype)

@@ -1,4 +1,4 @@
-"""The text tower: a causal transformer, read out at the end-of-text token."""
+"""The text tower: a causal transformer, pooled at the end-of-text token."""
 
 import jax
 import jax.numpy as jnp
@@ -7,27 +7,27 @@ from flax.nnx import initializers
 
 from metaclip_jax.models import layers, norm, positions
 
-# Rows of a stored token table are a multiple of this, so that any mesh divides it
-# and TPUs fill their lanes. The rows past the vocabulary are zero and never read.
+# A stored token table is padded to a multiple of this many rows, so that meshes divide
+# it and TPUs fill their lanes. The rows past the vocabulary are zero and never read.
 VOCAB_MULTIPLE = 128
 
 
 def stored_rows(vocab_size: int) -> int:
-    """Rows of the token table in storage, at least vocab_size."""
+    """Returns the rows of the token table in storage, at least vocab_size."""
     return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
 def token_table(
     init: nnx.Initializer, vocab_size: int, width: int, rngs: nnx.Rngs
 ) -> jax.Array:
-    """Returns f32[stored_rows, width], new but for the padding, which is zero."""
+    """Returns a new table f32[stored_rows, width]; the padding rows are zero."""
     table = init(rngs.params(), (vocab_size, width))
     padding = stored_rows(vocab_size) - vocab_size
     return jnp.pad(table, ((0, padding), (0, 0)))
 
 
 class TextTower(nnx.Module):
-    """Token and position embeddings through the blocks; one position is read out."""
+    """CLIP's text tower, with a causal mask and pooled at one position."""
 
     def __init__(
         self,
@@ -70,12 +70,12 @@ class TextTower(nnx.Module):
         *,
         constrain: layers.Constrain = layers.unconstrained,
     ) -> jax.Array:
-        """Maps tokens int32[B, T] to f32[B, E], not yet of unit norm."""
+        """Maps tokens int32[B, T] to f32[B, E], not of unit norm."""
         x = constrain(jnp.take(self.token_embedding[...], tokens, axis=0))
         x = positions.add(x, self.position_embedding[: tokens.shape[1]])
         x = x.astype(self.dtype)
         x = layers.run_blocks(self.blocks, x, remat=self.remat, constrain=constrain)
-        # Causal attention has no use for what follows the end, padding included.
+        # With causal attention, padding after the end mark cannot change the result.
         end = end_position(tokens, pool=self.pool, eos_id=self.eos_id)
         features = layers.read_block(  # [B, D]
             self.last, x, end, remat=self.remat, constrain=constrain
@@ -86,11 +86,11 @@ class TextTower(nnx.Module):
 
 
 def end_position(tokens: jax.Array, *, pool: str, eos_id: int) -> jax.Array:
-    """Returns int32[B], the position that stands for each text of int32[B, T].
+    """Returns int32[B], the position at which each text of int32[B, T] is pooled.
 
-    "eos" is the first end mark. "argmax" is the largest id, the same thing where the
-    end mark is the vocabulary's last id, as in CLIP's. A text without any end mark
-    is read at position 0: tokenizers keep the mark when they cut.
+    "eos" is the first end mark. "argmax" is the largest id, which is the same where the
+    end mark is the vocabulary's last id, as in CLIP's. A text without an end mark is
+    pooled at position 0; tokenizers keep the mark when they truncate.
     """
     if pool == "argmax":
         return jnp.argmax(tokens, axis=1).astype(jnp.int32)

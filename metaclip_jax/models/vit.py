@@ -16,21 +16,21 @@ LAYER_NORM_EPSILON = 1e-5
 
 
 def normalise(images: jax.Array, mean: np.ndarray, std: np.ndarray) -> jax.Array:
-    """Maps uint8[B, H, W, 3] to f32 of zero mean; f32 images have been normalised."""
+    """Normalises uint8[B, H, W, 3] to f32; returns images of other dtypes unchanged."""
     if images.dtype != jnp.uint8:
         return images
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
-def pick(x: jax.Array, patches: jax.Array | None) -> jax.Array:
-    """Returns of [B, N, D] the rows int32[B, n] of each image; None = all."""
+def select_patches(x: jax.Array, patches: jax.Array | None) -> jax.Array:
+    """Returns [B, n, D], the `patches` int32[B, n] of x [B, N, D]; None = all."""
     if patches is None:
         return x
     return jnp.take_along_axis(x, patches[:, :, None], axis=1)
 
 
 class PatchEmbed(nnx.Module):
-    """Cuts an image into squares and projects each. No bias, as in CLIP."""
+    """Cuts an image into patches and projects each. No bias, as in CLIP."""
 
     def __init__(self, *, patch: int, width: int, dtype: str, rngs: nnx.Rngs) -> None:
         shape = (patch, patch, 3, width)
@@ -43,7 +43,7 @@ class PatchEmbed(nnx.Module):
         patch, _, channels, width = self.kernel.shape
         batch, height, image_width, _ = images.shape
         rows, columns = height // patch, image_width // patch
-        # A product and not a convolution: equal, and the weights' gradient is one too.
+        # A matmul equals the convolution here, and so its weight gradient is a matmul.
         x = images.astype(self.dtype)
         x = x.reshape(batch, rows, patch, columns, patch, channels)
         x = x.swapaxes(2, 3).reshape(batch, rows * columns, -1)
@@ -51,7 +51,7 @@ class PatchEmbed(nnx.Module):
 
 
 class ImageTower(nnx.Module):
-    """Patches and a class token through the blocks; the class token is read out."""
+    """CLIP's image tower, pooled at the class token."""
 
     def __init__(
         self,
@@ -89,15 +89,15 @@ class ImageTower(nnx.Module):
         *,
         constrain: layers.Constrain = layers.unconstrained,
     ) -> jax.Array:
-        """Maps images [B, H, W, 3] to f32[B, E], not yet of unit norm.
+        """Maps images [B, H, W, 3] to f32[B, E], not of unit norm.
 
-        uint8 images are normalised here; f32 ones must have been. Of each image only
-        `patches`, int32[B, n], are seen; None = all.
+        uint8 images are normalised here; f32 images must be normalised already.
+        `patches`, int32[B, n], are those that the tower sees; None = all.
         """
         images = normalise(images, IMAGE_MEAN, IMAGE_STD)
         x = constrain(self.patch_embed(images))  # [B, N, D]
         x = positions.add(x, self.position_embedding[1:])
-        x = pick(x, patches)
+        x = select_patches(x, patches)
         class_token = self.class_embedding[...].astype(self.dtype)
         class_token = jnp.broadcast_to(
             class_token + self.position_embedding[0], (x.shape[0], 1, x.shape[2])

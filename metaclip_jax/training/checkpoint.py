@@ -26,7 +26,7 @@ from metaclip_jax.models import clip
 from metaclip_jax.training import checksums, sharding
 
 # How the model is computed, not what its parameters mean.
-_FREE_ARCHITECTURE = ("dtype", *clip.WAYS)
+_FREE_ARCHITECTURE = ("dtype", *clip.EXECUTION_FIELDS)
 _CHECKSUMS = "checksums"  # in meta; checkpoints of earlier versions have none
 _OF_META = "meta"
 

@@ -30,8 +30,8 @@ def test_a_tokenizer_of_another_vocabulary_is_refused():
     presets.check_vocabulary("xlm_v", size=901_629, tokenizer="own.json")
     with pytest.raises(
         ValueError,
-        match=r"'xlm_v' wants a tokenizer of 901,629 tokens, but 'own.json' has 49,408."
-        " .*--config.vocabulary= takes any",
+        match=r"'xlm_v' needs a tokenizer of 901,629 tokens, but 'own.json' has 49,408."
+        " .*--config.vocabulary= to train another",
     ):
         presets.check_vocabulary("xlm_v", size=49_408, tokenizer="own.json")
     with pytest.raises(ValueError, match="must be one of clip, .*got 'klingon'"):
@@ -229,5 +229,5 @@ def test_an_unknown_loss_is_refused_before_anything_is_compiled():
 
 
 def test_an_end_mark_outside_the_vocabulary_is_refused():
-    with pytest.raises(ValueError, match="eos_id=10 must be below vocab_size=10"):
+    with pytest.raises(ValueError, match="eos_id=10 must be in .0, vocab_size=10"):
         keys.architecture(keys.default(), vocab_size=10, eos_id=10, pad_id=0)

@@ -299,7 +299,7 @@ def test_a_best_metric_that_is_not_measured_is_refused(folder):
     [
         ("profile.first_step", 5, "wanted 1 <= first_step <= last_step"),
         ("wandb", "some", "needs the package wandb"),
-        ("vocabulary", "xlm_v", "'xlm_v' wants a tokenizer of 901,629 tokens"),
+        ("vocabulary", "xlm_v", "'xlm_v' needs a tokenizer of 901,629 tokens"),
         ("checkpoint.keep_last", 0, "keep_last: wanted an integer of at least 1"),
     ],
 )

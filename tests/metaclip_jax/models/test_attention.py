@@ -39,8 +39,8 @@ def test_positions_added_at_the_end_change_neither_values_nor_gradients(causal):
     fused = functools.partial(
         attention.fused, causal=causal, positions=positions, implementation="xla"
     )
-    whole = functools.partial(attention.whole, causal=causal)
-    longer, shorter = run(fused, positions + added), run(whole, positions)
+    plain = functools.partial(attention.plain, causal=causal)
+    longer, shorter = run(fused, positions + added), run(plain, positions)
     for got, want in zip(longer, shorter, strict=True):
         np.testing.assert_allclose(got[:, :positions], want, rtol=1e-5, atol=1e-5)
         assert not np.any(got[:, positions:])

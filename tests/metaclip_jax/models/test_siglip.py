@@ -89,9 +89,9 @@ def test_the_text_is_read_at_its_last_position_and_sees_both_ways():
 def test_what_does_not_go_together_is_refused():
     values = SMALL.__dict__
     for change, message in (
-        ({"text_pool": "eos"}, "goes with family"),
-        ({"family": "clip"}, "goes with family"),
-        ({"embed_dim": 16}, "must be vision_width=32"),
+        ({"text_pool": "eos"}, "if and only if family"),
+        ({"family": "clip"}, "if and only if family"),
+        ({"embed_dim": 16}, "must equal vision_width=32"),
     ):
         with pytest.raises(ValueError, match=message):
             clip.Architecture(**values | change)

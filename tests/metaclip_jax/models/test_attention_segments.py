@@ -1,4 +1,4 @@
-"""A class token apart from the patches, where those fill whole tiles of TPUs."""
+"""The class token is a segment of its own where the patches fill TPU tiles."""
 
 import functools
 
@@ -87,15 +87,15 @@ def positions_in_stacks(width, function, *arguments):
 
 @pytest.mark.parametrize("remat", layers.REMAT_POLICIES)
 @pytest.mark.parametrize("count", [256, 128])
-def test_parts_give_the_values_and_gradients_of_the_whole(
+def test_segments_give_the_values_and_gradients_of_the_whole(
     count, remat, params, monkeypatch
 ):
-    parts = graded(change(remat=remat))(params, IMAGES, chosen(count))
+    segments = graded(change(remat=remat))(params, IMAGES, chosen(count))
     monkeypatch.setattr(layers, "TILE", 1_000)
-    assert_near(parts, graded(SMALL)(params, IMAGES, chosen(count)))
+    assert_near(segments, graded(SMALL)(params, IMAGES, chosen(count)))
 
 
-def test_sharded_parts_equal_unsharded_ones(params):
+def test_sharded_segments_equal_unsharded_ones(params):
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     spread = jax.device_put(params, sharding.tree_shardings(mesh, params))
     images = sharding.put_batch(mesh, {"image": IMAGES})["image"]
@@ -107,7 +107,9 @@ def test_sharded_parts_equal_unsharded_ones(params):
     ("count", "positions"),
     [(256, {1, 256}), (128, {1, 128}), (129, {130}), (127, {128}), (1, {2})],
 )
-def test_the_class_token_is_apart_where_patches_fill_tiles(count, positions, params):
+def test_the_class_token_is_a_segment_where_patches_fill_tiles(
+    count, positions, params
+):
     encode = functools.partial(clip.encode_image, SMALL, params, IMAGES)
     assert positions_in_stacks(16, encode, chosen(count)) == positions
 
@@ -124,28 +126,29 @@ def test_cudnn_and_causal_attention_take_all_positions_together(params, monkeypa
 
 @given(
     sizes=st.sampled_from([(8,), (1, 8), (8, 1), (3, 2, 4)]),
-    asking=st.sampled_from([1, 5]),
+    queries=st.sampled_from([1, 5]),
     largest=st.sampled_from([1e-3, 1, 1e4]),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=12)
-def test_attention_over_parts_is_attention_over_their_positions(
-    sizes, asking, largest, seed
+def test_attention_over_segments_is_attention_over_their_positions(
+    sizes, queries, largest, seed
 ):
     rng = np.random.default_rng(seed)
     query, key, value, weights = (
         rng.uniform(-1, 1, (2, positions, 3, 4)).astype(np.float32)
-        for positions in (asking, sum(sizes), sum(sizes), asking)
+        for positions in (queries, sum(sizes), sum(sizes), queries)
     )
     query *= np.float32(largest)
 
-    def over_parts(query, key, value):
+    def over_segments(query, key, value):
         ends = np.cumsum(sizes)[:-1]
         keys, values = (tuple(jnp.split(x, ends, axis=1)) for x in (key, value))
-        return attention.over_parts(query, keys, values)
+        return attention.over_segments(query, keys, values)
 
     found, wanted = (
-        jax.vjp(attend, query, key, value) for attend in (over_parts, attention.whole)
+        jax.vjp(attend, query, key, value)
+        for attend in (over_segments, attention.plain)
     )
     assert_near(found[0], wanted[0])
     assert_near(found[1](weights), wanted[1](weights))
