@@ -1,1 +1,1 @@
-"""Weights in and out: one table per foreign format, total in both directions."""
+"""Importing and exporting weights: one table of rules per foreign format."""

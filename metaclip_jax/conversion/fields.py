@@ -1,8 +1,8 @@
-"""Fields of another library's config file: checked by name before anything is built.
+"""Reads and checks the fields of another library's config file.
 
-A row says what the file calls one of our architecture's fields. It may have the values
-that config.py allows for our own key, so that absurd ones are refused here, and not by
-whatever would first divide by them or allocate them.
+A row maps one of our architecture's fields to its name in the file. The value must be
+in config.py's range for our own key, so that an absurd one is refused here by name, and
+not by the first code that divides by it or allocates it.
 """
 
 import re
@@ -15,7 +15,7 @@ from metaclip_jax.models.clip import Architecture
 
 _WIDTH = Range(int, least=1, most=2**20)
 _ID = Range(int, least=0, below=2**24)
-# What config.py has no key for, or one that may be left at 0.
+# Fields without a key in config.py, or whose key may be 0.
 _RANGES = {
     "vision_mlp_width": _WIDTH,
     "text_mlp_width": _WIDTH,
@@ -26,21 +26,21 @@ _RANGES = {
 
 
 class Row(NamedTuple):
-    """What a file calls a field, and what its library takes where it has none."""
+    """A field's name in the file, and its library's default."""
 
     theirs: str  # "text_config.hidden_size"
-    default: Any = None  # None = the file must have it
-    allowed: Range | None = None  # None = what our own key may have
+    default: Any = None  # None = the file must have the field
+    allowed: Range | None = None  # None = the range of our own key
 
 
 Rows = dict[str, Row]
 
 
 def section(file: str, written: Any, name: str) -> dict[str, Any]:
-    """An object inside a file's object; empty where it is missing or null.
+    """Returns the object `name` of a file's object; {} if it is missing or null.
 
     Raises:
-      ValueError: it is something else.
+      ValueError: it is not an object.
     """
     value = written.get(name)
     if value is None:
@@ -55,19 +55,19 @@ def read(file: str, written: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
 
     Args:
       file: for messages.
-      written: the file's object; fields that are null count as missing.
+      written: the file's object; null fields count as missing.
       rows: by the name of our field.
 
     Raises:
-      ValueError: a field is missing or has a value that no model has; names it.
+      ValueError: a field is missing or out of range; the message names it.
     """
     values = {}
     for ours, (theirs, default, allowed) in rows.items():
         *folders, last = theirs.split(".")
-        held: Mapping[str, Any] = written
+        inner: Mapping[str, Any] = written
         for folder in folders:
-            held = section(file, held, folder)
-        value = default if held.get(last) is None else held[last]
+            inner = section(file, inner, folder)
+        value = default if inner.get(last) is None else inner[last]
         check(file, theirs, allowed or _range_of(ours), value)
         values[ours] = value
     return values
@@ -79,16 +79,16 @@ def _range_of(ours: str) -> Range:
 
 
 def check(file: str, field: str, allowed: Range, value: Any) -> None:
-    """Raises ValueError for a value that is not in the range; names the field."""
+    """Raises ValueError, which names the field, for a value outside the range."""
     if not allowed.holds(value):
         refuse(file, field, allowed.wanted(), value)
 
 
 def build(file: str, rows: Rows, **values: Any) -> Architecture:
-    """Returns the architecture of these values.
+    """Returns the architecture with these values.
 
     Raises:
-      ValueError: they do not fit together; named as the file names them.
+      ValueError: they contradict each other; the message has the file's field names.
     """
     try:
         return Architecture(**values)
@@ -99,7 +99,7 @@ def build(file: str, rows: Rows, **values: Any) -> Architecture:
 
 
 def refuse(file: str, field: str, wanted: Any, got: Any) -> NoReturn:
-    """Raises ValueError: what was wanted of a field and what came."""
+    """Raises ValueError for a field: what was wanted, what came."""
     shown = repr(got) if len(repr(got)) <= 200 else f"{repr(got)[:200]}..."
     raise ValueError(f"{file}: wanted {field} {wanted}, got {shown}")
 
@@ -107,10 +107,14 @@ def refuse(file: str, field: str, wanted: Any, got: Any) -> NoReturn:
 def same_in_both(
     file: str, written: Mapping[str, Any], field: str, *, default: Any, allowed: Range
 ) -> Any:
-    """Returns what both towers have of a field that ours have in common."""
+    """Returns the value of a field that must be equal for both towers.
+
+    Raises:
+      ValueError: the values differ or are out of range.
+    """
     found = [
-        section(file, written, part).get(field)
-        for part in ("text_config", "vision_config")
+        section(file, written, tower).get(field)
+        for tower in ("text_config", "vision_config")
     ]
     text, vision = (default if value is None else value for value in found)
     check(file, f"text_config.{field}", allowed, text)

@@ -1,7 +1,7 @@
-"""Hugging Face's folders: weights and config.
+"""Hugging Face's model folders: weights and config.json.
 
-`model_type` "clip" is MetaCLIP 1 and OpenAI's CLIP, "metaclip_2" the worldwide models;
-their tensors have the same names. "siglip" is in siglip.py.
+The `model_type` of MetaCLIP 1 and OpenAI's CLIP is "clip", that of the worldwide models
+"metaclip_2"; their tensors have the same names. siglip.py converts "siglip".
 """
 
 from collections.abc import Mapping
@@ -55,8 +55,7 @@ _RULES: tuple[Rule, ...] = (
 )
 
 MODEL_TYPES = ("clip", "metaclip_2", "siglip")
-# By our field: transformers' name, and what it takes where a config leaves it out (its
-# class defaults).
+# By our field: transformers' name, and its default for a config without the field.
 _ROWS: fields.Rows = {
     "image_size": Row("vision_config.image_size", 224),
     "patch_size": Row("vision_config.patch_size", 32),
@@ -76,18 +75,18 @@ _ROWS: fields.Rows = {
     "embed_dim": Row("projection_dim", 512),
 }
 _ACTIVATION = Range(str, choices=("quick_gelu", "gelu"))
-# transformers reads the text at the largest id where a CLIP config has this end mark:
-# early configs had it by mistake (its pull request 24773). MetaCLIP 2 means it.
+# Early CLIP configs have this wrong eos_token_id, and for them transformers pools the
+# text at the largest id (its pull request 24773). For MetaCLIP 2 it is the right id.
 _LEGACY_EOS = 2
 
 
 def rules(architecture: Architecture) -> tuple[Rule, ...]:
-    """The rules of all weights of a model."""
+    """Returns the rules for all weights of a model."""
     return siglip.RULES if architecture.family == "siglip" else _RULES
 
 
 def is_ignored(name: str) -> bool:
-    """Constants that older files save along."""
+    """Whether the name is that of a constant, which older files contain."""
     return name.endswith(".position_ids")
 
 
@@ -97,23 +96,23 @@ def read_architecture(
     """Returns the architecture of a config.json.
 
     Args:
-      written: what the file holds.
+      written: the file's object.
       file: for messages.
 
     Raises:
-      ValueError: it is of another kind of model, or has a value that ours do not; names
-        the field.
+      ValueError: the model is of another type, or a field has a value that we do not
+        support; the message names the field.
     """
     kind = written.get("model_type")
     if kind not in MODEL_TYPES:
         fields.refuse(file, "model_type", " or ".join(MODEL_TYPES), kind)
     if kind == "siglip":
         return siglip.read_architecture(written, file=file)
-    # Very old files hold the towers' values under other names.
+    # Very old files have text_config_dict and vision_config_dict.
     written = written | {
-        part: fields.section(file, written, f"{part}_dict")
-        | _given(fields.section(file, written, part))
-        for part in ("text_config", "vision_config")
+        tower: fields.section(file, written, f"{tower}_dict")
+        | _given(fields.section(file, written, tower))
+        for tower in ("text_config", "vision_config")
     }
     values = fields.read(file, written, _ROWS)
     fields.same_in_both(
@@ -142,7 +141,7 @@ def write_config(architecture: Architecture, *, bos_id: int | None) -> dict[str,
     """Returns config.json for an architecture.
 
     Raises:
-      ValueError: transformers would read its texts at another place.
+      ValueError: transformers would pool the texts at another position.
     """
     a = architecture
     if a.family == "siglip":
@@ -150,8 +149,9 @@ def write_config(architecture: Architecture, *, bos_id: int | None) -> dict[str,
     worldwide = a.eos_id == _LEGACY_EOS
     if a.text_pool == "argmax" and a.eos_id != a.vocab_size - 1:
         raise ValueError(
-            f"transformers reads a text at its end mark, but this model at its largest "
-            f"id, and the end mark {a.eos_id} is not the largest of {a.vocab_size}"
+            "transformers pools texts at the end mark, but this model pools at the "
+            f"largest id. These are the same only if eos_id is {a.vocab_size - 1}, the "
+            f"last of the vocabulary; got {a.eos_id}"
         )
     kind = "metaclip_2" if worldwide else "clip"
     return {

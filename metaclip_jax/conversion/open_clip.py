@@ -1,4 +1,4 @@
-"""open_clip's folders and state dicts: weights and open_clip_config.json."""
+"""open_clip's model folders and state dicts: weights and open_clip_config.json."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -33,7 +33,7 @@ _BLOCK = (
     ("mlp/fc2/kernel", ("mlp.c_proj.weight",), LINEAR),
     ("mlp/fc2/bias", ("mlp.c_proj.bias",), SAME),
 )
-# Projections are parameters x @ P here, and so they are in ours.
+# In open_clip, as in our models, a projection P is applied as x @ P.
 _RULES: tuple[Rule, ...] = (
     Rule("image/class_embedding", ("visual.class_embedding",), SAME),
     Rule("image/patch_embed/kernel", ("visual.conv1.weight",), PATCHES),
@@ -54,32 +54,33 @@ _RULES: tuple[Rule, ...] = (
 )
 
 CLIP_VOCABULARY = 49_408
-# (eos, pad) by vocabulary: CLIP's BPE, XLM-V, mT5 as the worldwide models use it.
+# (eos, pad) by vocabulary size: CLIP's BPE, XLM-V, and the worldwide models' mT5.
 _END_AND_PAD = {CLIP_VOCABULARY: (49_407, 0), 901_629: (2, 1), 250_000: (1, 0)}
 
 
 def rules(architecture: Architecture) -> tuple[Rule, ...]:
-    """The rules of all weights of a model.
+    """Returns the rules for all weights of a model.
 
     Raises:
-      ValueError: open_clip builds such a model of another library's parts.
+      ValueError: open_clip builds models of this family from timm's modules.
     """
     if architecture.family != "clip":
         raise ValueError(
-            f"open_clip's {architecture.family} has timm's image tower, which is not"
-            " converted; use Hugging Face's format"
+            "open_clip's format must have a model of the family clip, got"
+            f" {architecture.family}, whose image tower is timm's there; use Hugging"
+            " Face's format"
         )
     return _RULES
 
 
 def is_ignored(name: str) -> bool:
-    """Constants that older files save along."""
+    """Whether the name is that of a constant, which older files contain."""
     return name in ("attn_mask", "input_resolution", "context_length", "vocab_size")
 
 
 _RATIO = Range(float, above=0, most=1_024)
 _POOL = Range(str, choices=("argmax", "eos"))
-# By our field: open_clip's name, and what it takes where a config leaves the value out.
+# By our field: open_clip's name, and its default for a config without the field.
 _ROWS: fields.Rows = {
     "image_size": Row("vision_cfg.image_size", 224),
     "patch_size": Row("vision_cfg.patch_size"),
@@ -92,8 +93,8 @@ _ROWS: fields.Rows = {
     "vocab_size": Row("text_cfg.vocab_size", CLIP_VOCABULARY),
     "embed_dim": Row("embed_dim"),
 }
-# What ours have in another form.
-_OTHERS: fields.Rows = {
+# Fields whose values must be converted to ours.
+_CONVERTED: fields.Rows = {
     "head_width": Row("vision_cfg.head_width", 64, Range(int, least=1, most=2**20)),
     "vision_ratio": Row("vision_cfg.mlp_ratio", 4.0, _RATIO),
     "text_ratio": Row("text_cfg.mlp_ratio", 4.0, _RATIO),
@@ -109,49 +110,52 @@ def read_architecture(
     """Returns the architecture of an open_clip_config.json (its `model_cfg`).
 
     Args:
-      written: what the file holds.
+      written: the file's object.
       file: for messages.
 
     Raises:
-      ValueError: the model has parts or values that ours do not; names the field.
+      ValueError: a field is unknown or has a value that we do not support; the message
+        names it.
     """
     model = fields.section(file, written, "model_cfg") or written
     file = f"{file}, model_cfg" if model is not written else file
     vision = fields.section(file, model, "vision_cfg")
     text = fields.section(file, model, "text_cfg")
-    for part, found, known in (
+    for tower, found, known in (
         ("vision_cfg", vision, _VISION_KEYS),
         ("text_cfg", text, _TEXT_KEYS),
     ):
         unknown = sorted(set(found) - known)
         if unknown:
             raise ValueError(
-                f"{file}: {part} has {unknown}, which no MetaCLIP model has; ours are"
-                " plain ViTs with a causal text tower"
+                f"{file}: wanted {tower} with {', '.join(sorted(known))} only, got"
+                f" {unknown}; only plain ViTs with a causal text tower are converted"
             )
     values = fields.read(file, model, _ROWS)
     width, size = values["vision_width"], values["vocab_size"]
     end, pad = _END_AND_PAD.get(size, (size - 1, 0))
-    others = fields.read(file, model, _OTHERS | {"pad_id": Row("text_cfg.pad_id", pad)})
-    if width % others["head_width"]:
+    rows = _CONVERTED | {"pad_id": Row("text_cfg.pad_id", pad)}
+    theirs = fields.read(file, model, rows)
+    if width % theirs["head_width"]:
         wanted = f"a divisor of vision_cfg.width={width}"
-        fields.refuse(file, "vision_cfg.head_width", wanted, others["head_width"])
-    at_end = others["text_pool"] == "eos"
+        fields.refuse(file, "vision_cfg.head_width", wanted, theirs["head_width"])
+    at_end = theirs["text_pool"] == "eos"
     return fields.build(
         file,
-        _ROWS | _OTHERS,
+        _ROWS | _CONVERTED,
         **values,
-        vision_heads=width // others["head_width"],
-        vision_mlp_width=int(width * others["vision_ratio"]),
-        text_mlp_width=int(values["text_width"] * others["text_ratio"]),
-        activation="quick_gelu" if others["quick_gelu"] else "gelu",
-        text_pool=others["text_pool"],
-        eos_id=others["eos_id"] if at_end else end,
-        pad_id=others["pad_id"] if at_end else pad,
+        vision_heads=width // theirs["head_width"],
+        vision_mlp_width=int(width * theirs["vision_ratio"]),
+        text_mlp_width=int(values["text_width"] * theirs["text_ratio"]),
+        activation="quick_gelu" if theirs["quick_gelu"] else "gelu",
+        text_pool=theirs["text_pool"],
+        eos_id=theirs["eos_id"] if at_end else end,
+        pad_id=theirs["pad_id"] if at_end else pad,
     )
 
 
-# Ours by open_clip's names. It always repairs texts and their white space.
+# open_clip's name of each of our clean-ups. Each of them also fixes mojibake and
+# white space.
 _CLEAN_UPS = {"clip": "lower", "canonical": "canonicalize", "none": "whitespace"}
 _VISION_KEYS = frozenset(
     {"image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio"}
@@ -180,9 +184,9 @@ def write_config(
 
     Args:
       architecture: of the model.
-      preprocess: its `preprocess_cfg`.
-      clean_up: that of the tokenizer in the folder; None for CLIP's own BPE, which
-        open_clip has.
+      preprocess: the `preprocess_cfg`.
+      clean_up: of the folder's tokenizer; None for CLIP's BPE, which open_clip
+        contains.
     """
     a = architecture
     text: dict[str, Any] = {

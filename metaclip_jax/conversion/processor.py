@@ -1,7 +1,7 @@
-"""How transformers and open_clip say that a model's images are prepared.
+"""Image preprocessing in the config files of transformers and open_clip.
 
-Every field is honoured or refused by its name: a model that sees other images than it
-was made for answers worse without any sign of it.
+Every field is applied or refused by name: with other preprocessing than in training, a
+model is less accurate, and nothing shows it.
 """
 
 import math
@@ -14,8 +14,8 @@ from PIL import Image
 from metaclip_jax.data.images import Preprocess
 from metaclip_jax.models import clip, siglip, vit
 
-# What transformers takes where a file leaves a value out: its classes'. Where it says
-# null, that is the value; for those of true or false, it is false.
+# The defaults of transformers' classes for fields that a file lacks. A null in the file
+# overrides the default; for a boolean, null means false.
 _COMMON: dict[str, Any] = {
     "do_resize": True,
     "resample": 3,
@@ -44,7 +44,7 @@ _CLASSES: dict[str, dict[str, Any]] = {
         "image_std": siglip.IMAGE_STD.tolist(),
     },
 }
-# Values that ours always have; another one is refused.
+# The only values that are supported.
 _FIXED = {
     "do_resize": True,
     "do_rescale": True,
@@ -52,8 +52,8 @@ _FIXED = {
     "do_pad": False,
     "use_square_size": False,
 }
-# They change no pixel, at least of pictures in RGB: without do_convert_rgb transformers
-# has no result for others.
+# These fields change no pixel of an RGB image. For other images, transformers fails
+# without do_convert_rgb.
 _WITHOUT_EFFECT = {
     "do_convert_rgb",
     "data_format",
@@ -71,8 +71,8 @@ _WITHOUT_EFFECT = {
     "return_tensors",
 }
 _OPEN_CLIP_FIELDS = {"size", "mode", "mean", "std", "interpolation", "resize_mode"}
-# A field of ours, which both libraries pass over: how half of an odd margin is rounded
-# where the model was made with the other library. Values by Preprocess.even_margins.
+# Our own field, which both libraries ignore: how the centre crop rounds half of an odd
+# margin, for a model that was made with the other library. Keys: even_margins.
 _CROP = "crop_rounding"
 _ROUNDINGS = {False: "down", True: "even"}
 _OPEN_CLIP_FILTERS = {"bilinear": 2, "bicubic": 3}
@@ -81,18 +81,18 @@ _OPEN_CLIP_FILTERS = {"bilinear": 2, "bicubic": 3}
 def read_huggingface(
     written: Mapping[str, Any], architecture: clip.Architecture, *, file: str
 ) -> Preprocess:
-    """Returns what a preprocessor_config.json asks for.
+    """Returns the preprocessing that a preprocessor_config.json describes.
 
     Args:
-      written: the file's fields; of a processor_config.json, its "image_processor".
+      written: the file's object, or "image_processor" of a processor_config.json.
       architecture: of the model.
       file: for messages.
 
     Raises:
-      ValueError: a field asks for what is not done here; names it.
+      ValueError: a field has a value that we do not support; the message names it.
     """
-    values = _class_of(written, architecture, file)
-    even = _even_margins(file, written, otherwise=False)
+    values = _class_defaults(written, architecture, file)
+    even = _even_margins(file, written, default=False)
     written = {key: value for key, value in written.items() if key != _CROP}
     given = {key for key, value in written.items() if value is not None}
     unknown = sorted(given - set(values) - _WITHOUT_EFFECT)
@@ -119,17 +119,17 @@ def read_huggingface(
     )
 
 
-def _even_margins(file: str, written: Mapping[str, Any], *, otherwise: bool) -> bool:
-    value = written[_CROP] if _CROP in written else _ROUNDINGS[otherwise]
+def _even_margins(file: str, written: Mapping[str, Any], *, default: bool) -> bool:
+    value = written[_CROP] if _CROP in written else _ROUNDINGS[default]
     if value not in _ROUNDINGS.values():
         _refuse(file, _CROP, " or ".join(_ROUNDINGS.values()), value)
     return bool(value == _ROUNDINGS[True])
 
 
-def _class_of(
+def _class_defaults(
     given: Mapping[str, Any], architecture: clip.Architecture, file: str
 ) -> dict[str, Any]:
-    """The defaults of the library's class that prepares the images."""
+    """Returns the defaults of the file's image processor class."""
     for field in ("image_processor_type", "feature_extractor_type"):
         if given.get(field) is not None:
             name = str(given[field]).replace("FeatureExtractor", "ImageProcessor")
@@ -142,7 +142,7 @@ def _class_of(
 
 
 def _shape(values: Mapping[str, Any], size: int, file: str) -> Preprocess:
-    """How an image becomes one of `size` x `size` pixels."""
+    """Returns the resize and crop that give an image of `size` x `size` pixels."""
     height, width = _sides(
         values["size"], file, "size", bool(values["default_to_square"])
     )
@@ -163,7 +163,7 @@ def _shape(values: Mapping[str, Any], size: int, file: str) -> Preprocess:
 
 
 def _sides(value: Any, file: str, field: str, square: bool) -> tuple[int | None, int]:
-    """Returns (height, width), or (None, shortest side) where the ratio is kept."""
+    """Returns (height, width), or (None, shortest side) if the aspect ratio is kept."""
     if type(value) is int:
         value = [value, value] if square else {"shortest_edge": value}
     if isinstance(value, list) and len(value) == 2:
@@ -181,7 +181,7 @@ def _sides(value: Any, file: str, field: str, square: bool) -> tuple[int | None,
 def write_huggingface(
     preprocess: Preprocess, architecture: clip.Architecture
 ) -> dict[str, Any]:
-    """Returns preprocessor_config.json of transformers."""
+    """Returns transformers' preprocessor_config.json."""
     resized = preprocess.shortest or preprocess.size
     crop = {"height": preprocess.size, "width": preprocess.size}
     both = {"height": resized, "width": resized}
@@ -206,14 +206,14 @@ def write_huggingface(
 def read_open_clip(
     written: Mapping[str, Any], architecture: clip.Architecture, *, file: str
 ) -> Preprocess:
-    """Returns what the `preprocess_cfg` of an open_clip_config.json asks for.
+    """Returns the preprocessing that open_clip's `preprocess_cfg` describes.
 
     Raises:
-      ValueError: a field asks for what is not done here; names it.
+      ValueError: a field has a value that we do not support; the message names it.
     """
     values = {key: value for key, value in written.items() if value is not None}
-    values.pop("fill_color", None)  # of the resize_mode "longest" only
-    even = _even_margins(file, values, otherwise=True)
+    values.pop("fill_color", None)  # used by resize_mode "longest" only
+    even = _even_margins(file, values, default=True)
     values.pop(_CROP, None)
     unknown = sorted(set(values) - _OPEN_CLIP_FIELDS)
     if unknown:
@@ -245,14 +245,13 @@ def write_open_clip(
     """Returns the `preprocess_cfg` of an open_clip_config.json.
 
     Raises:
-      ValueError: open_clip cannot prepare images in this way.
+      ValueError: open_clip does not support this preprocessing.
     """
     names = {number: name for name, number in _OPEN_CLIP_FILTERS.items()}
     if preprocess.shortest or preprocess.resample not in names:
         raise ValueError(
-            "open_clip resizes an image to the pixels that the model sees, by a bicubic"
-            f" or bilinear filter, but this model wants {preprocess}; use Hugging"
-            " Face's format"
+            "open_clip's preprocessing must resize to the model's image size with a"
+            f" bicubic or bilinear filter, got {preprocess}; use Hugging Face's format"
         )
     mean, std = statistics(architecture)
     down = not preprocess.squash and not preprocess.even_margins
@@ -265,13 +264,13 @@ def write_open_clip(
 
 
 def statistics(architecture: clip.Architecture) -> list[list[float]]:
-    """The channels' means and standard deviations, as they are published."""
+    """Returns the channels' means and standard deviations, rounded as published."""
     known = clip.image_statistics(architecture)
     return [[round(float(value), 8) for value in values] for values in known]
 
 
 def _check_channels(file: str, field: str, wanted: list[float], got: Any) -> None:
-    """Images are normalised on the device, by the statistics of the model's family."""
+    """Refuses other statistics than the family's, by which the device normalises."""
     three = got if isinstance(got, list) else [got] * 3
     right = len(three) == 3 and all(_is_number(value) for value in three)
     if not right or not np.allclose(three, wanted, rtol=0, atol=1e-6):
@@ -284,6 +283,6 @@ def _is_number(value: Any) -> bool:
 
 def _refuse(file: str, field: str, wanted: Any, got: Any) -> NoReturn:
     raise ValueError(
-        f"{file}: wanted {field} {wanted!r}, got {got!r}: images would be prepared in"
-        " another way than the model is used to"
+        f"{file}: wanted {field} {wanted!r}, got {got!r}; other preprocessing is not"
+        " supported"
     )

@@ -1,4 +1,4 @@
-"""Hugging Face's SigLIP folders (`model_type` "siglip"): weights and config."""
+"""Hugging Face's SigLIP folders (`model_type` "siglip"): weights and config.json."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ RULES: tuple[Rule, ...] = (
         SAME,
     ),
     *block_rules(
-        "image", f"{_IMAGE}.encoder.layers", HUGGINGFACE_BLOCK, last_apart=False
+        "image", f"{_IMAGE}.encoder.layers", HUGGINGFACE_BLOCK, all_stacked=True
     ),
     Rule("image/ln_post/scale", (f"{_IMAGE}.post_layernorm.weight",), SAME),
     Rule("image/ln_post/bias", (f"{_IMAGE}.post_layernorm.bias",), SAME),
@@ -74,8 +74,7 @@ RULES: tuple[Rule, ...] = (
     Rule("logit_bias", ("logit_bias",), SINGLE),
 )
 
-# By our field: transformers' name, and what it takes where a config leaves it out (its
-# class defaults).
+# By our field: transformers' name, and its default for a config without the field.
 _ROWS: fields.Rows = {
     "image_size": Row("vision_config.image_size", 224),
     "patch_size": Row("vision_config.patch_size", 16),
@@ -92,7 +91,7 @@ _ROWS: fields.Rows = {
     "eos_id": Row("text_config.eos_token_id", 49_407),
     "pad_id": Row("text_config.pad_token_id", 1),
 }
-# Where it is missing, it is the text tower's width.
+# Its default is the text tower's width.
 _PROJECTION = "text_config.projection_size"
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 
@@ -101,7 +100,7 @@ def read_architecture(written: dict[str, Any], *, file: str) -> Architecture:
     """Returns the architecture of a config.json.
 
     Raises:
-      ValueError: it has a value that ours do not; names the field.
+      ValueError: a field has a value that we do not support; the message names it.
     """
     values = fields.read(file, written, _ROWS)
     rows = _ROWS | {"embed_dim": Row(_PROJECTION, values["text_width"])}
@@ -123,7 +122,8 @@ def read_architecture(written: dict[str, Any], *, file: str) -> Architecture:
     head = fields.section(file, written, "vision_config").get("vision_use_head")
     if head not in (None, True):
         fields.refuse(file, "vision_config.vision_use_head", True, head)
-    # Early configs have the end mark of CLIP's vocabulary; texts end with the padding.
+    # Early configs have the end mark of CLIP's vocabulary, 49,407. The end mark is the
+    # padding token.
     if values["eos_id"] >= values["vocab_size"]:
         values["eos_id"] = values["pad_id"]
     return fields.build(
@@ -138,12 +138,17 @@ def read_architecture(written: dict[str, Any], *, file: str) -> Architecture:
 
 
 def write_config(architecture: Architecture, *, bos_id: int | None) -> dict[str, Any]:
-    """Returns config.json for an architecture."""
+    """Returns config.json for an architecture.
+
+    Raises:
+      ValueError: transformers' SigLIP does not support the activation.
+    """
     a = architecture
     written = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
     if a.activation not in written:
         raise ValueError(
-            f"transformers' SigLIP knows {', '.join(written)}, not {a.activation}"
+            "the activation of transformers' SigLIP must be one of"
+            f" {', '.join(written)}, got {a.activation}"
         )
     common = {
         "hidden_act": written[a.activation],

@@ -1,10 +1,10 @@
-"""How weights of another library become ours, and ours theirs: rules in a table.
+"""Converts weights from and to another library's format by a table of rules.
 
-A rule names one of our leaves, the tensors of the other side that it is made of, and
-the pair of transforms between them. Our leaves inside `blocks` hold several layers; the
-other side has a tensor for each, so those names hold `{layer}`, and `{last}` where the
-last one is apart. A conversion is total: a tensor that no rule uses, or one that a rule
-misses, is an error that lists them.
+A rule names one of our leaves, the other library's tensors for it, and the pair of
+transforms between them. Our leaves inside `blocks` stack several layers; the other
+library has a tensor per layer, with the layer's number at `{layer}` of the name, or at
+`{last}` for the last block, which is outside our stack. A conversion is total: tensors
+that no rule uses, or that a rule lacks, are an error that lists them.
 """
 
 import math
@@ -19,24 +19,24 @@ from metaclip_jax.models.clip import Architecture
 
 Array = NDArray[Any]
 LAYER, LAST = "{layer}", "{last}"
-_TOKEN_TABLE = "text/token_embedding"  # has more rows in storage
+_TOKEN_TABLE = "text/token_embedding"  # its stored rows are padded
 
 
 class Weights(Protocol):
     """Named tensors that are read one by one."""
 
-    where: str  # what is named in errors
+    where: str  # the file or folder, for messages
 
     def names(self) -> list[str]:
-        """All names there are."""
+        """Returns the names of all tensors."""
         ...
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, without reading it."""
+        """Returns a tensor's shape without reading the tensor."""
         ...
 
     def read(self, name: str) -> Array:
-        """One tensor."""
+        """Reads one tensor."""
         ...
 
 
@@ -48,7 +48,7 @@ class Transform(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """One of our leaves and what it is called on the other side."""
+    """One of our leaves and the other library's tensors for it."""
 
     ours: str  # path, such as "image/blocks/ln_1/scale"
     theirs: tuple[str, ...]
@@ -68,7 +68,8 @@ LINEAR = Transform(lambda a, _: a[0].T, lambda a, _: [a.T])  # [out, in] <-> [in
 PATCHES = Transform(  # OIHW <-> HWIO
     lambda a, _: a[0].transpose(2, 3, 1, 0), lambda a, _: [a.transpose(3, 2, 0, 1)]
 )
-# Query, key and value apart: three [D, D] or [D] <-> [D, 3, H, D / H] or [3, H, D / H].
+# Separate query, key and value: three [D, D] or [D] <-> [D, 3, H, D / H] or
+# [3, H, D / H].
 QKV_KERNEL = Transform(
     lambda a, heads: np.stack([_heads_out(each, heads) for each in a], axis=1),
     lambda a, _: [a[:, i].reshape(a.shape[0], -1).T for i in range(3)],
@@ -77,7 +78,7 @@ QKV_BIAS = Transform(
     lambda a, heads: np.stack([each.reshape(heads, -1) for each in a]),
     lambda a, _: [each.reshape(-1) for each in a],
 )
-# Query, key and value in one: [3D, D] or [3D].
+# Fused query, key and value: [3D, D] or [3D].
 FUSED_KERNEL = Transform(
     lambda a, heads: QKV_KERNEL.to_ours(np.split(a[0], 3), heads),
     lambda a, heads: [np.concatenate(QKV_KERNEL.to_theirs(a, heads))],
@@ -91,7 +92,7 @@ OUT_KERNEL = Transform(  # [D, H * D / H] <-> [H, D / H, D]
     lambda a, _: [a.reshape(-1, a.shape[-1]).T],
 )
 
-# A block of any of transformers' models: our leaf, their tensors.
+# A block of transformers' models: our leaf, their tensors.
 HUGGINGFACE_BLOCK = (
     ("ln_1/scale", ("layer_norm1.weight",), SAME),
     ("ln_1/bias", ("layer_norm1.bias",), SAME),
@@ -117,9 +118,12 @@ def block_rules(
     theirs: str,
     rows: Sequence[tuple[str, tuple[str, ...], Transform]],
     *,
-    last_apart: bool = True,
+    all_stacked: bool = False,
 ) -> list[Rule]:
-    """Returns the rules of one tower's blocks; names are relative to a block."""
+    """Returns the rules of one tower's blocks; `rows` are relative to a block.
+
+    `all_stacked` says that our stack includes the last block.
+    """
     return [
         Rule(
             f"{ours}/{folder}/{leaf}",
@@ -127,7 +131,7 @@ def block_rules(
             transform,
         )
         for folder, number in (("blocks", LAYER), ("last", LAST))
-        if folder == "blocks" or last_apart
+        if folder == "blocks" or not all_stacked
         for leaf, names, transform in rows
     ]
 
@@ -143,15 +147,15 @@ def to_ours(
     """Yields (path, f32 array) of all our leaves, reading one leaf's tensors at a time.
 
     Args:
-      weights: of the other side.
+      weights: the other library's.
       rules: of its format.
       architecture: of the model.
-      ignored: names that hold no weight, such as constants that are saved along.
-      shapes: wanted shape by path, the token table without its padding.
+      ignored: whether a name is not a weight, for instance a saved constant.
+      shapes: our shape by path; the token table's is without padding.
 
     Raises:
-      ValueError: tensors are left over or missing, or have another shape, found before
-        any is read; or one holds NaN or inf. Names them.
+      ValueError: tensors are left over, missing or of another shape (checked before any
+        is read), or one holds NaN or inf; the message names them.
     """
     wanted = {
         name
@@ -159,11 +163,11 @@ def to_ours(
         for names in _layers(rule, architecture, shapes[rule.ours])
         for name in names
     }
-    there = {name for name in weights.names() if not ignored(name)}
-    if wanted != there:
+    found = {name for name in weights.names() if not ignored(name)}
+    if wanted != found:
         raise ValueError(
-            f"{weights.where} does not fit its config: missing"
-            f" {_some(wanted - there)}; left over {_some(there - wanted)}"
+            f"{weights.where} must hold the tensors of its config: missing"
+            f" {_some(wanted - found)}; left over {_some(found - wanted)}"
         )
     for rule in rules:
         _check_shapes(weights, rule, architecture, shapes[rule.ours])
@@ -174,7 +178,7 @@ def to_ours(
 def _read_leaf(
     weights: Weights, rule: Rule, architecture: Architecture, shape: tuple[int, ...]
 ) -> Array:
-    """One of our leaves, filled layer by layer: reading takes no second copy of it."""
+    """Reads one leaf layer by layer, without a second copy of the whole leaf."""
     stored = shape
     if rule.ours == _TOKEN_TABLE:
         stored = text.stored_rows(shape[0]), shape[1]
@@ -183,16 +187,16 @@ def _read_leaf(
     if _is_stacked(rule):
         layers, wanted = leaf, shape[1:]
     heads = _heads(rule, architecture)
-    for place, names in enumerate(_layers(rule, architecture, shape)):
+    for number, names in enumerate(_layers(rule, architecture, shape)):
         tensors = [weights.read(name) for name in names]
         for name, tensor in zip(names, tensors, strict=True):
             if not np.isfinite(tensor).all():
                 raise ValueError(
-                    f"{weights.where}: {name} holds NaN or inf; the model has diverged,"
-                    " or its file is damaged"
+                    f"{weights.where}: {name} holds NaN or inf; the training diverged"
+                    " or the file is damaged"
                 )
         layer = rule.transform.to_ours(tensors, heads)
-        at: tuple[Any, ...] = (place, *(slice(size) for size in wanted))
+        at: tuple[Any, ...] = (number, *(slice(size) for size in wanted))
         layers[at] = layer
     return leaf
 
@@ -200,12 +204,12 @@ def _read_leaf(
 def _check_shapes(
     weights: Weights, rule: Rule, architecture: Architecture, shape: tuple[int, ...]
 ) -> None:
-    """Compares the tensors of a leaf with what each of its layers becomes."""
+    """Compares the shapes of a leaf's tensors with those that the export would have."""
     layer = shape[1:] if _is_stacked(rule) else shape
     wanted: list[tuple[int, ...]] | None = None
     for names in _layers(rule, architecture, shape):
         found = [weights.shape(name) for name in names]
-        # Sizes first: what is made to compare with is as large as the file's tensors.
+        # Check the sizes first: the transform allocates as much as the leaf's layer.
         fits = sum(map(math.prod, found)) == math.prod(layer)
         if fits and wanted is None:
             whole = np.broadcast_to(np.float32(0), layer)
@@ -216,28 +220,28 @@ def _check_shapes(
             shown = ", ".join(str(list(one)) for one in found)
             raise ValueError(
                 f"{weights.where}: wanted {', '.join(names)} to give {rule.ours}"
-                f" {list(layer)}, as its config says, got {shown}; is the config that"
-                " of another model?"
+                f" {list(layer)}, as its config says, got {shown}; give the config and"
+                " the weights of one model"
             )
 
 
 def to_theirs(
     leaves: Mapping[str, Any], rules: Sequence[Rule], architecture: Architecture
 ) -> Iterator[tuple[str, Array]]:
-    """Yields (name, f32 array) of the other side's tensors, a layer at a time.
+    """Yields (name, f32 array) of the other library's tensors, a layer at a time.
 
     Args:
       leaves: path -> array, on any device.
-      rules: of the format wanted.
+      rules: of the other library's format.
       architecture: of the model.
 
     Raises:
-      ValueError: leaves are left over or missing; lists them.
+      ValueError: leaves are left over or missing; the message lists them.
     """
     wanted = {rule.ours for rule in rules}
     if wanted != set(leaves):
         raise ValueError(
-            "the model does not fit the format: missing "
+            "the model must have exactly the format's weights: missing "
             f"{_some(wanted - set(leaves))}; left over {_some(set(leaves) - wanted)}"
         )
     for rule in rules:
@@ -256,9 +260,9 @@ def to_theirs(
 def _layers(
     rule: Rule, architecture: Architecture, shape: tuple[int, ...]
 ) -> list[list[str]]:
-    """The names of each layer's tensors, one list for leaves outside the stack.
+    """Returns the tensors' names by layer; a leaf outside the stack has one list.
 
-    `shape` is that of our leaf.
+    `shape` is our leaf's.
     """
     image = rule.ours.startswith("image/")
     count = architecture.vision_layers if image else architecture.text_layers

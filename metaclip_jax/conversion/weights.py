@@ -1,7 +1,7 @@
-"""Weight files: safetensors whole or in parts, torch's .pt and .bin; and writing.
+"""Reads safetensors, single or sharded, and torch's .pt and .bin; writes safetensors.
 
-safetensors hold nothing but numbers. torch's own files may hold code: they are read
-with its loader for plain tensors unless the caller says that the file is trusted.
+safetensors contain only numbers. torch's files are pickles, which may contain code:
+they are loaded with `weights_only` unless the caller trusts the file.
 """
 
 import os
@@ -23,7 +23,7 @@ Array = NDArray[Any]
 
 SINGLE = "model.safetensors"
 _INDEX_END = ".safetensors.index.json"
-# In the order of preference inside a folder.
+# File names in a folder; the first that exists is read.
 _NAMES = (
     SINGLE,
     "model.safetensors.index.json",
@@ -32,10 +32,10 @@ _NAMES = (
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
-# What training frameworks put before every name.
+# torch.compile and DistributedDataParallel add these to every name.
 _PREFIXES = ("_orig_mod.", "module.")
 _MAX_FILE_BYTES = 2 << 30
-# What is read as it is, by safetensors' names.
+# The dtypes that are read, by safetensors' names.
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _AGAIN = "fetch it again"
 
@@ -44,14 +44,14 @@ class SafeTensors:
     """Tensors of one or several safetensors files, read one at a time."""
 
     def __init__(self, where: str, held: Iterable[tuple[str, Any]]) -> None:
-        """Takes tensors where they lie.
+        """Stores where each tensor is.
 
         Args:
-          where: what is named in errors.
-          held: each tensor's name and the open file that holds it.
+          where: the file or folder, for messages.
+          held: each tensor's name and the open file that contains it.
 
         Raises:
-          ValueError: two have one name but for the prefixes of training frameworks.
+          ValueError: two names are equal without the wrappers' prefixes.
         """
         self.where = where
         self._held: dict[str, tuple[str, Any]] = {}
@@ -61,14 +61,14 @@ class SafeTensors:
             self._held[_bare(name)] = name, file
 
     def names(self) -> list[str]:
-        """All names, without the prefixes of training frameworks."""
+        """Returns all names, without the wrappers' prefixes."""
         return list(self._held)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, from its file's head.
+        """Returns a tensor's shape, from its file's header.
 
         Raises:
-          ValueError: it does not hold floating-point numbers as they are.
+          ValueError: its dtype is not one of _FLOATS.
         """
         stored, file = self._held[name]
         held = file.get_slice(stored)
@@ -80,28 +80,28 @@ class SafeTensors:
         return tuple(held.get_shape())
 
     def read(self, name: str) -> Array:
-        """One tensor as f32."""
+        """Reads one tensor as f32."""
         stored, file = self._held[name]
         return np.asarray(file.get_tensor(stored), np.float32)
 
 
 class TorchTensors:
-    """Tensors of a torch file, which is loaded whole."""
+    """Tensors of a torch file, which is loaded as a whole."""
 
     def __init__(self, where: str, tensors: Mapping[str, Any]) -> None:
-        """Args: where: what is named in errors. tensors: name -> torch.Tensor."""
+        """Takes the file's path, for messages, and its torch.Tensors by name."""
         self.where = where
         self._tensors = {_bare(name): tensor for name, tensor in tensors.items()}
 
     def names(self) -> list[str]:
-        """All names, without the prefixes of training frameworks."""
+        """Returns all names, without the wrappers' prefixes."""
         return list(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape.
+        """Returns a tensor's shape.
 
         Raises:
-          ValueError: it does not hold floating-point numbers.
+          ValueError: its dtype is not floating point.
         """
         tensor = self._tensors[name]
         if not tensor.is_floating_point():
@@ -111,22 +111,22 @@ class TorchTensors:
         return tuple(tensor.shape)
 
     def read(self, name: str) -> Array:
-        """One tensor as f32."""
+        """Returns one tensor as f32."""
         return self._tensors[name].float().numpy()
 
 
 def open_weights(
     source: epath.PathLike, *, trust_pickle: bool = False
 ) -> SafeTensors | TorchTensors:
-    """Opens the weights of a file, or those that a folder holds.
+    """Opens a weight file, or that of a folder.
 
     Args:
-      source: file, or folder of Hugging Face or open_clip; local or gs://.
-      trust_pickle: whether a torch file may run code of its own: only for files whose
-        maker you trust as you would trust a program of theirs.
+      source: a file, or a folder of Hugging Face or open_clip; local or gs://.
+      trust_pickle: whether a torch file may run its own code. Trust it only as you
+        would trust a program by the same author.
 
     Raises:
-      FileNotFoundError: there are no weights; says what was looked for.
+      FileNotFoundError: there are no weights; the message lists the file names tried.
       ValueError: the file is damaged, or needs `trust_pickle`.
     """
     path = files.path(source)
@@ -138,7 +138,7 @@ def open_weights(
             )
         path = found[0]
     if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"no weights at {path}: there is no such file")
     where = os.fspath(path)
     if path.name.endswith(_INDEX_END):
         return SafeTensors(where, _held_by_index(path))
@@ -149,7 +149,7 @@ def open_weights(
 
 
 def _held_by_index(path: epath.Path) -> Iterator[tuple[str, Any]]:
-    """Yields each tensor's name and the open file that an index names for it."""
+    """Yields each tensor's name and the open file that the index gives for it."""
     index = files.read_json(path)
     held = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(held, dict) or not all(isinstance(f, str) for f in held.values()):
@@ -158,11 +158,11 @@ def _held_by_index(path: epath.Path) -> Iterator[tuple[str, Any]]:
         )
     opened, names = {}, {}
     for file in sorted(set(held.values())):
-        # The names of an index come from strangers: they stay in their folder.
-        part = path.parent / Path(file).name
-        if not part.exists():
-            raise FileNotFoundError(f"there is no file {part}, which {path} names")
-        opened[file] = _open_safetensors(part)
+        # Drop folders: an index from a stranger must not name files elsewhere.
+        shard = path.parent / Path(file).name
+        if not shard.exists():
+            raise FileNotFoundError(f"{path} names {shard}, which does not exist")
+        opened[file] = _open_safetensors(shard)
         names[file] = set(opened[file].keys())
     for name, file in held.items():
         if name not in names[file]:
@@ -171,10 +171,10 @@ def _held_by_index(path: epath.Path) -> Iterator[tuple[str, Any]]:
 
 
 def _open_safetensors(path: epath.Path) -> Any:
-    """An open file; it is mapped, so that a copy of gs:// may be gone afterwards."""
+    """Opens a file. It stays mapped, so the local copy of a gs:// file may go."""
     try:
         with files.local_copy(path) as local:
-            # JAX's arrays know bfloat16, numpy's do not.
+            # numpy has no bfloat16; JAX has.
             return safe_open(local, framework="flax")
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}; {_AGAIN}") from error
@@ -187,28 +187,28 @@ def write_folder(
     name: str = SINGLE,
     max_file_bytes: int = _MAX_FILE_BYTES,
 ) -> None:
-    """Writes tensors as safetensors, in parts of at most `max_file_bytes`.
+    """Writes tensors as safetensors, in shards of at most `max_file_bytes`.
 
-    Holds one part at a time. Several parts come with an index, as transformers and
-    open_clip read it; the index gets its name last.
+    Holds one shard in memory. Several shards get the index that transformers and
+    open_clip read; it is written last.
     """
     root = files.path(folder)
     stem = name.removesuffix(".safetensors")
-    parts: list[list[str]] = []
+    shards: list[list[str]] = []
     total = 0
     held: dict[str, Array] = {}
     root.mkdir(parents=True, exist_ok=True)
-    # Beside their final place where that is local, so that they need not be copied.
-    near = os.fspath(root) if files.is_local(root) else None
-    temporary = tempfile.TemporaryDirectory(prefix=files.TEMPORARY_PREFIX, dir=near)
+    # Stage inside a local folder, so that publishing is a rename and not a copy.
+    parent = os.fspath(root) if files.is_local(root) else None
+    temporary = tempfile.TemporaryDirectory(prefix=files.TEMPORARY_PREFIX, dir=parent)
     with files.naming_full_disk(root / name), temporary as staging:
 
-        def staged(part: int) -> Path:
-            return Path(staging) / f"{part}.safetensors"
+        def staged(shard: int) -> Path:
+            return Path(staging) / f"{shard}.safetensors"
 
         def flush() -> None:
-            save_file(held, staged(len(parts)), metadata={"format": "pt"})
-            parts.append(list(held))
+            save_file(held, staged(len(shards)), metadata={"format": "pt"})
+            shards.append(list(held))
             held.clear()
 
         for tensor_name, tensor in tensors:
@@ -219,13 +219,13 @@ def write_folder(
             held[tensor_name] = tensor
             total += tensor.nbytes
         flush()
-        if len(parts) == 1:
+        if len(shards) == 1:
             files.publish(staged(0), root / name)
             return
         weight_map: dict[str, str] = {}
-        for part, names in enumerate(parts):
-            file = f"{stem}-{part + 1:05d}-of-{len(parts):05d}.safetensors"
-            files.publish(staged(part), root / file)
+        for shard, names in enumerate(shards):
+            file = f"{stem}-{shard + 1:05d}-of-{len(shards):05d}.safetensors"
+            files.publish(staged(shard), root / file)
             weight_map |= dict.fromkeys(names, file)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         files.write_json(root / f"{name}.index.json", index)
@@ -236,8 +236,8 @@ def _torch_state(path: epath.Path, *, trust_pickle: bool) -> dict[str, Any]:
         import torch
     except ImportError as error:
         raise ValueError(
-            f"{path} is a file of torch, which is not installed: pip install torch, or "
-            "use the model's safetensors"
+            f"{path} needs torch, which is not installed; pip install torch, or use the"
+            " model's safetensors"
         ) from error
     try:
         with files.local_copy(path) as local:
@@ -249,9 +249,9 @@ def _torch_state(path: epath.Path, *, trust_pickle: bool) -> dict[str, Any]:
         if trust_pickle:
             raise ValueError(f"{path} is damaged: {error}") from error
         raise ValueError(
-            f"{path} holds more than tensors, and loading that may run code of its "
-            "maker. If you trust them as you would trust a program of theirs, pass "
-            f"trust_pickle=True (--trust_pickle). ({str(error).splitlines()[0]})"
+            f"{path} should hold only tensors, got other objects, and loading them may "
+            "run the author's code; if you would run a program by the author, pass "
+            f"trust_pickle=True (--trust_pickle) ({str(error).splitlines()[0]})"
         ) from error
     if isinstance(state, torch.nn.Module):
         state = state.state_dict()
@@ -259,15 +259,15 @@ def _torch_state(path: epath.Path, *, trust_pickle: bool) -> dict[str, Any]:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict):
-        raise ValueError(f"{path} holds no tensors by name, but a {type(state)}")
+        raise ValueError(f"{path} must hold a dict of tensors, got a {type(state)}")
     tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
     if not tensors:
-        raise ValueError(f"{path} holds no tensors, but {list(map(str, state))[:8]}")
+        raise ValueError(f"{path} must hold tensors, got {list(map(str, state))[:8]}")
     return tensors
 
 
 def _bare(name: str) -> str:
-    """A tensor's own name, without what torch.compile and wrappers put before it."""
+    """Returns a tensor's name without the wrappers' prefixes."""
     for prefix in (*_PREFIXES, *_PREFIXES):
         name = name.removeprefix(prefix)
     return name

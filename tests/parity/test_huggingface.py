@@ -260,7 +260,7 @@ def test_torch_files_need_trust_for_more_than_tensors(tmp_path):
     torch.save(
         {"state_dict": plain, "args": _Hostile()}, tmp_path / "pytorch_model.bin"
     )
-    with pytest.raises(ValueError, match="may run code of its maker"):
+    with pytest.raises(ValueError, match="may run the author.s code"):
         loading.load(tmp_path)
     assert not _Hostile.ran
     trusted = loading.load(tmp_path, trust_pickle=True)
