@@ -392,7 +392,7 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FLAGS
     config: ConfigDict = values.config
     keys.check(config)  # also here, before any process is started
-    runtime.log_our_own_notes()
+    runtime.set_up_logging()
     with feed.start_pool(config) as pool:  # before JAX, which starts threads
         runtime.start_jax(
             cpu_devices=config.cpu_devices,

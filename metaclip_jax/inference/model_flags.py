@@ -41,7 +41,7 @@ def load(values: Any, name: str = "", step: int | None = None) -> inference.Mode
 
     `step` is the checkpoint of a run; None = the newest.
     """
-    runtime.log_our_own_notes()
+    runtime.set_up_logging()
     runtime.start_jax(
         cpu_devices=values.cpu_devices, compilation_cache=values.compilation_cache
     )

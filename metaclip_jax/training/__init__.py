@@ -1,1 +1,1 @@
-"""Training: the step and what surrounds it."""
+"""Training: the train step, its loss and optimizer, checkpoints and metrics."""

@@ -1,10 +1,10 @@
-"""The checkpoints of a run, from which it goes on.
+"""Saves and restores a run's checkpoints.
 
 A checkpoint is WORKDIR/checkpoints/STEP: the state after STEP steps, and `meta`, a JSON
-object that says what the state is (architecture, data, tokenizer, config, version).
-STEP is also the position in the data. Orbax writes it in the background under a
-temporary name, so a killed run leaves whole checkpoints only. `meta` also has a
-checksum of each array and of itself: bytes that changed on the disk are an error.
+object that describes it (architecture, data, tokenizer, config, version). STEP is also
+the position in the data. Orbax writes a checkpoint in the background under a temporary
+name, so a killed run leaves only complete checkpoints. `meta` also has a checksum of
+each array and of itself, so that bytes that changed on disk are an error.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ from metaclip_jax.data.images import Preprocess
 from metaclip_jax.models import clip
 from metaclip_jax.training import checksums, sharding
 
-# How the model is computed, not what its parameters mean.
+# Fields that may differ: they do not change what the parameters mean.
 _FREE_ARCHITECTURE = ("dtype", *clip.EXECUTION_FIELDS)
 _CHECKSUMS = "checksums"  # in meta; checkpoints of earlier versions have none
-_OF_META = "meta"
+_META = "meta"  # the key of meta's own checksum
 
 
 class DamagedError(ValueError):
-    """A checkpoint that cannot be read, or does not hold what was saved.
+    """A checkpoint that cannot be read, or differs from what was saved.
 
-    It has a `__cause__` where reading failed, and none where a checksum differs.
+    `__cause__` is the reader's error; it is None if a checksum differs.
     """
 
 
@@ -45,18 +45,18 @@ def open_manager(
 
     Args:
         workdir: local or gs://.
-        keep_last: how many of the newest checkpoints stay.
-        keep_every_steps: checkpoints at multiples of this stay too; 0 = none.
-        keep_best: the checkpoint with the highest score of this name stays too, the
-            newest of several; "" = none.
+        keep_last: how many of the newest checkpoints to keep.
+        keep_every_steps: keep the checkpoints at multiples of this too; 0 = none.
+        keep_best: keep the checkpoint with the highest score of this name too, on ties
+            the newest; "" = none.
 
     Raises:
         ValueError: keep_last is below 1.
     """
     if keep_last < 1:
         raise ValueError(
-            f"checkpoint.keep_last must be at least 1, got {keep_last}: the newest"
-            " checkpoint is what a run goes on from"
+            f"checkpoint.keep_last must be at least 1, got {keep_last}: a run resumes"
+            " from the newest checkpoint"
         )
 
     def score(scores: Mapping[str, float]) -> float:
@@ -77,7 +77,7 @@ def open_manager(
             preservation_policy=preservation.AnyPreservationPolicy(kept),
             best_fn=score if keep_best else None,
             enable_async_checkpointing=True,
-            # What a killed save left.
+            # A killed save leaves temporary folders.
             cleanup_tmp_directories=True,
         ),
         item_names=("state", "meta"),
@@ -92,19 +92,19 @@ def save(
     meta: Mapping[str, Any],
     scores: Mapping[str, float] | None = None,
 ) -> None:
-    """Starts to write a checkpoint; returns once the state's arrays may be reused.
+    """Starts to write a checkpoint; returns when the state's arrays may be reused.
 
     Args:
         manager: from `open_manager`.
         step: steps done, the checkpoint's name.
         state: a pytree of global arrays.
-        meta: a JSON object as `describe` makes it; its checksums are added.
-        scores: what this state was found to reach, for keep_best; None = unknown.
+        meta: from `describe`; the checksums are added.
+        scores: the state's evaluation scores, for keep_best; None = not evaluated.
 
     Raises:
         Exception: an earlier write in the background failed.
     """
-    found = {_OF_META: _meta_checksum(meta), **checksums.of_tree(state)}
+    found = {_META: _meta_checksum(meta), **checksums.of_tree(state)}
     manager.save(
         step,
         args=ocp.args.Composite(
@@ -122,12 +122,12 @@ def describe(
     inputs: Mapping[str, str],
     **facts: Any,
 ) -> dict[str, Any]:
-    """A checkpoint's `meta`: what `restore` compares, the version, and further facts.
+    """Returns a checkpoint's `meta`: what `restore` compares, version, further facts.
 
     Args:
         architecture: the model.
-        preprocess: how the model sees images.
-        inputs: name to fingerprint of what is trained on ("dataset", "tokenizer").
+        preprocess: the model's image preprocessing.
+        inputs: fingerprints of the training inputs by name ("dataset", "tokenizer").
         **facts: any JSON values.
     """
     return {
@@ -148,23 +148,23 @@ def restore(
     architecture: clip.Architecture,
     inputs: Mapping[str, str],
 ) -> tuple[Any, dict[str, Any]]:
-    """Reads a checkpoint onto the devices of `target`, whatever mesh wrote it.
+    """Reads a checkpoint with the shardings of `target`, which may be of another mesh.
 
     Args:
-        workdir: named in errors.
+        workdir: the run's folder.
         manager: from `open_manager`.
-        step: which one.
+        step: which checkpoint.
         target: the state as ShapeDtypeStructs with shardings.
-        architecture: must be the checkpoint's.
-        inputs: name to fingerprint; must be the checkpoint's.
+        architecture: must equal the checkpoint's.
+        inputs: fingerprints by name; must equal the checkpoint's.
 
     Returns:
         The state and the checkpoint's meta.
 
     Raises:
-        ValueError: the checkpoint is of another architecture, dataset or tokenizer;
-            found before any array is read.
-        DamagedError: it is damaged.
+        ValueError: the checkpoint is of another architecture, dataset or tokenizer.
+            This is checked before any array is read.
+        DamagedError: the checkpoint is damaged.
     """
     meta = read_meta(workdir, step)
     name = f"{workdir}/checkpoints/{step}"
@@ -180,23 +180,23 @@ def restore(
 
 @contextlib.contextmanager
 def _reading(workdir: str, step: int) -> Iterator[None]:
-    """Turns what a damaged checkpoint raises into one error that names it."""
+    """Turns any exception into a DamagedError that names the checkpoint."""
     try:
         yield
-    except Exception as error:  # Orbax and tensorstore raise all sorts of things
+    except Exception as error:  # Orbax and tensorstore raise many types
         others = [other for other in steps(workdir) if other != step]
         lines = str(error).splitlines() or [""]
         raise DamagedError(
             f"want the checkpoint {workdir}/checkpoints/{step} as it was saved, got"
             f" {type(error).__name__}: {lines[0][:300]}. If its files are damaged,"
-            " training goes on from the checkpoint before with"
-            " --config.checkpoint.fallback=True, and other commands take another step;"
-            f" there are {others or 'no others'}"
+            " resume training from the previous checkpoint with"
+            " --config.checkpoint.fallback=True, or give other commands another step;"
+            f" other steps: {others or 'none'}"
         ) from (None if isinstance(error, _ChecksumError) else error)
 
 
 class _ChecksumError(Exception):
-    """Says which arrays differ."""
+    """Names the arrays that differ."""
 
 
 def _compare(meta: Mapping[str, Any], got: Mapping[str, int]) -> None:
@@ -214,53 +214,54 @@ def _meta_checksum(meta: Mapping[str, Any]) -> int:
 
 
 def steps(workdir: str) -> list[int]:
-    """The steps of the workdir's whole checkpoints, ascending."""
+    """Returns the steps of the workdir's complete checkpoints, ascending."""
     folder = _folder(workdir)
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
 
 
 def latest_step(workdir: str) -> int | None:
-    """The step of the newest whole checkpoint, None if there is none."""
+    """Returns the step of the newest complete checkpoint, None if there is none."""
     return max(steps(workdir), default=None)
 
 
 def find_step(workdir: str, step: int | None) -> int:
-    """`step`, or the newest checkpoint's where that is None.
+    """Returns `step`, or the newest checkpoint's step if `step` is None.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint; names those that there are.
+        FileNotFoundError: there is no such checkpoint; the message lists the steps.
     """
-    there = steps(workdir)
-    if not there or (step is not None and step not in there):
+    existing = steps(workdir)
+    if not existing or (step is not None and step not in existing):
         raise FileNotFoundError(
             f"want a checkpoint {'' if step is None else f'of step {step} '}in"
-            f" {workdir}, found {there or 'none'}; train first or choose another step"
+            f" {workdir}, found {existing or 'none'}; train first or choose another"
+            " step"
         )
-    return there[-1] if step is None else step
+    return existing[-1] if step is None else step
 
 
 def read_meta(workdir: str, step: int) -> dict[str, Any]:
-    """What `describe` said about a checkpoint.
+    """Reads a checkpoint's `meta`, as `describe` returned it, with its checksums.
 
     Raises:
-        DamagedError: it is damaged.
+        DamagedError: the checkpoint is damaged.
     """
     with (
         _reading(workdir, step),
         ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader,
     ):
         meta = reader.restore(_folder(workdir) / str(step) / "meta")
-        _compare(meta, {_OF_META: _meta_checksum(meta)})
+        _compare(meta, {_META: _meta_checksum(meta)})
     return meta
 
 
 def architecture_of(meta: Mapping[str, Any]) -> clip.Architecture:
-    """The model of a checkpoint; fields that are newer than it at their default."""
+    """Returns a checkpoint's architecture; fields that it lacks have their default."""
     return clip.Architecture(**meta["architecture"])
 
 
 def preprocess_of(meta: Mapping[str, Any]) -> Preprocess:
-    """How the model of a checkpoint sees images; older ones cut out the centre."""
+    """Returns a checkpoint's image preprocessing; a centre crop if it has none."""
     size = meta["architecture"]["image_size"]
     return Preprocess(**meta.get("preprocess", {"size": size}))
 
@@ -275,23 +276,23 @@ def restore_params(
 ) -> tuple[clip.Params, int]:
     """Reads only the parameters, onto any mesh, for evaluation and export.
 
-    Of several processes, all must call it.
+    All processes must call it together.
 
     Args:
         workdir: of the run.
-        architecture: must be the checkpoint's.
-        mesh: where the parameters go; None = into NumPy arrays of each process.
+        architecture: must equal the checkpoint's.
+        mesh: shards the parameters; None = NumPy arrays in each process.
         step: which checkpoint; None = the newest.
-        inputs: name to fingerprint of what must be the checkpoint's too, for example
-            the tokenizer.
+        inputs: fingerprints by name that must equal the checkpoint's, for example the
+            tokenizer's.
 
     Returns:
         The parameters and their step.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint; names those that there are.
+        FileNotFoundError: there is no such checkpoint; the message lists the steps.
         ValueError: the checkpoint is of another architecture or of other inputs.
-        DamagedError: it is damaged.
+        DamagedError: the checkpoint is damaged.
     """
     step = find_step(workdir, step)
     folder = _folder(workdir) / str(step)
@@ -316,7 +317,7 @@ def restore_params(
             args=ocp.args.PyTreeRestore(
                 item=target,
                 restore_args=restore_args,
-                partial_restore=True,  # the optimizer stays on disk
+                partial_restore=True,  # without the optimizer's state
             ),
         )
         _compare(meta, checksums.of_tree(restored))
@@ -324,7 +325,7 @@ def restore_params(
 
 
 def with_shardings(tree: Any, layout: Any) -> Any:
-    """Arrays or ShapeDtypeStructs as ShapeDtypeStructs with the layout's shardings."""
+    """Returns the ShapeDtypeStructs of a tree with the shardings of `layout`."""
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=where
@@ -335,10 +336,10 @@ def with_shardings(tree: Any, layout: Any) -> Any:
 
 
 def check_inputs(name: str, *, want: Mapping[str, str], got: Mapping[str, str]) -> None:
-    """Refuses a checkpoint or a finished run that was trained on something else.
+    """Checks that a checkpoint or finished run was trained with the wanted inputs.
 
     Raises:
-        ValueError: a fingerprint differs; names which.
+        ValueError: a fingerprint differs; the message names it.
     """
     different = [key for key in want if key not in got or want[key] != got[key]]
     if different:
@@ -349,12 +350,12 @@ def check_inputs(name: str, *, want: Mapping[str, str], got: Mapping[str, str]) 
                 f" {got[key][:12] if key in got else 'none'}"
                 for key in different
             )
-            + ". Choose another --workdir, or give back what it was trained with"
+            + ". Choose another --workdir, or the inputs that it was trained with"
         )
 
 
 def differences(*, want: clip.Architecture, got: clip.Architecture) -> list[str]:
-    """Says by which fields two models differ in what their parameters mean."""
+    """Lists the fields by which two models differ, without the execution fields."""
     mine, theirs = dataclasses.asdict(want), dataclasses.asdict(got)
     return [
         f"{key}: wanted {mine[key]!r}, found {theirs[key]!r}"
@@ -370,12 +371,12 @@ def _check_architecture(
     if different:
         raise ValueError(
             f"{name} holds a model of another architecture: {'; '.join(different)}."
-            " Choose another --workdir, or the config (and tokenizer) it was trained"
+            " Choose another --workdir, or the config and tokenizer that it was trained"
             " with"
         )
 
 
 def _folder(workdir: str) -> Any:
     folder = files.path(workdir) / "checkpoints"
-    # Orbax wants absolute paths.
+    # Orbax requires absolute paths.
     return folder.resolve() if files.is_local(workdir) else folder

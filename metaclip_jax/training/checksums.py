@@ -1,9 +1,9 @@
-"""Checksums of a state's arrays: the same on every mesh, and for NumPy's arrays.
+"""Checksums of a state's arrays, equal on every mesh and for NumPy arrays.
 
-A checksum is the sum of the array's bits, as numbers of 32 bits, each times an odd
-weight of its own, modulo 2**32. The order of the sum does not matter, so it may be
-spread over devices. A change of a single number always changes the checksum, as odd
-weights have an inverse; of other changes one in 2**32 stays unseen.
+A checksum is the sum modulo 2**32 of the elements' bits, as uint32, each times an odd
+weight that depends on its position. The order of the sum does not matter, so devices
+may share it. Changing a single element always changes the checksum, because odd weights
+are invertible modulo 2**32; about one in 2**32 of other changes is missed.
 """
 
 from typing import Any
@@ -14,7 +14,8 @@ import numpy as np
 
 from metaclip_jax.training import sharding
 
-_FACTOR = 2_654_435_761  # odd, so that the weights of neighbours differ in most bits
+# Makes the weights of neighbours differ in many bits; odd, so that weights stay odd.
+_FACTOR = 2_654_435_761
 _BITS = {1: "uint8", 2: "uint16", 4: "uint32"}
 
 
@@ -25,18 +26,18 @@ def of_tree(tree: Any) -> dict[str, int]:
       tree: a pytree of arrays of JAX or NumPy, whose elements have 1, 2 or 4 bytes.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    # One after the other. Each is a program whose devices wait for each other: with
-    # many of them under way, several processes of CPU devices end up waiting for ever.
+    # One at a time: each is a collective, and with many in flight, several processes
+    # with CPU devices deadlock.
     return {
         sharding.path_name(path): int(
-            _on_host(leaf) if _is_here(leaf) else _on_devices(leaf)
+            _on_host(leaf) if _is_on_host(leaf) else _on_devices(leaf)
         )
         for path, leaf in leaves
     }
 
 
-def _is_here(leaf: Any) -> bool:
-    """Whether NumPy reads the array without a copy from a device."""
+def _is_on_host(leaf: Any) -> bool:
+    """Whether NumPy can read the array without a copy from a device."""
     if not isinstance(leaf, jax.Array):
         return True
     cpu = next(iter(leaf.devices())).platform == "cpu"

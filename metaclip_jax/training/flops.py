@@ -1,4 +1,4 @@
-"""How much arithmetic a step is, and how much of it a chip can do."""
+"""The model FLOPs of a train step, and the peak FLOP/s of a chip."""
 
 import dataclasses
 import math
@@ -11,9 +11,9 @@ from jax.extend import core
 
 from metaclip_jax.models import clip
 
-# Peak FLOP/s of one chip in bfloat16 (the V100 in float16) without sparsity, from the
-# makers' data sheets, by `jax.Device.device_kind`, which goes on with the form and the
-# memory: "NVIDIA A100-SXM4-80GB".
+# Peak dense FLOP/s of one chip in bfloat16 (V100: float16), from the makers' data
+# sheets. Keys are prefixes of `jax.Device.device_kind`, which may add the form factor
+# and the memory: "NVIDIA A100-SXM4-80GB".
 PEAKS: dict[str, float] = {
     "TPU v4": 275e12,
     "TPU v4 lite": 138e12,
@@ -39,10 +39,10 @@ PEAKS: dict[str, float] = {
 
 
 def peak(device: jax.Device) -> float | None:
-    """Peak FLOP/s of a chip; None where nobody states one, as for CPUs.
+    """Returns the peak FLOP/s of a chip, or None if PEAKS lacks it, as for CPUs.
 
-    The longest name in PEAKS whose words are the first of the device's kind counts: an
-    L40S is no L4.
+    The longest name in PEAKS that is a prefix of the device's kind in whole words
+    counts: an L40S is not an L4.
     """
     words = _words(device.device_kind)
     names = [name for name in PEAKS if words[: len(_words(name))] == _words(name)]
@@ -54,10 +54,10 @@ def _words(name: str) -> list[str]:
 
 
 def of_step(architecture: clip.Architecture, *, global_batch: int, patches: int) -> int:
-    """Model FLOPs of a train step, forward and backward, whatever its devices.
+    """Returns the model FLOPs of a train step, forward and backward, on all devices.
 
-    Both towers, the image tower with `patches` patches an image, and a loss that
-    computes each logit once. What rematerialisation does again is not counted.
+    They cover both towers, with `patches` patches an image, and a loss that computes
+    each logit once. Rematerialisation is not counted.
     """
 
     def towers(params: clip.Params, pair: dict[str, jax.Array]) -> jax.Array:
@@ -72,45 +72,48 @@ def of_step(architecture: clip.Architecture, *, global_batch: int, patches: int)
         "patches": jax.ShapeDtypeStruct((1, patches), jnp.int32),
     }
     params = jax.eval_shape(lambda: clip.init(architecture, jax.random.key(0)))
-    # Logits, and from their gradient that of images and that of texts.
+    # Three matmuls: the logits, the images' gradient and the texts' gradient.
     loss = 3 * 2 * global_batch**2 * architecture.embed_dim
     return global_batch * count(jax.grad(towers), params, pair) + loss
 
 
 def count(function: Callable[..., Any], *arguments: Any) -> int:
-    """Floating-point operations of the matrix products and convolutions in a call.
+    """Returns the FLOPs of the matrix products and convolutions in a call.
 
     Arguments may be ShapeDtypeStructs: nothing is computed. A product of [m, k] and
-    [k, n] is 2mkn; other operations are left out, as is usual for utilisation. Loops
-    count as often as they run; what `shard_map` runs counts once a device. A function
-    that computes something twice, as rematerialisation does, counts it twice.
+    [k, n] is 2mkn; other operations are not counted, as is usual for utilisation. A
+    loop counts all its iterations, a `shard_map` all its devices, and a recomputation
+    counts again.
 
     Raises:
-        ValueError: a `while` loop, whose number of rounds is not known.
+        ValueError: there is a `while` loop, whose number of iterations is unknown.
     """
-    return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return _count_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def _of(jaxpr: core.Jaxpr) -> int:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+def _count_jaxpr(jaxpr: core.Jaxpr) -> int:
+    return sum(_count_equation(equation) for equation in jaxpr.eqns)
 
 
-def _of_equation(equation: core.JaxprEqn) -> int:
+def _count_equation(equation: core.JaxprEqn) -> int:
     name, params = equation.primitive.name, equation.params
-    taken: list[Any] = [variable.aval for variable in equation.invars]
-    given: list[Any] = [variable.aval for variable in equation.outvars]
+    inputs: list[Any] = [variable.aval for variable in equation.invars]
+    outputs: list[Any] = [variable.aval for variable in equation.outvars]
     if name == "dot_general":
         contracted = params["dimension_numbers"][0][0]
-        depth = math.prod(taken[0].shape[axis] for axis in contracted)
-        return 2 * given[0].size * depth
+        depth = math.prod(inputs[0].shape[axis] for axis in contracted)
+        return 2 * outputs[0].size * depth
     if name == "conv_general_dilated":
-        filters = taken[1].shape[params["dimension_numbers"].rhs_spec[0]]
-        return 2 * given[0].size * taken[1].size // filters
-    if name == "cond":  # the dearest branch
-        return max(_of(branch.jaxpr) for branch in params["branches"])
-    inner = sum(_of(jaxpr) for jaxpr in core.jaxprs_in_params(params))
+        filters = inputs[1].shape[params["dimension_numbers"].rhs_spec[0]]
+        return 2 * outputs[0].size * inputs[1].size // filters
+    if name == "cond":  # count the most expensive branch
+        return max(_count_jaxpr(branch.jaxpr) for branch in params["branches"])
+    inner = sum(_count_jaxpr(jaxpr) for jaxpr in core.jaxprs_in_params(params))
     if name == "while" and inner:
-        raise ValueError("want loops of known length, got a while loop with products")
+        raise ValueError(
+            "want loops of known length, got a while loop with matrix products; use"
+            " jax.lax.scan"
+        )
     if name == "scan":
         return params["length"] * inner
     if name == "shard_map":

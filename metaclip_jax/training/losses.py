@@ -1,12 +1,11 @@
-"""The contrastive loss, exact over the whole batch, on any number of devices.
+"""The contrastive loss, exact over the global batch, on any number of devices.
 
-Two losses: CLIP's symmetric softmax, and SigLIP's sigmoid (arXiv 2303.15343), which
-asks of each pair by itself whether it is one. Each in two forms, inside
-`jax.shard_map`, which leave embeddings split over devices. The gathered form collects
-all of them on each device and computes the device's rows of logits. The ring form
-passes blocks of texts from device to device and never holds more than one chunk of
-logits, forward or backward; it computes each logit once where the gathered softmax does
-twice.
+There are two losses: CLIP's symmetric softmax, and SigLIP's sigmoid (arXiv 2303.15343),
+which classifies each image-text combination independently. Each has two forms inside
+`jax.shard_map`, whose inputs are sharded over the batch. The gathered form all-gathers
+the embeddings and computes the device's rows of logits. The ring form passes blocks of
+texts from device to device and never holds more than one chunk of logits, forward or
+backward; it computes each logit once, the gathered softmax twice.
 """
 
 import functools
@@ -21,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 Axes = tuple[str, ...]
 Scalars = tuple[jax.Array, jax.Array, jax.Array]  # loss, accuracies of image and text
 
-_LEAST = float(jnp.finfo(jnp.float32).min)  # finite, so that differences are numbers
+_LEAST = float(jnp.finfo(jnp.float32).min)  # finite: the difference of two is not NaN
 
 KINDS = ("softmax", "sigmoid")
 FORMS = ("gathered", "ring")
@@ -39,18 +38,18 @@ def contrastive_loss(
     form: str = "gathered",
     chunk: int = 1024,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss of a batch against itself, and accuracies.
+    """Returns the loss f32[] of a batch, and the in-batch accuracies.
 
-    Embeddings are f32[B, E] of unit norm, row i of both being a pair, B divisible by
-    the devices along batch_axes. Logits are logit_scale f32[] times their cosines plus
+    Embeddings are f32[B, E] of unit norm; row i of both is a pair, and B is divisible
+    by the devices along batch_axes. Logits are logit_scale f32[] times the cosines plus
     logit_bias f32[]. The softmax loss is the mean cross-entropy over rows and columns,
-    which no bias changes; the sigmoid loss is the sum of all logits' losses by B. The
-    accuracies, f32[], are the shares of images (texts) whose own text (image) scores
-    higher than every other; a tie is a miss. `chunk` is how many columns of logits
-    the ring form computes at a time.
+    on which a bias has no effect; the sigmoid loss is the sum over all logits divided
+    by B. The accuracies, f32[], are the shares of images (texts) whose own text (image)
+    scores higher than every other; a tie is a miss. `chunk` is the number of columns of
+    logits that the ring form computes at a time.
 
     Raises:
-        ValueError: shapes differ, or `check` refuses the rest.
+        ValueError: the shapes differ, or `check` refuses kind, form or chunk.
     """
     if image.ndim != 2 or image.shape != text.shape:
         raise ValueError(
@@ -74,7 +73,7 @@ def contrastive_loss(
 
 
 def check(*, kind: str, form: str, chunk: int) -> None:
-    """Refuses a loss that there is not, before anything is computed.
+    """Checks the options of the loss before anything is computed.
 
     Raises:
         ValueError: kind or form is unknown, or chunk is below 1.
@@ -90,7 +89,7 @@ def check(*, kind: str, form: str, chunk: int) -> None:
 def _gathered_softmax(
     image: jax.Array, text: jax.Array, scale: jax.Array, bias: jax.Array, *, axes: Axes
 ) -> Scalars:
-    """One device's rows f32[b, E] against everybody's, summed over devices."""
+    """Compares the device's rows f32[b, E] with all rows, and sums over devices."""
     images = lax.all_gather(image, axes, tiled=True)  # [B, E]
     texts = lax.all_gather(text, axes, tiled=True)
     first = lax.axis_index(axes) * image.shape[0]
@@ -105,101 +104,104 @@ def _gathered_softmax(
 
 
 def _cross_entropy(logits: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sums over rows of f32[b, B]; row i's own column is first + i."""
-    own, is_own = _own(logits, first)
-    rivals = jax.nn.logsumexp(jnp.where(is_own, _LEAST, logits), axis=1)
-    loss = jnp.sum(_softmax_loss(own, rivals))
-    return loss, _hits(own, _rival(logits, is_own, axis=1))
+    """Returns the loss and hits f32[] of rows f32[b, B]; row i's pair is first + i."""
+    positive, is_pair = _positives(logits, first)
+    negatives = jax.nn.logsumexp(jnp.where(is_pair, _LEAST, logits), axis=1)
+    loss = jnp.sum(_softmax_loss(positive, negatives))
+    return loss, _hits(positive, _hardest(logits, is_pair, axis=1))
 
 
 def _gathered_sigmoid(
     image: jax.Array, text: jax.Array, scale: jax.Array, bias: jax.Array, *, axes: Axes
 ) -> Scalars:
-    """One device's images f32[b, E] against everybody's texts, summed over devices."""
+    """Compares the device's images f32[b, E] with all texts, and sums over devices."""
     texts = lax.all_gather(text, axes, tiled=True)  # [B, E]
     first = lax.axis_index(axes) * image.shape[0]
     logits = scale * _dot(image, texts) + bias  # [b, B]
-    own, is_own = _own(logits, first)
-    loss = jnp.sum(_sigmoid_loss(logits, is_own))
-    image_hits = _hits(own, _rival(logits, is_own, axis=1))
-    # A text's rivals are on all devices.
+    positive, is_pair = _positives(logits, first)
+    loss = jnp.sum(_sigmoid_loss(logits, is_pair))
+    image_hits = _hits(positive, _hardest(logits, is_pair, axis=1))
+    # The negatives of a text are on all devices.
     logits = lax.stop_gradient(logits)
-    rival = lax.pmax(_rival(logits, is_own, axis=0), axes)
-    rival = lax.dynamic_slice_in_dim(rival, first, image.shape[0])
+    hardest = lax.pmax(_hardest(logits, is_pair, axis=0), axes)
+    hardest = lax.dynamic_slice_in_dim(hardest, first, image.shape[0])
     batch = texts.shape[0]
     return (
         lax.psum(loss, axes) / batch,
         lax.psum(image_hits, axes) / batch,
-        lax.psum(_hits(own, rival), axes) / batch,
+        lax.psum(_hits(positive, hardest), axes) / batch,
     )
 
 
-def _own(logits: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Each row's own logit, f32[b], and where it is, bool[b, B]."""
+def _positives(logits: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the logit of each row's pair, f32[b], and its position, bool[b, B]."""
     columns = first + jnp.arange(logits.shape[0])
-    is_own = columns[:, None] == jnp.arange(logits.shape[1])
-    # Not by index: the derivative of that would scatter into one more [b, B].
-    return jnp.sum(jnp.where(is_own, logits, 0), axis=1), is_own
+    is_pair = columns[:, None] == jnp.arange(logits.shape[1])
+    # Not by indexing: its derivative is a scatter into another [b, B].
+    return jnp.sum(jnp.where(is_pair, logits, 0), axis=1), is_pair
 
 
-def _rival(logits: jax.Array, is_own: jax.Array, *, axis: int) -> jax.Array:
-    """The largest logit but the own one."""
-    return jnp.max(jnp.where(is_own, -jnp.inf, logits), axis=axis)
+def _hardest(logits: jax.Array, is_pair: jax.Array, *, axis: int) -> jax.Array:
+    """Returns the logit of the hardest negative: the largest that is not a pair's."""
+    return jnp.max(jnp.where(is_pair, -jnp.inf, logits), axis=axis)
 
 
-def _softmax_loss(own: jax.Array, rivals: jax.Array) -> jax.Array:
-    """Each row's loss from its own logit and the log-sum-exp of all others, f32[b].
+def _softmax_loss(positive: jax.Array, negatives: jax.Array) -> jax.Array:
+    """Returns each row's cross-entropy f32[b].
 
-    It is log-sum-exp of all minus own, without the rounding of that difference: where
-    own is 100 and the loss next to nothing, f32 would leave nothing of it.
+    It equals the log-sum-exp of all logits minus `positive`, but takes the log-sum-exp
+    of the negatives, because that difference cancels: where the positive logit is 100,
+    f32 rounds a small loss to zero.
     """
-    return jax.nn.softplus(rivals - own)
+    return jax.nn.softplus(negatives - positive)
 
 
-def _sigmoid_loss(logits: jax.Array, is_own: jax.Array) -> jax.Array:
-    """Each logit's own loss: -log sigmoid of it, or of its negative if no pair."""
-    return jax.nn.softplus(jnp.where(is_own, -logits, logits))
+def _sigmoid_loss(logits: jax.Array, is_pair: jax.Array) -> jax.Array:
+    """Returns each logit's loss: -log sigmoid(logit) for a pair, else of -logit."""
+    return jax.nn.softplus(jnp.where(is_pair, -logits, logits))
 
 
 class _Best(NamedTuple):
-    """What accuracy needs of some rows of logits; leaves f32[rows]."""
+    """A running state for the accuracy; leaves f32[rows]."""
 
-    own: jax.Array  # the logit of the row's own pair
-    rival: jax.Array  # largest logit but that
+    positive: jax.Array  # the logit of the row's pair
+    hardest: jax.Array  # the logit of the hardest negative
 
     @classmethod
-    def unknown(cls, rows: int) -> "_Best":
+    def empty(cls, rows: int) -> "_Best":
         return cls(jnp.zeros(rows), jnp.full(rows, -jnp.inf))
 
-    def add(self, logits: jax.Array, is_own: jax.Array) -> "_Best":
-        """Takes in f32[rows, n] more logits."""
-        own = self.own + jnp.sum(jnp.where(is_own, logits, 0), axis=1)
-        return _Best(own, jnp.maximum(self.rival, _rival(logits, is_own, axis=1)))
+    def add(self, logits: jax.Array, is_pair: jax.Array) -> "_Best":
+        """Includes further columns, f32[rows, n]."""
+        positive = self.positive + jnp.sum(jnp.where(is_pair, logits, 0), axis=1)
+        return _Best(
+            positive, jnp.maximum(self.hardest, _hardest(logits, is_pair, axis=1))
+        )
 
 
 class _LogSumExp(NamedTuple):
-    """The softmax's denominator so far, without the own logit; leaves f32[rows]."""
+    """A running log-sum-exp of the negatives; leaves f32[rows]."""
 
     top: jax.Array  # largest logit
     total: jax.Array  # sum of exp(logit - top)
 
     @classmethod
-    def unknown(cls, rows: int) -> "_LogSumExp":
+    def empty(cls, rows: int) -> "_LogSumExp":
         return cls(jnp.full(rows, _LEAST), jnp.zeros(rows))
 
-    def add(self, logits: jax.Array, is_own: jax.Array) -> "_LogSumExp":
-        """Takes in f32[rows, n] more logits."""
-        logits = jnp.where(is_own, -jnp.inf, logits)
+    def add(self, logits: jax.Array, is_pair: jax.Array) -> "_LogSumExp":
+        """Includes further columns, f32[rows, n]."""
+        logits = jnp.where(is_pair, -jnp.inf, logits)
         top = jnp.maximum(self.top, jnp.max(logits, axis=1))
         total = self.total * jnp.exp(self.top - top)
         return _LogSumExp(top, total + jnp.sum(jnp.exp(logits - top[:, None]), axis=1))
 
     def value(self) -> jax.Array:
-        """Returns f32[rows]; -inf for rows that met none."""
+        """Returns f32[rows]; -inf for rows without negatives."""
         return self.top + jnp.log(self.total)
 
 
-# The derivative is by hand: that of the loops would save every block of logits.
+# A hand-written gradient: JAX's derivative of the loops would save all logits.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def _ring(
     image: jax.Array,
@@ -224,7 +226,7 @@ def _ring_forward(
     axes: Axes,
     chunk: int,
 ) -> tuple[Scalars, tuple[jax.Array, ...]]:
-    """Returns the scalars, and what the backward pass reads."""
+    """Returns the scalars and the residuals of the backward pass."""
     rows = P(axes)
     scalars, *saved = jax.shard_map(
         functools.partial(_forward_rows, kind=kind, axes=axes, chunk=chunk),
@@ -267,55 +269,55 @@ def _forward_rows(
     axes: Axes,
     chunk: int,
 ) -> tuple[Scalars, jax.Array, jax.Array, jax.Array]:
-    """One device's images f32[b, E] meet every text, a chunk at a time.
+    """Compares the device's images f32[b, E] with every text, a chunk at a time.
 
-    Texts travel with what is known about them, and are home again at the end. Returns
-    the scalars and f32[b] each pair's own logit, and for the softmax the loss of each
-    image and of each text, zeros for the sigmoid.
+    Blocks of texts and their running states go once around the ring and return to
+    their device. Returns the scalars, each pair's logit f32[b], and the losses f32[b]
+    of each image and of each text; these are zeros for the sigmoid.
     """
     count, devices = image.shape[0], lax.axis_size(axes)
-    unknown = _varying((_Best.unknown(count), _LogSumExp.unknown(count)), axes)
+    empty = _varying((_Best.empty(count), _LogSumExp.empty(count)), axes)
     no_loss = _varying(jnp.zeros(()), axes)
     split = functools.partial(_chunked, chunk=chunk)
     columns = split(jnp.arange(count))
-    travelling = (split(text), jax.tree.map(split, unknown))
+    block = (split(text), jax.tree.map(split, empty))
 
-    def hop(state: Any, number: jax.Array) -> tuple[Any, None]:
-        here, (texts, texts_known) = state
+    def ring_step(carry: Any, number: jax.Array) -> tuple[Any, None]:
+        state, (texts, text_states) = carry
 
-        def meet(here: Any, block: Any) -> tuple[Any, Any]:
-            (best, lse), loss = here
-            text, (text_best, text_lse), columns = block
-            is_own = (number == 0) & _same(count, columns)
+        def add_chunk(state: Any, chunk: Any) -> tuple[Any, Any]:
+            (best, lse), loss = state
+            text, (text_best, text_lse), columns = chunk
+            is_pair = (number == 0) & _same(count, columns)
             logits = scale * _dot(image, text) + bias  # [b, n]
-            best = best.add(logits, is_own)
-            text_best = text_best.add(logits.T, is_own.T)
+            best = best.add(logits, is_pair)
+            text_best = text_best.add(logits.T, is_pair.T)
             if kind == "sigmoid":
-                loss += jnp.sum(_sigmoid_loss(logits, is_own))
+                loss += jnp.sum(_sigmoid_loss(logits, is_pair))
             else:
-                lse = lse.add(logits, is_own)
-                text_lse = text_lse.add(logits.T, is_own.T)
+                lse = lse.add(logits, is_pair)
+                text_lse = text_lse.add(logits.T, is_pair.T)
             return ((best, lse), loss), (text_best, text_lse)
 
-        here, texts_known = lax.scan(meet, here, (texts, texts_known, columns))
-        return (here, _pass_on((texts, texts_known), axes)), None
+        state, text_states = lax.scan(add_chunk, state, (texts, text_states, columns))
+        return (state, _pass_on((texts, text_states), axes)), None
 
-    (((best, lse), loss), (_, texts_known)), _ = lax.scan(
-        hop, ((unknown, no_loss), travelling), jnp.arange(devices)
+    (((best, lse), loss), (_, text_states)), _ = lax.scan(
+        ring_step, ((empty, no_loss), block), jnp.arange(devices)
     )
-    text_best, text_lse = jax.tree.map(lambda x: x.reshape(count), texts_known)
+    text_best, text_lse = jax.tree.map(lambda x: x.reshape(count), text_states)
     batch = count * devices
-    image_loss = text_loss = jnp.zeros_like(best.own)
+    image_loss = text_loss = jnp.zeros_like(best.positive)
     if kind == "softmax":
-        image_loss = _softmax_loss(best.own, lse.value())
-        text_loss = _softmax_loss(best.own, text_lse.value())
+        image_loss = _softmax_loss(best.positive, lse.value())
+        text_loss = _softmax_loss(best.positive, text_lse.value())
         loss = jnp.sum(image_loss + text_loss) / 2
     scalars = (
         lax.psum(loss, axes) / batch,
         lax.psum(_hits(*best), axes) / batch,
         lax.psum(_hits(*text_best), axes) / batch,
     )
-    return scalars, best.own, image_loss, text_loss
+    return scalars, best.positive, image_loss, text_loss
 
 
 def _backward_rows(
@@ -323,7 +325,7 @@ def _backward_rows(
     text: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
-    own: jax.Array,
+    positive: jax.Array,
     image_loss: jax.Array,
     text_loss: jax.Array,
     *,
@@ -331,32 +333,33 @@ def _backward_rows(
     axes: Axes,
     chunk: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The same journey again; texts travel with their gradient."""
+    """Recomputes the logits in the same order; texts travel with their gradient."""
     count, devices = image.shape[0], lax.axis_size(axes)
     split = functools.partial(_chunked, chunk=chunk)
     columns = split(jnp.arange(count))
-    texts = (split(text), split(own), split(text_loss))
+    texts = (split(text), split(positive), split(text_loss))
     zero = _varying(jnp.zeros(()), axes)
     start = (jnp.zeros_like(image), zero, zero)
 
-    def hop(state: Any, number: jax.Array) -> tuple[Any, None]:
-        gradients, (texts, text_gradients) = state
+    def ring_step(carry: Any, number: jax.Array) -> tuple[Any, None]:
+        gradients, (texts, text_gradients) = carry
 
-        def meet(gradients: Any, block: Any) -> tuple[Any, jax.Array]:
+        def add_chunk(gradients: Any, chunk: Any) -> tuple[Any, jax.Array]:
             image_gradient, scale_gradient, bias_gradient = gradients
-            (text, text_own, text_loss), text_gradient, columns = block
-            is_own = (number == 0) & _same(count, columns)
+            (text, text_positive, text_loss), text_gradient, columns = chunk
+            is_pair = (number == 0) & _same(count, columns)
             cosine = _dot(image, text)  # [b, n]
             logits = scale * cosine + bias
+            # The loss's derivative by the logit, for a pair and for a negative.
             if kind == "sigmoid":
-                pull, push = -jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits)
+                at_pair, at_negative = -jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits)
             else:
-                # Probabilities, and of the own ones what they lack of 1.
-                pull = jnp.expm1(-image_loss)[:, None] + jnp.expm1(-text_loss)
-                push = jnp.exp(logits - own[:, None] - image_loss[:, None])
-                push += jnp.exp(logits - text_own - text_loss)
-                pull, push = pull / 2, push / 2
-            slope = jnp.where(is_own, pull, push)
+                # The probability, minus 1 for a pair: expm1(-loss) without rounding.
+                at_pair = jnp.expm1(-image_loss)[:, None] + jnp.expm1(-text_loss)
+                at_negative = jnp.exp(logits - positive[:, None] - image_loss[:, None])
+                at_negative += jnp.exp(logits - text_positive - text_loss)
+                at_pair, at_negative = at_pair / 2, at_negative / 2
+            slope = jnp.where(is_pair, at_pair, at_negative)
             gradients = (
                 image_gradient + _dot(slope, text.T),
                 scale_gradient + jnp.sum(slope * cosine),
@@ -365,15 +368,15 @@ def _backward_rows(
             return gradients, text_gradient + _dot(slope.T, image.T)
 
         gradients, text_gradients = lax.scan(
-            meet, gradients, (texts, text_gradients, columns)
+            add_chunk, gradients, (texts, text_gradients, columns)
         )
         return (gradients, _pass_on((texts, text_gradients), axes)), None
 
-    travelling = (texts, jnp.zeros_like(texts[0]))
-    ((image_gradient, scale_gradient, bias_gradient), travelling), _ = lax.scan(
-        hop, (start, travelling), jnp.arange(devices)
+    block = (texts, jnp.zeros_like(texts[0]))
+    ((image_gradient, scale_gradient, bias_gradient), block), _ = lax.scan(
+        ring_step, (start, block), jnp.arange(devices)
     )
-    text_gradient = travelling[1].reshape(text.shape)
+    text_gradient = block[1].reshape(text.shape)
     mean = 1 / (count * devices)
     return (
         image_gradient * scale * mean,
@@ -390,27 +393,27 @@ def _chunked(x: jax.Array, chunk: int) -> jax.Array:
 
 
 def _same(rows: int, columns: jax.Array) -> jax.Array:
-    """Returns bool[rows, n]: whether a column int32[n] has the row's number."""
+    """Returns bool[rows, n]: where a column's number, of int32[n], is the row's."""
     return columns == jnp.arange(rows)[:, None]
 
 
 def _pass_on(block: Any, axes: Axes) -> Any:
-    """Sends a pytree to the next device of the ring and takes the last one's."""
+    """Sends a pytree to the next device of the ring; returns the previous one's."""
     devices = lax.axis_size(axes)
     ring = [(device, (device + 1) % devices) for device in range(devices)]
     return jax.tree.map(lambda x: lax.ppermute(x, axes, ring), block)
 
 
 def _varying(tree: Any, axes: Axes) -> Any:
-    """Says that a constant may differ between devices, as a loop's carry must."""
+    """Marks constants as varying over devices, which the carry of a loop must be."""
     return jax.tree.map(lambda x: lax.pcast(x, axes, to="varying"), tree)
 
 
-def _hits(own: jax.Array, rival: jax.Array) -> jax.Array:
-    """Counts, as f32[], the rows whose own logit beats every other."""
-    return jnp.sum(own > rival, dtype=jnp.float32)
+def _hits(positive: jax.Array, hardest: jax.Array) -> jax.Array:
+    """Counts the rows, as f32[], whose pair scores above every negative."""
+    return jnp.sum(positive > hardest, dtype=jnp.float32)
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    """f32[m, k] times f32[n, k] transposed, in true f32 also on TPUs."""
+    """Returns a @ b.T, f32[m, n], in full f32 precision also on TPUs and GPUs."""
     return jnp.matmul(a, b.T, precision=lax.Precision.HIGHEST)

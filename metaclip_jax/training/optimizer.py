@@ -1,4 +1,4 @@
-"""AdamW as MetaCLIP uses it: which leaves decay, and the learning rate by step."""
+"""MetaCLIP's AdamW: which leaves decay, and the learning rate schedule."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-# By the last part of a leaf's path. Not by rank: a stack of biases has two axes.
-# Tables decay, vectors and the scale do not, as in the paper's code.
+# By the last name of a leaf's path. Not by rank: a stack of biases has two axes.
+# Matrices and tables decay, vectors and scalars do not, as in the paper's code.
 DECAYED = frozenset({"kernel", "projection", "token_embedding", "position_embedding"})
 NOT_DECAYED = frozenset(
     {
@@ -34,10 +34,10 @@ def make_optimizer(
     weight_decay: float,
     first_moment_dtype: str = "float32",
 ) -> optax.GradientTransformation:
-    """Returns AdamW's direction; the train step multiplies it by -learning rate.
+    """Returns AdamW without its learning rate, by which the train step multiplies.
 
-    The rate is left out so that it follows the training step, also after a step whose
-    gradient was thrown away.
+    So the rate follows the training step even after steps whose update was skipped,
+    which optax's own count does not include.
     """
     return optax.chain(
         optax.scale_by_adam(
@@ -50,7 +50,10 @@ def make_optimizer(
 def make_schedule(*, peak_lr: float, warmup_steps: int, total_steps: int) -> Schedule:
     """Returns step -> learning rate f32[]: linear warm-up, then cosine to zero.
 
-    Step s of the warm-up has peak * (s + 1) / warmup_steps; the first step is 0.
+    Step s of the warm-up has peak_lr * (s + 1) / warmup_steps; the first step is 0.
+
+    Raises:
+        ValueError: not 0 <= warmup_steps < total_steps.
     """
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(
@@ -68,7 +71,7 @@ def make_schedule(*, peak_lr: float, warmup_steps: int, total_steps: int) -> Sch
 
 
 def decay_mask(params: Any) -> Any:
-    """Returns `params` with True at each leaf that weight decay acts on."""
+    """Returns the tree of `params` with True at each leaf that decays."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: _decays(jax.tree_util.keystr(path, simple=True, separator="/")),
         params,

@@ -1,4 +1,4 @@
-"""The train step that a config asks for, on any devices, before any array is there."""
+"""Builds a config's train step for any devices, real or described, without arrays."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,16 +18,16 @@ from metaclip_jax.training import (
     sharding,
     train_state,
 )
-from metaclip_jax.training import optimizer as optimizers
+from metaclip_jax.training.optimizer import Schedule, make_optimizer, make_schedule
 from metaclip_jax.training.train_step import kept_patches, make_train_step
 
 
 class Program(NamedTuple):
-    """What is computed, where; all checked, nothing compiled."""
+    """A checked, uncompiled train step and its mesh."""
 
     architecture: clip.Architecture
     optimizer: optax.GradientTransformation
-    schedule: optimizers.Schedule
+    schedule: Schedule
     mesh: Mesh
 
 
@@ -42,7 +42,7 @@ def make(
     """Returns the program of a config and a tokenizer's ids; devices None = all.
 
     Raises:
-        ValueError: what is asked for does not fit together or the devices.
+        ValueError: options contradict each other or do not fit the devices.
     """
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     sharding.check_global_batch(
@@ -58,14 +58,14 @@ def make(
         architecture=keys.architecture(
             config, vocab_size=vocab_size, eos_id=eos_id, pad_id=pad_id
         ),
-        optimizer=optimizers.make_optimizer(
+        optimizer=make_optimizer(
             beta1=config.optimizer.beta1,
             beta2=config.optimizer.beta2,
             epsilon=config.optimizer.epsilon,
             weight_decay=config.optimizer.weight_decay,
             first_moment_dtype=config.optimizer.first_moment_dtype,
         ),
-        schedule=optimizers.make_schedule(
+        schedule=make_schedule(
             peak_lr=config.optimizer.peak_lr,
             warmup_steps=config.optimizer.warmup_steps,
             total_steps=config.total_steps,
@@ -75,20 +75,20 @@ def make(
 
 
 def check_attention(attention: str, *, dtype: str, platform: str) -> None:
-    """Refuses cuDNN's attention where it cannot run.
+    """Checks that cuDNN's attention can run, if it is chosen.
 
     Raises:
-        ValueError: the devices are not GPUs, or the dtype is not one of 16 bits.
+        ValueError: the devices are not GPUs, or the dtype is not bfloat16.
     """
     if attention == "cudnn" and (platform != "gpu" or dtype != "bfloat16"):
         raise ValueError(
-            "model.attention='cudnn' wants NVIDIA GPUs and dtype='bfloat16', got"
+            "model.attention='cudnn' needs NVIDIA GPUs and dtype='bfloat16', got"
             f" {platform} and {dtype!r}; --config.model.attention=xla runs everywhere"
         )
 
 
 def abstract_state(program: Program) -> train_state.TrainState:
-    """The state's shapes, dtypes and shardings."""
+    """Returns the state's shapes, dtypes and shardings."""
     shapes = train_state.abstract(
         architecture=program.architecture, optimizer=program.optimizer
     )
@@ -98,7 +98,7 @@ def abstract_state(program: Program) -> train_state.TrainState:
 
 
 def lower(program: Program, config: ConfigDict) -> jax.stages.Lowered:
-    """The step (state, batch) -> (state, metrics), ready to be compiled."""
+    """Returns the step (state, batch) -> (state, metrics), lowered but not compiled."""
     state = abstract_state(program)
     step = make_train_step(
         architecture=program.architecture,
@@ -127,7 +127,7 @@ def lower(program: Program, config: ConfigDict) -> jax.stages.Lowered:
 
 
 def model_flops(program: Program, config: ConfigDict) -> int:
-    """FLOPs that a step is worth: what it computes again is not counted."""
+    """Returns the model FLOPs of a step, without rematerialisation."""
     architecture = program.architecture
     return flops.of_step(
         architecture,

@@ -1,4 +1,4 @@
-"""The process a command runs in: its devices, its peers, its signals, its notes."""
+"""A command's process: JAX devices and peers, signals, profiler and logging."""
 
 import contextlib
 import json
@@ -21,37 +21,37 @@ from metaclip_jax import files
 
 @contextlib.contextmanager
 def stop_on_sigterm() -> Iterator[Callable[[int], bool]]:
-    """Yields step -> whether to save and stop after it, the same on all processes."""
+    """Yields step -> whether to save and stop after it, equal on all processes."""
     if jax.process_count() > 1:
-        # JAX hears the signal and agrees with the other processes on a step.
+        # JAX handles the signal, and all processes agree on one step.
         yield multihost_utils.reached_preemption_sync_point
         return
-    asked = False
+    received = False
 
-    def ask(*_: Any) -> None:
-        nonlocal asked
-        asked = True
+    def receive(*_: Any) -> None:
+        nonlocal received
+        received = True
 
-    before = signal.signal(signal.SIGTERM, ask)
+    previous = signal.signal(signal.SIGTERM, receive)
     try:
-        yield lambda step: asked
+        yield lambda step: received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextlib.contextmanager
 def fail_with_peers() -> Iterator[None]:
-    """Ends this process at once where the block raises, if it has peers.
+    """Exits at once if the block raises and there are other processes.
 
-    JAX would hold it at its exit until they have ended too, and they may wait for it in
-    a collective. So they lose its connection, and fail in their turn.
+    A normal exit deadlocks: JAX waits for the peers to end, and they wait for this
+    process in a collective. An immediate exit closes the connection, and so they fail.
     """
     try:
         yield
     except BaseException:
         if jax.process_count() == 1:
             raise
-        logging.exception("process %d fails, and ends at once", jax.process_index())
+        logging.exception("process %d fails; exiting at once", jax.process_index())
         sys.stdout.flush()
         logging.flush()
         os._exit(1)
@@ -66,11 +66,11 @@ def profiler(
     settle: Callable[[], None],
     write: bool = True,
 ) -> Iterator[Callable[[int], None]]:
-    """Yields what is to be called with the number of each step that comes next.
+    """Yields a function to call before each step with the step's number.
 
     It traces the steps first_step to last_step, for xprof and TensorBoard, into
-    WORKDIR/profile; first_step 0 = none. `settle` awaits the steps under way. Of
-    several processes, those with `write` trace their own devices.
+    WORKDIR/profile; first_step 0 = none. `settle` must wait for the steps in flight.
+    Each process with `write` traces its own devices.
     """
     with tempfile.TemporaryDirectory() as folder:
         running = False
@@ -86,7 +86,7 @@ def profiler(
                     target = final / traced.relative_to(folder)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     files.publish(traced, target)
-            logging.info("%s holds the trace; see it with xprof", final)
+            logging.info("the trace is in %s; view it with xprof", final)
 
         def before(step: int) -> None:
             nonlocal running
@@ -112,17 +112,17 @@ def start_jax(
     process_count: int = 1,
     process_index: int = 0,
 ) -> None:
-    """Tells JAX about devices and processes; must come before anything uses it.
+    """Configures JAX's devices and processes; call it before anything uses JAX.
 
     Args:
         cpu_devices: virtual CPU devices of this process; 0 = the real devices.
-        compilation_cache: folder for compiled programs; "" = none. Several CPU devices
-            do without.
-        coordinator: "" for one process; HOST:PORT for processes that each have all
-            devices of their host; "auto" where the cluster tells: on TPU pods the same,
-            under Slurm one process per GPU.
-        process_count: of all processes, with HOST:PORT.
-        process_index: of this one, with HOST:PORT.
+        compilation_cache: folder for compiled programs; "" = none. It is not used with
+            several CPU devices.
+        coordinator: "" for one process; HOST:PORT for several processes, each with all
+            devices of its host; "auto" to ask the cluster: TPU pods have one process
+            per host, Slurm one per GPU.
+        process_count: the number of processes, with HOST:PORT.
+        process_index: of this process, with HOST:PORT.
     """
     if cpu_devices:
         jax.config.update("jax_platforms", "cpu")
@@ -132,7 +132,7 @@ def start_jax(
         if coordinator == "auto":
             jax.distributed.initialize()
         else:
-            # Where JAX finds Slurm, it would leave each process one GPU.
+            # Without this, JAX detects Slurm and gives each process a single GPU.
             jax.distributed.initialize(
                 coordinator,
                 process_count,
@@ -140,8 +140,8 @@ def start_jax(
                 cluster_detection_method="deactivate",
             )
     if compilation_cache:
-        # Seen with jax 0.10: of a program that comes out of the cache, two CPU devices
-        # may run collectives in different orders, and wait for each other for ever.
+        # With jax 0.10, CPU devices may run the collectives of a cached program in
+        # different orders and deadlock.
         if jax.default_backend() == "cpu" and jax.device_count() > 1:
             logging.warning("compilation_cache is not used on several CPU devices")
         else:
@@ -149,15 +149,15 @@ def start_jax(
 
 
 def gather(value: Mapping[str, int]) -> list[dict[str, int]]:
-    """Returns what each process gives, by process. All must call it at the same time.
+    """Returns the values of all processes, by process index; all must call it together.
 
-    The collectives that it takes are the same on all of them.
+    The number of collectives does not depend on the values.
     """
     if jax.process_count() == 1:
         return [dict(value)]
     mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.array(mine.size))
-    # Few lengths, as each is compiled.
+    # Round up to a power of two: each size is compiled separately.
     padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)
     padded[: mine.size] = mine
     rows = multihost_utils.process_allgather(padded)
@@ -167,23 +167,24 @@ def gather(value: Mapping[str, int]) -> list[dict[str, int]]:
     ]
 
 
-def log_our_own_notes() -> None:
-    """Shows this package's notes, and only warnings of others: Orbax is chatty.
+def set_up_logging() -> None:
+    """Logs this package's INFO records and only the warnings of libraries.
 
-    Of a full disk it is silent too, since the command ends with one line about that.
+    Libraries' records about a full disk are dropped: the command ends with one line
+    about that.
     """
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-    def wanted(record: logging_of_python.LogRecord) -> bool:
+    def is_shown(record: logging_of_python.LogRecord) -> bool:
         ours = os.path.abspath(record.pathname).startswith(package)
         full = record.exc_info and files.is_full_disk(record.exc_info[1])
         return ours or (record.levelno >= logging_of_python.WARNING and not full)
 
     def show_unraisable(ignored: Any) -> None:
-        # From each write of a checkpoint that goes on after another one has failed.
+        # Raised by each checkpoint write that continues after another one failed.
         if str(ignored.exc_value) != "Event loop is closed":
             sys.__unraisablehook__(ignored)
 
     logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().addFilter(wanted)
+    logging.get_absl_handler().addFilter(is_shown)
     sys.unraisablehook = show_unraisable

@@ -1,4 +1,4 @@
-"""All that a training run carries from step to step."""
+"""The state of a training run: step, parameters and optimizer."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,14 +24,14 @@ class TrainState(NamedTuple):
 def abstract(
     *, architecture: clip.Architecture, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """Returns shapes and dtypes only: what to restore a checkpoint into."""
+    """Returns the state's shapes and dtypes, for restoring a checkpoint."""
     return jax.eval_shape(
         lambda: _new(architecture, optimizer, jax.random.key(0)),
     )
 
 
 def shardings(mesh: Mesh, state: TrainState) -> TrainState:
-    """Returns the layout of each leaf of a (possibly abstract) state."""
+    """Returns the sharding of each leaf of a (possibly abstract) state."""
     return sharding.tree_shardings(mesh, state)
 
 
@@ -42,9 +42,9 @@ def create(
     mesh: Mesh,
     seed: int,
 ) -> TrainState:
-    """Returns the state before the first step, each leaf born on its own devices.
+    """Returns the state before the first step, created with its shardings.
 
-    The values depend on the seed alone, not on the mesh.
+    The values depend only on the seed, not on the mesh.
     """
     layout = shardings(mesh, abstract(architecture=architecture, optimizer=optimizer))
     return _run_once(
@@ -55,7 +55,7 @@ def create(
 def create_params(
     *, architecture: clip.Architecture, mesh: Mesh, seed: int
 ) -> clip.Params:
-    """Returns only the parameters that `create` starts from: the untrained model."""
+    """Returns the parameters of `create` without the optimizer: the untrained model."""
     shapes = jax.eval_shape(lambda: clip.init(architecture, jax.random.key(0)))
     return _run_once(
         lambda key: clip.init(architecture, key),
@@ -66,7 +66,7 @@ def create_params(
 
 
 def place(params: clip.Params, *, mesh: Mesh) -> clip.Params:
-    """Puts parameters that every process holds on the mesh, as training has them."""
+    """Shards parameters, of which every process has a copy, over the mesh."""
     return jax.tree.map(
         lambda leaf, where: jax.make_array_from_callback(
             np.shape(leaf), where, lambda rows: np.asarray(leaf)[rows]
@@ -79,14 +79,14 @@ def place(params: clip.Params, *, mesh: Mesh) -> clip.Params:
 def _run_once(
     new: Callable[[jax.Array], Any], layout: Any, *, mesh: Mesh, seed: int
 ) -> Any:
-    """Calls new(key) with its results laid out over the mesh."""
+    """Returns new(key) with the shardings of `layout`."""
     options: dict[str, int | bool] = {}
     if mesh.devices.flat[0].platform == "cpu":
-        # A CPU takes seconds to optimise random number generators that run once.
+        # Optimising code that runs once would take seconds.
         options["xla_backend_optimization_level"] = 0
         if jax.__version_info__ < (0, 11):
-            # Of its two emitters, the one that is the default rounds alike on every
-            # mesh. Later releases have no other, and no such option.
+            # Set jax 0.10's default explicitly: of the two emitters, this one rounds
+            # equally on every mesh. Later versions have only it, and not this option.
             options["xla_cpu_use_fusion_emitters"] = True
     run = jax.jit(new, out_shardings=layout, compiler_options=options or None)
     return run(jax.random.key(seed))

@@ -1,4 +1,4 @@
-"""One optimizer step: both towers, the loss, AdamW, and what is worth logging."""
+"""One optimizer step: both towers, the loss, AdamW and the step's metrics."""
 
 import functools
 import math
@@ -35,25 +35,26 @@ def make_train_step(
     patch_dropout: float = 0.0,
     seed: int = 0,
 ) -> jax.stages.Wrapped:
-    """Returns the compiled (state, batch) -> (state, metrics).
+    """Returns the jitted step (state, batch) -> (state, metrics).
 
-    `state` may be abstract and only gives the layout. A batch holds "image"
-    uint8[B, H, W, 3] and "tokens" int32[B, T], split over the mesh; the state passed
-    in is donated. Metrics are f32[]: loss, image_accuracy, text_accuracy,
-    logit_scale (logit_bias), gradient_norm, parameter_norm, learning_rate, skipped.
+    `state` gives the shardings and may be abstract. A batch has "image"
+    uint8[B, H, W, 3] and "tokens" int32[B, T], sharded over the mesh; the state that is
+    passed to the step is donated. Metrics are f32[]: loss, image_accuracy,
+    text_accuracy, logit_scale (and logit_bias), gradient_norm, parameter_norm,
+    learning_rate, skipped.
 
-    See `encode_in_parts` for microbatches and `choose_patches` for patch_dropout.
+    `encode_in_microbatches` explains microbatches, `choose_patches` patch_dropout.
 
-    Where the loss, the gradient or the new parameters are not finite, parameters and
-    optimizer stay as they were, `skipped` is 1, and only `step` advances, as it counts
-    batches.
+    If the loss, the gradient or the new parameters are not finite, parameters and
+    optimizer state do not change, `skipped` is 1, and only `step`, which counts
+    batches, advances.
     """
 
     def loss_of(params: clip.Params, batch: Batch) -> tuple[jax.Array, Metrics]:
-        image, text = encode_in_parts(
+        image, text = encode_in_microbatches(
             functools.partial(_encode, architecture, mesh, params),
             batch,
-            parts=microbatches,
+            microbatches=microbatches,
             mesh=mesh,
         )
         return losses.contrastive_loss(
@@ -83,9 +84,9 @@ def make_train_step(
         params = jax.tree.map(
             lambda p, d: p - learning_rate * d, state.params, direction
         )
-        if loss == "softmax":  # SigLIP's scale is free, and ends above 100
+        if loss == "softmax":  # SigLIP's scale is not clamped; it ends above 100
             params |= {"log_logit_scale": clamp(params["log_logit_scale"])}
-        # A learning rate that is too high overflows here first.
+        # With a learning rate that is too high, the parameters overflow first.
         norms = jnp.stack([value, gradient_norm, optax.tree.norm(params)])
         finite = jnp.isfinite(norms).all()
         params = choose(finite, params, state.params)
@@ -113,7 +114,7 @@ def make_train_step(
 def _encode(
     architecture: clip.Architecture, mesh: Mesh, params: clip.Params, batch: Batch
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns f32[B, E] of images and texts, where parameters come to the batch."""
+    """Returns f32[B, E] of images and texts; gathers parameters, not the batch."""
     split = sharding.split_batch(mesh)
     tokens = batch["tokens"]
     table = sharding.collect_table(
@@ -129,7 +130,7 @@ def _encode(
 
 
 def head_scalars(params: clip.Params) -> Metrics:
-    """Returns logit_scale f32[] and, where there is one, logit_bias f32[]."""
+    """Returns logit_scale f32[] and, if the model has one, logit_bias f32[]."""
     found = {"logit_scale": jnp.exp(params["log_logit_scale"])}
     if "logit_bias" in params:
         found["logit_bias"] = params["logit_bias"]
@@ -137,62 +138,62 @@ def head_scalars(params: clip.Params) -> Metrics:
 
 
 def choose(condition: jax.Array, one: Any, other: Any) -> Any:
-    """Returns `one` where bool[] is true, else `other`, a pytree of the same shapes."""
+    """Returns the pytree `one` if `condition`, bool[], is true, else `other`."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
 
 
-def encode_in_parts(
+def encode_in_microbatches(
     encode: Callable[[Batch], tuple[jax.Array, jax.Array]],
     batch: Batch,
     *,
-    parts: int,
+    microbatches: int,
     mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns f32[B, E] of images and texts, encoded in `parts` parts.
+    """Returns f32[B, E] of images and texts, encoded one microbatch at a time.
 
-    Parts keep only their embeddings; the backward pass runs them again, part by part.
-    The loss still sees the whole batch, so gradients are those of the unsplit batch
-    (GradCache, arXiv 2101.06983), for the memory of one part's activations.
+    Only the embeddings of a microbatch are stored; the backward pass encodes it again.
+    The loss sees the whole batch, so gradients are those of the unsplit batch, with the
+    activation memory of one microbatch (GradCache, arXiv 2101.06983).
 
-    `encode` maps the rows of a batch to their embeddings. Part k has rows k, k + parts,
-    k + 2 parts and so on, so that each is spread over all devices as the batch is.
-    B / devices must divide by `parts`.
+    `encode` maps the rows of a batch to their embeddings. Microbatch k of n has rows k,
+    k + n, k + 2n and so on, so that each is sharded over all devices, as the batch is.
+    B / devices must be divisible by `microbatches`.
     """
-    if parts == 1:
+    if microbatches == 1:
         return encode(batch)
     spread = NamedSharding(mesh, PartitionSpec(None, sharding.BATCH_AXES))
 
     def split(x: jax.Array) -> jax.Array:
-        x = x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)  # [parts, B / parts, ...]
+        x = x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)  # [n, B / n, ...]
         return jax.lax.with_sharding_constraint(x, spread)
 
     def join(x: jax.Array) -> jax.Array:
         return x.swapaxes(0, 1).reshape(-1, x.shape[-1])
 
-    # Nothing of a part is kept but what it returns.
+    # The checkpoint stores no activations.
     encoded = jax.lax.map(jax.checkpoint(encode), jax.tree.map(split, dict(batch)))
     return join(encoded[0]), join(encoded[1])
 
 
 def kept_patches(patches: int, *, dropout: float) -> int:
-    """How many of an image's patches a training step sees."""
+    """Returns the number of patches of an image that a train step encodes."""
     return max(round(patches * (1 - dropout)), 1)
 
 
 def choose_patches(
     key: jax.Array, batch: int, patches: int, *, dropout: float
 ) -> jax.Array:
-    """Returns int32[batch, kept_patches], ascending: those that each image shows.
+    """Returns int32[batch, kept_patches], the kept patches of each image, ascending.
 
-    Leaving out half of them makes the image tower twice as fast, for a little accuracy
-    (FLIP, arXiv 2212.00794). The choice depends on the key and the row alone.
+    Dropping half of them makes the image tower about twice as fast and costs a little
+    accuracy (FLIP, arXiv 2212.00794). The choice depends only on the key and the row.
     """
     draws = jax.random.uniform(key, (batch, patches))
-    # Not top_k, which the compiler does not split over devices.
+    # Not top_k, which XLA does not partition over devices.
     chosen = jnp.argsort(draws, axis=1, descending=True)
     return jnp.sort(chosen[:, : kept_patches(patches, dropout=dropout)], axis=1)
 
 
 def clamp(log_logit_scale: jax.Array) -> jax.Array:
-    """Keeps logit_scale = exp(...) in [1, 100], as the paper does after each step."""
+    """Clamps logit_scale = exp(...) to [1, 100], as the paper does after each step."""
     return jnp.clip(log_logit_scale, 0, MAX_LOG_LOGIT_SCALE)

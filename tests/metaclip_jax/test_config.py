@@ -213,7 +213,7 @@ def test_shapes_that_no_model_has_are_refused(key, value, message):
 def test_cudnn_attention_is_refused_where_it_cannot_run():
     config = keys.default()
     config.model.attention = "cudnn"
-    with pytest.raises(ValueError, match="wants NVIDIA GPUs .* got cpu and 'bfloat16'"):
+    with pytest.raises(ValueError, match="needs NVIDIA GPUs .* got cpu and 'bfloat16'"):
         program.make(config, **TOKENS)
     program.check_attention("cudnn", dtype="bfloat16", platform="gpu")
     program.check_attention("xla", dtype="float32", platform="cpu")

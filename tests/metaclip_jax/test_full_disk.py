@@ -53,7 +53,7 @@ with files.naming_full_disk(f'{folder}/big'):
         writer.write(step, {'loss': 1.0})
 """,
     "checkpoint": """
-runtime.log_our_own_notes()
+runtime.set_up_logging()
 state = {f'x{n}': jnp.asarray(numbers) for n in range(20)}
 with files.naming_full_disk(f'{folder}/big'):
     with checkpoint.open_manager(f'{folder}/big', keep_last=1) as manager:

@@ -20,7 +20,7 @@ import pytest
 from metaclip_jax.data.images import Preprocess
 from metaclip_jax.models import clip
 from metaclip_jax.training import checkpoint, checksums, sharding, train_state
-from metaclip_jax.training import optimizer as optimizers
+from metaclip_jax.training.optimizer import make_optimizer
 
 ARCHITECTURE = clip.Architecture(
     image_size=8,
@@ -40,9 +40,7 @@ ARCHITECTURE = clip.Architecture(
     pad_id=0,
 )
 INPUTS = {"dataset": "d" * 64, "tokenizer": "e" * 64}
-OPTIMIZER = optimizers.make_optimizer(
-    beta1=0.9, beta2=0.98, epsilon=1e-6, weight_decay=0.1
-)
+OPTIMIZER = make_optimizer(beta1=0.9, beta2=0.98, epsilon=1e-6, weight_decay=0.1)
 
 
 def mesh_of(count):

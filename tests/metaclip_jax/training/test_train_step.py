@@ -133,19 +133,19 @@ def test_microbatches_have_the_gradient_of_the_whole_batch(shape, form, loss):
         assert np.abs(got - want).max() <= 1e-5 * scale
 
 
-def test_microbatches_need_the_memory_of_one_part(initial):
+def test_microbatches_need_the_memory_of_one(initial):
     """The temporary memory of the compiled gradient, at a batch of 512."""
     mesh, _ = program((1, 1, 1))
 
     def temporary(parts):
         def loss(params, batch):
-            image, text = train_step.encode_in_parts(
+            image, text = train_step.encode_in_microbatches(
                 lambda rows: (
                     clip.encode_image(ARCHITECTURE, params, rows["image"]),
                     clip.encode_text(ARCHITECTURE, params, rows["tokens"]),
                 ),
                 batch,
-                parts=parts,
+                microbatches=parts,
                 mesh=mesh,
             )
             return jnp.sum(image * text)
