@@ -1,23 +1,23 @@
-"""The law of balancing, for curation and for training.
+"""Balancing, for curation and for training.
 
-Each match of entry e is accepted with probability min(1, t / count_e), and a text is
-kept if any of its matches is. So an entry that counts fewer than t (the tail) loses
-nothing, and one that counts more (the head) keeps about t accepted draws; its texts
-in the kept set are more than t, since texts kept for other entries bring it along.
+A match of entry e is accepted with probability min(1, t / count_e), and a text is kept
+if any of its matches is accepted. So an entry with a count below t (the tail) keeps all
+its texts, and one with a higher count (the head) gets about t accepted draws. More than
+t of its texts are kept, because texts that are kept for other entries match it too.
 
-The rules, all from MetaCLIP, differ in which texts are drawn for:
+The rules, all from MetaCLIP, differ in which texts are drawn:
 
-v1      every text by itself; an image keeps the texts that survive.
+v1      every text; an image keeps the texts that survive.
 v2      one text of each image (`choose_texts`), so an image keeps one text or none.
-        Counts are still of all texts, as in MetaCLIP 2, so where images have several
-        texts a head entry gets fewer accepted draws than t: t times the part of its
-        matches that is drawn.
+        Counts still include all texts, as in MetaCLIP 2. So where images have several
+        texts, a head entry gets fewer accepted draws than t: t times the drawn share of
+        its matches.
 online  as v2, in the trainer, with new draws in each epoch (data/online.py).
 
-A draw is a hash of (seed, text key, entry id), never a generator's state. So the
-result does not depend on the order of the texts, on how they are split over workers or
-on retries; no text changes another's fate; and a smaller p keeps a subset of what a
-larger p keeps, which lets images be fetched for slack * t before the final balancing.
+A draw is a hash of (seed, text key, entry id), not the next number of a generator. So
+the result does not depend on the order of the texts, their split over workers, retries
+or other texts. With a smaller p, a subset is kept of what a larger p keeps; so images
+can be fetched for slack * t before the final balancing.
 
 In all functions, text i matches entry_ids[offsets[i] : offsets[i + 1]].
 """
@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from metaclip_jax.data import draws
 
-# Draws are computed for this many matches at a time, to stay in the cache.
+# Matches that are drawn at a time, so that the arrays stay in the CPU cache.
 _BLOCK = 1 << 16
 _ENTRY_STEP = np.uint64(0x9E3779B97F4A7C15)
 
@@ -41,7 +41,7 @@ _HEX_VALUES[list(b"0123456789abcdef")] = range(16)
 
 
 def lead(counts: Mapping[str, ArrayLike]) -> str:
-    """Returns the code of the metadata whose t is given: English, or the first."""
+    """Returns the code of the lead metadata, whose t is given: "en" or the first."""
     return "en" if "en" in counts else min(counts)
 
 
@@ -52,9 +52,9 @@ def thresholds(
 
     Args:
       counts: [entries] for each metadata code.
-      t: of the lead metadata; every other one gets the t that gives its tail the same
-        share of its matches. 0: all get theirs from `tail_share`.
-      tail_share: the tail's part of all matches, used where t = 0.
+      t: of the lead metadata; the others get the t with which their tail has the same
+        share of their matches. 0 = all get t from `tail_share`.
+      tail_share: the tail's share of all matches, used if t = 0.
     """
     if t > 0:
         tail_share = share_below(counts[lead(counts)], t)
@@ -63,12 +63,12 @@ def thresholds(
 
 
 def threshold(counts: ArrayLike, tail_share: float) -> int:
-    """Returns the t of one metadata whose tail should hold a share of its matches.
+    """Returns the t of one metadata whose tail has `tail_share` of its matches.
 
     MetaCLIP 2's rule: of the sorted counts, the one whose cumulative share is nearest
-    (the smaller of two equally near). It is at least 1, also where that count is 0 or
-    nothing matched, so that small languages keep their matches. Not an exact inverse
-    of `share_below`, which leaves out the entries that count exactly t.
+    (on ties the smaller). It is at least 1, even if that count is 0 or there are no
+    matches, so that small languages keep their matches. It is not the exact inverse of
+    `share_below`, which excludes entries with a count of exactly t.
 
     Raises:
       ValueError: `tail_share` is not within 0 to 1.
@@ -84,9 +84,9 @@ def threshold(counts: ArrayLike, tail_share: float) -> int:
 
 
 def share_below(counts: ArrayLike, t: float) -> float:
-    """Returns the part of all matches that belongs to entries counting below t.
+    """Returns the share of all matches that entries with a count below t have.
 
-    0.0 where nothing matched at all. Raises ValueError where t is below 1.
+    It is 0.0 if there are no matches. Raises ValueError if t is below 1.
     """
     counts = _checked_counts(counts)
     total = counts.sum()
@@ -110,14 +110,14 @@ def keep_probabilities(
 
 
 def keep_probability(counts: ArrayLike, t: float) -> NDArray[np.float64]:
-    """Returns f64[entries], the chance that one match of each entry is accepted.
+    """Returns f64[entries], the probability that a match of each entry is accepted.
 
     Args:
-      counts: [entries], matches of each entry over the pool.
-      t: the threshold, at least 1. May be fractional (slack * t).
+      counts: [entries], the matches of each entry in the pool.
+      t: the threshold, at least 1; may be fractional (slack * t).
 
     Raises:
-      ValueError: t is below 1; it would drop whole languages.
+      ValueError: t is below 1, which would drop whole languages.
     """
     t = _checked_t(t)
     return t / np.maximum(_checked_counts(counts), t)
@@ -129,14 +129,13 @@ def match_probabilities(
     """Returns f64[matches], the keep probability of each match's entry.
 
     Raises:
-      ValueError: an entry id is not below the entries, or a probability is no number
-        from 0 to 1.
+      ValueError: an entry id is out of range, or a probability is not from 0 to 1.
     """
     size = keep_probability.size
     if entry_ids.size and not 0 <= entry_ids.min() <= entry_ids.max() < size:
         raise ValueError(
             f"entry ids must be below the {size} entries of keep_probability, got "
-            f"{entry_ids.min()} to {entry_ids.max()}; was it made of other metadata?"
+            f"{entry_ids.min()} to {entry_ids.max()}; take both from one metadata"
         )
     p = keep_probability[entry_ids]
     if p.size and not (p.min() >= 0 and p.max() <= 1):
@@ -153,9 +152,9 @@ def match_draws(
     offsets: NDArray[np.integer],
     entry_ids: NDArray[np.int32],
 ) -> NDArray[np.float64]:
-    """Returns f64[matches] in [0, 1): the draw of each match, the same for ever.
+    """Returns f64[matches] in [0, 1), the draw of each match.
 
-    53 bits of the hash are used: 64 could round to 1.0 and lose a tail match.
+    A draw uses 53 bits of the hash: 64 could round to 1.0 and lose a tail match.
 
     Args:
       seed: of the run; another seed gives another subset.
@@ -164,7 +163,7 @@ def match_draws(
       entry_ids: i32[matches].
 
     Raises:
-      ValueError: lengths do not fit together.
+      ValueError: the lengths contradict each other.
       TypeError: the text keys are not uint64.
     """
     offsets = _checked_offsets(offsets, text_keys, entry_ids.size)
@@ -172,7 +171,7 @@ def match_draws(
     per_text = _mixed(text_keys ^ _mixed_seed(seed))
     lengths = np.diff(offsets)
     first = 0
-    while first < lengths.size:  # a block of texts; a long one may exceed it
+    while first < lengths.size:  # whole texts; a single text may exceed the block
         last = int(np.searchsorted(offsets, offsets[first] + _BLOCK, "right")) - 1
         last = min(max(last, first + 1), lengths.size)
         begin, end = offsets[first], offsets[last]
@@ -192,8 +191,8 @@ def accepted_draws(
 ) -> NDArray[np.bool_]:
     """Returns bool[matches], whether each match is accepted: its draw is below p.
 
-    `probability` f64[matches] is what `match_probabilities` gives; the other arguments
-    and the errors are those of `match_draws`.
+    `probability` f64[matches] is from `match_probabilities`; the other arguments and
+    the errors are those of `match_draws`.
     """
     return match_draws(seed, text_keys, offsets, entry_ids) < probability
 
@@ -207,10 +206,10 @@ def kept_texts(
 
 
 def image_keys(image_ids: pa.Array) -> NDArray[np.uint64]:
-    """Returns u64[n], the keys of image ids in draws: an id is a hash already, in hex.
+    """Returns u64[n], the keys by which draws identify images: an id's first 64 bits.
 
     Raises:
-      ValueError: an id is not of 24 letters.
+      ValueError: an id does not have 24 characters.
     """
     if not len(image_ids):
         return np.empty(0, np.uint64)
@@ -232,18 +231,22 @@ def choose_texts(
     weights: NDArray[np.int64] | None = None,
     purpose: int = draws.TEXT,
 ) -> NDArray[np.int64]:
-    """Returns i64[n], which of its texts stands for each image; -1 where none can.
+    """Draws one text of each image, with probabilities proportional to the weights.
 
-    It is counted from the image's first text, with chances by weight. The draw goes by
-    image, not by where a record stands; keep probabilities do not sway it.
+    The draw depends on the image, not on the position of its record, and not on keep
+    probabilities.
 
     Args:
-      image_keys: u64[n], the identity of each image.
-      text_counts: int[n], how many texts each has.
+      image_keys: u64[n], from `image_keys`.
+      text_counts: int[n], the number of texts of each image.
       seed: of the draws.
-      epochs: i64[n] or one for all; each draws anew.
-      weights: i64[texts], from 0, image by image; None = all texts weigh the same.
-      purpose: keeps draws for different things apart, see data/draws.py.
+      epochs: i64[n], or one for all; each epoch has its own draw.
+      weights: i64[texts], at least 0, grouped by image; None = equal weights.
+      purpose: a key of data/draws.py that makes draws for other purposes independent.
+
+    Returns:
+      i64[n], the drawn text's index among the image's texts; -1 if no text has a
+      weight.
     """
     bits = draws.mix(seed, purpose, epochs, image_keys)
     if weights is None:
@@ -261,10 +264,10 @@ def choose_texts(
 def text_probability(
     offsets: NDArray[np.integer], probability: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Returns f64[n], 1 - Π(1 - p): the chance that each text is kept.
+    """Returns f64[n], q = 1 - Π(1 - p): the probability that each text is kept.
 
-    Its sum is the expected number of kept texts, its Σ q(1 - q) the variance.
-    `probability` f64[matches] is what `match_probabilities` gives.
+    Σ q is the expected number of kept texts, Σ q(1 - q) its variance. `probability`
+    f64[matches] is from `match_probabilities`.
     """
     out = np.zeros(offsets.size - 1)
     some = np.diff(offsets) > 0
@@ -276,17 +279,17 @@ def text_probability(
 def final_probability(
     thin_probability: NDArray[np.float64], accepted: ArrayLike, target: ArrayLike
 ) -> NDArray[np.float64]:
-    """Returns f64[entries], the p that brings what survived the download to `target`.
+    """Returns f64[entries], the p that leaves `target` accepted draws after download.
 
-    Matches were first thinned with `thin_probability` (p at slack * t). Of the
-    accepted ones, `accepted` per entry survived the download; they are cut to the
-    target. It never exceeds `thin_probability`, so with the same seed the result is a
-    subset.
+    Before the download, matches were thinned with `thin_probability` (p at slack * t);
+    `accepted` of each entry's accepted draws survived it. The result never exceeds
+    `thin_probability`, so with the same seed the final set is a subset.
 
     Args:
       thin_probability: f64[entries].
-      accepted: [entries], accepted draws among the surviving texts, under it.
-      target: accepted draws wanted: t, or one number of at least 0 for each entry.
+      accepted: [entries], accepted draws under `thin_probability` among the texts that
+        survived the download.
+      target: accepted draws wanted: t, or a number of at least 0 for each entry.
     """
     accepted = _checked_counts(accepted)
     target = np.broadcast_to(np.asarray(target, np.float64), accepted.shape)
@@ -298,17 +301,17 @@ def final_probability(
 def short_entries(
     thin_probability: NDArray[np.float64], accepted: ArrayLike, target: ArrayLike
 ) -> NDArray[np.int64]:
-    """Returns the ids of the head entries that lost more than the slack could bear.
+    """Returns the ids of the entries for which the slack was too small.
 
-    They were thinned before the download and have fewer accepted draws left than the
-    target (see `final_probability`): more slack would have kept more of them.
+    They were thinned before the download and then have fewer accepted draws than the
+    target (see `final_probability`). More slack would have kept more of them.
     """
     short = _checked_counts(accepted) < np.asarray(target, np.float64)
     return np.flatnonzero(short & (thin_probability < 1))
 
 
 def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A bijective mix of 64 bits, in which every input bit sways every output bit."""
+    """Mixes 64 bits bijectively; each input bit affects each output bit."""
     x = x ^ (x >> np.uint64(32))
     x *= np.uint64(0xD6E8FEB86659FD93)
     x ^= x >> np.uint64(32)
@@ -329,7 +332,7 @@ def _checked_t(t: float) -> float:
 
 
 def _checked_counts(counts: ArrayLike) -> NDArray[np.float64]:
-    """Returns the counts as f64; exact up to 2**53 matches of one entry."""
+    """Returns the counts as f64, which is exact up to 2**53 matches of an entry."""
     counts = np.asarray(counts)
     if counts.ndim != 1 or (counts.size and not counts.min() >= 0):
         raise ValueError(f"counts must be one list of numbers from 0, got {counts!r}")

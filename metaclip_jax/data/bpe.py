@@ -1,4 +1,4 @@
-"""CLIP's kind of byte-level BPE, built from merges: its own, or others."""
+"""Builds CLIP's byte-level BPE tokenizer from CLIP's merges or from others."""
 
 import gzip
 import importlib.util
@@ -18,11 +18,14 @@ _CLIP_VOCABULARY = 49_408
 def from_merges(
     merges: list[tuple[str, str]], *, marks: tuple[str, ...]
 ) -> tokenizers.Tokenizer:
-    """Builds CLIP's kind of tokenizer: bytes, bytes that end a word, merges, marks."""
+    """Builds a tokenizer with ids in CLIP's order.
+
+    These are the bytes, the bytes at the end of a word, the merges, and the marks.
+    """
     single = alphabet()
     pieces = [*single, *(byte + END_OF_WORD for byte in single)]
     pieces += [left + right for left, right in merges]
-    # Two merges can spell the same piece; it keeps its first id.
+    # Two merges can give the same piece, which keeps its first id.
     vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
     bpe = tokenizers.Tokenizer(
         models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix=END_OF_WORD)
@@ -39,7 +42,7 @@ def from_merges(
 
 
 def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
-    """Cuts a text into words, and these into bytes."""
+    """Returns CLIP's pre-tokenizer, which splits texts into words of bytes."""
     return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(
@@ -51,10 +54,10 @@ def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
 
 
 def alphabet() -> list[str]:
-    """The characters that stand for the 256 bytes, in the order of CLIP's ids.
+    """Returns the characters that encode the 256 bytes, in the order of CLIP's ids.
 
-    Bytes that are printable in Latin-1 stand for themselves and come first; the others
-    are counted up from code point 256.
+    Bytes that are printable in Latin-1 come first and encode themselves; the others
+    have the code points from 256 on.
     """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = BYTES - len(printable)
@@ -62,7 +65,7 @@ def alphabet() -> list[str]:
 
 
 def from_clip_file(data: bytes, source: str) -> tokenizers.Tokenizer:
-    """CLIP's own tokenizer, from its file of merges; `source` is for messages.
+    """Builds CLIP's tokenizer from its merges file; `source` is for messages.
 
     Raises:
       ValueError: it is another file.
@@ -78,25 +81,25 @@ def from_clip_file(data: bytes, source: str) -> tokenizers.Tokenizer:
     merges = [(pair[0], pair[1]) for pair in pairs if len(pair) == 2]
     if len(merges) != wanted:
         raise ValueError(
-            f"{source} should be CLIP's merges ({CLIP_FILE}): a heading and {wanted} "
-            f"lines of two words, found {len(merges)}"
+            f"{source} should be CLIP's merges ({CLIP_FILE}): a header and {wanted} "
+            f"lines of two words, found {len(merges)}; fetch it again"
         )
     return from_merges(merges, marks=(BOS, EOS))
 
 
 def installed_clip_file() -> Path:
-    """Where an installed open_clip has CLIP's file.
+    """Returns the path of CLIP's merges file in an installed open_clip.
 
     Raises:
-      ValueError: it is not installed.
+      ValueError: open_clip is not installed.
     """
     try:
         spec = importlib.util.find_spec("open_clip")
-    except ValueError:  # something else goes by this name
+    except ValueError:  # a module without a spec has this name
         spec = None
     if spec is None or spec.origin is None:
         raise ValueError(
-            "the tokenizer 'clip' is read from an installed open_clip: pip install "
-            f"--no-deps open_clip_torch, or give the path of {CLIP_FILE}"
+            "the tokenizer 'clip' needs an installed open_clip, which has its merges; "
+            f"pip install --no-deps open_clip_torch, or give the path of {CLIP_FILE}"
         )
     return Path(spec.origin).with_name(CLIP_FILE)

@@ -1,4 +1,4 @@
-"""What becomes of a text before it is cut into tokens: CLIP's way and SigLIP's."""
+"""Text normalisation before tokenization, as in CLIP and as in SigLIP."""
 
 import html
 import re
@@ -8,9 +8,10 @@ import unicodedata
 import ftfy
 from ftfy import badness, chardata, fixes
 
-# What ftfy and html.unescape leave alone: printable ASCII but "&", and white space.
+# ftfy and html.unescape do not change printable ASCII, except "&", and white space.
 _NEEDS_REPAIR = re.compile(r"[^\t\n\x0c\r\x20-\x25\x27-\x7e]")
-# What ftfy replaces wherever it stands, but for quotes, and what parts a text for it.
+# Characters, except quotes, that ftfy replaces in any context, and line separators, at
+# which it splits a text.
 _REPLACED = "".join(
     {
         *map(chr, chardata.LIGATURES),
@@ -24,9 +25,9 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def clean(text: str) -> str:
-    """CLIP's clean-up: ftfy, HTML entities twice, one space between words, lower case.
+    """Applies CLIP's clean-up: ftfy, unescape HTML twice, single spaces, lower case.
 
-    Most texts are plain ASCII, on which ftfy would change nothing.
+    ftfy is skipped for plain ASCII, which it would not change.
     """
     if "&" in text or _NEEDS_REPAIR.search(text):
         text = html.unescape(html.unescape(_repair(text)))
@@ -34,9 +35,9 @@ def clean(text: str) -> str:
 
 
 def _repair(text: str) -> str:
-    """ftfy.fix_text, in a third of its time where only quotes are to be replaced.
+    """Returns ftfy.fix_text(text), in a third of its time if only quotes change.
 
-    Straight quotes make no text look broken that did not before, so one look is enough.
+    Straightening quotes cannot make a text look like mojibake, so one check is enough.
     """
     if _REPLACED_OR_BROKEN.search(text) or badness.is_bad(text):
         return ftfy.fix_text(text)
@@ -47,5 +48,5 @@ def _repair(text: str) -> str:
 
 
 def canonical(text: str) -> str:
-    """SigLIP's clean-up: lower case, no ASCII punctuation, one space between words."""
+    """Applies SigLIP's clean-up: lower case, no ASCII punctuation, single spaces."""
     return " ".join(text.lower().translate(_NO_PUNCTUATION).split())

@@ -1,8 +1,8 @@
-"""What an image file holds beside its picture: taken out before a decoder sees it.
+"""Strips image files of everything but the first picture, before they are decoded.
 
-Text, places, colour profiles, thumbnails, later frames and appended files cost decoders
-time and memory, or make them refuse a picture that is whole. Here each format's own
-structure is walked instead, in time linear in the bytes; what is left is the picture.
+Text, GPS data, colour profiles, thumbnails, later frames and appended files cost
+decoders time and memory, or make them refuse an intact picture. This module walks each
+format's structure, in time linear in the bytes, and keeps what makes the pixels.
 """
 
 import io
@@ -17,33 +17,33 @@ from metaclip_jax.data import image_tags, jpeg
 from metaclip_jax.data.image_tags import UndecodableImage
 
 MAX_CHUNKS = 1 << 17  # 20 MB of PNG in pieces of 160 bytes; encoders write 4 kB
-# Pillow decodes run lengths in Python, which is slow.
+# Pillow decodes run-length-encoded BMPs in Python, which is slow.
 _MAX_RUNS = 1 << 20  # bytes, and pixels
 
-# More passes over a JPEG take several times as long as usual.
+# A JPEG with more scans takes several times as long to decode.
 _PLAIN_SCANS = 20
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_FRAME = 12  # bytes of a chunk beside its payload
-_PNG_USED = (b"IHDR", b"PLTE", b"tRNS", b"iCCP")  # before the pixels
+_PNG_FRAME = 12  # bytes of a chunk without its payload
+_PNG_USED = (b"IHDR", b"PLTE", b"tRNS", b"iCCP")  # chunks before the pixels
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-_PNG_TRANSPARENCY = {0: (2, 2), 2: (6, 6), 3: (1, 256)}  # its bytes, by colour type
+_PNG_TRANSPARENCY = {0: (2, 2), 2: (6, 6), 3: (1, 256)}  # bytes, by colour type
 _PNG_PALETTE = 3
 _VP8X_ANIMATION, _VP8X_ALPHA, _VP8X_PROFILE = 0x02, 0x10, 0x20
 _GIF_BLOCK = re.compile(rb"[!,;]")  # an extension, an image, the end
-_GIF_CONTROL = 0xF9  # the extension that says which colour is transparent
+_GIF_CONTROL = 0xF9  # the extension that gives the transparent colour
 _AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")
 
 
 class Stripped(NamedTuple):
-    """An image file without what does not make its picture.
+    """An image file without what does not change its picture.
 
     Attributes:
-      kind: Pillow's name of the format where the file was walked, else "".
+      kind: Pillow's name of the format; "" if the format is unknown.
       data: the file.
-      orientation: what its EXIF asked for, 1 to 8 (AVIF and others: see Pillow's).
-      icc: its colour profile where that says something (JPEG, PNG, WebP).
-      plain: a JPEG or WebP of one frame that every decoder shows alike and soon.
+      orientation: EXIF's, 1 to 8. AVIF and GIF keep theirs in `data`, for Pillow.
+      icc: the colour profile of a JPEG, PNG or WebP, if it changes the colours.
+      plain: a JPEG or WebP of one frame that all decoders decode equally and fast.
       structure: of a JPEG.
     """
 
@@ -56,11 +56,11 @@ class Stripped(NamedTuple):
 
 
 def strip(data: bytes) -> Stripped:
-    """Walks an image file and leaves only its picture; see the module.
+    """Strips an image file; bytes of an unknown format are returned unchanged.
 
     Raises:
       UndecodableImage: truncated_image, damaged_image, unsupported_image,
-        too_many_chunks, too_many_scans. Bytes of no known format are let through.
+        too_many_chunks, too_many_scans.
     """
     if jpeg.is_jpeg(data):
         return _strip_jpeg(data)
@@ -102,7 +102,7 @@ def _strip_jpeg(data: bytes) -> Stripped:
 
 
 def _strip_png(data: bytes) -> Stripped:
-    """Leaves header, palette, transparency and pixels."""
+    """Returns a PNG with only its header, palette, transparency and pixels."""
     chunks: dict[bytes, bytes] = {}
     pixels, ended = [], False
     for kind, start, end in _png_chunks(data):
@@ -141,7 +141,7 @@ def _strip_png(data: bytes) -> Stripped:
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yields (kind, start, end) of chunks: length, kind, payload, checksum.
 
-    Ends with the chunks, or before what is none.
+    Stops at the end of the data, or before bytes that are not a chunk.
     """
     start = len(_PNG)
     for _ in range(MAX_CHUNKS):
@@ -157,8 +157,8 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _png_profile(payload: bytes, channels: int) -> bytes:
-    packed = payload.partition(b"\0")[2][1:]  # after its name and its method
-    most = image_tags.MAX_PROFILE_BYTES + 1  # more is too large, however much
+    packed = payload.partition(b"\0")[2][1:]  # skip the name and the method
+    most = image_tags.MAX_PROFILE_BYTES + 1  # enough to see that it is too large
     try:
         icc = zlib.decompressobj().decompress(packed, most)
     except zlib.error:
@@ -174,7 +174,7 @@ def _strip_webp(data: bytes) -> Stripped:
     for kind, payload in _webp_chunks(data[:end]):
         chunks.setdefault(kind, payload)
         if kind != b"VP8X" and b"VP8X" not in chunks:
-            break  # the simple format: nothing else counts
+            break  # the simple format has one chunk
     head, frame = chunks.get(b"VP8X", b""), chunks.get(b"ANMF", b"")
     pixels = b"VP8L" if b"VP8L" in chunks else b"VP8 "
     icc = image_tags.profile(chunks.get(b"ICCP", b""), channels=3)
@@ -219,7 +219,7 @@ def _webp(*chunks: bytes) -> bytes:
 
 
 def _strip_gif(data: bytes) -> bytes:
-    """Leaves the first image of a GIF, and the control before it."""
+    """Returns a GIF with only its first image and the graphic control before it."""
     position = 13 + _gif_colours(data[10:11])
     head, control = data[:position], b""
     for _ in range(MAX_CHUNKS):
@@ -241,14 +241,14 @@ def _strip_gif(data: bytes) -> bytes:
 
 
 def _gif_colours(flags: bytes) -> int:
-    """Returns the bytes of a table of colours; `flags` is one byte, or none."""
+    """Returns the size of a colour table in bytes; `flags` is one byte, or none."""
     return 3 << (flags[0] & 7) + 1 if flags and flags[0] & 0x80 else 0
 
 
 def _gif_blocks_end(data: bytes, position: int) -> int:
     for _ in range(MAX_CHUNKS):
         if position >= len(data):
-            return len(data) + 1  # without an end
+            return len(data) + 1  # truncated
         length = data[position]
         position += 1 + length
         if not length:
@@ -267,13 +267,13 @@ def _check_bmp(data: bytes) -> None:
 
 
 def _check_boxes(data: bytes) -> None:
-    """Raises UndecodableImage if an AVIF ends before a box of it does."""
+    """Raises UndecodableImage if an AVIF ends inside a box."""
     position = 0
     for _ in range(MAX_CHUNKS):
         length = int.from_bytes(data[position : position + 4], "big")
         if length == 1:
             length = int.from_bytes(data[position + 8 : position + 16], "big")
-        if length < 8:  # 0: to the end
+        if length < 8:  # 0 = the box ends with the file
             return
         position += length
         if position > len(data):

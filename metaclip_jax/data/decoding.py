@@ -1,7 +1,7 @@
-"""From an image file to its pixels: RGB, upright, transparency on white, 8 bits.
+"""Decodes image files to 8-bit RGB, upright, with transparency on white.
 
-Curation, training, evaluation and inference prepare pictures by these functions, so
-that a file looks the same to all of them. Of 16 bits the upper 8 count.
+Curation, training, evaluation and inference all use these functions, so that a file has
+the same pixels everywhere. 16-bit channels keep their upper 8 bits.
 """
 
 import io
@@ -17,7 +17,7 @@ from metaclip_jax.data.image_tags import UndecodableImage
 
 MAX_PIXELS = 1 << 26  # 67 million: 200 MB as RGB; more is an attack or a mistake
 
-_UPRIGHT = {  # what brings an orientation upright
+_UPRIGHT = {  # the transposition that brings each EXIF orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -26,7 +26,7 @@ _UPRIGHT = {  # what brings an orientation upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What simplejpeg says of colours and subsamplings that it leaves to Pillow.
+# Words of simplejpeg's errors for colours and subsamplings that only Pillow decodes.
 _LEFT_TO_PILLOW = ("colo", "subsampling")
 
 
@@ -48,7 +48,7 @@ def open_image(file: Stripped, formats: tuple[str, ...] | None = None) -> Image.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its size, say: MAX_PIXELS is ours
+            warnings.simplefilter("ignore")  # also of the size; we check MAX_PIXELS
             return Image.open(io.BytesIO(file.data), formats=formats)
     except Image.DecompressionBombError as error:
         raise UndecodableImage("too_many_pixels", str(error)) from error
@@ -59,7 +59,7 @@ def open_image(file: Stripped, formats: tuple[str, ...] | None = None) -> Image.
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decodes a file whole, with Pillow, as RGB and upright; see `upright_rgb`.
+    """Decodes a file at full size with Pillow, as RGB and upright; see `upright_rgb`.
 
     Raises UndecodableImage.
     """
@@ -72,14 +72,14 @@ def decode(data: bytes) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Returns a Pillow image as RGB, upright, transparent pixels on white.
+    """Returns a Pillow image as RGB, upright, with transparent pixels on white.
 
-    Raises UndecodableImage: unsupported_image for grey of an unknown range; others if
-    the image has yet to be decoded.
+    Raises UndecodableImage: unsupported_image for grey values of an unknown range, and
+    all reasons of decoding if the image is not decoded yet.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow on odd EXIF and palettes
+            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and palettes
             flat = _to_rgb(image)
             return turn(flat, _orientation(image))
     except Exception as error:
@@ -87,7 +87,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def turn(image: Image.Image, orientation: int) -> Image.Image:
-    """Brings an image upright that is stored in an EXIF orientation."""
+    """Rotates and mirrors an image of this EXIF orientation upright."""
     if orientation not in _UPRIGHT:
         return image
     return image.transpose(_UPRIGHT[orientation])
@@ -101,21 +101,22 @@ def decode_jpeg(
     min_height: int = 0,
     strict: bool = False,
 ) -> np.ndarray | None:
-    """Decodes a JPEG, at a fraction of its size if it can.
+    """Decodes a JPEG, scaled down while decoding if the result stays large enough.
 
-    All its data is read nevertheless, so truncation and damage show.
+    It reads all data, so it finds truncation and damage at any scale.
 
     Args:
       file: from jpeg.strip.
       colours: "RGB", or "GRAY" for one channel.
-      min_width: pixels that the result has at least, if the file has; 0 = all.
+      min_width: least width of the result in pixels, if the file has as many; 0 = full
+        size.
       min_height: likewise.
-      strict: whether stray bytes after the data of a scan count. All decoders pass
-        over them, some with a warning.
+      strict: whether to return None if stray bytes follow the data of a scan. All
+        decoders skip them, some with a warning.
 
     Returns:
-      u8[H, W, C] as stored (see `turn`); None where only Pillow gives the pixels
-      (four channels, rare subsamplings), and for stray bytes if `strict`.
+      u8[H, W, C] as stored (see `turn`); None for what only Pillow decodes (four
+      channels, rare subsamplings), and for stray bytes if `strict`.
 
     Raises:
       UndecodableImage: truncated_image or damaged_image.
@@ -139,7 +140,7 @@ def decode_jpeg(
             raise _failure(error) from error
     if strict or four:
         return None
-    # They follow the data of a scan, which is whole.
+    # The stray bytes follow the complete data of a scan.
     return simplejpeg.decode_jpeg(
         file.data,
         colours,
@@ -156,7 +157,7 @@ def check_jpeg(file: jpeg.Jpeg) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Returns an image of any mode as RGB; transparent pixels are put on white."""
+    """Returns an image of any mode as RGB, with transparent pixels on white."""
     if image.mode.startswith("I") or image.mode == "F":
         return _wide_grey(image)
     if not image.has_transparency_data:
@@ -166,9 +167,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _wide_grey(image: Image.Image) -> Image.Image:
-    """Returns grey of 16 or 32 bits as RGB; Pillow's own conversion cuts it to white.
+    """Returns grey of 16 or 32 bits as RGB; Pillow's own conversion clips it to white.
 
-    Of 16 bits the upper 8 count. Integers of 32 bits have 8 or 16, floats are 0 to 1.
+    16-bit values keep their upper 8 bits. 32-bit integers must hold 8-bit or 16-bit
+    values, floats values from 0 to 1.
     """
     pixels = np.asarray(image)
     low, high = pixels.min(), pixels.max()
@@ -181,7 +183,7 @@ def _wide_grey(image: Image.Image) -> Image.Image:
         raise UndecodableImage(
             "unsupported_image",
             f"want integers of 8 or 16 bits or floats from 0 to 1, got {low} to {high};"
-            " scale them",
+            " scale the values",
         )
     clear = image.info.get("transparency")
     if isinstance(clear, int):
@@ -192,14 +194,14 @@ def _wide_grey(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # broken EXIF is common; it says nothing, the image is fine
+    except Exception:  # broken EXIF is common, and such an image is fine
         return 1
 
 
 def _failure(error: Exception) -> Exception:
-    """Names why decoding failed; the decoders say it only in their messages.
+    """Returns an UndecodableImage with the reason, from the decoder's message.
 
-    Their exceptions are of all types, down to ZeroDivisionError.
+    Decoders raise all types of exceptions, even ZeroDivisionError.
     """
     if isinstance(error, UndecodableImage | MemoryError):
         return error

@@ -1,19 +1,19 @@
-"""Randomness as a hash of (seed, what is drawn for), never a generator's state.
+"""Random draws as hashes of (seed, purpose, ...), without a generator's state.
 
-The same keys give the same draw on every host, worker and restart, in any order, and
-a draw for one thing never moves another.
+The same keys give the same draw on every host and worker, after a restart and in any
+order, and draws for one purpose do not change those for another.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 
-# What a draw is for: the key after the seed. They are listed in one place, so that no
-# two kinds of draws share one; images.py and order.py split their own key further.
+# A draw's purpose, the key after the seed. All are listed here, so that no two purposes
+# share a key; images.py and order.py add further keys to their own.
 ORDER, TEXT, CROP, REPLACEMENT, ACCEPT, SYNTHETIC, MIXTURE = range(7)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_ROUNDS = 6  # of the Feistel network; 4 already pass, 6 cost little
+_ROUNDS = 6  # of the Feistel network; 4 pass the tests, 6 cost little more
 
 
 def mix(*keys: int | np.ndarray) -> np.ndarray:
@@ -29,9 +29,9 @@ def mix(*keys: int | np.ndarray) -> np.ndarray:
 
 
 def stream(key: int) -> Iterator[float]:
-    """Yields draws in [0, 1) for a 64-bit key: `mix` for a few numbers, without arrays.
+    """Yields draws in [0, 1) for a 64-bit key, faster than `mix` for a few numbers.
 
-    These are splitmix64's numbers for the seed `key`.
+    They are splitmix64's numbers for the seed `key`.
     """
     mask, state = 2**64 - 1, key
     while True:
@@ -42,22 +42,22 @@ def stream(key: int) -> Iterator[float]:
 
 
 def uniform(bits: np.ndarray) -> np.ndarray:
-    """Turns uint64 bits into float64 in [0, 1): 53 bits, so that 1.0 never comes."""
+    """Converts uint64 to float64 in [0, 1), by 53 bits: 64 could round to 1.0."""
     return (bits >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
 def below(n: int | np.ndarray, bits: np.ndarray) -> np.ndarray:
-    """Turns uint64 bits into int64 in [0, n), for n up to 2**53."""
+    """Converts uint64 to int64 in [0, n), for n up to 2**53."""
     return np.minimum((uniform(bits) * n).astype(np.int64), np.asarray(n) - 1)
 
 
 def permute(index: np.ndarray, *, n: int, key: np.ndarray) -> np.ndarray:
-    """Returns int64, where each index goes in the permutation of range(n) of its key.
+    """Returns int64, the image of each index under its key's permutation of range(n).
 
-    `index` is int64 in [0, n) and `key` uint64 of the same shape: one permutation for
-    each value of the key. It takes memory for the indices asked for, none for n: a
-    Feistel network permutes the smallest 4**k >= n, and an index that leaves range(n)
-    is sent on until it comes back.
+    `index` is int64 in [0, n) and `key` uint64 of the same shape; each value of the key
+    gives another permutation. Memory does not grow with n: a Feistel network permutes
+    the smallest 4**k >= n, and results outside range(n) are permuted again until they
+    are inside (cycle walking).
     """
     if n < 1:
         raise ValueError(f"a permutation needs at least 1 element, got n={n}")
@@ -77,7 +77,7 @@ def _feistel(values: np.ndarray, key: np.ndarray, half_bits: int) -> np.ndarray:
 
 
 def _finalise(bits: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64: every input bit moves every output bit."""
+    """Applies splitmix64's finaliser: each input bit affects each output bit."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return bits ^ (bits >> np.uint64(31))

@@ -1,9 +1,9 @@
 """Embeddings of a dataset on disk: Parquet by image id, one part per file shard.
 
-A folder holds part-00000-of-000NN.parquet with the rows of file shard 0 in its order,
-and so on, and manifest.json, which is written last. Each part says what it was made
-from, so that a run that was killed goes on without mixing two models. Curation reads
-the parts by image_id.
+A folder has part-00000-of-000NN.parquet, with the rows of file shard 0 in its order,
+the parts of the other shards, and manifest.json, which is written last. Each part
+records its inputs, so that a resumed run cannot mix two models. Curation joins the rows
+by image_id.
 """
 
 import json
@@ -29,11 +29,11 @@ class Part(NamedTuple):
 
 
 def schema(embed_dim: int) -> pa.Schema:
-    """The columns of a part.
+    """Returns the schema of a part.
 
-    `embedding` is of unit norm; `text_scores` are the cosines of the image with each of
-    its texts, whose keys are in `text_keys`; `status` is "ok", or the reason why the
-    image could not be decoded; then the embedding is zero and text_scores is null.
+    `embedding` has unit norm; `text_scores` are the cosines of the image with each of
+    its texts, whose keys are in `text_keys`. `status` is "ok", or why the image could
+    not be decoded; then the embedding is zero and text_scores is null.
     """
     return pa.schema(
         [
@@ -47,22 +47,22 @@ def schema(embed_dim: int) -> pa.Schema:
 
 
 def part_path(folder: str, shard: int, shard_count: int) -> str:
-    """The path of the part that holds file shard `shard` of `shard_count`."""
+    """Returns the path of the part of file shard `shard` of `shard_count`."""
     return str(files.path(folder) / f"part-{shard:05d}-of-{shard_count:05d}.parquet")
 
 
 def write_part(path: str, table: pa.Table, *, inputs: Mapping[str, Any]) -> None:
-    """Writes a part whole; the same table and inputs give the same bytes."""
+    """Writes a part atomically; the same table and inputs give the same bytes."""
     table = table.replace_schema_metadata({_INPUTS: _dumps(inputs)})
     with files.staged(path) as local:
         pq.write_table(table, local, compression="zstd", use_dictionary=False)
 
 
 def has_part(path: str, *, inputs: Mapping[str, Any], rows: int) -> bool:
-    """Says whether the part is there, made from these inputs.
+    """Returns whether the part exists.
 
     Raises:
-      ValueError: it was made from others, or has another number of rows.
+      ValueError: it has other inputs or another number of rows.
     """
     if not files.path(path).exists():
         return False
@@ -73,20 +73,20 @@ def has_part(path: str, *, inputs: Mapping[str, Any], rows: int) -> bool:
         found.decode()
     if found != _dumps(inputs) or count != rows:
         raise ValueError(
-            f"{path} belongs to another run: wanted {rows} rows from {dict(inputs)},"
-            f" found {count} from {found.decode()}. Choose another folder, or remove"
-            " this one"
+            f"{path} belongs to another run: wanted {rows} rows of {dict(inputs)},"
+            f" found {count} of {found.decode()}. Choose another folder, or remove this"
+            " one"
         )
     return True
 
 
 def read_status(path: str) -> list[str]:
-    """The status of each row of a part."""
+    """Reads the status of each row of a part."""
     return files.read_parquet(path, ["status"])["status"].to_pylist()
 
 
 def read_manifest(folder: str) -> dict[str, Any]:
-    """The manifest of a finished folder.
+    """Reads the manifest of a finished folder.
 
     Raises:
       FileNotFoundError: there is none.
@@ -94,8 +94,8 @@ def read_manifest(folder: str) -> dict[str, Any]:
     path = files.path(folder) / files.MANIFEST
     if not path.exists():
         raise FileNotFoundError(
-            f"{folder} holds no finished embeddings: it has no {files.MANIFEST}. Finish"
-            " metaclip_jax.embed, or check the path"
+            f"want finished embeddings in {folder}, but it has no {files.MANIFEST};"
+            " finish metaclip_jax.embed, or check the path"
         )
     return files.read_json(path)
 

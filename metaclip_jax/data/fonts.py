@@ -1,8 +1,8 @@
-"""Draws text in any script with the fonts that the machine has.
+"""Draws text in any script with the machine's fonts.
 
-A font has letters of few scripts, and Pillow draws with one. So a line is cut into runs
-of characters that one font has, and each run is drawn with its own. Which characters a
-font has is read with fontTools, from as few files as are needed.
+A font covers few scripts, and Pillow draws with one font. So a line is split into runs
+of characters that one font covers. fontTools reads which characters a font covers, from
+as few files as are needed.
 """
 
 import functools
@@ -25,8 +25,9 @@ _FOLDERS = (
 )
 _FIRST = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc")
 _STYLES = ("bold", "italic", "oblique", "light", "thin", "medium", "black", "mono")
-_OUTLINES = ("glyf", "CFF ", "CFF2")  # what Pillow draws at any size
-_JOINED = ("Mn", "Me", "Mc", "Cf", "Zs")  # stay in the run of the letter before
+_OUTLINES = ("glyf", "CFF ", "CFF2")  # tables of fonts that Pillow draws at any size
+# Unicode categories of characters that stay in the previous character's run.
+_JOINED = ("Mn", "Me", "Mc", "Cf", "Zs")
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -39,7 +40,7 @@ def draw(
     fill: tuple[int, int, int],
     size: int,
 ) -> None:
-    """Draws one line of text from `place` (left, top) on; `size` in pixels."""
+    """Draws one line of text at `place` (left, top); `size` is in pixels."""
     left, top = place
     for font, run in _runs(text, size):
         on.text((left, top + size), run, fill, font, anchor="ls")  # one base line
@@ -47,17 +48,17 @@ def draw(
 
 
 def length(text: str, *, size: int) -> float:
-    """Returns how wide a line is, in pixels."""
+    """Returns the width of a line in pixels."""
     return sum(font.getlength(run) for font, run in _runs(text, size))
 
 
 def missing(text: str) -> set[str]:
-    """Returns the characters that no font of this machine has: they are boxes."""
+    """Returns the characters that no font covers; they are drawn as boxes."""
     return {c for c in text if not c.isspace() and _file_for(c) is None}
 
 
 def _runs(text: str, size: int) -> Iterator[tuple[_Font, str]]:
-    """Yields runs of characters with the font of each."""
+    """Yields each run of characters with its font."""
     files: list[str | None] = []
     for character in text:
         joined = unicodedata.category(character) in _JOINED
@@ -77,7 +78,7 @@ def _open(file: str | None, size: int) -> _Font:
 
 @functools.cache
 def _file_for(character: str) -> str | None:
-    """Returns the first font that has the character, looking by its script first."""
+    """Returns the first font with the character; fonts named by its script first."""
     script = unicodedata.name(character, "").split(" ")[0].lower()
     files = _files()
     usual = [file for file in files if os.path.basename(file) in _FIRST]
@@ -90,7 +91,7 @@ def _file_for(character: str) -> str | None:
 
 @functools.cache
 def _files() -> tuple[str, ...]:
-    """All fonts of the machine in the upright style, the usual ones first."""
+    """Returns the machine's fonts in the regular style, the usual ones first."""
     found = {
         str(path)
         for folder in _FOLDERS
@@ -108,7 +109,7 @@ def _files() -> tuple[str, ...]:
 
 @functools.cache
 def _characters(file: str) -> frozenset[int]:
-    """The code points of a font; none where it is damaged or has no outlines."""
+    """Returns a font's code points; none if it is damaged or has no outlines."""
     try:
         font = (
             TTCollection(file, lazy=True).fonts[0]

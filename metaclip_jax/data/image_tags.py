@@ -1,7 +1,6 @@
-"""The two tags of an image file that change how it looks: orientation and profile.
+"""Reads the metadata of an image file that change its look: orientation and profile.
 
-Everything else that cameras and programs write beside the pixels (places, names,
-thumbnails) says nothing about them.
+The other metadata (GPS data, names, thumbnails) do not change the pixels.
 """
 
 import struct
@@ -11,12 +10,12 @@ _ORIENTATION = 0x0112  # EXIF tag
 _SHORT, _LONG = 3, 4  # EXIF types
 _PROFILE_HEADER = 128  # bytes; the table of tags follows
 _MAX_PROFILE_TAGS = 100
-# The names of colour spaces in a profile, by the channels of the image.
+# Colour spaces in a profile, by the image's number of channels.
 _COLOUR_SPACES = {1: b"GRAY", 3: b"RGB "}
 
 
 class UndecodableImage(ValueError):
-    """Bytes that give no image; `reason` is one word for the counts."""
+    """Bytes that cannot be decoded; `reason` is one word, for counting."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -24,10 +23,10 @@ class UndecodableImage(ValueError):
 
 
 def orientation(exif: bytes) -> int:
-    """Returns the orientation that EXIF asks for: 1 (upright, also if broken) to 8.
+    """Returns EXIF's orientation, 1 to 8; 1 (upright) if the EXIF is broken.
 
     Args:
-      exif: a TIFF file, with or without `Exif` and two zeros before it.
+      exif: TIFF data, with or without the prefix `Exif` and two zeros.
     """
     exif = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
@@ -48,10 +47,10 @@ def orientation(exif: bytes) -> int:
 
 
 def profile(icc: bytes, *, channels: int) -> bytes:
-    """Returns a colour profile where it says something about an image, else b"".
+    """Returns the colour profile if it changes the image's colours, else b"".
 
-    What is no profile, belongs to another number of channels, or is sRGB (which an
-    image without a profile has) says nothing. What follows a profile is cut off.
+    It does not if it is invalid, of another number of channels, or sRGB, which is the
+    default. Bytes after the profile are cut off.
     """
     size = int.from_bytes(icc[:4], "big")
     if not _PROFILE_HEADER + 4 <= size <= min(len(icc), MAX_PROFILE_BYTES):
@@ -65,7 +64,7 @@ def profile(icc: bytes, *, channels: int) -> bytes:
 
 
 def _profile_name(icc: bytes) -> bytes:
-    """Returns the tag that describes a profile, in whatever encoding it has."""
+    """Returns the profile's description tag, undecoded."""
     count = int.from_bytes(icc[_PROFILE_HEADER : _PROFILE_HEADER + 4], "big")
     start = _PROFILE_HEADER + 4
     table = icc[start : start + 12 * min(count, _MAX_PROFILE_TAGS)]

@@ -1,8 +1,8 @@
-"""From stored image bytes to the uint8 array that a model sees.
+"""Image preprocessing: from stored bytes to the model's uint8 input.
 
-Training decodes fast: JPEGs are scaled while they are decoded, to just above the crop,
-and the crop is a hash of a key, so that it is the same on every host and restart.
-Evaluation decodes as the public CLIP processors do, with Pillow's bicubic filter.
+Training decodes fast: JPEGs are scaled while they are decoded, to just above the size
+of the crop. The crop is a hash of a key, so that it is equal on every host and after a
+restart. Evaluation decodes as the public CLIP processors do, with Pillow's filters.
 """
 
 import math
@@ -16,25 +16,25 @@ from PIL import Image
 from metaclip_jax.data import containers, decoding, draws, jpeg
 from metaclip_jax.data.image_tags import UndecodableImage as UndecodableImage
 
-# The paper's RandomResizedCrop: the share of the area that a crop keeps, and its
-# aspect ratio (width / height) relative to the image's pixels.
+# The paper's RandomResizedCrop: the crop's share of the image's area, and the crop's
+# aspect ratio (width / height).
 CROP_SCALE = (0.9, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
 
-# Pixels of a resized image from which on only its centre is made: a strip of 300,000
-# x 1 pixels would take gigabytes.
+# If the resized image had more pixels, only its centre is computed: resizing a strip of
+# 300,000 x 1 pixels would take gigabytes.
 _MAX_RESIZED = 1 << 25
 _CROP_ATTEMPTS = 10
-_FLIP, _COLOUR = 1, 2  # keep these draws apart from those for the crop
+_FLIP, _COLOUR = 1, 2  # keys that make these draws independent of the crop's
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
-# Other eighths exist, but decoding to 5/8..7/8 takes longer than decoding all.
+# JPEG has other eighths, but decoding at 5/8 to 7/8 is slower than at full size.
 _DCT_SCALES = (1 / 8, 1 / 4, 1 / 2)
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
 class Augmentation(NamedTuple):
-    """How training images vary; see `decode_train`."""
+    """Augmentation of training images; see `decode_train`."""
 
     scale: tuple[float, float] = CROP_SCALE
     flip: bool = False
@@ -54,17 +54,17 @@ class Augmentation(NamedTuple):
 
 
 class Preprocess(NamedTuple):
-    """How an image becomes what a model sees, before it is normalised: see `fit_eval`.
+    """A model's image preprocessing, up to normalisation.
 
-    It comes with the model; `fit_eval(image, **preprocess._asdict())` applies it.
+    `fit_eval(image, **preprocess._asdict())` applies it.
     """
 
     size: int  # pixels, height and width
-    squash: bool = False  # both sides are resized, whatever their ratio
-    shortest: int = 0  # pixels the shortest side has before the crop; 0 = size
+    squash: bool = False  # resize both sides, ignoring the aspect ratio
+    shortest: int = 0  # pixels of the shortest side before the crop; 0 = size
     resample: int = Image.Resampling.BICUBIC.value  # Pillow's number of the filter
-    # Half of an odd margin is rounded to an even number, as torchvision and so
-    # open_clip do, and not down, as transformers does.
+    # Round half of an odd margin to an even number, as torchvision and so open_clip do,
+    # instead of down, as transformers does.
     even_margins: bool = False
 
 
@@ -76,11 +76,12 @@ def crop_box(
     scale: tuple[float, float] = CROP_SCALE,
     ratio: tuple[float, float] = CROP_RATIO,
 ) -> Box:
-    """Draws the box of a random resized crop, a pure function of its arguments.
+    """Returns the box of a random resized crop, a pure function of its arguments.
 
-    The area is uniform in `scale` times the image's, the ratio (width / height) is
-    log-uniform in `ratio`. What does not fit is drawn again; after ten draws, it is the
-    largest centred box whose ratio is nearest to the image's.
+    The area is uniform in `scale` times the image's area, the aspect ratio (width /
+    height) log-uniform in `ratio`. A box that does not fit is drawn again; after ten
+    draws it is the largest centred box whose aspect ratio is in `ratio` and nearest to
+    the image's.
     """
     draw = draws.stream(key)
     log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
@@ -113,9 +114,9 @@ def decode_train(
 ) -> np.ndarray:
     """Decodes, crops at random and resizes an image for training.
 
-    Returns uint8[size, size, 3], RGB, which is `out` if that is given. The crop is
-    drawn from `key` (64 bits); with `flip` every second image is mirrored, and `colour`
-    is the most by which brightness, contrast and saturation change (see
+    Returns uint8[size, size, 3], RGB; it is `out` if that is given. All draws come from
+    `key` (64 bits): the crop, the mirroring of half of the images with `flip`, and the
+    changes of brightness, contrast and saturation by at most the share `colour` (see
     `change_colour`). Raises UndecodableImage.
     """
     decoded = None
@@ -143,9 +144,10 @@ def decode_train(
 def change_colour(pixels: np.ndarray, *, key: int, most: float) -> np.ndarray:
     """Changes brightness, contrast and saturation, each by a factor drawn from `key`.
 
-    The factors are uniform in [1 - most, 1 + most]. Contrast spreads values about the
-    image's mean grey, saturation spreads colours about their own grey. Takes and
-    returns uint8[H, W, 3], RGB; one matrix does it all, so that values are cut once.
+    The factors are uniform in [1 - most, 1 + most]. Contrast scales the distance to the
+    image's mean grey, saturation the distance to the pixel's grey. Takes and returns
+    uint8[H, W, 3], RGB. A single matrix applies all three, so that values are clipped
+    only once.
     """
     draw = draws.stream(int(draws.mix(key, _COLOUR)))
     brightness, contrast, saturation = (
@@ -175,11 +177,11 @@ def fit_eval(
     resample: int = Image.Resampling.BICUBIC.value,
     even_margins: bool = False,
 ) -> np.ndarray:
-    """Brings an RGB image to uint8[size, size, 3] as the CLIP processors do.
+    """Resizes and crops an RGB image to uint8[size, size, 3] as the CLIP processors do.
 
-    Its shortest side is resized to `shortest` pixels (0 = `size`) by Pillow's filter
-    `resample`, and the centre is cut out; with `squash` both sides are resized to that
-    instead, whatever their ratio. `even_margins`: see `Preprocess`.
+    The shortest side is resized to `shortest` pixels (0 = `size`) with Pillow's filter
+    `resample`, and the centre is cropped. With `squash`, both sides are resized to
+    `shortest`, ignoring the aspect ratio. `Preprocess` explains `even_margins`.
     """
     shortest, kind = shortest or size, Image.Resampling(resample)
     least = min(image.size)
@@ -191,7 +193,7 @@ def fit_eval(
     if width * height <= _MAX_RESIZED:
         whole = image.resize((width, height), kind)
         return np.asarray(whole.crop((left, top, left + size, top + size)))
-    # The same but for rounding: what is cut out is all that is resized.
+    # Resize only the crop, which gives the same pixels except for rounding.
     across = [edge * image.width / width for edge in (left, left + size)]
     down = [edge * image.height / height for edge in (top, top + size)]
     source = across[0], down[0], across[1], down[1]
@@ -202,9 +204,9 @@ def fit_eval(
 def _decode_box(
     data: bytes, width: int, height: int, box: Box, size: int
 ) -> tuple[np.ndarray, Box] | None:
-    """Decodes enough of a JPEG for a crop: (RGB pixels, the box in these pixels).
+    """Decodes a JPEG at the lowest scale that suffices for a crop.
 
-    None if decoders complain.
+    Returns RGB pixels and the box in these pixels, or None if the decoder complains.
     """
     left, top, right, bottom = box
     wanted = max(size / (right - left), size / (bottom - top))
@@ -217,15 +219,15 @@ def _decode_box(
         )
     except ValueError:
         return None
-    # Pixel k of the scaled image is pixels [k / scale, (k + 1) / scale) of the whole.
-    # The box moves to that grid, rather than the image by a part of a pixel.
+    # Pixel k of the scaled image covers pixels [k / scale, (k + 1) / scale) at full
+    # size. Round the box to that grid; resampling at a subpixel offset would blur.
     right = min(max(round(right * dct_scale), 1), pixels.shape[1])
     bottom = min(max(round(bottom * dct_scale), 1), pixels.shape[0])
     return pixels, (round(left * dct_scale), round(top * dct_scale), right, bottom)
 
 
 def _decode_whole(data: bytes) -> np.ndarray:
-    """Decodes any image as u8[H, W, 3]: RGB, upright, transparent pixels on white."""
+    """Decodes any image at full size: u8[H, W, 3], RGB, upright, alpha on white."""
     file = containers.strip(data)
     pixels = None
     if file.structure:
@@ -242,11 +244,12 @@ def _decode_whole(data: bytes) -> np.ndarray:
 
 def _by_opencv(data: bytes) -> np.ndarray | None:
     """Decodes PNG and WebP faster than Pillow; None for what only Pillow decodes."""
-    if data[25:26] == b"\0" and data[37:41] == b"tRNS":  # OpenCV shows the clear grey
+    # OpenCV ignores the transparent colour of a grey PNG.
+    if data[25:26] == b"\0" and data[37:41] == b"tRNS":
         return None
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:  # of sides beyond a million, say
+    except cv2.error:  # for example a side of more than a million pixels
         return None
     if pixels is not None and pixels.dtype == np.uint16:
         pixels = (pixels // 256).astype(np.uint8)
@@ -272,15 +275,15 @@ def _resize(pixels: np.ndarray, box: Box, out: np.ndarray) -> None:
     left, top, right, bottom = box
     crop = pixels[top:bottom, left:right]
     height, width = crop.shape[:2]
-    if min(height, width) < size:  # it grows along one side at least
+    if min(height, width) < size:  # at least one side is enlarged
         cv2.resize(crop, (size, size), out, interpolation=cv2.INTER_CUBIC)
         return
     ratio = max(height, width) / size
     if ratio > 3:
         cv2.resize(crop, (size, size), out, interpolation=cv2.INTER_AREA)
         return
-    # Below that, two taps a side (four in two steps) see every pixel: as close to a
-    # true filter as the area filter is, in a third of its time.
+    # Up to 3, linear filters (in two steps above 1.5) still use every pixel: as close
+    # to an antialiased resize as INTER_AREA, in a third of its time.
     if ratio > 1.5:
         crop = cv2.resize(crop, (2 * size, 2 * size), interpolation=cv2.INTER_LINEAR)
     cv2.resize(crop, (size, size), out, interpolation=cv2.INTER_LINEAR)

@@ -1,13 +1,13 @@
-"""The marker structure of a JPEG: bounds it before a decoder sees it, and tidies it.
+"""Checks and strips the marker structure of a JPEG before it is decoded.
 
-A JPEG is a row of segments (marker, length, payload) and, after each start of scan,
-entropy-coded data. Decoders work through all of it: through thousands of scans of a few
-bytes, and through runs of fill bytes again and again. Reading the structure alone is
-cheap and linear in the bytes.
+A JPEG is a sequence of segments (marker, length, payload) and, after each start of
+scan, entropy-coded data. Decoders process all of it, even thousands of scans of a few
+bytes, and read runs of fill bytes repeatedly. Reading only the structure is cheap and
+linear in the bytes.
 
-`strip` keeps what makes the pixels and writes it as the standard wants it, so that
-decoders have nothing to complain about but damage: places, thumbnails, appended files
-and stray bytes go, and the pixels stay the same, bit for bit.
+`strip` keeps what makes the pixels and writes it in the standard's form, so that
+decoders complain only about damage. GPS data, thumbnails, appended files and stray
+bytes are dropped; the pixels stay equal, bit for bit.
 """
 
 import re
@@ -18,21 +18,23 @@ from metaclip_jax.data import image_tags
 from metaclip_jax.data.image_tags import UndecodableImage
 
 MAX_SCANS = 64  # encoders write 1 to 14; even an empty one costs time per pixel
-MAX_SEGMENTS = 2_000  # most are 64 kB pieces of metadata: 125 MB
+MAX_SEGMENTS = 2_000  # enough for 125 MB of metadata in segments of 64 kB
 
 _SOI, _EOI, _SOS, _DQT, _DHT, _DRI = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD
 _APP0, _APP1, _APP2, _APP14, _COM, _DNL = 0xE0, 0xE1, 0xE2, 0xEE, 0xFE, 0xDC
 _BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
-# Others: lossless, hierarchical and arithmetic coding. No browser shows them.
+# Beyond these three: lossless, hierarchical and arithmetic coding, which no browser
+# shows.
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _ALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a length
 _TAGS = {_APP0, _APP1, _APP2, _APP14}
 _SKIPPED = {*range(0xE0, 0xF0), _COM, _DNL}
 _ORDINARY = {*range(0xE2, 0xF0), _APP0, _DQT, _DHT, _DRI, _COM}
-_ENTROPY, _FILLED_ENTROPY = 0, -1  # no markers: entropy-coded data, with fill bytes
+# Codes for what is not a marker: entropy-coded data without and with fill bytes.
+_ENTROPY, _FILLED_ENTROPY = 0, -1
 
 _MARKER = re.compile(rb"\xff[\x01-\xfe]")
-# In entropy-coded data a 0xFF of the data is followed by a zero.
+# In entropy-coded data, a zero follows each 0xFF that is data.
 _AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _AFTER_SCAN_OR_FILL = re.compile(rb"\xff[\x01-\xcf\xd8-\xff]")
 _FILL = re.compile(rb"\xff\xff+")
@@ -45,7 +47,7 @@ _WHOLE_SPECTRUM = b"\0\x3f\0"  # coefficients 0 to 63 at full precision
 
 
 class Header(NamedTuple):
-    """What precedes the first scan; sizes in pixels, as stored."""
+    """Facts from before the first scan; sizes in pixels, as stored."""
 
     width: int
     height: int
@@ -54,14 +56,14 @@ class Header(NamedTuple):
 
 
 class Jpeg(NamedTuple):
-    """A JPEG without anything but its picture.
+    """A stripped JPEG.
 
     Attributes:
       data: the file.
-      header: its size, channels, and the orientation that its EXIF asked for.
-      scans: passes over the picture.
-      ended: whether it had an end mark; the last scan may be cut off without one.
-      icc: its colour profile, b"" where there is none (see `image_tags.profile`).
+      header: its size, channels and EXIF orientation.
+      scans: the number of scans.
+      ended: whether it had an end marker; without one, the last scan may be truncated.
+      icc: its colour profile, b"" if there is none (see `image_tags.profile`).
     """
 
     data: bytes
@@ -79,7 +81,7 @@ class _Frame(NamedTuple):
 
 
 def is_jpeg(data: bytes) -> bool:
-    """Says whether the bytes start like a JPEG."""
+    """Returns whether the bytes start like a JPEG."""
     return data[:3] == b"\xff\xd8\xff"
 
 
@@ -101,7 +103,7 @@ def header(data: bytes) -> Header:
 
 
 def strip(data: bytes) -> Jpeg:
-    """Reads a JPEG to its end and takes out what does not make its pixels.
+    """Strips a JPEG of everything that does not change its pixels.
 
     Raises:
       UndecodableImage: damaged_image, truncated_image, unsupported_image,
@@ -109,7 +111,7 @@ def strip(data: bytes) -> Jpeg:
     """
     frame, tags, scans, ended = None, _Tags(), 0, False
     picture: list[bytes] = []
-    missing: dict[int, bytearray] = {}  # low bits of a component's 64 coefficients
+    missing: dict[int, bytearray] = {}  # per component, see `_read_scan`
     for code, start, end in _segments(data):
         if code == _ENTROPY:
             picture.append(data[start:end])
@@ -154,16 +156,16 @@ def with_profile(data: bytes, icc: bytes) -> bytes:
     for mark in (_JFIF, _ADOBE):
         if data[place : place + 2] == mark[:2]:
             place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    payload = _ICC + b"\1\1" + icc  # part 1 of 1
+    payload = _ICC + b"\1\1" + icc  # piece 1 of 1
     length = (len(payload) + 2).to_bytes(2, "big")
     return data[:place] + b"\xff\xe2" + length + payload + data[place:]
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yields (marker, start, end of the payload), and entropy-coded data likewise.
+    """Yields (marker, start, end) of payloads, and (code, start, end) of scan data.
 
-    Ends after the end mark; without one, at the end of the data. Stray bytes between
-    segments are passed over, as decoders do.
+    Stops after the end marker, or at the end of the data. Like decoders, it skips stray
+    bytes between segments.
     """
     position = 2
     for _ in range(MAX_SEGMENTS):
@@ -179,7 +181,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             return
         length = int.from_bytes(data[start : start + 2], "big")
         if code in _SKIPPED:
-            length = max(length, 2)  # decoders do not mind
+            length = max(length, 2)  # decoders accept 0 and 1
         position = start + length
         if max(position, start + 2) > len(data):
             raise UndecodableImage("truncated_image", "inside a JPEG segment")
@@ -193,7 +195,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _plain_header(data: bytes) -> Header | None:
-    """`header` of an ordinary file without EXIF, in a fifth of the time."""
+    """Reads the header of an ordinary file without EXIF in a fifth of the time."""
     position, frame = 2, b""
     try:
         while data[position] == 0xFF:
@@ -213,10 +215,10 @@ def _plain_header(data: bytes) -> Header | None:
 
 
 def _scan_data(data: bytes, start: int) -> tuple[int, int, int]:
-    """Finds the entropy-coded data that starts here: (which kind, start, end)."""
+    """Returns (code, start, end) of the entropy-coded data from `start` on."""
     found = _AFTER_SCAN_OR_FILL.search(data, start)
     if found is None:
-        return _FILLED_ENTROPY, start, len(data)  # may end in half a marker
+        return _FILLED_ENTROPY, start, len(data)  # may end inside a marker
     if data[found.end() - 1] != 0xFF:
         return _ENTROPY, start, found.start()
     found = _AFTER_SCAN.search(data, found.start())
@@ -240,9 +242,10 @@ def _read_frame(code: int, payload: bytes) -> _Frame:
 
 
 def _read_scan(payload: bytes, frame: _Frame, missing: dict[int, bytearray]) -> bytes:
-    """Returns the header of a scan as the standard wants it.
+    """Returns the header of a scan in the standard's form.
 
-    Notes in `missing` how many low bits of each coefficient are still to come.
+    Updates `missing`: by component, how many low bits of each of its 64 coefficients
+    later scans must still give.
     """
     count = payload[0] if payload else 0
     if not 1 <= count <= 4 or len(payload) != 2 * count + 4:
@@ -272,13 +275,13 @@ def _header(frame: _Frame, tags: "_Tags") -> Header:
 
 
 class _Tags:
-    """What segments before the first scan say of the colours and the orientation."""
+    """The segments before the first scan that give colours and orientation."""
 
     def __init__(self) -> None:
         self.exif = b""
         self._jfif = False
-        self._transform = b""  # of Adobe's mark
-        self._profile: dict[int, bytes] = {}  # its parts by their number
+        self._transform = b""  # of Adobe's segment
+        self._profile: dict[int, bytes] = {}  # pieces by number
 
     def add(self, code: int, payload: bytes) -> None:
         if code == _APP0 and payload[:5] == b"JFIF\0" and len(payload) >= 14:
@@ -291,15 +294,15 @@ class _Tags:
             self._transform = payload[11:12]
 
     def colours(self, frame: _Frame) -> Iterator[bytes]:
-        """Yields segments from which decoders know which colours the channels are."""
+        """Yields the segments that give decoders the channels' colour space."""
         if self._jfif:
             yield _JFIF
         if self._transform:
             known = _TRANSFORMS[len(frame.components)]
-            # What decoders make of another value, with a warning.
+            # Decoders take the last known value for an unknown one, with a warning.
             yield _ADOBE + (self._transform if self._transform in known else known[-1:])
 
     def profile(self, frame: _Frame) -> bytes:
-        parts = [self._profile[number] for number in sorted(self._profile)]
+        pieces = [self._profile[number] for number in sorted(self._profile)]
         channels = len(frame.components)
-        return image_tags.profile(b"".join(parts), channels=channels)
+        return image_tags.profile(b"".join(pieces), channels=channels)

@@ -1,9 +1,9 @@
-"""Records and datasets: what one record's bytes are and how a dataset folder is read.
+"""The format of records, and reading of dataset folders.
 
 A dataset is a folder that TFDS can open: NAME-train.array_record-00000-of-000NN files
 of tf.train.Example, features.json, dataset_info.json, and our manifest.json, which is
-written last. Curation writes such folders (data_prep.sinks.array_record), training
-reads them through this module, and neither needs the other installed.
+written last. Curation writes such folders (data_prep.sinks.array_record) and training
+reads them through this module; neither needs the other's dependencies.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ from metaclip_jax import files
 DATASET_INFO = "dataset_info.json"
 DATA_CARD = "data_card.json"
 
-# The sidecar of a file shard, one row per record in the same order: what balancing
-# needs, so that nobody reads images for it. An Arrow IPC file: it maps into memory.
+# The sidecar of a file shard, an Arrow IPC file, which can be memory-mapped. It has one
+# row per record, in the same order, so that balancing need not read the images.
 ENTRIES = pa.schema(
     [
         ("image_id", pa.string()),
@@ -40,27 +40,27 @@ ENTRIES = pa.schema(
     ]
 )
 
-# Each open file costs a descriptor and its index; opening one of 20k records takes
-# about as long as decoding an image.
+# An open file costs a descriptor and the memory of its index; opening a file of 20k
+# records takes about as long as decoding an image.
 MAX_OPEN_FILES = 512
-_INDEX_BYTES = 21  # a record, about
-# Without it, each record of a gs:// file is a request of its own.
-_READ_AHEAD_BYTES = 16 << 20
-_MAX_IDLE_READERS = 64  # each may hold what it read ahead
-# How array_record says that the stored bytes are wrong, not that it cannot get at them.
+_INDEX_BYTES = 21  # per record, about
+_READ_AHEAD_BYTES = 16 << 20  # without, each record of a gs:// file is a request
+_MAX_IDLE_READERS = 64  # each may hold a read-ahead buffer
+# How array_record's error starts if the stored bytes are damaged.
 _DAMAGED = "Corrupted Riegeli/records file"
+_CURE = "use a dataset that data_prep wrote"
 
 
 def image_id(url: str) -> str:
-    """Returns the identity of an image: 24 hex digits of its absolute URL's sha224.
+    """Returns an image's id: the first 24 hex digits of its absolute URL's sha224.
 
-    The fragment does not count; otherwise the URL is taken as it is.
+    The URL's fragment is removed; otherwise the URL is not normalised.
     """
     return hashlib.sha224(url.partition("#")[0].encode()).hexdigest()[:24]
 
 
 def text_key(image_id: str, text: str) -> int:
-    """Returns the identity of a text of an image, a 64-bit unsigned integer."""
+    """Returns the key of a text of an image, a 64-bit unsigned integer."""
     return xxhash.xxh3_64_intdigest(f"{image_id}\0{text}".encode())
 
 
@@ -111,7 +111,7 @@ _FIELDS = {"image", *_STRINGS, *_INTEGERS, *_STRING_LISTS, *_INTEGER_LISTS}
 def encode(record: Record) -> bytes:
     """Serialises a record as a tf.train.Example; equal records give equal bytes.
 
-    Raises ValueError if the record's lists do not fit together.
+    Raises ValueError if the lengths of the record's lists contradict each other.
     """
     _check(record)
     example = tf_example_pb2.Example()
@@ -122,7 +122,7 @@ def encode(record: Record) -> bytes:
     for name in _INTEGERS:
         feature[name].int64_list.value.append(getattr(record, name))
     for name in _STRING_LISTS:
-        # SetInParent: an empty list needs its kind too, or TFDS refuses the record.
+        # TFDS refuses an empty list without a kind, which SetInParent sets.
         feature[name].bytes_list.SetInParent()
         feature[name].bytes_list.value.extend(
             text.encode() for text in getattr(record, name)
@@ -134,23 +134,25 @@ def encode(record: Record) -> bytes:
 
 
 def decode(data: bytes) -> Record:
-    """Parses what `encode` made. Raises ValueError if it is no such record."""
+    """Parses the bytes from `encode`. Raises ValueError if they are not a record."""
     if not data:
-        raise ValueError("a record without bytes: its chunk of the file is damaged")
+        raise ValueError("a record has no bytes: its chunk of the file is damaged")
     example = tf_example_pb2.Example()
     try:
         example.ParseFromString(data)
     except DecodeError as error:
-        raise ValueError(f"{len(data)} bytes are no tf.train.Example") from error
-    feature = dict(example.features.feature.items())  # one look into the message each
+        raise ValueError(
+            "a record must be a tf.train.Example, got other bytes"
+        ) from error
+    feature = dict(example.features.feature.items())  # one protobuf look-up each
     if missing := _FIELDS - feature.keys():
-        raise ValueError(f"the record lacks {sorted(missing)}; is it one of ours?")
+        raise ValueError(f"a record lacks {sorted(missing)}; {_CURE}")
     fields: dict[str, Any] = {}
     for name in ("image", *_STRINGS, *_INTEGERS):
         one = feature[name]
         values = (one.int64_list if name in _INTEGERS else one.bytes_list).value
         if len(values) != 1:
-            raise ValueError(f"the record has no {name}; is it one of ours?")
+            raise ValueError(f"a record must have one {name}; {_CURE}")
         fields[name] = values[0]
     for name in _STRINGS:
         fields[name] = fields[name].decode()
@@ -162,10 +164,10 @@ def decode(data: bytes) -> Record:
 
 
 def features() -> tfds.features.FeaturesDict:
-    """Returns the record as TFDS describes it (features.json)."""
+    """Returns TFDS's description of a record (features.json)."""
     return tfds.features.FeaturesDict(
         {
-            # No fixed format: TFDS then decodes JPEG and WebP alike.
+            # Without a fixed format, TFDS decodes both JPEG and WebP.
             "image": tfds.features.Image(shape=(None, None, 3), encoding_format=None),
             **{name: tfds.features.Text() for name in _STRINGS},
             **{name: tfds.features.Scalar(np.int32) for name in _INTEGERS},
@@ -197,9 +199,9 @@ def entries_path(shard_path: str) -> str:
 
 
 class _Readers:
-    """Open readers by path, the least recently used one is let go. Thread-safe.
+    """A thread-safe LRU cache of open readers by path.
 
-    A reader that another thread still uses closes when that thread drops it.
+    An evicted reader closes when the last thread that uses it drops it.
     """
 
     def __init__(self) -> None:
@@ -208,7 +210,7 @@ class _Readers:
         self._idle: OrderedDict[str, ArrayRecordReader] = OrderedDict()
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        return _Readers, ()  # a copy in another process opens its own files
+        return _Readers, ()  # another process opens its own files
 
     def get(self, shard_path: str) -> ArrayRecordReader:
         with self._lock:
@@ -221,7 +223,7 @@ class _Readers:
 
     @contextlib.contextmanager
     def borrow(self, shard_path: str) -> Iterator[ArrayRecordReader]:
-        """Lends a reader that reads ahead; such a one serves one thread at a time."""
+        """Lends a reader with read-ahead to one thread at a time."""
         with self._lock:
             reader = self._idle.pop(shard_path, None)
         reader = reader or ArrayRecordReader(
@@ -236,10 +238,10 @@ class _Readers:
 
 @dataclass(eq=False)
 class Dataset:
-    """A finished dataset folder: `open_dataset` makes it, `read` reads it.
+    """A finished dataset folder, from `open_dataset`.
 
-    Position p of the dataset is a record; positions run through the shards in order.
-    It can be pickled; each process opens its own files.
+    A position is a record's index over all shards in order. A dataset can be pickled;
+    each process opens its own files.
     """
 
     folder: str
@@ -256,12 +258,12 @@ class Dataset:
 def open_dataset(folder: str, *, verify: bool = True) -> Dataset:
     """Opens a dataset folder.
 
-    `verify` counts the records of each file, which finds truncated ones (they read as
-    empty without an error) at the price of opening all files.
+    `verify` opens all files and counts their records. This finds truncated files, which
+    otherwise read as empty without an error.
 
     Raises:
-      FileNotFoundError: the folder is no finished dataset.
-      ValueError: a file does not hold the records that dataset_info.json promises.
+      FileNotFoundError: the folder is not a finished dataset.
+      ValueError: a file's number of records is not the one in dataset_info.json.
     """
     root = files.path(folder)
     if not (root / files.MANIFEST).exists():
@@ -292,22 +294,22 @@ def open_dataset(folder: str, *, verify: bool = True) -> Dataset:
             if count != length:
                 raise ValueError(
                     f"{shard} should hold {length} records but {count} can be read: it "
-                    f"is missing, truncated or damaged. Remove {folder} and make it "
+                    f"is missing, truncated or damaged; remove {folder} and write it "
                     "again"
                 )
     return dataset
 
 
 def count_records(shard_path: str) -> int:
-    """Returns how many records a file holds; 0 for one that is missing or cut off."""
+    """Returns a file's number of records; 0 if it is missing or truncated."""
     reader = ArrayRecordReader(shard_path)
     return reader.num_records() if reader.ok() else 0
 
 
 def open_files_bytes(dataset: Dataset, *, ahead: bool) -> int:
-    """Returns the most bytes that open files take a process that reads a dataset.
+    """Returns the most memory that a process's open files of a dataset take, in bytes.
 
-    `ahead` as `read` takes it. Opening files to count their records is not in it.
+    `ahead` is the option of `read`. The memory for counting records is not included.
     """
     largest = sorted(dataset.shard_lengths)
     if ahead and not files.is_local(dataset.folder):
@@ -323,28 +325,27 @@ def read(
     ahead: bool = False,
     run: Callable[[Callable[[int], None], Sequence[int]], Iterable[None]] = map,
 ) -> list[bytes]:
-    """Reads records (for `decode`) in the order of `positions`, which may repeat.
+    """Reads records (for `decode`) in the order of `positions`.
 
-    A record whose chunk of the file is damaged comes as no bytes.
-
-    Threads may read the same dataset at once.
+    A record whose chunk of the file is damaged gives b"". Threads may read the same
+    dataset concurrently.
 
     Args:
-      dataset: what `open_dataset` returned.
-      positions: int64[n].
-      ahead: positions that ascend and lie close together take one request of a gs://
-        file instead of one each.
-      run: runs a function of each shard, a map of threads for instance.
+      dataset: from `open_dataset`.
+      positions: int64[n]; they may repeat.
+      ahead: whether to read ahead in gs:// files, so that close, ascending positions
+        share a request.
+      run: maps a function over the shards, for instance with threads.
 
     Raises:
-      IndexError: a position lies outside the dataset.
+      IndexError: a position is outside the dataset.
       ValueError: a file cannot be read.
     """
     positions = np.asarray(positions, np.int64).reshape(-1)
     if positions.size and not (0 <= positions.min() and positions.max() < len(dataset)):
         raise IndexError(
-            f"positions {positions.min()} to {positions.max()} asked for, but "
-            f"{dataset.folder} holds positions 0 to {len(dataset) - 1}"
+            f"{dataset.folder} holds positions 0 to {len(dataset) - 1}, got "
+            f"{positions.min()} to {positions.max()}"
         )
     starts = np.concatenate([[0], np.cumsum(dataset.shard_lengths)])
     shard_of = np.searchsorted(starts, positions, side="right") - 1
@@ -371,9 +372,10 @@ def read(
 
 
 def _read_sound(reader: ArrayRecordReader, wanted: list[int]) -> list[bytes]:
-    """Reads records of a file, b"" for those that are damaged.
+    """Reads records of a file; a damaged record gives b"".
 
-    Only those: an error of the network would pass, and then other records be read.
+    Other errors are raised: a network error is not the record's, and skipping it would
+    change which records are used.
     """
     try:
         return reader.read(wanted)
@@ -386,7 +388,7 @@ def _read_sound(reader: ArrayRecordReader, wanted: list[int]) -> list[bytes]:
 
 
 def read_entries(dataset: Dataset, shard: int) -> pa.Table:
-    """Returns the sidecar of a shard (schema ENTRIES), memory-mapped where local.
+    """Returns the sidecar of a shard (schema ENTRIES), memory-mapped if it is local.
 
     Raises:
       FileNotFoundError: it is missing.
@@ -404,10 +406,10 @@ def read_entries(dataset: Dataset, shard: int) -> pa.Table:
 
 
 def read_shards(folder: str) -> list[dict[str, Any]]:
-    """Returns what the manifest of a dataset says of each of its files.
+    """Returns the manifest's entry of each file of a dataset.
 
     Raises:
-      FileNotFoundError: the folder is no finished dataset.
+      FileNotFoundError: the folder is not a finished dataset.
       ValueError: the manifest is damaged.
     """
     path = files.path(folder) / files.MANIFEST
@@ -416,7 +418,7 @@ def read_shards(folder: str) -> list[dict[str, Any]]:
 
 
 def _check(record: Record) -> None:
-    """Raises ValueError if the lists of a record do not fit together."""
+    """Raises ValueError if the lengths of a record's lists contradict each other."""
     count = len(record.texts)
     for name in _STRING_LISTS:
         if len(getattr(record, name)) != count:

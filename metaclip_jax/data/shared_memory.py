@@ -1,9 +1,9 @@
-"""Arrays in shared memory whose names say who owns them, so that none is left behind.
+"""Arrays in shared memory that are cleaned up even after their owner was killed.
 
-A segment lives until its name is removed, even after every process that used it was
-killed. So each owner (a pool of worker processes) has a prefix of its own for names and
-holds a lock on a file of that prefix. The kernel releases the lock when the owner ends,
-however it ends; the next owner then removes what the dead one left.
+A segment exists until its name is unlinked, even if all its processes were killed. So
+each owner (a pool of worker processes) uses its own name prefix and holds a lock on a
+file with that prefix. The kernel releases the lock when the owner ends, in any way; the
+next owner then removes the segments of owners without a lock.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ import numpy as np
 from grain.multiprocessing import SharedMemoryArray
 
 FOLDER = Path("/dev/shm")  # Linux; elsewhere segments cannot be listed
-PREFIX = "metaclip-"  # with what follows below 31 characters, as macOS wants
-_TOKEN = 8  # hexadecimal digits after it
-_SEMAPHORE = "sem."  # what the C library writes before a semaphore's name
+PREFIX = "metaclip-"  # whole names have less than 31 characters, macOS's limit
+_TOKEN = 8  # hexadecimal digits after the prefix
+_SEMAPHORE = "sem."  # the C library's prefix of semaphores
 _LOCK = "lock"
 _numbers = itertools.count()
 
@@ -34,12 +34,12 @@ class Owner:
     """Owns a name prefix in shared memory, and a temporary folder of the same name.
 
     Attributes:
-      prefix: what the names of its segments start with.
-      folder: a local folder for small files; removed with the segments.
+      prefix: of the names of its segments.
+      folder: a local folder for small files; it is removed with the segments.
     """
 
     def __init__(self) -> None:
-        """Takes a new prefix, and removes what owners that are dead left."""
+        """Takes a new prefix, and cleans up after dead owners."""
         remove_abandoned()
         self.prefix = f"{PREFIX}{secrets.token_hex(_TOKEN // 2)}-"
         self.folder = _folder_of(self.prefix)
@@ -50,22 +50,22 @@ class Owner:
 
     @contextlib.contextmanager
     def naming_semaphores(self) -> Iterator[None]:
-        """Gives the prefix to the semaphores that multiprocessing makes in the block.
+        """Gives the prefix to the semaphores that multiprocessing creates in the block.
 
-        They are files, too, of which SIGKILL to a process group leaves some dozens.
+        They are files too, and SIGKILL to a process group leaves dozens of them.
         """
         config = vars(multiprocessing.current_process())["_config"]
-        before = config["semprefix"]
+        previous = config["semprefix"]
         config["semprefix"] = f"/{self.prefix}"
         try:
             yield
         finally:
-            config["semprefix"] = before
+            config["semprefix"] = previous
 
     def close(self) -> None:
-        """Removes the names of all segments, the folder and the lock.
+        """Unlinks all segments, and removes the folder and the lock.
 
-        Python removes the semaphores as the objects that hold them go.
+        Python removes semaphores when their objects are dropped.
         """
         _remove(self.prefix)
         if self._lock is not None:
@@ -73,32 +73,32 @@ class Owner:
             self._lock = None
 
 
-def share(prefix: str, made: Any) -> Any:
-    """Returns `made` with a copy in shared memory in place of each array.
+def share(prefix: str, tree: Any) -> Any:
+    """Copies the arrays of a tree to shared memory; returns the tree with the copies.
 
     Args:
-      prefix: of the owner; a process that the owner started may use it.
-      made: arrays in tuples and dicts, as Grain hands them to another process.
+      prefix: of the owner; processes that the owner started may use it.
+      tree: tuples and dicts of arrays, as Grain passes them between processes.
     """
-    if isinstance(made, dict):
-        return {key: share(prefix, value) for key, value in made.items()}
-    if isinstance(made, tuple):
-        values = [share(prefix, value) for value in made]
-        return made._make(values) if hasattr(made, "_make") else tuple(values)
-    if not isinstance(made, np.ndarray) or made.dtype.hasobject or not made.nbytes:
-        return made
+    if isinstance(tree, dict):
+        return {key: share(prefix, value) for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        values = [share(prefix, value) for value in tree]
+        return tree._make(values) if hasattr(tree, "_make") else tuple(values)
+    if not isinstance(tree, np.ndarray) or tree.dtype.hasobject or not tree.nbytes:
+        return tree
     name = f"{prefix}{os.getpid():x}-{next(_numbers):x}"
-    segment = shared_memory.SharedMemory(name, create=True, size=made.nbytes)
-    array = SharedMemoryArray.from_shared_memory(segment, made.shape, made.dtype)
-    np.copyto(array, made, casting="no")
+    segment = shared_memory.SharedMemory(name, create=True, size=tree.nbytes)
+    array = SharedMemoryArray.from_shared_memory(segment, tree.shape, tree.dtype)
+    np.copyto(array, tree, casting="no")
     return array
 
 
 def unlink(arrays: Iterable[np.ndarray]) -> None:
-    """Removes the names of these arrays now; the memory goes with the last array.
+    """Unlinks the arrays' segments now; the memory is freed with the last array.
 
-    Grain removes a name when the array is dropped, in a thread that ends with the
-    process: the name of an array that a reader holds to the end would stay.
+    Grain unlinks a segment when its array is dropped, in a thread that ends with the
+    process, so the segment of an array that is held until then would stay.
     """
     for array in arrays:
         if memory := getattr(array, "shm", None):
@@ -107,13 +107,14 @@ def unlink(arrays: Iterable[np.ndarray]) -> None:
 
 
 def remove_abandoned() -> None:
-    """Removes the segments and folders of owners that are dead."""
+    """Removes the segments and folders of dead owners."""
     if not FOLDER.is_dir():
         return
     names = FOLDER.glob(f"{PREFIX}*-*")
     for prefix in {path.name[: len(PREFIX) + _TOKEN] + "-" for path in names}:
         path = FOLDER / f"{prefix}{_LOCK}"
-        # Made before any segment, removed after all but what was just being made.
+        # The lock file is created before the owner's first segment and removed after
+        # its last, so segments without a lock file have no owner.
         lock = _lock(path, create=False)
         if lock is not None or not path.exists():
             for semaphore in FOLDER.glob(f"{_SEMAPHORE}{prefix}*"):
@@ -124,14 +125,14 @@ def remove_abandoned() -> None:
 
 
 def _lock(path: Path, *, create: bool) -> int | None:
-    """Returns a file descriptor that holds the lock, None where another holds it."""
+    """Returns a file descriptor that holds the lock, None if another process has it."""
     try:
         descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
     except OSError:  # removed meanwhile, or another user's
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Whoever removed the file after we had opened it held the lock until then.
+        # A process with the lock may have removed the file after we opened it.
         if os.path.samestat(os.fstat(descriptor), os.stat(path)):
             return descriptor
     except OSError:
@@ -152,7 +153,7 @@ def _remove(prefix: str) -> None:
 
 
 def _remove_segment(name: str) -> None:
-    # By way of the class, so that Python's resource tracker forgets the segment too.
+    # Unlink by the class, so that Python's resource tracker forgets the segment too.
     with contextlib.suppress(OSError):  # dropped meanwhile, or another user's
         segment = shared_memory.SharedMemory(name)
         segment.close()

@@ -1,8 +1,7 @@
-"""Contact sheets: pictures in a grid with their texts, as HTML or PNG.
+"""Contact sheets: images in a grid with their texts, as HTML or PNG.
 
-Texts come from strangers. In HTML they are escaped by the template and isolated in
-their own direction; in PNG they are only drawn. Pictures are JPEGs that we encoded
-ourselves.
+Texts come from strangers. The HTML template escapes them and isolates their writing
+direction; in a PNG they are only drawn. Images are JPEGs that we encoded ourselves.
 """
 
 import base64
@@ -19,8 +18,8 @@ from metaclip_jax.pages import charts, page
 
 _BARS = 24
 _MOST_CHARACTERS = 200  # of a text
-_MOST_TEXTS = 3  # of the other texts of an image, before the rest is folded
-# Of the PNG, in pixels.
+_MOST_TEXTS = 3  # other texts of an image that are shown; more are folded
+# Sizes in the PNG, in pixels; _COLUMNS is a number of cells.
 _COLUMNS, _CELL, _GAP, _LINE, _SIZE, _TITLE = 8, 150, 14, 16, 12, 20
 _TEXT_LINES = 6  # below each image
 _BARS_HEIGHT = 90
@@ -29,7 +28,7 @@ _INK, _FAINT, _BLUE = (29, 39, 51), (93, 107, 122), (53, 97, 142)
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture: its JPEG (b"" = none), its text, a note, and its other texts."""
+    """One image: its JPEG (b"" = none), its text, a note, and its other texts."""
 
     jpeg: bytes
     text: str
@@ -39,10 +38,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sheet:
-    """What a sheet shows.
+    """The contents of a sheet.
 
-    `facts` are (what, figure) rows, `note` a sentence above the pictures, `lengths`
-    int64[n] tokens of texts for a histogram, empty = none.
+    `facts` are (name, value) rows, `note` is a sentence above the images, `lengths`
+    int64[n] are the texts' lengths in tokens for a histogram; empty = none.
     """
 
     title: str
@@ -53,12 +52,12 @@ class Sheet:
 
 
 def render(sheet: Sheet, *, png: bool) -> bytes:
-    """Returns the sheet as a PNG, or as an HTML page that needs nothing else."""
+    """Returns the sheet as a PNG, or as a self-contained HTML page."""
     return render_png(sheet) if png else render_html(sheet).encode()
 
 
 def render_html(sheet: Sheet) -> str:
-    """Returns the sheet as a page that needs nothing else."""
+    """Returns the sheet as a self-contained HTML page."""
     lengths = None
     if sheet.lengths.size:
         counts, edges = _counts(sheet.lengths)
@@ -83,7 +82,7 @@ def render_html(sheet: Sheet) -> str:
 
 
 def render_png(sheet: Sheet) -> bytes:
-    """Returns the sheet as a picture, in the fonts that this machine has."""
+    """Returns the sheet as a PNG, drawn with this machine's fonts."""
     rows = -(-len(sheet.cells) // _COLUMNS)
     bars = _BARS_HEIGHT + 3 * _LINE if sheet.lengths.size else 0
     top = 3 * _LINE + _LINE * len(sheet.facts) + _GAP + bars
@@ -117,14 +116,14 @@ def render_png(sheet: Sheet) -> bytes:
 
 
 def _lines(text: str) -> list[str]:
-    """Breaks a text into lines that are as wide as a cell of the PNG, at least one."""
+    """Wraps a text to the width of a PNG cell; returns at least one line."""
     text = page.clean(text, _MOST_CHARACTERS)
     letters = int(len(text) * _CELL / max(fonts.length(text, size=_SIZE), 1))
     return textwrap.wrap(text, max(letters - 2, 8)) or [""]
 
 
 def _counts(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts and edges of at most _BARS bars, each of the same number of lengths."""
+    """Returns the counts and edges of at most _BARS bins of equal width."""
     every = int(lengths.max(initial=0)) + 1
     width = -(-every // _BARS)
     return np.histogram(lengths, np.arange(0, every + width, width))

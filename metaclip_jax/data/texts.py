@@ -1,9 +1,9 @@
-"""Which text of an image is shown in an epoch: a draw by hash, weighted by source.
+"""Draws the text that an image is trained with in an epoch, weighted by text source.
 
-An image has several texts: its alt text, a caption, a synthetic description. One of
-them stands for it in each epoch. Balancing looks at the text that was drawn among the
-original ones; a synthetic one then takes its place in a set share of cases, so that a
-share of synthetic texts changes no image's chance to be kept.
+An image may have several texts: alt text, caption, synthetic description. Each epoch
+uses one of them. Balancing uses a text drawn from the original ones; training then
+replaces it by a synthetic one with a set probability. So synthetic texts do not change
+an image's probability to be kept.
 """
 
 import functools
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from metaclip_jax.data import balance, draws
 
-_FULL = 1 << 20  # the largest weight as an integer: sums are exact in any grouping
+_FULL = 1 << 20  # the largest weight, scaled to an integer so that sums are exact
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Choice:
     """How texts are drawn.
 
     Attributes:
-      weights: (text source, weight) pairs; sources that are not named weigh 1. A source
-        of weight 0 is never shown.
+      weights: (text source, weight) pairs; other sources have weight 1. A source with
+        weight 0 is never used.
       synthetic_sources: the text sources that are synthetic.
-      synthetic_share: in this share of draws a synthetic text is shown, if the image
-        has both kinds; with one kind, that is shown.
+      synthetic_share: the probability of a synthetic text if an image has both kinds;
+        an image with one kind uses that.
     """
 
     weights: tuple[tuple[str, float], ...] = ()
@@ -42,7 +42,9 @@ class Choice:
                 f"weight of at least 0, got {self.weights}"
             )
         if self.weights and not sum(weight for _, weight in self.weights) < np.inf:
-            raise ValueError(f"data.text_source_weights: not finite: {self.weights}")
+            raise ValueError(
+                f"data.text_source_weights must be finite, got {self.weights}"
+            )
         if not 0 <= self.synthetic_share <= 1:
             raise ValueError(
                 f"data.synthetic_share must be within 0 to 1, got "
@@ -55,20 +57,20 @@ class Choice:
             )
 
     def check_sources(self, counts: Sequence[Mapping[str, int]]) -> None:
-        """Refuses text sources that no dataset has, and weights that show no text.
+        """Checks that the datasets have the named sources and some weight is above 0.
 
         Args:
-          counts: texts by source, as the data card of each dataset has them; where one
-            counts none, nothing is known.
+          counts: the number of texts by source, from the data card of each dataset. If
+            a card has no counts, nothing is checked.
 
         Raises:
-          ValueError: names the keys, and the sources that occur.
+          ValueError: they do not; the message names the keys and the sources.
         """
         known = set().union(*counts)
         wrong = [
             f"config.data.{key}: wanted text sources that the data card counts"
             f" ({', '.join(sorted(known))}), got {', '.join(unknown)}; correct the name"
-            " or leave it out"
+            " or remove it"
             for key, named in (
                 ("text_source_weights", [name for name, _ in self.weights]),
                 ("synthetic_sources", self.synthetic_sources),
@@ -85,11 +87,11 @@ class Choice:
 
     @property
     def needs_sources(self) -> bool:
-        """Whether a text's source matters at all."""
+        """Whether the draw depends on the texts' sources."""
         return bool(self.weights or self.synthetic_sources)
 
     def kinds(self, sources: Sequence[str]) -> tuple[NDArray, NDArray]:
-        """Returns (int64[n] weights, bool[n] synthetic) of texts by their source."""
+        """Returns (int64[n] weights, bool[n] is synthetic) for texts' sources."""
         largest = max(1.0, *(weight for _, weight in self.weights), 1.0)
         table = {
             name: max(1, round(weight / largest * _FULL)) if weight else 0
@@ -109,22 +111,22 @@ def draw(
     seed: int,
     kinds: tuple[NDArray, NDArray] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Draws the text of each image for its epoch, with chances by weight.
+    """Draws an original and a synthetic text of each image for an epoch.
 
-    The draw goes by image, not by where a record stands.
+    The draw depends on the image, not on the position of its record.
 
     Args:
-      image_keys: uint64[n], the identity of each image.
-      text_counts: int64[n], how many texts each has.
+      image_keys: uint64[n], from balance.image_keys.
+      text_counts: int64[n], the number of texts of each image.
       epochs: int64[n] or one for all.
       seed: of the draws.
-      kinds: what `Choice.kinds` says of all texts, image by image; None = all texts are
-        original and weigh the same.
+      kinds: `Choice.kinds` of all texts, grouped by image; None = all texts are
+        original and have equal weights.
 
     Returns:
-      (int64[n], int64[n]): the number of the text that balancing looks at (an original
-      one where there is one), and of a synthetic text; -1 where an image has none that
-      weighs anything. They are counted from the image's first text.
+      (int64[n], int64[n]): the index, among the image's texts, of the text for
+      balancing (an original one, or a synthetic one if there is no original), and of a
+      synthetic text; -1 if no such text has a weight above 0.
     """
     choose = functools.partial(
         balance.choose_texts, image_keys, text_counts, epochs=epochs, seed=seed
@@ -146,10 +148,10 @@ def shown(
     kinds: tuple[NDArray, NDArray] | None = None,
     synthetic_share: float = 0.0,
 ) -> NDArray[np.int64]:
-    """Returns int64[n], the text of each image that the model sees; -1 where none.
+    """Returns int64[n], the index of the text that training uses; -1 = none.
 
-    It is the one of `draw` that balancing looks at, or the synthetic one with chance
-    `synthetic_share`.
+    With probability `synthetic_share` it is the synthetic text of `draw`, otherwise the
+    text for balancing.
     """
     chosen, made = draw(image_keys, text_counts, epochs=epochs, seed=seed, kinds=kinds)
     if not synthetic_share:

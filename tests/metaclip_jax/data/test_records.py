@@ -126,7 +126,7 @@ def test_lists_that_do_not_fit_together_are_refused():
 
 
 def test_other_bytes_are_no_record():
-    with pytest.raises(ValueError, match=r"no tf\.train\.Example"):
+    with pytest.raises(ValueError, match=r"must be a tf\.train\.Example"):
         records.decode(b"\xff\xff\xff")
     example = tf_example_pb2.Example()
     example.features.feature["image"].bytes_list.value.append(b"image")
@@ -136,7 +136,7 @@ def test_other_bytes_are_no_record():
         records.decode(b"")
     example.ParseFromString(records.encode(make_record(0)))
     example.features.feature["width"].int64_list.Clear()
-    with pytest.raises(ValueError, match="has no width"):
+    with pytest.raises(ValueError, match="must have one width"):
         records.decode(example.SerializeToString())
 
 

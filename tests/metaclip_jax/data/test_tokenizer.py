@@ -209,7 +209,7 @@ def test_a_damaged_file_is_named(tmp_path, data):
 
 def test_a_tokenizer_without_known_marks_is_refused(tmp_path):
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0}, merges=[]))
-    with pytest.raises(ValueError, match="sets of marks known here"):
+    with pytest.raises(ValueError, match="one of these sets of marks"):
         tokenizer.load(write(tmp_path, bpe), family="clip")
 
 
