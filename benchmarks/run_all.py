@@ -146,7 +146,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the benchmarks and writes the page; returns 1 if one of them failed."""
     values = flags.FLAGS
     if len(argv) > 1:
-        raise app.UsageError(f"wanted flags alone, got {argv[1:]}")
+        raise app.UsageError(f"wanted only flags, got {argv[1:]}; --help lists them")
     if unknown := set(values.only) - set(names()):
         raise app.UsageError(f"wanted --only among {names()}, got {sorted(unknown)}")
     results = [run(name) for name in values.only or names()]

@@ -1,11 +1,12 @@
-"""MetaCLIP 1.2 (Altogether): ViT-H/14 with texts of a captioner among the others.
+"""MetaCLIP 1.2 (Altogether): ViT-H/14 with alt texts and synthetic captions.
 
     python -m metaclip_jax.train --config=configs/altogether.py:vit_h14 \
         --config.dataset=DIR --config.tokenizer=FILE --workdir=DIR
 
-The dataset holds every matched text (--config.balance.rule=online), and those of the
-captioner under the text source "synthetic": 15% of the texts seen. It is balanced anew
-in each epoch. 51.2B pairs seen are nominal: the authors stopped after 35B.
+The dataset has all matched texts (--config.balance.rule=online), and a captioner's
+texts under the text source "synthetic", which are 15% of the texts seen. Training
+balances it again in each epoch. The schedule is for 51.2B pairs seen; the authors
+stopped after 35B.
 
 | variant | hardware | time | zero-shot ImageNet |
 |---|---|---|---|
@@ -21,8 +22,8 @@ VARIANTS = {
         "preset": "vit_h14_altogether",
         "global_batch": 131_072,
         "total_steps": 390_624,
-        # Its t is not published; 6% of the matches is the tail of both of the paper's
-        # pools.
+        # The t is not published; in both of the paper's pools, the tail has 6% of the
+        # matches.
         "data.online_tail_share": 0.06,
         "data.synthetic_sources": ("synthetic",),
         "data.synthetic_share": 0.15,
@@ -35,5 +36,5 @@ VARIANTS = {
 
 
 def get_config(variant: str = "vit_h14") -> ConfigDict:
-    """A larger batch, exact GELU, and AdamW with a shorter memory."""
+    """Returns the recipe: a larger batch, exact GELU, and a smaller beta2 of AdamW."""
     return keys.recipe(VARIANTS, variant)

@@ -13,7 +13,7 @@
 | quickstart | the sample web | some ten thousand | 10 | |
 | tables | image addresses and texts of your own | | 20,000 | |
 
-docs/scale.md says how their cost is estimated. Each file shard has about 20,000 pairs.
+docs/scale.md estimates the costs. Each file shard has about 20,000 pairs.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +24,7 @@ VARIANTS = {
     "400m": {"name": "metaclip_400m", "partitions": 20_000, "balance.t": 20_000},
     "1b": {"name": "metaclip_1b", "partitions": 50_000, "balance.t": 20_000},
     "2p5b": {"name": "metaclip_2p5b", "partitions": 125_000, "balance.t": 170_000},
-    # English's t; the others get the t with the same share of the tail.
+    # The t of English; other languages get the t with the same tail share.
     "worldwide": {
         "name": "metaclip_worldwide",
         "partitions": 250_000,
@@ -38,7 +38,7 @@ VARIANTS = {
         "name": "quickstart",
         "partitions": 4,
         "balance.t": 10,
-        # At so small a t chance alone loses more than 1.5.
+        # With so small a t, random losses alone exceed a slack of 1.5.
         "balance.slack": 2.0,
         "download.user_agent": "metaclip-jax quick start",
         "images.max_side": 128,
@@ -47,5 +47,5 @@ VARIANTS = {
 
 
 def get_config(variant: str = "400m") -> ConfigDict:
-    """The paper's recipe for one dataset, or a small one of it."""
+    """Returns the paper's recipe for one dataset, or the quick start's."""
     return keys.recipe(keys.curate(), VARIANTS, variant)

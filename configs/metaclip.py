@@ -3,9 +3,9 @@
     python -m metaclip_jax.train --config=configs/metaclip.py:vit_b32_400m \
         --config.dataset=DIR --config.tokenizer=FILE --workdir=DIR
 
-All see 12.8B pairs at a global batch of 32,768, whatever the size of the dataset, with
-OpenAI's recipe, which the defaults are. The data: pool 1 at t = 20,000 (400m), pool 2
-at t = 20,000 (1b) and at t = 170,000 (2p5b); configs/curate.py has their curation.
+All see 12.8B pairs with a global batch of 32,768, for every size of dataset, and use
+OpenAI's recipe, which is the default. The data: pool 1 with t = 20,000 (400m), pool 2
+with t = 20,000 (1b) and with t = 170,000 (2p5b); configs/curate.py curates them.
 
 | variant | hardware | time | zero-shot ImageNet |
 |---|---|---|---|
@@ -26,7 +26,8 @@ from ml_collections import ConfigDict
 
 from metaclip_jax import config as keys
 
-# Larger than B: a lower learning rate, and the activations do not fit as they are.
+# Models larger than B: a lower learning rate, and remat, without which the activations
+# do not fit into memory.
 LARGE = {"optimizer.peak_lr": 4e-4, "model.remat": "dots"}
 
 VARIANTS = {
@@ -45,5 +46,5 @@ VARIANTS = {
 
 
 def get_config(variant: str = "vit_b32_400m") -> ConfigDict:
-    """The paper's recipe for one size of model and of data."""
+    """Returns the paper's recipe for one size of model and one of data."""
     return keys.recipe(VARIANTS, variant)

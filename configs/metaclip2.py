@@ -1,10 +1,10 @@
-"""MetaCLIP 2's models, on pairs of the whole world (arXiv 2507.22062).
+"""MetaCLIP 2's models, trained on worldwide pairs (arXiv 2507.22062).
 
     python -m metaclip_jax.train --config=configs/metaclip2.py:vit_h14 \
         --config.dataset=DIR --config.tokenizer=FILE --workdir=DIR
 
-29.4B pairs seen: 2.3 times the batch of MetaCLIP, so that English is seen as often as
-there, with XLM-V's tokenizer. `configs/curate.py:worldwide` has the curation.
+They see 29.4B pairs with XLM-V's tokenizer. The batch is 2.3 times MetaCLIP's, so that
+English pairs are seen equally often. `configs/curate.py:worldwide` curates the data.
 
 | variant | hardware | time | zero-shot ImageNet |
 |---|---|---|---|
@@ -15,10 +15,10 @@ there, with XLM-V's tokenizer. `configs/curate.py:worldwide` has the curation.
 | vit_l14 | not given | not given | 78.8% |
 | vit_h14 | 384 GPUs | not given | 81.3% |
 
-ViT-H/14 also has Babel-ImageNet 50.2%, XM3600 51.5% (text to image) and 64.3% (image to
-text). The released models below it were distilled from it; these recipes train on pairs
-alone, with its batch, schedule and optimizer. The accuracy of L/14 is that of the
-paper's own L/14 from pairs alone.
+ViT-H/14 also reaches 50.2% on Babel-ImageNet, and on XM3600 51.5% (text to image) and
+64.3% (image to text). The smaller released models were distilled from it; these recipes
+train them on pairs only, with its batch, schedule and optimizer. The accuracy of L/14
+is of the paper's L/14 that was trained on pairs only.
 """
 
 from ml_collections import ConfigDict
@@ -44,5 +44,5 @@ VARIANTS = {
 
 
 def get_config(variant: str = "vit_h14") -> ConfigDict:
-    """The paper's recipe for one size of model."""
+    """Returns the paper's recipe for one size of model."""
     return keys.recipe(VARIANTS, variant)

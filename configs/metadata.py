@@ -3,7 +3,7 @@
     python -m data_prep.build_metadata --config=configs/metadata.py:en \
         --config.warc='pages/*.warc.gz' --config.pageviews=pageviews.txt --output=DIR
 
-`quickstart` has thresholds for a text a hundred thousand times smaller.
+`quickstart` has thresholds for a corpus a hundred thousand times smaller.
 """
 
 from ml_collections import ConfigDict
@@ -17,5 +17,5 @@ VARIANTS = {
 
 
 def get_config(variant: str = "en") -> ConfigDict:
-    """The paper's sources and thresholds, or small ones."""
+    """Returns the paper's sources and thresholds, or the quick start's."""
     return keys.recipe(keys.metadata(), VARIANTS, variant)

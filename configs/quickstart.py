@@ -1,8 +1,8 @@
-"""The quick start's model: small enough to learn on two CPU cores in minutes.
+"""The quick start's model, small enough to train on two CPU cores in minutes.
 
     python -m metaclip_jax.train --config=configs/quickstart.py --workdir=DIR
 
-It runs on two virtual CPU devices, so that the sharded path is the only path.
+It uses two virtual CPU devices, so that it runs the same sharded code as large runs.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ from metaclip_jax import config as keys
 
 
 def get_config() -> ConfigDict:
-    """48-pixel pictures, short texts, 4 layers, f32."""
+    """Returns the recipe: 48-pixel images, short texts, 4 layers, f32."""
     config = keys.default()
     config.dataset = "quickstart_run/dataset"
     config.tokenizer = "quickstart_run/tokenizer.json"
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.model.embed_dim = 128
     config.model.remat = "dots"  # faster on CPUs, whose memory is slow
     config.optimizer.peak_lr = 1e-3
-    # With fewer the first steps go astray, and how far is a matter of rounding.
+    # With fewer, the first steps are unstable, and rounding decides how much.
     config.optimizer.warmup_steps = 50
     config.data.read_threads = 2
     return config.lock()

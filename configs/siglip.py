@@ -3,8 +3,9 @@
     python -m metaclip_jax.train --config=configs/siglip.py:vit_b16 \
         --config.dataset=DIR --config.tokenizer=FILE --workdir=DIR
 
-The paper trained on WebLI and reports 72.1% after two days. On a MetaCLIP dataset this
-recipe, with that of metaclip.py:vit_b16_400m otherwise, asks what the loss changes.
+The paper trained on WebLI and reports 72.1% after two days. The other settings are
+those of metaclip.py:vit_b16_400m, so that a comparison on one MetaCLIP dataset shows
+the effect of the towers and the loss.
 
 | variant | hardware | time | zero-shot ImageNet |
 |---|---|---|---|
@@ -25,5 +26,5 @@ VARIANTS = {
 
 
 def get_config(variant: str = "vit_b16") -> ConfigDict:
-    """The towers, the loss and beta2 of SigLIP."""
+    """Returns the recipe with SigLIP's towers, loss and beta2."""
     return keys.recipe(VARIANTS, variant)

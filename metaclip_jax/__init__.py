@@ -1,6 +1,6 @@
-"""MetaCLIP in JAX. `metaclip_jax.load` gives a model to embed and classify with.
+"""MetaCLIP in JAX. `metaclip_jax.load` loads a model that embeds and classifies.
 
-Importing the package loads neither jax nor Beam: `load` comes when it is asked for.
+Importing the package imports neither jax nor Beam: `load` is imported on first use.
 """
 
 from typing import TYPE_CHECKING, Any

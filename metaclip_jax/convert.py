@@ -4,9 +4,9 @@
     python -m metaclip_jax.convert --model=facebook/metaclip-b32-400m --to=open_clip \\
         --output=DIR
 
-The folder opens as it is: transformers.AutoModel.from_pretrained(DIR), or
-open_clip.create_model_and_transforms("local-dir:DIR"). --to=checkpoint makes a workdir
-that training starts from by config.init_from.
+transformers.AutoModel.from_pretrained(DIR) or
+open_clip.create_model_and_transforms("local-dir:DIR") opens the folder.
+--to=checkpoint writes a workdir from which config.init_from starts training.
 """
 
 import os
@@ -37,17 +37,16 @@ FORMATS = ("huggingface", "open_clip", "checkpoint")
 def convert(loaded: loading.Loaded, to: str, output: str) -> None:
     """Writes a folder with weights, config, preprocessor and tokenizer.
 
-    The format "checkpoint" is a run of no steps: what a training run writes, but for
-    the state of an optimizer. Training starts from it by config.init_from.
+    The format "checkpoint" is a run after 0 steps, without an optimizer's state.
 
     Args:
       loaded: the model.
       to: one of FORMATS.
-      output: folder, local or gs://. A local one is locked while it is written; its
-        config comes last, without which no library opens it.
+      output: folder, local or gs://. A local folder is locked while it is written. The
+        config is written last, because no library opens a folder without it.
 
     Raises:
-      ValueError: the format is unknown, or cannot hold this model.
+      ValueError: the format is unknown, or does not support this model.
     """
     if to not in FORMATS:
         raise ValueError(f"wanted --to one of {', '.join(FORMATS)}, got {to!r}")
@@ -78,7 +77,10 @@ def convert(loaded: loading.Loaded, to: str, output: str) -> None:
 
 def _write_checkpoint(loaded: loading.Loaded, output: str) -> None:
     if loaded.tokenizer is None:
-        raise ValueError(f"{loaded.name} has no tokenizer, without which no run starts")
+        raise ValueError(
+            f"want a model with a tokenizer, got {loaded.name} without; copy its"
+            " tokenizer.json into its folder"
+        )
     if checkpoint.latest_step(output) is not None:
         raise ValueError(f"{output} holds checkpoints already; choose another folder")
     config = keys.of_architecture(loaded.architecture).to_dict()
@@ -115,13 +117,13 @@ def _config(loaded: loading.Loaded, to: str) -> dict[str, Any]:
 
 def _tokenizer_files(loaded: loading.Loaded) -> dict[str, str]:
     if loaded.tokenizer is None:
-        logging.warning("%s has no tokenizer: none is written", loaded.name)
+        logging.warning("%s has no tokenizer, so none is written", loaded.name)
         return {}
     return loaded.tokenizer.to_huggingface(loaded.architecture.context_length)
 
 
 def _card(loaded: loading.Loaded) -> str:
-    """A model card whose head tools read; the licence of the weights travels on."""
+    """Returns a model card whose header has the licence of the weights."""
     head = f"license: {loaded.licence.lower()}\n" if loaded.licence else ""
     return (
         f"---\n{head}library_name: metaclip-jax\n---\n\nConverted from "
@@ -131,7 +133,7 @@ def _card(loaded: loading.Loaded) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Converts from the command line."""
+    """Converts a model from the command line."""
     command.refuse_arguments(argv)
     values = flags.FLAGS
     loaded = loading.load(
@@ -161,8 +163,8 @@ if __name__ == "__main__":
         "position_resize",
         "open_clip",
         positions.CONVENTIONS,
-        "How positions are interpolated for another image size.",
+        "How position embeddings are resized for another image size.",
     )
-    flags.DEFINE_bool("trust_pickle", False, "Read torch files that may run code.")
+    flags.DEFINE_bool("trust_pickle", False, "Let torch files run their author's code.")
     flags.mark_flags_as_required(["model", "to", "output"])
     command.run(main)

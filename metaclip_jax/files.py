@@ -1,8 +1,8 @@
-"""Paths and finished files, local or on Google Cloud Storage (gs://).
+"""Atomic files and finished folders, local or on Google Cloud Storage (gs://).
 
-A file is written under a temporary name and gets its final name once it is complete; a
-folder is finished when it holds a manifest. gs:// files are uploaded whole: one that is
-open for writing would be committed half written if its block raised an exception.
+A file is written under a temporary name and renamed when it is complete. A folder is
+finished if it has a manifest. gs:// files are written locally and then uploaded: a
+gs:// file that is open for writing is committed half written if an exception closes it.
 """
 
 import contextlib
@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 from etils import epath
 
 MANIFEST = "manifest.json"
-CLAIM = "unfinished.json"  # what an unfinished folder is made from
+CLAIM = "unfinished.json"  # the inputs of an unfinished folder
 TEMPORARY_PREFIX = ".tmp-"
 _LOCK = ".lock"
-# What damaged content raises, in Arrow or where it is used.
+# Exceptions that damaged content raises, in Arrow or in our code.
 CONTENT_ERRORS = (
     pa.ArrowException, ArithmeticError, AttributeError, LookupError, MemoryError,
     RecursionError, TypeError, ValueError,
@@ -37,7 +37,7 @@ CONTENT_ERRORS = (
 
 
 def path(p: epath.PathLike) -> epath.Path:
-    """Returns `p` as an epath.Path; the one place that knows how to reach gs://.
+    """Returns `p` as an epath.Path, and configures gs:// at the first use.
 
     Raises ValueError for an empty path, which would be the current folder.
     """
@@ -51,15 +51,15 @@ def path(p: epath.PathLike) -> epath.Path:
 
 
 def is_local(p: epath.PathLike) -> bool:
-    """Says whether `p` lies in the local file system."""
+    """Returns whether `p` is in the local file system."""
     return "://" not in os.fspath(p)
 
 
 def size(p: epath.PathLike) -> int:
-    """Returns the length of a file in bytes. Raises FileNotFoundError.
+    """Returns the size of a file in bytes. Raises FileNotFoundError.
 
-    epath's own stat also looks up the owner's name and raises KeyError where the user
-    id has none, as in many containers.
+    epath's stat also looks up the owner's name and raises KeyError for a user id
+    without a name, as in many containers.
     """
     if is_local(p):
         return os.stat(p).st_size
@@ -67,27 +67,27 @@ def size(p: epath.PathLike) -> int:
 
 
 def write_bytes(p: epath.PathLike, data: bytes) -> None:
-    """Writes a whole file. A reader sees the old file or the new one, no mixture."""
+    """Writes a file atomically."""
     if not is_local(p):
-        path(p).write_bytes(data)  # an object appears whole, when the upload ends
+        path(p).write_bytes(data)  # an object appears when its upload is complete
         return
     with staged(p) as local:
         local.write_bytes(data)
 
 
 def write_json(p: epath.PathLike, obj: Any) -> None:
-    """Writes `obj` as JSON: sorted keys, so that equal objects give equal bytes."""
+    """Writes `obj` as JSON with sorted keys, so that equal objects give equal bytes."""
     write_bytes(p, _dumps(obj).encode())
 
 
 @contextlib.contextmanager
 def naming(p: epath.PathLike, wanted: str) -> Iterator[None]:
-    """Makes any error that a file's content raises a ValueError that names the file.
+    """Turns an error about a file's content into a ValueError that names the file.
 
-    Errors of the storage, and those that name the file already, stay as they are.
+    Errors of the storage, and errors that already name the file, are not changed.
 
     Args:
-      p: the file that is read in the block.
+      p: the file that the block reads.
       wanted: what it should be.
     """
     try:
@@ -98,25 +98,24 @@ def naming(p: epath.PathLike, wanted: str) -> Iterator[None]:
             raise
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ValueError(
-            f"{p} should be {wanted}, but: {kind}{error}. Make it again, or restore it"
+            f"{p} should be {wanted}, but: {kind}{error}; write it again, or restore it"
         ) from error
 
 
 def read_json(p: epath.PathLike) -> Any:
-    """Reads a JSON file. Raises ValueError naming the file if it is not JSON."""
+    """Reads a JSON file. Raises a ValueError with its name if it is not JSON."""
     with naming(p, "JSON"):
         return json.loads(path(p).read_bytes())
 
 
 def open_parquet(p: epath.PathLike) -> pq.ParquetFile:
-    """Opens a Parquet file from bytes or a file of Arrow's own.
+    """Opens a Parquet file with buffers that Arrow owns.
 
-    Arrow's threads free buffers some time after they were read. Freeing a buffer that
-    Python owns while the interpreter shuts down would abort the process, so the buffers
-    here are Arrow's own.
+    Arrow's threads free buffers late, and freeing a Python-owned buffer while the
+    interpreter shuts down aborts the process.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such file.
         ValueError: it is not Parquet.
     """
     with naming(p, "Parquet"):
@@ -131,7 +130,7 @@ def read_parquet(p: epath.PathLike, columns: Sequence[str] | None = None) -> pa.
     """Reads a Parquet file, or some of its columns.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such file.
         ValueError: it is not Parquet, lacks a column or is damaged.
     """
     with naming(p, "Parquet"), open_parquet(p) as parquet:
@@ -141,12 +140,12 @@ def read_parquet(p: epath.PathLike, columns: Sequence[str] | None = None) -> pa.
                 f"{p} should have the columns {columns}, but lacks {sorted(missing)}"
             )
         table = parquet.read(columns=columns)
-        table.validate(full=True)  # else a damaged text fails where it is used
+        table.validate(full=True)  # otherwise a damaged text fails later, when used
         return table
 
 
 class DiskFullError(OSError):
-    """There is no room for a file."""
+    """There is no space for a file."""
 
 
 _FULL = re.compile(
@@ -156,15 +155,15 @@ _FULL_MESSAGE = re.compile("want room for .* after the last whole file")
 
 
 def is_full_disk(error: object) -> bool:
-    """Whether an error, of whatever library, says that there is no room for a file."""
+    """Whether an error of any library means that there is no space for a file."""
     return bool(_FULL.search(str(error)))
 
 
 @contextlib.contextmanager
 def naming_full_disk(place: epath.PathLike) -> Iterator[None]:
-    """Raises DiskFullError, in one line that names `place`, where there is no room.
+    """Turns an error about a full disk into a DiskFullError, one line with `place`.
 
-    Where another error holds the words of a DiskFullError, these are raised.
+    If the error quotes a DiskFullError, for instance of a worker, that message is kept.
     """
     try:
         yield
@@ -179,20 +178,20 @@ def naming_full_disk(place: epath.PathLike) -> Iterator[None]:
         below = re.search(rf"{re.escape(os.fspath(place))}[-/.\w]*", str(error))
         raise DiskFullError(
             f"want room for {below[0] if below else place}, got {reason[0]!r} with "
-            f"{free:,.1f} MB free in {folder}; make room there and run the same "
-            "command again, which goes on after the last whole file"
+            f"{free:,.1f} MB free in {folder}; free some space and run the same "
+            "command again, which continues after the last whole file"
         ) from None
 
 
 @contextlib.contextmanager
 def staged(final: epath.PathLike) -> Iterator[Path]:
-    """Yields a local path to write; publishes it as `final` when the block ends well.
+    """Yields a local path to write, and publishes it as `final` after the block.
 
-    Check the file inside the block: after it the file has its final name. If the block
-    raises, the temporary file is removed and `final` stays as it was. For a local
-    `final` the temporary file lies in the same folder, else in the system's one.
+    Verify the file inside the block. If the block raises, the temporary file is removed
+    and `final` does not change. The temporary file is in the folder of a local `final`,
+    else in the system's temporary folder.
 
-    Raises DiskFullError naming `final` where the block or the disk has no room for it.
+    Raises a DiskFullError that names `final` if there is no space.
     """
     with naming_full_disk(final):
         if is_local(final):
@@ -210,18 +209,18 @@ def staged(final: epath.PathLike) -> Iterator[Path]:
 
 
 def publish(local_file: epath.PathLike, final: epath.PathLike) -> None:
-    """Gives a finished local file its final name; the local file is gone afterwards.
+    """Moves a finished local file to its final name.
 
-    Local: fsync and rename (copied first if it lies on another disk). gs://: one
-    upload, then the size is compared; raises OSError if it differs.
+    Local: fsync and rename, after a copy if it is on another disk. gs://: one upload
+    and a check of the size; raises OSError if it differs.
     """
     local_file = Path(os.fspath(local_file))
     if is_local(final):
         destination = Path(os.fspath(final))
         if local_file.parent.stat().st_dev != destination.parent.stat().st_dev:
-            near = destination.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}"
-            shutil.move(local_file, near)
-            local_file = near
+            copied = destination.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}"
+            shutil.move(local_file, copied)
+            local_file = copied
         with local_file.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(local_file, destination)
@@ -230,17 +229,17 @@ def publish(local_file: epath.PathLike, final: epath.PathLike) -> None:
     wanted, found = size(local_file), size(final)
     if found != wanted:
         raise OSError(
-            f"{final} holds {found} bytes after its upload, wanted {wanted}: run this "
-            "again"
+            f"{final} should have {wanted} bytes after its upload, got {found}; run "
+            "the command again"
         )
     local_file.unlink()
 
 
 @contextlib.contextmanager
 def local_copy(p: epath.PathLike) -> Iterator[Path]:
-    """Yields a local path with the content of `p`: of gs://, a copy for the block.
+    """Yields a local path with the content of `p`; for gs://, a temporary copy.
 
-    What is mapped from the copy inside the block stays mapped after it.
+    If the block maps the copy into memory, it stays mapped after the block.
     """
     if is_local(p):
         yield Path(os.fspath(p))
@@ -254,23 +253,22 @@ def local_copy(p: epath.PathLike) -> Iterator[Path]:
 def finished(
     folder: epath.PathLike, inputs: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """Returns the folder's manifest if it was made from `inputs`, None if unfinished.
+    """Returns the folder's manifest, or None if the folder is unfinished.
 
-    `inputs` is any JSON object that says what the folder is made from. Only for those
-    who may write there. Raises ValueError naming what differs if the folder was
-    finished from other inputs.
+    `inputs` is a JSON object that describes the folder's inputs. Needs write access.
+    Raises a ValueError that lists the differences if the manifest has other inputs.
     """
     manifest = _of_this_run(folder, MANIFEST, inputs, "the finished output")
     claim = path(folder) / CLAIM
     if manifest is not None and claim.exists():
-        claim.unlink(missing_ok=True)  # its run was killed just after the manifest
+        claim.unlink(missing_ok=True)  # a run was killed just after the manifest
     return manifest
 
 
 def claim(folder: epath.PathLike, inputs: Mapping[str, Any]) -> None:
-    """Says in an unfinished folder what it is made from, so that only that run goes on.
+    """Records the inputs of an unfinished folder, so that no other run continues it.
 
-    Raises ValueError naming what differs if a run with other inputs began there.
+    Raises a ValueError that lists the differences if a run with other inputs began it.
     """
     if _of_this_run(folder, CLAIM, inputs, "the unfinished output") is None:
         write_json(path(folder) / CLAIM, {"inputs": inputs, "version": version()})
@@ -279,13 +277,13 @@ def claim(folder: epath.PathLike, inputs: Mapping[str, Any]) -> None:
 def _of_this_run(
     folder: epath.PathLike, name: str, inputs: Mapping[str, Any], what: str
 ) -> dict[str, Any] | None:
-    """Returns the JSON file `name` of the folder, None where it is missing."""
+    """Returns the JSON file `name` of the folder, None if it is missing."""
     file = path(folder) / name
     if not file.exists():
         return None
     found = read_json(file)
     if not isinstance(found, dict) or not isinstance(found.get("inputs"), dict):
-        raise ValueError(f"{file} is no manifest of ours; choose another folder")
+        raise ValueError(f"{file} should be a manifest of ours; choose another folder")
     differences = _differences(json.loads(_dumps(inputs)), found["inputs"])
     if differences:
         raise ValueError(
@@ -298,9 +296,9 @@ def _of_this_run(
 def write_manifest(
     folder: epath.PathLike, *, inputs: Mapping[str, Any], **facts: Any
 ) -> None:
-    """Marks a folder as finished. Call it last, when all its files have their names.
+    """Marks a folder as finished; call it after all files have their final names.
 
-    The manifest holds `inputs` (what `finished` compares), `version` and the facts.
+    The manifest has `inputs` (which `finished` compares), `version` and the facts.
     """
     write_json(
         path(folder) / MANIFEST, {**facts, "inputs": inputs, "version": version()}
@@ -309,11 +307,11 @@ def write_manifest(
 
 
 def reopen(folder: epath.PathLike, inputs: Mapping[str, Any]) -> None:
-    """Takes a folder's manifest back: it is unfinished again, made from `inputs`.
+    """Removes a folder's manifest, so that the folder is unfinished again.
 
-    Raises ValueError naming what differs if the folder is made from other inputs.
+    Raises a ValueError that lists the differences if the folder has other inputs.
     """
-    finished(folder, inputs)  # raises where it is another run's
+    finished(folder, inputs)  # raises if it is another run's
     claim(folder, inputs)
     (path(folder) / MANIFEST).unlink(missing_ok=True)
 
@@ -328,13 +326,13 @@ def version() -> str:
 
 @contextlib.contextmanager
 def lock(folder: epath.PathLike) -> Iterator[None]:
-    """Holds the right to write into a local folder, which is made if it is missing.
+    """Locks a local folder for writing, and creates it if it is missing.
 
-    The lock ends with the process, however it dies; its file goes when the block ends.
-    On entry, the temporary files that a killed run left here are removed; subfolders
-    with a lock of their own are left to their holders. Raises RuntimeError saying who
-    holds the lock. A gs:// folder is not locked: there, two runs into one folder are
-    yours to avoid.
+    The lock ends with the block or the process, however it dies. On entry, temporary
+    files of killed runs are removed, except in subfolders with their own lock. A gs://
+    folder is not locked: do not start two runs into one.
+
+    Raises a RuntimeError that names the process with the lock.
     """
     if not is_local(folder):
         yield
@@ -355,15 +353,15 @@ def lock(folder: epath.PathLike) -> Iterator[None]:
             yield
         finally:
             if _is_named(file, name):
-                name.unlink()  # before the lock ends, or it could be the next one's
+                name.unlink()  # while we hold the lock; later it may be another's file
 
 
 def _locked(name: Path) -> TextIO:
-    """Opens the file `name`, made if it is missing, and locks it."""
+    """Opens the file `name`, creates it if it is missing, and locks it."""
     while True:
         file = name.open("a+")
         try:
-            # flock, not lockf: it also refuses a second holder in this process.
+            # flock, not lockf, which would let this process lock the file twice.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             with file:
@@ -375,7 +373,7 @@ def _locked(name: Path) -> TextIO:
             ) from error
         if _is_named(file, name):
             return file
-        file.close()  # its holder has removed it, so another one may be there now
+        file.close()  # the previous holder removed it after we opened it
 
 
 def _is_named(file: TextIO, name: Path) -> bool:
@@ -402,7 +400,7 @@ def _dumps(obj: Any) -> str:
 
 
 def _differences(want: Any, got: Any, where: str = "") -> list[str]:
-    """Lists where two JSON values differ, as "key: wanted …, found …"."""
+    """Lists the differences of two JSON values as "key: wanted …, found …"."""
     if isinstance(want, dict) and isinstance(got, dict):
         return [
             line
@@ -424,10 +422,10 @@ def _short(value: Any) -> str:
 
 
 def _configure_gcs() -> None:
-    """Sets what makes gcsfs behave; only environments without own settings change."""
+    """Sets defaults of gcsfs, without overriding the environment's settings."""
     import fsspec
 
-    # Cached listings hide the objects that other processes write.
+    # Cached listings hide new objects of other processes.
     fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     if "STORAGE_EMULATOR_HOST" in os.environ:  # an emulator has no credentials

@@ -1,4 +1,4 @@
-"""The rows of a run's metrics, as they are in WORKDIR/metrics/part-*.jsonl."""
+"""Reads the rows of a run's metrics from WORKDIR/metrics/part-*.jsonl."""
 
 import json
 import re
@@ -13,25 +13,26 @@ _PART = re.compile(r"part-(\d{6,})\.jsonl")
 
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """All rows of a run's metrics by step, the last one written of each step.
+    """Returns the rows of a run's metrics by step, the last written row of each step.
 
     Raises:
-        ValueError: a line is not an object with a `step`; names the file and the line.
+        ValueError: a line is not an object with a `step`; the message names file and
+            line.
     """
     return merge(
         (part for _, part in numbered_parts(workdir)),
         wanted="want a JSON object with a step",
-        cure="remove this part or start the run anew",
+        cure="remove this file or start the run again",
     )
 
 
 def merge(
     parts: Iterable[epath.Path], *, wanted: str, cure: str
 ) -> list[dict[str, Any]]:
-    """The rows of these parts by step; later parts and lines replace earlier ones.
+    """Returns the rows of part files by step; later lines replace earlier ones.
 
     Raises:
-        ValueError: a line is not what is wanted; names the file, the line and the cure.
+        ValueError: a line is not what is wanted; the message names file, line and cure.
     """
     rows: dict[int, dict[str, Any]] = {}
     for part in parts:
@@ -48,7 +49,7 @@ def merge(
 
 
 def numbered_parts(workdir: epath.PathLike) -> list[tuple[int, epath.Path]]:
-    """The parts of a run's metrics by number, in the order they were written in."""
+    """Returns (number, path) of a run's part files, in the order of their writing."""
     folder = files.path(workdir) / "metrics"
     if not folder.exists():
         return []

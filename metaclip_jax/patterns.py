@@ -13,13 +13,13 @@ _WILDCARD = re.compile(r"[*?\[]")
 
 
 def find(pattern: epath.PathLike) -> list[str]:
-    """Returns the files that match `pattern`, sorted. A folder that matches is no file.
+    """Returns the files, not folders, that match `pattern`, sorted.
 
-    Wildcards as in a shell, in any part: * and ? within a name, [ab], and ** for any
-    number of folders. A hidden name is matched by a part that begins with a dot only.
-    A name that is there as it is written is taken as that, even with brackets in it.
+    Wildcards are a shell's, in any component: * and ? within a name, [ab], and ** for
+    any number of folders. Only a component that begins with a dot matches hidden names.
+    A name that exists exactly as written, even with brackets, matches only itself.
 
-    Raises OSError where a folder cannot be listed.
+    Raises OSError if a folder cannot be listed.
     """
     text = os.fspath(pattern)
     if files.is_local(text):
@@ -27,34 +27,36 @@ def find(pattern: epath.PathLike) -> list[str]:
     else:
         root, _, text = text.partition("://")[2].partition("/")
         root = f"{os.fspath(pattern).partition('://')[0]}://{root}/"
-    parts = [part for part in text.split("/") if part not in ("", ".")]
-    return sorted(set(_matching(root, parts))) if parts else []
+    components = [name for name in text.split("/") if name not in ("", ".")]
+    return sorted(set(_matching(root, components))) if components else []
 
 
-def _matching(folder: str, parts: Sequence[str]) -> Iterator[str]:
-    """Yields the files that match, below a folder: "" or what ends in a slash."""
-    part, rest = parts[0], parts[1:]
-    if part == "**":
+def _matching(folder: str, components: Sequence[str]) -> Iterator[str]:
+    """Yields the matching files below a folder, which is "" or ends with a slash."""
+    first, rest = components[0], components[1:]
+    if first == "**":
         yield from _matching(folder, rest or ["*"])
         for name, is_folder in _list(folder):
             if is_folder and not name.startswith(".") and not _is_link(folder + name):
-                yield from _matching(f"{folder}{name}/", parts)
-    elif not _WILDCARD.search(part):
+                yield from _matching(f"{folder}{name}/", components)
+    elif not _WILDCARD.search(first):
         if rest:
-            yield from _matching(f"{folder}{part}/", rest)
+            yield from _matching(f"{folder}{first}/", rest)
         elif (
-            files.path(folder + part).exists()
-            and not files.path(folder + part).is_dir()
+            files.path(folder + first).exists()
+            and not files.path(folder + first).is_dir()
         ):
-            yield folder + part
+            yield folder + first
     else:
         found = [
             (name, is_folder)
             for name, is_folder in _list(folder)
-            if name == part
-            or (fnmatch.fnmatchcase(name, part) and (name[0] != "." or part[0] == "."))
+            if name == first
+            or (
+                fnmatch.fnmatchcase(name, first) and (name[0] != "." or first[0] == ".")
+            )
         ]
-        as_written = [one for one in found if one[0] == part]
+        as_written = [one for one in found if one[0] == first]
         for name, is_folder in as_written or found:
             if rest and is_folder:
                 yield from _matching(f"{folder}{name}/", rest)
@@ -63,14 +65,14 @@ def _matching(folder: str, parts: Sequence[str]) -> Iterator[str]:
 
 
 def _list(folder: str) -> list[tuple[str, bool]]:
-    """Returns (name, whether it is a folder) of a folder's entries, [] of no folder."""
+    """Returns (name, is a folder) of a folder's entries, [] if there is no folder."""
     try:
         if files.is_local(folder):
             with os.scandir(folder or ".") as entries:
                 return [(entry.name, entry.is_dir()) for entry in entries]
-        import fsspec  # only here: it takes long
+        import fsspec  # a slow import
 
-        files.path(folder)  # sets gs:// up
+        files.path(folder)  # configures gs://
         storage, place = fsspec.core.url_to_fs(folder)
         place = place.rstrip("/")
         objects = storage.ls(place, detail=True)
@@ -79,7 +81,7 @@ def _list(folder: str) -> list[tuple[str, bool]]:
     return [
         (one["name"].rstrip("/").rpartition("/")[2], one["type"] == "directory")
         for one in objects
-        if one["name"].rstrip("/") != place  # an empty object that stands for it
+        if one["name"].rstrip("/") != place  # the folder's own placeholder object
     ]
 
 

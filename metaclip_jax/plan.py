@@ -1,11 +1,11 @@
-"""What a recipe needs on a TPU slice, before one is rented: memory, FLOPs, time.
+"""Plans a recipe on a TPU slice without a TPU: memory, FLOPs and time of a step.
 
     python -m metaclip_jax.plan --config=configs/metaclip.py:vit_l14_400m \\
         --topology=v5p:4x4x8
 
-Compiles the train step, with every override of the command line, for that slice. It
+Compiles the train step for that slice, with the command line's --config.KEY=VALUE. This
 takes a minute or two on any Linux machine with libtpu (`pip install
-"metaclip-jax[tpu]"`) and no TPU. Exits with 1 if the step does not fit.
+"metaclip-jax[tpu]"`). Exits with status 1 if the step does not fit into memory.
 """
 
 import math
@@ -36,7 +36,7 @@ _TOO_MUCH = re.compile(
 
 
 class Slice(NamedTuple):
-    """The devices of a TPU slice that is not there."""
+    """A described TPU slice."""
 
     topology: str
     devices: list[jax.Device]
@@ -45,33 +45,33 @@ class Slice(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What one compiled train step needs. Memory is that of one device."""
+    """The needs of one compiled train step. Memory is per device."""
 
     devices: int
     chips: int
     mesh: dict[str, int]
-    argument_bytes: int  # the state and its part of the batch
-    temporary_bytes: int  # at least; exact where the step fits
-    peak_bytes: int | None  # what the compiler reckons; None = it gave up
-    needed_bytes: int  # to be safe
+    argument_bytes: int  # the state and the device's share of the batch
+    temporary_bytes: int  # exact if the step fits, else a lower bound
+    peak_bytes: int | None  # the compiler's estimate; None = compilation failed
+    needed_bytes: int  # a safe upper estimate
     limit_bytes: int
     model_flops: int  # of a step, over all devices
-    peak_flops: float | None  # of a chip, a second
+    peak_flops: float | None  # of a chip, per second
     compile_seconds: float
 
     @property
     def fits(self) -> bool:
-        """Whether the step can run at all."""
+        """Whether the step fits into memory."""
         return self.needed_bytes <= self.limit_bytes
 
 
 def describe_slice(topology: str, *, slices: int = 1) -> Slice:
-    """Returns a slice by name ("v5e:4x4", "v5p:4x4x8"), or several that work together.
+    """Describes a slice by name ("v5e:4x4", "v5p:4x4x8"), or several connected ones.
 
     Raises:
-        ValueError: libtpu is not installed, or knows no such slice.
+        ValueError: libtpu is not installed, or does not know the slice.
     """
-    # libtpu looks for a TPU and for other users of one, and says much about both.
+    # Keep libtpu from looking for a TPU and its users, and from logging about both.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
@@ -79,7 +79,7 @@ def describe_slice(topology: str, *, slices: int = 1) -> Slice:
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5e-4")
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if topology.startswith("v4:"):
-        options["chip_config_name"] = "megacore"  # a device a chip, as its hosts have
+        options["chip_config_name"] = "megacore"  # one device per chip, as on real v4
     try:
         described = topologies.get_topology_desc(
             platform="tpu", topology_name=topology, **options
@@ -104,7 +104,7 @@ def make_plan(config: ConfigDict, where: Slice) -> Plan:
         where: from `describe_slice`.
 
     Raises:
-        ValueError: the recipe is at odds with itself or with the slice.
+        ValueError: the recipe contradicts itself or does not fit the slice.
     """
     asked = program.make(config, **_token_ids(config), devices=where.devices)
     found = Plan(
@@ -128,7 +128,7 @@ def make_plan(config: ConfigDict, where: Slice) -> Plan:
         if too_much is None:
             raise
         wanted, arguments = too_much[0], found.argument_bytes
-        # The compiler gives up at the first sum that is too large.
+        # The compiler stops at the first sum that is too large.
         temporary = wanted if "temporaries" in str(error) else wanted - arguments
         return found._replace(
             temporary_bytes=temporary,
@@ -136,9 +136,12 @@ def make_plan(config: ConfigDict, where: Slice) -> Plan:
             compile_seconds=time.monotonic() - start,
         )
     if memory is None:
-        raise RuntimeError("this libtpu does not tell how much memory a program needs")
-    # The compiler's peak leaves out some temporaries, and its sum counts some twice
-    # that are never there together: the larger one is safe.
+        raise RuntimeError(
+            "want the compiler's memory analysis, got none from this libtpu; install"
+            " another version"
+        )
+    # The compiler's peak omits some temporaries, and the sum counts temporaries that
+    # never exist at the same time. The larger of the two is a safe estimate.
     together = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -155,14 +158,14 @@ def make_plan(config: ConfigDict, where: Slice) -> Plan:
 
 
 def report(config: ConfigDict, where: Slice, plan: Plan) -> str:
-    """The plan as lines to read."""
+    """Formats a plan as lines of text."""
     kind = where.devices[0].device_kind
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     lines = [
         f"{where.topology}: {plan.chips} chips ({kind}), {plan.devices} devices;"
         f" mesh {mesh}",
         f"global batch     {config.global_batch:,} pairs,"
-        f" {config.global_batch / plan.devices:g} a device,"
+        f" {config.global_batch / plan.devices:g} per device,"
         f" microbatches {config.microbatches}, remat {config.model.remat}",
         f"compile time     {plan.compile_seconds:.0f} s",
     ]
@@ -173,14 +176,14 @@ def report(config: ConfigDict, where: Slice, plan: Plan) -> str:
     else:
         least = "at least "
         verdict = (
-            f"DOES NOT FIT: {_gib(plan.needed_bytes)} wanted, {_gib(plan.limit_bytes)}"
-            f" there ({share:.0%}), {_gib(plan.needed_bytes - plan.limit_bytes)} too"
-            " much. Try --config.model.remat=full, --config.microbatches,"
+            f"DOES NOT FIT: {_gib(plan.needed_bytes)} of {_gib(plan.limit_bytes)}"
+            f" ({share:.0%}), {_gib(plan.needed_bytes - plan.limit_bytes)} too much."
+            " Try --config.model.remat=full, --config.microbatches,"
             " --config.mesh.fsdp, --config.loss_form=ring, or more chips"
         )
-    peak = "not known, as the compiler gave up"
+    peak = "unknown, because compilation failed"
     if plan.peak_bytes is not None:
-        peak = f"{_gib(plan.peak_bytes)} as the compiler reckons"
+        peak = f"{_gib(plan.peak_bytes)} by the compiler's estimate"
     lines += [
         f"device memory    {verdict}",
         f"  arguments      {_gib(plan.argument_bytes)}",
@@ -188,27 +191,27 @@ def report(config: ConfigDict, where: Slice, plan: Plan) -> str:
         f"  peak           {peak}",
     ]
     lines.append(
-        f"model FLOPs      {plan.model_flops / 1e12:,.1f} T a step,"
-        f" {plan.model_flops / config.global_batch / 1e9:,.1f} G a pair"
+        f"model FLOPs      {plan.model_flops / 1e12:,.1f} T per step,"
+        f" {plan.model_flops / config.global_batch / 1e9:,.1f} G per pair"
     )
     if plan.peak_flops is not None:
         seconds = plan.model_flops / plan.peak_flops / plan.chips
         lines.append(
-            f"compute floor    {seconds:.3g} s a step,"
+            f"compute floor    {seconds:.3g} s per step,"
             f" {seconds * config.total_steps / 3600:,.1f} h for {config.total_steps:,}"
-            f" steps, if a chip had nothing else to do at its peak of"
+            f" steps, if chips only compute model FLOPs at their peak of"
             f" {plan.peak_flops / 1e12:.0f} TFLOP/s"
         )
     return "\n".join(lines)
 
 
 def _token_ids(config: ConfigDict) -> dict[str, Any]:
-    """The tokenizer's, or those of the vocabulary that the recipe names."""
+    """Returns the ids of the recipe's tokenizer, or of its vocabulary."""
     if config.tokenizer:
         return feed.token_ids(feed.load_tokenizer(config))
     if not config.vocabulary:
         raise ValueError(
-            "want a tokenizer or a vocabulary, got a recipe that names none: give"
+            "want a tokenizer or a vocabulary, got a recipe without; give"
             f" --config.tokenizer=FILE, or --config.vocabulary as one of"
             f" {', '.join(presets.VOCABULARIES)}"
         )
@@ -217,17 +220,17 @@ def _token_ids(config: ConfigDict) -> dict[str, Any]:
 
 
 def _argument_bytes(asked: program.Program, config: ConfigDict) -> int:
-    """What the state and a part of the batch take on each device, without padding."""
-    held = 0
+    """Returns the unpadded size of a device's shards of the state and the batch."""
+    total = 0
     for leaf in jax.tree.leaves(program.abstract_state(asked)):
-        held += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    parts = math.prod(asked.mesh.shape[axis] for axis in sharding.BATCH_AXES)
+        total += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    batch_shards = math.prod(asked.mesh.shape[axis] for axis in sharding.BATCH_AXES)
     pair = 3 * config.image_size**2 + 4 * config.model.context_length
-    return held + config.global_batch // parts * pair
+    return total + config.global_batch // batch_shards * pair
 
 
 def _device_bytes(device: jax.Device) -> int:
-    """Asks the compiler for more than there is: its refusal says how much there is."""
+    """Returns a device's memory, from the compiler's refusal of a program of 4 TiB."""
     huge = jax.ShapeDtypeStruct(
         (2**30, 1024), jnp.bfloat16, sharding=SingleDeviceSharding(device)
     )
@@ -238,18 +241,18 @@ def _device_bytes(device: jax.Device) -> int:
         if found:
             return found[1]
         raise
-    raise RuntimeError(f"{device} seems to hold 4 TiB")
+    raise RuntimeError(f"want a refusal of 4 TiB of memory, got none from {device}")
 
 
 def _too_much(message: str) -> tuple[int, int] | None:
-    """The bytes that were wanted and those that there are; None = another error."""
+    """Returns the needed and the available bytes; None if it is another error."""
     found = _TOO_MUCH.search(message)
     if found is None:
         return None
-    wanted, wanted_unit, there, there_unit = found.groups()
+    needed, needed_unit, limit, limit_unit = found.groups()
     return (
-        round(float(wanted) * _UNITS[wanted_unit]),
-        round(float(there) * _UNITS[there_unit]),
+        round(float(needed) * _UNITS[needed_unit]),
+        round(float(limit) * _UNITS[limit_unit]),
     )
 
 
@@ -262,7 +265,7 @@ def main(argv: Sequence[str]) -> None:
     command.refuse_arguments(argv)
     values = flags.FLAGS
     keys.check(values.config)
-    jax.config.update("jax_platforms", "cpu")  # the TPU is only compiled for
+    jax.config.update("jax_platforms", "cpu")  # a TPU is not needed
     where = describe_slice(values.topology, slices=values.slices)
     plan = make_plan(values.config, where)
     print(report(values.config, where, plan))
@@ -272,7 +275,7 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     config_flag.define(keys.RANGES)
-    flags.DEFINE_string("topology", None, "Slice, as v5e:4x4 or v5p:4x4x8.")
-    flags.DEFINE_integer("slices", 1, "How many such slices.", lower_bound=1)
+    flags.DEFINE_string("topology", None, "Slice, for example v5e:4x4 or v5p:4x4x8.")
+    flags.DEFINE_integer("slices", 1, "Number of such slices.", lower_bound=1)
     flags.mark_flags_as_required(["config", "topology"])
     command.run(main)

@@ -1,10 +1,10 @@
-"""Finds the images of a dataset that fit a text or another image best.
+"""Finds the images of a dataset that are most similar to a text or an image.
 
     python -m metaclip_jax.search --embeddings=DIR --dataset=DIR \\
         --query="a red car" --output=sheet.html
 
-reads what metaclip_jax.embed wrote, prints the best images and renders them as a
-contact sheet: one HTML file that needs nothing else, or a PNG, by the name's ending.
+reads the output of metaclip_jax.embed, prints the best images, and renders them as a
+contact sheet: a self-contained HTML file or a PNG, by the name's ending.
 """
 
 import io
@@ -24,7 +24,7 @@ _SIDE = 256  # pixels of a picture on the sheet
 
 
 class Hit(NamedTuple):
-    """An image that was found: its place in the dataset, its cosine with the query."""
+    """A found image: its position in the dataset, and its cosine with the query."""
 
     position: int
     image_id: str
@@ -32,7 +32,7 @@ class Hit(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A hit as it is shown. `jpeg` is empty where the image cannot be decoded."""
+    """A hit with its texts and thumbnail; `jpeg` is b"" if it cannot be decoded."""
 
     hit: Hit
     texts: tuple[str, ...]
@@ -40,20 +40,23 @@ class Picture(NamedTuple):
 
 
 def nearest(folder: str, query: np.ndarray, *, count: int) -> list[Hit]:
-    """The images whose embeddings are nearest to a query, best first.
+    """Returns the images with the highest cosine with a query, best first.
 
-    Of equal scores the image that comes first in the dataset is first. One part is in
-    memory at a time.
+    On ties the image with the lower position is first. Only one part of the embeddings
+    is in memory at a time.
 
     Args:
-      folder: of metaclip_jax.embed.
+      folder: the output of metaclip_jax.embed.
       query: f32[E], unit norm.
-      count: how many at most; images without an embedding are never found.
+      count: most hits; images without an embedding are never hits.
+
+    Raises:
+      ValueError: the query has another width.
     """
     if query.shape != (embeddings.read_manifest(folder)["embed_dim"],):
         raise ValueError(
             f"want a query of {embeddings.read_manifest(folder)['embed_dim']}"
-            f" channels, as {folder} has, got {query.shape}; is it the same model?"
+            f" channels, as {folder} has, got {query.shape}; use the same model"
         )
     best: list[Hit] = []
     start = 0
@@ -72,17 +75,17 @@ def nearest(folder: str, query: np.ndarray, *, count: int) -> list[Hit]:
 
 
 def pictures(dataset: records.Dataset, hits: Sequence[Hit]) -> list[Picture]:
-    """Reads the hits' texts and makes small pictures of their images.
+    """Reads the hits' texts and makes thumbnails of their images.
 
     Raises:
-      ValueError: the dataset is another than the one that was embedded.
+      ValueError: another dataset was embedded.
     """
     positions = [hit.position for hit in hits if hit.position < len(dataset)]
     read = [records.decode(data) for data in records.read(dataset, positions)]
     if [record.image_id for record in read] != [hit.image_id for hit in hits]:
         raise ValueError(
-            f"{dataset.folder} is not the dataset that was embedded: other images stand"
-            " in its places; give --dataset the one that metaclip_jax.embed read"
+            f"{dataset.folder} is not the dataset that was embedded: its image ids"
+            " differ; give --dataset the one that metaclip_jax.embed read"
         )
     return [
         Picture(hit, record.texts, _thumbnail(record.image))
@@ -91,7 +94,7 @@ def pictures(dataset: records.Dataset, hits: Sequence[Hit]) -> list[Picture]:
 
 
 def table(found: Sequence[Picture]) -> str:
-    """The hits, a line each: rank, cosine, image id and first text."""
+    """Formats the hits, one per line: rank, cosine, image id and first text."""
     lines = [f"{'rank':>4} {'cosine':>7} {'image_id':<24} text"]
     for rank, picture in enumerate(found, 1):
         text = predict.printable(picture.texts[0] if picture.texts else "")
@@ -102,9 +105,9 @@ def table(found: Sequence[Picture]) -> str:
 
 
 def to_sheet(query: str, found: Sequence[Picture]) -> sheet.Sheet:
-    """Returns the contact sheet of what was found, best first.
+    """Returns the contact sheet of the hits, best first.
 
-    The pictures are encoded anew, so that no stranger's bytes reach the browser.
+    The images are re-encoded, so that no stranger's bytes reach the browser.
     """
     cells = [
         sheet.Cell(
@@ -120,7 +123,7 @@ def to_sheet(query: str, found: Sequence[Picture]) -> sheet.Sheet:
 
 
 def _thumbnail(data: bytes) -> bytes:
-    """The image within _SIDE x _SIDE pixels as JPEG; empty if it cannot be decoded."""
+    """Returns a JPEG within _SIDE x _SIDE pixels, b"" if `data` cannot be decoded."""
     try:
         image = decoding.decode(data)
     except UndecodableImage:
@@ -136,20 +139,25 @@ def main(argv: Sequence[str]) -> None:
     command.refuse_arguments(argv)
     values = flags.FLAGS
     if bool(values.query) == bool(values.image):
-        raise app.UsageError('want either --query="a text" or --image=FILE')
+        got = "both" if values.query else "neither"
+        raise app.UsageError(
+            f'want either --query="a text" or --image=FILE, got {got}; give one'
+        )
     if values.output and not values.output.endswith((".html", ".png")):
-        raise app.UsageError(f"--output={values.output} must end in .html or .png")
+        raise app.UsageError(
+            f"--output must end with .html or .png, got {values.output}; rename it"
+        )
     manifest = embeddings.read_manifest(values.embeddings)
     dataset = records.open_dataset(values.dataset)
-    # The embeddings' own model, computed as they were.
+    # The query needs the model and the dtype of the embeddings.
     name = values.model or manifest["model"]
     values.dtype = manifest["dtype"]
     model = model_flags.load(values, name)
     if model.fingerprint != manifest["inputs"]["model"]:
         raise ValueError(
-            f"{values.embeddings} was made by another model: wanted the fingerprint"
-            f" {manifest['inputs']['model']}, and {name} has {model.fingerprint}; give"
-            " --model the same one, or embed again"
+            f"{values.embeddings} is of another model: wanted the fingerprint"
+            f" {manifest['inputs']['model']}, got {model.fingerprint} of {name}; give"
+            " --model the same model, or embed again"
         )
     query = (
         model.embed_texts([values.query])
@@ -166,10 +174,10 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     model_flags.define(required=False)
-    flags.DEFINE_string("embeddings", None, "Folder of embed.", required=True)
+    flags.DEFINE_string("embeddings", None, "Output folder of embed.", required=True)
     flags.DEFINE_string("dataset", None, "Dataset that was embedded.", required=True)
-    flags.DEFINE_string("query", "", "Text to look for.")
-    flags.DEFINE_string("image", "", "Or the image to look for others like it.")
-    flags.DEFINE_integer("top", 24, "Images to find.", lower_bound=1)
+    flags.DEFINE_string("query", "", "Text to search by.")
+    flags.DEFINE_string("image", "", "Image file to search by, instead of a text.")
+    flags.DEFINE_integer("top", 24, "Number of images to find.", lower_bound=1)
     flags.DEFINE_string("output", "", "Contact sheet, .html or .png; empty = none.")
     command.run(main)

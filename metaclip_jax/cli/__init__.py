@@ -1,1 +1,1 @@
-"""What commands of both programs share. Imports neither jax nor Beam."""
+"""Command line code of both programs. It imports neither jax nor Beam."""

@@ -1,4 +1,4 @@
-"""What all commands share: --help with all their flags, and errors in one line."""
+"""Runs a command: --help shows all its flags, and errors are one line."""
 
 import functools
 import sys
@@ -9,17 +9,17 @@ from absl import app, flags, logging
 
 from metaclip_jax.cli import errors
 
-# What a user can cure; of other types are the mistakes of programmers.
+# The types of errors that a user can cure; other types are bugs.
 _CURABLE = (ValueError, OSError, RuntimeError, FloatingPointError, app.UsageError)
 
 
 def run(main: Callable[[list[str]], Any]) -> None:
-    """Runs a command, as `absl.app.run` does, and exits.
+    """Runs a command with `absl.app.run`, and exits.
 
-    --help shows the flags of all our modules that are loaded. A mistake on the command
-    line, a path given there that cannot be used, and an error that our own code raised
-    are printed in one line and end with status 1; with --verbosity=1, and for any other
-    error, there is the traceback.
+    --help shows the flags of all our imported modules. A wrong flag, a path on the
+    command line that cannot be used, and an error that our own code raised are printed
+    in one line, with exit status 1. Other errors, and all errors with --verbosity=1,
+    show the traceback.
     """
     for module, found in flags.FLAGS.flags_by_module_dict().items():
         if module.partition(".")[0] in errors.PACKAGES:
@@ -39,7 +39,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _run(main: Callable[[list[str]], Any], arguments: list[str]) -> Any:
-    verbose = logging.get_verbosity() > logging.INFO  # main may change it
+    verbose = logging.get_verbosity() > logging.INFO  # read it before main changes it
     try:
         return main(arguments)
     except _CURABLE as error:
@@ -53,25 +53,25 @@ def _run(main: Callable[[list[str]], Any], arguments: list[str]) -> Any:
 
 
 def refuse_arguments(arguments: Sequence[str]) -> None:
-    """Refuses words that are no flags, for commands that take none.
+    """Checks that a command that takes only flags got no positional arguments.
 
     Raises:
-      UsageError: there are some.
+      UsageError: there are positional arguments.
     """
     if len(arguments) > 1:
         raise app.UsageError(
-            f"wanted flags alone, got {' '.join(arguments[1:])!r}; --help shows them"
+            f"wanted only flags, got {' '.join(arguments[1:])!r}; --help lists them"
         )
 
 
 def refuse_missing(values: Mapping[str, Any]) -> None:
-    """Refuses empty values of what a command cannot do without.
+    """Checks that required values are not empty.
 
     Args:
       values: by their names on the command line.
 
     Raises:
-      UsageError: names those that are empty.
+      UsageError: some are empty; the message names them.
     """
     missing = [name for name, value in values.items() if not value]
     if missing:

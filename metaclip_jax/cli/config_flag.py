@@ -1,7 +1,7 @@
 """The flag --config=FILE.py:VARIANT, with --config.KEY=VALUE for single keys.
 
-It is ml_collections' flag, with errors in one line that name the nearest key, variant
-or file.
+It is ml_collections' flag with one-line errors that suggest the most similar key,
+variant or file.
 """
 
 import glob
@@ -29,11 +29,11 @@ def define(
     """Defines --config.
 
     Args:
-      table: the range of each key, to say what a key may be.
-      default: the recipe where none is given.
+      table: the range of each key, for messages.
+      default: the recipe if none is given.
       flag_values: where the flag is defined.
     """
-    try:  # a file of flags and the default are read at once
+    try:  # this already parses the default
         config_flags.DEFINE_config_file("config", None, _HELP, flag_values=flag_values)
         flag_values["config"].parser = _Parser(table=table)
         flag_values.set_default("config", default)
@@ -47,7 +47,7 @@ def load(path: str) -> ConfigDict:
     """Returns the locked config of a recipe, FILE.py or FILE.py:VARIANT.
 
     Raises:
-      UsageError: there is no such file or variant, or the file is no recipe.
+      UsageError: there is no such file or variant, or the file is not a recipe.
     """
     file, colon, variant = path.partition(":")
     if not os.path.isfile(file):
@@ -55,8 +55,8 @@ def load(path: str) -> ConfigDict:
         if similar := _similar_file(file):
             cure = f"did you mean {similar}?"
         raise app.UsageError(
-            f"--config: wanted a recipe, as configs/FILE.py:VARIANT, got {path!r}, and"
-            f" there is no such file; {cure}"
+            f"--config: wanted a recipe, as configs/FILE.py:VARIANT, got {path!r}, a"
+            f" file that does not exist; {cure}"
         )
     try:
         get_config = runpy.run_path(file, run_name="recipe").get("get_config")
@@ -64,7 +64,8 @@ def load(path: str) -> ConfigDict:
             raise app.UsageError("wanted get_config() in a recipe, got none; add it")
         if colon and not inspect.signature(get_config).parameters:
             raise app.UsageError(
-                f"it has no variants, got {variant!r}; leave out ':{variant}'"
+                f"wanted no variant, because it has none, got {variant!r}; remove"
+                f" ':{variant}'"
             )
         config = get_config(*([variant] if colon else []))
         if not isinstance(config, ConfigDict):
@@ -77,7 +78,7 @@ def load(path: str) -> ConfigDict:
         if isinstance(error, ValueError | app.UsageError):
             if errors.is_raised_by_us(error):
                 raise app.UsageError(f"--config={path}: {error}") from error
-        # absl would take a TypeError or ValueError for a wrong value.
+        # absl would report a TypeError or ValueError as a wrong value of the flag.
         raise RuntimeError(f"--config={path} failed") from error
 
 
@@ -92,10 +93,10 @@ def _similar_file(file: str) -> str:
 
 
 def check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
-    """Refuses --config.KEY=VALUE of keys that there are not.
+    """Checks that the keys of all --config.KEY=VALUE exist.
 
     Raises:
-      UsageError: names the nearest key.
+      UsageError: one does not; the message suggests the most similar key.
     """
     keys = [key for key, _ in ranges.flat(config)]
     for word in argv:
@@ -111,11 +112,11 @@ def check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
         cure = errors.did_you_mean(
             found[1], keys, otherwise="docs/config.md lists them", prefix="--config."
         )
-        raise app.UsageError(f"there is no key --config.{found[1]}; {cure}")
+        raise app.UsageError(f"wanted a key, got --config.{found[1]}; {cure}")
 
 
 class _Parser(flags.ArgumentParser):
-    """Loads a recipe. ml_collections then sets the keys that follow it."""
+    """Loads a recipe; ml_collections then applies the --config.KEY=VALUE."""
 
     def __init__(self, *, table: ranges.Table) -> None:
         self.table = table

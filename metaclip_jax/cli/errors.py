@@ -1,4 +1,4 @@
-"""Which errors are for users, and how a mistake in flags reads in one line."""
+"""One-line messages for wrong flags and for errors that a user can cure."""
 
 import errno
 import linecache
@@ -11,7 +11,7 @@ from absl import flags
 
 from metaclip_jax.cli import ranges
 
-# "recipe" is the name that a recipe's file has while it is read.
+# "recipe" is the module name of a recipe while its file runs.
 PACKAGES = (
     "metaclip_jax",
     "data_prep",
@@ -34,7 +34,7 @@ _PATH_ERRORS = {
 
 
 def is_raised_by_us(error: BaseException) -> bool:
-    """Whether a `raise` of our own code made the error: its words are for users."""
+    """Whether our own code raised the error, so that its message is for users."""
     trace = error.__traceback__
     if trace is None:
         return False
@@ -52,15 +52,14 @@ def fail(text: str) -> NoReturn:
 
 
 def wants_traceback(argv: Sequence[str]) -> bool:
-    """Whether --verbosity asks for tracebacks, where flags may not be parsed yet."""
+    """Whether --verbosity asks for tracebacks; works before flags are parsed."""
     return any(re.fullmatch(r"--?(v|verbosity)=[1-9]\d*", word) for word in argv)
 
 
 def of_given_path(error: BaseException, argv: Sequence[str]) -> str:
-    """Returns what is wrong with a path of the command line; "" for other errors.
+    """Returns a message for an unusable path of the command line, else "".
 
-    That is a path that is not there or may not be used: the error names the path itself
-    or a folder above it.
+    The error is about such a path if it names the path itself or a folder above it.
     """
     if not isinstance(error, OSError) or error.errno not in _PATH_ERRORS:
         return ""
@@ -75,16 +74,16 @@ def of_given_path(error: BaseException, argv: Sequence[str]) -> str:
 def did_you_mean(
     name: str, names: Iterable[str], *, otherwise: str, prefix: str = ""
 ) -> str:
-    """Returns a question with the most similar name, or `otherwise` if none is."""
+    """Returns a question with the most similar name; `otherwise` if none is similar."""
     found = ranges.nearest(name, names)
     return f"did you mean {prefix}{found}?" if found else otherwise
 
 
 def of_command_line(error: Exception, values: flags.FlagValues) -> str:
-    """Returns what is wrong with the flags: what was wanted, what came, the cure.
+    """Returns a message for wrong flags: what was wanted, what came, the cure.
 
     Args:
-      error: what absl raised while it parsed them.
+      error: from absl's parsing of the flags.
       values: all flags of the command.
     """
     if isinstance(error, flags.UnrecognizedFlagError):
@@ -107,7 +106,7 @@ def of_command_line(error: Exception, values: flags.FlagValues) -> str:
 
 
 def _required(name: str) -> str:
-    """How absl says that a required flag is missing."""
+    """Returns absl's message for a missing required flag."""
     end = "must have a value other than None."
     return f"Flag --{name} {end}" if name else end
 
@@ -117,7 +116,7 @@ def _help(flag: flags.Flag) -> str:
 
 
 def _unknown(name: str, values: flags.FlagValues) -> str:
-    """The name is that of a flag which is not there."""
+    """Returns the message for an unknown flag."""
     group = name.partition(".")[0]
     if group in values and table_of(values[group]):
         return f"wanted --{group}=FILE.py before --{name}, got no --{group}; add it"
@@ -130,7 +129,7 @@ def _unknown(name: str, values: flags.FlagValues) -> str:
 
 
 def _wrong_value(line: str, values: flags.FlagValues) -> str:
-    """Rephrases absl's "flag --NAME=VALUE: what is wrong"."""
+    """Rephrases a line of absl's form "flag --NAME=VALUE: MESSAGE"."""
     named = [name for name in values if line.startswith(f"flag --{name}=")]
     if not named:
         return line
@@ -150,14 +149,15 @@ def _wrong_value(line: str, values: flags.FlagValues) -> str:
     else:
         wanted = flag.parser.syntactic_help or message
     default: Any = flag.default
-    if row is not None and isinstance(default, list):  # ml_collections keeps tuples so
+    # ml_collections stores tuples as lists.
+    if row is not None and isinstance(default, list):
         default = tuple(default)
     cure = f"the default is {default!r}"
     if default is None:
-        cure = f"--help says more ({_help(flag)})"
+        cure = f"--help shows its form ({_help(flag)})"
     return f"--{name}: wanted {wanted}, got {got!r}; {cure}"
 
 
 def table_of(flag: flags.Flag) -> ranges.Table:
-    """Returns the ranges of a config flag's keys; of any other flag nothing."""
+    """Returns the ranges of a config flag's keys; {} for other flags."""
     return getattr(flag.parser, "table", {})

@@ -1,7 +1,7 @@
-"""Which values config keys may have: rows of a table, and their check.
+"""The ranges of config keys, and the check of a config against them.
 
-A config.py holds a table, {key path: Range}, for each set of its keys. Both programs
-share this module, so it imports neither jax nor Beam.
+Each config.py has a table, {key path: Range}. Both programs use this module, so it
+imports neither jax nor Beam.
 """
 
 import re
@@ -12,11 +12,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-_LARGEST_INT = 2**53  # counts beyond are not exact in a float
-_LARGEST_FLOAT = 3.4e38  # of 32 bits, as the devices compute
+_LARGEST_INT = 2**53  # larger counts are not exact in a float64
+_LARGEST_FLOAT = 3.4e38  # the largest float32, with which devices compute
 
 Table = Mapping[str, "Range"]
-# The key to name, whether the rule holds, and what is wanted, with the cure.
+# (key for the message, whether the rule holds, what is wanted and the cure)
 Rule = tuple[str, bool, str]
 
 
@@ -25,16 +25,16 @@ class Range:
     """The values that one key may have.
 
     Attributes:
-      type: bool, int, float, str or tuple. A float may be written as an int, and is
-        finite, also in 32 bits. A tuple may be written as a list.
+      type: bool, int, float, str or tuple. A float may be an int, and must be finite as
+        a float32. A tuple may be a list.
       least, most: inclusive bounds of a number.
       above, below: exclusive bounds of a number.
-      also: single values that are allowed beside these, such as -1 or None.
-      choices: the strings that are allowed; () = any.
-      pattern: regular expression that the whole of a string must match; "" = any.
-      form: what the pattern asks for, in words.
-      parts: of a tuple, the range of each of its items.
-      each: of a tuple of any length, the range of all items.
+      also: single values that are allowed too, such as -1 or None.
+      choices: the allowed strings; () = any.
+      pattern: a regular expression that must match the whole string; "" = any string.
+      form: the pattern in words.
+      parts: the range of each item of a tuple of fixed length.
+      each: the range of all items of a tuple of any length.
     """
 
     type: type
@@ -77,7 +77,7 @@ class Range:
             return False
         largest = _LARGEST_INT if self.type is int else _LARGEST_FLOAT
         return (
-            -largest <= value <= largest  # nan is not
+            -largest <= value <= largest  # False for NaN
             and (self.least is None or value >= self.least)
             and (self.most is None or value <= self.most)
             and (self.above is None or value > self.above)
@@ -85,7 +85,7 @@ class Range:
         )
 
     def wanted(self) -> str:
-        """The range in words: "an integer of at least 1, or -1"."""
+        """Returns the range in words: "an integer of at least 1, or -1"."""
         if self.choices:
             text = f"one of {', '.join(map(repr, self.choices))}"
         elif self.type is bool:
@@ -110,7 +110,7 @@ class Range:
         return f" {' and '.join(found)}" if found else ""
 
     def _form(self) -> str:
-        """A tuple's form: "((a string, a number above 0), ...)"."""
+        """Returns a tuple's form: "((a string, a number above 0), ...)"."""
         if self.each is not None:
             return f"({self.each._word()}, ...)"
         return f"({', '.join(part._word() for part in self.parts)})"
@@ -126,17 +126,18 @@ def check(
     default: ConfigDict,
     rules: Callable[[ConfigDict], Sequence[Rule]],
 ) -> None:
-    """Refuses a config in which any key has a value that cannot be meant.
+    """Checks that a config has exactly the default's keys, with values in range.
 
     Args:
-      config: to be checked, of all keys.
+      config: to check.
       table: the range of each key.
       default: all keys at their default.
-      rules: returns what must hold between keys; it is called where each key by
-        itself is in its range.
+      rules: returns the rules between keys; it is called only if every key is in its
+        range.
 
     Raises:
-      ValueError: names all keys that are wrong: what was wanted, what came, the cure.
+      ValueError: a key is wrong. The message names all wrong keys, each with what was
+        wanted, what came, and the cure.
     """
     wrong = _differing_keys(config, default)
     defaults = dict(flat(default))
@@ -157,12 +158,12 @@ def check(
         raise ValueError(
             wrong[0]
             if len(wrong) == 1
-            else "\n  ".join([f"{len(wrong)} faults of the config:", *wrong])
+            else "\n  ".join([f"{len(wrong)} errors in the config:", *wrong])
         )
 
 
 def flat(tree: ConfigDict | Mapping[str, Any], path: str = "") -> Iterator[tuple]:
-    """Yields (key path, value) of all keys of a nested config, such as "mesh.data"."""
+    """Yields (key path, value) of a nested config's keys; a path is "mesh.data"."""
     items = tree.to_dict() if isinstance(tree, ConfigDict) else tree
     for key, value in items.items():
         if isinstance(value, dict):
@@ -172,27 +173,27 @@ def flat(tree: ConfigDict | Mapping[str, Any], path: str = "") -> Iterator[tuple
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Returns the name that is most like another one; "" where none is much like it.
+    """Returns the most similar of `names`; "" if none is similar.
 
-    Of dotted names the last words may be alike, too: peak_lr and optimizer.peak_lr.
+    Dotted names are also similar if their last words are: peak_lr, optimizer.peak_lr.
     """
 
-    def likeness(other: str) -> float:
+    def similarity(other: str) -> float:
         pairs = ((name, other), (name.split(".")[-1], other.split(".")[-1]))
         whole, last = (SequenceMatcher(None, *pair).ratio() for pair in pairs)
         return max(whole, 0.9 * last)
 
-    best = max(names, key=likeness, default="")
-    return best if best and likeness(best) > 0.6 else ""
+    best = max(names, key=similarity, default="")
+    return best if best and similarity(best) > 0.6 else ""
 
 
 def _differing_keys(config: ConfigDict, default: ConfigDict) -> list[str]:
-    """Says which keys are there and should not be, or should be and are not."""
+    """Returns a message for each unknown and each missing key."""
     got, want = (list(dict(flat(one))) for one in (config, default))
     return [
         *(_no_such_key(key, want) for key in got if key not in want),
         *(
-            f"config.{key}: the key is missing; start from the default config"
+            f"wanted the key config.{key}, got none; start from the default config"
             for key in want
             if key not in got
         ),
@@ -202,11 +203,11 @@ def _differing_keys(config: ConfigDict, default: ConfigDict) -> list[str]:
 def _no_such_key(key: str, keys: Iterable[str]) -> str:
     found = nearest(key, keys)
     cure = f"did you mean config.{found}?" if found else "docs/config.md lists them"
-    return f"there is no key config.{key}; {cure}"
+    return f"wanted a key of the config, got config.{key}; {cure}"
 
 
 def _cure(row: Range, value: Any, default: Any) -> str:
-    """How to write a tuple, where it is one: Python drops a pair of parentheses."""
+    """Returns the default, and how to write a tuple of one item."""
     cure = f"the default is {default!r}"
     if row.each is not None and row.each.type is tuple and row.each.holds(value):
         return f"{cure}. Write a single item as ({tuple(value)!r},), with a comma"
@@ -222,7 +223,7 @@ def variant(variants: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str
     """Returns the row of one variant of a recipe.
 
     Raises:
-      ValueError: there is no such variant; lists those there are.
+      ValueError: there is no such variant; the message lists the variants.
     """
     if name not in variants:
         found = nearest(name, variants)
@@ -234,10 +235,10 @@ def variant(variants: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str
 
 
 def update(config: ConfigDict, values: Mapping[str, Any]) -> None:
-    """Sets keys of a config, which is changed in place.
+    """Sets keys of a config in place.
 
     Args:
-      config: of all keys.
+      config: to change.
       values: by dotted key.
 
     Raises:

@@ -41,7 +41,7 @@ class Stripped(NamedTuple):
     Attributes:
       kind: Pillow's name of the format; "" if the format is unknown.
       data: the file.
-      orientation: EXIF's, 1 to 8. AVIF and GIF keep theirs in `data`, for Pillow.
+      orientation: EXIF's, 1 to 8, of a JPEG, PNG or WebP; Pillow reads other formats'.
       icc: the colour profile of a JPEG, PNG or WebP, if it changes the colours.
       plain: a JPEG or WebP of one frame that all decoders decode equally and fast.
       structure: of a JPEG.

@@ -220,7 +220,7 @@ def _decode_box(
     except ValueError:
         return None
     # Pixel k of the scaled image covers pixels [k / scale, (k + 1) / scale) at full
-    # size. Round the box to that grid; resampling at a subpixel offset would blur.
+    # size. Round the box to that grid instead of shifting the image by part of a pixel.
     right = min(max(round(right * dct_scale), 1), pixels.shape[1])
     bottom = min(max(round(bottom * dct_scale), 1), pixels.shape[0])
     return pixels, (round(left * dct_scale), round(top * dct_scale), right, bottom)

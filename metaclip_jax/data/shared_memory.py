@@ -114,7 +114,7 @@ def remove_abandoned() -> None:
     for prefix in {path.name[: len(PREFIX) + _TOKEN] + "-" for path in names}:
         path = FOLDER / f"{prefix}{_LOCK}"
         # The lock file is created before the owner's first segment and removed after
-        # its last, so segments without a lock file have no owner.
+        # its last, so segments without a lock file have lost their owner.
         lock = _lock(path, create=False)
         if lock is not None or not path.exists():
             for semaphore in FOLDER.glob(f"{_SEMAPHORE}{prefix}*"):

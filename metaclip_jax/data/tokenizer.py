@@ -262,7 +262,7 @@ def train(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     learner.train_from_iterator(
         (clean(text) for text in texts),
         trainers.BpeTrainer(
-            # More merges than are needed, because this count includes the bytes.
+            # Includes the byte tokens and not the marks, so it gives enough merges.
             vocab_size=vocab_size,
             min_frequency=2,
             # On ties, pairs merge in the order of their ids. Without this, the ids of

@@ -1,1 +1,1 @@
-"""Models as they are used: loaded from any format, and their embeddings."""
+"""Inference: loading models from any format, and embedding with them."""

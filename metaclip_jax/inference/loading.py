@@ -1,4 +1,4 @@
-"""Models from anywhere: Hugging Face and open_clip folders, hub names, our own runs."""
+"""Loads models: Hugging Face and open_clip folders, hub names, weight files, runs."""
 
 import dataclasses
 import os
@@ -25,7 +25,7 @@ from metaclip_jax.models import clip, positions, presets
 from metaclip_jax.training import checkpoint, run_config, sharding
 
 METACLIP_LICENCE = "CC-BY-NC-4.0"
-# Owners on the hub whose models are MetaCLIP's weights.
+# Models on the hub with MetaCLIP's weights.
 _METACLIP_NAMES = re.compile(
     r"facebook/metaclip-|ericlewis/metaclip-|cs-giung/clip-vit-base-patch\d+-fullcc"
 )
@@ -36,10 +36,10 @@ _PROCESSOR = "preprocessor_config.json"
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A model's parts. `params` is as clip.init makes it, f32 on the host.
+    """A loaded model. `params` has clip.init's structure, f32 on the host.
 
-    `architecture.dtype` is the one that the model was trained in, f32 where the source
-    does not say. `licence` is "" where the source names none.
+    `architecture.dtype` is the training's, f32 if the source does not say. `licence` is
+    "" if the source names none.
     """
 
     name: str
@@ -64,15 +64,16 @@ def load(
     Args:
       source: a folder of Hugging Face ("clip", "metaclip_2") or open_clip; the workdir
         of a run; a weight file, with `preset`; or a name on the Hugging Face hub.
-      preset: architecture of a weight file that comes without a config.
+      preset: architecture of a weight file, which has no config.
       trust_pickle: see `weights.open_weights`.
       step: which checkpoint of a run; None = the newest.
-      image_size: pixels; None = as trained. Another size interpolates the positions.
-      position_resize: how, see models/positions.py.
+      image_size: pixels; None = as trained. Another size resizes the position
+        embeddings.
+      position_resize: the convention, see models/positions.py.
 
     Raises:
       FileNotFoundError: there is no such model.
-      ValueError: it is none that this package knows; says what was wanted.
+      ValueError: the model is not supported, or its files are damaged.
     """
     loaded = _load(source, preset=preset, trust_pickle=trust_pickle, step=step)
     if loaded.licence:
@@ -85,7 +86,7 @@ def load(
 
 
 def resized(loaded: Loaded, image_size: int, convention: str) -> Loaded:
-    """The same model for images of `image_size` pixels; see models/positions.py."""
+    """Returns the model for another image size in pixels; see models/positions.py."""
     architecture = dataclasses.replace(loaded.architecture, image_size=image_size)
     image = loaded.params["image"]
     table = positions.resize(
@@ -102,7 +103,7 @@ def resized(loaded: Loaded, image_size: int, convention: str) -> Loaded:
 
 
 def default_preprocess(architecture: clip.Architecture) -> Preprocess:
-    """How a model of this family sees images unless its source says otherwise."""
+    """Returns the family's image preprocessing, if the source has none."""
     return Preprocess(architecture.image_size, squash=architecture.family == "siglip")
 
 
@@ -118,7 +119,9 @@ def _load(
     path = files.path(name)
     if not path.exists():
         if not files.is_local(name):
-            raise FileNotFoundError(f"there is no model {name}: nothing is there")
+            raise FileNotFoundError(
+                f"want a model at {name}, got an empty path; correct it"
+            )
         path = _from_hub(name)
     if path.is_file():
         return _load_file(path, preset, trust_pickle=trust_pickle)
@@ -134,7 +137,7 @@ def flat_params(params: clip.Params) -> dict[str, Any]:
 
 
 def read_params(source: table.Weights, architecture: clip.Architecture) -> clip.Params:
-    """Reads weights in Hugging Face's or open_clip's names as our parameters.
+    """Reads weights with Hugging Face's or open_clip's names as our parameters.
 
     Raises:
       ValueError: tensors are missing, left over or of another shape.
@@ -181,8 +184,8 @@ def _load_folder(path: epath.Path, name: str, *, trust_pickle: bool) -> Loaded:
         )
     else:
         raise ValueError(
-            f"{path} is no model: it has neither config.json (Hugging Face) nor "
-            "open_clip_config.json, nor the checkpoints of a run"
+            f"{path} must be a model, but has neither config.json (Hugging Face) nor "
+            "open_clip_config.json nor a run's checkpoints; check the path"
         )
     tokenizer = _tokenizer_of(path, architecture)
     source = weights.open_weights(path, trust_pickle=trust_pickle)
@@ -199,8 +202,8 @@ def _load_folder(path: epath.Path, name: str, *, trust_pickle: bool) -> Loaded:
 def _load_file(path: epath.Path, preset: str, *, trust_pickle: bool) -> Loaded:
     if not preset:
         raise ValueError(
-            f"{path} is a file of weights alone: say which model it is with preset=, "
-            f"one of {', '.join(sorted(presets.PRESETS))}"
+            f"{path} is a weight file without a config: give its architecture by "
+            f"preset=, one of {', '.join(sorted(presets.PRESETS))}"
         )
     architecture = presets.architecture(preset)
     tokenizer = _tokenizer_of(path.parent, architecture)
@@ -215,7 +218,7 @@ def _load_file(path: epath.Path, preset: str, *, trust_pickle: bool) -> Loaded:
 
 
 def _load_run(workdir: str, step: int | None) -> Loaded:
-    """A run's own checkpoint."""
+    """Loads a checkpoint of a run."""
     config = run_config.read(workdir)
     step = checkpoint.find_step(workdir, step)
     meta = checkpoint.read_meta(workdir, step)
@@ -233,17 +236,17 @@ def _load_run(workdir: str, step: int | None) -> Loaded:
     for leaf_path, leaf in flat_params(params).items():
         if not np.isfinite(leaf).all():
             raise ValueError(
-                f"{workdir}, step {step}: {leaf_path} holds NaN or inf; the run has"
-                " diverged, take an earlier step"
+                f"{workdir}, step {step}: {leaf_path} holds NaN or inf; the run"
+                " diverged, so give an earlier step"
             )
     return Loaded(
         name=workdir,
-        # How the run's devices computed is not what the model is.
+        # The execution options were for the run's devices.
         architecture=dataclasses.replace(architecture, attention="xla", remat="none"),
         params=params,
         tokenizer=tokenizer,
         preprocess=checkpoint.preprocess_of(meta),
-        licence=meta.get("licence", ""),  # of what was converted into a checkpoint
+        licence=meta.get("licence", ""),  # of weights converted to a checkpoint
     )
 
 
@@ -253,32 +256,32 @@ def _from_hub(name: str) -> epath.Path:
 
     if name.count("/") != 1:
         raise FileNotFoundError(
-            f"there is no folder {name}, and names on the Hugging Face hub look like "
-            "facebook/metaclip-b32-400m"
+            f"want a folder, or a name on the Hugging Face hub such as "
+            f"facebook/metaclip-b32-400m, got {name}; there is no such folder"
         )
     try:
         return epath.Path(snapshot_download(name, allow_patterns=list(_PATTERNS)))
     except (HFValidationError, OSError) as error:
         raise FileNotFoundError(
-            f"{name} is no folder here, and could not be had from the Hugging Face hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0][:200]}); fetch it "
-            "elsewhere and give the folder"
+            f"there is no folder {name}, and the Hugging Face hub did not give it "
+            f"({type(error).__name__}: {str(error).splitlines()[0][:200]}); download "
+            "it elsewhere and give the folder"
         ) from error
 
 
 def read_preprocess(folder: epath.Path, architecture: clip.Architecture) -> Preprocess:
-    """How the model of a Hugging Face folder sees images.
+    """Reads the image preprocessing of a Hugging Face folder.
 
-    As transformers, takes what processor_config.json nests (its version 5 writes it so)
-    before preprocessor_config.json.
+    Like transformers, it prefers the object "image_processor" of processor_config.json,
+    which transformers 5 writes, to preprocessor_config.json.
 
     Raises:
-      ValueError: a field asks for what is not done here; names it.
+      ValueError: a field has a value that we do not support; the message names it.
     """
     nested, alone = folder / "processor_config.json", folder / _PROCESSOR
-    held = _read_object(nested) if nested.exists() else {}
-    if held.get("image_processor") is not None:
-        found = fields.section(os.fspath(nested), held, "image_processor")
+    outer = _read_object(nested) if nested.exists() else {}
+    if outer.get("image_processor") is not None:
+        found = fields.section(os.fspath(nested), outer, "image_processor")
         file = f"{nested}, image_processor"
         return processor.read_huggingface(found, architecture, file=file)
     if alone.exists():
@@ -295,8 +298,9 @@ def _tokenizer_of(
             found = tokenizers.load(folder / file, family=architecture.family)
             if found.vocab_size > architecture.vocab_size:
                 raise ValueError(
-                    f"{folder / file} has {found.vocab_size} tokens, the model only "
-                    f"{architecture.vocab_size}; it is another model's"
+                    f"{folder / file} must have at most the model's "
+                    f"{architecture.vocab_size} tokens, got {found.vocab_size}; give "
+                    "this model's tokenizer"
                 )
             return found
     return None
@@ -307,17 +311,17 @@ def _with_marks(
     tokenizer: tokenizers.Tokenizer | None,
     folder: epath.Path,
 ) -> clip.Architecture:
-    """The architecture with the tokenizer's marks: configs often name others.
+    """Returns the architecture with the tokenizer's marks: configs often have others.
 
     Raises:
-      ValueError: the model would not find where a text ends.
+      ValueError: the end marks differ, so the model would pool at a wrong position.
     """
     if tokenizer is None:
         return architecture
     if architecture.text_pool == "eos" and tokenizer.eos_id != architecture.eos_id:
         raise ValueError(
             f"{folder}: wanted eos_token_id (eos_id) {tokenizer.eos_id} in the config,"
-            f" with which tokenizer.json ends a text, got {architecture.eos_id}"
+            f" the end mark of tokenizer.json, got {architecture.eos_id}; correct one"
         )
     return dataclasses.replace(
         architecture, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id
@@ -325,7 +329,7 @@ def _with_marks(
 
 
 def _licence(path: epath.Path, name: str) -> str:
-    """What the model card's head says, or what is known of MetaCLIP's weights."""
+    """Returns the licence in the model card's header, or MetaCLIP's for its weights."""
     card = path / "README.md"
     if card.exists():
         text = card.read_bytes().decode(errors="replace")

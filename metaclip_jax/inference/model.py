@@ -1,10 +1,10 @@
-"""A trained model for use: images and texts in, unit-norm NumPy embeddings out.
+"""A trained model for inference: images and texts in, unit-norm NumPy embeddings out.
 
     model = metaclip_jax.load(NAME_OR_PATH)
     model.embed_images(images); model.embed_texts(texts)
     model.classify(images, labels)
 
-How inputs become embeddings is in metaclip_jax/evaluation/encoder.py.
+metaclip_jax/evaluation/encoder.py preprocesses and encodes the inputs.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from metaclip_jax.evaluation.prompts import DEFAULT_TEMPLATES
 from metaclip_jax.inference import loading
 from metaclip_jax.training import sharding
 
-# A class: its name, or all its names.
+# A class: its name, or several names of the same class.
 Label = str | Sequence[str]
 
 
@@ -38,20 +38,20 @@ class Classification(NamedTuple):
     probabilities: np.ndarray
 
     def best(self) -> list[str]:
-        """The most probable label of each image."""
+        """Returns the most probable label of each image."""
         return [self.labels[k] for k in self.probabilities.argmax(axis=1)]
 
 
 class Model:
-    """Both towers on the devices, their tokenizer and their preprocessing.
+    """A model on the devices, with its tokenizer and preprocessing.
 
     Attributes:
-      name: where it was loaded from.
-      encoder: what embeds, with the tokenizer and the preparation of images.
-      architecture: its shape.
+      name: the path or hub name that it was loaded from.
+      encoder: embeds images and texts; it has the tokenizer and the preprocessing.
+      architecture: the model's hyperparameters.
       batch: rows encoded at a time, over all devices.
       probability: "softmax" over the labels (CLIP), or "sigmoid" of each (SigLIP).
-      licence: of the weights, "" where nobody said.
+      licence: of the weights, "" if unknown.
     """
 
     def __init__(
@@ -62,13 +62,16 @@ class Model:
         probability: str = "softmax",
         licence: str = "",
     ) -> None:
-        """Compiles nothing yet.
+        """Stores the attributes; nothing is compiled.
 
         Args:
           encoder: of images and texts, with the parameters.
           name: for messages and outputs.
           probability: "softmax" or "sigmoid".
           licence: of the weights.
+
+        Raises:
+          ValueError: `probability` is another word.
         """
         if probability not in ("softmax", "sigmoid"):
             raise ValueError(
@@ -80,17 +83,17 @@ class Model:
 
     @property
     def logit_scale(self) -> float:
-        """What cosines are multiplied by before the softmax or sigmoid."""
+        """The factor of cosines before the softmax or sigmoid."""
         return float(np.exp(np.float32(self.encoder.params["log_logit_scale"])))
 
     @property
     def logit_bias(self) -> float:
-        """What is added to scaled cosines before the sigmoid; 0 for a softmax."""
+        """The summand of scaled cosines before the sigmoid; 0 for a softmax."""
         return float(self.encoder.params.get("logit_bias", 0.0))
 
     @property
     def fingerprint(self) -> str:
-        """Hex hash of all that decides an embedding: parameters and preparation."""
+        """The hex hash of everything that affects an embedding."""
         return self.encoder.fingerprint
 
     def embed_images(self, images: Sequence[ImageLike] | np.ndarray) -> np.ndarray:
@@ -101,9 +104,9 @@ class Model:
             and of any size; or uint8[n, H, W, 3].
 
         Raises:
-          ValueError: one cannot be decoded, or is larger than decoding.MAX_PIXELS;
-            names it by its path or place.
-          FileNotFoundError: a path leads nowhere.
+          ValueError: an image cannot be decoded, or is larger than
+            decoding.MAX_PIXELS; the message has its path or index.
+          FileNotFoundError: a path does not exist.
         """
         if isinstance(images, bytes | str | os.PathLike | Image.Image) or (
             isinstance(images, np.ndarray) and images.ndim != 4
@@ -114,7 +117,7 @@ class Model:
             )
         size, total = self.architecture.image_size, len(images)
         if isinstance(images, np.ndarray) and images.shape[1:] == (size, size, 3):
-            if images.dtype == np.uint8:  # fitted already
+            if images.dtype == np.uint8:  # already of the model's size
                 return self.encoder.encode_pixels(images)
         return self.encoder.encode_images(
             lambda rows: [images[row] for row in rows],
@@ -123,7 +126,7 @@ class Model:
         )
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeds n texts, f32[n, E], unit norm; what does not fit is cut at the end."""
+        """Embeds n texts, f32[n, E], unit norm; long texts are truncated."""
         if isinstance(texts, str):
             raise ValueError(f"want a list of texts, got one; write [{texts[:40]!r}]")
         return self.encoder.encode_texts(texts)
@@ -132,12 +135,15 @@ class Model:
         """Embeds f32[B, H, W, 3] as f32[B, E], unit norm.
 
         H = W = architecture.image_size, RGB, normalised by the model's mean and
-        standard deviation. For uint8 pictures there is `embed_images`.
+        standard deviation. `embed_images` takes uint8 images.
+
+        Raises:
+          ValueError: the dtype or the shape is another.
         """
         if np.asarray(pixels).dtype.kind != "f":
             raise ValueError(
                 f"want normalised float pixels, got {np.asarray(pixels).dtype}; use"
-                " embed_images for pictures"
+                " embed_images for images"
             )
         pixels = np.asarray(pixels, np.float32)
         size = self.architecture.image_size
@@ -146,9 +152,12 @@ class Model:
         return self.encoder.encode_pixels(pixels)
 
     def embed_tokens(self, tokens: np.ndarray) -> np.ndarray:
-        """Embeds i32[B, T] as f32[B, E], unit norm; T at most the context length.
+        """Embeds i32[B, T] as f32[B, E], unit norm; T is at most the context length.
 
-        Rows hold the model's marks; shorter ones are padded with its pad id.
+        Rows must contain the model's marks; they are padded to the context length.
+
+        Raises:
+          ValueError: the dtype, the shape or an id is not the model's.
         """
         tokens = np.asarray(tokens)
         longest = self.architecture.context_length
@@ -159,13 +168,13 @@ class Model:
             )
         if tokens.shape[1] > longest:
             raise ValueError(
-                f"want at most {longest} tokens a row, got {tokens.shape[1]}; cut them,"
-                " and keep the end mark"
+                f"want at most {longest} tokens a row, got {tokens.shape[1]}; truncate"
+                " them before the end mark"
             )
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocabulary:
             raise ValueError(
                 f"want ids from 0 to {vocabulary - 1}, got {tokens.min()} to"
-                f" {tokens.max()}; is this the model's tokenizer?"
+                f" {tokens.max()}; use the model's tokenizer"
             )
         tokens = np.pad(
             tokens.astype(np.int32),
@@ -179,7 +188,7 @@ class Model:
     ) -> np.ndarray:
         """Embeds K classes, f32[K, E], unit norm; see `zero_shot.class_embeddings`.
 
-        They are made once, see `zero_shot.encode_classes`.
+        `zero_shot.encode_classes` caches the result.
         """
         task = prompts.make_task(labels, templates)
         return zero_shot.encode_classes(self.encoder, task)
@@ -191,16 +200,16 @@ class Model:
         *,
         templates: Sequence[str] = DEFAULT_TEMPLATES,
     ) -> Classification:
-        """Says how probable each label is for each image, without training on them.
+        """Classifies images zero-shot: the probability of each label for each image.
 
-        For CLIP the probabilities are a softmax over the labels: they sum to 1 and
-        mean "which of these". For SigLIP each is a sigmoid of its own: "is it this",
+        CLIP's probabilities are a softmax over the labels: they sum to 1 and answer
+        "which of these". SigLIP's are independent sigmoids: each answers "is it this",
         and all may be small.
 
         Args:
           images: see `embed_images`.
-          labels: K names, or lists of names that mean the same.
-          templates: texts with {} for the name; a class is the mean of all its prompts.
+          labels: K names, or lists of names of the same class.
+          templates: prompts with {} for the name; a class is the mean of its prompts.
         """
         classes = self.embed_classes(labels, templates=templates)
         cosines = self.embed_images(images) @ classes.T  # [N, K]
@@ -208,12 +217,12 @@ class Model:
         return Classification(names, self.probabilities(cosines))
 
     def probabilities(self, cosines: np.ndarray) -> np.ndarray:
-        """Turns cosines of images with K labels, f32[N, K], into probabilities."""
+        """Returns the probabilities f32[N, K] for cosines f32[N, K]."""
         logits = cosines.astype(np.float64) * self.logit_scale + self.logit_bias
         if self.probability == "sigmoid":
             return (0.5 * (1 + np.tanh(0.5 * logits))).astype(np.float32)
-        grown = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return (grown / grown.sum(axis=1, keepdims=True)).astype(np.float32)
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def load(
@@ -229,26 +238,27 @@ def load(
     image_size: int | None = None,
     position_resize: str = "open_clip",
 ) -> Model:
-    """Loads a model for use.
+    """Loads a model for inference.
 
     Args:
       name_or_path: a folder of Hugging Face or open_clip, a weight file, a name on the
         hub, or a run's workdir: see `loading.load`.
       dtype: of the towers' matrix products: float32, or bfloat16 (faster on
-        accelerators; embeddings agree to about two digits); "" = the one that a run
-        trained in, float32 for models of others.
+        accelerators; embeddings agree to about two digits); "" = that of a run's
+        training, float32 for other models.
       batch: most rows at a time; 0 = by the device, see `encoder.default_batch`.
       mesh: None = all devices.
       step: which checkpoint of a run; None = the newest.
-      class_cache: folder that keeps class embeddings; "" = only in memory.
+      class_cache: folder for class embeddings; "" = only in memory.
       preset: architecture of a weight file.
-      trust_pickle: read torch files that may run code of their maker.
-      image_size: pixels; None = as trained. Another size interpolates the positions.
-      position_resize: how, "open_clip" or "metaclip": see models/positions.py.
+      trust_pickle: whether torch files may run their author's code.
+      image_size: pixels; None = as trained. Another size resizes the position
+        embeddings.
+      position_resize: "open_clip" or "metaclip": see models/positions.py.
 
     Raises:
-      FileNotFoundError: there is no model of this name.
-      ValueError: it is none that this package knows, or has no tokenizer.
+      FileNotFoundError: there is no such model.
+      ValueError: the model is not supported, or has no tokenizer.
     """
     loaded = loading.load(
         name_or_path,
@@ -260,8 +270,8 @@ def load(
     )
     if loaded.tokenizer is None:
         raise ValueError(
-            f"{loaded.name} has no tokenizer.json; put the one of its model into the "
-            "folder"
+            f"{loaded.name} needs a tokenizer.json, got none; copy the model's "
+            "tokenizer.json into its folder"
         )
     if mesh is None:
         mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)

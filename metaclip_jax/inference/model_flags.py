@@ -1,4 +1,4 @@
-"""The flags that commands with a trained model share."""
+"""The flags of commands that use a trained model."""
 
 from typing import Any
 
@@ -9,18 +9,18 @@ from metaclip_jax.training import runtime
 
 
 def define(*, required: bool = True) -> None:
-    """Defines --model and how it is computed; call it where a command is run."""
+    """Defines --model and the flags of its computation."""
     flags.DEFINE_string(
         "model",
         None,
-        "What metaclip_jax.load takes: a folder, a hub name, or a run's workdir.",
+        "A folder, a hub name, or a run's workdir, as metaclip_jax.load takes it.",
         required=required,
     )
     flags.DEFINE_enum(
         "dtype",
         None,
         ["float32", "bfloat16"],
-        "Of the matrix products; default: a run's own, float32 for models of others.",
+        "Of matrix products; default: that of a run's training, else float32.",
     )
     flags.DEFINE_integer(
         "batch", 0, "Most rows at a time; 0 = by the device.", lower_bound=0
@@ -28,16 +28,14 @@ def define(*, required: bool = True) -> None:
     flags.DEFINE_integer(
         "cpu_devices", 0, "Virtual CPU devices; 0 = real devices.", 0, 1_024
     )
-    flags.DEFINE_string(
-        "class_cache", "", "Folder that keeps class embeddings; empty = none."
-    )
+    flags.DEFINE_string("class_cache", "", "Folder for class embeddings; empty = none.")
     flags.DEFINE_string(
         "compilation_cache", "", "Folder for compiled programs; empty = none."
     )
 
 
 def load(values: Any, name: str = "", step: int | None = None) -> inference.Model:
-    """Starts JAX and loads --model (or `name`) as the parsed flags say.
+    """Starts JAX and loads --model (or `name`) with the options of the flags.
 
     `step` is the checkpoint of a run; None = the newest.
     """

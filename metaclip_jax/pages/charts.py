@@ -1,13 +1,11 @@
 """Charts as Vega-Lite specifications: arrays in, a dict out.
 
-Altair is the library because it alone has hover and zoom at a reasonable size: the
-quick start's entry counts took 0.93 MB as a page (0.90 MB of it the script that all
-charts of a page share), 4.83 MB with Plotly, and 0.03 MB as Matplotlib's SVG, which
-has neither.
+We use Altair because it has hover and zoom at an acceptable size. A page with the quick
+start's entry counts takes 0.93 MB with Altair (0.90 MB of it a script that all charts
+share), 4.83 MB with Plotly, and 0.03 MB as Matplotlib's SVG, which has neither.
 
-Colours are CSS variables, so that the page decides on light and dark. The pointer
-shows the values nearest to it; Ctrl and the wheel zoom, dragging moves, a double click
-resets.
+Colours are CSS variables, so that the page chooses light or dark. Hovering shows the
+nearest values, Ctrl and the wheel zoom, dragging pans, a double click resets.
 """
 
 import json
@@ -19,13 +17,13 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-FONT = (  # spelled out, as Vega measures texts in a canvas, which knows no variables
+FONT = (  # not a CSS variable: Vega measures texts on a canvas, which has none
     '-apple-system, "Segoe UI", Roboto, "Noto Sans", "Helvetica Neue", Arial, '
     "system-ui, sans-serif"
 )
-# d3's formats of numbers on axes and under the pointer.
+# d3's number formats, for axes and tooltips.
 COUNT, SHORT, SHARE, SMALL = ",d", "~s", ".3~p", ".3~g"
-_HEIGHT = 340  # px with axes and legend; the width is that of the box around
+_HEIGHT = 340  # px with axes and legend; the width is the container's
 _ZOOM = "wheel![event.ctrlKey || event.metaKey]"
 _IS_DECADE = "abs(log(datum.value) / LN10 - round(log(datum.value) / LN10)) < 1e-6"
 _CONFIG = {
@@ -66,9 +64,9 @@ _CONFIG = {
 
 @dataclass(frozen=True)
 class Series:
-    """One line over the x of its chart; `y` f64[n], what is not finite is a gap.
+    """One line of a chart; `y` is f64[n], with gaps at values that are not finite.
 
-    `colour` is one of the page's: ink, accent, second, muted.
+    `colour` is a variable of the page: ink, accent, second, muted.
     """
 
     name: str
@@ -89,7 +87,7 @@ class Rule:
 class Axis:
     """An axis: its label, whether it is logarithmic, d3's format of its values.
 
-    `low` and `high` widen the range beyond the data where they are given.
+    `low` and `high`, if given, widen the range beyond the data.
     """
 
     label: str
@@ -101,14 +99,14 @@ class Axis:
 
 @dataclass(frozen=True)
 class Notes:
-    """A word for each x that the pointer shows too, under a title of its own."""
+    """A word for each x, which the tooltip shows with its own title."""
 
     title: str
     words: Sequence[str]
 
 
 def log_ranks(count: int, *, points: int = 160) -> np.ndarray:
-    """Ranks 1..count, about evenly spaced on a log axis: i64[<= points]."""
+    """Returns ranks 1..count, i64[<= points], about evenly spaced on a log axis."""
     if count < 1:
         return np.zeros(0, np.int64)
     return np.unique(np.round(np.geomspace(1, count, points)).astype(np.int64))
@@ -124,21 +122,21 @@ def line_chart(
     rules: Sequence[Rule] = (),
     notes: Notes | None = None,
 ) -> dict[str, Any]:
-    """Lines over one x f64[n]; `describe` is what a screen reader says.
+    """Returns a chart of lines over x f64[n]; `describe` is for screen readers.
 
-    A value that an axis cannot show (not finite, or zero on a log axis) is a gap.
+    Values that an axis cannot show (not finite, or zero on a log axis) are gaps.
     """
     rows = _rows(x, series, notes, log_x=x_axis.log, log_y=y_axis.log)
     heights = [row[f"y{i}"] for row in rows for i in range(len(series))]
     y_rules = [rule.value for rule in rules if rule.axis == "y"]
     at_x = alt.X("x:Q", **_axis(x_axis, [row["x"] for row in rows], air=False))
-    # The label of y stands above the plot, where it has room.
+    # The label of y is above the plot, where there is room.
     y_options = _axis(y_axis, [*heights, *y_rules], air=True) | {"title": None}
     colours = alt.Scale(
         domain=[line.name for line in series],
         range=[f"var(--{line.colour})" for line in series],
     )
-    # One line has its name in the axis; several have a legend above the plot.
+    # The axis label names a single line; several have a legend above the plot.
     legend = alt.Legend(title=None, orient="top", symbolType="stroke", offset=12)
     layers = [
         alt.Chart()
@@ -153,7 +151,7 @@ def line_chart(
         .transform_calculate(line=json.dumps(line.name))
         for i, line in enumerate(series)
     ]
-    layers += [part for rule in rules for part in _rule(rule)]
+    layers += [layer for rule in rules for layer in _rule(rule)]
     layers += _readout(series, at_x, x_axis, y_axis, notes)
     zoom = alt.selection_interval(name="zoom", bind="scales", zoom=_ZOOM)
     layers[0] = layers[0].add_params(zoom)
@@ -164,7 +162,7 @@ def line_chart(
 def histogram(
     counts: np.ndarray, edges: np.ndarray, *, label: str, describe: str
 ) -> dict[str, Any]:
-    """Bars of counts i64[n] between edges f64[n + 1]."""
+    """Returns a chart of bars, counts i64[n] between edges f64[n + 1]."""
     rows = [
         {"low": float(low), "high": float(high), "count": int(count)}
         for count, low, high in zip(counts, edges, edges[1:], strict=False)
@@ -203,7 +201,7 @@ def _rows(
     log_x: bool,
     log_y: bool,
 ) -> list[dict[str, Any]]:
-    """A row for each x that the axis can show; None where there is a gap."""
+    """Returns a row for each x that the axis can show; y is None in a gap."""
     rows = []
     for index, place in enumerate(np.asarray(x, np.float64).tolist()):
         if not math.isfinite(place) or (log_x and place <= 0):
@@ -220,7 +218,7 @@ def _rows(
 
 
 def _axis(axis: Axis, values: Sequence[float | None], *, air: bool) -> dict[str, Any]:
-    """Scale and axis of an encoding; the range is never empty.
+    """Returns the scale and axis of an encoding; the range is never empty.
 
     `air` leaves room above the highest value, unless `axis.high` is given.
     """
@@ -231,7 +229,7 @@ def _axis(axis: Axis, values: Sequence[float | None], *, air: bool) -> dict[str,
         low, high = (low, high * 2) if axis.log else (low - 0.5, high + 0.5)
     elif air and axis.high is None:  # for the label of a rule
         high = high * 1.4 if axis.log else high + 0.06 * (high - low)
-    # A log axis has many ticks, of which the powers of ten stand out.
+    # A log axis has many ticks; emphasise the powers of ten.
     grid = alt.condition(_IS_DECADE, alt.value(1), alt.value(0.35)) if axis.log else 1
     nice = air and axis.high is None and not axis.log
     return {
@@ -244,7 +242,7 @@ def _axis(axis: Axis, values: Sequence[float | None], *, air: bool) -> dict[str,
 
 
 def _rule(rule: Rule) -> list[alt.Chart]:
-    """The dashed line, and its label at the line's end."""
+    """Returns the dashed line, and its label at the line's end."""
     place = {rule.axis: alt.datum(rule.value)}
     base = alt.Chart(alt.Data(values=[{}]))
     line = base.mark_rule(
@@ -270,7 +268,7 @@ def _readout(
     y_axis: Axis,
     notes: Notes | None,
 ) -> list[alt.Chart]:
-    """A line at the point nearest to the pointer, with a dot and a value per series."""
+    """Returns a line at the x nearest to the pointer, with a dot per series."""
     hover = alt.selection_point(
         name="hover",
         encodings=["x"],
@@ -285,7 +283,7 @@ def _readout(
         for i, line in enumerate(series)
     ]
     if notes:
-        # Vega-Lite 6 shows `undefined` for a text here unless a function formats it.
+        # Without a format function, Vega-Lite 6 shows this text as `undefined`.
         tooltip.append(
             alt.Tooltip("note:N", title=notes.title, formatType="trim", format="")
         )
@@ -313,7 +311,7 @@ def _readout(
 
 
 def _exact(axis: Axis) -> str:
-    """The format of a value under the pointer: 2,172 where the axis says 2k."""
+    """Returns the tooltip's format of a value: 2,172 where the axis has 2k."""
     return ",.6~r" if axis.format == SHORT else axis.format
 
 
@@ -327,5 +325,5 @@ def _finished(
         autosize=alt.AutoSizeParams(type="fit", contains="padding"),
         description=describe,
     ).to_dict()
-    del spec["$schema"]  # an address; the page has none
+    del spec["$schema"]  # a URL; pages must have none
     return spec | {"config": _CONFIG}

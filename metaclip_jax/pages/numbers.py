@@ -1,15 +1,15 @@
-"""How the report writes numbers: counts, shares and factors."""
+"""Number formats of pages: counts, shares and factors."""
 
 import math
 
 
 def count(value: float) -> str:
-    """A whole number with thousands separators."""
+    """Formats a whole number with thousands separators."""
     return f"{round(value):,}"
 
 
 def percent(share: float) -> str:
-    """A share as a percentage with three significant digits at most: 0.284 -> 28.4%."""
+    """Formats a share as a percentage, at most three digits: 0.284 -> 28.4%."""
     value = 100 * share
     if value == 0 or value >= 99.95:
         return f"{value:.0f}%"
@@ -18,17 +18,17 @@ def percent(share: float) -> str:
 
 
 def axis_percent(share: float) -> str:
-    """A share on an axis or in a readout: 0.5 -> 50%."""
+    """Formats a share for an axis or a tooltip: 0.5 -> 50%."""
     return f"{100 * share:.3g}%"
 
 
 def ratio(part: float, whole: float) -> str:
-    """`part / whole` as a percentage, or a dash where there is no whole."""
+    """Formats part / whole as a percentage; a dash if `whole` is 0."""
     return percent(part / whole) if whole else "\u2013"
 
 
 def times(value: float, chance: float) -> str:
-    """`value / chance` such as 114x, a digit after the point below ten; or a dash."""
+    """Formats value / chance: 114x, or 9.1x below ten; a dash if `chance` is 0."""
     if not chance:
         return "\u2013"
     value = value / chance
@@ -36,12 +36,12 @@ def times(value: float, chance: float) -> str:
 
 
 def short(value: float) -> str:
-    """A number for an axis or a readout: 20000 -> 20k, 0.0004 -> 4e-4."""
+    """Formats a number for an axis or a tooltip: 20000 -> 20k, 0.0004 -> 4e-4."""
     size = abs(value)
     if size == 0:
         return "0"
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        # 999,950 would round to 1000k otherwise.
+        # Otherwise 999,950 would round to 1000k.
         if size >= unit * 0.99995:
             return f"{value / unit:.3g}{name}"
     if size >= 0.01:

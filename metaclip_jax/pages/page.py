@@ -1,8 +1,8 @@
-"""The frame of every HTML page: it loads nothing and runs only the script it brings.
+"""Renders HTML pages that load nothing and run only their own scripts.
 
-Pages are Jinja2 templates of the package that shows them, over `base.html` here. All
-that a template inserts is escaped. What strangers wrote goes through the filter
-`stranger`, which also bounds it and keeps its direction from leaking into the page.
+A page is a Jinja2 template of the package that shows it, and extends `base.html`. All
+inserted values are escaped. Texts from strangers need the filter `stranger`, which also
+shortens them and isolates their writing direction.
 """
 
 import base64
@@ -19,16 +19,16 @@ from markupsafe import Markup
 
 from metaclip_jax.pages import charts, numbers
 
-# Nothing may be fetched or run, whatever a text in a page tries.
+# The browser must not fetch or run anything, even if escaping failed.
 _POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'"
 )
-# Characters that steer the layout of what follows them; <bdi> does that job here.
+# Characters that change the direction of the text after them; pages use <bdi> instead.
 _BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e") | {
     chr(code) for code in range(0x2066, 0x206A)
 }
-# Honest scripts need three marks on a letter; a hundred would cover other lines.
+# Real scripts need at most three marks on a letter; a hundred would cover other lines.
 _MAX_MARKS = 3
 
 
@@ -41,10 +41,10 @@ def render(
     values: Mapping[str, Any],
     filters: Mapping[str, Callable[..., Any]] | None = None,
 ) -> bytes:
-    """Returns a page in UTF-8: a template of `package`/templates over the frame.
+    """Renders a template of `package`/templates to a page in UTF-8.
 
-    The script that draws charts (0.9 MB) comes with the page if it `has_charts`. Then
-    the page's policy names that script by its hash, and no other runs.
+    A page that `has_charts` contains the chart scripts (0.9 MB). Its content security
+    policy allows only these, by their hashes.
     """
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader(
@@ -78,10 +78,10 @@ def render(
 
 @functools.cache
 def _scripts() -> list[str]:
-    """Vega with its embedding, and the lines that start it on each chart."""
+    """Returns the scripts of charts: vega-embed's bundle, and charts.js."""
     loader = jinja2.PackageLoader(__package__)
     start, _, _ = loader.get_source(jinja2.Environment(), "charts.js")
-    bundle: Any = vl_convert.javascript_bundle  # its stub wants a needless argument
+    bundle: Any = vl_convert.javascript_bundle  # its type stub is wrong
     return [bundle(), start]
 
 
@@ -90,14 +90,14 @@ def _digest(script: str) -> str:
 
 
 def clean(text: str, limit: int = 160) -> str:
-    """Returns strangers' text as one printable line of at most `limit` characters.
+    """Returns a stranger's text as one printable line of at most `limit` characters.
 
-    Control and direction characters go, lone surrogates become U+FFFD, runs of
-    combining marks and of spaces are shortened. It is not escaped yet.
+    Control and direction characters are removed, lone surrogates become U+FFFD, and
+    runs of combining marks and of spaces are shortened. The result is not escaped.
     """
     kept: list[str] = []
     marks = 0
-    # Bounded before the loop too: a text may be megabytes long.
+    # Limit the loop too: a text may be megabytes long.
     for character in text[: 8 * limit]:
         category = unicodedata.category(character)
         marks = marks + 1 if category in ("Mn", "Me") else 0
@@ -113,5 +113,5 @@ def clean(text: str, limit: int = 160) -> str:
 
 
 def stranger(text: str, limit: int = 160) -> Markup:
-    """Text from outside, isolated in a <bdi> of its own direction."""
+    """Returns a stranger's text, cleaned, escaped and in a <bdi>."""
     return Markup('<bdi dir="auto">{}</bdi>').format(clean(text, limit))

@@ -2,8 +2,8 @@
 
     python -m metaclip_jax.runs DIR... [--output=runs.html]
 
-A DIR is a run's workdir or a folder of them, local or gs://. It prints a table; the
-HTML file has the curves, too.
+A DIR is a run's workdir or a folder of workdirs, local or gs://. The command prints a
+table; the HTML file also has the curves.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from metaclip_jax.runs.load import Run
 
 
 def table(runs: Sequence[Run]) -> str:
-    """The runs by number, then what is known of each and where configs differ."""
+    """Formats the runs by number, their metrics, and the config keys that differ."""
     lines = [f"[{n}] {run.workdir}" for n, run in enumerate(runs, 1)]
     steps = [f"{run.step:,}/{run.config['total_steps']:,}" for run in runs]
     state = ["finished" if run.finished else "not finished" for run in runs]
@@ -34,9 +34,9 @@ def table(runs: Sequence[Run]) -> str:
     rows += [(f"config.{key}", values) for key, values in differ.items()]
     cells = [["", *(f"[{n}]" for n in range(1, len(runs) + 1))]]
     cells += [[name, *map(_short, values)] for name, values in rows]
-    wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines += [
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, wide, strict=True))
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
         for row in cells
     ]
     return "\n".join(line.rstrip() for line in lines)
@@ -50,7 +50,9 @@ def _short(value: Any) -> str:
 def main(argv: Sequence[str]) -> None:
     """Compares runs from the command line."""
     if len(argv) < 2:
-        raise app.UsageError("want folders of runs: python -m metaclip_jax.runs DIR...")
+        raise app.UsageError(
+            "want folders of runs, got none; python -m metaclip_jax.runs DIR..."
+        )
     runs = [load.read(workdir) for workdir in load.find(argv[1:])]
     print(table(runs))
     if flags.FLAGS.output:

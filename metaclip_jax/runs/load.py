@@ -1,4 +1,4 @@
-"""What is known of training runs: their configs, metrics and evaluations."""
+"""Reads training runs: their configs, metrics and evaluations."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from metaclip_jax import files, metric_rows
 from metaclip_jax.cli import ranges
 from metaclip_jax.training import run_config
 
-# Of a finished run's rows these are shown; the first that a run has of its speeds.
+# The metrics in the table.
 _SHOWN = ("loss", "image_accuracy", "text_accuracy", "examples_per_second")
 
 
@@ -17,12 +17,12 @@ class Run(NamedTuple):
     """A run.
 
     Attributes:
-      workdir: where it is, local or gs://.
-      config: value by key, such as "optimizer.peak_lr".
+      workdir: its folder, local or gs://.
+      config: values by dotted key, such as "optimizer.peak_lr".
       rows: of its metrics, by step.
-      scores: of its newest evaluation, by name, such as "zero_shot/accuracy": value and
-        interval's ends, or value alone.
-      scored_step: of that evaluation; None where there is none.
+      scores: of its newest evaluation by name, such as "zero_shot/accuracy": the value,
+        and the ends of its interval if it has one.
+      scored_step: the step of that evaluation; None = not evaluated.
       finished: whether all its steps are done.
     """
 
@@ -35,31 +35,31 @@ class Run(NamedTuple):
 
     @property
     def step(self) -> int:
-        """The last step that has metrics; 0 before the first."""
+        """The last step with metrics; 0 if there are none."""
         return int(self.rows[-1]["step"]) if self.rows else 0
 
     def last(self, key: str) -> float | None:
-        """The newest value of a metric, None where there is none."""
+        """Returns the newest value of a metric, None if there is none."""
         values = [row[key] for row in self.rows if key in row]
         return float(values[-1]) if values else None
 
 
 def find(folders: Sequence[str]) -> list[str]:
-    """The workdirs among these folders and in them, each once.
+    """Returns the workdirs among these folders and directly in them, without repeats.
 
     Raises:
-      FileNotFoundError: a folder is missing, or holds no run.
+      FileNotFoundError: a folder is missing, or has no run.
     """
     found: list[str] = []
     for folder in folders:
         root = files.path(folder)
         if not root.is_dir():
-            raise FileNotFoundError(f"there is no folder {folder}")
+            raise FileNotFoundError(f"there is no folder {folder}; correct the path")
         inside = [root] if _is_run(root) else sorted(filter(_is_run, root.iterdir()))
         if not inside:
             raise FileNotFoundError(
-                f"{folder} holds no run: want a config.json in it, or in its folders,"
-                " as metaclip_jax.train writes it"
+                f"{folder} holds no run: want a workdir of metaclip_jax.train, with its"
+                " config.json, or a folder of them"
             )
         found += [str(path) for path in inside]
     return list(dict.fromkeys(found))
@@ -72,10 +72,10 @@ def _is_run(path: Any) -> bool:
 
 
 def read(workdir: str) -> Run:
-    """Reads a run; it may be in training.
+    """Reads a run, which may still be training.
 
     Raises:
-      ValueError: a file is damaged; names it.
+      ValueError: a file is damaged; the message names it.
     """
     root = files.path(workdir)
     scores, step = _scores(root / "evaluation")
@@ -90,7 +90,7 @@ def read(workdir: str) -> Run:
 
 
 def _scores(folder: Any) -> tuple[dict[str, dict[str, float]], int | None]:
-    """The newest evaluation's numbers by name, and its step."""
+    """Returns the newest evaluation's scores by name, and its step."""
     steps = (
         [int(p.stem) for p in folder.glob("*.json") if p.stem.isdigit()]
         if folder.exists()
@@ -111,8 +111,8 @@ def _scores(folder: Any) -> tuple[dict[str, dict[str, float]], int | None]:
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """The config keys in which runs differ: the value of each run."""
-    # Keys that are newer than a run have their default in it.
+    """Returns each run's values of the config keys in which the runs differ."""
+    # `run_config.read` adds the default of keys that are newer than a run.
     found = {key: [run.config[key] for run in runs] for key in runs[0].config}
     return {
         key: values
@@ -122,7 +122,7 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def metrics(runs: Sequence[Run]) -> dict[str, list[float | None]]:
-    """The newest metrics and scores by name: the value of each run."""
+    """Returns each run's newest metrics and scores by name."""
     found = {key: [run.last(key) for run in runs] for key in _SHOWN}
     names = dict.fromkeys(name for run in runs for name in run.scores)
     for name in names:
@@ -133,14 +133,14 @@ def metrics(runs: Sequence[Run]) -> dict[str, list[float | None]]:
 
 
 def curve(run: Run, key: str, *, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values f64[n] of a metric, averaged to at most `points`."""
+    """Returns steps and values f64[n] of a metric, averaged to at most `points`."""
     rows = [row for row in run.rows if key in row and np.isfinite(row[key])]
     steps = np.array([row["step"] for row in rows], np.float64)
     values = np.array([row[key] for row in rows], np.float64)
     if len(steps) <= points:
         return steps, values
-    parts = np.array_split(np.arange(len(steps)), points)
+    bins = np.array_split(np.arange(len(steps)), points)
     return (
-        np.array([steps[part[-1]] for part in parts]),
-        np.array([values[part].mean() for part in parts]),
+        np.array([steps[rows[-1]] for rows in bins]),
+        np.array([values[rows].mean() for rows in bins]),
     )

@@ -1,4 +1,4 @@
-"""Runs beside each other as one HTML page that needs nothing else."""
+"""Renders a comparison of runs as one self-contained HTML page."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ _POINTS = 300  # of a curve
 
 
 def render(runs: Sequence[Run]) -> bytes:
-    """The page in UTF-8: metrics, curves, and the config keys in which runs differ."""
+    """Returns the page in UTF-8: metrics, curves and differing config keys."""
     scores = dict.fromkeys(
         key
         for run in runs
@@ -39,7 +39,7 @@ def render(runs: Sequence[Run]) -> bytes:
 
 
 def _plot(runs: Sequence[Run], key: str) -> dict[str, Any] | None:
-    """A metric over the steps, a line a run; None where no run has it."""
+    """Returns a chart of a metric with a line per run; None if no run has it."""
     curves = [load.curve(run, key) for run in runs]
     steps = np.unique(np.concatenate([x for x, _ in curves]))
     if not len(steps):
@@ -48,7 +48,7 @@ def _plot(runs: Sequence[Run], key: str) -> dict[str, Any] | None:
         steps = steps[np.linspace(0, len(steps) - 1, _POINTS).round().astype(int)]
     series = []
     for n, (x, y) in enumerate(curves, 1):
-        # Runs may log at other steps; beyond its own a line has a gap.
+        # Runs may log at different steps; a line has a gap beyond its own steps.
         shown = np.full(len(steps), np.nan)
         if len(x):
             shown = np.interp(steps, x, y, left=np.nan, right=np.nan)

@@ -133,7 +133,7 @@ def test_all_that_is_wrong_is_said_at_once():
     with pytest.raises(ValueError) as error:
         keys.check(config)
     assert str(error.value).splitlines() == [
-        "2 faults of the config:",
+        "2 errors in the config:",
         "  config.image_size: wanted an integer from 1 to 65535, got 0; the default is"
         " 224",
         "  config.optimizer.beta1: wanted a number from 0 to 0.999999, got 1.0; the"
@@ -154,8 +154,8 @@ def test_keys_that_a_recipe_made_up_or_left_out_are_refused():
         del config.optimizer.peak_lr
     with pytest.raises(ValueError) as error:
         keys.check(config)
-    assert "there is no key config.optimizer.learning_rate; did you" in str(error.value)
-    assert "config.optimizer.peak_lr: the key is missing" in str(error.value)
+    assert "got config.optimizer.learning_rate; did you" in str(error.value)
+    assert "wanted the key config.optimizer.peak_lr, got none" in str(error.value)
 
 
 @pytest.mark.parametrize(

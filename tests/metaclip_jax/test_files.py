@@ -94,7 +94,7 @@ def test_a_folder_of_another_run_is_refused_saying_what_differs(
 
 def test_a_foreign_manifest_is_refused(tmp_path):
     (tmp_path / files.MANIFEST).write_text(json.dumps(["not", "ours"]))
-    with pytest.raises(ValueError, match="no manifest of ours"):
+    with pytest.raises(ValueError, match="should be a manifest of ours"):
         files.finished(tmp_path, {})
 
 

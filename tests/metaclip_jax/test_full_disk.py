@@ -132,8 +132,8 @@ def test_every_writer_names_the_file_the_folder_and_the_cure(met, writer):
     assert kind == "DiskFullError"
     shape = (
         r"want room for (\S+), got 'File too large' with [\d,.]+ MB free in (\S+); "
-        "make room there and run the same command again, which goes on after the last "
-        "whole file"
+        "free some space and run the same command again, which continues after the "
+        "last whole file"
     )
     (file, where) = re.fullmatch(shape, message).groups()
     assert file.startswith(f"{place}/big")

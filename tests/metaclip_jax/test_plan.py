@@ -83,7 +83,7 @@ def test_vit_l14_fits_v5p_at_the_papers_batch(l14):
     assert limit == 95.74
     assert l14["global batch"].startswith("32,768 pairs, 256 a device")
     # 16.6 PFLOP on 128 chips of 459 TFLOP/s.
-    assert l14["compute floor"].startswith("0.282 s a step")
+    assert l14["compute floor"].startswith("0.282 s per step")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_plan_tells_memory_flops_and_the_floor(plan_of, request):
     assert used <= arguments + temporaries + 0.02 or used == peak
     percent = int(lines["device memory"].rsplit("(")[-1].removesuffix("%)"))
     assert percent == pytest.approx(100 * used / limit, abs=0.51)  # both are rounded
-    assert lines["model FLOPs"].split()[1:4] == ["T", "a", "step,"]
+    assert lines["model FLOPs"].split()[1:4] == ["T", "per", "step,"]
 
 
 def memory(lines):
@@ -117,7 +117,7 @@ def test_what_does_not_fit_says_by_how_much():
     assert done.returncode == 1
     told = read(done.stdout)["device memory"]
     assert told.startswith("DOES NOT FIT: ")
-    wanted, there, too_much = (float(told.split()[n]) for n in (3, 6, 10))
+    wanted, there, too_much = (float(told.split()[n]) for n in (3, 6, 9))
     assert there == 15.75
     assert too_much == pytest.approx(wanted - there, abs=0.011)
     # 151 million parameters and two moments of each, in f32, and 8,192 pairs.

@@ -1,4 +1,4 @@
-// The interpreter of expressions (ast) keeps the page free of eval.
+// The option `ast` interprets expressions without eval, which the policy forbids.
 for (const box of document.querySelectorAll(".chart")) {
   const spec = JSON.parse(box.querySelector("script").textContent);
   vegaEmbed(box.querySelector("div"), spec, {

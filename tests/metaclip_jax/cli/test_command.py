@@ -199,7 +199,7 @@ def test_a_wrong_value_is_one_line_and_a_traceback_only_on_request():
 def test_words_that_are_no_flags_are_refused():
     done = run("data_prep.explain", "counts", "--counts=c", "--metadata=m")
     assert done.returncode == 1
-    assert done.stderr == "Error: wanted flags alone, got 'counts'; --help shows them\n"
+    assert done.stderr == "Error: wanted only flags, got 'counts'; --help lists them\n"
 
 
 def test_only_what_our_own_code_raises_is_meant_for_users():

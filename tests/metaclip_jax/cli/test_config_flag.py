@@ -132,9 +132,9 @@ def test_an_unexpected_error_in_a_recipe_keeps_its_traceback(
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"optimizer.peek_lr": 1.0}, "no key config.optimizer.peek_lr; did you mean"),
+        ({"optimizer.peek_lr": 1.0}, "got config.optimizer.peek_lr; did you mean"),
         ({"total_steps": "many"}, "config.total_steps: .*int"),
-        ({"qqqqqqqq": 1}, "no key config.qqqqqqqq; docs/config.md lists them"),
+        ({"qqqqqqqq": 1}, "got config.qqqqqqqq; docs/config.md lists them"),
     ],
 )
 def test_a_wrong_key_or_type_in_a_variant_is_named(values, said):

@@ -240,7 +240,7 @@ def test_what_cannot_be_used_is_named(model, tmp_path):
         model.embed_texts("a cat")
     with pytest.raises(ValueError, match="at most 12 tokens a row, got 13"):
         model.embed_tokens(np.zeros((1, 13), np.int32))
-    with pytest.raises(ValueError, match="is this the model's tokenizer"):
+    with pytest.raises(ValueError, match="use the model's tokenizer"):
         model.embed_tokens(np.full((1, 5), 10**6))
     with pytest.raises(ValueError, match="normalised float pixels, got uint8"):
         model.embed_pixels(np.zeros((1, 16, 16, 3), np.uint8))
