@@ -146,7 +146,7 @@ def _write(
             writer.write(records.encode(record))
             count += 1
             texts += len(record.texts)
-            rows.append(_entries_row(record))
+            rows.append(entries_row(record))
             if len(rows) == _ROWS_PER_BATCH:
                 sidecar_writer.write(_entries_batch(rows))
                 rows = []
@@ -155,7 +155,8 @@ def _write(
     return count, texts
 
 
-def _entries_row(record: records.Record) -> dict[str, Any]:
+def entries_row(record: records.Record) -> dict[str, Any]:
+    """Returns a record's row of the sidecar (records.ENTRIES)."""
     offsets = record.entry_offsets.tolist()
     ids = record.entry_ids.tolist()
     return {

@@ -1,0 +1,208 @@
+"""Checks a dataset at any time, and names what is wrong.
+
+    python -m data_prep.verify DATASET
+
+The files of the manifest are there with their sizes and checksums; each record can be
+read, its image decodes to its size and has its checksum; records and sidecars agree, no
+image is there twice; all counts agree with the manifest, dataset_info.json, the data
+card and counts.parquet. Ends with status 1 if anything is wrong.
+"""
+
+import array
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from absl import app
+from tqdm import tqdm
+
+from data_prep.sinks import array_record as sink
+from metaclip_jax import files
+from metaclip_jax.cli import command
+from metaclip_jax.data import decoding, records
+from metaclip_jax.data.image_tags import UndecodableImage
+
+_SHOWN = 20  # faults of one file that are named
+_BATCH = 256  # records read at a time
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints each fault, and how much was checked."""
+    if len(argv) != 2:
+        raise app.UsageError(f"wanted one dataset folder, got {list(argv[1:])}")
+    count = 0
+    for fault in faults(argv[1]):
+        count += 1
+        print(fault)
+    if count:
+        raise ValueError(
+            f"{argv[1]} has {count} fault{'s'[: count > 1]}; restore the files from a "
+            "copy, or make them again"
+        )
+    print(f"{argv[1]} is as it was written")
+
+
+def faults(folder: str) -> Iterator[str]:
+    """Yields what is wrong with a dataset, a line each.
+
+    Raises:
+      FileNotFoundError: the folder is no finished dataset.
+      ValueError: its manifest, dataset_info.json or data card cannot be read.
+    """
+    dataset = records.open_dataset(folder, verify=False)
+    shards = records.read_shards(folder)
+    lengths = [shard["count"] for shard in shards]
+    if list(dataset.shard_lengths) != lengths:
+        yield (
+            f"{records.DATASET_INFO}: wanted {lengths} records in the files, got "
+            f"{list(dataset.shard_lengths)}"
+        )
+    seen = _Seen()
+    for index, shard in enumerate(tqdm(shards, desc="verify", unit="file")):
+        found = _shard_faults(dataset, index, shard, seen)
+        for shown, fault in enumerate(found):
+            if shown == _SHOWN:
+                yield f"{shard['file']}: and more"
+                break
+            yield f"{shard['file']}: {fault}"
+    card = dataset.data_card
+    for name, wanted, got in (
+        ("records", card["records"], seen.records),
+        ("texts", card["texts"], seen.texts),
+    ):
+        if wanted != got:
+            yield f"{records.DATA_CARD}: says {wanted} {name}, but there are {got}"
+    for image_id in seen.repeated_images()[:_SHOWN]:
+        yield f"the image {image_id}... is in the dataset twice"
+    yield from _count_faults(folder, seen)
+
+
+class _Seen:
+    """What all records together hold."""
+
+    def __init__(self) -> None:
+        self.records = self.texts = 0
+        self.entries: Counter[tuple[str, int]] = Counter()
+        self._images = array.array("Q")  # 8 bytes an image: there may be billions
+
+    def add(self, record: records.Record) -> None:
+        """Takes note of a record."""
+        self.records += 1
+        self.texts += len(record.texts)
+        offsets = record.entry_offsets
+        for text, code in enumerate(record.metadata):
+            ids = record.entry_ids[offsets[text] : offsets[text + 1]].tolist()
+            self.entries.update((code, entry) for entry in ids)
+        self._images.append(int(record.image_id[:16], 16))
+
+    def repeated_images(self) -> list[str]:
+        """Returns how the ids begin that more than one record has."""
+        ids = np.sort(np.frombuffer(self._images, np.uint64))
+        again = np.unique(ids[1:][ids[1:] == ids[:-1]])
+        return [f"{one:016x}" for one in again.tolist()]
+
+
+def _shard_faults(
+    dataset: records.Dataset, index: int, shard: Mapping[str, Any], seen: _Seen
+) -> Iterator[str]:
+    for part in (shard, shard["entries"]):
+        yield from _file_faults(dataset.folder, part)
+    path = dataset.shards[index]
+    found = records.count_records(path)
+    if found != shard["count"]:
+        yield f"wanted {shard['count']} records, {found} can be read"
+        return
+    try:
+        rows = records.read_entries(dataset, index).to_pylist()
+    except (ValueError, OSError) as error:
+        yield f"its sidecar cannot be read: {error}"
+        rows = []
+    start = sum(dataset.shard_lengths[:index])
+    texts = 0
+    for first in range(0, found, _BATCH):
+        numbers = range(first, min(first + _BATCH, found))
+        data = records.read(dataset, [start + number for number in numbers])
+        whole: list[tuple[int, records.Record]] = []
+        for number, one in zip(numbers, data, strict=True):
+            try:
+                whole.append((number, records.decode(one)))
+            except ValueError as error:
+                yield f"record {number}: {error}"
+        said = [rows[number : number + 1] for number, _ in whole]
+        with ThreadPoolExecutor() as pool:
+            found_faults = list(pool.map(_record_faults, [r for _, r in whole], said))
+        for (number, record), of_record in zip(whole, found_faults, strict=True):
+            seen.add(record)
+            texts += len(record.texts)
+            yield from (
+                f"record {number} ({record.image_id}): {fault}" for fault in of_record
+            )
+    if texts != shard["texts"]:
+        yield f"wanted {shard['texts']} texts, got {texts}"
+
+
+def _file_faults(folder: str, part: Mapping[str, Any]) -> Iterator[str]:
+    path = files.path(folder) / part["file"]
+    if not path.exists():
+        yield f"{part['file']} is missing"
+        return
+    if files.size(path) != part["bytes"]:
+        yield f"{part['file']}: wanted {part['bytes']} bytes, got {files.size(path)}"
+        return
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != part["sha256"]:
+        yield f"{part['file']}: wanted sha256 {part['sha256']}, got {digest}"
+
+
+def _record_faults(
+    record: records.Record, row: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    faults = []
+    if hashlib.sha256(record.image).hexdigest() != record.sha256:
+        faults.append(f"its image has not the sha256 {record.sha256}")
+    try:
+        size = decoding.decode(record.image).size
+    except UndecodableImage as error:
+        faults.append(f"its image cannot be decoded: {error}")
+    else:
+        if size != (record.width, record.height):
+            wanted = record.width, record.height
+            faults.append(f"wanted an image of {wanted} pixels, got {size}")
+    if row and row[0] != sink.entries_row(record):
+        faults.append("its sidecar says something else of it")
+    return faults
+
+
+def _count_faults(folder: str, seen: _Seen) -> Iterator[str]:
+    path = os.path.join(folder, sink.COUNTS)
+    if not files.path(path).exists():
+        return
+    try:
+        table = files.read_parquet(path, ["metadata", "entry_id", "kept_count"])
+    except ValueError as error:
+        yield str(error)
+        return
+    said = _to_counter(table)
+    wrong = {key for key in said | seen.entries if said[key] != seen.entries[key]}
+    for code, entry in sorted(wrong)[:1]:  # what is wrong with one is so with many
+        yield (
+            f"{sink.COUNTS}: says that {said[code, entry]} texts match entry {entry} "
+            f"of {code!r}, but {seen.entries[code, entry]} do"
+        )
+
+
+def _to_counter(table: pa.Table) -> Counter[tuple[str, int]]:
+    kept = table["kept_count"].to_numpy()
+    some = table.take(pa.array(np.flatnonzero(kept)))
+    keys = zip(some["metadata"].to_pylist(), some["entry_id"].to_pylist(), strict=True)
+    return Counter(dict(zip(keys, some["kept_count"].to_pylist(), strict=True)))
+
+
+if __name__ == "__main__":
+    command.run(main)
