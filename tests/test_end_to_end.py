@@ -159,6 +159,22 @@ def test_the_commands_about_data_run_as_they_stand(beside):
     assert (beside / "my_run" / "blocks" / "manifest.json").exists()
 
 
+def test_the_commands_about_data_of_your_own_run_as_they_stand(beside):
+    document = "docs/curate_your_own.md"
+    run_commands(document, beside, about="matching.mode=none")
+    run_commands(document, beside, about="data_prep.export --format=parquet")
+    whole, (tars, folder, table) = (
+        records.open_dataset(beside / "quickstart_run" / "dataset"),
+        (
+            records.open_dataset(beside / "my_run" / f"from_{name}" / "dataset")
+            for name in ("tars", "folder", "table")
+        ),
+    )
+    assert len(table) == len(tars) == len(whole) > len(folder) > 0
+    assert table.data_card["balanced"]["rule"] == "v1"
+    assert (beside / "my_run" / "from_folder" / "report.html").exists()
+
+
 def test_a_second_run_makes_nothing_again(quickstart, finished):
     workdir, _ = finished
 
