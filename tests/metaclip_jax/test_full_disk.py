@@ -97,6 +97,7 @@ def record(number):
     )
 
 logging.use_absl_handler()  # as commands do
+Matcher(["entry"])  # numba writes its cache of compiled code, which the limit forbids
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(room), int(room)))
 found = []
 for number, code in enumerate(writers):

@@ -126,7 +126,7 @@ def test_what_does_not_fit_says_by_how_much():
     least, temporaries = told["temporaries"].rsplit(" ", 2)[:2]
     assert least == "at least"
     assert float(temporaries) == pytest.approx(wanted - gib(told["arguments"]), abs=0.1)
-    assert told["peak"].startswith("not known")
+    assert told["peak"].startswith("unknown")
 
 
 def test_slices_split_the_batch_and_nothing_else():
