@@ -40,7 +40,7 @@ def default() -> ConfigDict:
     # When things happen. The last step always logs and saves.
     config.log_every_steps = 100  # steps between rows of metrics; 0 = never
     config.checkpoint_every_steps = 5_000  # steps between checkpoints; 0 = never
-    config.eval_every_steps = 0  # steps between evaluations on held_out; 0 = never
+    config.eval_every_steps = 0  # steps between evaluations; 0 = never
 
     # Numbers and devices.
     config.image_size = 224  # pixels, height and width
@@ -65,7 +65,7 @@ def default() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.keep_last = 3  # newest checkpoints to keep
     config.checkpoint.keep_every_steps = 0  # also keep multiples of this; 0 = none
-    # Also keep the checkpoint that is best by this metric of the held-out images:
+    # Also keep the checkpoint that is best by this metric: "evaluation/clip26/cifar10",
     # "evaluation/zero_shot/accuracy", "evaluation/image_to_text/R@1", ...; "" = none.
     config.checkpoint.keep_best = ""
     # Where the newest checkpoint is damaged, remove it and go on from the one before.
@@ -80,7 +80,9 @@ def default() -> ConfigDict:
 
     config.evaluation = ConfigDict()
     config.evaluation.held_out = ""  # dataset folder with zero_shot.json; "" = none
-    config.evaluation.batch = 256  # images or texts encoded at a time
+    config.evaluation.tasks = ""  # of evaluate: "clip26,cifar100"; "" = none
+    config.evaluation.data_dir = ""  # folder of the images of tasks
+    config.evaluation.batch = 0  # images or texts encoded at a time; 0 = by the device
     config.evaluation.bootstrap_samples = 1_000  # resamples behind each interval
 
     return config.lock()
@@ -267,7 +269,9 @@ RANGES: dict[str, Range] = {
     "profile.first_step": _COUNT_OR_NONE,
     "profile.last_step": _COUNT_OR_NONE,
     "evaluation.held_out": _ANY_TEXT,
-    "evaluation.batch": _COUNT,
+    "evaluation.tasks": _ANY_TEXT,
+    "evaluation.data_dir": _ANY_TEXT,
+    "evaluation.batch": _COUNT_OR_NONE,
     "evaluation.bootstrap_samples": Range(int, least=1, most=1_000_000),
 }
 
@@ -329,7 +333,7 @@ def _rules_of_the_run(config: ConfigDict) -> list[ranges.Rule]:
     data, total, every = config.data, config.total_steps, config.eval_every_steps
     first, last = config.profile.first_step, config.profile.last_step
     judged = bool(config.checkpoint.keep_best)
-    evaluated = bool(config.evaluation.held_out and every)
+    evaluated = bool((config.evaluation.held_out or config.evaluation.tasks) and every)
     named = [source for source, _ in data.text_source_weights]
     return [
         (
@@ -340,13 +344,17 @@ def _rules_of_the_run(config: ConfigDict) -> list[ranges.Rule]:
         (
             "eval_every_steps",
             evaluated or not every,
-            "a dataset to evaluate on; give config.evaluation.held_out, or 0 for never",
+            "images to evaluate on; give config.evaluation.held_out or .tasks, or 0",
         ),
         (
             "checkpoint.keep_best",
             evaluated or not judged,
-            "scores to judge by; give config.evaluation.held_out and"
-            " config.eval_every_steps",
+            "scores to judge by; give config.evaluation and config.eval_every_steps",
+        ),
+        (
+            "evaluation.data_dir",
+            bool(config.evaluation.data_dir) == bool(config.evaluation.tasks),
+            "the folder of the images where there are config.evaluation.tasks",
         ),
         (
             "checkpoint_every_steps",

@@ -183,6 +183,9 @@ def evaluate_tasks(values: Any) -> None:
     if values.plan and not values.model:
         print(suite.plan(opened, None))
         return
+    for one in opened:
+        if one.examples is not None and not (values.plan or values.skip_broken):
+            evaluator.check_headers(one.examples)  # before a model takes its time
     model = model_flags.load(values)
     if values.plan:
         print(suite.plan(opened, suite.rate(model.encoder)))

@@ -26,7 +26,7 @@ from metaclip_jax.cli import command, config_flag
 from metaclip_jax.data import mixture, workers
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.data.images import Preprocess
-from metaclip_jax.evaluation import encoder, evaluator
+from metaclip_jax.evaluation import in_training
 from metaclip_jax.inference import loading
 from metaclip_jax.models import clip
 from metaclip_jax.training import (
@@ -321,20 +321,20 @@ def open_meter(
         yield meter
 
 
-def make_measure(job: Job, config: ConfigDict) -> evaluator.Measure | None:
-    """Returns parameters -> scores on the held-out images, None where not wanted."""
-    if not config.eval_every_steps or not config.evaluation.held_out:
+def make_measure(job: Job, config: ConfigDict) -> in_training.Measure | None:
+    """Returns parameters -> metrics of the evaluation, None where not wanted."""
+    if not config.eval_every_steps:
         return None
-    untrained = encoder.make_encoder(
+    return in_training.make_measure(
         architecture=job.program.architecture,
         tokenizer=job.tokenizer,
         preprocess=job.preprocess,
         mesh=job.program.mesh,
         batch=config.evaluation.batch,
-        params={},  # come later, again and again
-    )
-    return evaluator.make_measure(
-        untrained, config.evaluation.held_out, best=config.checkpoint.keep_best
+        held_out=config.evaluation.held_out,
+        task_names=config.evaluation.tasks,
+        data_dir=config.evaluation.data_dir,
+        best=config.checkpoint.keep_best,
     )
 
 

@@ -260,12 +260,12 @@ def make_encoder(
       tokenizer: of the text tower.
       preprocess: how an image is fitted.
       mesh: whose data and fsdp axes split the rows.
-      batch: most rows at a time; rounded up by `padded_rows`.
+      batch: most rows at a time, rounded up by `padded_rows`; 0 = `default_batch`.
       params: host or device arrays.
       class_cache: folder that keeps embeddings of classes; "" = none.
     """
-    if batch < 1:
-        raise ValueError(f"the batch must be at least 1, got {batch}")
+    if batch < 0:
+        raise ValueError(f"want a batch of at least 1, or 0, got {batch}")
     if preprocess.size != architecture.image_size:
         raise ValueError(
             f"images must be prepared to {architecture.image_size} pixels, which the"
@@ -281,7 +281,7 @@ def make_encoder(
         tokenizer=tokenizer,
         preprocess=preprocess,
         mesh=mesh,
-        batch=padded_rows(batch, parts=_parts(mesh)),
+        batch=padded_rows(batch or default_batch(), parts=_parts(mesh)),
         class_cache=class_cache,
         params=_place(mesh, params),
         _encode_image=compiled(clip.encode_image),

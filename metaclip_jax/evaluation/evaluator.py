@@ -24,17 +24,13 @@ from metaclip_jax.evaluation.examples import (
     Examples,
     Result,
     Statistic,
-    flat,
     nested,
 )
 from metaclip_jax.evaluation.held_out import load_held_out
 from metaclip_jax.evaluation.labelled import from_folder, from_tfds
-from metaclip_jax.models import clip
 
 _CHECKED = 256  # images read at a time to check them
 _THREADS = 4
-
-Measure = Callable[[clip.Params], dict[str, float]]
 
 # Each has names(examples), what it measures on them, and run(encoder, examples,
 # embeddings, resamples=), which yields a Result for each of those names.
@@ -238,31 +234,3 @@ def with_counts(found: Iterator[Result], examples: Examples) -> dict[str, Any]:
             "classes": len(examples.class_names),
         }
     return scores
-
-
-def make_measure(encoder: Encoder, held_out: str, *, best: str) -> Measure:
-    """Returns parameters -> scores of held-out images, for use while a model trains.
-
-    Args:
-      encoder: of the model, with whatever parameters.
-      held_out: dataset folder.
-      best: the score by which checkpoints are kept; "" = none.
-
-    Raises:
-      ValueError: `best` is no score of these images.
-    """
-    examples = load_held_out(held_out)
-    scores = [f"evaluation/{name}" for name in names(examples)]
-    if best and best not in scores:
-        raise ValueError(
-            f"config.checkpoint.keep_best must be one of {', '.join(scores)}, got"
-            f" {best!r}"
-        )
-
-    def measure(params: clip.Params) -> dict[str, float]:
-        trained = encoder.with_params(params)
-        embeddings = embed(trained, examples)
-        # Metrics rows hold no intervals.
-        return flat(results(trained, examples, embeddings, resamples=1))
-
-    return measure

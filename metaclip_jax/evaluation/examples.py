@@ -102,8 +102,3 @@ def nested(results: Iterable[Result]) -> dict[str, Any]:
             cell["chance"] = chance
         found.setdefault(group, {})[last] = cell
     return found
-
-
-def flat(results: Iterable[Result]) -> dict[str, float]:
-    """As metrics rows hold them: {"evaluation/zero_shot/accuracy": 0.5, ...}."""
-    return {f"evaluation/{result.name}": result.value for result in results}

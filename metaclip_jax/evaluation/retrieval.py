@@ -103,9 +103,9 @@ def names(examples: Examples) -> tuple[str, ...]:
     """What `run` measures on these examples; () where they have no texts."""
     if not len(examples.texts):
         return ()
-    return tuple(
-        f"{way}/R@{k}" for way in ("image_to_text", "text_to_image") for k in KS
-    )
+    ways = ("image_to_text", "text_to_image")
+    wanted = tuple(name for name in examples.metrics if name == MEAN)
+    return (*(f"{way}/R@{k}" for way in ways for k in KS), *wanted)
 
 
 def run(

@@ -76,6 +76,22 @@ def plan(found: Sequence[Found], seconds: Callable[[int, int], float] | None) ->
     return "\n".join(lines)
 
 
+def numbers_of(task: Task, examples: Examples) -> tuple[str, ...]:
+    """The names of a task's numbers; the first is its own.
+
+    Raises:
+      ValueError: one cannot be computed of these images.
+    """
+    wanted, there = tasks.METRICS[task.metric], evaluator.names(examples)
+    lost = sorted(set(wanted) - set(there))
+    if lost:
+        raise ValueError(
+            f"{examples.source}: want images that {', '.join(lost)} can be computed of,"
+            f" got some for {', '.join(there)}"
+        )
+    return wanted
+
+
 def prompt_count(examples: Examples) -> int:
     """How many texts are embedded for these images."""
     names = sum(len(names) for names in examples.class_names)
@@ -135,15 +151,10 @@ def run(
             lost[name] = why
             report(f"{name:<42}{'missing':>8}")
             continue
-        metric = tasks.METRICS[task.metric][0]
+        metric = numbers_of(task, examples)[0]
         group, _, last = metric.partition("/")
         embedded = evaluator.embed_usable(encoder, examples, skip_broken=skip_broken)
         numbers = evaluator.numbers(encoder, embedded, resamples=resamples)
-        if last not in numbers.get(group, {}):
-            raise ValueError(
-                f"{examples.source}: want images that {task.metric} can be computed of;"
-                f" got {sorted(numbers.get(group, {}))}"
-            )
         done[name] = numbers[group][last] | {
             "name": task.name,
             "metric": task.metric,

@@ -20,7 +20,6 @@ from metaclip_jax.evaluation import prompts, zero_shot
 from metaclip_jax.evaluation.encoder import (
     Encoder,
     ImageLike,
-    default_batch,
     make_encoder,
 )
 from metaclip_jax.evaluation.prompts import DEFAULT_TEMPLATES
@@ -283,7 +282,7 @@ def load(
         tokenizer=loaded.tokenizer,
         preprocess=loaded.preprocess,
         mesh=mesh,
-        batch=batch or default_batch(),
+        batch=batch,
         params=loaded.params,
         class_cache=class_cache,
     )

@@ -98,7 +98,8 @@ def test_the_words_of_a_key_are_those_that_the_code_knows(key, choices):
             "embed_dim=512: wanted config.model.vision_width=768",
         ),
         ({"total_steps": 2_000}, "warmup_steps=2000: wanted fewer .*; try 200"),
-        ({"eval_every_steps": 9}, "eval_every_steps=9: wanted a dataset"),
+        ({"eval_every_steps": 9}, "eval_every_steps=9: wanted images"),
+        ({"evaluation.tasks": "cifar10"}, "data_dir='': wanted the folder of the"),
         ({"checkpoint.keep_best": "x"}, "keep_best='x': wanted scores"),
         (
             {

@@ -1,18 +1,12 @@
 """The tasks of the paper and of DataComp: prompts, label orders, layouts, averages."""
 
-import io
 import json
 import subprocess
 import sys
-import tarfile
 
 import jax
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import tensorflow_datasets as tfds
-from PIL import Image
 from sklearn import datasets
 
 from metaclip_jax.data import tokenizer as tokenizers
@@ -21,17 +15,11 @@ from metaclip_jax.evaluation import encoder as encoders
 from metaclip_jax.evaluation import evaluator, page, prompts, suite, tasks, webdataset
 from metaclip_jax.models import clip
 from metaclip_jax.training import sharding
-from tests import small_models, waiting
+from tests import image_layouts, small_models, waiting
 
 COUNT = 120
 PAPER = {task.id: task for task in tasks.table("clip26")}
 DIGITS = tuple("0123456789")
-
-
-def png(pixels):
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +27,7 @@ def digits():
     """Real pictures of handwritten digits and their labels."""
     images, labels = datasets.load_digits(return_X_y=True)
     images = (images.reshape(-1, 8, 8)[:COUNT] * 15.9).astype(np.uint8)
-    return [png(image) for image in images], labels[:COUNT].tolist()
+    return [image_layouts.png(image) for image in images], labels[:COUNT].tolist()
 
 
 @pytest.fixture(scope="module")
@@ -80,72 +68,6 @@ def encoder(digits, tmp_path_factory):
     return encoder.with_params(params)
 
 
-def write_tar(path, samples):
-    """Writes {name: bytes} as a tar file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in samples.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-
-
-def write_webdataset(root, images, rows, class_names, *, ending="cls"):
-    """Writes two tar files as the hub has them; `rows` is each KEY.cls's content."""
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "classnames.txt").write_text("\n".join(class_names) + "\n")
-    (root / "zeroshot_classification_templates.txt").write_text("a {c}\nthe {c}\n")
-    half = len(images) // 2
-    for number, part in enumerate((range(half), range(half, len(images)))):
-        samples = {}
-        for n in part:
-            samples[f"s{n:05d}.png"] = images[n]
-            samples[f"s{n:05d}.{ending}"] = rows[n]
-        write_tar(root / "test" / f"{number}.tar", samples)
-    return str(root)
-
-
-def write_parquet(root, images, label, features, *, name="label"):
-    (root / "data").mkdir(parents=True)
-    for number, part in enumerate(np.array_split(np.arange(len(images)), 2)):
-        table = pa.table(
-            {
-                "image": [{"bytes": images[n], "path": f"{n}.png"} for n in part],
-                name: [label[n] for n in part],
-            }
-        )
-        described = {"info": {"features": features}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps(described)})
-        path = root / "data" / f"test-{number:05d}-of-00002.parquet"
-        pq.write_table(table, path, row_group_size=17)
-    return str(root)
-
-
-def write_tfds(root, images, labels, names):
-    class Mnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("3.0.1")
-        code_path = None
-
-        def _info(self):
-            features = {
-                "image": tfds.features.Image(shape=(None, None, 1)),
-                "label": tfds.features.ClassLabel(names=names),
-            }
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
-            )
-
-        def _split_generators(self, dl_manager):
-            return {"test": self._generate_examples()}
-
-        def _generate_examples(self):
-            for n, (image, label) in enumerate(zip(images, labels, strict=True)):
-                yield n, {"image": io.BytesIO(image), "label": label}
-
-    Mnist(data_dir=str(root), file_format="array_record").download_and_prepare()
-    return str(root)
-
-
 @pytest.fixture(scope="module")
 def layouts(digits, tmp_path_factory):
     """A data_dir for each layout, all with the same images."""
@@ -154,14 +76,16 @@ def layouts(digits, tmp_path_factory):
     turned = [9 - label for label in labels]  # their lists are in another order
     backwards = DIGITS[::-1]
     rows = [str(label).encode() for label in turned]
-    write_webdataset(root / "wds" / "wds_mnist_test", images, rows, backwards)
+    image_layouts.write_webdataset(
+        root / "wds" / "wds_mnist_test", images, rows, backwards
+    )
     features = {"label": {"names": list(backwards), "_type": "ClassLabel"}}
-    write_parquet(root / "parquet" / "mnist", images, turned, features)
+    image_layouts.write_parquet(root / "parquet" / "mnist", images, turned, features)
     for n, (image, label) in enumerate(zip(images, labels, strict=True)):
         folder = root / "folder" / "mnist" / str(label)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{n:05d}.png").write_bytes(image)
-    write_tfds(root / "tfds", images, labels, list(DIGITS))
+    image_layouts.write_tfds(root / "tfds", images, labels, list(DIGITS))
     return {name: root / name for name in ("wds", "parquet", "folder", "tfds")}
 
 
@@ -281,8 +205,12 @@ def test_texts_are_read_for_retrieval_in_both_layouts(encoder, digits, tmp_path)
     rows = ["\n".join(lines).encode() for lines in texts]
     (task,) = tasks.find(["retrieval/mscoco_2014_5k_test_image_text_retrieval"])
     name = "wds_mscoco_captions"
-    write_webdataset(tmp_path / "a" / name, images, rows, ["x"], ending="txt")
-    write_parquet(tmp_path / "b" / name, images, texts, {}, name="caption")
+    image_layouts.write_webdataset(
+        tmp_path / "a" / name, images, rows, ["x"], ending="txt"
+    )
+    image_layouts.write_parquet(
+        tmp_path / "b" / name, images, texts, {}, name="caption"
+    )
     found = []
     for data_dir in ("a", "b"):
         shown = tasks.open_task(task, tasks.locate(task, str(tmp_path / data_dir)))
@@ -296,14 +224,11 @@ def test_texts_are_read_for_retrieval_in_both_layouts(encoder, digits, tmp_path)
 
 
 def test_images_of_several_classes_and_groups_are_read_from_arrays(digits, tmp_path):
-    def npy(values):
-        out = io.BytesIO()
-        np.save(out, np.array(values))
-        return out.getvalue()
-
     images, _ = digits
-    several = [npy([n % 2, n % 3 == 0, 1]) for n in range(COUNT)]
-    path = write_webdataset(tmp_path / "a", images, several, "abc", ending="npy")
+    several = [image_layouts.npy([n % 2, n % 3 == 0, 1]) for n in range(COUNT)]
+    path = image_layouts.write_webdataset(
+        tmp_path / "a", images, several, "abc", ending="npy"
+    )
     shown = evaluator.open_data(path)
     assert shown.labels.shape == (COUNT, 3) and shown.labels[:, 2].all()
     # Their npy holds region, year and class; the label is in the cls.
@@ -312,8 +237,8 @@ def test_images_of_several_classes_and_groups_are_read_from_arrays(digits, tmp_p
         for k in range(4):
             key = f"x{n}{k}"
             samples |= {f"{key}.webp": images[k], f"{key}.cls": b"1"}
-            samples |= {f"{key}.npy": npy([k % 2, 2016, 1])}
-        write_tar(tar, samples)
+            samples |= {f"{key}.npy": image_layouts.npy([k % 2, 2016, 1])}
+        image_layouts.write_tar(tar, samples)
     shown = webdataset.open_folder(path, group_column=0)
     assert shown.groups.tolist() == [0, 1] * 4 and shown.labels.tolist() == [1] * 8
 
@@ -322,22 +247,22 @@ def test_what_is_damaged_in_a_layout_is_named(digits, tmp_path):
     images, labels = digits
     rows = [str(label).encode() for label in labels]
     path = tmp_path / "wds"
-    write_webdataset(path, images, rows, DIGITS[:5])
+    image_layouts.write_webdataset(path, images, rows, DIGITS[:5])
     with pytest.raises(ValueError, match="lines, 5, got labels up to 9"):
         webdataset.open_folder(str(path))
-    write_webdataset(path, images, [b"one"] * COUNT, DIGITS)
+    image_layouts.write_webdataset(path, images, [b"one"] * COUNT, DIGITS)
     with pytest.raises(ValueError, match="want a number in each .cls"):
         webdataset.open_folder(str(path))
     (path / "classnames.txt").unlink()
     with pytest.raises(ValueError, match="classnames.txt, found no such file"):
-        write_webdataset(tmp_path / "other", images, rows, DIGITS)
+        image_layouts.write_webdataset(tmp_path / "other", images, rows, DIGITS)
         (tmp_path / "other" / "classnames.txt").unlink()
         webdataset.open_folder(str(tmp_path / "other"))
     tar = path / "test" / "1.tar"
     tar.write_bytes(tar.read_bytes()[: 40 * 512 + 700])
     with pytest.raises(ValueError, match="1.tar is (damaged|cut off).* download"):
         webdataset.open_folder(str(path))
-    write_parquet(tmp_path / "parquet", images, labels, {})
+    image_layouts.write_parquet(tmp_path / "parquet", images, labels, {})
     with pytest.raises(ValueError, match="a number alone says no class"):
         evaluator.open_data(str(tmp_path / "parquet"))
     first = next((tmp_path / "parquet" / "data").iterdir())
@@ -350,7 +275,9 @@ def test_another_number_of_classes_is_no_copy_of_a_task(digits, tmp_path):
     images, labels = digits
     (task,) = tasks.find(["datacomp38/mnist"])
     rows = [str(label).encode() for label in labels]
-    path = write_webdataset(tmp_path / "mnist", images, rows, [*DIGITS, "10"])
+    path = image_layouts.write_webdataset(
+        tmp_path / "mnist", images, rows, [*DIGITS, "10"]
+    )
     with pytest.raises(ValueError, match="want the 10 classes of mnist, got 11"):
         tasks.open_task(task, path)
 
