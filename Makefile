@@ -34,6 +34,7 @@ bench: .venv/parity
 # The pages that are made from the code.
 docs: .venv/dev
 	$(BIN)/python docs/write_config.py
+	$(BIN)/python docs/write_tasks.py
 
 clean:
 	rm -rf .venv build *.egg-info $(RUN)

@@ -29,12 +29,12 @@ from absl import app, flags, logging
 from metaclip_jax import config as keys
 from metaclip_jax import files
 from metaclip_jax.cli import command
-from metaclip_jax.evaluation import evaluator, page, retrieval, suite, tasks
+from metaclip_jax.evaluation import evaluator, retrieval, suite, tasks
 from metaclip_jax.evaluation.examples import Embeddings, Examples
 from metaclip_jax.evaluation.held_out import load_held_out
 from metaclip_jax.inference import model as inference
 from metaclip_jax.inference import model_flags
-from metaclip_jax.training import checkpoint, run_config, train_state
+from metaclip_jax.training import run_config
 
 # Of these many first images the best texts are written down.
 SHOWN_IMAGES, SHOWN_TEXTS = 48, 5
@@ -115,6 +115,8 @@ def evaluate_run(
     Returns:
         What STEP.json holds.
     """
+    from metaclip_jax.training import train_state  # takes long to load
+
     held_out = load_held_out(held_out_folder)
     trained = model.encoder
     untrained = trained.with_params(
@@ -176,16 +178,16 @@ def evaluate_tasks(values: Any) -> None:
     asked = tasks.find(values.tasks)
     if values.paper:
         tasks.paper_row(values.paper)  # before anything takes its time
-    for task in asked:
-        if values.download and task.repo and not tasks.locate(task, values.data_dir):
+    for task in asked if values.download else ():
+        if task.is_on_hub and not tasks.locate(task, values.data_dir):
             tasks.download(task, values.data_dir)
     opened = suite.open_tasks(asked, values.data_dir)
     if values.plan and not values.model:
         print(suite.plan(opened, None))
         return
-    for one in opened:
-        if one.examples is not None and not (values.plan or values.skip_broken):
-            evaluator.check_headers(one.examples)  # before a model takes its time
+    if not (values.plan or values.skip_broken):
+        for examples in suite.pictures(one.examples for one in opened):
+            evaluator.check_headers(examples)  # before a model takes its time
     model = model_flags.load(values)
     if values.plan:
         print(suite.plan(opened, suite.rate(model.encoder)))
@@ -204,6 +206,8 @@ def evaluate_tasks(values: Any) -> None:
     print(suite.summary(found))
     facts = {"model": model.name, "fingerprint": model.fingerprint}
     if values.page:
+        from metaclip_jax.evaluation import page  # its charts take long to load
+
         files.write_bytes(values.page, page.render(model.name, found))
     for number in found["tasks"].values():
         for confusion in number.get("confusions", ()):
@@ -230,6 +234,8 @@ def main(argv: Sequence[str]) -> None:
             raise app.UsageError("want --data=DIR, what to measure --model on")
         evaluate_model(values)
         return
+    from metaclip_jax.training import checkpoint  # Orbax takes long to load
+
     config = run_config.read(values.workdir)
     held_out = values.held_out or config.evaluation.held_out
     if not held_out:

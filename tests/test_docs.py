@@ -20,6 +20,11 @@ def test_the_page_of_config_keys_is_up_to_date(write_config):
     assert write_config.PAGE.read_text() == write_config.page(), "run `make docs`"
 
 
+def test_the_page_of_tasks_is_up_to_date():
+    written = SimpleNamespace(**runpy.run_path(str(ROOT / "docs/write_tasks.py")))
+    assert written.PAGE.read_text() == written.page(), "run `make docs`"
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -31,6 +31,8 @@ from metaclip_jax.training import sharding
 ImageLike = bytes | str | os.PathLike | Image.Image | np.ndarray
 # Rows int64[n], ascending, to what they hold.
 ReadImages = Callable[[np.ndarray], Sequence[ImageLike]]
+# The row of an image that cannot be used, and why, whose cause is what decoding said.
+OnBroken = Callable[[int, ValueError], None]
 
 _MOST_DECODE_THREADS = 32
 _READ = 16  # images read at a time
@@ -100,6 +102,11 @@ class Encoder:
         return digest.hexdigest()
 
     @functools.cached_property
+    def wholes(self) -> dict[str, "Whole"]:
+        """Embeddings of images that are kept in memory, since parts are measured."""
+        return {}
+
+    @functools.cached_property
     def classes(self) -> dict[Any, np.ndarray]:
         """Embeddings of classes that are kept in memory, by their names and prompts."""
         return {}
@@ -114,7 +121,7 @@ class Encoder:
         *,
         names: Callable[[int], str],
         total: int,
-        on_broken: Callable[[int, str], None] | None = None,
+        on_broken: OnBroken | None = None,
     ) -> np.ndarray:
         """Embeds `total` images, f32[total, E], unit norm.
 
@@ -123,8 +130,8 @@ class Encoder:
             of those that are embedded.
           names: what a row is called in errors.
           total: how many there are.
-          on_broken: called with the row of an image that cannot be used, and why; its
-            embedding says nothing. None = raise an error.
+          on_broken: called with the row of an image that cannot be used, and the error;
+            its embedding says nothing. None = raise the error.
 
         Raises:
           ValueError: an image cannot be used; says which.
@@ -138,7 +145,7 @@ class Encoder:
             except ValueError as error:
                 if on_broken is None:
                     raise
-                on_broken(row, str(error))
+                on_broken(row, error)
                 return np.zeros((size, size, 3), np.uint8)
 
         portions = self._portions(total)
@@ -241,6 +248,14 @@ class Encoder:
             )
             for start in range(0, total, size)
         ]
+
+
+class Whole(NamedTuple):
+    """Embeddings f32[N, E] of all images of `key`; `broken`: rows without, and why."""
+
+    key: Any
+    embeddings: np.ndarray
+    broken: dict[int, ValueError]
 
 
 def make_encoder(

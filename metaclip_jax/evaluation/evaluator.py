@@ -1,6 +1,6 @@
 """Measures a model on any data: in training, by its workdir, by its name, alike."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ import tqdm
 from metaclip_jax import files
 from metaclip_jax.data import records
 from metaclip_jax.evaluation import (
+    association,
     classification,
     parquet,
     prompts,
@@ -37,6 +38,7 @@ _THREADS = 4
 EVALUATIONS: Mapping[str, ModuleType] = {
     "retrieval": retrieval,
     "classification": classification,
+    "association": association,
 }
 
 
@@ -106,7 +108,7 @@ def embed(
     examples: Examples,
     *,
     show: bool = False,
-    on_broken: Callable[[int, str], None] | None = None,
+    on_broken: encoders.OnBroken | None = None,
 ) -> Embeddings:
     """Embeds all images and texts.
 
@@ -119,6 +121,13 @@ def embed(
     Raises:
       ValueError: an image cannot be decoded; names it.
     """
+    whole, rows = examples.whole, examples.rows
+    if whole is not None:
+        of = _embed_whole(encoder, whole, show=show, skip=on_broken is not None)
+        for place, row in enumerate(rows.tolist()):
+            if on_broken is not None and row in of.broken:
+                on_broken(place, of.broken[row])
+        return Embeddings(of.embeddings[rows], encoder.encode_texts(examples.texts))
     total = len(examples.names)
     with tqdm.tqdm(total=total, unit="image", disable=None if show else True) as bar:
 
@@ -133,6 +142,21 @@ def embed(
             on_broken=on_broken,
         )
     return Embeddings(image, encoder.encode_texts(examples.texts))
+
+
+def _embed_whole(
+    encoder: Encoder, whole: Examples, *, show: bool, skip: bool
+) -> encoders.Whole:
+    """Embeds images that are measured in parts; the last ones stay in memory."""
+    found = encoder.wholes.get("last")
+    if found is None or found.key is not whole or (found.broken and not skip):
+        broken: dict[int, ValueError] = {}
+        embeddings = embed(
+            encoder, whole, show=show, on_broken=broken.__setitem__ if skip else None
+        )
+        found = encoders.Whole(whole, embeddings.image, broken)
+        encoder.wholes["last"] = found
+    return found
 
 
 def names(examples: Examples) -> tuple[str, ...]:
@@ -174,7 +198,7 @@ def embed_usable(
     Raises:
       ValueError: an image cannot be decoded, or all are left out.
     """
-    broken: dict[int, str] = {}
+    broken: dict[int, ValueError] = {}
     embeddings = embed(
         encoder,
         examples,
@@ -186,11 +210,10 @@ def embed_usable(
     rows = np.setdiff1d(np.arange(len(examples.names)), list(broken))
     if not len(rows):
         raise ValueError(f"{examples.source}: all {len(broken)} images are broken")
-    texts = np.isin(examples.image_of_text, rows)
     return Embedded(
         examples.take(rows),
-        Embeddings(embeddings.image[rows], embeddings.text[texts]),
-        {str(examples.names[row]): broken[row] for row in sorted(broken)},
+        Embeddings(embeddings.image[rows], embeddings.text[examples.texts_of(rows)]),
+        {str(examples.names[row]): str(broken[row]) for row in sorted(broken)},
     )
 
 

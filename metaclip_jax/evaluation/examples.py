@@ -10,6 +10,13 @@ ReadImages = Callable[[np.ndarray], list[Any]]
 UNLABELLED = -1
 
 
+class Choice(NamedTuple):
+    """Among which images a text chooses: their rows int64[n], and right bool[n]."""
+
+    images: np.ndarray
+    right: np.ndarray
+
+
 class Examples(NamedTuple):
     """N images, read when they are asked for, and what is known of them.
 
@@ -22,10 +29,15 @@ class Examples(NamedTuple):
       labels: int64[N], the class of each image or UNLABELLED; or bool[N, K] where an
         image may have several classes.
       texts: M texts; () where there are none.
-      image_of_text: int64[M], the row of each text's image.
+      image_of_text: int64[M], the row of each text's image; empty where texts are of
+        no single image.
+      choices: of each text, among which images it chooses; () where there are none.
       groups: int64[N], the group of each image, for numbers of the worst group; empty
         where there are none.
       metrics: names of numbers that are wanted beside the usual ones.
+      whole: the images that these are a part of, which are embedded once for several
+        parts; None = these are no part.
+      rows: int64[N], which of them.
     """
 
     source: str
@@ -36,8 +48,11 @@ class Examples(NamedTuple):
     labels: np.ndarray = np.zeros(0, np.int64)
     texts: Sequence[str] = ()
     image_of_text: np.ndarray = np.zeros(0, np.int64)
+    choices: Sequence[Choice] = ()
     groups: np.ndarray = np.zeros(0, np.int64)
     metrics: tuple[str, ...] = ()
+    whole: "Examples | None" = None
+    rows: np.ndarray = np.zeros(0, np.int64)
 
     @property
     def labelled(self) -> np.ndarray:
@@ -46,16 +61,41 @@ class Examples(NamedTuple):
             return np.arange(len(self.labels))
         return np.flatnonzero(self.labels != UNLABELLED)
 
+    @property
+    def size(self) -> int:
+        """How many examples a task counts: its texts with a choice, or its images."""
+        return len(self.choices) or len(self.names)
+
+    def texts_of(self, rows: np.ndarray) -> np.ndarray:
+        """int64[m], the texts that need no image but those of these rows int64[n]."""
+        if self.choices:
+            return np.flatnonzero([np.isin(c.images, rows).all() for c in self.choices])
+        return np.flatnonzero(np.isin(self.image_of_text, rows))
+
     def take(self, rows: np.ndarray) -> "Examples":
         """Only the images of these rows int64[n], ascending, and their texts."""
-        texts = np.flatnonzero(np.isin(self.image_of_text, rows))
+        texts = self.texts_of(rows)
+        of = self.image_of_text[texts] if len(self.image_of_text) else texts[:0]
+        chosen = [self.choices[row] for row in texts.tolist()] if self.choices else ()
         return self._replace(
             names=[self.names[row] for row in rows.tolist()],
             read=lambda places: self.read(rows[places]),
             labels=self.labels[rows] if len(self.labels) else self.labels,
             texts=[self.texts[row] for row in texts.tolist()],
-            image_of_text=np.searchsorted(rows, self.image_of_text[texts]),
+            image_of_text=np.searchsorted(rows, of),
+            choices=[Choice(np.searchsorted(rows, c.images), c.right) for c in chosen],
             groups=self.groups[rows] if len(self.groups) else self.groups,
+            rows=self.rows[rows] if self.whole is not None else self.rows,
+        )
+
+    def part(self, rows: np.ndarray) -> "Examples":
+        """Images of these, without what is known of them; see `whole`."""
+        return Examples(
+            source=self.source,
+            names=[self.names[row] for row in rows.tolist()],
+            read=lambda places: self.read(rows[places]),
+            whole=self,
+            rows=rows,
         )
 
 

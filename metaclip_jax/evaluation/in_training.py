@@ -81,8 +81,9 @@ def make_measure(
             f"config.checkpoint.keep_best must be one of {', '.join(metrics)}, got"
             f" {best!r}"
         )
-    for one in sets:
-        evaluator.check_headers(one.examples)  # better now than after many steps
+    # Now, and not after many steps.
+    for checked in suite.pictures([one.examples for one in sets]):
+        evaluator.check_headers(checked)
 
     encoder = encoders.make_encoder(
         architecture=architecture,

@@ -2,12 +2,15 @@
 
 A row has `image` (its bytes, or a struct with `bytes`), and `label` (a number, whose
 name the file's own description says) or texts (`caption`, `captions`, `text`, `texts`).
+Or it is one of WinoGAViL's: a `cue` with names of `candidates`, which of these are its
+`associations`, and their `candidate_images`.
 """
 
 import functools
 import json
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ import pyarrow.parquet as pq
 
 from metaclip_jax import files
 from metaclip_jax.evaluation import prompts
-from metaclip_jax.evaluation.examples import Examples
+from metaclip_jax.evaluation.examples import Choice, Examples
 
 _OF_SPLIT = re.compile(r"\w+-\d+-of-\d+\.parquet")
 _LABELS = ("label", "fine_label", "labels")
@@ -52,6 +55,8 @@ def open_folder(
                 f"{path} is damaged ({error}); download it again"
             ) from error
     schema = opened[0].schema_arrow
+    if "candidate_images" in schema.names:
+        return _with_choices(folder, opened)
     label = next((name for name in _LABELS if name in schema.names), None)
     text = next((name for name in _TEXTS if name in schema.names), None)
     if "image" not in schema.names or (label is None and text is None):
@@ -59,6 +64,28 @@ def open_folder(
             f"{folder}: want the columns image and label (or caption), got"
             f" {schema.names}"
         )
+    value = _values(opened, "image")
+    name = os.path.basename(os.path.normpath(folder))
+    examples = Examples(
+        source=folder,
+        names=[f"{name}/{row}" for row in range(_count(opened))],
+        read=lambda rows: [_bytes(value(row)) for row in rows.tolist()],
+    )
+    column = pa.concat_tables(
+        [file.read(columns=[label or text]) for file in opened]
+    ).column(0)
+    if label is None:
+        return _with_texts(examples, column.to_pylist())
+    asked = asked or prompts.Prompts(None, prompts.DEFAULT_TEMPLATES)
+    return _with_labels(examples, column, _class_names(folder, schema, label), asked)
+
+
+def _count(opened: list[pq.ParquetFile]) -> int:
+    return sum(file.metadata.num_rows for file in opened)
+
+
+def _values(opened: list[pq.ParquetFile], column: str) -> Callable[[int], pa.Scalar]:
+    """Returns row -> its value; two row groups of the column stay in memory."""
     # Each row's file, row group and place in that.
     sizes = [
         (number, group, file.metadata.row_group(group).num_rows)
@@ -68,32 +95,80 @@ def open_folder(
     ends = np.cumsum([size for _, _, size in sizes])
 
     @functools.lru_cache(maxsize=2)
-    def images(part: int) -> pa.ChunkedArray:
+    def values(part: int) -> pa.ChunkedArray:
         number, group, _ = sizes[part]
-        return opened[number].read_row_group(group, columns=["image"])["image"]
+        return opened[number].read_row_group(group, columns=[column])[column]
 
-    def read(rows: np.ndarray) -> list[Any]:
+    def value(row: int) -> pa.Scalar:
+        part = int(np.searchsorted(ends, row, side="right"))
+        return values(part)[row - int(ends[part]) + sizes[part][2]]
+
+    return value
+
+
+def _bytes(value: pa.Scalar) -> bytes:
+    found = value.as_py()
+    return found["bytes"] if isinstance(found, dict) else found
+
+
+def _with_choices(folder: str, opened: list[pq.ParquetFile]) -> Examples:
+    """WinoGAViL's: a text for each row, and each candidate's picture once.
+
+    Raises:
+      ValueError: a column is missing, or a row's candidates are not those of its
+        pictures and associations.
+    """
+    wanted = ["cue", "candidates", "associations", "candidate_images"]
+    schema = opened[0].schema_arrow
+    if not set(wanted) <= set(schema.names):
+        raise ValueError(f"{folder}: want the columns {wanted}, got {schema.names}")
+    table = pa.concat_tables([file.read(columns=wanted[:3]) for file in opened])
+    picture_of: dict[str, tuple[int, int]] = {}
+    row_of: dict[str, int] = {}
+    choices = []
+    for row, item in enumerate(table.to_pylist()):
+        names, right = item["candidates"], set(item["associations"])
+        if not right or not right <= set(names) or len(set(names)) < len(names):
+            raise ValueError(
+                f"{folder}: want associations among different candidates, got"
+                f" {sorted(right)} of {names} in row {row}"
+            )
+        for place, name in enumerate(names):
+            picture_of.setdefault(name, (row, place))
+            row_of.setdefault(name, len(row_of))
+        choices.append(
+            Choice(
+                np.array([row_of[name] for name in names]),
+                np.array([name in right for name in names]),
+            )
+        )
+    value, places = _values(opened, "candidate_images"), list(picture_of.values())
+
+    def read(rows: np.ndarray) -> list[bytes]:
         found = []
-        for row in rows.tolist():
-            part = int(np.searchsorted(ends, row, side="right"))
-            place = row - int(ends[part]) + sizes[part][2]
-            value = images(part)[place].as_py()
-            found.append(value["bytes"] if isinstance(value, dict) else value)
+        for row, place in (places[number] for number in rows.tolist()):
+            pictures = value(row)
+            if len(pictures) <= place:
+                raise ValueError(
+                    f"{folder}: want a picture of each candidate, got {len(pictures)}"
+                    f" in row {row}"
+                )
+            found.append(_bytes(pictures[place]))
         return found
 
-    name = os.path.basename(os.path.normpath(folder))
-    examples = Examples(
+    return Examples(
         source=folder,
-        names=[f"{name}/{row}" for row in range(int(ends[-1]))],
+        names=list(picture_of),
         read=read,
+        texts=[_cue(cue) for cue in table["cue"].to_pylist()],
+        choices=choices,
     )
-    column = pa.concat_tables(
-        [file.read(columns=[label or text]) for file in opened]
-    ).column(0)
-    if label is None:
-        return _with_texts(examples, column.to_pylist())
-    asked = asked or prompts.Prompts(None, prompts.DEFAULT_TEMPLATES)
-    return _with_labels(examples, column, _class_names(folder, schema, label), asked)
+
+
+def _cue(cue: str) -> str:
+    """As DataComp asks for it."""
+    cue = cue.lower()
+    return f"An {cue}" if cue[:1] in tuple("aeiou") else f"A {cue}"
 
 
 def _with_labels(

@@ -101,7 +101,7 @@ def chance(right_answers: np.ndarray, *, candidates: int, k: int) -> float:
 
 def names(examples: Examples) -> tuple[str, ...]:
     """What `run` measures on these examples; () where they have no texts."""
-    if not len(examples.texts):
+    if not len(examples.image_of_text):
         return ()
     ways = ("image_to_text", "text_to_image")
     wanted = tuple(name for name in examples.metrics if name == MEAN)

@@ -5,7 +5,7 @@ An average is over the tasks that ran, and says over how many of how many.
 
 import base64
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,13 @@ import simplejpeg
 from absl import logging
 
 from metaclip_jax.data.images import Preprocess
-from metaclip_jax.evaluation import classification, evaluator, statistics, tasks
+from metaclip_jax.evaluation import (
+    classification,
+    evaluator,
+    languages,
+    statistics,
+    tasks,
+)
 from metaclip_jax.evaluation import encoder as encoders
 from metaclip_jax.evaluation.encoder import Encoder
 from metaclip_jax.evaluation.examples import Examples
@@ -37,14 +43,25 @@ def open_tasks(asked: Sequence[Task], data_dir: str) -> list[Found]:
     Raises:
       ValueError: a folder that is there is damaged, or in no known layout.
     """
+    suites = {task.suite for task in asked} & set(tasks.BY_LANGUAGE)
+    open_language = {s: languages.open_suite(s, data_dir) for s in sorted(suites)}
     found = []
     for task in asked:
-        folder = tasks.locate(task, data_dir)
-        if task.metric not in tasks.METRICS or folder is None:
-            found.append(Found(task, None, tasks.missing(task, data_dir)))
+        if task.suite in open_language:
+            opener = open_language[task.suite]
+            examples = opener(task) if opener else None
         else:
-            found.append(Found(task, tasks.open_task(task, folder), ""))
+            folder = tasks.locate(task, data_dir)
+            examples = tasks.open_task(task, folder) if folder else None
+        why = "" if examples else tasks.missing(task, data_dir)
+        found.append(Found(task, examples, why))
     return found
+
+
+def pictures(several: Iterable[Examples | None]) -> list[Examples]:
+    """All images of these, each set once, though several tasks share one."""
+    whole = [one.whole or one for one in several if one is not None]
+    return list({id(one): one for one in whole}.values())
 
 
 def plan(found: Sequence[Found], seconds: Callable[[int, int], float] | None) -> str:
@@ -55,13 +72,15 @@ def plan(found: Sequence[Found], seconds: Callable[[int, int], float] | None) ->
       seconds: images and texts to how long they take to embed; None = not known.
     """
     lines = []
-    images = texts = 0
+    images = sum(
+        len(examples.names) for examples in pictures(one.examples for one in found)
+    )
+    texts = 0
     for task, examples, why in found:
         title = f"{task.suite}/{task.id}"
         if examples is None:
             lines.append(f"  missing  {title:<34}{why}")
             continue
-        images += len(examples.names)
         texts += prompt_count(examples)
         lines.append(
             f"  there    {title:<34}{_count(task, examples)} images in"
@@ -158,7 +177,7 @@ def run(
         done[name] = numbers[group][last] | {
             "name": task.name,
             "metric": task.metric,
-            "images": len(examples.names),
+            "images": examples.size,
             "images_of_the_task": task.images,
             "same_test_set_as_the_paper": task.same,
             "note": task.note,
@@ -351,7 +370,7 @@ def summary(found: Mapping[str, Any]) -> str:
 
 
 def _count(task: Task, examples: Examples) -> str:
-    count = len(examples.names)
+    count = examples.size
     if task.images in (0, count):
         return f"{count:,}"
     return f"{count:,} (the task has {task.images:,})"

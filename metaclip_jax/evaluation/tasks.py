@@ -22,6 +22,7 @@ from metaclip_jax.evaluation import labelled, parquet, prompts, webdataset
 from metaclip_jax.evaluation.examples import Examples
 from metaclip_jax.evaluation.retrieval import MEAN
 
+_JACCARD = "jaccard_score_10-12"  # WinoGAViL's
 # By the tables' words: the numbers that a task's own is the first of.
 METRICS: Mapping[str, tuple[str, ...]] = {
     "acc1": ("zero_shot/accuracy",),
@@ -38,8 +39,19 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "acc_wg": ("zero_shot/worst_group",),
     "acc_top5_wg": ("zero_shot/worst_group_top5",),
     "mean_recall@1": (MEAN,),
+    _JACCARD: ("association/jaccard_10_12", "association/jaccard"),
 }
-SUITES = ("clip26", "datacomp38", "retrieval")
+SUITES = ("clip26", "datacomp38", "retrieval", "xm3600", "babel")
+# A task of these is a language: the suite's images with that language's texts.
+BY_LANGUAGE = ("xm3600", "babel")
+_HOW = {
+    "xm3600": "unpack google.github.io/crossmodal-3600/web-data/captions.zip into"
+    " {data_dir}/xm3600, and open-images-dataset.s3.amazonaws.com/crossmodal-3600/"
+    "images.tgz into {data_dir}/xm3600/images",
+    "babel": "ImageNet's images, see --tasks=imagenet, and babel_imagenet.json and"
+    " nllb_dist13b_prompts.json of `pip install --no-deps clip_benchmark==1.6.2`, or"
+    " in {data_dir}/babel_imagenet",
+}
 # TFDS's label to the paper's class, where their names do not say it.
 _SWAPS = {"food101": (16, 17), "sun397": (206, 207)}
 _CALTECH_FIRST = {0: 5, 1: 6, 2: 7, 3: 8, 4: 0, 37: 1, 38: 2, 57: 3, 66: 4}
@@ -50,7 +62,8 @@ class Task(NamedTuple):
 
     Attributes:
       suite: of SUITES.
-      id: how it is asked for.
+      id: how it is asked for; in a suite BY_LANGUAGE the language's code, after
+        "SUITE/".
       name: as the paper or DataComp writes it.
       classes: how many; 0 for retrieval.
       images: how many the test set has; 0 = copies differ.
@@ -59,6 +72,7 @@ class Task(NamedTuple):
       revision: that is downloaded; "" = the newest.
       tfds: BUILDER:SPLIT, "" = TFDS does not have it.
       same: whether the test set is the paper's.
+      licence: as its makers state it, of what is downloaded.
       note: what else to know.
       prompts: of the paper's tasks, the key in SLIP's files; "" = they come with the
         images.
@@ -75,9 +89,15 @@ class Task(NamedTuple):
     revision: str
     tfds: str
     same: bool
+    licence: str
     note: str
     prompts: str
     fingerprints: tuple[str, str]
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether `download` gets its images; WinoGAViL's repository is a program."""
+        return bool(self.repo) and self.metric != _JACCARD
 
     @property
     def folder(self) -> str:
@@ -89,11 +109,15 @@ class Task(NamedTuple):
 def table(suite: str) -> tuple[Task, ...]:
     """The tasks of clip26 or datacomp38, in the order of the paper or of DataComp.
 
-    retrieval is DataComp's two tasks of finding texts and images.
+    retrieval is DataComp's two tasks of finding texts and images; xm3600 and babel have
+    a task a language.
     """
     if suite == "retrieval":
         return tuple(t for t in table("datacomp38") if t.metric == "mean_recall@1")
-    rows = csv.DictReader(_text(f"{suite}.tsv").splitlines(), delimiter="\t")
+    name = "languages" if suite in BY_LANGUAGE else suite
+    rows = csv.DictReader(_text(f"{name}.tsv").splitlines(), delimiter="\t")
+    if suite in BY_LANGUAGE:
+        return tuple(_of_language(suite, r) for r in rows if r["suite"] == suite)
     return tuple(_task(suite, row) for row in rows)
 
 
@@ -110,9 +134,32 @@ def _task(suite: str, row: Mapping[str, str]) -> Task:
         revision=row["revision"],
         tfds=row["tfds"] if ours else "",
         same=not ours or row["same"] == "yes",
+        licence=row["licence"],
         note=row["note"],
         prompts=row["prompts"] if ours else "",
         fingerprints=(row["labels_sha"], row["templates_sha"]) if ours else ("", ""),
+    )
+
+
+def _of_language(suite: str, row: Mapping[str, str]) -> Task:
+    texts = suite == "xm3600"
+    return Task(
+        suite=suite,
+        id=row["language"],
+        name=f"{'XM3600' if texts else 'Babel-ImageNet'} {row['language']}",
+        classes=int(row["classes"]),
+        images=int(row["images"]),
+        metric="mean_recall@1" if texts else "acc1",
+        repo="",
+        revision="",
+        tfds="",
+        same=True,
+        licence="CC BY 4.0, images CC BY 2.0"
+        if texts
+        else "ImageNet's and BabelNet's, both non-commercial",
+        note="",
+        prompts="",
+        fingerprints=(row["labels_sha"], row["templates_sha"]),
     )
 
 
@@ -125,7 +172,8 @@ def find(names: Sequence[str]) -> list[Task]:
       ValueError: there is no such task; names those there are.
     """
     known = {f"{t.suite}/{t.id}": t for suite in SUITES for t in table(suite)}
-    known |= {task.id: task for suite in reversed(SUITES) for task in table(suite)}
+    short = [suite for suite in reversed(SUITES) if suite not in BY_LANGUAGE]
+    known |= {task.id: task for suite in short for task in table(suite)}
     found: dict[tuple[str, str], Task] = {}
     for name in names:
         if name not in SUITES and name not in known:
@@ -255,16 +303,28 @@ def open_task(task: Task, folder: str) -> Examples:
 
 
 def missing(task: Task, data_dir: str) -> str:
-    """How the images of a task are had."""
-    size = f"{task.images:,} images" if task.images else "images"
-    if task.metric not in METRICS:
-        return f"{task.metric} of {size} is not computed here"
+    """How many images a task has, their licence, and how they are had."""
+    count = f"{task.images:,}" if task.images else "some"
+    what = "texts with images" if task.metric == _JACCARD else "images"
+    return f"{count} {what}, licence: {task.licence}: {how(task, data_dir)}"
+
+
+def how(task: Task, data_dir: str) -> str:
+    """The command, or what else to do, that puts a task's images into `data_dir`."""
+    if task.suite in BY_LANGUAGE:
+        return _HOW[task.suite].format(data_dir=data_dir)
+    if task.metric == _JACCARD:
+        return (
+            f"with datasets<4, load_dataset({task.repo!r}, split='test',"
+            f" revision={task.revision!r}, trust_remote_code=True)"
+            f".to_parquet('{data_dir}/{task.folder}/test-00000-of-00001.parquet')"
+        )
     if not task.repo:
-        where = f"put {size} into {data_dir}/{task.id}/CLASS"
-        return f"{where}, or prepare {task.tfds} by TFDS" if task.tfds else where
+        how = f"put them into {data_dir}/{task.id}/CLASS"
+        return f"{how}, or prepare {task.tfds} by TFDS" if task.tfds else how
     revision = f" --revision {task.revision}" if task.revision else ""
     return (
-        f"{size}: hf download {task.repo} --repo-type dataset{revision} --local-dir"
+        f"hf download {task.repo} --repo-type dataset{revision} --local-dir"
         f" {data_dir}/{task.folder}"
     )
 

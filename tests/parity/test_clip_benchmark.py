@@ -6,7 +6,15 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from metaclip_jax.evaluation import examples, prompts, retrieval, scores, tasks
+from metaclip_jax.evaluation import (
+    examples,
+    languages,
+    prompts,
+    retrieval,
+    scores,
+    tasks,
+)
+from tests import image_layouts
 
 torch = pytest.importorskip("torch")
 theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
@@ -94,3 +102,29 @@ def test_their_class_names_are_found_among_the_paper_s(name):
         assert found.label_of.tolist() == tasks._tfds_order(task)
     elif name != "clevr_count_all":
         assert found.label_of.tolist() == list(range(task.classes))
+
+
+def test_babel_imagenet_s_lists_are_the_installed_ones(tmp_path):
+    """All 90 languages that have both class names and prompts."""
+    folder = resources.files("clip_benchmark.datasets")
+    classes, templates = (
+        json.loads(folder.joinpath(name).read_text())
+        for name in ("babel_imagenet.json", "nllb_dist13b_prompts.json")
+    )
+    table = {task.id.upper(): task for task in tasks.table("babel")}
+    assert set(table) == set(classes) & set(templates)
+    (imagenet,) = tasks.find(["clip26/imagenet"])
+    names = [own[0] for own in tasks.paper_prompts(imagenet).class_names]
+    picture = image_layouts.png(np.zeros((8, 8, 3), np.uint8))
+    rows = [str(label).encode() for label in range(1000)]
+    image_layouts.write_webdataset(
+        tmp_path / imagenet.folder, [picture] * 1000, rows, names
+    )
+    open_language = languages.open_suite("babel", str(tmp_path))
+    for language, task in table.items():
+        shown = open_language(task)  # checks the fingerprints
+        labels, own = classes[language]
+        assert [name for (name,) in shown.class_names] == own
+        assert len(shown.class_names) == task.classes
+        assert shown.rows.tolist() == sorted(labels)
+        assert [labels[k] for k in shown.labels] == sorted(labels)
