@@ -10,9 +10,8 @@ leaves the same bytes.
 import collections
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,21 +20,12 @@ from absl import flags, logging
 
 from metaclip_jax import files
 from metaclip_jax.cli import command
-from metaclip_jax.data import embeddings, images, records
-from metaclip_jax.evaluation import encoder
+from metaclip_jax.data import embeddings, records
+from metaclip_jax.data.image_tags import UndecodableImage
 from metaclip_jax.inference import model as inference
 from metaclip_jax.inference import model_flags
 
-_DECODE_THREADS = 8
 _LOSSES_TO_LOG = 20
-
-
-class Portion(NamedTuple):
-    """Decoded records. `pixels` uint8[n, size, size, 3], black where not "ok"."""
-
-    records: list[records.Record]
-    pixels: np.ndarray
-    status: list[str]
 
 
 def embed_dataset(model: inference.Model, dataset_folder: str, output: str) -> None:
@@ -92,68 +82,49 @@ def embed_shard(
     model: inference.Model, dataset: records.Dataset, shard: int, bar: Any
 ) -> pa.Table:
     """Embeds the records of one file shard; returns its rows in their order."""
-    rows: dict[str, list[Any]] = {
-        name: [] for name in embeddings.schema(model.architecture.embed_dim).names
+    start, total = sum(dataset.shard_lengths[:shard]), dataset.shard_lengths[shard]
+    ids: list[str] = []
+    texts: list[tuple[str, ...]] = []
+    status = [embeddings.OK] * total
+
+    def read(rows: np.ndarray) -> list[bytes]:
+        found = [records.decode(data) for data in records.read(dataset, start + rows)]
+        ids.extend(record.image_id for record in found)
+        texts.extend(record.texts for record in found)
+        bar.update(len(rows))
+        return [record.image for record in found]
+
+    def note(row: int, error: ValueError) -> None:
+        if not isinstance(error.__cause__, UndecodableImage):
+            raise error
+        status[row] = error.__cause__.reason
+
+    image = model.encoder.encode_images(  # [n, E]
+        read, names=lambda row: f"image {ids[row]}", total=total, on_broken=note
+    )
+    lost = [row for row, one in enumerate(status) if one != embeddings.OK]
+    for row in lost[:_LOSSES_TO_LOG]:
+        logging.warning("image %s has no embedding: %s", ids[row], status[row])
+    counts = [len(own) for own in texts]
+    flat = [text for own in texts for text in own]
+    text = model.embed_texts(flat)  # [m, E]
+    cosines = (image.repeat(counts, axis=0) * text).sum(axis=1)
+    keys = records.text_keys(np.repeat(ids, counts).tolist(), flat)
+    ok = np.array([one == embeddings.OK for one in status], np.float32)
+    ends = np.cumsum(counts)
+    parts = [slice(end - n, end) for end, n in zip(ends, counts, strict=True)]
+    rows = {
+        "image_id": ids,
+        # No nulls here: Parquet's readers fail on null lists of a fixed size.
+        "embedding": list(image * ok[:, None]),
+        "text_keys": [keys[part] for part in parts],
+        "text_scores": [
+            cosines[part] if good else None
+            for good, part in zip(ok, parts, strict=True)
+        ],
+        "status": status,
     }
-    with ThreadPoolExecutor(_DECODE_THREADS) as pool:
-        for portion in encoder.one_ahead(_portions(model, dataset, shard, pool)):
-            image = model.embed_images(portion.pixels)  # [n, E]
-            texts = [text for record in portion.records for text in record.texts]
-            counts = [len(record.texts) for record in portion.records]
-            text = model.embed_texts(texts)  # [m, E]
-            cosines = (image.repeat(counts, axis=0) * text).sum(axis=1)
-            keys = records.text_keys(
-                np.repeat([r.image_id for r in portion.records], counts).tolist(), texts
-            )
-            ends = np.cumsum(counts)[:-1]
-            ok = [status == embeddings.OK for status in portion.status]
-            rows["image_id"] += [record.image_id for record in portion.records]
-            # No nulls here: Parquet's readers fail on null lists of a fixed size.
-            rows["embedding"] += list(image * np.array(ok, np.float32)[:, None])
-            rows["text_keys"] += np.split(keys, ends)
-            rows["text_scores"] += [
-                row if good else None
-                for row, good in zip(np.split(cosines, ends), ok, strict=True)
-            ]
-            rows["status"] += portion.status
-            bar.update(len(portion.records))
     return pa.table(rows, schema=embeddings.schema(model.architecture.embed_dim))
-
-
-def _portions(
-    model: inference.Model,
-    dataset: records.Dataset,
-    shard: int,
-    pool: ThreadPoolExecutor,
-) -> Iterator[Portion]:
-    preprocess = model.encoder.preprocess
-    size = preprocess.size
-    start = sum(dataset.shard_lengths[:shard])
-    logged = 0
-
-    def decode(data: bytes) -> tuple[records.Record, np.ndarray, str]:
-        record = records.decode(data)
-        try:
-            pixels = images.decode_eval(record.image, **preprocess._asdict())
-            return record, pixels, embeddings.OK
-        except images.UndecodableImage as error:
-            return record, np.zeros((size, size, 3), np.uint8), error.reason
-
-    for first in range(0, dataset.shard_lengths[shard], model.batch):
-        last = min(first + model.batch, dataset.shard_lengths[shard])
-        positions = np.arange(start + first, start + last)
-        decoded = list(pool.map(decode, records.read(dataset, positions)))
-        for record, _, status in decoded:
-            if status != embeddings.OK and logged < _LOSSES_TO_LOG:
-                logged += 1
-                logging.warning(
-                    "image %s has no embedding: %s", record.image_id, status
-                )
-        yield Portion(
-            records=[record for record, _, _ in decoded],
-            pixels=np.stack([pixels for _, pixels, _ in decoded]),
-            status=[status for _, _, status in decoded],
-        )
 
 
 def main(argv: Sequence[str]) -> None:

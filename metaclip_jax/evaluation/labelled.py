@@ -2,15 +2,18 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
 
 from metaclip_jax import files
 from metaclip_jax.evaluation import prompts
 from metaclip_jax.evaluation.examples import Examples
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 SUFFIXES = tuple(
     f".{kind}"
@@ -103,12 +106,14 @@ def _files(folder: epath.Path) -> Iterator[epath.Path]:
             yield path
 
 
-def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+def _builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
     """Returns TFDS's builder of a prepared dataset.
 
     Raises:
       FileNotFoundError: there is no such folder, and no prepared dataset of this name.
     """
+    import tensorflow_datasets as tfds  # takes long to load, and few folders need it
+
     path = files.path(name)
     if path.is_dir():
         return tfds.builder_from_directory(name)
@@ -155,6 +160,8 @@ def from_tfds(
       ValueError: a feature is missing or of another kind, the split has no labels, or
         a label is none of the prompts' classes.
     """
+    import tensorflow_datasets as tfds
+
     builder = _builder(name, data_dir)
     features = builder.info.features
     key = next((k for k in (_ONE, _SEVERAL) if k in features), None)

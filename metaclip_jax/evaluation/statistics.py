@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Callable
 
 import numpy as np
-from scipy import stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +61,8 @@ def bootstrap(
     # how sure the value is, as while training.
     if min(units, resamples) == 1:
         return Interval(value, value, value)
+    from scipy import stats  # it takes long to load, and few commands need it
+
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
     found = stats.bootstrap(
         (np.arange(units),),
@@ -108,6 +109,8 @@ def share(
     occupied = size > 0
     right, size = right[occupied], size[occupied]
     if size.max() == 1:
+        from scipy import stats
+
         found = stats.binomtest(int(right.sum()), len(size))
         low, high = found.proportion_ci(0.95, method="wilson")
         return Interval(found.statistic, float(low), float(high))

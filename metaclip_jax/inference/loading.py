@@ -22,7 +22,7 @@ from metaclip_jax.conversion import (
 from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.data.images import Preprocess
 from metaclip_jax.models import clip, positions, presets
-from metaclip_jax.training import checkpoint, run_config, sharding
+from metaclip_jax.training import run_config, sharding
 
 METACLIP_LICENCE = "CC-BY-NC-4.0"
 # Models on the hub with MetaCLIP's weights.
@@ -219,6 +219,8 @@ def _load_file(path: epath.Path, preset: str, *, trust_pickle: bool) -> Loaded:
 
 def _load_run(workdir: str, step: int | None) -> Loaded:
     """Loads a checkpoint of a run."""
+    from metaclip_jax.training import checkpoint  # Orbax takes long to load
+
     config = run_config.read(workdir)
     step = checkpoint.find_step(workdir, step)
     meta = checkpoint.read_meta(workdir, step)
