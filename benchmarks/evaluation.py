@@ -1,12 +1,15 @@
-"""Zero-shot evaluation on one CPU core: ours against a loop of transformers.
+"""Zero-shot evaluation on one CPU core: ours against the two ways in use.
 
-    python -m benchmarks.evaluation             # about three minutes, needs torch
+    python -m benchmarks.evaluation             # about five minutes, needs torch
 
-Both take the same random ViT-B/32 from one folder, in f32, and classify the same JPEGs
-of 640x480 among 20 classes. Whole commands are measured in CPU seconds, with start-up,
-compiling and decoding, each pinned to one core. Then texts alone, warm, in one process
-each: transformers' are padded to the longest of their batch, and to the model's 77
-positions, as clip_benchmark does. The answers are compared image by image.
+They are a loop of transformers, and clip_benchmark's own zero-shot functions on
+open_clip's model. All take the same random ViT-B/32, exported for each, in f32, and
+classify the same JPEGs of 640x480 among 20 classes. Whole commands are measured in CPU
+seconds, with start-up, compiling and decoding, each pinned to one core. open_clip's
+transforms need torchvision: where it is not installed, the same steps are done by
+Pillow and NumPy. Then texts alone, warm, in one process each: transformers' are padded
+to the longest of their batch and to the model's 77 positions, clip_benchmark's always
+to 77. The answers are compared image by image.
 """
 
 import json
@@ -41,7 +44,8 @@ architecture = dataclasses.replace(
 params = jax.device_get(clip.init(architecture, jax.random.key(0)))
 preprocess = loading.default_preprocess(architecture)
 loaded = loading.Loaded("random", architecture, params, tokenizer, preprocess)
-convert.convert(loaded, "huggingface", sys.argv[1])
+for kind in ("huggingface", "open_clip"):
+    convert.convert(loaded, kind, f"{sys.argv[1]}/{kind}")
 """
 _OURS = """
 import sys, json
@@ -85,6 +89,63 @@ with torch.no_grad():
         embedded = unit(model.get_image_features(pixels).pooler_output)
         scores += (embedded @ classes.T).tolist()
 json.dump(scores, open(output, "w"))
+"""
+# clip_benchmark's, on open_clip's model; without torchvision its steps by Pillow.
+_OPEN_CLIP = """
+import torch
+from benchmarks import open_clip_alone
+torch.set_num_threads(1)
+open_clip = open_clip_alone.load()
+from clip_benchmark.metrics import zeroshot_classification as theirs
+name = f"local-dir:{sys.argv[1]}/open_clip"
+model = open_clip.create_model(name).eval()
+tokenizer = open_clip.get_tokenizer(name)
+"""
+_CLIP_BENCHMARK = f"""
+import sys, json, os
+import numpy as np
+from PIL import Image
+{_OPEN_CLIP}
+_, images, prompts_file, output, batch = sys.argv[1:]
+given = json.load(open(prompts_file))
+templates = [template.replace("{{}}", "{{c}}") for template in given["templates"]]
+asked = model.visual.preprocess_cfg
+mean, std = (np.array(asked[key], np.float32) for key in ("mean", "std"))
+size = model.visual.image_size[0]
+def prepare(path):
+    image = Image.open(path)
+    resized = [size * side // min(image.size) for side in image.size]
+    image = image.resize(resized, Image.Resampling.BICUBIC)
+    left, top = (round((s - size) / 2) for s in image.size)
+    image = image.crop((left, top, left + size, top + size)).convert("RGB")
+    pixels = (np.asarray(image, np.float32) / 255 - mean) / std
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+class Images(torch.utils.data.Dataset):
+    def __init__(self):
+        walk = os.walk(images)
+        self.paths = sorted(os.path.join(d, f) for d, _, fs in walk for f in fs)
+    def __len__(self):
+        return len(self.paths)
+    def __getitem__(self, row):
+        return prepare(self.paths[row]), 0
+loader = torch.utils.data.DataLoader(Images(), batch_size=int(batch))
+classifier = theirs.zero_shot_classifier(
+    model, tokenizer, given["class_names"], templates, "cpu", amp=False
+)
+logits, _ = theirs.run_classification(model, classifier, loader, "cpu", amp=False)
+json.dump((logits / 100).tolist(), open(output, "w"))
+"""
+_TEXTS_CLIP_BENCHMARK = f"""
+import sys, json, time
+{_OPEN_CLIP}
+texts = json.load(open(sys.argv[2]))
+half, templates = texts[: len(texts) // 2], ["{{c}}", "a {{c}}"]
+def embed():
+    theirs.zero_shot_classifier(model, tokenizer, half, templates, "cpu", amp=False)
+embed()
+start = time.process_time()
+embed()
+print((time.process_time() - start) / (2 * len(half)) * 1e3)
 """
 _TEXTS_OURS = """
 import sys, json, time
@@ -158,30 +219,58 @@ def main(argv: list[str]) -> None:
         names = [f"class {n:02d}" for n in range(_CLASSES)]
         given = {"class_names": names, "templates": _TEMPLATES}
         (root / "prompts.json").write_text(json.dumps(given))
-        inputs = root / "model", root / "images", root / "prompts.json"
-        ours, _ = run(_OURS, *inputs, root / "ours.json")
-        theirs, _ = run(_THEIRS, *inputs, root / "theirs.json", _BATCH.value)
-        own, other = (
-            np.array(json.loads((root / f"{who}.json").read_text()))
-            for who in ("ours", "theirs")
-        )
+        _compare_images(root)
+        _compare_texts(root)
+
+
+def _compare_images(root: Path) -> None:
+    """Whole commands, and whether they answer alike."""
+    inputs = root / "images", root / "prompts.json"
+    huggingface = root / "model" / "huggingface"
+    ours, _ = run(_OURS, huggingface, *inputs, root / "ours.json")
+    own = np.array(json.loads((root / "ours.json").read_text()))
+    opponents = {
+        "clip_benchmark with open_clip": (_CLIP_BENCHMARK, root / "model"),
+        "a loop of transformers": (_THEIRS, huggingface),
+    }
+    for name, (code, model) in opponents.items():
+        path = root / "theirs.json"
+        theirs, _ = run(code, model, *inputs, path, _BATCH.value)
+        other = np.array(json.loads(path.read_text()))
         same = (own.argmax(axis=1) == other.argmax(axis=1)).mean()
         print(
-            f"Zero-shot evaluation: {theirs / ours:.2f}x less CPU time than a loop of"
-            f" transformers, whole command ({ours:.1f} s against {theirs:.1f} s for"
+            f"Zero-shot evaluation: {theirs / ours:.2f}x less CPU time than {name},"
+            f" whole command ({ours:.1f} s against {theirs:.1f} s for"
             f" {_IMAGES.value} images; the same answer for {same:.1%} of them, cosines"
             f" within {np.abs(own - other).max():.1e})"
         )
-        texts = [f"a photo of a thing of kind {n}." for n in range(_TEXTS.value)]
-        (root / "texts.json").write_text(json.dumps(texts))
-        mine = float(run(_TEXTS_OURS, root / "model", root / "texts.json")[1])
-        for padding in ("longest", "max_length"):
-            arguments = root / "model", root / "texts.json", padding
-            each = float(run(_TEXTS_THEIRS, *arguments)[1])
-            print(
-                f"Texts, {padding} padding there: {each / mine:.1f}x less CPU time than"
-                f" transformers ({mine:.1f} ms against {each:.1f} ms a text)"
+
+
+def _compare_texts(root: Path) -> None:
+    """CPU time a text, once all is compiled."""
+    texts = [f"a photo of a thing of kind {n}." for n in range(_TEXTS.value)]
+    path = root / "texts.json"
+    path.write_text(json.dumps(texts))
+    huggingface = root / "model" / "huggingface"
+    mine = float(run(_TEXTS_OURS, huggingface, path)[1])
+    opponents = {
+        "clip_benchmark with open_clip": (_TEXTS_CLIP_BENCHMARK, root / "model", path),
+        **{
+            f"transformers, padding={padding}": (
+                _TEXTS_THEIRS,
+                huggingface,
+                path,
+                padding,
             )
+            for padding in ("longest", "max_length")
+        },
+    }
+    for name, (code, *arguments) in opponents.items():
+        each = float(run(code, *arguments)[1])
+        print(
+            f"Texts: {each / mine:.1f}x less CPU time than {name} ({mine:.1f} ms"
+            f" against {each:.1f} ms a text)"
+        )
 
 
 if __name__ == "__main__":

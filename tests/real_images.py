@@ -1,0 +1,84 @@
+"""Real pictures that install with packages: no test draws what it can show."""
+
+import gzip
+import io
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn import datasets
+
+from tests import image_layouts
+
+# Where Debian's package dataset-fashion-mnist puts its four files.
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+GARMENTS = (
+    "T-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+
+
+class Labelled(NamedTuple):
+    """Bytes of N image files, their labels, and the K class names."""
+
+    images: list[bytes]
+    labels: list[int]
+    class_names: tuple[str, ...]
+
+
+def fashion_mnist(count: int) -> Labelled:
+    """The first of the 10,000 test images as PNG; skips where they are missing."""
+    if not FASHION.is_dir():
+        pytest.skip("no Fashion-MNIST: apt-get install dataset-fashion-mnist")
+    pixels = _idx("t10k-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)[:count]
+    labels = _idx("t10k-labels-idx1-ubyte.gz", 8)[:count]
+    return Labelled(
+        [image_layouts.png(image) for image in pixels], labels.tolist(), GARMENTS
+    )
+
+
+def _idx(name: str, head: int) -> np.ndarray:
+    with gzip.open(FASHION / name) as file:
+        return np.frombuffer(file.read(), np.uint8, offset=head)
+
+
+def digits(count: int) -> Labelled:
+    """scikit-learn's handwritten digits, 8 x 8, as PNG."""
+    images, labels = datasets.load_digits(return_X_y=True)
+    images = (images.reshape(-1, 8, 8)[:count] * 15.9).astype(np.uint8)
+    names = tuple("0123456789")
+    return Labelled(
+        [image_layouts.png(image) for image in images], labels[:count].tolist(), names
+    )
+
+
+def photos(count: int) -> Labelled:
+    """Crops of scikit-learn's two photos, of odd sizes and shapes, as JPEG."""
+    names = ("china", "flower")
+    folder = resources.files("sklearn.datasets").joinpath("images")
+    whole = [
+        Image.open(io.BytesIO(folder.joinpath(f"{name}.jpg").read_bytes()))
+        for name in names
+    ]
+    rng = np.random.default_rng(0)
+    images = []
+    for number in range(count):
+        photo = whole[number % 2]
+        width, height = (int(rng.integers(40, side)) for side in photo.size)
+        left = int(rng.integers(0, photo.width - width + 1))
+        top = int(rng.integers(0, photo.height - height + 1))
+        out = io.BytesIO()
+        photo.crop((left, top, left + width, top + height)).save(out, "JPEG")
+        images.append(out.getvalue())
+    return Labelled(images, [number % 2 for number in range(count)], names)
