@@ -2,20 +2,19 @@
 
     python -m benchmarks.accelerator             # writes docs/accelerator.md
 
-Trains B/32, B/16 and L/14 in bf16 on random batches that are on the device already, by
-each attention, with each rematerialisation, in growing batches until the memory is
-full. Where torch is installed with open_clip or transformers, theirs is trained at the
-same sizes: autocast to bf16, torch.compile, fused AdamW and torch's fused attention.
-Each model of each library has a process of its own, one after another.
+Trains B/32, B/16 and L/14 in bf16 on one random batch that is already on the device,
+with each attention and each rematerialisation, and raises the batch until memory is
+full. If torch is installed with open_clip or transformers, their model is trained at
+the same sizes: bf16 autocast, torch.compile, fused AdamW, torch's fused attention.
+Each library trains each model in a separate process, one after another.
 
-A rate is pairs a second of one device. Utilisation is model FLOPs, the same for both
-libraries, over the device's peak: what rematerialisation computes again is not counted.
-Memory is what the step needs at its peak: ours by the compiler's plan, torch's by its
-allocator. The loader's share is how many cores make batches as fast as the steps take
-them, by the rate of one core here. With --workers=N the trainer itself then trains each
-model from a dataset, with N loader processes.
+Rates are pairs per second per device. Utilisation is model FLOPs (the same number for
+both libraries, without recomputation) over the device's peak. Memory is the step's
+peak: ours from the compiler's plan, torch's from its allocator. The page also says how
+many CPU cores keep a device supplied, from the rate of one core here. With --workers=N
+the trainer then trains each model from a dataset, with N loader processes.
 
-On CPUs this only shows that it runs: give it a small model, as
+On a CPU this only shows that the benchmark runs; use a small model:
 --models=s16:4 --layers=2 --image_size=32.
 """
 
@@ -35,46 +34,32 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from absl import app, flags
+from absl import flags
 
 from benchmarks import device_steps, steps
 from benchmarks.device_steps import Device, Row
 from metaclip_jax import metric_rows
+from metaclip_jax.cli import command
 from metaclip_jax.models import presets
 
-_MODELS = flags.DEFINE_list(
-    "models",
-    "b32:512:1024:2048:4096,b16:256:512:1024:2048,l14:128:256:512:1024",
-    "of the presets, each with its batches: pairs a device, ascending",
-)
-_ATTENTION = flags.DEFINE_list("attention", "xla,cudnn", "implementations of ours")
-_REMAT = flags.DEFINE_list("remat", "none,dots,full", "what to recompute")
-_UNROLL = flags.DEFINE_list("unroll", "false,true", "whether layers are no loop")
-_SIZE = flags.DEFINE_integer("image_size", 224, "pixels", lower_bound=1)
-_LAYERS = flags.DEFINE_integer("layers", 0, "of each tower; 0 = the preset's")
-_SECONDS = flags.DEFINE_float("seconds", 3.0, "timed of each, at least")
-_THEIRS = flags.DEFINE_bool("theirs", True, "time torch's too, where it is installed")
-_WORKERS = flags.DEFINE_integer("workers", 0, "loader processes of a fed run; 0 = none")
-_FED_STEPS = flags.DEFINE_integer("fed_steps", 40, "of a fed run", lower_bound=4)
-_OUTPUT = flags.DEFINE_string("output", "docs/accelerator.md", "what to write")
-
+_LOADED_SIZE = 224  # pixels: how many images one core loads
 _GIB = 2**30
 _LIBRARIES = ("jax", "jaxlib", "flax", "torch", "open_clip_torch", "transformers")
 
 
 class Fed(NamedTuple):
-    """What the trainer did when the loader fed it."""
+    """A run of the trainer on a dataset."""
 
     towers: str
-    batch: int  # of one device
-    rate: float  # pairs a second, of one device
-    waited: float  # share of the time
+    batch: int  # pairs per device
+    rate: float  # pairs per second per device
+    waited: float  # share of the time spent waiting for data
 
 
 def sizes_of(name: str) -> presets.Towers:
-    """Returns a preset's sizes, with as many layers as --layers says."""
+    """Returns a preset's sizes, with --layers layers if that flag is set."""
     towers = presets.TOWERS[name]
-    if not (layers := _LAYERS.value):
+    if not (layers := flags.FLAGS.layers):
         return towers
     vision, text = towers.vision, towers.text
     return towers._replace(
@@ -83,46 +68,38 @@ def sizes_of(name: str) -> presets.Towers:
 
 
 def models() -> dict[str, list[int]]:
-    """Returns which models to train, with their batches.
+    """Returns the models to train, with their batches."""
+    named = (model.split(":") for model in flags.FLAGS.models)
+    return {name: [int(batch) for batch in batches] for name, *batches in named}
 
-    Raises:
-        app.UsageError: a model is unknown, or a batch is no number.
-    """
-    found = {}
-    for model in _MODELS.value:
-        name, *batches = model.split(":")
-        if (
-            name not in presets.TOWERS
-            or not batches
-            or not all(map(str.isdigit, batches))
-        ):
-            raise app.UsageError(
-                "--models wants names and batches, as b32:512:1024, of"
-                f" {', '.join(presets.TOWERS)}, got {model!r}"
-            )
-        found[name] = [int(batch) for batch in batches]
-    return found
+
+def is_model(model: str) -> bool:
+    """Whether this is NAME:BATCH:BATCH..., a preset with batches above 0."""
+    name, *batches = model.split(":")
+    numbers = all(batch.isdecimal() and int(batch) for batch in batches)
+    return name in presets.TOWERS and bool(batches) and numbers
 
 
 def measure(name: str, batches: Sequence[int], device: Device) -> list[Row]:
-    """Returns the rows of one model, of both libraries."""
-    common = {"size": _SIZE.value, "batches": batches, "seconds": _SECONDS.value}
+    """Returns the rows of one model, for both libraries."""
+    values = flags.FLAGS
+    common = {"size": values.image_size, "batches": batches, "seconds": values.seconds}
     ours = functools.partial(
         device_steps.ours,
         sizes_of(name),
-        attentions=[a for a in _ATTENTION.value if a == "xla" or device.has_cudnn],
-        remats=_REMAT.value,
-        unrolls=[value == "true" for value in _UNROLL.value],
+        attentions=[a for a in values.attention if a == "xla" or device.has_cudnn],
+        remats=values.remat,
+        unrolls=[value == "true" for value in values.unroll],
         **common,
     )
     theirs = functools.partial(
         device_steps.theirs,
         sizes_of(name),
-        remats=[remat for remat in _REMAT.value if remat != "dots"],
+        remats=[remat for remat in values.remat if remat != "dots"],
         **common,
     )
     libraries = [ours]
-    if _THEIRS.value and steps.torch_library():
+    if values.theirs and steps.torch_library():
         libraries.append(theirs)
     rows = []
     for row in itertools.chain(*map(device_steps.run_alone, libraries)):
@@ -132,9 +109,9 @@ def measure(name: str, batches: Sequence[int], device: Device) -> list[Row]:
 
 
 def images_a_core() -> Iterator[float]:
-    """Yields, once, how many images a second one core loads, by the best of rounds.
+    """Yields once: images per second that one core loads, from the best round.
 
-    It is processor time of all threads, on one core.
+    Measures CPU time of all threads, pinned to one core.
     """
     from benchmarks import photographs
     from metaclip_jax.data import pipeline, tokenizer, workers
@@ -147,7 +124,7 @@ def images_a_core() -> Iterator[float]:
             folder,
             tokenize=tokenizer.load(photographs.write_tokenizer(folder), family="clip"),
             global_batch=count,
-            image_size=_SIZE.default,
+            image_size=_LOADED_SIZE,
             context_length=steps.CONTEXT,
             seed=0,
             total_steps=rounds + 1,
@@ -163,17 +140,18 @@ def images_a_core() -> Iterator[float]:
 
 
 def train_from_loader(name: str, row: Row, device: Device) -> Fed:
-    """Runs the trainer itself as the row has it, on a dataset of photographs."""
+    """Runs the trainer with the row's settings on a dataset of photographs."""
     from benchmarks import photographs
 
+    values = flags.FLAGS
     batch = row.batch * device.count
-    config = steps.config_of(sizes_of(name), batch=batch, size=_SIZE.value)
+    config = steps.config_of(sizes_of(name), batch=batch, size=values.image_size)
     config.model.attention, config.model.remat = row.attention, row.remat
     config.model.unroll = row.unrolled
-    config.total_steps = _FED_STEPS.value
+    config.total_steps = values.fed_steps
     config.optimizer.warmup_steps = 1
-    config.log_every_steps = max(_FED_STEPS.value // 4, 1)
-    config.data.worker_count = _WORKERS.value
+    config.log_every_steps = max(values.fed_steps // 4, 1)
+    config.data.worker_count = values.workers
     with tempfile.TemporaryDirectory() as folder:
         config.dataset = f"{folder}/dataset"
         os.mkdir(config.dataset)
@@ -187,8 +165,8 @@ def train_from_loader(name: str, row: Row, device: Device) -> Fed:
             f"    config.update({config.to_dict()!r})\n"
             "    return config.lock()\n"
         )
-        command = [sys.executable, "-m", "metaclip_jax.train", f"--config={recipe}"]
-        subprocess.run([*command, f"--workdir={folder}/run"], check=True)
+        train = [sys.executable, "-m", "metaclip_jax.train", f"--config={recipe}"]
+        subprocess.run([*train, f"--workdir={folder}/run"], check=True)
         last = metric_rows.read(f"{folder}/run")[-1]
     return Fed(name, row.batch, last["examples_per_second_per_chip"], last["data_wait"])
 
@@ -200,8 +178,8 @@ def report(
     lines = [
         "# Train steps on an accelerator",
         "",
-        f"Written by `{_command()}` on {datetime.date.today()}; what is measured, and"
-        " how, is at the head of that file.",
+        f"Written by `{_command()}` on {datetime.date.today()}. The docstring of"
+        " `benchmarks/accelerator.py` says what is measured, and how.",
         "",
         f"Device: {device.count} x {device.kind}, driver {_driver()},"
         f" {os.cpu_count()} CPU cores ({platform.machine()}). Python"
@@ -209,19 +187,25 @@ def report(
         f" XLA_FLAGS: `{os.environ.get('XLA_FLAGS') or 'none'}`.",
     ]
     if missing := [name for name in models() if name not in rows]:
-        lines += ["", f"The run has not come to {', '.join(missing)}."]
+        lines += ["", f"Not measured yet: {', '.join(missing)}."]
+    size = flags.FLAGS.image_size
     for name, found in rows.items():
-        lines += ["", f"## {name}, {_SIZE.value} pixels", "", *_table(device, found)]
+        lines += [
+            "",
+            f"## {name}, {size} pixels",
+            "",
+            *_table(device, found),
+        ]
         lines += ["", _verdict(found, core)]
     if fed:
         lines += [
             "",
-            "## The trainer, fed by the loader",
+            "## The trainer on a dataset",
             "",
-            f"{_WORKERS.value} loader processes, 640 x 480 JPEGs; the last quarter of"
-            f" {_FED_STEPS.value} steps.",
+            f"{flags.FLAGS.workers} loader processes, 640 x 480 JPEGs; the last quarter"
+            f" of {flags.FLAGS.fed_steps} steps.",
             "",
-            "| model | batch a device | pairs/s a device | waiting for data |",
+            "| model | batch per device | pairs/s per device | waiting for data |",
             "|---|---|---|---|",
             *(
                 f"| {one.towers} | {one.batch:,} | {one.rate:,.0f} | {one.waited:.1%} |"
@@ -233,7 +217,7 @@ def report(
 
 def _table(device: Device, rows: Sequence[Row]) -> Iterator[str]:
     yield (
-        "| library | attention | remat | layers | batch a device | pairs/s"
+        "| library | attention | remat | layers | batch per device | pairs/s"
         " | utilisation | memory, GiB | compile, s |"
     )
     yield "|---|---|---|---|---|---|---|---|---|"
@@ -258,7 +242,7 @@ def _table(device: Device, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def fastest(rows: Sequence[Row], *, ours: bool) -> Row | None:
-    """Returns the row of the highest rate, of ours or of torch's; None = none ran."""
+    """Returns our row, or torch's, with the highest rate; None if none ran."""
     ran = [
         row
         for row in rows
@@ -268,7 +252,7 @@ def fastest(rows: Sequence[Row], *, ours: bool) -> Row | None:
 
 
 def _verdict(rows: Sequence[Row], core: float) -> str:
-    """Compares the fastest of both, and says what the loader has to do."""
+    """Compares the fastest row of each library, and says what the loader must do."""
     mine, other = fastest(rows, ours=True), fastest(rows, ours=False)
     if mine is None:
         return "None of ours ran."
@@ -277,20 +261,20 @@ def _verdict(rows: Sequence[Row], core: float) -> str:
         words += f", {mine.rate / other.rate:.2f}x {other.library}'s {other.rate:,.0f}"
     if core:
         words += (
-            f". A core loads {core:,.0f} images/s here: {mine.rate / core:.1f} cores a"
-            " device keep up with it"
+            f". A core loads {core:,.0f} images/s here, so {mine.rate / core:.1f} cores"
+            " keep one device supplied"
         )
     return words + "."
 
 
 def _command() -> str:
-    """Returns how it was called, but for where the page goes."""
+    """Returns the command that was run, without --output."""
     given = [flag for flag in sys.argv[1:] if not flag.startswith("--output")]
     return shlex.join(["python", "-m", "benchmarks.accelerator", *given])
 
 
 def _driver() -> str:
-    """Returns the NVIDIA driver's version, "none" where there is none."""
+    """Returns the version of the NVIDIA driver, or "none"."""
     if not shutil.which("nvidia-smi"):
         return "none"
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -310,26 +294,58 @@ def _versions() -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Measures, and writes the page."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; use --flags")
-    wanted = models()
+    command.refuse_arguments(argv)
+    values = flags.FLAGS
     device_steps.take_all_memory()
     (device,) = list(device_steps.run_alone(device_steps.describe))
-    if device.platform == "cpu" and not _LAYERS.value:
-        print("accelerator: none here; see the head of the file for a try on CPUs")
+    if device.platform == "cpu" and not values.layers:
+        print("accelerator: none here; --help says how to try this on a CPU")
         return
     core = next(device_steps.run_alone(images_a_core), 0.0)
     rows: dict[str, list[Row]] = {}
     fed: list[Fed] = []
-    for name, batches in wanted.items():
+    for name, batches in models().items():
         rows[name] = measure(name, batches, device)
         best = fastest(rows[name], ours=True)
-        if _WORKERS.value and best is not None:
+        if values.workers and best is not None:
             fed.append(train_from_loader(name, best, device))
-        # After each, as a large model may take long.
-        Path(_OUTPUT.value).write_text(report(device, rows, core, fed))
-    print(Path(_OUTPUT.value).read_text())
+        # After each model: a later one may take long, or fail.
+        Path(values.output).write_text(report(device, rows, core, fed))
+    print(Path(values.output).read_text())
 
 
 if __name__ == "__main__":
-    app.run(main)
+    flags.DEFINE_list(
+        "models",
+        "b32:512:1024:2048:4096,b16:256:512:1024:2048,l14:128:256:512:1024",
+        "Presets, each with its batches: pairs per device, ascending.",
+    )
+    flags.register_validator(
+        "models",
+        lambda given: bool(given) and all(map(is_model, given)),
+        "wanted presets with batches, such as b32:512:1024, among"
+        f" {', '.join(presets.TOWERS)}",
+    )
+    flags.DEFINE_list("attention", "xla,cudnn", "Our implementations to time.")
+    flags.DEFINE_list("remat", "none,dots,full", "Rematerialisations to time.")
+    flags.DEFINE_list("unroll", "false,true", "Time looped layers, unrolled ones.")
+    flags.register_validator(
+        "unroll",
+        lambda given: bool(given) and set(given) <= {"false", "true"},
+        "wanted false, true, or both separated by a comma",
+    )
+    flags.DEFINE_integer("image_size", 224, "Pixels.", lower_bound=1)
+    flags.DEFINE_integer(
+        "layers", 0, "Layers of each tower; 0 = the preset's.", lower_bound=0
+    )
+    flags.DEFINE_float("seconds", 3.0, "Least time to measure each row.")
+    flags.register_validator(
+        "seconds", lambda n: 0 < n <= 3_600, "wanted more than 0, up to 3600"
+    )
+    flags.DEFINE_bool("theirs", True, "Time torch too, if it is installed.")
+    flags.DEFINE_integer(
+        "workers", 0, "Loader processes for runs on a dataset; 0 = none.", lower_bound=0
+    )
+    flags.DEFINE_integer("fed_steps", 40, "Steps of a run on a dataset.", lower_bound=4)
+    flags.DEFINE_string("output", "docs/accelerator.md", "Page to write.")
+    command.run(main)

@@ -1,15 +1,14 @@
-"""Curation at scale: texts/s of one core and memory, as the pool grows.
+"""Curation at scale: texts/s of one core, and memory, as the pool grows.
 
     python -m benchmarks.curation_scale                      # 1M, 4M, 16M texts
     python -m benchmarks.curation_scale --texts=1000000
 
-Generated alt texts, half of them of a Zipf vocabulary and half file names, go through
-curation's own functions in the order of a worker's work: match with 500,000 entries,
-identify languages, partition by image, then partition by partition drop repeats,
-count, sample, draw. Between the two halves lies a runner's shuffle; here files take
-its place, so that what is measured is our work and not how a runner keeps its data.
-Each size runs in a process of its own. HTML is parsed in a run of its own, since its
-cost goes by bytes.
+Generated alt texts, half with words of a Zipf vocabulary and half file names, pass
+through curation's functions in the order in which a worker calls them: match with
+500,000 entries, identify languages, partition by image; then, per partition, drop
+repeats, count, sample, draw. Files replace the runner's shuffle between the two halves,
+so this measures our functions and no runner. Each size runs in a separate process.
+HTML parsing is measured separately, since its cost is proportional to bytes.
 """
 
 import json
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from absl import app, flags
+from absl import flags
 
 from data_prep import config as curation_config
 from data_prep import language, schema
@@ -36,26 +35,23 @@ from data_prep.sources import html, warc
 from data_prep.stages import dedup, parts, steps
 from data_prep.stages.matches import by_partition
 from examples.quickstart import warc_file
+from metaclip_jax.cli import command
 from metaclip_jax.data import balance
 
-_TEXTS = flags.DEFINE_list("texts", ["1000000", "4000000", "16000000"], "Pool sizes.")
-_ENTRIES = flags.DEFINE_integer("entries", 500_000, "How many entries.", lower_bound=10)
-_ONE = flags.DEFINE_integer("one", 0, "Internal: run this size, print its seconds.")
-
-_BATCH = 16_384  # rows, as the parser hands them on
+_BATCH = 16_384  # rows
 _IMAGES_PER_PARTITION = 20_000
 _TEXTS_PER_IMAGE = 1.25
 _VOCABULARY = 1_000_000
 _JUNK = 0.5  # file names and the like: about half of all texts match nothing
 _TAIL_SHARE = 0.06
 _SNAPSHOT_BYTES = 3e9 * 60e3  # a snapshot of Common Crawl: pages, bytes of HTML each
-_DOLLARS_PER_CORE_HOUR = 0.04  # what cc2dataset's README paid: 2,800 for 70,000
+_DOLLARS_PER_CORE_HOUR = 0.04  # cc2dataset's README: $2,800 for 70,000 core-hours
 
 Seconds = defaultdict[str, float]
 
 
 def words(count: int) -> pa.Array:
-    """Returns `count` different words of consonants and vowels."""
+    """Returns `count` different words, made of consonants and vowels."""
     consonants, vowels = list("bcdfghjklmnprstvwyz"), list("aeiou")
     syllables = [c + v for c in consonants for v in vowels]
     out = []
@@ -81,7 +77,7 @@ def zipf(rng: np.random.Generator, size: int) -> np.ndarray:
 def candidates(
     vocabulary: pa.Array, count: int, *, seed: int
 ) -> Iterator[pa.RecordBatch]:
-    """Yields CANDIDATES of `count` texts; one in twenty repeats a pair of its batch."""
+    """Yields CANDIDATES with `count` texts; one in twenty repeats another's pair."""
     rng = np.random.default_rng(seed)
     for start in range(0, count, _BATCH):
         n = min(_BATCH, count - start)
@@ -141,13 +137,13 @@ def run_once(count: int) -> dict[str, Any]:
     """Curates `count` texts up to the draws; returns seconds by step, rows, memory."""
     seconds: Seconds = defaultdict(float)
     vocabulary = words(_VOCABULARY)
-    matcher = Matcher(vocabulary[: _ENTRIES.value])
+    matcher = Matcher(vocabulary[: flags.FLAGS.entries])
     Matcher(["a"]).match(["a"])
-    heard = language.Lid176()
+    model = language.Lid176()
 
     def identify(texts: Any, /, *, expected: Any) -> list[str]:
-        # Generated words belong to no language: the answer is not used, its cost is.
-        timed(seconds, "language", lambda: heard(texts, expected=expected))
+        # Generated words belong to no language, so only the time is used.
+        timed(seconds, "language", lambda: model(texts, expected=expected))
         return ["en"] * len(texts)
 
     partitions = max(1, round(count / _TEXTS_PER_IMAGE / _IMAGES_PER_PARTITION))
@@ -220,13 +216,13 @@ _NO_FLOW = schema.one_batch(schema.FLOW.empty_table())
 
 
 class Shuffle:
-    """Stands in for a runner's shuffle: rows of each partition in a file of its own."""
+    """Replaces a runner's shuffle: one file per partition."""
 
     def __init__(self, folder: Path, partitions: int) -> None:
         self._paths = [folder / f"shuffle-{i}" for i in range(partitions)]
 
     def add(self, partition: int, rows: pa.RecordBatch) -> None:
-        """Appends rows, written with their length before them."""
+        """Appends rows, preceded by their length in bytes."""
         data = rows.serialize()
         with self._paths[partition].open("ab") as file:
             file.write(len(data).to_bytes(8, "little"))
@@ -246,10 +242,10 @@ class Shuffle:
 
 
 def parse_rate() -> tuple[float, float]:
-    """Returns MB of HTML and texts a second of one core, from a .warc.gz file on.
+    """Returns MB of HTML and texts that one core parses per second of a .warc.gz file.
 
-    The pages are of 60 kB, of text, links and scripts, with 20 images: about what a
-    page of Common Crawl is like.
+    A page has 60 kB of text, links and scripts, and 20 images, about as in Common
+    Crawl.
     """
     vocabulary = words(2_000).to_pylist()
     rng = np.random.default_rng(0)
@@ -276,23 +272,30 @@ def parse_rate() -> tuple[float, float]:
     limits = curation_config.curate().pages.to_dict()
     limits["identify"] = language.Lid176()
     max_page_bytes = limits.pop("max_page_bytes")
+
+    def parse(path: str) -> int:
+        texts = 0
+        for page in warc.read_pages(path, max_page_bytes=max_page_bytes):
+            parsed = html.parse_page(page, **limits)
+            assert not isinstance(parsed, warc.LostPage)
+            texts += parsed[0].num_rows
+        return texts
+
     texts = rounds = 0
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "pages.warc.gz")
         warc_file.write(path, answers, software="benchmark")
+        parse(path)  # compiles
         begin = time.process_time()
         while time.process_time() - begin < 3:
-            for page in warc.read_pages(path, max_page_bytes=max_page_bytes):
-                parsed = html.parse_page(page, **limits)
-                assert not isinstance(parsed, warc.LostPage)
-                texts += parsed[0].num_rows
+            texts += parse(path)
             rounds += 1
         took = time.process_time() - begin
     return rounds * size / 1e6 / took, texts / took
 
 
 def print_estimates(*, texts_per_second: float, megabytes_per_second: float) -> None:
-    """Prints the core-hours of MetaCLIP's pools as a table in Markdown."""
+    """Prints the core-hours for MetaCLIP's pools as a Markdown table."""
     print("| work | amount | core-hours | dollars |")
     print("|---|---|---|---|")
     for work, amount, unit, rate in (
@@ -309,17 +312,17 @@ def print_estimates(*, texts_per_second: float, megabytes_per_second: float) -> 
 
 
 def main(argv: list[str]) -> None:
-    """Prints a line for each size, one for the parser, and whether all stay flat."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {argv[1:]}")
-    if _ONE.value:
-        print(json.dumps(run_once(_ONE.value)))
+    """Prints a line per size, one for the parser, and largest to smallest."""
+    command.refuse_arguments(argv)
+    values = flags.FLAGS
+    if values.one:
+        print(json.dumps(run_once(values.one)))
         return
     rates, peaks = [], []
-    for count in map(int, _TEXTS.value):
-        command = [sys.executable, __file__, f"--one={count}"]
+    for count in map(int, values.texts):
+        once = [sys.executable, __file__, f"--one={count}"]
         done = subprocess.run(
-            [*command, f"--entries={_ENTRIES.value}"],
+            [*once, f"--entries={values.entries}"],
             stdout=subprocess.PIPE,
             text=True,
             check=True,
@@ -336,22 +339,32 @@ def main(argv: list[str]) -> None:
         print(
             f"curation_scale: {count / 1e6:g}M texts: {rates[-1]:,.0f} texts/s of one "
             f"core, peak {peaks[-1] / 2**30:.2f} GiB; {found['matched']:,} matched, "
-            f"{found['kept']:,} kept; microseconds a text: {each}",
+            f"{found['kept']:,} kept; microseconds per text: {each}",
             flush=True,
         )
     megabytes, pairs = parse_rate()
     print(
         f"curation_scale: parse {megabytes:.0f} MB of HTML/s and {pairs:,.0f} texts/s "
-        "of one core (60 kB and 20 images a page)"
+        "of one core (60 kB and 20 images per page)"
     )
     print(
         f"curation_scale: {rates[-1] / rates[0]:.2f}x the texts/s of the smallest pool "
-        f"in the largest\n"
+        f"with the largest\n"
         f"curation_scale: {peaks[-1] / peaks[0]:.2f}x the memory of the smallest pool "
-        "in the largest"
+        "with the largest"
     )
     print_estimates(texts_per_second=rates[-1], megabytes_per_second=megabytes)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    flags.DEFINE_list("texts", ["1000000", "4000000", "16000000"], "Pool sizes.")
+    flags.register_validator(
+        "texts",
+        lambda sizes: sizes and all(n.isdecimal() and int(n) for n in sizes),
+        "wanted numbers of texts above 0, separated by commas",
+    )
+    flags.DEFINE_integer("entries", 500_000, "Number of entries.", lower_bound=10)
+    flags.DEFINE_integer(
+        "one", 0, "Internal: run this size, print its seconds.", lower_bound=0
+    )
+    command.run(main)

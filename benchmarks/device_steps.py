@@ -1,4 +1,4 @@
-"""Times train steps on a device, in batches that grow until its memory is full."""
+"""Times train steps on a device, with batches that grow until memory is full."""
 
 import contextlib
 import itertools
@@ -21,12 +21,12 @@ _WARM_STEPS, _ROUNDS = 3, 3
 
 
 class Device(NamedTuple):
-    """What JAX sees; torch uses one of them."""
+    """The devices that JAX finds; torch uses one."""
 
     kind: str
     platform: str
     count: int
-    peak_flops: float | None  # of one
+    peak_flops: float | None  # per second, of one
 
     @property
     def has_cudnn(self) -> bool:
@@ -35,24 +35,24 @@ class Device(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A timed step, or why there is none."""
+    """A timed step, or why it was not timed."""
 
     library: str
-    batch: int  # of one device
+    batch: int  # pairs per device
     attention: str
     remat: str
     unrolled: bool = False
-    flops: int = 0  # of the model, a pair
-    rate: float = 0.0  # pairs a second, of one device
-    memory_bytes: int = 0  # what the step needs of one device at its peak
+    flops: int = 0  # model FLOPs per pair
+    rate: float = 0.0  # pairs per second per device
+    memory_bytes: int = 0  # peak of one device
     compile_seconds: float = 0.0
     problem: str = ""  # why it was not timed
 
 
 def run_alone(function: Callable[[], Iterable[Any]]) -> Iterator[Any]:
-    """Yields what `function` yields, in a process of its own, as far as it comes.
+    """Yields what `function` yields in a separate process, until that ends.
 
-    JAX and torch keep the memory that they have had for as long as they live.
+    JAX and torch give memory back only when their process ends.
     """
     spawn = multiprocessing.get_context("spawn")
     receiving, sending = spawn.Pipe(duplex=False)
@@ -64,7 +64,7 @@ def run_alone(function: Callable[[], Iterable[Any]]) -> Iterator[Any]:
             yield receiving.recv()
     process.join()
     if process.exitcode:
-        print(f"a process ended with {process.exitcode}; what it measured counts")
+        print(f"a process ended with {process.exitcode}; its rows so far are kept")
 
 
 def _send(to: connection.Connection, function: Callable[[], Iterable[Any]]) -> None:
@@ -74,7 +74,7 @@ def _send(to: connection.Connection, function: Callable[[], Iterable[Any]]) -> N
 
 
 def describe() -> Iterator[Device]:
-    """Yields the devices here, once."""
+    """Yields once: the devices of this machine."""
     device = jax.devices()[0]
     yield Device(
         kind=device.device_kind,
@@ -94,7 +94,7 @@ def ours(
     remats: Sequence[str],
     unrolls: Sequence[bool],
 ) -> Iterator[Row]:
-    """Yields a row for each way to compute the step and each batch that fits."""
+    """Yields a row per setting and batch, until a batch of the setting does not fit."""
     for way in itertools.product(attentions, remats, unrolls):
         for batch in batches:
             row = Row(OURS, batch, *way)
@@ -147,7 +147,7 @@ def _our_row(row: Row, towers: presets.Towers, *, size: int, seconds: float) -> 
 
 
 def _planned_bytes(compiled: jax.stages.Compiled) -> int:
-    """Returns what a step needs: its state, its batch and what lies between."""
+    """Returns the bytes of a step: state, batch and temporaries."""
     memory = compiled.memory_analysis()
     assert memory is not None
     return (
@@ -166,7 +166,7 @@ def theirs(
     seconds: float,
     remats: Sequence[str],
 ) -> Iterator[Row]:
-    """Yields a row of torch for each batch that fits, all kept and checkpointed."""
+    """Yields a row of torch per remat and batch, until a batch does not fit."""
     import torch
 
     library = steps.torch_library()
@@ -233,7 +233,7 @@ def _their_row(row: Row, towers: presets.Towers, *, size: int, seconds: float) -
 def _their_encoder(
     row: Row, towers: presets.Towers, *, size: int
 ) -> tuple[Callable[..., Any], Any]:
-    """Returns (images, tokens) -> embeddings of unit norm and the scale; the model."""
+    """Returns (images, tokens) -> unit embeddings and logit scale; and the model."""
     if row.library == "open_clip":
         model = steps.open_clip_model(towers, size=size)
         model.set_grad_checkpointing(row.remat == "full")
@@ -250,7 +250,7 @@ def _their_encoder(
 
 
 def _seconds_a_step(run: Callable[[int], None], *, at_least: float) -> float:
-    """Returns the median of some rounds; run(count) makes so many steps and waits."""
+    """Returns the median over rounds; run(count) runs that many steps and waits."""
     run(_WARM_STEPS)
     one = steps.timed(lambda: run(1))
     count = max(round(at_least / _ROUNDS / one), 1)
@@ -260,5 +260,5 @@ def _seconds_a_step(run: Callable[[int], None], *, at_least: float) -> float:
 
 
 def take_all_memory() -> None:
-    """Lets JAX have all of a GPU's memory, not three quarters; before it starts."""
+    """Lets JAX use 95% of a GPU's memory instead of 75%; call before JAX starts."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")

@@ -1,15 +1,15 @@
-"""Zero-shot evaluation on one CPU core: ours against the two ways in use.
+"""Zero-shot evaluation on one CPU core: ours against transformers and clip_benchmark.
 
     python -m benchmarks.evaluation             # about five minutes, needs torch
 
-They are a loop of transformers, and clip_benchmark's own zero-shot functions on
-open_clip's model. All take the same random ViT-B/32, exported for each, in f32, and
-classify the same JPEGs of 640x480 among 20 classes. Whole commands are measured in CPU
-seconds, with start-up, compiling and decoding, each pinned to one core. open_clip's
-transforms need torchvision: where it is not installed, the same steps are done by
-Pillow and NumPy. Then texts alone, warm, in one process each: transformers' are padded
-to the longest of their batch and to the model's 77 positions, clip_benchmark's always
-to 77. The answers are compared image by image.
+The others are a loop over transformers' model, and clip_benchmark's own zero-shot
+functions on open_clip's model. All use the same random ViT-B/32, exported for each, in
+f32, and classify the same 640 x 480 JPEGs among 20 classes. Whole commands are measured
+in CPU seconds, including start-up, compilation and decoding, each pinned to one core.
+open_clip's transforms need torchvision; if it is not installed, Pillow and NumPy do the
+same steps. Then texts alone, after a warm-up, in one process each: transformers pads
+them to the longest text of the batch or to the model's 77 positions, clip_benchmark
+always to 77. The predictions are compared image by image.
 """
 
 import json
@@ -21,15 +21,14 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-_IMAGES = flags.DEFINE_integer("images", 400, "of 640x480", lower_bound=20)
-_TEXTS = flags.DEFINE_integer("texts", 320, "prompts", lower_bound=32)
-_BATCH = flags.DEFINE_integer("batch", 32, "of the loop", lower_bound=1)
+from metaclip_jax.cli import command
+
 _CLASSES = 20
 _TEMPLATES = ("a photo of a {}.", "a bad photo of the {}.")
 
-# Writes the model; in a process of its own, as this one imports no jax.
+# Writes the model, in a separate process so that this one imports no jax.
 _WRITE = """
 import sys, dataclasses
 import jax, numpy as np
@@ -179,7 +178,7 @@ print((time.process_time() - start) / len(texts) * 1e3)
 
 
 def write_images(folder: Path, count: int) -> None:
-    """Writes smooth pictures with noise, 640x480, in folders of classes."""
+    """Writes smooth 640 x 480 pictures with noise, in one folder per class."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -194,7 +193,7 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def run(code: str, *arguments: object) -> tuple[float, str]:
-    """Runs a program on one core: the CPU seconds it took, and what it printed."""
+    """Runs a program on one core; returns its CPU seconds and its stdout."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
@@ -211,11 +210,11 @@ def run(code: str, *arguments: object) -> tuple[float, str]:
 
 def main(argv: list[str]) -> None:
     """Prints the ratios."""
-    del argv
+    command.refuse_arguments(argv)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         run(_WRITE, root / "model")
-        write_images(root / "images", _IMAGES.value)
+        write_images(root / "images", flags.FLAGS.images)
         names = [f"class {n:02d}" for n in range(_CLASSES)]
         given = {"class_names": names, "templates": _TEMPLATES}
         (root / "prompts.json").write_text(json.dumps(given))
@@ -224,7 +223,7 @@ def main(argv: list[str]) -> None:
 
 
 def _compare_images(root: Path) -> None:
-    """Whole commands, and whether they answer alike."""
+    """Prints the ratios for whole commands, and whether predictions agree."""
     inputs = root / "images", root / "prompts.json"
     huggingface = root / "model" / "huggingface"
     ours, _ = run(_OURS, huggingface, *inputs, root / "ours.json")
@@ -235,20 +234,20 @@ def _compare_images(root: Path) -> None:
     }
     for name, (code, model) in opponents.items():
         path = root / "theirs.json"
-        theirs, _ = run(code, model, *inputs, path, _BATCH.value)
+        theirs, _ = run(code, model, *inputs, path, flags.FLAGS.batch)
         other = np.array(json.loads(path.read_text()))
         same = (own.argmax(axis=1) == other.argmax(axis=1)).mean()
         print(
-            f"Zero-shot evaluation: {theirs / ours:.2f}x less CPU time than {name},"
-            f" whole command ({ours:.1f} s against {theirs:.1f} s for"
-            f" {_IMAGES.value} images; the same answer for {same:.1%} of them, cosines"
+            f"evaluation: {theirs / ours:.2f}x less CPU time than {name}, whole"
+            f" command ({ours:.1f} s against {theirs:.1f} s for"
+            f" {flags.FLAGS.images} images; the same prediction for {same:.1%}, cosines"
             f" within {np.abs(own - other).max():.1e})"
         )
 
 
 def _compare_texts(root: Path) -> None:
-    """CPU time a text, once all is compiled."""
-    texts = [f"a photo of a thing of kind {n}." for n in range(_TEXTS.value)]
+    """Prints the ratios of CPU time per text, after compilation."""
+    texts = [f"a photo of a thing of kind {n}." for n in range(flags.FLAGS.texts)]
     path = root / "texts.json"
     path.write_text(json.dumps(texts))
     huggingface = root / "model" / "huggingface"
@@ -268,10 +267,13 @@ def _compare_texts(root: Path) -> None:
     for name, (code, *arguments) in opponents.items():
         each = float(run(code, *arguments)[1])
         print(
-            f"Texts: {each / mine:.1f}x less CPU time than {name} ({mine:.1f} ms"
-            f" against {each:.1f} ms a text)"
+            f"evaluation: {each / mine:.1f}x less CPU time per text than {name}"
+            f" ({mine:.1f} ms against {each:.1f} ms)"
         )
 
 
 if __name__ == "__main__":
-    app.run(main)
+    flags.DEFINE_integer("images", 400, "Images of 640 x 480.", lower_bound=20)
+    flags.DEFINE_integer("texts", 320, "Prompts to embed.", lower_bound=32)
+    flags.DEFINE_integer("batch", 32, "Batch of the other programs.", lower_bound=1)
+    command.run(main)

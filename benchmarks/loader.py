@@ -2,16 +2,15 @@
 
     python -m benchmarks.loader                  # under a minute
 
-All read the same generated 640 x 480 JPEGs and their texts, crop at random to 224 x 224
-and tokenise with CLIP's clean-up. The usual loader is torchvision's way in torch's
-DataLoader: image by image, decoded whole by Pillow, cropped and resized with its
-bicubic filter, made normalised floats, channels first; texts one by one. Ours leaves
-the floats to the device; what a plain loop over Pillow takes without them is printed
-too. The other one reads a tar file with webdataset, shuffles in its buffer and prepares
-each image in the same way. Where torchvision is installed, its own transforms are timed
-too, which also draw the crops. Time is processor time and the best round counts, since
-other work may share the machine. What workers, large datasets and online balancing cost
-is in benchmarks/loader_scale.py.
+All read the same generated 640 x 480 JPEGs and texts, make random 224 x 224 crops and
+tokenise with CLIP's clean-up. The first Pillow loader does what torchvision does, in
+torch's DataLoader: decode the whole image, crop, resize bicubic, convert to normalised
+floats with channels first; one text at a time. Ours leaves the conversion to floats to
+the device, so a plain Pillow loop without it is timed too. The second loader reads a
+tar file with webdataset, shuffles in its buffer and prepares images the same way. If
+torchvision is installed, its own transforms are timed as well; they also draw the
+crops. The best round's CPU time counts, since other programs may share the machine.
+benchmarks/loader_scale.py measures workers, large datasets and online balancing.
 """
 
 import importlib.util
@@ -26,16 +25,13 @@ import numpy as np
 import simplejpeg
 import torch
 import webdataset
-from absl import app, flags
+from absl import flags
 from PIL import Image
 
 from benchmarks import photographs
+from metaclip_jax.cli import command
 from metaclip_jax.data import images, pipeline, records, tokenizer, workers
 from metaclip_jax.models import vit
-
-_IMAGES = flags.DEFINE_integer("images", 256, "images a round", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 6, "timed rounds of each", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "of images, texts and crops")
 
 _SIZE, _CONTEXT = 224, 77
 
@@ -98,7 +94,7 @@ def prepare_like_torchvision(image: Image.Image, key: int) -> torch.Tensor:
 
 
 def torchvision_transforms() -> Callable[[Image.Image, int], torch.Tensor]:
-    """Returns torchvision's own, as its examples have them."""
+    """Returns torchvision's own transforms, as its examples compose them."""
     from torchvision import transforms
 
     composed = transforms.Compose(
@@ -116,9 +112,9 @@ def torchvision_transforms() -> Callable[[Image.Image, int], torch.Tensor]:
 
 
 def decode_smallest(dataset: records.Dataset) -> None:
-    """Decodes all images at an eighth of their size: all entropy decoding, little more.
+    """Decodes all images at an eighth of their size: mostly entropy decoding.
 
-    No loader can do without it.
+    Every loader has to do that part.
     """
     for data in records.read(dataset, range(len(dataset))):
         image = records.decode(data).image
@@ -128,7 +124,7 @@ def decode_smallest(dataset: records.Dataset) -> None:
 
 
 def write_tar(path: str, dataset: records.Dataset) -> None:
-    """Writes the dataset's images and texts as one file of webdataset's."""
+    """Writes the dataset's images and texts as one webdataset tar."""
     with webdataset.TarWriter(path) as writer:
         for number, data in enumerate(records.read(dataset, range(len(dataset)))):
             record = records.decode(data)
@@ -142,7 +138,7 @@ def load_with_webdataset(
 ) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
     """Yields batches of a tar file: (f32[count, 3, H, W], int32[count, T]).
 
-    As webdataset's own examples do it: shuffled in a buffer, decoded by Pillow.
+    As in webdataset's own examples: shuffled in a buffer, decoded by Pillow.
     """
     dataset = (
         webdataset.WebDataset(path, shardshuffle=False)
@@ -162,7 +158,7 @@ def load_with_webdataset(
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Returns the processor time that `work` takes, in all threads."""
+    """Returns the CPU seconds of `work`, over all threads."""
     start = time.process_time()
     work()
     return time.process_time() - start
@@ -170,13 +166,14 @@ def seconds(work: Callable[[], object]) -> float:
 
 def main(argv: Sequence[str]) -> None:
     """Prints the ratio to each loader, and what bounds ours."""
-    del argv
-    # One core for all threads that start from here on.
+    command.refuse_arguments(argv)
+    values = flags.FLAGS
+    # Pins all threads that start later to one core.
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
-    count = _IMAGES.value
+    count = values.images
     with tempfile.TemporaryDirectory() as folder:
-        photographs.write_dataset(folder, count=count, seed=_SEED.value)
+        photographs.write_dataset(folder, count=count, seed=values.seed)
         path = photographs.write_tokenizer(folder)
         tokenize = tokenizer.load(path, family="clip")
         dataset = records.open_dataset(folder)
@@ -186,8 +183,8 @@ def main(argv: Sequence[str]) -> None:
             global_batch=count,
             image_size=_SIZE,
             context_length=_CONTEXT,
-            seed=_SEED.value,
-            total_steps=_ROUNDS.value + 1,
+            seed=values.seed,
+            total_steps=values.rounds + 1,
             read_threads=1,
             pool=workers.Pool(prefetch=0),
         )
@@ -204,7 +201,7 @@ def main(argv: Sequence[str]) -> None:
         taken: dict[str, list[float]] = {name: [] for name in [*loaders, "loop"]}
         for loader in loaders.values():
             next(loader)
-        for seed in range(_ROUNDS.value):
+        for seed in range(values.rounds):
             for name, loader in loaders.items():
                 taken[name].append(seconds(partial(next, loader)))
             loop = partial(load_with_pillow, dataset, tokenize, count=count, seed=seed)
@@ -221,18 +218,21 @@ def main(argv: Sequence[str]) -> None:
         ("usual", "Pillow in torch's DataLoader"),
         ("torchvision", "torchvision's own transforms in torch's DataLoader"),
         ("webdataset", "webdataset and Pillow"),
-        ("loop", "a plain loop over Pillow that leaves pixels alone"),
+        ("loop", "a plain Pillow loop without floats"),
     ):
         if name in least:
             print(
                 f"loader: {least[name] / best:.1f}x the images/s of {what},"
-                f" {count / best:,.0f} against {count / least[name]:,.0f} a core"
+                f" {count / best:,.0f} against {count / least[name]:,.0f} per core"
             )
     print(
-        f"loader: tokenising takes {tokenising / best:.1%} of loading, the JPEGs'"
-        f" entropy decoding {entropy / best:.0%}"
+        f"loader: tokenising takes {tokenising / best:.1%} of loading, JPEG entropy"
+        f" decoding {entropy / best:.0%}"
     )
 
 
 if __name__ == "__main__":
-    app.run(main)
+    flags.DEFINE_integer("images", 256, "Images per round.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 6, "Timed rounds per loader.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Of images, texts and crops.", lower_bound=0)
+    command.run(main)

@@ -2,21 +2,19 @@
 
     python -m benchmarks.loader_scale            # about three minutes
 
-- images per second with 1 and 2 worker processes, by the clock, beside those of 1 and
-  2 programs that load by themselves, which shows what the machine lets two processes
-  do; it wants two free cores;
-- processor time to find and read a record out of 1,000 and out of 10 million (500 file
-  shards of 20,000, as the sink writes them; they are one file under many names, so that
-  the disk is spared), beside the time to make a training image of a record; and
-  out of more file shards than stay open;
-- the share of loading that online balancing takes, by the number of processes: what an
-  epoch keeps is found once by all who share a workdir, and read by each, or found by
-  each alone; and finding what a position holds;
-- how the `blocks` order mixes, beside `global`: batch mates from the own block of a
-  record, and batch mates that it meets again in the next epoch;
-- what hosts read with it: requests for a thousand records, and records passed over;
-- the share of tokenising with CLIP's vocabulary: English in ASCII, and names in 14
-  languages in the quotes that people type.
+- images per second of 1 and 2 worker processes, by wall clock, and of 1 and 2
+  independent programs, which is what the machine allows; needs two free cores;
+- CPU time to find and read one record of 1,000, of 10 million (500 file shards of
+  20,000, the sink's size; hard links to one file, to save disk), and from more file
+  shards than stay open, beside the time to make a training image;
+- the share of loading that online balancing takes, by number of processes: each epoch
+  is decided once in a shared workdir and read by all, or decided by each process; and
+  the time to find a position's record;
+- how well the `blocks` order mixes, compared with `global`: batch mates from a record's
+  own block, and batch mates that meet again in the next epoch;
+- what hosts read in the `blocks` order: requests per thousand records, records skipped;
+- the share of loading that tokenising takes with CLIP's vocabulary: English in ASCII,
+  and names in 14 languages with curly quotes.
 """
 
 import functools
@@ -31,10 +29,11 @@ from typing import Any
 import emoji
 import numpy as np
 import pyarrow as pa
-from absl import app, flags, logging
+from absl import flags, logging
 
 from benchmarks import loader, photographs
 from data_prep.sinks import array_record
+from metaclip_jax.cli import command
 from metaclip_jax.data import (
     balance,
     blocks,
@@ -48,19 +47,17 @@ from metaclip_jax.data import (
     workers,
 )
 
-_IMAGES = flags.DEFINE_integer("scale_images", 1_024, "images a timing", lower_bound=64)
-_SHARDS = flags.DEFINE_integer("shards", 500, "of the large dataset", lower_bound=1)
-_SHARD_RECORDS = 20_000  # as the sink writes them
+_SHARD_RECORDS = 20_000  # the sink's size
 _BATCH, _READ_ROUNDS = 4_096, 6
 _ENTRIES = 2_000
 _MANY_SHARDS = 2 * records.MAX_OPEN_FILES
-_WORKERS = 8  # of a host, where processes are counted
+_WORKERS = 8  # per host, to count processes
 
 
 def open_stream(
     folder: str, tokenizer_path: str, *, batch: int, steps: int, count: int = 0
 ) -> pipeline.Batches:
-    """Opens batches made by so many worker processes; 0 = by this one, when asked."""
+    """Opens batches from `count` worker processes; 0 = this process makes them."""
     return pipeline.batches(
         folder,
         tokenize=tokenizer.load(tokenizer_path, family="clip"),
@@ -77,10 +74,10 @@ def open_stream(
 def loading_speed(
     folder: str, tokenizer_path: str, *, count: int, images: int
 ) -> float:
-    """Returns images per second by the clock, as `open_stream` makes them."""
+    """Returns images per second of `open_stream`, by wall clock."""
     batch = 64
     rounds = images // batch
-    ahead = 5 * count + 2  # made before the clock starts, so not timed
+    ahead = 5 * count + 2  # batches that may be made before the clock starts
     stream = open_stream(
         folder, tokenizer_path, batch=batch, steps=rounds + 2 * ahead, count=count
     )
@@ -95,7 +92,7 @@ def loading_speed(
 
 
 def small_records(count: int, *, seed: int) -> list[records.Record]:
-    """Returns records without an image, with one to three matched texts each."""
+    """Returns records with an empty image and one to three matched texts each."""
     rng = np.random.default_rng(seed)
     weights = 1 / (np.arange(_ENTRIES) + 1)
     weights /= weights.sum()
@@ -125,7 +122,7 @@ def small_records(count: int, *, seed: int) -> list[records.Record]:
 
 
 def write_large(folder: str, *, shards: int, shard_records: int, seed: int) -> None:
-    """Writes a dataset whose shards are one file under many names."""
+    """Writes a dataset whose shards are hard links to one file."""
     made = small_records(shard_records, seed=seed)
     first = Path(folder) / records.shard_name("large", 0, shards)
     facts = array_record.write_shard(str(first), made)
@@ -157,9 +154,9 @@ def write_large(folder: str, *, shards: int, shard_records: int, seed: int) -> N
 
 
 def read_time(dataset: records.Dataset, source: order.Source) -> tuple[float, float]:
-    """Returns processor seconds a record to (find it, read it), best of the rounds.
+    """Returns CPU seconds per record to (find it, read it), from the best round.
 
-    The first round opens the files and does not count.
+    The first round opens the files and is not counted.
     """
     finding, reading = [], []
     for number in range(_READ_ROUNDS + 1):
@@ -177,7 +174,7 @@ def read_time(dataset: records.Dataset, source: order.Source) -> tuple[float, fl
 def met_again(source: order.Source, *, batch: int, epoch_records: int) -> float:
     """Returns the share of a record's batch mates that it meets in the next epoch.
 
-    Over the first whole batches of two epochs of `epoch_records` each.
+    Counted over the whole batches of two epochs of `epoch_records` each.
     """
     batches = epoch_records // batch
     place = np.full((2, epoch_records), -1)  # the batch of each record in each epoch
@@ -191,40 +188,41 @@ def met_again(source: order.Source, *, batch: int, epoch_records: int) -> float:
 
 
 def program_speed(folder: str, tokenizer_path: str, *, programs: int) -> float:
-    """Returns images per second of so many programs that know nothing of each other."""
+    """Returns images per second of `programs` independent programs together."""
     with ProcessPoolExecutor(
         programs, mp_context=multiprocessing.get_context("spawn")
     ) as pool:
-        work = functools.partial(loading_speed, folder, count=0, images=_IMAGES.value)
+        images = flags.FLAGS.images
+        work = functools.partial(loading_speed, folder, count=0, images=images)
         paths = [tokenizer_path] * programs
-        list(pool.map(work, paths))  # while they import what they need
+        list(pool.map(work, paths))  # untimed: they import their modules
         return sum(pool.map(work, paths))
 
 
 def print_workers(folder: str) -> float:
-    """Prints how workers add up; returns processor seconds a training image."""
+    """Prints how workers scale; returns CPU seconds per training image."""
     photographs.write_dataset(folder, count=256, seed=0)
     path = photographs.write_tokenizer(folder)
     stream = open_stream(folder, path, batch=128, steps=5)
     next(stream)
     image = min(loader.seconds(lambda: next(stream)) for _ in range(4)) / 128
-    one, two = (
-        loading_speed(folder, path, count=n, images=n * _IMAGES.value) for n in (1, 2)
-    )
+    count = flags.FLAGS.images
+    one, two = (loading_speed(folder, path, count=n, images=n * count) for n in (1, 2))
     alone, both = (program_speed(folder, path, programs=n) for n in (1, 2))
     print(
-        f"workers: {one:,.0f} images/s with 1, {two:,.0f} with 2, {two / one:.2f}x; "
-        f"programs that load by themselves: {alone:,.0f} with 1, {both:,.0f} with 2, "
-        f"{both / alone:.2f}x"
+        f"workers: {two / one:.2f}x the images/s of 1 worker process with 2, "
+        f"{two:,.0f} against {one:,.0f}\n"
+        f"workers: {both / alone:.2f}x the images/s of 1 independent program with 2, "
+        f"{both:,.0f} against {alone:,.0f}"
     )
     return image
 
 
 def print_scale(folder: str, *, image: float) -> None:
-    """Prints what many records cost beside an image."""
+    """Prints what many records cost, beside the time of an image."""
     small, large = f"{folder}/small", f"{folder}/large"
     write_large(small, shards=1, shard_records=1_000, seed=0)
-    write_large(large, shards=_SHARDS.value, shard_records=_SHARD_RECORDS, seed=1)
+    write_large(large, shards=flags.FLAGS.shards, shard_records=_SHARD_RECORDS, seed=1)
     opened = [records.open_dataset(path, verify=False) for path in (small, large)]
     times = [
         sum(read_time(dataset, order.WholeDataset(len(dataset), seed=0)))
@@ -234,8 +232,8 @@ def print_scale(folder: str, *, image: float) -> None:
         f"records: {times[0] * 1e6:.0f} us to find and read one of {len(opened[0]):,}, "
         f"{times[1] * 1e6:.0f} us of {len(opened[1]):,}; an image takes "
         f"{image * 1e6:,.0f} us\n"
-        f"records: {(image + times[1]) / (image + times[0]):.2f}x the time of an image "
-        f"out of {len(opened[0]):,} records, for one out of {len(opened[1]):,}"
+        f"records: {(image + times[1]) / (image + times[0]):.2f}x the time per image "
+        f"with {len(opened[0]):,} records, with {len(opened[1]):,}"
     )
     write_large(
         f"{folder}/many", shards=_MANY_SHARDS, shard_records=_SHARD_RECORDS, seed=1
@@ -243,16 +241,16 @@ def print_scale(folder: str, *, image: float) -> None:
     many = records.open_dataset(f"{folder}/many", verify=False)
     reading = sum(read_time(many, order.WholeDataset(len(many), seed=0)))
     print(
-        f"records: {reading * 1e6:.0f} us out of {len(many.shards):,} file shards, of "
-        f"which {records.MAX_OPEN_FILES} stay open, in batches of {_BATCH:,}\n"
-        f"records: {(image + reading) / (image + times[0]):.2f}x the time of an image "
-        f"out of {len(opened[0]):,} records, for one out of {len(many.shards):,} file "
-        "shards"
+        f"records: {reading * 1e6:.0f} us to find and read one in "
+        f"{len(many.shards):,} file shards, of which {records.MAX_OPEN_FILES} stay "
+        f"open, in batches of {_BATCH:,}\n"
+        f"records: {(image + reading) / (image + times[0]):.2f}x the time per image "
+        f"with {len(opened[0]):,} records, with {len(many.shards):,} file shards"
     )
 
 
 def print_online(folder: str, *, image: float) -> None:
-    """Prints what online balancing costs beside an image, in `print_scale`'s folder."""
+    """Prints what online balancing costs, on the dataset that `print_scale` wrote."""
     dataset = records.open_dataset(f"{folder}/large", verify=False)
     start = time.process_time()
     source = online.OnlineBalance(dataset, seed=0, t=0, tail_share=0.3)
@@ -270,18 +268,18 @@ def print_online(folder: str, *, image: float) -> None:
     )
     rule.bits(0)
     start = time.process_time()
-    rule.bits(0)  # as others decided
+    rule.bits(0)  # now read from the file
     reading = (time.process_time() - start) / len(dataset)
     whole = order.WholeDataset(len(dataset), seed=0)
     finding = read_time(dataset, source)[0] - read_time(dataset, whole)[0]
     print(
-        f"online balancing: {share:.0%} of {len(dataset):,} records "
-        f"kept, {deciding * 1e6:.2f} us a record to decide, {reading * 1e6:.4f} us to "
-        f"read what another process decided, {finding * 1e6:.1f} us an image to find it"
+        f"online balancing: {share:.0%} of {len(dataset):,} records kept; "
+        f"{deciding * 1e6:.2f} us per record to decide, {reading * 1e6:.4f} us to read "
+        f"another process's decision, {finding * 1e6:.1f} us per image to find it"
     )
     for hosts in (1, 8, 32, 128):
         processes = hosts * _WORKERS
-        pool = 1 / share  # records to decide on for an image
+        pool = 1 / share  # records to decide per image
         alone, together = (
             finding + pool * cost
             for cost in (processes * deciding, deciding + processes * reading)
@@ -294,11 +292,11 @@ def print_online(folder: str, *, image: float) -> None:
 
 
 def print_reads(*, count: int) -> None:
-    """Prints how many requests hosts make in the `blocks` order, and of what size."""
+    """Prints the requests that hosts make in the `blocks` order, and their size."""
     lengths = [_SHARD_RECORDS] * (count // _SHARD_RECORDS)
     for batch, window in ((32_768, 64), (4_096, 64), (4_096, 8)):
         source = order.WholeDataset(count, seed=0, blocks=order.Blocks(128, window))
-        steps = range(1, 40, 13)  # batches that begin anywhere in a window
+        steps = range(1, 40, 13)  # batches that start at different places in a window
         found = []
         for step in steps:
             whole = np.arange(step * batch, (step + 1) * batch) + 64 * window
@@ -317,14 +315,14 @@ def print_reads(*, count: int) -> None:
             print(
                 f"blocks: batch {batch:,}, windows of {window} x 128, {hosts} hosts "
                 f"with any number of workers: {records_read / len(found) / batch:.2f} "
-                f"records read for one used, in "
-                f"{1_000 * len(runs) / records_read:.0f} requests a thousand, which "
-                f"pass over {span / records_read - 1:.2f} more"
+                f"records read per record used, "
+                f"{1_000 * len(runs) / records_read:.0f} requests per thousand, "
+                f"{span / records_read - 1:.2f} records skipped per record read"
             )
 
 
 def print_tokenising(*, image: float) -> None:
-    """Prints the share of tokenising with CLIP's vocabulary, if open_clip has it."""
+    """Prints the share of loading that tokenising takes, if open_clip is installed."""
     try:
         tokenize = tokenizer.load("clip", family="clip")
     except ValueError as error:
@@ -349,18 +347,18 @@ def print_tokenising(*, image: float) -> None:
             for of_one in list(names.values()) * (_BATCH // len(names))
         ],
     }
-    for what, told in made.items():
-        taken = min(loader.seconds(lambda t=told: tokenize(t, 77)) for _ in range(4))
-        one = taken / len(told)
-        letters = sum(map(len, told)) / len(told)
+    for what, given in made.items():
+        taken = min(loader.seconds(lambda t=given: tokenize(t, 77)) for _ in range(4))
+        one = taken / len(given)
+        letters = sum(map(len, given)) / len(given)
         print(
-            f"tokenising: {what}, {letters:.0f} letters: {one * 1e6:.0f} us a text, "
+            f"tokenising: {what}, {letters:.0f} letters: {one * 1e6:.0f} us per text, "
             f"{one / (image + one):.1%} of loading"
         )
 
 
 def print_mixing(*, count: int, batch: int) -> None:
-    """Prints how far each order takes records away from their neighbours."""
+    """Prints how well each order mixes records with others than their neighbours."""
     for name, shape in {
         "global": None,
         "blocks of 128 in windows of 64": order.Blocks(128, 64),
@@ -371,15 +369,15 @@ def print_mixing(*, count: int, batch: int) -> None:
         mates = order.mates_of_block(numbers, block=128)
         again = met_again(source, batch=batch, epoch_records=count)
         print(
-            f"order: {name}: of {batch - 1:,} batch mates {mates:.2f} are of the own "
-            f"128 neighbours, {again:.3%} are met again in the next epoch "
+            f"order: {name}: of {batch - 1:,} batch mates {mates:.2f} are from the "
+            f"same block of 128, {again:.3%} meet again in the next epoch "
             f"(by chance {127 * (batch - 1) / (count - 1):.2f}, {batch / count:.3%})"
         )
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints a line for each claim."""
-    del argv
+    """Prints lines of figures."""
+    command.refuse_arguments(argv)
     logging.set_verbosity(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         image = print_workers(f"{folder}/images")
@@ -392,4 +390,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    flags.DEFINE_integer("images", 1_024, "Images per timing.", lower_bound=64)
+    flags.DEFINE_integer(
+        "shards", 500, "File shards of the large dataset.", lower_bound=1
+    )
+    command.run(main)

@@ -1,26 +1,25 @@
-"""Memory of the contrastive loss and its gradient on TPU slices that are not there.
+"""Memory of the contrastive loss and its gradient, compiled for TPU slices.
 
     python -m benchmarks.loss_memory             # about three minutes, needs libtpu
 
-Compiles the loss for slices of 8 and 32 v5p chips and reads what the compiler says it
-needs on each device, beside the embeddings themselves, at an embedding width of 512:
+Compiles the loss ahead of time for 8 and 32 v5p chips, without a TPU, and reads the
+compiler's memory plan per device. Embeddings have width 512 and are not counted. Forms:
 
-- all logits on each device (B x B), written plainly;
-- the rows of a device (b x B) against all embeddings gathered, as CLIP trainers do;
-- the ring form, which holds one chunk of logits (b x 1,024).
+- full: all logits on each device (B x B);
+- gathered: a device's rows (b x B) against all gathered embeddings, the usual way;
+- ring: one chunk of logits at a time (b x 1,024).
 
-Inf-CL (arXiv 2410.17243) is the published mark: a global batch of 4M on 8 A800 and of
-12M on 32.
+Inf-CL (arXiv 2410.17243) reports a global batch of 4M on 8 A800 and 12M on 32.
 """
 
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from absl import app
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from metaclip_jax import plan
+from metaclip_jax.cli import command
 from metaclip_jax.training import losses, sharding
 
 _WIDTH = 512
@@ -28,7 +27,7 @@ _MIB = 2**20
 
 
 def full_logits(image: jax.Array, text: jax.Array, scale: jax.Array) -> jax.Array:
-    """The softmax loss as one writes it on one device."""
+    """The softmax loss, as for one device."""
     logits = scale * jnp.matmul(image, text.T, precision=jax.lax.Precision.HIGHEST)
     own = jnp.diagonal(logits)
     rows, columns = (jax.nn.logsumexp(logits, axis=axis) for axis in (1, 0))
@@ -36,7 +35,7 @@ def full_logits(image: jax.Array, text: jax.Array, scale: jax.Array) -> jax.Arra
 
 
 def needed(where: plan.Slice, form: str, batch: int) -> int:
-    """Returns the bytes that loss and gradient need on a device beside embeddings.
+    """Returns the bytes per device of loss and gradient, without the embeddings.
 
     Raises:
         jax.errors.JaxRuntimeError: the program does not fit.
@@ -45,7 +44,7 @@ def needed(where: plan.Slice, form: str, batch: int) -> int:
 
     def loss(image: jax.Array, text: jax.Array, scale: jax.Array) -> jax.Array:
         if form == "full":
-            # As when nobody says how to split them.
+            # As if no sharding were given.
             image, text = (
                 jax.lax.with_sharding_constraint(x, sharding.replicated(mesh))
                 for x in (image, text)
@@ -75,7 +74,7 @@ def _compile(loss: Callable[..., jax.Array], mesh: Mesh, batch: int) -> int:
     )
     memory = gradient.lower(embeddings, embeddings, scale).compile().memory_analysis()
     assert memory is not None
-    # The two do not agree; the larger one is safe.
+    # The two figures differ; the larger one is the safe one.
     return max(
         memory.temp_size_in_bytes,
         memory.peak_memory_in_bytes - memory.argument_size_in_bytes,
@@ -83,8 +82,8 @@ def _compile(loss: Callable[..., jax.Array], mesh: Mesh, batch: int) -> int:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints a line a size, and the ratio."""
-    del argv
+    """Prints a line per size, and the ratios."""
+    command.refuse_arguments(argv)
     jax.config.update("jax_platforms", "cpu")
     small, large = plan.describe_slice("v5p:2x2x2"), plan.describe_slice("v5p:2x4x4")
     mark = 32_768
@@ -104,8 +103,8 @@ def main(argv: Sequence[str]) -> None:
             size = needed(where, "ring", batch)
             print(
                 f"  ring      {where.chips:2} devices, batch {batch:>10,}:"
-                f" {size / _MIB:10,.0f} MiB, {size * where.chips / batch:,.0f} bytes a"
-                " row of the device"
+                f" {size / _MIB:10,.0f} MiB, {size * where.chips / batch:,.0f} bytes"
+                " per row of the device"
             )
     for chips in (small.chips, large.chips):
         ring = found[chips, "ring"]
@@ -119,4 +118,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

@@ -3,11 +3,11 @@
     python -m benchmarks.matching                   # 200,000 texts, under two minutes
     python -m benchmarks.matching --texts=1000000
 
-Both match the same generated texts against the same 500,000 generated entries on one
-core. Words follow Zipf's law; entries are single words, pairs and longer names, as in
-MetaCLIP's metadata. The loop is what one would write with pyahocorasick: space the
-text, iterate over the automaton, sort the set. Rounds of the two alternate and the
-median counts, since other work may share the machine; the matches have to be equal.
+Both match the same generated texts with the same 500,000 generated entries on one core.
+Words follow Zipf's law; entries are single words, pairs and longer names, as in
+MetaCLIP's metadata. The loop is the usual one with pyahocorasick: space the text,
+iterate over the automaton, sort the set. Rounds of the two alternate and the median
+counts, since other programs may share the machine. The matches must be equal.
 """
 
 import time
@@ -17,14 +17,10 @@ from typing import Any
 import ahocorasick
 import numpy as np
 import pyarrow as pa
-from absl import app, flags
+from absl import flags
 
 from data_prep.matching import Matcher, spacing
-
-_TEXTS = flags.DEFINE_integer("texts", 200_000, "how many texts", lower_bound=1)
-_ENTRIES = flags.DEFINE_integer("entries", 500_000, "how many entries", lower_bound=10)
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "timed rounds of each", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "of the generated words and texts")
+from metaclip_jax.cli import command
 
 _VOCABULARY = 1_000_000
 _SYLLABLES = [c + v for c in "bcdfghjklmnprstvwyz" for v in ("a", "e", "i", "o", "ou")]
@@ -32,7 +28,7 @@ _CODAS = ["", "n", "r", "s", "t", "l", "ng", "ck"]
 
 
 def words(count: int) -> list[str]:
-    """Returns `count` different words, short ones first, as in a language."""
+    """Returns `count` different words, the frequent ones short, as in a language."""
     base = len(_SYLLABLES)
     out = []
     for rank in range(count):
@@ -45,7 +41,7 @@ def words(count: int) -> list[str]:
 
 
 def zipf_ranks(rng: np.random.Generator, size: int, count: int) -> np.ndarray:
-    """Returns i64[size], ranks below `count`, each as likely as 1 / (rank + 3)."""
+    """Returns i64[size], ranks below `count` with probability ~ 1 / (rank + 3)."""
     weights = np.cumsum(1 / (np.arange(count) + 3))
     return np.searchsorted(weights, rng.random(size) * weights[-1])
 
@@ -67,7 +63,7 @@ def make_entries(
 def make_texts(
     rng: np.random.Generator, vocabulary: Sequence[str], count: int
 ) -> list[str]:
-    """Returns `count` alt texts: about nine words, some in capitals, with marks."""
+    """Returns `count` alt texts of about nine words, with capitals and punctuation."""
     lengths = 1 + rng.poisson(rng.gamma(2, 4, count))
     size = int(lengths.sum())
     ranks = zipf_ranks(rng, size, len(vocabulary))
@@ -103,7 +99,7 @@ def reference_loop(automaton: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def timed(function: Callable[..., Any], *args: Any) -> tuple[float, Any]:
-    """Returns (CPU seconds, result): other work on the machine is left out."""
+    """Returns (CPU seconds, result)."""
     begin = time.process_time()
     result = function(*args)
     return time.process_time() - begin, result
@@ -111,12 +107,12 @@ def timed(function: Callable[..., Any], *args: Any) -> tuple[float, Any]:
 
 def main(argv: list[str]) -> None:
     """Prints the ratios, then the rates."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {argv[1:]}")
-    rng = np.random.default_rng(_SEED.value)
+    command.refuse_arguments(argv)
+    values = flags.FLAGS
+    rng = np.random.default_rng(values.seed)
     vocabulary = words(_VOCABULARY)
-    entries = make_entries(rng, vocabulary, _ENTRIES.value)
-    texts = make_texts(rng, vocabulary, _TEXTS.value)
+    entries = make_entries(rng, vocabulary, values.entries)
+    texts = make_texts(rng, vocabulary, values.texts)
     arrow = pa.array(texts)
 
     Matcher(entries[:10]).match(texts[:10])  # compiles
@@ -127,7 +123,7 @@ def main(argv: list[str]) -> None:
     automaton.make_automaton()
 
     seconds: dict[str, list[float]] = {"ours": [], "from_list": [], "loop": []}
-    for _ in range(_ROUNDS.value):
+    for _ in range(values.rounds):
         took, (offsets, entry_ids) = timed(matcher.match, arrow)
         seconds["ours"].append(took)
         seconds["from_list"].append(timed(matcher.match, texts)[0])
@@ -141,14 +137,18 @@ def main(argv: list[str]) -> None:
     print(
         f"matching: {loop / ours:.1f}x the texts/s of the pyahocorasick loop, with "
         "equal matches\n"
-        f"matching: {loop / listed:.1f}x of the same from a list of str\n"
+        f"matching: {loop / listed:.1f}x its texts/s from a list of str\n"
         f"matching: {len(texts) / ours:,.0f} against {len(texts) / loop:,.0f} texts/s "
         f"of one core, {flat.size / len(texts):.1f} matches and "
-        f"{arrow.nbytes / len(texts):.0f} bytes a text\n"
+        f"{arrow.nbytes / len(texts):.0f} bytes per text\n"
         f"matching: {len(entries):,} entries built in {build_seconds:.2f} s, tables "
         f"{matcher.table_bytes / 1e6:.1f} MB"
     )
 
 
 if __name__ == "__main__":
-    app.run(main)
+    flags.DEFINE_integer("texts", 200_000, "Number of texts.", lower_bound=1)
+    flags.DEFINE_integer("entries", 500_000, "Number of entries.", lower_bound=10)
+    flags.DEFINE_integer("rounds", 3, "Timed rounds of each.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Of the words and texts.", lower_bound=0)
+    command.run(main)

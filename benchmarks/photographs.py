@@ -1,4 +1,4 @@
-"""Datasets of generated photographs and short texts, for the benchmarks that load."""
+"""Datasets of generated photographs and short texts, for the loader benchmarks."""
 
 import numpy as np
 import simplejpeg
@@ -11,7 +11,7 @@ WORDS = "a photo of the red green old new house cat dog woman man street sea".sp
 
 
 def photograph(rng: np.random.Generator) -> bytes:
-    """Returns a JPEG like a photograph: 1 / f amplitudes, colours that go together."""
+    """Returns a JPEG like a photograph: 1 / f amplitudes, correlated colours."""
     frequency = np.hypot(
         np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH)[None, :]
     )
@@ -61,7 +61,7 @@ def write_dataset(folder: str, *, count: int, seed: int) -> None:
 
 
 def write_tokenizer(folder: str) -> str:
-    """Writes a tokenizer that knows the texts' words; returns its path."""
+    """Writes a tokenizer trained on the texts' words; returns its path."""
     path = f"{folder}/tokenizer.json"
     with open(path, "w") as file:
         file.write(tokenizer.train([" ".join(WORDS)] * 2, 2_048).to_str())

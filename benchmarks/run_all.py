@@ -3,9 +3,9 @@
     python -m benchmarks.run_all                            # about half an hour
     python -m benchmarks.run_all --only=matching,loader --output=/tmp/benchmarks.md
 
-Each benchmark prints a line a figure; `NAME: 4.2x what` is a ratio, and goes into the
-table on top. Nothing else should run on the machine meanwhile. benchmarks.accelerator
-has a page of its own.
+Each benchmark prints lines of figures. A line `NAME: 4.2x what` is a ratio and goes
+into the table at the top of the page. Nothing else should run on the machine meanwhile.
+benchmarks.accelerator writes its own page.
 """
 
 import ast
@@ -23,9 +23,11 @@ from typing import NamedTuple
 
 from absl import app, flags
 
+from metaclip_jax.cli import command
+
 _ROOT = Path(__file__).resolve().parents[1]
 _ELSEWHERE = {"accelerator", "run_all"}
-# What is measured, or measured against.
+# Libraries that the benchmarks use or compare with.
 _LIBRARIES = (
     "jax",
     "jaxlib",
@@ -47,7 +49,7 @@ _LIBRARIES = (
     "fastwarc",
     "selectolax",
 )
-_RATIO = re.compile(r"(?P<name>[^:]+): (?P<ratio>\d[\d.,]*x) (?P<what>.+)")
+RATIO = re.compile(r"(?P<name>[^:]+): (?P<ratio>\d[\d.,]*x) (?P<what>.+)")
 
 
 class Result(NamedTuple):
@@ -60,16 +62,16 @@ class Result(NamedTuple):
 
 
 def names() -> list[str]:
-    """Returns the benchmarks that have no page of their own."""
+    """Returns the benchmarks that have no separate page."""
     found = []
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.stem not in _ELSEWHERE and "app.run(main)" in path.read_text():
+        if path.stem not in _ELSEWHERE and "command.run(main)" in path.read_text():
             found.append(path.stem)
     return found
 
 
 def run(name: str) -> Result:
-    """Runs a benchmark and shows its lines as they come."""
+    """Runs a benchmark, and prints its lines as they arrive."""
     start, lines = time.monotonic(), []
     process = subprocess.Popen(
         [sys.executable, "-m", f"benchmarks.{name}"],
@@ -87,7 +89,7 @@ def run(name: str) -> Result:
 
 
 def machine() -> str:
-    """Returns the CPU, the cores for this process, the memory and the system."""
+    """Returns the CPU, the cores of this process, the memory and the system."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -112,23 +114,23 @@ def versions() -> str:
 
 
 def page(results: Sequence[Result], *, date: str, where: str, libraries: str) -> str:
-    """Returns docs/benchmarks.md: the ratios as a table, then all that was printed."""
+    """Returns docs/benchmarks.md: a table of ratios, then all output."""
     out = [
         "# Benchmarks",
         "",
-        f"Written by `make bench` on {date}. What is measured, and how, stands at the",
-        "head of each script in `benchmarks/`. Figures of other machines differ; the",
-        "ratios, whose two sides ran in turn in one run, differ less.",
+        f"Written by `make bench` on {date}. The docstring of each script in",
+        "`benchmarks/` says what it measures, and how. Figures differ between",
+        "machines; ratios differ less, since their two sides alternate in one run.",
         "",
         f"- Machine: {where}.",
         f"- Versions: {libraries}.",
         "",
-        "| benchmark | ratio | of |",
+        "| benchmark | ratio | of what |",
         "|---|---|---|",
     ]
     for result in results:
         for line in result.lines:
-            if found := _RATIO.fullmatch(line):
+            if found := RATIO.fullmatch(line):
                 cells = (cell.replace("|", "\\|") for cell in found.groups())
                 out.append(f"| {' | '.join(cells)} |")
     for result in results:
@@ -144,11 +146,13 @@ def page(results: Sequence[Result], *, date: str, where: str, libraries: str) ->
 
 def main(argv: Sequence[str]) -> int:
     """Runs the benchmarks and writes the page; returns 1 if one of them failed."""
+    command.refuse_arguments(argv)
     values = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"wanted only flags, got {argv[1:]}; --help lists them")
-    if unknown := set(values.only) - set(names()):
-        raise app.UsageError(f"wanted --only among {names()}, got {sorted(unknown)}")
+    if unknown := sorted(set(values.only) - set(names())):
+        raise app.UsageError(
+            f"--only: wanted names among {', '.join(names())}, got"
+            f" {', '.join(unknown)}; correct them"
+        )
     results = [run(name) for name in values.only or names()]
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     text = page(results, date=date, where=machine(), libraries=versions())
@@ -160,4 +164,4 @@ def main(argv: Sequence[str]) -> int:
 if __name__ == "__main__":
     flags.DEFINE_list("only", [], "Benchmarks to run; empty = all.")
     flags.DEFINE_string("output", str(_ROOT / "docs/benchmarks.md"), "Page to write.")
-    app.run(main)
+    command.run(main)

@@ -1,7 +1,7 @@
-"""Train steps that the benchmarks time: ours, and torch's of the same model.
+"""What the train-step benchmarks share: batches, configs, torch's models.
 
-Both do forward, loss, backward and AdamW on one random batch that is on the device
-already. The model is CLIP of given sizes, with CLIP's vocabulary and context.
+A step is forward, loss, backward and AdamW on one random batch that is already on the
+device. The model is CLIP of given sizes, with CLIP's vocabulary and context.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ VOCABULARY, CONTEXT, EOS = 49_408, 77, 49_407
 
 
 def make_batch(*, batch: int, size: int) -> dict[str, np.ndarray]:
-    """Returns random images and texts, each text with its end mark."""
+    """Returns random images and texts; each text ends with EOS."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, 40_000, (batch, CONTEXT), dtype=np.int32)
     tokens[:, -1] = EOS
@@ -48,7 +48,7 @@ def timed(function: Callable[[], object]) -> float:
 
 
 def transformers_model(towers: presets.Towers, *, size: int) -> Any:
-    """Returns transformers' CLIPModel of these sizes, new."""
+    """Returns a new CLIPModel of transformers with these sizes."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -75,7 +75,7 @@ def transformers_model(towers: presets.Towers, *, size: int) -> Any:
 
 
 def open_clip_model(towers: presets.Towers, *, size: int) -> Any:
-    """Returns open_clip's CLIP of these sizes, new."""
+    """Returns a new CLIP of open_clip with these sizes."""
     from open_clip import model
 
     vision_width, vision_layers, vision_heads = towers.vision
@@ -101,19 +101,19 @@ def open_clip_model(towers: presets.Towers, *, size: int) -> Any:
 
 
 def torch_library() -> str:
-    """Which of torch's CLIPs can be timed here, the faster first; "" = none."""
+    """Returns the fastest library installed that has CLIP in torch; "" if none."""
     there = [
         name
         for name in ("open_clip", "transformers")
         if importlib.util.find_spec("torch") and importlib.util.find_spec(name)
     ]
     if "open_clip" in there and not importlib.util.find_spec("torchvision"):
-        there.remove("open_clip")  # it does not load without
+        there.remove("open_clip")  # its import needs torchvision
     return there[0] if there else ""
 
 
 def optimizer_of(model: Any, **options: Any) -> Any:
-    """Returns torch's AdamW of a model's parameters, with the recipe's values."""
+    """Returns torch's AdamW over a model's parameters, with the recipe's values."""
     import torch
 
     return torch.optim.AdamW(

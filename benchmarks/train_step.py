@@ -2,15 +2,15 @@
 
     python -m benchmarks.train_step              # about six minutes, needs torch
 
-Both train the same model, ViT-B/32 unless --towers names another of the presets, with
-CLIP's vocabulary and context, in f32 on as many threads, on the same random batch:
-forward, loss, backward, AdamW. torch has a process of its own, so that neither lives on
-memory that the other left. A few steps of each alternate, the median counts. Then it
-says what bounds ours: the forward passes of the towers beside the rest of the step, the
-matrix products of all layers alone, forward and backward, without attention or anything
-else, and the FLOP/s that the step reaches beside those of one large product. The latter
-is also timed by torch: the ratio of the two differs from one kind of CPU to another,
-and that of the steps with it.
+Both train the same model (ViT-B/32, or the preset --towers) with CLIP's vocabulary and
+context, in f32, with the same number of threads, on the same random batch: forward,
+loss, backward, AdamW. torch runs in a separate process, so that neither reuses memory
+of the other. A few steps of each alternate, and the median counts.
+
+It also prints what bounds our step: the time of the forward pass and of the rest; the
+time of the layers' matrix products alone, forward and backward; and model FLOP/s beside
+those of one large matrix product, in XLA and in torch. The ratio of those two products
+differs between CPUs, and the ratio of the steps follows it.
 """
 
 import multiprocessing
@@ -21,32 +21,28 @@ from multiprocessing import connection
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from benchmarks import steps
+from metaclip_jax.cli import command
 from metaclip_jax.models import clip, presets
 from metaclip_jax.training import program, sharding, train_state
 
 Step = Callable[[], object]
 
-_TOWERS = flags.DEFINE_enum("towers", "b32", list(presets.TOWERS), "sizes of both")
-_SIZE = flags.DEFINE_integer("image_size", 224, "pixels", lower_bound=1)
-_BATCH = flags.DEFINE_integer("batch", 64, "pairs a step", lower_bound=2)
-_STEPS = flags.DEFINE_integer("steps", 2, "timed in a row", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 2, "of such rows of each", lower_bound=1)
 _LARGE = 2048  # rows and columns of a matrix
-_WARM_STEPS = 2  # of each before its timed ones: the other's threads fall asleep
+_WARM_STEPS = 2  # before each timed run, until the other library's threads sleep
 
 
 def ours(
     towers: presets.Towers, batch: dict[str, np.ndarray]
 ) -> tuple[Step, Step, int]:
-    """Returns what makes a step, what only runs the towers, and the step's FLOPs."""
+    """Returns a train step, a forward pass of both towers, and the step's FLOPs."""
     config = steps.config_of(
         towers, batch=len(batch["image"]), size=batch["image"].shape[1]
     )
     config.dtype = "float32"
-    config.model.remat = "dots"  # memory is what CPUs are short of
+    config.model.remat = "dots"  # saves memory
     asked = program.make(
         config, vocab_size=steps.VOCABULARY, eos_id=steps.EOS, pad_id=0
     )
@@ -82,7 +78,7 @@ def serve_theirs(
     batch: dict[str, np.ndarray],
     threads: int,
 ) -> None:
-    """Answers each name of what it can time with the seconds that torch takes."""
+    """Receives names of measurements, and answers with torch's seconds."""
     import torch
 
     torch.set_num_threads(threads)
@@ -110,10 +106,10 @@ def serve_theirs(
 
 
 def products(towers: presets.Towers, *, batch: int, size: int) -> Step:
-    """Returns what only runs the layers' matrix products by XLA, forward and backward.
+    """Returns a function that only runs both towers' matrix products in XLA.
 
-    Of both towers, without attention, norms, activations, embeddings and the optimizer:
-    no step by XLA can take less.
+    Forward and backward, without attention, norms, activations, embeddings and the
+    optimizer: a lower bound on the time of a step in XLA.
     """
     patches = (size // towers.patch) ** 2 + 1
     key = jax.random.key(0)
@@ -146,19 +142,20 @@ def products(towers: presets.Towers, *, batch: int, size: int) -> Step:
 
 
 def large_product() -> Step:
-    """Returns XLA's product of two large f32 matrices."""
+    """Returns a function that multiplies two large f32 matrices in XLA."""
     matrix = jax.numpy.ones((_LARGE, _LARGE))
     product = jax.jit(lambda a: a @ a)
     return lambda: product(matrix).block_until_ready()
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints both rates, the ratio and what bounds it."""
-    del argv
+    """Prints both rates, their ratio and what bounds ours."""
+    command.refuse_arguments(argv)
+    values = flags.FLAGS
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 1)
     threads = len(os.sched_getaffinity(0))
-    towers, count, size = presets.TOWERS[_TOWERS.value], _BATCH.value, _SIZE.value
+    towers, count, size = presets.TOWERS[values.towers], values.batch, values.image_size
     batch = steps.make_batch(batch=count, size=size)
     our_step, our_forward, flops = ours(towers, batch)
     our_products = products(towers, batch=count, size=size)
@@ -186,11 +183,11 @@ def main(argv: Sequence[str]) -> None:
         "their product": lambda: ask("product"),
     }
     seconds: dict[str, list[float]] = {name: [] for name in measures}
-    for _ in range(_ROUNDS.value):
+    for _ in range(values.rounds):
         for name, measure in measures.items():
             for _ in range(_WARM_STEPS):
                 measure()
-            seconds[name] += [measure() for _ in range(_STEPS.value)]
+            seconds[name] += [measure() for _ in range(values.steps)]
     calls.send("")
     other.join()
     mine, forward, alone, product, theirs, their_forward, their_product = map(
@@ -199,17 +196,22 @@ def main(argv: Sequence[str]) -> None:
     peak, their_peak = 2 * _LARGE**3 / product, 2 * _LARGE**3 / their_product
     print(
         f"train step: {theirs / mine:.2f}x the pairs/s of torch and transformers,"
-        f" {count / mine:.1f} against {count / theirs:.1f}: {_TOWERS.value} at {size}"
+        f" {count / mine:.1f} against {count / theirs:.1f}: {values.towers} at {size}"
         f" pixels, batch {count}, f32, {threads} threads\n"
         f"train step: forward {forward:.2f} s against {their_forward:.2f}, the rest"
         f" {mine - forward:.2f} against {theirs - their_forward:.2f}\n"
-        f"train step: the layers' products alone take {alone:.2f} s, at which a step"
-        f" would be {theirs / alone:.2f}x\n"
+        f"train step: {theirs / alone:.2f}x their pairs/s, if the layers' matrix"
+        f" products ({alone:.2f} s) were the whole step\n"
         f"train step: {flops / mine / 1e9:.0f} GFLOP/s of model FLOPs,"
-        f" {flops / mine / peak:.0%} of XLA's {peak / 1e9:.0f} for a large matrix"
-        f" product, for which torch's are {their_peak / 1e9:.0f}"
+        f" {flops / mine / peak:.0%} of the {peak / 1e9:.0f} that XLA reaches in one"
+        f" large matrix product; torch reaches {their_peak / 1e9:.0f}"
     )
 
 
 if __name__ == "__main__":
-    app.run(main)
+    flags.DEFINE_enum("towers", "b32", list(presets.TOWERS), "Sizes of the model.")
+    flags.DEFINE_integer("image_size", 224, "Pixels.", lower_bound=1)
+    flags.DEFINE_integer("batch", 64, "Pairs per step.", lower_bound=2)
+    flags.DEFINE_integer("steps", 2, "Timed steps in a row.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 2, "Such rows of each library.", lower_bound=1)
+    command.run(main)

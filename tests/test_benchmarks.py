@@ -1,5 +1,6 @@
 """The page that `make bench` writes."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -21,7 +22,20 @@ def test_the_benchmarks_are_those_that_can_be_run():
     assert not {"run_all", "accelerator"} & set(run_all.names())
 
 
-def test_ratios_come_into_the_table_and_all_lines_under_their_benchmark():
+@pytest.mark.parametrize("name", run_all.names())
+def test_a_ratio_is_on_a_line_that_the_table_reads(name):
+    found = []
+    for node in ast.walk(ast.parse((ROOT / "benchmarks" / f"{name}.py").read_text())):
+        if isinstance(node, ast.JoinedStr):
+            text = "".join(
+                str(part.value) if isinstance(part, ast.Constant) else "1"
+                for part in node.values
+            )
+            found += [line for line in text.splitlines() if re.search(r"\b1x", line)]
+    assert found and all(map(run_all.RATIO.fullmatch, found))
+
+
+def test_the_page_has_a_table_of_ratios_and_the_output_of_each_benchmark():
     lines = ["matching: 11.2x the rate of a loop", "matching: 1,000 texts/s", ""]
     page = run_all.page(
         [

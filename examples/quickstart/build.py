@@ -117,7 +117,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "held_out_count", 400, "Most compositions to hold out.", lower_bound=1
     )
-    flags.DEFINE_integer("seed", 0, "Of every choice.")
+    flags.DEFINE_integer("seed", 0, "Of every random choice.", lower_bound=0)
     flags.DEFINE_integer(
         "processes", 2, "Processes that render drawings.", lower_bound=1
     )
