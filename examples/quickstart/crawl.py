@@ -3,8 +3,8 @@
     python -m examples.quickstart.crawl --start_url=http://sample-web.example/ \\
         --host_map=sample-web.example=127.0.0.1:8000 --output=run/crawl
 
-It follows links on the start page's host, keeps to robots.txt, and writes every answer
-(pages, redirects, errors) in the order in which the links were found: the same site
+It follows links on the start page's host, obeys robots.txt, and writes every answer
+(pages, redirects, errors) in the order in which the links were found, so the same site
 gives the same bytes. Images are not fetched.
 """
 
@@ -29,12 +29,14 @@ from metaclip_jax.cli import command
 
 Fetch = Callable[[str], Awaitable[Answer]]
 
+_REDIRECTS = 5  # of robots.txt, as many as RFC 9309 asks for
+
 
 def main(argv: list[str]) -> None:
-    """Crawls, unless a finished crawl of the same start lies there."""
+    """Crawls, unless --output holds a finished crawl with the same flags."""
     command.refuse_arguments(argv)
     output = flags.FLAGS.output
-    # Where the host lies for now (host_map) is no part of what is crawled.
+    # Without host_map: the server's address does not change the crawl.
     inputs = {
         "start_url": flags.FLAGS.start_url,
         "max_pages": flags.FLAGS.max_pages,
@@ -46,8 +48,8 @@ def main(argv: list[str]) -> None:
         if files.finished(output, inputs):
             logging.info("%s is finished", output)
             return
-        for old in files.path(output).glob("*.warc.gz"):
-            old.unlink()  # a killed crawl's
+        for old in files.path(output).glob("*.warc.gz"):  # from a killed crawl
+            old.unlink()
         facts = asyncio.run(_crawl(output))
         files.write_manifest(output, inputs=inputs, **facts)
     logging.info("%d answers in %d files", facts["answers"], len(facts["files"]))
@@ -75,6 +77,11 @@ async def _crawl(output: str) -> dict[str, Any]:
             retries=flags.FLAGS.retries,
         )
         robots = await read_robots(fetch, flags.FLAGS.start_url)
+        if not robots.can_fetch(flags.FLAGS.start_url, flags.FLAGS.user_agent):
+            raise RuntimeError(
+                f"wanted to crawl {flags.FLAGS.start_url}, but its host's robots.txt"
+                f" forbids that to {flags.FLAGS.user_agent!r}; choose another one"
+            )
         delay = max(
             flags.FLAGS.delay_seconds,
             float(robots.crawl_delay(flags.FLAGS.user_agent) or 0),
@@ -100,8 +107,8 @@ async def _crawl(output: str) -> dict[str, Any]:
         write()
     if not statuses["200"]:
         raise RuntimeError(
-            f"no page came from {flags.FLAGS.start_url} ({dict(statuses)}): does the"
-            " server run, and does --host_map say where?"
+            f"wanted pages from {flags.FLAGS.start_url}, got none ({dict(statuses)});"
+            " choose another --start_url"
         )
     return {
         "answers": sum(statuses.values()),
@@ -119,10 +126,10 @@ async def breadth_first(
     delay_seconds: float,
     max_pages: int,
 ) -> AsyncIterator[Answer]:
-    """Yields the answers to `start_url` and all that it leads to on its host.
+    """Yields the answers to `start_url` and to all links reachable on its host.
 
-    The order is that of the links, whichever answer comes first. `allowed` says which
-    addresses may be asked for; at most `max_pages` are.
+    Answers are in the order of the links, whichever arrives first. Fetches only links
+    that `allowed` accepts, and at most `max_pages` addresses.
     """
     queue, seen = deque([start_url]), {start_url}
     running: deque[asyncio.Task[Answer]] = deque()
@@ -148,7 +155,7 @@ async def breadth_first(
 
 
 def links(answer: Answer) -> list[str]:
-    """Returns where an answer leads on its own host: a redirect's target, or <a>s."""
+    """Returns the links of an answer on its own host: redirect target, or <a href>."""
     found = []
     if 300 <= answer.status < 400:
         found = [urljoin(answer.url, answer.header("Location"))]
@@ -176,9 +183,9 @@ def fetcher(
     max_bytes: int,
     retries: int,
 ) -> Fetch:
-    """Returns a function that asks for one address and follows no redirect.
+    """Returns a function that fetches one URL and follows no redirect.
 
-    Hosts in `host_map` (host -> "address:port") are asked there, under their name.
+    For a host in `host_map` (host -> "address:port") it connects to that address.
     """
 
     async def fetch_once(url: str) -> Answer:
@@ -215,23 +222,42 @@ def fetcher(
 
 
 async def read_robots(fetch: Fetch, start_url: str) -> Protego:
-    """Returns the rules of the start page's host; without a file all is allowed."""
+    """Returns the robots rules of the start page's host, as RFC 9309 defines them.
+
+    A robots.txt that is unavailable (4xx, or more redirects than `_REDIRECTS`) allows
+    all.
+
+    Raises:
+      RuntimeError: it is unreachable (5xx, timeout, connection error), which forbids
+        all.
+    """
     answer = await fetch(urljoin(start_url, "/robots.txt"))
-    rules = answer.body.decode(errors="replace") if answer.status == 200 else ""
-    return Protego.parse(rules)
+    for _ in range(_REDIRECTS):
+        target = _join(answer.url, answer.header("Location"))
+        if not 300 <= answer.status < 400 or not target:
+            break
+        answer = await fetch(target)
+    if answer.status == 200:
+        return Protego.parse(answer.body.decode(errors="replace"))
+    if 300 <= answer.status < 500:
+        return Protego.parse("")
+    raise RuntimeError(
+        f"wanted {answer.url}, got {answer.reason or answer.status}, so nothing may be"
+        " crawled; check that the server runs and that --host_map has its address"
+    )
 
 
 def _session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=flags.FLAGS.timeout_seconds),
         headers={"User-Agent": flags.FLAGS.user_agent, "Accept-Encoding": "identity"},
-        auto_decompress=False,  # what is stored is what was sent
+        auto_decompress=False,  # store the bytes that were sent
         cookie_jar=aiohttp.DummyCookieJar(),
     )
 
 
 def _join(base: str, href: str) -> str:
-    """Resolves a link; "" where it cannot be read as an address."""
+    """Resolves a link; "" if it is no valid URL."""
     try:
         return urljoin(base, href.strip())
     except ValueError:
@@ -246,24 +272,26 @@ if __name__ == "__main__":
         "host_map", "", "host=address:port,... for hosts that are not in the DNS."
     )
     flags.DEFINE_string("output", None, "Folder of WARC files.", required=True)
+    flags.DEFINE_integer("max_pages", 10_000, "Most addresses to fetch.", lower_bound=1)
     flags.DEFINE_integer(
-        "max_pages", 10_000, "Addresses to ask for at most.", lower_bound=1
+        "max_page_bytes", 4 << 20, "Bytes; longer answers are left out.", lower_bound=1
     )
-    flags.DEFINE_integer(
-        "max_page_bytes", 4 << 20, "Longer answers are left out.", lower_bound=1
-    )
-    flags.DEFINE_integer(
-        "pages_per_file", 128, "Answers in a WARC file.", lower_bound=1
-    )
+    flags.DEFINE_integer("pages_per_file", 128, "Answers per WARC file.", lower_bound=1)
     flags.DEFINE_integer("concurrency", 8, "Requests in flight.", lower_bound=1)
-    flags.DEFINE_float("delay_seconds", 0.0, "Pause before each request.")
-    flags.DEFINE_float("timeout_seconds", 20.0, "For one answer.")
+    flags.DEFINE_float("delay_seconds", 0.0, "Seconds to wait before each request.")
+    flags.DEFINE_float("timeout_seconds", 20.0, "Seconds for one answer.")
     flags.register_validator(
         "delay_seconds", lambda n: 0 <= n <= 3_600, "wanted 0 to 3600 seconds"
     )
     flags.register_validator(
         "timeout_seconds", lambda n: 0 < n <= 3_600, "wanted more than 0, up to 3600"
     )
-    flags.DEFINE_integer("retries", 2, "After errors of the connection.", lower_bound=0)
-    flags.DEFINE_string("user_agent", "metaclip-jax", "Who we say we are.")
+    flags.DEFINE_integer(
+        "retries", 2, "Further attempts after a connection error.", lower_bound=0
+    )
+    flags.DEFINE_string(
+        "user_agent",
+        "metaclip-jax",
+        "The crawler's name, sent and matched in robots.txt.",
+    )
     command.run(main)

@@ -462,7 +462,7 @@ def test_crawls_repeat_byte_for_byte_and_a_finished_one_is_left_alone(
 
 
 def test_without_a_server_the_crawl_fails_and_says_so(tmp_path):
-    with pytest.raises(AssertionError, match="does the server run"):
+    with pytest.raises(AssertionError, match="check that the server runs"):
         crawl_into(tmp_path, 1)
     assert not (tmp_path / "manifest.json").exists()
 
@@ -556,21 +556,46 @@ def test_each_warc_record_is_a_gzip_member_that_our_own_reader_reads(tmp_path):
 def test_robots_rules_are_read_with_their_wildcards(rules, allowed):
     paths = ("/private/a", "/b?x=1", "/private/ok", "/c")
 
-    async def robots(status):
-        body = f"User-agent: *\n{rules}\nCrawl-delay: 0.5\n".encode()
+    body = f"User-agent: *\n{rules}\nCrawl-delay: 0.5\n".encode()
 
-        async def fetch(url):
-            return Answer(url, status, (), body)
+    async def fetch(url):
+        return Answer(url, 200, (), body)
 
-        return await crawl.read_robots(fetch, "http://x.example/a/b")
+    found = asyncio.run(crawl.read_robots(fetch, "http://x.example/a/b"))
+    assert found.crawl_delay("us") == 0.5
+    left = [p for p in paths if found.can_fetch(f"http://x.example{p}", "us")]
+    assert left == [p for p in paths if p in allowed.split()]
 
-    def left(status):
-        found = asyncio.run(robots(status))
-        assert found.crawl_delay("us") == (0.5 if status == 200 else None)
-        return [p for p in paths if found.can_fetch(f"http://x.example{p}", "us")]
 
-    assert left(200) == [p for p in paths if p in allowed.split()]
-    assert left(404) == list(paths)
+@pytest.mark.parametrize(
+    ("status", "redirects", "allowed"),
+    [
+        *((status, 0, True) for status in (400, 401, 403, 404, 410, 429, 451)),
+        (200, 5, False),  # followed to a file that forbids all
+        (404, 5, True),
+        (200, 6, True),  # more than are followed: unavailable
+        *((status, 0, None) for status in (0, 500, 502, 503, 504, 599)),
+        (503, 1, None),
+    ],
+)
+def test_an_unavailable_robots_txt_allows_all_an_unreachable_one_nothing(
+    status, redirects, allowed
+):
+    """As RFC 9309 says; None = the crawl ends with an error."""
+
+    async def fetch(url):
+        hops = int(url.partition("?")[2] or 0)
+        if hops < redirects:
+            return Answer(url, 301, (("Location", f"/robots.txt?{hops + 1}"),))
+        return Answer(url, status, (), b"User-agent: *\nDisallow: /\n")
+
+    reading = crawl.read_robots(fetch, "http://x.example/a/b")
+    if allowed is None:
+        with pytest.raises(RuntimeError, match="nothing may be crawled"):
+            asyncio.run(reading)
+    else:
+        found = asyncio.run(reading)
+        assert found.can_fetch("http://x.example/a/b", "us") == allowed
 
 
 def test_markup_survives_a_parser():
