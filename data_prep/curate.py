@@ -31,7 +31,16 @@ from data_prep.matching import Matcher
 from data_prep.metadata import store
 from data_prep.sinks import array_record as sink
 from data_prep.sources import kinds
-from data_prep.stages import balancing, downloads, matches, outcomes, parts, steps, sums
+from data_prep.stages import (
+    balancing,
+    downloads,
+    matches,
+    outcomes,
+    parts,
+    pipelines,
+    steps,
+    sums,
+)
 from data_prep.stages.pipelines import progress, start, tagged
 from metaclip_jax import files
 from metaclip_jax.cli import command, config_flag
@@ -121,6 +130,7 @@ def plan(
     config_lib.check_curate(config)
     addresses.read_host_map(config.download.host_map)
     language.load_identifier(config.language.identifier)
+    options = pipelines.options(arguments)
     if keeps_all:
         config = config.copy_and_resolve_references()
         config.balance.rule = "online"  # nothing is drawn
@@ -142,7 +152,7 @@ def plan(
     return Run(
         config=config,
         metadata=metadata,
-        options=beam_options(arguments),
+        options=options,
         inputs=inputs,
         match_inputs=inputs
         | {
@@ -151,20 +161,6 @@ def plan(
         },
         workdir=workdir,
         output=output,
-    )
-
-
-def beam_options(arguments: list[str]) -> PipelineOptions:
-    """Returns the options after `--`; the default runner works in this process."""
-    runner = PipelineOptions(arguments).get_all_options()["runner"]
-    if runner and runner.lower().endswith("daskrunner"):
-        raise ValueError(
-            "DaskRunner loses the result of a global combine without an error, so "
-            "entry counts would be wrong. Use FnApiRunner, Flink, Spark or Dataflow."
-        )
-    # Named, since Beam's default tries to download another runner first.
-    return PipelineOptions(
-        arguments if runner else [*arguments, "--runner=FnApiRunner"]
     )
 
 
