@@ -33,10 +33,10 @@ _WRITE = """
 import sys, dataclasses
 import jax, numpy as np
 from metaclip_jax import convert
-from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.data.tokenizer import load as load_tokenizer
 from metaclip_jax.inference import loading
 from metaclip_jax.models import clip, presets
-tokenizer = tokenizers.load("clip", family="clip")
+tokenizer = load_tokenizer("clip", family="clip")
 architecture = dataclasses.replace(
     presets.architecture("vit_b32"), eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id
 )

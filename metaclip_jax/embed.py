@@ -1,10 +1,9 @@
-"""Embeds a dataset: every image, and how well each of its texts fits it.
+"""Embeds the images of a dataset, and scores each image's texts by cosine.
 
     python -m metaclip_jax.embed --model=NAME_OR_PATH --dataset=DIR --output=DIR
 
-Writes Parquet by image id (metaclip_jax/data/embeddings.py says which columns), a part
-per file shard and the manifest last. A run that was killed goes on where it was and
-leaves the same bytes.
+Writes Parquet by image id (metaclip_jax/data/embeddings.py has the columns), a part per
+file shard, and the manifest last. A killed run resumes and writes the same bytes.
 """
 
 import collections
@@ -29,12 +28,12 @@ _LOSSES_TO_LOG = 20
 
 
 def embed_dataset(model: inference.Model, dataset_folder: str, output: str) -> None:
-    """Embeds what is not embedded yet, then writes the manifest.
+    """Writes the missing parts, then the manifest.
 
     Args:
-      model: decides the embeddings.
-      dataset_folder: as curation writes it.
-      output: folder for the parts; one run at a time writes into it.
+      model: that embeds.
+      dataset_folder: a dataset of curation.
+      output: folder of the parts, which is locked.
 
     Raises:
       FileNotFoundError: the dataset is missing or unfinished.
@@ -115,7 +114,7 @@ def embed_shard(
     parts = [slice(end - n, end) for end, n in zip(ends, counts, strict=True)]
     rows = {
         "image_id": ids,
-        # No nulls here: Parquet's readers fail on null lists of a fixed size.
+        # Zeros instead of nulls: Parquet readers fail on null lists of a fixed size.
         "embedding": list(image * ok[:, None]),
         "text_keys": [keys[part] for part in parts],
         "text_scores": [

@@ -1,17 +1,17 @@
-"""How good a model is on images that it has not seen, beside chance.
+"""Evaluates a model: zero-shot classification, retrieval, and the paper's tasks.
 
     python -m metaclip_jax.evaluate --workdir=RUN --held_out=DIR
 
-DIR is a dataset folder; a zero_shot.json in it adds zero-shot classification. Writes
-RUN/evaluation/STEP.json (the numbers, beside the untrained model's) and
-RUN/evaluation/STEP_top5.json (the best texts of the first images). The same checkpoint
-gives the same files.
+measures a run's checkpoint on a dataset folder, which may have a zero_shot.json for
+classification. It writes RUN/evaluation/STEP.json (the results of this model and of the
+untrained one) and RUN/evaluation/STEP_top5.json (the best texts of the first images).
+The same checkpoint gives the same files.
 
     python -m metaclip_jax.evaluate --model=NAME_OR_PATH --data=DIR [--prompts=FILE]
 
 measures any model that metaclip_jax.load takes, on a dataset folder, a folder
-class/image, one in the hub's WebDataset layout or of Parquet files, or a TFDS dataset;
-evaluation/prompts.py says what FILE holds.
+CLASS/IMAGE, one in the hub's WebDataset layout or of Parquet files, or a TFDS dataset;
+evaluation/prompts.py describes FILE.
 
     python -m metaclip_jax.evaluate --model=NAME_OR_PATH --tasks=clip26 --data_dir=DIR
 
@@ -36,14 +36,14 @@ from metaclip_jax.inference import model as inference
 from metaclip_jax.inference import model_flags
 from metaclip_jax.training import run_config
 
-# Of these many first images the best texts are written down.
+# The numbers of images in STEP_top5.json and of texts for each.
 SHOWN_IMAGES, SHOWN_TEXTS = 48, 5
 
 
 def best_texts(held_out: Examples, embeddings: Embeddings) -> list[dict[str, Any]]:
-    """The first images by id, each with its first text and its best texts of all.
+    """Returns the first images by id, each with its first text and its best texts.
 
-    Any of an image's own texts is right, also where another image has the same words.
+    A text is right if it equals one of the image's texts.
     """
     own: list[list[str]] = [[] for _ in held_out.names]
     for image, text in zip(held_out.image_of_text, held_out.texts, strict=True):
@@ -71,7 +71,7 @@ def best_texts(held_out: Examples, embeddings: Embeddings) -> list[dict[str, Any
 
 
 def table(found: dict[str, Any]) -> str:
-    """The numbers of an evaluation file, a line each, in per cent."""
+    """Formats the results of an evaluation file, one per line, in per cent."""
     lines = [
         f"step {found['step']}, {found['candidates']} held-out images",
         f"{'':<28}{'model':>7} {'95% interval':>15} {'untrained':>10} {'chance':>8}",
@@ -106,14 +106,14 @@ def evaluate_run(
 
     Args:
         workdir: of the run.
-        model: the run's at `step`.
+        model: the run's model at `step`.
         step: of the checkpoint.
         held_out_folder: dataset folder.
-        seed: the run's, of the untrained parameters.
-        resamples: of the bootstrap behind each interval.
+        seed: the run's, for the untrained parameters.
+        resamples: of each interval's bootstrap.
 
     Returns:
-        What STEP.json holds.
+        The content of STEP.json.
     """
     from metaclip_jax.training import train_state  # takes long to load
 
@@ -125,20 +125,20 @@ def evaluate_run(
         )
     )
     found: dict[str, Any] = {"step": step, "candidates": len(held_out.names)}
-    # The trained one comes last: its embeddings are shown.
+    # The trained model comes last, because `best_texts` uses its embeddings.
     for name, encoder in (("untrained", untrained), ("model", trained)):
         embeddings = evaluator.embed(encoder, held_out)
         measured = evaluator.results(encoder, held_out, embeddings, resamples=resamples)
         found[name] = evaluator.with_counts(measured, held_out)
     folder = files.path(workdir) / "evaluation"
-    # The numbers come last: where they are, the other file is too.
+    # STEP.json comes last, so that both files exist if it does.
     files.write_json(folder / f"{step}_top5.json", best_texts(held_out, embeddings))
     files.write_json(folder / f"{step}.json", found)
     return found
 
 
 def evaluate_model(values: Any) -> None:
-    """Runs --model on --data; prints the numbers and writes --output."""
+    """Measures --model on --data; prints the results and writes --output."""
     examples = evaluator.open_data(
         values.data,
         split=values.split,
@@ -160,7 +160,7 @@ def evaluate_model(values: Any) -> None:
     )
     skipped = found.get("skipped", {})
     if skipped:
-        print(f"left out {len(skipped)} of {len(examples.names)} images as broken:")
+        print(f"skipped {len(skipped)} of {len(examples.names)} broken images:")
         print("\n".join(f"  {reason}" for reason in skipped.values()))
     facts = {"model": model.name, "fingerprint": model.fingerprint, "data": values.data}
     if values.output:
@@ -174,10 +174,10 @@ def evaluate_model(values: Any) -> None:
 
 
 def evaluate_tasks(values: Any) -> None:
-    """Runs --tasks on what --data_dir holds; prints a table and writes --output."""
+    """Runs --tasks on the images in --data_dir; prints a table, writes --output."""
     asked = tasks.find(values.tasks)
     if values.paper:
-        tasks.paper_row(values.paper)  # before anything takes its time
+        tasks.paper_row(values.paper)  # fails early
     for task in asked if values.download else ():
         if task.is_on_hub and not tasks.locate(task, values.data_dir):
             tasks.download(task, values.data_dir)
@@ -211,7 +211,7 @@ def evaluate_tasks(values: Any) -> None:
         files.write_bytes(values.page, page.render(model.name, found))
     for number in found["tasks"].values():
         for confusion in number.get("confusions", ()):
-            confusion.pop("picture")  # it is for the page
+            confusion.pop("picture")  # only the page shows it
     if values.output:
         files.write_json(values.output, facts | found)
 
@@ -223,15 +223,18 @@ def main(argv: Sequence[str]) -> None:
     if values.tasks:
         if not values.data_dir or not (values.model or values.plan):
             raise app.UsageError(
-                "want --data_dir=DIR and --model (or --plan) with --tasks"
+                "want --data_dir=DIR and --model (or --plan) with --tasks; add them"
             )
         evaluate_tasks(values)
         return
     if bool(values.workdir) == bool(values.model):
-        raise app.UsageError("want --workdir=RUN, or --model=NAME_OR_PATH and --data")
+        got = "both" if values.model else "neither"
+        raise app.UsageError(
+            f"want --workdir=RUN, or --model=NAME_OR_PATH and --data, got {got}"
+        )
     if values.model:
         if not values.data:
-            raise app.UsageError("want --data=DIR, what to measure --model on")
+            raise app.UsageError("want --data=DIR to measure --model on, got none")
         evaluate_model(values)
         return
     from metaclip_jax.training import checkpoint  # Orbax takes long to load
@@ -239,8 +242,10 @@ def main(argv: Sequence[str]) -> None:
     config = run_config.read(values.workdir)
     held_out = values.held_out or config.evaluation.held_out
     if not held_out:
-        raise app.UsageError("want --held_out=DIR, since the run's config names none")
-    # As the run has them, unless the command line says otherwise.
+        raise app.UsageError(
+            "want --held_out=DIR, because the run's config has none; add it"
+        )
+    # The run's options, unless the command line sets them.
     for name, value in (
         ("cpu_devices", config.cpu_devices),
         ("compilation_cache", config.compilation_cache),
@@ -262,14 +267,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Here, since training imports this module and has flags of its own.
+    # Defined here, because training has its own flags.
     flags.DEFINE_string("workdir", "", "Workdir of the run.")
-    flags.DEFINE_string("held_out", "", "Dataset folder; default: the run's own.")
+    flags.DEFINE_string("held_out", "", "Dataset folder; default: the run's.")
     flags.DEFINE_integer(
         "step", None, "Checkpoint; default: the newest.", lower_bound=0
     )
     model_flags.define(required=False)
-    flags.DEFINE_string("data", "", "What to measure --model on.")
+    flags.DEFINE_string("data", "", "Folder or TFDS dataset to measure --model on.")
     flags.DEFINE_string("split", "test", "Split of a TFDS dataset.")
     flags.DEFINE_list(
         "tasks",
@@ -277,14 +282,14 @@ if __name__ == "__main__":
         "Instead of --data: clip26, datacomp38, retrieval, or single tasks.",
     )
     flags.DEFINE_string(
-        "data_dir", "", "Folder of the tasks' images, or of TFDS (default: its own)."
+        "data_dir", "", "Folder of the tasks' images, or of TFDS's datasets."
     )
     flags.DEFINE_string("against", "", "Another model to compare with on --tasks.")
     flags.DEFINE_string("paper", "", "Row of the paper to show, such as B/32-400M.")
-    flags.DEFINE_string("page", "", "HTML file that shows the numbers of --tasks.")
-    flags.DEFINE_bool("plan", False, "Only say what --tasks needs and what is there.")
-    flags.DEFINE_bool("download", False, "Fetch images of --tasks from the hub.")
+    flags.DEFINE_string("page", "", "HTML file for the results of --tasks.")
+    flags.DEFINE_bool("plan", False, "Only list which images --tasks has and lacks.")
+    flags.DEFINE_bool("download", False, "Download images of --tasks from the hub.")
     flags.DEFINE_string("prompts", "", "JSON with templates and class names.")
-    flags.DEFINE_bool("skip_broken", False, "Leave out and list broken images.")
-    flags.DEFINE_string("output", "", "JSON file for the numbers of --model.")
+    flags.DEFINE_bool("skip_broken", False, "Skip and list broken images.")
+    flags.DEFINE_string("output", "", "JSON file for the results of --model.")
     command.run(main)

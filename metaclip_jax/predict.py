@@ -1,9 +1,9 @@
-"""Says which label an image has, with probabilities, without training on the labels.
+"""Classifies images zero-shot: the probability of each label.
 
     python -m metaclip_jax.predict --model=NAME_OR_PATH --image=photo.jpg \\
         --labels="cat,dog,a red car"
 
---image may be given several times; --template too, and then a label is the mean of all.
+--image and --template may be repeated; a label's embedding is the mean over templates.
 """
 
 import unicodedata
@@ -17,12 +17,12 @@ from metaclip_jax.inference import model_flags
 
 
 def table(images: Sequence[str], found: inference.Classification, *, top: int) -> str:
-    """The `top` most probable labels of each image, a line each, best first.
+    """Formats the most probable labels of each image, one per line, best first.
 
     Args:
       images: N names.
-      found: their labels' probabilities [N, K].
-      top: how many labels at most.
+      found: the labels' probabilities [N, K].
+      top: most labels per image.
     """
     shown = [[printable(label) for label in found.labels]] * len(images)
     width = max(len(label) for label in shown[0])
@@ -35,7 +35,7 @@ def table(images: Sequence[str], found: inference.Classification, *, top: int) -
 
 
 def printable(text: str) -> str:
-    """Without what a terminal would take as a command."""
+    """Replaces control characters, which a terminal would interpret, by spaces."""
     return "".join(c if unicodedata.category(c)[0] != "C" else " " for c in text)
 
 
@@ -45,7 +45,9 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FLAGS
     labels = [label.strip() for label in values.labels if label.strip()]
     if not labels:
-        raise app.UsageError('want at least one label, like --labels="cat,dog"')
+        raise app.UsageError(
+            'want at least one label, got none; for example --labels="cat,dog"'
+        )
     model = model_flags.load(values)
     found = model.classify(
         values.image,
@@ -62,5 +64,5 @@ if __name__ == "__main__":
     flags.DEFINE_multi_string(
         "template", [], 'Text with {} for the label; default: "a photo of a {}."'
     )
-    flags.DEFINE_integer("top", 10, "Labels to show for each image.", lower_bound=1)
+    flags.DEFINE_integer("top", 10, "Most labels to show per image.", lower_bound=1)
     command.run(main)

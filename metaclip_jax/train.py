@@ -24,8 +24,8 @@ from metaclip_jax import config as keys
 from metaclip_jax import files
 from metaclip_jax.cli import command, config_flag
 from metaclip_jax.data import mixture, workers
-from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.data.images import Preprocess
+from metaclip_jax.data.tokenizer import Tokenizer
 from metaclip_jax.evaluation import in_training
 from metaclip_jax.inference import loading
 from metaclip_jax.models import clip
@@ -52,7 +52,7 @@ class Job(NamedTuple):
     """What is trained, how, on what and where; all checked, nothing compiled."""
 
     program: Program
-    tokenizer: tokenizers.Tokenizer
+    tokenizer: Tokenizer
     preprocess: Preprocess  # how its images are seen when it is measured
     inputs: dict[str, str]  # fingerprints of the dataset and the tokenizer
 

@@ -1,7 +1,7 @@
-"""Association: does a text find, among a few images, those that people chose for it?
+"""Association (WinoGAViL): does a text find the images that people chose for it?
 
-WinoGAViL's. As many images as are right are answered, those nearest to the text; the
-number is the Jaccard index of the answered and the right ones, averaged over texts.
+If n of the candidate images are right, the answer is the n with the highest cosine. The
+metric is the Jaccard index of answered and right images, averaged over texts.
 """
 
 import math
@@ -18,7 +18,7 @@ from metaclip_jax.evaluation.examples import (
     Statistic,
 )
 
-# Numbers, and from how many to how many images their texts choose among.
+# Metrics, and the least and most candidate images of their texts.
 SIZES = {
     "association/jaccard": (0, 1 << 30),
     "association/jaccard_5_6": (5, 6),
@@ -27,19 +27,19 @@ SIZES = {
 
 
 def names(examples: Examples) -> tuple[str, ...]:
-    """What `run` measures on these examples; () where no text has a choice."""
+    """Returns the names of the results of `run`; () if no text has a choice."""
     return tuple(name for name in SIZES if len(_rows(examples, name)))
 
 
 def run(
     encoder: Encoder, examples: Examples, embeddings: Embeddings, *, resamples: int
 ) -> Iterator[Result]:
-    """Yields the Jaccard index over all texts and by the number of images.
+    """Yields the Jaccard index over all texts and by the number of candidates.
 
     Args:
-      encoder: what embedded; nothing more is embedded here.
+      encoder: not used.
       examples: with a choice for each text.
-      embeddings: of both.
+      embeddings: of images and texts.
       resamples: of the bootstrap behind each interval, over texts.
     """
     for name in names(examples):
@@ -53,7 +53,7 @@ def run(
 def statistic(
     encoder: Encoder, examples: Examples, embeddings: Embeddings, name: str
 ) -> Statistic:
-    """How the number `name` follows from the texts; see `run` for the arguments."""
+    """Returns the result `name` as a function of the texts' weights; see `run`."""
     del encoder
     rows = _rows(examples, name)
     each = np.array(
@@ -78,7 +78,7 @@ def statistic(
 
 
 def jaccard(scores: np.ndarray, right: np.ndarray) -> float:
-    """Of the images with the highest scores, as many as are right, with those.
+    """Returns the Jaccard index of the right images and as many with the best scores.
 
     Args:
       scores: f[n].
@@ -90,7 +90,7 @@ def jaccard(scores: np.ndarray, right: np.ndarray) -> float:
 
 
 def chance(images: int, right: int) -> float:
-    """Expected Jaccard index of `right` images drawn at random from all."""
+    """Returns the expected Jaccard index of `right` images drawn at random."""
     drawn = math.comb(images, right)
     return sum(
         math.comb(right, hits)
@@ -103,7 +103,7 @@ def chance(images: int, right: int) -> float:
 
 
 def _rows(examples: Examples, name: str) -> np.ndarray:
-    """The texts that a number is over."""
+    """Returns the rows of the texts of a metric."""
     least, most = SIZES[name]
     sizes = [len(choice.images) for choice in examples.choices]
     return np.flatnonzero([least <= size <= most for size in sizes])

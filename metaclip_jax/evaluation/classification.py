@@ -1,4 +1,4 @@
-"""Zero-shot classification: is an image nearest to the prompts of its own class?"""
+"""Zero-shot classification: is an image nearest to the prompts of its class?"""
 
 import functools
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from metaclip_jax.evaluation.examples import (
 
 
 def names(examples: Examples) -> tuple[str, ...]:
-    """What `run` measures on these examples; () where they have no classes."""
+    """Returns the names of the results of `run`; () if there are no classes."""
     classes = len(examples.class_names)
     if not classes:
         return ()
@@ -35,18 +35,18 @@ def names(examples: Examples) -> tuple[str, ...]:
 def run(
     encoder: Encoder, examples: Examples, embeddings: Embeddings, *, resamples: int
 ) -> Iterator[Result]:
-    """Measures the answers on the images whose class is known.
+    """Measures the predictions for the labelled images.
 
     Args:
       encoder: embeds the classes.
       examples: with class names, templates and labels.
       embeddings: of the images.
-      resamples: of the bootstrap behind each interval.
+      resamples: of each interval's bootstrap.
 
     Yields:
-      For images of one class: accuracy, mean_per_class and, with more than 5 classes,
-      top5; with 2 classes also roc_auc. For images of several classes: both mean
-      average precisions.
+      For images of one class: accuracy, mean_per_class, top5 with more than 5 classes,
+      and roc_auc with 2 classes. For images of several classes: both mean average
+      precisions. And those of EXTRA in `examples.metrics`.
 
     Raises:
       ValueError: there is no labelled image, or an embedding is not finite.
@@ -66,7 +66,7 @@ def run(
 def statistic(
     encoder: Encoder, examples: Examples, embeddings: Embeddings, name: str
 ) -> Statistic:
-    """How the number `name` follows from the images; see `run` for the arguments."""
+    """Returns the result `name` as a function of the images' weights; see `run`."""
     task = prompts.make_task(examples.class_names, examples.templates)
     rows = examples.labelled
     cosines = embeddings.image[rows] @ zero_shot.encode_classes(encoder, task).T
@@ -75,9 +75,9 @@ def statistic(
 
 
 class Confusion(NamedTuple):
-    """Images of one class that the model takes for another.
+    """Images of the class `right` that the model predicts as `answered`.
 
-    `images` of the class's `total`; `row` is the one that it is surest of.
+    They are `images` of the class's `total`; `row` has the highest cosine of them.
     """
 
     right: str
@@ -90,9 +90,9 @@ class Confusion(NamedTuple):
 def confusions(
     encoder: Encoder, examples: Examples, embeddings: Embeddings, *, most: int
 ) -> list[Confusion]:
-    """The pairs of classes that are confused most, by share of the first one's images.
+    """Returns the most frequent confusions, by share of the right class's images.
 
-    For images of one class each; the arguments are those of `run`.
+    The images must have one class each; the arguments are those of `run`.
     """
     task = prompts.make_task(examples.class_names, examples.templates)
     rows = examples.labelled
@@ -128,7 +128,7 @@ def confusions(
 def measure(
     cosines: np.ndarray, labels: np.ndarray, *, resamples: int
 ) -> Iterator[Result]:
-    """The numbers of the field on the answers; see `run`.
+    """Yields the standard metrics of the predictions; see `run`.
 
     Args:
       cosines: f32[N, K] of the images with the classes.
@@ -159,14 +159,14 @@ def measure(
 
 def _roc_auc(score: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> float:
     if len(np.unique(positive[weight > 0])) < 2:
-        return 0.5  # a resample of one class: it says nothing
+        return 0.5  # a resample with one class has no ROC curve
     return scores.roc_auc(score, positive, weight)
 
 
-# Of the group of images whose region WILDS' FMoW calls "Other", and leaves out by its
-# name. DataComp counts it, though it holds a handful of images.
+# The group of the region "Other", which WILDS excludes from FMoW's regions. DataComp
+# includes it, though it has only a few images.
 _OTHER_REGION = 5
-# What a task may want beside the usual numbers.
+# Metrics that `run` yields only on request, in `Examples.metrics`.
 EXTRA = (
     "zero_shot/mean_of_top1_and_top5",
     "zero_shot/macro_f1",
@@ -184,9 +184,9 @@ def extra(
     *,
     resamples: int,
 ) -> Result:
-    """One number with its bootstrap interval; the arguments are those of `of_scores`.
+    """Returns one metric with its bootstrap interval, from `resamples` resamples.
 
-    `resamples` is of the bootstrap.
+    The other arguments are those of `of_scores`.
     """
     found = of_scores(name, cosines, labels, groups)
     interval = statistics.bootstrap(
@@ -198,16 +198,16 @@ def extra(
 def of_scores(
     name: str, cosines: np.ndarray, labels: np.ndarray, groups: np.ndarray
 ) -> Statistic:
-    """How a number follows from the answers, of images of one class each.
+    """Returns a metric as a function of the images' weights; each has one class.
 
     Args:
       name: "zero_shot/accuracy" and so on, or one of EXTRA.
       cosines: f32[N, K].
       labels: int64[N].
-      groups: int64[N], for numbers of the worst group; else empty.
+      groups: int64[N], for metrics of the worst group; else empty.
 
     Raises:
-      ValueError: the number is of groups, and there are none.
+      ValueError: the metric needs groups, and there are none.
     """
     rank, count = scores.ranks(cosines, labels), cosines.shape[1]
     first, five = rank < 1, rank < 5
@@ -251,5 +251,5 @@ def of_scores(
 
 
 def _has_both(classes: int, labels: np.ndarray) -> bool:
-    """Whether there are two classes, and images of each."""
+    """Whether there are exactly two classes, and both have images."""
     return classes == 2 and len(np.unique(labels)) == 2

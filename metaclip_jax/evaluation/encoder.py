@@ -1,7 +1,8 @@
-"""From images and texts to embeddings: the only way, for inference and evaluation.
+"""Embeds images and texts, for inference and evaluation.
 
-So a model gives the same numbers wherever it is measured: in training, by its workdir,
-by its name. What prepares its inputs (tokenizer, `Preprocess`, dtype) comes with it.
+All evaluations use this code, so a model has the same scores during training, by its
+workdir and by its name. An encoder includes the tokenizer, the preprocessing and the
+dtype.
 """
 
 import collections
@@ -21,29 +22,30 @@ from PIL import Image
 
 from metaclip_jax import files
 from metaclip_jax.data import containers, decoding
-from metaclip_jax.data import images as decoders
-from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.data.images import Preprocess, decode_eval, fit_eval
+from metaclip_jax.data.tokenizer import Tokenizer
 from metaclip_jax.models import clip
 from metaclip_jax.training import sharding
 
 # An image: bytes of a file, the path of one (local or gs://), a Pillow image, or
 # uint8[H, W, 3] (or [H, W]) in RGB.
 ImageLike = bytes | str | os.PathLike | Image.Image | np.ndarray
-# Rows int64[n], ascending, to what they hold.
+# Ascending rows int64[n] -> their images.
 ReadImages = Callable[[np.ndarray], Sequence[ImageLike]]
-# The row of an image that cannot be used, and why, whose cause is what decoding said.
+# Called with the row of an unusable image and the error, whose cause is the decoder's.
 OnBroken = Callable[[int, ValueError], None]
 
 _MOST_DECODE_THREADS = 32
 _READ = 16  # images read at a time
 _TEXTS = 1 << 16  # texts tokenised at a time
-_POSITIONS = 8  # texts are cut to a multiple, so that few programs are compiled
+_POSITIONS = 8  # texts are padded to a multiple, so that few programs are compiled
 
 
 class _Portion(NamedTuple):
-    """Rows from start to end; `own` int64[n] are those that this process prepares.
+    """The rows of one call of the model, from start to end.
 
-    Rows of padding repeat the last one.
+    `own` int64[n] are the rows that this process prepares; padding repeats the last
+    row.
     """
 
     start: int
@@ -52,67 +54,67 @@ class _Portion(NamedTuple):
 
 
 def _cores() -> int:
-    """How many cores this process may use; of all systems, Linux alone says it."""
+    """Returns the number of cores that this process may use; only Linux limits it."""
     allowed = getattr(os, "sched_getaffinity", None)
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def default_batch() -> int:
-    """Rows at a time that the device is about fastest with."""
+    """Returns the rows at a time with about the highest throughput of the device."""
     return 32 if jax.default_backend() == "cpu" else 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Both towers on a mesh, with what prepares their inputs; see `make_encoder`.
+    """Both towers on a mesh, with tokenizer and preprocessing; see `make_encoder`.
 
-    Rows are split over the mesh's data and fsdp axes; each process prepares those that
-    its devices hold. They are embedded in portions of about the same size, and a row's
-    result does not depend on what it is padded or batched with.
+    Rows are sharded over the mesh's data and fsdp axes; each process prepares the rows
+    of its devices. Rows are embedded in portions of equal size, and a row's embedding
+    does not depend on padding or on the other rows.
     """
 
     architecture: clip.Architecture
-    tokenizer: tokenizers.Tokenizer
-    preprocess: decoders.Preprocess
+    tokenizer: Tokenizer
+    preprocess: Preprocess
     mesh: Mesh
     batch: int  # most rows at a time, over all devices and processes
-    class_cache: str  # folder that keeps embeddings of classes; "" = none
+    class_cache: str  # folder for class embeddings; "" = none
     params: clip.Params
     _encode_image: Callable[..., jax.Array]
     _encode_text: Callable[..., jax.Array]
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hex hash of all that decides an embedding: parameters and preparation."""
+        """The hex hash of everything that affects an embedding."""
         digest = xxhash.xxh3_128()
         facts = dataclasses.asdict(self.architecture)
-        for how in clip.EXECUTION_FIELDS:
-            facts.pop(how)
+        for field in clip.EXECUTION_FIELDS:
+            facts.pop(field)
         if self.architecture.eos_id == self.architecture.vocab_size - 1:
-            facts["text_pool"] = "eos"  # the largest id is the end: the same rule
+            facts["text_pool"] = "eos"  # the end mark is the largest id
         facts |= {"preprocess": tuple(self.preprocess)}
         facts |= {"tokenizer": self.tokenizer.fingerprint}
         digest.update(repr(sorted(facts.items())).encode())
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
             name, leaf = sharding.path_name(path), jax.device_get(leaf)
             if name == "text/token_embedding":
-                leaf = leaf[: self.architecture.vocab_size]  # the rest is never read
+                leaf = leaf[: self.architecture.vocab_size]  # without padding
             digest.update(f"{name} {leaf.shape}".encode())
             digest.update(np.ascontiguousarray(leaf).tobytes())
         return digest.hexdigest()
 
     @functools.cached_property
     def wholes(self) -> dict[str, "Whole"]:
-        """Embeddings of images that are kept in memory, since parts are measured."""
+        """A cache of the embeddings of image sets of which subsets are measured."""
         return {}
 
     @functools.cached_property
     def classes(self) -> dict[Any, np.ndarray]:
-        """Embeddings of classes that are kept in memory, by their names and prompts."""
+        """A cache of class embeddings, by class names and templates."""
         return {}
 
     def with_params(self, params: clip.Params) -> "Encoder":
-        """The same model with other parameters, without compiling anything again."""
+        """Returns the encoder with other parameters, without compiling again."""
         return dataclasses.replace(self, params=_place(self.mesh, params))
 
     def encode_images(
@@ -126,16 +128,16 @@ class Encoder:
         """Embeds `total` images, f32[total, E], unit norm.
 
         Args:
-          read: gives the images of some rows; called by one thread, a few rows ahead
+          read: returns the images of some rows; one thread calls it, a few rows ahead
             of those that are embedded.
-          names: what a row is called in errors.
-          total: how many there are.
+          names: returns a row's name for messages.
+          total: the number of images.
           on_broken: called with the row of an image that cannot be used, and the error;
-            its embedding says nothing. None = raise the error.
+            its embedding is meaningless. None = raise the error.
 
         Raises:
-          ValueError: an image cannot be used; says which.
-          FileNotFoundError: a path leads nowhere.
+          ValueError: an image cannot be used; the message names it.
+          FileNotFoundError: a path does not exist.
         """
         size = self.preprocess.size
 
@@ -157,7 +159,7 @@ class Encoder:
             )
 
             def decoded() -> Iterator[np.ndarray]:
-                # Across the borders of portions, so that no thread ever waits.
+                # Decode ahead across portions, so that no thread waits.
                 coming: collections.deque[Future] = collections.deque()
                 for chunk in chunks:
                     while len(coming) > 2 * threads:
@@ -176,16 +178,13 @@ class Encoder:
             return self._encode(self._encode_image, make, total=total)
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """Embeds n prepared images, f32[n, E], unit norm.
-
-        They are uint8[n, size, size, 3], or normalised f32.
-        """
+        """Embeds uint8[n, size, size, 3] or normalised f32 as f32[n, E], unit norm."""
         return self._encode(
             self._encode_image, lambda portion: pixels[portion.own], total=len(pixels)
         )
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeds n texts, f32[n, E], unit norm; what does not fit is cut at the end."""
+        """Embeds n texts, f32[n, E], unit norm; long texts are truncated."""
         result = np.empty((len(texts), self.architecture.embed_dim), np.float32)
         for start in range(0, len(texts), _TEXTS):
             rows = slice(start, start + _TEXTS)
@@ -194,13 +193,13 @@ class Encoder:
         return result
 
     def encode_tokens(self, tokens: np.ndarray) -> np.ndarray:
-        """Embeds n rows of tokens int32[n, context length], f32[n, E], unit norm.
+        """Embeds tokens int32[n, context length] as f32[n, E], unit norm.
 
-        A causal tower sees nothing behind a text's end, so each portion is cut to its
-        longest text, and texts of about the same length are embedded together.
+        A causal tower does not depend on what follows a text's end mark. So texts are
+        sorted by length, and each portion is truncated to its longest text.
         """
         total, pool = len(tokens), self.architecture.text_pool
-        if pool == "last":  # SigLIP's is not causal
+        if pool == "last":  # SigLIP's tower is not causal
             return self._encode(
                 self._encode_text, lambda portion: tokens[portion.own], total=total
             )
@@ -224,7 +223,7 @@ class Encoder:
         *,
         total: int,
     ) -> np.ndarray:
-        """Embeds what `make` gives for each portion; it makes the next meanwhile."""
+        """Embeds the inputs that `make` returns, and makes the next ones meanwhile."""
         result = np.empty((total, self.architecture.embed_dim), np.float32)
         portions = self._portions(total)
         made = one_ahead(map(make, portions))
@@ -236,11 +235,11 @@ class Encoder:
         return result
 
     def _portions(self, total: int) -> list[_Portion]:
-        """Equal portions of `total` rows, so that one program embeds them all."""
+        """Splits `total` rows into equal portions, so that one program embeds all."""
         if not total:
             return []
-        parts = _parts(self.mesh)
-        size = padded_rows(-(-total // -(-total // self.batch)), parts=parts)
+        shards = _batch_shards(self.mesh)
+        size = padded_rows(-(-total // -(-total // self.batch)), shards=shards)
         held = sharding.process_rows(self.mesh, size)
         return [
             _Portion(
@@ -251,7 +250,7 @@ class Encoder:
 
 
 class Whole(NamedTuple):
-    """Embeddings f32[N, E] of all images of `key`; `broken`: rows without, and why."""
+    """Embeddings f32[N, E] of the images `key`; `broken`: errors by row."""
 
     key: Any
     embeddings: np.ndarray
@@ -261,30 +260,33 @@ class Whole(NamedTuple):
 def make_encoder(
     *,
     architecture: clip.Architecture,
-    tokenizer: tokenizers.Tokenizer,
-    preprocess: decoders.Preprocess,
+    tokenizer: Tokenizer,
+    preprocess: Preprocess,
     mesh: Mesh,
     batch: int,
     params: clip.Params,
     class_cache: str = "",
 ) -> Encoder:
-    """Puts the parameters on the devices; compiles nothing yet.
+    """Puts the parameters on the devices; nothing is compiled.
 
     Args:
-      architecture: what `params` belong to.
+      architecture: of `params`.
       tokenizer: of the text tower.
-      preprocess: how an image is fitted.
-      mesh: whose data and fsdp axes split the rows.
+      preprocess: of the images.
+      mesh: its data and fsdp axes shard the rows.
       batch: most rows at a time, rounded up by `padded_rows`; 0 = `default_batch`.
       params: host or device arrays.
-      class_cache: folder that keeps embeddings of classes; "" = none.
+      class_cache: folder for class embeddings; "" = none.
+
+    Raises:
+      ValueError: the batch is negative, or `preprocess` has another image size.
     """
     if batch < 0:
         raise ValueError(f"want a batch of at least 1, or 0, got {batch}")
     if preprocess.size != architecture.image_size:
         raise ValueError(
-            f"images must be prepared to {architecture.image_size} pixels, which the"
-            f" model takes, got {preprocess.size}"
+            f"preprocess.size must be the model's {architecture.image_size} pixels, got"
+            f" {preprocess.size}"
         )
     whole = sharding.replicated(mesh)
 
@@ -296,7 +298,7 @@ def make_encoder(
         tokenizer=tokenizer,
         preprocess=preprocess,
         mesh=mesh,
-        batch=padded_rows(batch or default_batch(), parts=_parts(mesh)),
+        batch=padded_rows(batch or default_batch(), shards=_batch_shards(mesh)),
         class_cache=class_cache,
         params=_place(mesh, params),
         _encode_image=compiled(clip.encode_image),
@@ -308,37 +310,35 @@ def _place(mesh: Mesh, params: clip.Params) -> clip.Params:
     return jax.device_put(params, sharding.tree_shardings(mesh, params))
 
 
-def _parts(mesh: Mesh) -> int:
+def _batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
 
 
-def padded_rows(rows: int, *, parts: int) -> int:
-    """The rows that a portion is padded to: `parts` times one of few sizes.
+def padded_rows(rows: int, *, shards: int) -> int:
+    """Returns the size that a portion is padded to: `shards` times one of few sizes.
 
-    They are the powers of two up to 16, and then eight sizes from each power of two to
-    the next, so that any number of rows compiles few programs and at most an eighth of
-    a large portion is padding.
+    These are the powers of two up to 16, and then eight sizes between each power of two
+    and the next. So few programs are compiled for any number of rows, and at most an
+    eighth of a large portion is padding.
     """
-    each = -(-max(rows, 1) // parts)
+    each = -(-max(rows, 1) // shards)
     bits = (each - 1).bit_length()  # each is at most 2**bits
     step = 1 << bits if bits <= 4 else 1 << (bits - 4)
-    return parts * -(-each // step) * step
+    return shards * -(-each // step) * step
 
 
-def prepare_image(
-    image: ImageLike, preprocess: decoders.Preprocess, *, name: str
-) -> np.ndarray:
-    """Decodes and fits one image: uint8[size, size, 3], RGB.
+def prepare_image(image: ImageLike, preprocess: Preprocess, *, name: str) -> np.ndarray:
+    """Decodes and preprocesses one image: uint8[size, size, 3], RGB.
 
     Raises:
-      ValueError: it cannot be; says which by its path, or else by `name`.
-      FileNotFoundError: the path leads nowhere.
+      ValueError: it cannot be used; the message has its path, or else `name`.
+      FileNotFoundError: the path does not exist.
     """
     if isinstance(image, str | os.PathLike):
         name, image = os.fspath(image), _read_file(image)
     try:
         if isinstance(image, bytes):
-            return decoders.decode_eval(image, **preprocess._asdict())
+            return decode_eval(image, **preprocess._asdict())
         if isinstance(image, np.ndarray):
             image = _from_array(image)
         if not isinstance(image, Image.Image):
@@ -347,19 +347,19 @@ def prepare_image(
                 f" {type(image).__name__}"
             )
         decoding.check_size(*image.size)
-        return decoders.fit_eval(decoding.upright_rgb(image), **preprocess._asdict())
+        return fit_eval(decoding.upright_rgb(image), **preprocess._asdict())
     except (ValueError, OSError) as error:
         raise ValueError(f"{name} cannot be used: {error}") from error
 
 
 def check_image(image: ImageLike) -> None:
-    """Looks whether an image file is whole, as far as its structure says.
+    """Checks that an image file is complete, if possible by its structure.
 
-    Only a file without an end mark, or of a format without a structure, is decoded.
+    Only a file without an end marker, or of a format that is not parsed, is decoded.
 
     Raises:
-      ValueError: it is no image, is cut off or too large.
-      FileNotFoundError: the path leads nowhere.
+      ValueError: it is not an image, truncated or too large.
+      FileNotFoundError: the path does not exist.
     """
     if isinstance(image, str | os.PathLike):
         image = _read_file(image)
@@ -371,7 +371,7 @@ def check_image(image: ImageLike) -> None:
         "JPEG": file.structure is not None and file.structure.ended,
         "PNG": file.data.endswith(b"IEND\xaeB`\x82"),
         "GIF": file.data.endswith(b";"),
-        "WEBP": True,  # its length is in its head
+        "WEBP": True,  # its length is in its header, and `strip` checks it
         "AVIF": True,
     }
     if not ends.get(file.kind, False):
@@ -381,7 +381,7 @@ def check_image(image: ImageLike) -> None:
 def _read_file(name: str | os.PathLike) -> bytes:
     path = files.path(name)
     if not path.exists():
-        raise FileNotFoundError(f"there is no image {os.fspath(name)}")
+        raise FileNotFoundError(f"there is no image {os.fspath(name)}; check the path")
     return path.read_bytes()
 
 
@@ -393,12 +393,12 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
             " use embed_pixels for normalised floats"
         )
     if not pixels.size:
-        raise ValueError(f"want at least one pixel, got {list(pixels.shape)}")
+        raise ValueError(f"want at least one pixel, got the shape {list(pixels.shape)}")
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
 def one_ahead(items: Iterator[Any]) -> Iterator[Any]:
-    """The same items; while one is used, a thread makes the next."""
+    """Yields the items; a thread computes the next one while one is used."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, items, None)
         while (item := coming.result()) is not None:

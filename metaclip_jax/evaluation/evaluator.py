@@ -1,4 +1,4 @@
-"""Measures a model on any data: in training, by its workdir, by its name, alike."""
+"""Runs all evaluations that a data set allows, for any model."""
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +18,13 @@ from metaclip_jax.evaluation import (
     retrieval,
     webdataset,
 )
-from metaclip_jax.evaluation import encoder as encoders
-from metaclip_jax.evaluation.encoder import Encoder, ImageLike
+from metaclip_jax.evaluation.encoder import (
+    Encoder,
+    ImageLike,
+    OnBroken,
+    Whole,
+    check_image,
+)
 from metaclip_jax.evaluation.examples import (
     Embeddings,
     Examples,
@@ -33,8 +38,9 @@ from metaclip_jax.evaluation.labelled import from_folder, from_tfds
 _CHECKED = 256  # images read at a time to check them
 _THREADS = 4
 
-# Each has names(examples), what it measures on them, and run(encoder, examples,
-# embeddings, resamples=), which yields a Result for each of those names.
+# Each module has names(examples), the names of its results, run(encoder, examples,
+# embeddings, resamples=), which yields a Result for each, and statistic(...), one
+# result as a function of weights.
 EVALUATIONS: Mapping[str, ModuleType] = {
     "retrieval": retrieval,
     "classification": classification,
@@ -49,17 +55,16 @@ def open_data(
     data_dir: str | None = None,
     prompts_path: str = "",
 ) -> Examples:
-    """Opens whatever `data` is.
+    """Opens data in any supported layout.
 
     Args:
-      data: a dataset folder as curation writes it (retrieval, and classification where
-        it holds a zero_shot.json), a folder in the hub's WebDataset layout or of
-        Parquet files, a folder class/image, or what TFDS knows: a prepared folder or a
-        name.
-      split: of a dataset that has several.
-      data_dir: where TFDS keeps datasets; None = its default.
-      prompts_path: JSON as `prompts.load_prompts` reads it; "" = the default template
-        and the data's own names.
+      data: a dataset folder of curation (for retrieval, and for classification if it
+        has a zero_shot.json), a folder in the hub's WebDataset layout or of Parquet
+        files, a folder CLASS/IMAGE, or a TFDS dataset: a prepared folder or a name.
+      split: of a dataset with several splits.
+      data_dir: TFDS's folder of datasets; None = its default.
+      prompts_path: JSON for `prompts.load_prompts`; "" = the default template and the
+        data's class names.
     """
     asked = prompts.load_prompts(prompts_path) if prompts_path else None
     root = files.path(data)
@@ -76,17 +81,17 @@ def open_data(
 
 
 def check_headers(examples: Examples) -> None:
-    """Looks at the start of every image, which takes a fraction of decoding them.
+    """Checks every image by its file's structure, which is much faster than decoding.
 
     Raises:
-      ValueError: some are no images, or are cut off; names them.
-      FileNotFoundError: a path leads nowhere.
+      ValueError: some are not images or truncated; the message names them.
+      FileNotFoundError: a path does not exist.
     """
     broken: list[str] = []
 
     def check(name: str, image: ImageLike) -> None:
         try:
-            encoders.check_image(image)
+            check_image(image)
         except ValueError as error:
             broken.append(f"{name} ({error})")
 
@@ -98,8 +103,8 @@ def check_headers(examples: Examples) -> None:
     if broken:
         raise ValueError(
             f"{examples.source}: {len(broken)} of {len(examples.names)} images are"
-            f" broken: {', '.join(sorted(broken)[:5])}. Repair or remove them, or leave"
-            " them out with --skip_broken"
+            f" broken: {', '.join(sorted(broken)[:5])}. Repair or remove them, or skip"
+            " them with --skip_broken"
         )
 
 
@@ -108,18 +113,18 @@ def embed(
     examples: Examples,
     *,
     show: bool = False,
-    on_broken: encoders.OnBroken | None = None,
+    on_broken: OnBroken | None = None,
 ) -> Embeddings:
     """Embeds all images and texts.
 
     Args:
       encoder: of the model.
-      examples: what is embedded.
-      show: whether a terminal sees a progress bar.
+      examples: to embed.
+      show: whether to show a progress bar on a terminal.
       on_broken: see `Encoder.encode_images`.
 
     Raises:
-      ValueError: an image cannot be decoded; names it.
+      ValueError: an image cannot be decoded; the message names it.
     """
     whole, rows = examples.whole, examples.rows
     if whole is not None:
@@ -144,36 +149,34 @@ def embed(
     return Embeddings(image, encoder.encode_texts(examples.texts))
 
 
-def _embed_whole(
-    encoder: Encoder, whole: Examples, *, show: bool, skip: bool
-) -> encoders.Whole:
-    """Embeds images that are measured in parts; the last ones stay in memory."""
+def _embed_whole(encoder: Encoder, whole: Examples, *, show: bool, skip: bool) -> Whole:
+    """Embeds an image set of which subsets are measured, and caches the last set."""
     found = encoder.wholes.get("last")
     if found is None or found.key is not whole or (found.broken and not skip):
         broken: dict[int, ValueError] = {}
         embeddings = embed(
             encoder, whole, show=show, on_broken=broken.__setitem__ if skip else None
         )
-        found = encoders.Whole(whole, embeddings.image, broken)
+        found = Whole(whole, embeddings.image, broken)
         encoder.wholes["last"] = found
     return found
 
 
 def names(examples: Examples) -> tuple[str, ...]:
-    """The names of all numbers that `results` yields for these examples."""
+    """Returns the names of all results that `results` yields for these examples."""
     return tuple(n for module in EVALUATIONS.values() for n in module.names(examples))
 
 
 def results(
     encoder: Encoder, examples: Examples, embeddings: Embeddings, *, resamples: int
 ) -> Iterator[Result]:
-    """Yields the numbers of every evaluation that these examples allow.
+    """Yields the results of every evaluation that these examples allow.
 
     Args:
       encoder: embeds the classes.
-      examples: what was embedded.
+      examples: of the embeddings.
       embeddings: from `embed`.
-      resamples: of the bootstrap behind each interval.
+      resamples: of each interval's bootstrap.
     """
     for module in EVALUATIONS.values():
         if module.names(examples):
@@ -181,7 +184,7 @@ def results(
 
 
 class Embedded(NamedTuple):
-    """Images that can be decoded, their embeddings; the others and why they cannot."""
+    """Decodable images with their embeddings; `skipped`: the others' errors by name."""
 
     examples: Examples
     embeddings: Embeddings
@@ -193,10 +196,10 @@ def embed_usable(
 ) -> Embedded:
     """Embeds all images and texts, with a progress bar.
 
-    With `skip_broken`, images that cannot be decoded are left out, with their texts.
+    With `skip_broken`, images that cannot be decoded are skipped with their texts.
 
     Raises:
-      ValueError: an image cannot be decoded, or all are left out.
+      ValueError: an image cannot be decoded, or all are skipped.
     """
     broken: dict[int, ValueError] = {}
     embeddings = embed(
@@ -209,7 +212,10 @@ def embed_usable(
         return Embedded(examples, embeddings, {})
     rows = np.setdiff1d(np.arange(len(examples.names)), list(broken))
     if not len(rows):
-        raise ValueError(f"{examples.source}: all {len(broken)} images are broken")
+        raise ValueError(
+            f"{examples.source}: want at least one usable image, but all"
+            f" {len(broken)} are broken; restore the files"
+        )
     return Embedded(
         examples.take(rows),
         Embeddings(embeddings.image[rows], embeddings.text[examples.texts_of(rows)]),
@@ -220,17 +226,17 @@ def embed_usable(
 def evaluate(
     encoder: Encoder, examples: Examples, *, resamples: int, skip_broken: bool = False
 ) -> dict[str, Any]:
-    """The numbers as JSON files hold them, see `numbers`; embeds first.
+    """Embeds and measures the examples; returns `numbers`.
 
     Raises:
-      ValueError: an image cannot be decoded, or all are left out.
+      ValueError: an image cannot be decoded, or all are skipped.
     """
     embedded = embed_usable(encoder, examples, skip_broken=skip_broken)
     return numbers(encoder, embedded, resamples=resamples)
 
 
 def numbers(encoder: Encoder, embedded: Embedded, *, resamples: int) -> dict[str, Any]:
-    """`examples.nested`, with counts; "skipped" holds images that were left out."""
+    """Returns all results as JSON (`examples.nested`), with counts and "skipped"."""
     examples, embeddings, skipped = embedded
     found = with_counts(
         results(encoder, examples, embeddings, resamples=resamples), examples
@@ -239,7 +245,7 @@ def numbers(encoder: Encoder, embedded: Embedded, *, resamples: int) -> dict[str
 
 
 def statistic(encoder: Encoder, embedded: Embedded, name: str) -> Statistic:
-    """How the number `name`, one of `names`, follows from the images."""
+    """Returns the result `name`, one of `names`, as a function of weights."""
     examples, embeddings, _ = embedded
     for module in EVALUATIONS.values():
         if name in module.names(examples):
@@ -249,7 +255,7 @@ def statistic(encoder: Encoder, embedded: Embedded, name: str) -> Statistic:
 
 
 def with_counts(found: Iterator[Result], examples: Examples) -> dict[str, Any]:
-    """`examples.nested`, with how many images and classes "zero_shot" is of."""
+    """Returns `examples.nested`, with the images and classes of "zero_shot"."""
     scores = nested(found)
     if "zero_shot" in scores:
         scores["zero_shot"] |= {

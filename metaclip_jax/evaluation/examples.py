@@ -1,43 +1,43 @@
-"""What a model is measured on, and what comes out: the types that evaluations share."""
+"""The types of evaluations: examples, embeddings and results."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-# Rows int64[n], ascending, to n images as `Encoder.encode_images` takes them.
+# Ascending rows int64[n] -> n images for `Encoder.encode_images`.
 ReadImages = Callable[[np.ndarray], list[Any]]
 UNLABELLED = -1
 
 
 class Choice(NamedTuple):
-    """Among which images a text chooses: their rows int64[n], and right bool[n]."""
+    """The candidate images of a text: their rows int64[n], and `right` bool[n]."""
 
     images: np.ndarray
     right: np.ndarray
 
 
 class Examples(NamedTuple):
-    """N images, read when they are asked for, and what is known of them.
+    """N images, read on demand, with classes or texts.
 
     Attributes:
-      source: where they are, for messages.
-      names: N names, for messages and answers.
-      read: gives the images of some rows.
-      class_names: K tuples of names; () where there are no classes.
-      templates: texts with {} for the name.
-      labels: int64[N], the class of each image or UNLABELLED; or bool[N, K] where an
-        image may have several classes.
-      texts: M texts; () where there are none.
-      image_of_text: int64[M], the row of each text's image; empty where texts are of
-        no single image.
-      choices: of each text, among which images it chooses; () where there are none.
-      groups: int64[N], the group of each image, for numbers of the worst group; empty
-        where there are none.
-      metrics: names of numbers that are wanted beside the usual ones.
-      whole: the images that these are a part of, which are embedded once for several
-        parts; None = these are no part.
-      rows: int64[N], which of them.
+      source: the folder or data set, for messages.
+      names: N names, for messages and results.
+      read: returns the images of some rows.
+      class_names: K tuples of names; () = no classes.
+      templates: prompts with {} for the name.
+      labels: int64[N], the class of each image or UNLABELLED; or bool[N, K] if an image
+        may have several classes.
+      texts: M texts; () = none.
+      image_of_text: int64[M], the row of each text's image; empty if a text does not
+        belong to one image.
+      choices: the candidate images of each text; () = none.
+      groups: int64[N], the group of each image, for metrics of the worst group; empty =
+        none.
+      metrics: names of additional results that are wanted.
+      whole: the image set of which these are a subset, which is embedded once for all
+        its subsets; None = not a subset.
+      rows: int64[N], the images' rows in `whole`.
     """
 
     source: str
@@ -56,24 +56,24 @@ class Examples(NamedTuple):
 
     @property
     def labelled(self) -> np.ndarray:
-        """int64[L], the rows of the images whose class is known."""
+        """int64[L], the rows of the images with a label."""
         if self.labels.ndim == 2:
             return np.arange(len(self.labels))
         return np.flatnonzero(self.labels != UNLABELLED)
 
     @property
     def size(self) -> int:
-        """How many examples a task counts: its texts with a choice, or its images."""
+        """The number of a task's examples: texts if they have choices, else images."""
         return len(self.choices) or len(self.names)
 
     def texts_of(self, rows: np.ndarray) -> np.ndarray:
-        """int64[m], the texts that need no image but those of these rows int64[n]."""
+        """Returns int64[m], the texts that need only the images of rows int64[n]."""
         if self.choices:
             return np.flatnonzero([np.isin(c.images, rows).all() for c in self.choices])
         return np.flatnonzero(np.isin(self.image_of_text, rows))
 
     def take(self, rows: np.ndarray) -> "Examples":
-        """Only the images of these rows int64[n], ascending, and their texts."""
+        """Returns the images of ascending rows int64[n], and their texts."""
         texts = self.texts_of(rows)
         of = self.image_of_text[texts] if len(self.image_of_text) else texts[:0]
         chosen = [self.choices[row] for row in texts.tolist()] if self.choices else ()
@@ -89,7 +89,7 @@ class Examples(NamedTuple):
         )
 
     def part(self, rows: np.ndarray) -> "Examples":
-        """Images of these, without what is known of them; see `whole`."""
+        """Returns a subset of the images without classes and texts; see `whole`."""
         return Examples(
             source=self.source,
             names=[self.names[row] for row in rows.tolist()],
@@ -100,17 +100,17 @@ class Examples(NamedTuple):
 
 
 class Embeddings(NamedTuple):
-    """Of all images f32[N, E] and all texts f32[M, E], unit norm."""
+    """Embeddings of all images f32[N, E] and all texts f32[M, E], unit norm."""
 
     image: np.ndarray
     text: np.ndarray
 
 
 class Result(NamedTuple):
-    """One number of an evaluation, such as "zero_shot/accuracy".
+    """One result of an evaluation, such as "zero_shot/accuracy".
 
-    interval: its 95% confidence interval; chance: the value of guessing. None where
-    there is none.
+    interval: its 95% confidence interval, or None; chance: the expected value of
+    guessing, or None.
     """
 
     name: str
@@ -120,9 +120,9 @@ class Result(NamedTuple):
 
 
 class Statistic(NamedTuple):
-    """How a number follows from how often each of its units (images) counts.
+    """A result as a function of the weights of its units (images or texts).
 
-    value: f64[units], the weights, to the number; chance: its value by guessing.
+    value: maps the weights f64[units] to the result; chance: its value by guessing.
     """
 
     value: Callable[[np.ndarray], float]
@@ -131,7 +131,7 @@ class Statistic(NamedTuple):
 
 
 def nested(results: Iterable[Result]) -> dict[str, Any]:
-    """As JSON files hold them: {group: {name: {"value", "low", "high", "chance"}}}."""
+    """Returns results as JSON: {group: {name: {"value", "low", "high", "chance"}}}."""
     found: dict[str, Any] = {}
     for name, value, interval, chance in results:
         group, _, last = name.partition("/")

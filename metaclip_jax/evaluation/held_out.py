@@ -1,4 +1,4 @@
-"""What a model is measured on: a dataset folder and, in it, a zero-shot task."""
+"""Held-out data: a dataset folder, which may have a zero-shot task."""
 
 import numpy as np
 
@@ -12,16 +12,16 @@ _ROWS = 256  # records read at a time
 
 
 def load_held_out(folder: str, asked: prompts.Prompts | None = None) -> Examples:
-    """Opens a held-out dataset; images in the order of their ids, which are the names.
+    """Opens a held-out dataset; images are sorted by id, and ids are their names.
 
     Args:
-        folder: with a zero_shot.json where images have classes.
-        asked: other prompts than those of the zero_shot.json.
+        folder: the dataset, with a zero_shot.json if images have classes.
+        asked: prompts that replace those of the zero_shot.json.
 
     Raises:
-        FileNotFoundError: the folder is no finished dataset.
-        ValueError: it is empty, an image has no text, an image appears twice, or the
-            task labels an image that is not there.
+        FileNotFoundError: the folder is not a finished dataset.
+        ValueError: it is empty, an image has no text or appears twice, or the task
+            labels an unknown image.
     """
     dataset = records.open_dataset(folder)
     found = []
@@ -31,8 +31,8 @@ def load_held_out(folder: str, asked: prompts.Prompts | None = None) -> Examples
             record = records.decode(data)
             if not record.texts:
                 raise ValueError(
-                    f"{folder}: the held-out image {record.image_id} has no text; each"
-                    " needs at least one to be found by"
+                    f"{folder}: want at least one text per held-out image, got none for"
+                    f" {record.image_id}; remove the image"
                 )
             found.append((record.image_id, int(position), record.texts))
     found.sort()

@@ -1,4 +1,4 @@
-"""Evaluation while a model trains: parameters in, the numbers of a metrics row out."""
+"""Evaluation during training: maps parameters to the metrics of a row."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -7,10 +7,10 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.data.images import Preprocess
-from metaclip_jax.evaluation import encoder as encoders
+from metaclip_jax.data.tokenizer import Tokenizer
 from metaclip_jax.evaluation import evaluator, suite, tasks
+from metaclip_jax.evaluation.encoder import make_encoder
 from metaclip_jax.evaluation.examples import Examples
 from metaclip_jax.evaluation.held_out import load_held_out
 from metaclip_jax.models import clip
@@ -19,7 +19,7 @@ Measure = Callable[[clip.Params], dict[str, float]]
 
 
 class _Images(NamedTuple):
-    """What is measured on, and the metric that each wanted number becomes."""
+    """Examples, and the metric's name for each result that is logged."""
 
     examples: Examples
     metric_of: Mapping[str, str]
@@ -28,7 +28,7 @@ class _Images(NamedTuple):
 def make_measure(
     *,
     architecture: clip.Architecture,
-    tokenizer: tokenizers.Tokenizer,
+    tokenizer: Tokenizer,
     preprocess: Preprocess,
     mesh: Mesh,
     batch: int,
@@ -37,28 +37,28 @@ def make_measure(
     data_dir: str,
     best: str,
 ) -> Measure | None:
-    """Returns parameters -> metrics, for use while a model trains.
+    """Returns a function from parameters to metrics, for evaluation during training.
 
-    Held-out images give "evaluation/zero_shot/accuracy" and so on. A task gives
-    "evaluation/SUITE/ID", its number, and with "/NAME" behind it what is told beside;
-    a suite "evaluation/SUITE/mean_over_3_of_26".
+    Held-out images give "evaluation/zero_shot/accuracy" and so on. A task's main result
+    is "evaluation/SUITE/ID", and its other results "evaluation/SUITE/ID/NAME". A
+    suite's mean is for example "evaluation/SUITE/mean_over_3_of_26".
 
     Args:
       architecture: of the model.
       tokenizer: of its text tower.
-      preprocess: how it sees images.
-      mesh: that it trains on.
+      preprocess: its image preprocessing.
+      mesh: of the training.
       batch: most rows at a time; 0 = by the device.
       held_out: dataset folder; "" = none.
-      task_names: suites and ids, with commas between them; "" = none.
-      data_dir: of the tasks' images; a task without any is named in a warning.
+      task_names: suites and ids, separated by commas; "" = none.
+      data_dir: folder of the tasks' images; a warning names each task without images.
       best: the metric by which checkpoints are kept; "" = none.
 
     Returns:
-      None where nothing is asked for.
+      The function, or None if there is nothing to evaluate.
 
     Raises:
-      ValueError: `best` is no metric of these, there is no such task, no task has
+      ValueError: `best` is not one of the metrics, a task is unknown, no task has
         images, or an image is broken.
     """
     sets: list[_Images] = []
@@ -81,17 +81,17 @@ def make_measure(
             f"config.checkpoint.keep_best must be one of {', '.join(metrics)}, got"
             f" {best!r}"
         )
-    # Now, and not after many steps.
+    # Fail before the training, not at the first evaluation.
     for checked in suite.pictures([one.examples for one in sets]):
         evaluator.check_headers(checked)
 
-    encoder = encoders.make_encoder(
+    encoder = make_encoder(
         architecture=architecture,
         tokenizer=tokenizer,
         preprocess=preprocess,
         mesh=mesh,
         batch=batch,
-        params={},  # come later, again and again
+        params={},  # `measure` sets them
     )
 
     def measure(params: clip.Params) -> dict[str, float]:
@@ -99,7 +99,7 @@ def make_measure(
         row: dict[str, float] = {}
         for examples, metric_of in sets:
             embeddings = evaluator.embed(trained, examples)
-            # Metrics rows hold no intervals.
+            # Rows of metrics have no intervals, so one resample is enough.
             for found in evaluator.results(trained, examples, embeddings, resamples=1):
                 if found.name in metric_of:
                     row[metric_of[found.name]] = found.value
@@ -111,7 +111,7 @@ def make_measure(
 
 
 def _open(task_names: str, data_dir: str) -> Iterator[tuple[tasks.Task, Examples]]:
-    """Yields the tasks that have images, and warns of the others."""
+    """Yields the tasks with images, and warns about the others."""
     asked = [name.strip() for name in task_names.split(",") if name.strip()]
     opened = suite.open_tasks(tasks.find(asked), data_dir)
     there = [(one.task, one.examples) for one in opened if one.examples is not None]
@@ -132,7 +132,7 @@ def _metric(task: tasks.Task) -> str:
 
 
 def _metrics(task: tasks.Task, examples: Examples) -> dict[str, str]:
-    """By the name of each of the task's numbers: its metric."""
+    """Returns the metric's name for each of a task's results."""
     own, *beside = suite.numbers_of(task, examples)
     return {own: _metric(task)} | {
         name: f"{_metric(task)}/{name.rpartition('/')[2]}" for name in beside

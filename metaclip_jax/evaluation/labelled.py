@@ -1,4 +1,4 @@
-"""Labelled images to classify: a folder class/image, or a TFDS data source."""
+"""Labelled images for classification: a folder CLASS/IMAGE, or a TFDS dataset."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -21,26 +21,26 @@ SUFFIXES = tuple(
         "avif bmp gif jfif jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
     ).split()
 )
-# What TFDS calls the classes of an image: one, or a list.
+# TFDS's features for an image's class or classes.
 _ONE, _SEVERAL = "label", "labels"
-# Folders that systems leave, beside hidden ones.
+# Folders of operating systems, which are skipped like hidden ones.
 _SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
 _SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 
 
 def from_folder(folder: str, asked: prompts.Prompts) -> Examples:
-    """Images as FOLDER/CLASS/.../IMAGE; a folder's name says its class.
+    """Opens FOLDER/CLASS/.../IMAGE; a folder's name is its class.
 
-    Hidden files are passed over (macOS writes ._x.png beside x.png); others that are no
-    images by their names are counted in a warning.
+    Hidden files are skipped (macOS writes ._x.png for x.png). Other files without an
+    image's name are skipped and counted in a warning.
 
     Raises:
       FileNotFoundError: there is no such folder.
-      ValueError: a class has no image, or is none of the prompts' classes.
+      ValueError: a class has no image, or is not one of the prompts' classes.
     """
     root = files.path(folder)
     if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
+        raise FileNotFoundError(f"there is no folder {folder}; correct the path")
     inside = sorted(p for p in root.iterdir() if not _is_hidden(p))
     classes = [p.name for p in inside if p.is_dir()]
     if len(classes) < 2:
@@ -69,7 +69,7 @@ def from_folder(folder: str, asked: prompts.Prompts) -> Examples:
         labels += [label] * len(found)
     if left_out:
         logging.warning(
-            "%s: left out %d files that are no images by their names, such as %s",
+            "%s: skipped %d files without the name of an image, for example %s",
             folder,
             len(left_out),
             left_out[0],
@@ -86,7 +86,7 @@ def from_folder(folder: str, asked: prompts.Prompts) -> Examples:
 
 
 def inverse(order: Sequence[int]) -> list[int]:
-    """The place of each class in a permutation of them."""
+    """Returns the inverse of a permutation."""
     return [int(place) for place in np.argsort(order)]
 
 
@@ -95,11 +95,11 @@ def _is_hidden(path: epath.Path) -> bool:
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
-    """Yields all files below a folder, sorted; none that is hidden."""
+    """Yields all files below a folder, sorted, without hidden ones."""
     for path in sorted(folder.iterdir()):
         if _is_hidden(path):
             continue
-        # Asking about each image would take long on gs://.
+        # Do not call is_dir for images, which would be slow on gs://.
         if not path.name.lower().endswith(SUFFIXES) and path.is_dir():
             yield from _files(path)
         else:
@@ -110,7 +110,7 @@ def _builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
     """Returns TFDS's builder of a prepared dataset.
 
     Raises:
-      FileNotFoundError: there is no such folder, and no prepared dataset of this name.
+      FileNotFoundError: there is neither such a folder nor such a prepared dataset.
     """
     import tensorflow_datasets as tfds  # takes long to load, and few folders need it
 
@@ -118,21 +118,25 @@ def _builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
     if path.is_dir():
         return tfds.builder_from_directory(name)
     if path.exists():
-        raise FileNotFoundError(f"want a folder, or what TFDS knows; {name} is a file")
+        raise FileNotFoundError(
+            f"want a folder or a TFDS dataset, got the file {name}; give its folder"
+        )
     if data_dir and not files.path(data_dir).is_dir():
-        raise FileNotFoundError(f"there is no folder {data_dir}, given as --data_dir")
+        raise FileNotFoundError(
+            f"there is no folder --data_dir={data_dir}; correct the path"
+        )
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise FileNotFoundError(
-            f"there is no folder {name}, and TFDS knows no dataset of this name"
+            f"want a folder or a TFDS dataset, got {name}, which is neither; correct it"
         ) from error
     if not builder.is_prepared():
         raise FileNotFoundError(
-            f"there is no folder {name}; TFDS knows a dataset of this name, which is"
-            f" not prepared in {builder.data_path}. Prepare it where TensorFlow is"
+            f"there is no folder {name}, and TFDS's dataset of this name is not"
+            f" prepared in {builder.data_path}. Prepare it where TensorFlow is"
             f" installed, by `tfds build {name} --file_format=array_record`, or give"
-            " --data_dir the folder that has it"
+            " its folder by --data_dir"
         )
     return builder
 
@@ -145,20 +149,20 @@ def from_tfds(
     data_dir: str | None = None,
     order: Sequence[int] = (),
 ) -> Examples:
-    """A TFDS data source with `image` and `label` (or `labels`) features.
+    """Opens a TFDS dataset with the features `image` and `label` (or `labels`).
 
     Args:
       name: of a registered dataset ("cifar10"), or a folder that TFDS prepared.
       split: for example "test".
-      asked: how the classes are named; by default as TFDS names them.
-      data_dir: where TFDS keeps datasets; None = its default.
-      order: the class of each of TFDS's labels, where their names do not say it; () =
+      asked: the prompts; their default is TFDS's class names.
+      data_dir: TFDS's folder of datasets; None = its default.
+      order: the class of each of TFDS's labels, if their names do not match; () = match
         by name.
 
     Raises:
       FileNotFoundError: there is no such folder or prepared dataset.
       ValueError: a feature is missing or of another kind, the split has no labels, or
-        a label is none of the prompts' classes.
+        a label is not one of the prompts' classes.
     """
     import tensorflow_datasets as tfds
 
@@ -191,14 +195,14 @@ def from_tfds(
             raise ValueError(
                 f"{name}: want {key} from 0 to {feature.num_classes - 1}, got"
                 f" {wrong[0]} for example {place} of the split {split!r}. TFDS writes"
-                " -1 where labels are hidden: this split has no labels, give --split"
-                " one that has"
+                " -1 for hidden labels: this split has no labels, so give another"
+                " --split"
             )
         positive[place, labels] = True
     if not positive.any():
         raise ValueError(
             f"{name}: want {key} in the split {split!r}, got none in its {count}"
-            " examples: this split has no labels, give --split one that has"
+            " examples: this split has no labels, so give another --split"
         )
     if len(order):
         if len(order) != feature.num_classes:

@@ -1,6 +1,6 @@
-"""XM3600 and Babel-ImageNet: the same images with the texts of many languages.
+"""XM3600 and Babel-ImageNet: the same images with texts of many languages.
 
-Their images are embedded once, whatever the number of languages.
+The images are embedded once for all languages.
 """
 
 import importlib.util
@@ -17,21 +17,21 @@ from metaclip_jax.evaluation import tasks
 from metaclip_jax.evaluation.examples import Examples
 
 CAPTIONS = "captions.jsonl"
-# Babel-ImageNet's lists, as clip_benchmark has them.
+# clip_benchmark's lists for Babel-ImageNet.
 _CLASSES, _PROMPTS = "babel_imagenet.json", "nllb_dist13b_prompts.json"
 
 OpenLanguage = Callable[[tasks.Task], Examples]
 
 
 def open_suite(suite: str, data_dir: str) -> OpenLanguage | None:
-    """Returns what opens the tasks of xm3600 or babel; None where images are missing.
+    """Returns a function that opens tasks of xm3600 or babel; None without images.
 
-    XM3600 is DATA_DIR/xm3600/captions.jsonl and DATA_DIR/xm3600/images/KEY.jpg, as in
-    its two archives. Babel-ImageNet takes ImageNet's images, and its lists from
-    DATA_DIR/babel_imagenet or an installed clip_benchmark.
+    XM3600 needs DATA_DIR/xm3600/captions.jsonl and DATA_DIR/xm3600/images/KEY.jpg, as
+    in its two archives. Babel-ImageNet needs ImageNet's images, and its lists in
+    DATA_DIR/babel_imagenet or in an installed clip_benchmark.
 
     Raises:
-      ValueError: a file is damaged, or is not what its fingerprint says.
+      ValueError: a file is damaged, or does not have its fingerprint.
     """
     if suite == "xm3600":
         folder = files.path(data_dir) / suite
@@ -46,7 +46,7 @@ def open_suite(suite: str, data_dir: str) -> OpenLanguage | None:
 
 
 def open_xm3600(folder: epath.Path) -> OpenLanguage:
-    """Reads the captions; about two for each image and language."""
+    """Reads the captions, of which there are about two per image and language."""
     captions: list[dict] = []
     for number, line in enumerate((folder / CAPTIONS).read_text().splitlines(), 1):
         try:
@@ -115,7 +115,7 @@ def _open_babel(imagenet: Examples, lists: tuple[Path, Path]) -> OpenLanguage:
 
 
 def _find_lists(data_dir: str) -> tuple[Path, Path] | None:
-    """Babel-ImageNet's files; clip_benchmark is not imported, since it needs torch."""
+    """Returns Babel-ImageNet's files, without importing clip_benchmark and torch."""
     folders = [Path(data_dir) / "babel_imagenet"]
     installed = importlib.util.find_spec("clip_benchmark")
     if installed is not None and installed.submodule_search_locations:

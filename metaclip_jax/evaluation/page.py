@@ -1,4 +1,4 @@
-"""The numbers of tasks as one HTML page that needs nothing else."""
+"""Renders the results of tasks as one self-contained HTML page."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ _TITLES = {
 
 
 def render(model: str, found: Mapping[str, Any]) -> bytes:
-    """Returns the page in UTF-8: bars with intervals, averages, the worst confusions.
+    """Returns the page in UTF-8: results with intervals, averages, worst confusions.
 
     Args:
       model: its name.

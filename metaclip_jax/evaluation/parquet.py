@@ -1,9 +1,9 @@
-"""Labelled images and texts in Parquet files, as the Hugging Face hub serves them.
+"""Opens labelled images and texts in Parquet files, as on the Hugging Face hub.
 
-A row has `image` (its bytes, or a struct with `bytes`), and `label` (a number, whose
-name the file's own description says) or texts (`caption`, `captions`, `text`, `texts`).
-Or it is one of WinoGAViL's: a `cue` with names of `candidates`, which of these are its
-`associations`, and their `candidate_images`.
+A row has `image` (bytes, or a struct with `bytes`), and `label` (a number; its name is
+in the file's metadata) or texts (`caption`, `captions`, `text`, `texts`). A row of
+WinoGAViL has a `cue`, the names of `candidates`, those that are its `associations`, and
+the `candidate_images`.
 """
 
 import functools
@@ -27,7 +27,7 @@ _TEXTS = ("caption", "captions", "text", "texts")
 
 
 def is_folder(folder: str | os.PathLike, split: str = "test") -> bool:
-    """Whether a folder holds Parquet files."""
+    """Whether a folder has Parquet files."""
     root = files.path(folder)
     return root.is_dir() and bool(_paths(folder, split))
 
@@ -35,13 +35,13 @@ def is_folder(folder: str | os.PathLike, split: str = "test") -> bool:
 def open_folder(
     folder: str, *, split: str = "test", asked: prompts.Prompts | None = None
 ) -> Examples:
-    """Opens a folder; labels and texts are read, images when they are asked for.
+    """Opens a folder; reads labels and texts, and images on demand.
 
     Args:
-      folder: with *.parquet, or data/*.parquet; where files are named by split, those
-        of `split`.
+      folder: with *.parquet or data/*.parquet; if files are named by split, only those
+        of `split` are used.
       split: for example "test".
-      asked: other prompts than the default; classes are matched by name.
+      asked: prompts that replace the default; classes are matched by name.
 
     Raises:
       ValueError: a column is missing or of another kind, or a file is damaged.
@@ -85,8 +85,8 @@ def _count(opened: list[pq.ParquetFile]) -> int:
 
 
 def _values(opened: list[pq.ParquetFile], column: str) -> Callable[[int], pa.Scalar]:
-    """Returns row -> its value; two row groups of the column stay in memory."""
-    # Each row's file, row group and place in that.
+    """Returns a function from a row to its value; it caches two row groups."""
+    # (file, row group, rows) of each row group.
     sizes = [
         (number, group, file.metadata.row_group(group).num_rows)
         for number, file in enumerate(opened)
@@ -95,13 +95,13 @@ def _values(opened: list[pq.ParquetFile], column: str) -> Callable[[int], pa.Sca
     ends = np.cumsum([size for _, _, size in sizes])
 
     @functools.lru_cache(maxsize=2)
-    def values(part: int) -> pa.ChunkedArray:
-        number, group, _ = sizes[part]
+    def values(index: int) -> pa.ChunkedArray:
+        number, group, _ = sizes[index]
         return opened[number].read_row_group(group, columns=[column])[column]
 
     def value(row: int) -> pa.Scalar:
-        part = int(np.searchsorted(ends, row, side="right"))
-        return values(part)[row - int(ends[part]) + sizes[part][2]]
+        index = int(np.searchsorted(ends, row, side="right"))
+        return values(index)[row - int(ends[index]) + sizes[index][2]]
 
     return value
 
@@ -112,11 +112,11 @@ def _bytes(value: pa.Scalar) -> bytes:
 
 
 def _with_choices(folder: str, opened: list[pq.ParquetFile]) -> Examples:
-    """WinoGAViL's: a text for each row, and each candidate's picture once.
+    """Opens WinoGAViL: a text for each row, and one image for each candidate's name.
 
     Raises:
-      ValueError: a column is missing, or a row's candidates are not those of its
-        pictures and associations.
+      ValueError: a column is missing, or a row's candidates contradict its images or
+        its associations.
     """
     wanted = ["cue", "candidates", "associations", "candidate_images"]
     schema = opened[0].schema_arrow
@@ -166,7 +166,7 @@ def _with_choices(folder: str, opened: list[pq.ParquetFile]) -> Examples:
 
 
 def _cue(cue: str) -> str:
-    """As DataComp asks for it."""
+    """Returns DataComp's prompt for a cue."""
     cue = cue.lower()
     return f"An {cue}" if cue[:1] in tuple("aeiou") else f"A {cue}"
 
@@ -182,7 +182,8 @@ def _with_labels(
     if labels.min() < 0 or labels.max() >= len(own):
         raise ValueError(
             f"{examples.source}: want labels from 0 to {len(own) - 1}, got"
-            f" {labels.min()} to {labels.max()}; this split has no labels"
+            f" {labels.min()} to {labels.max()}; this split has no labels, so give"
+            " another --split"
         )
     named = prompts.match_classes(examples.source, own, asked)
     return examples._replace(
@@ -204,20 +205,20 @@ def _with_texts(examples: Examples, values: list[Any]) -> Examples:
 
 
 def _class_names(folder: str, schema: pa.Schema, label: str) -> list[str]:
-    """The labels' names, which the library `datasets` writes into each file."""
+    """Returns the labels' names, which the library `datasets` writes into each file."""
     described = (schema.metadata or {}).get(b"huggingface", b"{}")
     features = json.loads(described).get("info", {}).get("features", {})
     names = features.get(label, {}).get("names")
     if not names:
         raise ValueError(
-            f"{folder}: want the names of the column {label} in the file metadata"
-            " (of the library datasets), got none; a number alone says no class"
+            f"{folder}: want the names of the column {label} in the file's metadata"
+            " (of the library datasets), got none; write the files with datasets"
         )
     return list(names)
 
 
 def _paths(folder: str | os.PathLike, split: str) -> list[str]:
-    """The files of a split; all where their names say no split."""
+    """Returns the files of a split, or all if their names have no split."""
     root = files.path(folder)
     for inside in (root, root / "data"):
         found = sorted(inside.glob("*.parquet")) if inside.is_dir() else []

@@ -1,10 +1,10 @@
-"""Zero-shot tasks: class names, prompt templates and labels, read from one JSON file.
+"""Zero-shot tasks and prompts: class names, templates and labels in a JSON file.
 
     {"class_names": ["cat", ["car", "automobile"], ...],
      "templates": ["a photo of a {}.", ...],
      "labels": {"IMAGE_ID": 0, ...}}
 
-A class may have several names; each is put into each template.
+A class may have several names; each is inserted into each template.
 """
 
 import dataclasses
@@ -23,52 +23,52 @@ DEFAULT_TEMPLATES = ("a photo of a {}.",)
 class Task:
     """A zero-shot classification task."""
 
-    # One tuple of names per class; its position is the class's label.
+    # One tuple of names per class; its index is the class's label.
     class_names: tuple[tuple[str, ...], ...]
-    # Texts with a slot for the name.
+    # Prompts with {} for the name.
     templates: tuple[str, ...]
-    # Image id to label.
+    # Labels by image id.
     labels: Mapping[str, int]
 
 
 def prompts(names: tuple[str, ...], templates: tuple[str, ...]) -> list[str]:
-    """Every name of one class in every template, templates outermost."""
+    """Returns the prompts of one class: all names for the first template, and so on."""
     return [template.replace(SLOT, name) for template in templates for name in names]
 
 
 class Prompts(NamedTuple):
-    """How a task's classes are named and asked for; its labels come with its images.
+    """The class names and templates of a task, without labels.
 
-    class_names: one tuple of names per class; by the label's own name where the file
-    says so; None where the images' names are taken.
+    class_names: one tuple of names per class; or names by the data set's label; None =
+    the data set's own names.
     """
 
     class_names: tuple[tuple[str, ...], ...] | dict[str, tuple[str, ...]] | None
     templates: tuple[str, ...]
-    # What each class of the list is called by data sets, where not by its names.
+    # The data sets' names of each class, if they are not in class_names.
     keys: tuple[tuple[str, ...], ...] = ()
 
 
 class Named(NamedTuple):
-    """The K classes to choose from, and int64[n]: which of them each label is."""
+    """The names of K classes, and int64[n], the class of each label."""
 
     class_names: tuple[tuple[str, ...], ...]
     label_of: np.ndarray
 
 
 def match_classes(where: str, labels: Sequence[str], asked: Prompts) -> Named:
-    """Finds the class of each of n labels (folder names, say) by its name.
+    """Finds the class of each of n labels, for example folder names, by its name.
 
-    Case, spaces and punctuation do not count. A label's rank never says its class:
+    Case, spaces and punctuation are ignored. Labels are never matched by order, because
     folders and lists are sorted in different ways.
 
     Args:
-        where: of the labels, for messages.
+        where: the source of the labels, for messages.
         labels: in their own order.
-        asked: the classes to choose from; those without a label stay.
+        asked: the prompts; classes without a label stay.
 
     Raises:
-        ValueError: a label is no class, or may be several; says which.
+        ValueError: a label matches no class or several; the message names it.
     """
     given = asked.class_names
     if given is None:
@@ -84,10 +84,10 @@ def match_classes(where: str, labels: Sequence[str], asked: Prompts) -> Named:
 def match_names(
     where: str, labels: Sequence[str], classes: Sequence[Sequence[str]], *, wanted: str
 ) -> np.ndarray:
-    """Returns int64[n], the class whose name (or one of whose names) each label is.
+    """Returns int64[n], the class that has each label as one of its names.
 
-    See `match_classes`; `wanted` says what the classes are, in errors. Equal lists
-    match also where two classes have the same name.
+    See `match_classes`; `wanted` describes the classes in messages. Equal lists match
+    even if two classes have the same name.
     """
     own = [_plain(label) for label in labels]
     if own == [_plain(names[0]) for names in classes]:
@@ -117,7 +117,11 @@ def _plain(name: str) -> str:
 
 
 def make_task(labels: Sequence[str | Sequence[str]], templates: Sequence[str]) -> Task:
-    """A task without labelled images, from names (or lists of names) and templates.
+    """Returns a task without labelled images.
+
+    Args:
+        labels: the classes' names, or lists of names.
+        templates: prompts with {} for the name.
 
     Raises:
         ValueError: there is no label or no template, one is empty, or a template has
@@ -130,14 +134,14 @@ def make_task(labels: Sequence[str | Sequence[str]], templates: Sequence[str]) -
 
 
 def load_prompts(path: str) -> Prompts:
-    """Reads prompts: {"templates": [...], "class_names": ...}; further keys are left.
+    """Reads prompts: {"templates": [...], "class_names": ...}; ignores other keys.
 
-    class_names may be a list of names, which labels (a folder's name, or what TFDS
-    calls it) are matched with; an object from label to name or names; or missing.
+    class_names may be a list of names, which are matched with the data's labels
+    (folders' or TFDS's names); an object from label to name or names; or missing.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds something else; names where.
+        ValueError: it has another form; the message says where.
     """
     given = files.read_json(path)
     if not isinstance(given, dict) or "templates" not in given:
@@ -160,8 +164,7 @@ def load_task(path: str) -> Task:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a task; the message names the file, what was wanted, what
-            came and where.
+        ValueError: it has another form; the message says where.
     """
     task = files.read_json(path)
     if not isinstance(task, dict):
@@ -247,6 +250,6 @@ def _is_list_of_texts(given: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """A value for a message, cut where it is long."""
+    """Returns a value for a message, shortened to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

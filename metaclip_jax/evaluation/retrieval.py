@@ -1,7 +1,7 @@
 """Retrieval: does an image find its text among all texts, and a text its image?
 
-Recall at k is the share of queries that have a right answer among their k best. An
-image may have several texts; any of them is a right answer.
+Recall at k is the share of queries with a right answer among their k best. An image may
+have several texts; each of them is a right answer.
 """
 
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ from metaclip_jax.evaluation.examples import (
     Statistic,
 )
 
-# Cosines of f32 vectors are not surer than this, so closer scores are a tie. Ties count
-# against the model: one that maps everything to one point finds nothing.
+# Scores closer than the rounding error of f32 cosines are a tie. Ties count against the
+# model: one that maps everything to one point has a recall of 0.
 TIE = 1e-6
-MEAN = "retrieval/mean_R@1"  # of both ways, where a task wants it
-KS = (1, 5, 10)  # ranks that recall is told for
-# Images and texts scored at a time: bounds memory, however many there are.
+MEAN = "retrieval/mean_R@1"  # over both directions; only on request
+KS = (1, 5, 10)  # the k of recall at k
+# Images and texts scored at a time, to limit memory.
 ROWS, COLUMNS = 1024, 1 << 14
 
 
@@ -31,17 +31,16 @@ def ranks(
     text_embeddings: np.ndarray,
     image_of_text: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How many wrong answers come before each query's best right answer.
+    """Returns the rank of each query's best right answer; 0 is the top.
 
     Args:
         image_embeddings: f32[N, E], unit norm.
         text_embeddings: f32[M, E], unit norm.
-        image_of_text: int[M], the row of the image each text belongs to.
+        image_of_text: int[M], the row of each text's image.
 
     Returns:
         image_to_text int64[N], the rank of each image's best text among the texts, and
-        text_to_image int64[M], the rank of each text's image among the images; 0 is
-        the top.
+        text_to_image int64[M], the rank of each text's image among the images.
 
     Raises:
         ValueError: an embedding is not finite, or an image has no text.
@@ -60,7 +59,8 @@ def ranks(
         if len(broken):
             raise ValueError(
                 f"want finite {name} embeddings, got {len(broken)} with NaN or inf"
-                f" (first row {broken[0]}); the parameters have diverged"
+                f" (first row {broken[0]}); the parameters have diverged, so take an"
+                " earlier checkpoint"
             )
 
     order = np.argsort(image_of_text, kind="stable")  # texts by image
@@ -82,15 +82,15 @@ def ranks(
 
 
 def chance(right_answers: np.ndarray, *, candidates: int, k: int) -> float:
-    """Expected recall at k of answers drawn at random without repetition.
+    """Returns the expected recall at k of random answers without replacement.
 
     A query with r right answers among n misses all of them with probability
-    C(n - r, k) / C(n, k); with one right answer this leaves k / n.
+    C(n - r, k) / C(n, k); with one right answer, recall is k / n.
 
     Args:
-        right_answers: int[queries], how many right answers each query has.
-        candidates: n, how many answers there are.
-        k: how many are drawn.
+        right_answers: int[queries], the right answers of each query.
+        candidates: n, the number of answers.
+        k: the number of draws.
     """
     drawn = min(k, candidates)
     missed = np.ones(len(right_answers))
@@ -100,7 +100,7 @@ def chance(right_answers: np.ndarray, *, candidates: int, k: int) -> float:
 
 
 def names(examples: Examples) -> tuple[str, ...]:
-    """What `run` measures on these examples; () where they have no texts."""
+    """Returns the names of the results of `run`; () if texts have no images."""
     if not len(examples.image_of_text):
         return ()
     ways = ("image_to_text", "text_to_image")
@@ -115,12 +115,12 @@ def run(
     *,
     resamples: int,
 ) -> Iterator[Result]:
-    """Yields recall at each of KS both ways, with intervals (over images) and chance.
+    """Yields recall at KS in both directions, with intervals (over images) and chance.
 
     Args:
-        encoder: what embedded; nothing more is embedded here.
+        encoder: not used.
         examples: every image has a text.
-        embeddings: of both.
+        embeddings: of images and texts.
         resamples: of the bootstrap.
     """
     del encoder
@@ -137,7 +137,7 @@ def run(
 def statistic(
     encoder: Encoder, examples: Examples, embeddings: Embeddings, name: str
 ) -> Statistic:
-    """How MEAN follows from the images; see `run` for the arguments."""
+    """Returns MEAN as a function of the images' weights; see `run`."""
     del encoder
     if name != MEAN:
         raise ValueError(f"want {MEAN}, got {name}")
@@ -148,7 +148,7 @@ def statistic(
 def mean_recall(
     image_to_text: np.ndarray, text_to_image: np.ndarray, image_of_text: np.ndarray
 ) -> Statistic:
-    """The mean of R@1 both ways; the arguments are those of `recall`."""
+    """Returns the mean of R@1 over both directions; see `recall` for the arguments."""
     found = image_to_text < 1
     texts = np.bincount(image_of_text)
     shown = np.bincount(image_of_text, weights=text_to_image < 1)
@@ -203,12 +203,14 @@ def recall(
 def best_texts(
     image_embeddings: np.ndarray, text_embeddings: np.ndarray, *, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best texts of each image, best first; equal scores in the texts' order.
+    """Returns the texts with the highest cosines for each image, best first.
+
+    On ties, the texts keep their order.
 
     Args:
         image_embeddings: f32[N, E], unit norm.
         text_embeddings: f32[M, E], unit norm.
-        count: how many, at most M.
+        count: at most M.
 
     Returns:
         Text rows int64[N, count] and their cosines f32[N, count].

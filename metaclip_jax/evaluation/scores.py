@@ -1,24 +1,24 @@
-"""The numbers of the field, from scores that any model gave.
+"""The standard metrics of classification, from any model's scores.
 
-Each function takes scores (higher = more likely) and what is right, and returns one
-number. They agree with scikit-learn's and clip_benchmark's on the same scores.
+Each function takes scores (higher = more likely) and the truth, and returns a metric.
+They agree with scikit-learn and clip_benchmark on the same scores.
 """
 
 import numpy as np
 
 
 def ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many classes come before each example's own, int64[N]; 0 is the top.
+    """Returns int64[N], the rank of each example's class; 0 is the top.
 
-    Of equal scores the class with the lower index comes first, so a model that maps
-    everything to one point has the accuracy of guessing class 0.
+    On ties, the class with the lower index comes first, so a model that maps everything
+    to one point always predicts class 0.
 
     Args:
         scores: f[N, K].
         labels: int[N].
 
     Raises:
-        ValueError: a score is not finite, or a label is none of the K.
+        ValueError: a score is not finite, or a label is not below K.
     """
     _check_labels(scores, labels)
     own = np.take_along_axis(scores, labels[:, None], axis=1)
@@ -29,18 +29,18 @@ def ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def roc_auc(
     scores: np.ndarray, positive: np.ndarray, weight: np.ndarray | None = None
 ) -> float:
-    """The chance that a positive example has a higher score than a negative one.
+    """Returns the probability that a positive example scores above a negative one.
 
-    Equal scores count half. For two classes the score is that of class 1 less that of
-    class 0.
+    Ties count half. For two classes, the score is that of class 1 minus that of class
+    0.
 
     Args:
         scores: f[N].
-        positive: bool[N], at least one of each kind.
+        positive: bool[N], with at least one true and one false.
         weight: f[N], how often each example counts; None = once.
 
     Raises:
-        ValueError: all examples that count are of one kind, or a score is not finite.
+        ValueError: all counted examples are of one kind, or a score is not finite.
     """
     _check(scores, positive)
     weight = np.ones(len(scores)) if weight is None else weight
@@ -59,7 +59,7 @@ def roc_auc(
 def macro_f1(
     answers: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = None
 ) -> float:
-    """The mean of F1 over the classes that the labels hold, as WILDS has it.
+    """Returns the mean of F1 over the classes that occur in the labels, as WILDS does.
 
     Args:
         answers: int[N].
@@ -78,11 +78,11 @@ def macro_f1(
 def shares(
     hits: np.ndarray, groups: np.ndarray, weight: np.ndarray | None = None
 ) -> np.ndarray:
-    """The share of hits in each group that is not empty, f64[groups].
+    """Returns f64[groups], the share of hits in each group that is not empty.
 
     Args:
         hits: bool[N].
-        groups: int[N]; with the labels, the mean is over classes.
+        groups: int[N], for example the labels.
         weight: f[N], how often each example counts; None = once.
     """
     weight = np.ones(len(hits)) if weight is None else weight
@@ -92,9 +92,9 @@ def shares(
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
-    """The mean of the precisions at each positive example, not interpolated.
+    """Returns the mean of the precisions at each positive example, not interpolated.
 
-    Examples of equal score are one threshold, as in scikit-learn.
+    Examples with equal scores are one threshold, as in scikit-learn.
 
     Args:
         scores: f[N].
@@ -105,9 +105,9 @@ def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def average_precision_11_point(scores: np.ndarray, positive: np.ndarray) -> float:
-    """The mean over recalls 0, 0.1, ..., 1 of the best precision from there on.
+    """Returns the mean of the best precision at recalls of at least 0, 0.1, ..., 1.
 
-    What PASCAL VOC 2007 and the CLIP paper report.
+    PASCAL VOC 2007 and the CLIP paper report this.
 
     Args:
         scores: f[N].
@@ -115,7 +115,7 @@ def average_precision_11_point(scores: np.ndarray, positive: np.ndarray) -> floa
     """
     precision, recall = _precision_recall(scores, positive)
     best_from = np.maximum.accumulate(precision[::-1])[::-1]
-    # Compared in whole examples: 0.3 * 10 is not quite 3.
+    # Compare whole examples: in floating point, 0.3 * 10 is not 3.
     positives = int(np.sum(positive))
     found = np.rint(recall * positives).astype(np.int64)
     needed = -(-np.arange(11) * positives // 10)
@@ -125,17 +125,17 @@ def average_precision_11_point(scores: np.ndarray, positive: np.ndarray) -> floa
 def mean_average_precision(
     scores: np.ndarray, positive: np.ndarray, *, points: int = 0
 ) -> float:
-    """The mean over classes of average precision, for images of several classes.
+    """Returns the mean over classes of average precision.
 
-    Classes without a positive example do not count.
+    Classes without a positive example are excluded.
 
     Args:
         scores: f[N, K].
-        positive: bool[N, K].
-        points: 0 for the plain one, 11 for VOC 2007's.
+        positive: bool[N, K]; an image may have several classes.
+        points: 0 = not interpolated, 11 = VOC 2007's.
     """
     if points not in (0, 11):
-        raise ValueError(f"points must be 0 (plain) or 11, got {points}")
+        raise ValueError(f"points must be 0 or 11, got {points}")
     of_class = average_precision_11_point if points else average_precision
     seen = np.flatnonzero(positive.any(axis=0))
     if not seen.size:
@@ -146,7 +146,7 @@ def mean_average_precision(
 def _precision_recall(
     scores: np.ndarray, positive: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """At each threshold, from the highest score down: f64[thresholds] each."""
+    """Returns precision and recall f64[thresholds], from the highest score down."""
     _check(scores, positive)
     if not np.any(positive):
         raise ValueError(f"want at least one positive example of {len(scores)}")
@@ -168,10 +168,11 @@ def _check_labels(scores: np.ndarray, labels: np.ndarray) -> None:
 def _check(scores: np.ndarray, right: np.ndarray) -> None:
     if len(scores) != len(right) or not len(scores):
         raise ValueError(
-            f"want scores and answers of as many examples, at least one; got"
+            f"want scores and labels of equally many examples, at least one; got"
             f" {scores.shape} and {right.shape}"
         )
     if not np.isfinite(scores).all():
         raise ValueError(
-            "want finite scores, got NaN or inf; the parameters have diverged"
+            "want finite scores, got NaN or inf; the parameters have diverged, so take"
+            " an earlier checkpoint"
         )

@@ -1,10 +1,9 @@
-"""How sure a measured share is: confidence intervals by scipy.
+"""Confidence intervals of metrics, by scipy.
 
-Independent hits have Wilson's interval, which has a width even where all are right or
-all are wrong. Hits that hang together, and means over classes, are bootstrapped: the
-draws are seeded by a hash of (seed, name of the number), so the same results give the
-same interval on every machine, and two models measured on the same examples are
-resampled alike.
+A share of independent hits has Wilson's interval, which has a width even if all hits
+are right or all are wrong. Dependent hits and means over classes are bootstrapped. A
+hash of (seed, metric's name) seeds the resampling, so the interval is equal on every
+machine, and two models on the same examples get the same resamples.
 """
 
 import dataclasses
@@ -32,21 +31,21 @@ def bootstrap(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Interval:
-    """Percentile bootstrap of a statistic of weighted units.
+    """Returns the percentile bootstrap interval of a statistic of weighted units.
 
     Args:
-        statistic: maps f64[units], how often each unit was drawn, to the number. All
+        statistic: maps f64[units], how often each unit was drawn, to the metric. All
             ones give the measured value.
-        units: independent examples, for example images (texts of one image hang
-            together, so they are drawn together).
-        name: what is measured; with the seed it decides the draws.
-        resamples: number of resampled data sets.
+        units: the number of independent units, for example images: texts of one image
+            are dependent, so they are drawn together.
+        name: of the metric; seeds the draws, together with `seed`.
+        resamples: the number of resampled data sets.
         seed: another seed gives other draws.
-        confidence: share of resamples inside the interval.
+        confidence: the share of resamples inside the interval.
 
     Returns:
-        The value with the interval's ends. Where every unit agrees (all right or all
-        wrong) the interval has no width: the bootstrap cannot see further.
+        The value with the interval's ends. If all units are equal (all right or all
+        wrong), the interval has no width, a limit of the bootstrap.
 
     Raises:
         ValueError: no units, no resamples, or a confidence outside (0, 1).
@@ -57,18 +56,18 @@ def bootstrap(
             f" units={units}, resamples={resamples}, confidence={confidence}"
         )
     value = float(statistic(np.ones(units)))
-    # scipy wants two or more of both. One draw is asked for where nobody wants to know
-    # how sure the value is, as while training.
+    # scipy requires at least two of both. Callers that need no interval, such as
+    # training, ask for one resample.
     if min(units, resamples) == 1:
         return Interval(value, value, value)
-    from scipy import stats  # it takes long to load, and few commands need it
+    from scipy import stats  # a slow import that few commands need
 
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
     found = stats.bootstrap(
         (np.arange(units),),
         lambda drawn: statistic(np.bincount(drawn, minlength=units).astype(np.float64)),
         n_resamples=resamples,
-        batch=1,  # one draw of all units in memory
+        batch=1,  # holds one resample in memory
         vectorized=False,
         confidence_level=confidence,
         method="percentile",
@@ -86,20 +85,20 @@ def share(
     unit_of_hit: np.ndarray | None = None,
     seed: int = 0,
 ) -> Interval:
-    """The share of hits with its 95% interval.
+    """Returns the share of hits with its 95% interval.
 
-    Wilson's interval if every unit has one hit, else a bootstrap over the units.
+    This is Wilson's interval if every unit has one hit, else a bootstrap over units.
 
     Args:
         hits: bool[n].
-        name: what is measured, for example "zero_shot/accuracy".
+        name: of the metric, for example "zero_shot/accuracy".
         resamples: see `bootstrap`.
-        unit_of_hit: int[n], the independent unit (0, 1, ...) each hit belongs to;
-            None where every hit is its own.
+        unit_of_hit: int[n], the independent unit (0, 1, ...) of each hit; None = every
+            hit is a unit.
         seed: see `bootstrap`.
 
     Raises:
-        ValueError: there are no hits to take a share of.
+        ValueError: `hits` is empty.
     """
     if len(hits) == 0:
         raise ValueError(f"{name}: want at least one result, got none")
@@ -131,14 +130,14 @@ def mean_share_per_class(
     resamples: int,
     seed: int = 0,
 ) -> Interval:
-    """The mean over classes of the share of hits in each, with its 95% interval.
+    """Returns the mean over classes of the share of hits, with its 95% interval.
 
-    Classes without an example (in the data or in a resample) are left out of the mean.
+    Classes without an example, in the data or in a resample, are excluded.
 
     Args:
         hits: bool[n].
-        labels: int[n], the class of each.
-        name: what is measured.
+        labels: int[n], the class of each hit.
+        name: of the metric.
         resamples: see `bootstrap`.
         seed: see `bootstrap`.
     """

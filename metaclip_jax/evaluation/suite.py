@@ -1,6 +1,6 @@
-"""Runs tasks one after another: their numbers, what is missing, and the averages.
+"""Runs tasks: their results, the missing tasks, and averages over the tasks that ran.
 
-An average is over the tasks that ran, and says over how many of how many.
+An average comes with the number of its tasks and that of the suite.
 """
 
 import base64
@@ -20,8 +20,7 @@ from metaclip_jax.evaluation import (
     statistics,
     tasks,
 )
-from metaclip_jax.evaluation import encoder as encoders
-from metaclip_jax.evaluation.encoder import Encoder
+from metaclip_jax.evaluation.encoder import Encoder, prepare_image
 from metaclip_jax.evaluation.examples import Examples
 from metaclip_jax.evaluation.tasks import Task
 
@@ -30,7 +29,7 @@ _THUMBNAIL = Preprocess(96)
 
 
 class Found(NamedTuple):
-    """A task and its images; None where there are none, and why."""
+    """A task and its images; without images, `why` says how to get them."""
 
     task: Task
     examples: Examples | None
@@ -38,10 +37,10 @@ class Found(NamedTuple):
 
 
 def open_tasks(asked: Sequence[Task], data_dir: str) -> list[Found]:
-    """Looks for the images of each task; reads no image.
+    """Finds the images of each task, without reading them.
 
     Raises:
-      ValueError: a folder that is there is damaged, or in no known layout.
+      ValueError: a task's folder is damaged, or its layout is unknown.
     """
     suites = {task.suite for task in asked} & set(tasks.BY_LANGUAGE)
     open_language = {s: languages.open_suite(s, data_dir) for s in sorted(suites)}
@@ -59,17 +58,18 @@ def open_tasks(asked: Sequence[Task], data_dir: str) -> list[Found]:
 
 
 def pictures(several: Iterable[Examples | None]) -> list[Examples]:
-    """All images of these, each set once, though several tasks share one."""
+    """Returns the image sets of these examples without repeats: tasks may share one."""
     whole = [one.whole or one for one in several if one is not None]
     return list({id(one): one for one in whole}.values())
 
 
 def plan(found: Sequence[Found], seconds: Callable[[int, int], float] | None) -> str:
-    """What is there, what is missing and how to get it, and how long it will take.
+    """Lists the tasks with images, the missing ones and how to get them, and the time.
 
     Args:
       found: from `open_tasks`.
-      seconds: images and texts to how long they take to embed; None = not known.
+      seconds: maps the numbers of images and texts to the time of embedding; None =
+        unknown.
     """
     lines = []
     images = sum(
@@ -96,10 +96,10 @@ def plan(found: Sequence[Found], seconds: Callable[[int, int], float] | None) ->
 
 
 def numbers_of(task: Task, examples: Examples) -> tuple[str, ...]:
-    """The names of a task's numbers; the first is its own.
+    """Returns the names of a task's results; the first is the main one.
 
     Raises:
-      ValueError: one cannot be computed of these images.
+      ValueError: one cannot be computed for these images.
     """
     wanted, there = tasks.METRICS[task.metric], evaluator.names(examples)
     lost = sorted(set(wanted) - set(there))
@@ -112,13 +112,16 @@ def numbers_of(task: Task, examples: Examples) -> tuple[str, ...]:
 
 
 def prompt_count(examples: Examples) -> int:
-    """How many texts are embedded for these images."""
+    """Returns the number of texts to embed for these examples."""
     names = sum(len(names) for names in examples.class_names)
     return names * len(examples.templates) + len(examples.texts)
 
 
 def rate(encoder: Encoder) -> Callable[[int, int], float]:
-    """Times one batch each; returns images and texts to seconds, without decoding."""
+    """Times a batch of images and one of texts; returns `plan`'s `seconds`.
+
+    Decoding is not included.
+    """
     size, batch = encoder.preprocess.size, encoder.batch
     pixels = np.zeros((batch, size, size, 3), np.uint8)
     texts = ["a photo of a large brown dog, a type of pet."] * batch
@@ -149,15 +152,15 @@ def run(
     Args:
       encoder: of the model.
       found: from `open_tasks`.
-      resamples: of the bootstrap behind each interval.
+      resamples: of each interval's bootstrap.
       skip_broken: see `evaluator.embed_usable`.
-      against: another model, measured on the same images.
-      paper: a row of the paper's tables, shown beside; "" = none.
-      report: is given a line a task, when it is done.
+      against: another model to measure on the same images.
+      paper: a row of the paper's tables to compare with; "" = none.
+      report: called with a line of text after each task.
 
     Returns:
-      "tasks": by "SUITE/ID" its number (value, low, high, chance), the counts, and all
-      its numbers in "results"; "missing": by "SUITE/ID" how its images are had;
+      "tasks": by "SUITE/ID" the main result (value, low, high, chance), the counts, and
+      all results in "results"; "missing": by "SUITE/ID" how to get the images;
       "averages": by suite, see `averages`.
     """
     beside = tasks.paper_row(paper) if paper else {}
@@ -205,7 +208,7 @@ def run(
 
 
 def _confusions(encoder: Encoder, embedded: evaluator.Embedded) -> list[dict[str, Any]]:
-    """The worst pairs of classes, each with the name and a thumbnail of an image."""
+    """Returns the most frequent confusions, with an example's name and thumbnail."""
     examples, embeddings, _ = embedded
     found = classification.confusions(
         encoder, examples, embeddings, most=_SHOWN_CONFUSIONS
@@ -214,7 +217,7 @@ def _confusions(encoder: Encoder, embedded: evaluator.Embedded) -> list[dict[str
     for right, answered, count, total, row in found:
         (image,) = examples.read(np.array([row]))
         name = str(examples.names[row])
-        pixels = encoders.prepare_image(image, _THUMBNAIL, name=name)
+        pixels = prepare_image(image, _THUMBNAIL, name=name)
         jpeg = base64.b64encode(simplejpeg.encode_jpeg(pixels)).decode()
         shown.append(
             {
@@ -236,15 +239,15 @@ def compare(
     *,
     resamples: int,
 ) -> dict[str, Any]:
-    """The other model's number, and how much better the first is.
+    """Returns the other model's result, and the difference of this model's to it.
 
-    The bootstrap is paired: both numbers are taken on the same draws of images, so that
-    what is hard for both does not widen the interval of their difference.
+    The bootstrap is paired: both models are measured on the same resamples, so images
+    that are hard for both do not widen the interval of the difference.
 
     Args:
       models: this one and the other.
-      embedded: the images, by this one.
-      metric: name of the number.
+      embedded: the images, embedded by this one.
+      metric: name of the result.
       resamples: of the bootstrap.
 
     Returns:
@@ -268,19 +271,19 @@ def compare(
 
 
 def averages(numbers: Sequence[Mapping[str, Any]], *, of: int) -> dict[str, Any]:
-    """Means over tasks, each with a 95% interval, and over how many of how many.
+    """Returns means over tasks, each with a 95% interval.
 
-    Tasks are independent, so a mean's variance is the sum of theirs; a task's comes
-    from the width of its interval.
+    Tasks are independent, so variances add; a task's variance follows from the width of
+    its interval.
 
     Args:
       numbers: of each task: value, low, high, chance and images.
-      of: how many tasks the suite has.
+      of: the number of the suite's tasks.
 
     Returns:
-      "tasks" and "of"; "mean", every task alike, as the paper has it;
-      "mean_by_images"; "mean_difference" to another model; "mean_above_chance", of
-      (value - chance) / (1 - chance) over the tasks whose chance is known.
+      "tasks" and "of", the numbers of tasks; "mean", with equal weights, as in the
+      paper; "mean_by_images"; "mean_difference" to another model; "mean_above_chance",
+      of (value - chance) / (1 - chance) over the tasks with a known chance.
     """
     found: dict[str, Any] = {"tasks": len(numbers), "of": of}
     if not numbers:
@@ -318,14 +321,14 @@ def _weighted(
 
 
 def header() -> str:
-    """The first line of the table."""
+    """Returns the header of the table."""
     return (
         f"{'task':<42}{'value':>8} {'95% interval':>15} {'chance':>8}  metric, images"
     )
 
 
 def line(name: str, number: Mapping[str, Any]) -> str:
-    """A task's line of the table; * marks a test set that is not the paper's."""
+    """Returns a task's line of the table; * = the test set is not the paper's."""
     chance = f"{number['chance']:.2%}" if "chance" in number else ""
     count, of = number["images"], number["images_of_the_task"]
     part = f"{count:,}" if count == of or not of else f"{count:,} of {of:,}"
@@ -343,7 +346,7 @@ def line(name: str, number: Mapping[str, Any]) -> str:
 
 
 def summary(found: Mapping[str, Any]) -> str:
-    """The averages and what was missing, as lines."""
+    """Returns the averages and the missing tasks as lines of text."""
     lines = []
     titles = {
         "mean": "mean",

@@ -23,7 +23,7 @@ from metaclip_jax.evaluation.examples import Examples
 from metaclip_jax.evaluation.retrieval import MEAN
 
 _JACCARD = "jaccard_score_10-12"  # WinoGAViL's
-# By the tables' words: the numbers that a task's own is the first of.
+# A task's results, by the tables' name of its metric; the first is the main result.
 METRICS: Mapping[str, tuple[str, ...]] = {
     "acc1": ("zero_shot/accuracy",),
     "mean_per_class": ("zero_shot/mean_per_class",),
@@ -31,7 +31,7 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "mean(acc1,acc5)": ("zero_shot/mean_of_top1_and_top5",),
     "roc_auc": ("zero_shot/roc_auc",),
     "F1-macro_all": ("zero_shot/macro_f1",),
-    # As DataComp computes it, for comparison, and as WILDS means it.
+    # First DataComp's definition, for comparison, then WILDS'.
     "acc_worst_region": (
         "zero_shot/worst_group",
         "zero_shot/worst_group_without_other",
@@ -42,7 +42,7 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     _JACCARD: ("association/jaccard_10_12", "association/jaccard"),
 }
 SUITES = ("clip26", "datacomp38", "retrieval", "xm3600", "babel")
-# A task of these is a language: the suite's images with that language's texts.
+# In these suites, a task is a language: the suite's images with that language's texts.
 BY_LANGUAGE = ("xm3600", "babel")
 _HOW = {
     "xm3600": "unpack google.github.io/crossmodal-3600/web-data/captions.zip into"
@@ -52,7 +52,7 @@ _HOW = {
     " nllb_dist13b_prompts.json of `pip install --no-deps clip_benchmark==1.6.2`, or"
     " in {data_dir}/babel_imagenet",
 }
-# TFDS's label to the paper's class, where their names do not say it.
+# TFDS's label -> the paper's class, where the names do not match.
 _SWAPS = {"food101": (16, 17), "sun397": (206, 207)}
 _CALTECH_FIRST = {0: 5, 1: 6, 2: 7, 3: 8, 4: 0, 37: 1, 38: 2, 57: 3, 66: 4}
 
@@ -62,20 +62,20 @@ class Task(NamedTuple):
 
     Attributes:
       suite: of SUITES.
-      id: how it is asked for; in a suite BY_LANGUAGE the language's code, after
-        "SUITE/".
-      name: as the paper or DataComp writes it.
-      classes: how many; 0 for retrieval.
-      images: how many the test set has; 0 = copies differ.
+      id: its name on the command line; in a suite BY_LANGUAGE the language's code,
+        after "SUITE/".
+      name: in the paper or DataComp.
+      classes: the number of classes; 0 for retrieval.
+      images: the size of the test set; 0 = copies differ.
       metric: a key of METRICS.
-      repo: of the hub, "" = none has this test set.
-      revision: that is downloaded; "" = the newest.
+      repo: on the hub, "" = no repository has this test set.
+      revision: to download; "" = the newest.
       tfds: BUILDER:SPLIT, "" = TFDS does not have it.
       same: whether the test set is the paper's.
-      licence: as its makers state it, of what is downloaded.
-      note: what else to know.
-      prompts: of the paper's tasks, the key in SLIP's files; "" = they come with the
-        images.
+      licence: of the download, as its makers state it.
+      note: for the reader of the results.
+      prompts: the key in SLIP's files, for the paper's tasks; "" = prompts come with
+        the images.
       fingerprints: of the class names and templates.
     """
 
@@ -96,21 +96,21 @@ class Task(NamedTuple):
 
     @property
     def is_on_hub(self) -> bool:
-        """Whether `download` gets its images; WinoGAViL's repository is a program."""
+        """Whether `download` gets its images; WinoGAViL's repository is a script."""
         return bool(self.repo) and self.metric != _JACCARD
 
     @property
     def folder(self) -> str:
-        """The name of its repository, which the folder of a download has."""
+        """The repository's name, which is the folder of a download."""
         return self.repo.rpartition("/")[2]
 
 
 @functools.cache
 def table(suite: str) -> tuple[Task, ...]:
-    """The tasks of clip26 or datacomp38, in the order of the paper or of DataComp.
+    """Returns the tasks of a suite, in the order of the paper or of DataComp.
 
-    retrieval is DataComp's two tasks of finding texts and images; xm3600 and babel have
-    a task a language.
+    retrieval has DataComp's two retrieval tasks; xm3600 and babel have a task per
+    language.
     """
     if suite == "retrieval":
         return tuple(t for t in table("datacomp38") if t.metric == "mean_recall@1")
@@ -164,12 +164,12 @@ def _of_language(suite: str, row: Mapping[str, str]) -> Task:
 
 
 def find(names: Sequence[str]) -> list[Task]:
-    """The tasks of suites and ids, each once.
+    """Returns the tasks of suites and ids, without repeats.
 
-    An id that both suites have is the paper's; "datacomp38/ID" is DataComp's.
+    An id of both suites means the paper's task; "datacomp38/ID" is DataComp's.
 
     Raises:
-      ValueError: there is no such task; names those there are.
+      ValueError: there is no such task; the message lists the tasks.
     """
     known = {f"{t.suite}/{t.id}": t for suite in SUITES for t in table(suite)}
     short = [suite for suite in reversed(SUITES) if suite not in BY_LANGUAGE]
@@ -188,14 +188,14 @@ def find(names: Sequence[str]) -> list[Task]:
 
 
 def paper_prompts(task: Task) -> prompts.Prompts:
-    """The class names and templates of a task of the paper.
+    """Returns the class names and templates of a task of the paper.
 
     Raises:
-      ValueError: a file is not what its fingerprint says.
+      ValueError: a file does not have its fingerprint.
     """
     names = _json("slip_labels.json")[task.prompts]
     templates = _json("slip_templates.json")[task.prompts]
-    if task.id == "kitti_distance":  # the paper has OpenAI's order: near first
+    if task.id == "kitti_distance":  # the paper uses OpenAI's order: near first
         names = [names[2], names[1], names[0], names[3]]
     if task.id == "imagenet":  # OpenAI's 80 and not SLIP's 7
         templates = _json("openai_imagenet_templates.json")
@@ -203,14 +203,14 @@ def paper_prompts(task: Task) -> prompts.Prompts:
     if got != task.fingerprints:
         raise ValueError(
             f"{task.id}: want prompts of the fingerprints {task.fingerprints}, got"
-            f" {got}; install the package anew"
+            f" {got}; install the package again"
         )
     classes = tuple((name,) if isinstance(name, str) else tuple(name) for name in names)
     return prompts.Prompts(classes, tuple(templates), _keys(task, classes))
 
 
 def fingerprint(texts: Any) -> str:
-    """The first 16 hex digits of the sha256 of a list as compact JSON."""
+    """Returns the first 16 hex digits of the sha256 of a list as compact JSON."""
     written = json.dumps(texts, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(written.encode()).hexdigest()[:16]
 
@@ -218,11 +218,11 @@ def fingerprint(texts: Any) -> str:
 def _keys(
     task: Task, classes: tuple[tuple[str, ...], ...]
 ) -> tuple[tuple[str, ...], ...]:
-    """What data sets call the classes of a task, beside their names."""
-    if task.id == "clevr_counts":  # a number in words
+    """Returns the data sets' other names of a task's classes."""
+    if task.id == "clevr_counts":  # numbers in words
         words = "zero one two three four five six seven eight nine ten".split()
         return tuple((names[0], words[int(names[0])]) for names in classes)
-    if task.id == "flowers102":  # folders 1 to 102, which no text sort puts in order
+    if task.id == "flowers102":  # folders 1 to 102, which do not sort as texts
         return tuple((*names, str(n)) for n, names in enumerate(classes, 1))
     if task.id == "cub200":  # folders 001.Black_footed_Albatross and so on
         return tuple(
@@ -232,15 +232,15 @@ def _keys(
 
 
 def _tfds_order(task: Task) -> list[int]:
-    """The paper's class of each of TFDS's labels."""
+    """Returns the paper's class of each of TFDS's labels."""
     order = list(range(task.classes))
     if task.id in _SWAPS:
         one, other = _SWAPS[task.id]
         order[one], order[other] = other, one
-    if task.id == "oxford_pets":  # the paper has cats, with a capital letter, first
+    if task.id == "oxford_pets":  # in the paper, cats (with a capital letter) are first
         names = _json("slip_labels.json")["pets"]
         order.sort(key=lambda k: names[k].casefold())
-    if task.id == "caltech101":  # the background and both faces first
+    if task.id == "caltech101":  # in the paper, the background and both faces are first
         rest = iter(k for k in range(102) if k not in _CALTECH_FIRST.values())
         order = [
             _CALTECH_FIRST[k] if k in _CALTECH_FIRST else next(rest) for k in range(102)
@@ -249,9 +249,9 @@ def _tfds_order(task: Task) -> list[int]:
 
 
 def locate(task: Task, data_dir: str) -> str | None:
-    """The folder of a task's images, None where there is none.
+    """Returns the folder of a task's images, None if there is none.
 
-    For TFDS's own layout it is the folder of the prepared version.
+    In TFDS's layout, it is the folder of the newest prepared version.
     """
     root = files.path(data_dir)
     builder = task.tfds.partition(":")[0]
@@ -274,7 +274,7 @@ def open_task(task: Task, folder: str) -> Examples:
       folder: from `locate`.
 
     Raises:
-      ValueError: the folder is in no known layout, or holds another number of classes.
+      ValueError: the folder's layout is unknown, or its number of classes is wrong.
     """
     asked = paper_prompts(task) if task.prompts else None
     column = 0 if task.metric in ("acc_worst_region", "acc_wg", "acc_top5_wg") else None
@@ -303,14 +303,14 @@ def open_task(task: Task, folder: str) -> Examples:
 
 
 def missing(task: Task, data_dir: str) -> str:
-    """How many images a task has, their licence, and how they are had."""
+    """Returns the number of a task's images, their licence, and how to get them."""
     count = f"{task.images:,}" if task.images else "some"
     what = "texts with images" if task.metric == _JACCARD else "images"
     return f"{count} {what}, licence: {task.licence}: {how(task, data_dir)}"
 
 
 def how(task: Task, data_dir: str) -> str:
-    """The command, or what else to do, that puts a task's images into `data_dir`."""
+    """Returns the command or instruction for getting a task's images."""
     if task.suite in BY_LANGUAGE:
         return _HOW[task.suite].format(data_dir=data_dir)
     if task.metric == _JACCARD:
@@ -333,7 +333,7 @@ def download(task: Task, data_dir: str) -> None:
     """Fetches the images of a task from the hub, at the revision of the table.
 
     Raises:
-      RuntimeError: the hub did not give them.
+      RuntimeError: the download failed.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -347,14 +347,14 @@ def download(task: Task, data_dir: str) -> None:
         )
     except (HfHubHTTPError, OSError) as error:
         raise RuntimeError(
-            f"{task.repo} could not be had from the Hugging Face hub"
-            f" ({type(error).__name__}: {str(error)[:200]})"
+            f"{task.repo} could not be downloaded from the Hugging Face hub"
+            f" ({type(error).__name__}: {str(error)[:200]}); try again"
         ) from error
 
 
 @functools.cache
 def paper_rows() -> dict[str, dict[str, float]]:
-    """By model, what the paper's tables 4 and 5 say of each of the 26 tasks."""
+    """Returns the results of the paper's tables 4 and 5 by model and task id."""
     rows = csv.DictReader(_text("paper.tsv").splitlines(), delimiter="\t")
     return {
         row["model"]: {k: float(v) / 100 for k, v in row.items() if k != "model"}
@@ -363,10 +363,10 @@ def paper_rows() -> dict[str, dict[str, float]]:
 
 
 def paper_row(model: str) -> dict[str, float]:
-    """What the paper says of a model, by task id.
+    """Returns the paper's results of a model by task id.
 
     Raises:
-      ValueError: it has no such row.
+      ValueError: the paper has no such row.
     """
     if model not in paper_rows():
         raise ValueError(

@@ -1,10 +1,11 @@
-"""Labelled images and texts in the hub's WebDataset layout, read where they lie.
+"""Opens the hub's WebDataset layout: labelled images and texts in tar files.
 
-A folder holds classnames.txt (a class a line), zeroshot_classification_templates.txt
-(texts with {c} for the name), and test/0.tar, test/1.tar and so on. A sample is files
-of one name: KEY.webp (png, jpg, jpeg); KEY.cls, its class as a number; KEY.npy, for
-images of several classes or with facts about each; KEY.txt, its texts, a line each.
-That is how the hub's clip-benchmark/wds_* and djghosh/wds_*_test are.
+A folder has classnames.txt (one class per line), zeroshot_classification_templates.txt
+(prompts with {c} for the name), and test/0.tar, test/1.tar and so on. A sample is the
+files with one name: KEY.webp (png, jpg, jpeg); KEY.cls, its class as a number; KEY.npy,
+an image's several classes or other facts; KEY.txt, its texts, one per line. The hub's
+clip-benchmark/wds_* and djghosh/wds_*_test have this layout. Images are read from the
+tar files on demand.
 """
 
 import collections
@@ -27,7 +28,7 @@ _SMALL = ("cls", "npy", "txt")
 
 
 class _Place(NamedTuple):
-    """Where the bytes of an image are."""
+    """The position of an image's bytes in a tar file."""
 
     path: str
     offset: int
@@ -37,11 +38,11 @@ class _Place(NamedTuple):
 class _Sample(NamedTuple):
     key: str
     image: _Place
-    rest: dict[str, bytes]  # by the ending of the name
+    rest: dict[str, bytes]  # the other files, by their extension
 
 
 def is_folder(folder: str | os.PathLike, split: str = "test") -> bool:
-    """Whether a folder is in this layout."""
+    """Whether a folder has this layout."""
     root = files.path(folder)
     return root.is_dir() and bool(_tars(root, split))
 
@@ -53,16 +54,17 @@ def open_folder(
     asked: prompts.Prompts | None = None,
     group_column: int | None = None,
 ) -> Examples:
-    """Opens a folder; only the heads of its tar files and small files are read.
+    """Opens a folder; reads only the tar headers and the small files.
 
     Args:
       folder: local.
       split: the folder of the tar files.
-      asked: other prompts than the folder's own; its classes are matched by name.
-      group_column: of KEY.npy, which says the group of each image.
+      asked: prompts that replace the folder's; classes are matched by name.
+      group_column: the column of KEY.npy with the group of each image.
 
     Raises:
-      ValueError: a file is missing or damaged, or says something else; names it.
+      ValueError: a file is missing or damaged, or files contradict each other; the
+        message names them.
     """
     root = files.path(folder)
     samples = [s for tar in _tars(root, split) for s in _samples(os.fspath(tar))]
@@ -110,7 +112,7 @@ def open_folder(
 
 
 def _with_texts(examples: Examples, samples: list[_Sample]) -> Examples:
-    """The examples with the texts of each image, for retrieval."""
+    """Returns the examples with the texts of each image, for retrieval."""
     texts, image_of_text = [], []
     for row, sample in enumerate(samples):
         lines = sample.rest.get("txt", b"").decode().splitlines()
@@ -125,7 +127,7 @@ def _with_texts(examples: Examples, samples: list[_Sample]) -> Examples:
 
 
 def _labels(folder: str, samples: list[_Sample]) -> np.ndarray:
-    """int64[N] of KEY.cls; without that bool[N, K] of KEY.npy."""
+    """Returns int64[N] from KEY.cls, or without these bool[N, K] from KEY.npy."""
     if all("cls" in sample.rest for sample in samples):
         try:
             labels = np.array([int(sample.rest["cls"]) for sample in samples], np.int64)
@@ -154,14 +156,14 @@ def _array(folder: str, sample: _Sample) -> np.ndarray:
 
 
 def _tars(root: epath.Path, split: str) -> list[epath.Path]:
-    """The tar files of a split, by their numbers."""
+    """Returns the tar files of a split, by their numbers."""
     folder = root / split
     found = list(folder.glob("*.tar")) if folder.is_dir() else []
     return sorted(found, key=lambda tar: (len(tar.name), tar.name))
 
 
 def _samples(path: str) -> list[_Sample]:
-    """The samples of a tar file, in its order."""
+    """Returns the samples of a tar file, in its order."""
     images: dict[str, _Place] = {}
     rest: dict[str, dict[str, bytes]] = collections.defaultdict(dict)
     try:
@@ -184,7 +186,7 @@ def _samples(path: str) -> list[_Sample]:
     size = os.path.getsize(path)
     cut = [key for key, place in images.items() if place.offset + place.length > size]
     if cut:
-        raise ValueError(f"{path} is cut off at {cut[0]}; download it again")
+        raise ValueError(f"{path} is truncated at {cut[0]}; download it again")
     return [_Sample(key, place, rest[key]) for key, place in images.items()]
 
 

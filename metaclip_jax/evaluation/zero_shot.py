@@ -1,7 +1,6 @@
-"""Zero-shot classification: an image belongs to the class whose prompts it is nearest.
+"""Class embeddings for zero-shot classification, and their cache.
 
-A class is embedded as the mean of its prompts' embeddings, each of unit norm, brought
-back to unit norm.
+A class embedding is the mean of its prompts' unit-norm embeddings, normalised again.
 """
 
 import hashlib
@@ -12,23 +11,23 @@ from collections.abc import Callable
 import numpy as np
 
 from metaclip_jax import files
-from metaclip_jax.evaluation import encoder as encoders
 from metaclip_jax.evaluation import prompts
+from metaclip_jax.evaluation.encoder import Encoder
 
-_KEPT = 8  # tasks whose class embeddings are in memory
+_KEPT = 8  # tasks whose class embeddings stay in memory
 
 EncodeTexts = Callable[[list[str]], np.ndarray]
 
 
 def class_embeddings(encode_texts: EncodeTexts, task: prompts.Task) -> np.ndarray:
-    """One embedding per class, f32[K, E], unit norm.
+    """Returns one embedding per class, f32[K, E], unit norm.
 
     Args:
         encode_texts: maps n texts to f32[n, E].
-        task: its class names and templates are used.
+        task: with class names and templates.
     """
     texts = [prompts.prompts(names, task.templates) for names in task.class_names]
-    # All classes in one call, so that batches are full.
+    # One call for all classes fills the batches.
     embeddings = _unit(encode_texts([text for texts_ in texts for text in texts_]))
     starts = np.cumsum([0] + [len(texts_) for texts_ in texts])
     means = [
@@ -38,11 +37,11 @@ def class_embeddings(encode_texts: EncodeTexts, task: prompts.Task) -> np.ndarra
     return _unit(np.stack(means))
 
 
-def encode_classes(encoder: encoders.Encoder, task: prompts.Task) -> np.ndarray:
-    """One embedding per class by a model, f32[K, E], read-only.
+def encode_classes(encoder: Encoder, task: prompts.Task) -> np.ndarray:
+    """Returns a model's class embeddings, f32[K, E], read-only.
 
-    It is made once: the last few are kept in memory, and in the encoder's class_cache
-    where there is one. See `class_embeddings` and `cached_class_embeddings`.
+    The last _KEPT results are cached in memory, and all in the encoder's class_cache if
+    it has one. See `class_embeddings` and `cached_class_embeddings`.
     """
     key = (task.class_names, task.templates)
     if key in encoder.classes:
@@ -66,19 +65,19 @@ def encode_classes(encoder: encoders.Encoder, task: prompts.Task) -> np.ndarray:
 def cached_class_embeddings(
     encode_texts: EncodeTexts, task: prompts.Task, *, folder: str, fingerprint: str
 ) -> np.ndarray:
-    """`class_embeddings`, kept as a file of `folder`, f32[K, E].
+    """Returns `class_embeddings`, f32[K, E], cached as a file in `folder`.
 
-    The file's name is a hash of the model's fingerprint, the names and the templates,
-    so another model or prompt never finds it. It appears whole or not at all.
+    The file's name is a hash of the model's fingerprint, the names and the templates.
+    It is written atomically.
 
     Args:
-        encode_texts: see `class_embeddings`; called only where there is no file.
+        encode_texts: see `class_embeddings`; called only if there is no file.
         task: see `class_embeddings`.
-        folder: local or gs://; made where missing.
-        fingerprint: of all that decides what `encode_texts` returns.
+        folder: local or gs://; created if it is missing.
+        fingerprint: of everything that affects the results of `encode_texts`.
 
     Raises:
-        ValueError: the file is damaged; names it.
+        ValueError: the file is damaged; the message names it.
     """
     facts = json.dumps([fingerprint, task.class_names, task.templates])
     name = hashlib.sha256(facts.encode()).hexdigest()[:32]

@@ -19,8 +19,9 @@ from metaclip_jax.conversion import (
     table,
     weights,
 )
-from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.data.images import Preprocess
+from metaclip_jax.data.tokenizer import Tokenizer
+from metaclip_jax.data.tokenizer import load as load_tokenizer
 from metaclip_jax.models import clip, positions, presets
 from metaclip_jax.training import run_config, sharding
 
@@ -45,7 +46,7 @@ class Loaded:
     name: str
     architecture: clip.Architecture
     params: clip.Params
-    tokenizer: tokenizers.Tokenizer | None
+    tokenizer: Tokenizer | None
     preprocess: Preprocess
     licence: str = ""
 
@@ -225,7 +226,7 @@ def _load_run(workdir: str, step: int | None) -> Loaded:
     step = checkpoint.find_step(workdir, step)
     meta = checkpoint.read_meta(workdir, step)
     architecture = checkpoint.architecture_of(meta)
-    tokenizer = tokenizers.load(
+    tokenizer = load_tokenizer(
         run_config.tokenizer_path(workdir, config), family=architecture.family
     )
     params, _ = checkpoint.restore_params(
@@ -294,10 +295,10 @@ def read_preprocess(folder: epath.Path, architecture: clip.Architecture) -> Prep
 
 def _tokenizer_of(
     folder: epath.Path, architecture: clip.Architecture
-) -> tokenizers.Tokenizer | None:
+) -> Tokenizer | None:
     for file in _TOKENIZER_FILES:
         if (folder / file).exists():
-            found = tokenizers.load(folder / file, family=architecture.family)
+            found = load_tokenizer(folder / file, family=architecture.family)
             if found.vocab_size > architecture.vocab_size:
                 raise ValueError(
                     f"{folder / file} must have at most the model's "
@@ -310,7 +311,7 @@ def _tokenizer_of(
 
 def _with_marks(
     architecture: clip.Architecture,
-    tokenizer: tokenizers.Tokenizer | None,
+    tokenizer: Tokenizer | None,
     folder: epath.Path,
 ) -> clip.Architecture:
     """Returns the architecture with the tokenizer's marks: configs often have others.

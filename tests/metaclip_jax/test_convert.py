@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 from metaclip_jax import config as keys
 from metaclip_jax import convert, files, train
 from metaclip_jax.conversion import huggingface, table, weights
-from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.data.tokenizer import load as load_tokenizer
+from metaclip_jax.data.tokenizer import train as train_tokenizer
 from metaclip_jax.inference import loading
 from metaclip_jax.models import clip
 from metaclip_jax.training import program, sharding
@@ -21,8 +22,8 @@ from tests import small_models, waiting
 
 def make(folder, **values):
     path = folder / "own.json"
-    path.write_text(tokenizers.train(["red cat", "blue dog"] * 3, 600).to_str())
-    tokenizer = tokenizers.load(path, family="clip")
+    path.write_text(train_tokenizer(["red cat", "blue dog"] * 3, 600).to_str())
+    tokenizer = load_tokenizer(path, family="clip")
     architecture = small_models.architecture(
         tokenizer,
         image_size=32,

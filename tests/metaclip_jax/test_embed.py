@@ -13,7 +13,8 @@ import pytest
 from metaclip_jax import config as keys
 from metaclip_jax import embed, files, search
 from metaclip_jax.data import images, records, sheet
-from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.data.tokenizer import load as load_tokenizer
+from metaclip_jax.data.tokenizer import train as train_tokenizer
 from metaclip_jax.inference import model as inference
 from metaclip_jax.models import clip
 from metaclip_jax.training import checkpoint, run_config
@@ -38,7 +39,7 @@ def run(tmp_path_factory):
     """A run's workdir with a checkpoint of an untrained model."""
     workdir = tmp_path_factory.mktemp("run")
     (workdir / "tokenizer.json").write_text(
-        tokenizers.train(["picture told as 0 1 2"] * 3, 600).to_str()
+        train_tokenizer(["picture told as 0 1 2"] * 3, 600).to_str()
     )
     config = keys.default()
     with config.unlocked():
@@ -49,7 +50,7 @@ def run(tmp_path_factory):
         model.vision_width = model.text_width = 32
         model.vision_layers = model.text_layers = 2
         model.vision_heads = model.text_heads = 2
-    tokenize = tokenizers.load(config.tokenizer, family="clip")
+    tokenize = load_tokenizer(config.tokenizer, family="clip")
     architecture = keys.architecture(
         config,
         vocab_size=tokenize.vocab_size,

@@ -21,7 +21,8 @@ from metaclip_jax import (
     train,
 )
 from metaclip_jax.data import records
-from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.data.tokenizer import load as load_tokenizer
+from metaclip_jax.data.tokenizer import train as train_tokenizer
 from metaclip_jax.evaluation import evaluator
 from metaclip_jax.inference import loading
 from metaclip_jax.inference import model as inference
@@ -41,7 +42,7 @@ VOCABULARIES = {
 def write_tokenizer(path, vocabulary):
     marks = VOCABULARIES[vocabulary]
     if not marks:
-        path.write_text(tokenizers.train(LEARNT, 600).to_str())
+        path.write_text(train_tokenizer(LEARNT, 600).to_str())
         return
     made = rust.Tokenizer(models.Unigram())
     made.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -83,7 +84,7 @@ def train_run(config, workdir):
 
 
 def untrained(config, preprocess=None):
-    tokenizer = tokenizers.load(config.tokenizer, family=config.model.family)
+    tokenizer = load_tokenizer(config.tokenizer, family=config.model.family)
     architecture = keys.architecture(
         config,
         vocab_size=tokenizer.vocab_size,
@@ -154,14 +155,14 @@ def test_siglip_and_mt5_clean_and_pad_differently_though_their_files_are_alike(
 ):
     write_tokenizer(tmp_path / "tokenizer.json", "mt5")
     found = {
-        family: tokenizers.load(tmp_path / "tokenizer.json", family=family)
+        family: load_tokenizer(tmp_path / "tokenizer.json", family=family)
         for family in ("clip", "siglip")
     }
     assert found["clip"].pad_id == 0 != found["siglip"].pad_id == 1
     assert found["siglip"].ids(["A RED cat!"]) == found["siglip"].ids(["a red cat"])
     assert found["clip"].ids(["A RED cat!"]) != found["clip"].ids(["a red cat"])
     with pytest.raises(ValueError, match="family must be one of clip, siglip, got 'x'"):
-        tokenizers.load(tmp_path / "tokenizer.json", family="x")
+        load_tokenizer(tmp_path / "tokenizer.json", family="x")
 
 
 def test_a_tokenizer_that_ends_texts_elsewhere_is_refused(tmp_path, write_dataset):

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from metaclip_jax import convert, files
-from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.data.tokenizer import load as load_tokenizer
+from metaclip_jax.data.tokenizer import train as train_tokenizer
 from metaclip_jax.inference import loading
 from metaclip_jax.models import clip
 from tests import small_models, waiting
@@ -82,8 +83,8 @@ else:
 
 def make(folder):
     """A small model's folder of ours."""
-    (folder / "own.json").write_text(tokenizers.train(["red cat"] * 3, 600).to_str())
-    tokenizer = tokenizers.load(folder / "own.json", family="clip")
+    (folder / "own.json").write_text(train_tokenizer(["red cat"] * 3, 600).to_str())
+    tokenizer = load_tokenizer(folder / "own.json", family="clip")
     architecture = small_models.architecture(
         tokenizer,
         vision_width=16,

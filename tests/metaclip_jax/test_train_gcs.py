@@ -28,11 +28,11 @@ import hashlib, json, sys
 import numpy as np
 from metaclip_jax import files
 from metaclip_jax.data import order, pipeline, workers
-from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.data.tokenizer import load as load_tokenizer
 
 def digest(folder, **values):
     stream = pipeline.batches(
-        folder, tokenize=tokenizers.load(tokenizer, family="clip"), global_batch=24,
+        folder, tokenize=load_tokenizer(tokenizer, family="clip"), global_batch=24,
         image_size=16, context_length=8, seed=0, total_steps=8,
         pool=workers.Pool(prefetch=0), **values,
     )

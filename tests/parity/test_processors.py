@@ -17,7 +17,9 @@ from PIL import Image
 from metaclip_jax import convert
 from metaclip_jax.conversion import processor
 from metaclip_jax.data import images as image_data
-from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.data.clean_up import clean
+from metaclip_jax.data.tokenizer import load as load_tokenizer
+from metaclip_jax.data.tokenizer import train as train_tokenizer
 from metaclip_jax.inference import loading
 from metaclip_jax.inference import model as inference
 from metaclip_jax.models import clip, vit
@@ -249,8 +251,8 @@ def exported(tmp_path_factory):
     """A model with a tokenizer of ours, and its folder for transformers."""
     folder = tmp_path_factory.mktemp("exported")
     path = folder / "own.json"
-    path.write_text(tokenizers.train([*LABELS, "a photo of"] * 3, 600).to_str())
-    tokenizer = tokenizers.load(path, family="clip")
+    path.write_text(train_tokenizer([*LABELS, "a photo of"] * 3, 600).to_str())
+    tokenizer = load_tokenizer(path, family="clip")
     architecture = small_models.architecture(
         tokenizer,
         image_size=32,
@@ -283,7 +285,7 @@ def test_token_ids_are_those_of_the_exported_tokenizer(exported):
         "x<|endoftext|>y",
         "ab\u0301",
     ]
-    cleaned = [tokenizers.clean(text) for text in texts]
+    cleaned = [clean(text) for text in texts]
     want, _ = loaded.tokenizer(cleaned, 16)
     plain = [i for i, text in enumerate(texts) if "<|" not in text]
     got = theirs(

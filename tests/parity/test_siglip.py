@@ -9,7 +9,8 @@ import transformers
 
 from metaclip_jax import convert
 from metaclip_jax.conversion import huggingface
-from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.data.tokenizer import load as load_tokenizer
+from metaclip_jax.data.tokenizer import train as train_tokenizer
 from metaclip_jax.inference import loading
 from metaclip_jax.inference import model as inference
 from metaclip_jax.models import clip
@@ -96,8 +97,8 @@ def test_the_released_base_model_is_the_default_of_both():
 def test_answers_of_a_folder_are_theirs(model, tmp_path):
     """With a tokenizer of ours, whose marks the config then names."""
     path = tmp_path / "own.json"
-    path.write_text(tokenizers.train(["red cat", "blue dog"] * 3, 600).to_str())
-    tokenizer = tokenizers.load(path, family="clip")
+    path.write_text(train_tokenizer(["red cat", "blue dog"] * 3, 600).to_str())
+    tokenizer = load_tokenizer(path, family="clip")
     torch.manual_seed(1)
     config = transformers.SiglipConfig(
         text_config=TEXT

@@ -9,7 +9,7 @@ import transformers
 from PIL import Image
 
 from metaclip_jax import convert
-from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.data.clean_up import clean
 from metaclip_jax.evaluation import held_out as held_outs
 from metaclip_jax.inference import loading
 from metaclip_jax.inference import model as inference
@@ -34,11 +34,7 @@ def seen(finished, tmp_path_factory):
 def prompts(task):
     """[K][prompts], cleaned as transformers' tokenizer does not by itself."""
     return [
-        [
-            tokenizers.clean(template.format(name))
-            for name in names
-            for template in task.templates
-        ]
+        [clean(template.format(name)) for name in names for template in task.templates]
         for names in task.class_names
     ]
 

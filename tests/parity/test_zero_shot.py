@@ -9,7 +9,7 @@ import transformers
 from PIL import Image
 
 from metaclip_jax import convert
-from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.data.clean_up import clean
 from metaclip_jax.evaluation import evaluator, prompts, zero_shot
 from metaclip_jax.evaluation.examples import Examples
 from metaclip_jax.evaluation.held_out import load_held_out
@@ -98,9 +98,7 @@ def test_the_same_answer_for_every_image(data, opened, exported):
     model, tokenize = opened
     # A class of several names has prompts of its own there; none is cleaned.
     texts = {
-        names[0]: [
-            tokenizers.clean(text) for text in prompts.prompts(names, shown.templates)
-        ]
+        names[0]: [clean(text) for text in prompts.prompts(names, shown.templates)]
         for names in shown.class_names
     }
     classifier = theirs.zero_shot_classifier(

@@ -14,7 +14,8 @@ from PIL import Image
 
 from metaclip_jax import convert, files
 from metaclip_jax.data import records
-from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.data.tokenizer import load as load_tokenizer
+from metaclip_jax.data.tokenizer import train as train_tokenizer
 from metaclip_jax.evaluation import evaluator
 from metaclip_jax.inference import loading
 from metaclip_jax.inference import model as inference
@@ -106,8 +107,8 @@ def curated(write_dataset, tmp_path_factory):
 def saved(tmp_path_factory):
     """A random model's folder."""
     root = tmp_path_factory.mktemp("model")
-    (root / "t.json").write_text(tokenizers.train(CLASSES * 3, 600).to_str())
-    tokenizer = tokenizers.load(root / "t.json", family="clip")
+    (root / "t.json").write_text(train_tokenizer(CLASSES * 3, 600).to_str())
+    tokenizer = load_tokenizer(root / "t.json", family="clip")
     architecture = small_models.architecture(tokenizer)
     # Weights so large that images get different answers, and no larger.
     rng = np.random.default_rng(7)
@@ -232,7 +233,7 @@ def test_images_are_found_at_any_depth_and_what_is_no_image_is_counted(
     (root / "red_cat" / "notes.txt").write_text("x")
     (root / "list.csv").write_text("x")
     assert evaluate(model, str(root)) == want
-    assert "left out 2 files that are no images" in caplog.text
+    assert "skipped 2 files without the name of an image" in caplog.text
 
 
 def test_a_grey_map_is_an_image(tmp_path):
@@ -285,11 +286,11 @@ def test_an_image_without_pixels_behind_its_header_is_left_out_too(
 
 def test_what_cannot_be_measured_is_named(tmp_path, prepared):
     for missing in (str(tmp_path / "typo"), "typo/folder", "./typo", "typo"):
-        with pytest.raises(FileNotFoundError, match="there is no folder .*typo"):
+        with pytest.raises(FileNotFoundError, match="want a folder or .*typo"):
             evaluator.open_data(missing)
-    with pytest.raises(FileNotFoundError, match="not prepared in .*tfds build mnist"):
+    with pytest.raises(FileNotFoundError, match="prepared in .*tfds build mnist"):
         evaluator.open_data("mnist", data_dir=str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="no folder .*typo, given as --data_d"):
+    with pytest.raises(FileNotFoundError, match="no folder --data_dir=.*typo"):
         evaluator.open_data("mnist", data_dir=str(tmp_path / "typo"))
     with pytest.raises(ValueError, match="--split one of test, got 'tset'"):
         evaluator.open_data(prepared, split="tset")
@@ -304,7 +305,7 @@ def test_what_cannot_be_measured_is_named(tmp_path, prepared):
     with pytest.raises(ValueError, match="cat holds no image"):
         evaluator.open_data(str(tmp_path / "images"))
     (tmp_path / "file.png").write_bytes(IMAGES[0][0])
-    with pytest.raises(FileNotFoundError, match="want a folder.* is a file"):
+    with pytest.raises(FileNotFoundError, match="want a folder.*got the file"):
         evaluator.open_data(str(tmp_path / "file.png"))
 
 

@@ -6,7 +6,7 @@ from sklearn import datasets
 
 from metaclip_jax import config as keys
 from metaclip_jax import metric_rows, train
-from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.data.tokenizer import train as train_tokenizer
 from metaclip_jax.evaluation import in_training, suite, tasks
 from metaclip_jax.inference import model as inference
 from metaclip_jax.training import feed
@@ -36,7 +36,7 @@ def config(data_dir, tmp_path_factory, write_dataset):
     folder = tmp_path_factory.mktemp("run")
     write_dataset(folder / "dataset", record_count=16)
     learnt = ["a photo of the number 1 2 3"] * 9
-    (folder / "t.json").write_text(tokenizers.train(learnt, 600).to_str())
+    (folder / "t.json").write_text(train_tokenizer(learnt, 600).to_str())
     config = keys.default()
     with config.unlocked():
         config.dataset, config.tokenizer = f"{folder}/dataset", f"{folder}/t.json"

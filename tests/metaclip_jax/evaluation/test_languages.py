@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import jaccard_score
 
-from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.data.images import Preprocess
+from metaclip_jax.data.tokenizer import load as load_tokenizer
+from metaclip_jax.data.tokenizer import train as train_tokenizer
 from metaclip_jax.evaluation import (
     association,
     evaluator,
@@ -23,7 +24,7 @@ from metaclip_jax.evaluation import (
     suite,
     tasks,
 )
-from metaclip_jax.evaluation import encoder as encoders
+from metaclip_jax.evaluation.encoder import make_encoder, prepare_image
 from metaclip_jax.models import clip
 from metaclip_jax.training import sharding
 from tests import image_layouts, small_models
@@ -39,15 +40,15 @@ WORDS = {"de": "ein Bild von", "sw": "picha ya", "en": "a photo of"}
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "t.json"
-    path.write_text(tokenizers.train([*WORDS.values()] * 9, 600).to_str())
-    tokenizer = tokenizers.load(path, family="clip")
+    path.write_text(train_tokenizer([*WORDS.values()] * 9, 600).to_str())
+    tokenizer = load_tokenizer(path, family="clip")
     architecture = small_models.architecture(tokenizer)
     rng = np.random.default_rng(7)
     params = jax.tree.map(
         lambda leaf: np.asarray(rng.normal(scale=0.4, size=leaf.shape), np.float32),
         clip.init(architecture, jax.random.key(0)),
     )
-    return encoders.make_encoder(
+    return make_encoder(
         architecture=architecture,
         tokenizer=tokenizer,
         preprocess=Preprocess(16),
@@ -84,9 +85,10 @@ def test_xm3600_is_retrieval_by_language_and_embeds_its_images_once(
 ):
     write_xm3600(tmp_path / "xm3600")
     read = []
-    prepare = encoders.prepare_image
+    prepare = prepare_image
     monkeypatch.setattr(
-        encoders, "prepare_image", lambda *a, **k: read.append(1) or prepare(*a, **k)
+        "metaclip_jax.evaluation.encoder.prepare_image",
+        lambda *a, **k: read.append(1) or prepare(*a, **k),
     )
     asked = tasks.find(["xm3600/de", "xm3600/sw"])
     opened = suite.open_tasks(asked, str(tmp_path))

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from metaclip_jax.data import records
-from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.data.images import Preprocess
-from metaclip_jax.evaluation import encoder as encoders
+from metaclip_jax.data.tokenizer import load as load_tokenizer
+from metaclip_jax.data.tokenizer import train as train_tokenizer
 from metaclip_jax.evaluation import evaluator, prompts, zero_shot
+from metaclip_jax.evaluation.encoder import make_encoder
 from metaclip_jax.models import clip
 from metaclip_jax.training import sharding
 from tests import image_layouts, real_images, small_models
@@ -33,15 +34,15 @@ def encoder(labelled, tmp_path_factory):
     """A random model whose answers differ: what all inputs share is projected out."""
     texts = [t.format(name) for t in TEMPLATES for name in labelled.class_names]
     path = tmp_path_factory.mktemp("tokenizer") / "t.json"
-    path.write_text(tokenizers.train(texts * 3, 600).to_str())
-    tokenizer = tokenizers.load(path, family="clip")
+    path.write_text(train_tokenizer(texts * 3, 600).to_str())
+    tokenizer = load_tokenizer(path, family="clip")
     architecture = small_models.architecture(tokenizer)
     rng = np.random.default_rng(7)
     params = jax.tree.map(
         lambda leaf: np.asarray(rng.normal(scale=0.4, size=leaf.shape), np.float32),
         clip.init(architecture, jax.random.key(0)),
     )
-    made = encoders.make_encoder(
+    made = make_encoder(
         architecture=architecture,
         tokenizer=tokenizer,
         preprocess=Preprocess(16),

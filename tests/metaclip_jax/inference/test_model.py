@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from metaclip_jax.data import tokenizer as tokenizers
 from metaclip_jax.data.images import Preprocess
-from metaclip_jax.evaluation import encoder as encoders
+from metaclip_jax.data.tokenizer import load as load_tokenizer
+from metaclip_jax.data.tokenizer import train as train_tokenizer
+from metaclip_jax.evaluation.encoder import make_encoder, padded_rows, prepare_image
 from metaclip_jax.inference import model as inference
 from metaclip_jax.models import clip, vit
 from metaclip_jax.training import sharding
@@ -40,8 +41,8 @@ def encoded(image, kind="PNG"):
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    path.write_text(tokenizers.train(TEXTS, 600).to_str())
-    return tokenizers.load(path, family="clip")
+    path.write_text(train_tokenizer(TEXTS, 600).to_str())
+    return load_tokenizer(path, family="clip")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def make_model(tokenizer):
         mesh = sharding.make_mesh(
             data=devices, fsdp=1, tensor=1, devices=jax.devices()[:devices]
         )
-        encoder = encoders.make_encoder(
+        encoder = make_encoder(
             architecture=architecture,
             tokenizer=tokenizer,
             preprocess=PREPROCESS,
@@ -135,15 +136,15 @@ def test_sizes_of_all_kinds_compile_few_programs(make_model, compiled):
 
 
 @settings(max_examples=300, deadline=None)
-@given(rows=st.integers(1, 5_000), parts=st.integers(1, 9))
-def test_portions_are_padded_to_few_sizes_and_little(rows, parts):
-    padded = encoders.padded_rows(rows, parts=parts)
-    assert padded % parts == 0 and padded >= rows
-    assert encoders.padded_rows(padded, parts=parts) == padded
-    each = -(-rows // parts)
+@given(rows=st.integers(1, 5_000), shards=st.integers(1, 9))
+def test_portions_are_padded_to_few_sizes_and_little(rows, shards):
+    padded = padded_rows(rows, shards=shards)
+    assert padded % shards == 0 and padded >= rows
+    assert padded_rows(padded, shards=shards) == padded
+    each = -(-rows // shards)
     if each > 16:
-        assert padded < parts * (each + each / 8)
-    sizes = {encoders.padded_rows(n, parts=1) for n in range(1, 257)}
+        assert padded < shards * (each + each / 8)
+    sizes = {padded_rows(n, shards=1) for n in range(1, 257)}
     assert len(sizes) == 5 + 4 * 8
 
 
@@ -154,7 +155,7 @@ def test_nothing_in_gives_nothing_out(model):
 
 def test_the_level_below_agrees_with_the_level_above(model, tokenizer):
     images = [picture(n) for n in range(3)]
-    fitted = [encoders.prepare_image(image, PREPROCESS, name="x") for image in images]
+    fitted = [prepare_image(image, PREPROCESS, name="x") for image in images]
     pixels = (np.stack(fitted) / 255 - vit.IMAGE_MEAN) / vit.IMAGE_STD
     np.testing.assert_allclose(
         model.embed_pixels(pixels), model.embed_images(images), atol=1e-5

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from metaclip_jax import convert, files
 from metaclip_jax.conversion import huggingface, open_clip, table, weights
-from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.data.tokenizer import load as load_tokenizer
+from metaclip_jax.data.tokenizer import train as train_tokenizer
 from metaclip_jax.inference import loading
 from metaclip_jax.models import clip
 from metaclip_jax.training import run_config
@@ -28,9 +29,9 @@ READERS = {"open_clip": open_clip.read_architecture}
 
 def make(root, kind):
     """A small model's folder in a format."""
-    (root / "own.json").write_text(tokenizers.train(["red cat"] * 3, 600).to_str())
+    (root / "own.json").write_text(train_tokenizer(["red cat"] * 3, 600).to_str())
     family = "siglip" if kind == "siglip" else "clip"
-    tokenizer = tokenizers.load(root / "own.json", family=family)
+    tokenizer = load_tokenizer(root / "own.json", family=family)
     # A worldwide model is recognised by the id that ends its texts.
     worldwide = kind == "metaclip_2"
     architecture = small_models.architecture(
@@ -300,7 +301,7 @@ def test_damaged_tokenizers_are_named_or_encode(folders, tmp_path):
         value = draw.choice(ABSURD)
         path.write_text(json.dumps(changed(written, place, value)))
         try:
-            tokenizer = tokenizers.load(path, family="clip")
+            tokenizer = load_tokenizer(path, family="clip")
             ids, _ = tokenizer(["a red cat \U0001f600 é", "", "<|pad|>"], 8)
             assert 0 <= ids.min() <= ids.max() < tokenizer.vocab_size < 2_000
         except ValueError as error:

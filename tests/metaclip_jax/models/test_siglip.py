@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metaclip_jax.data import tokenizer as tokenizers
+from metaclip_jax.data.clean_up import canonical
 from metaclip_jax.models import clip
 from metaclip_jax.training import optimizer, sharding
 
@@ -107,4 +107,4 @@ def test_what_does_not_go_together_is_refused():
     ],
 )
 def test_canonical_texts_have_no_case_and_no_punctuation(raw, cleaned):
-    assert tokenizers.canonical(raw) == cleaned
+    assert canonical(raw) == cleaned
