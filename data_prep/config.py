@@ -80,6 +80,12 @@ def curate() -> ConfigDict:
                 "header": (),  # the columns of a CSV file whose first line has no names
             },
             "metadata": config_dict.placeholder(str),  # folder, or a JSON list
+            # Files of the source whose matches make one file. A run that was killed
+            # reads the files of an unfinished part again.
+            "sources_per_part": 1,
+            # GiB for the matches that are sorted at a time, of all workers of this
+            # machine together; 0: a quarter of its memory.
+            "memory_gib": 0.0,
             # Partitions by image: one file shard each. About records / 20,000,
             # since reading one record slows down with the size of its file.
             "partitions": 1,
@@ -204,6 +210,8 @@ CURATE_RANGES: dict[str, Range] = {
     "source.page_column": Range(str),
     "source.header": Range(tuple, each=_COLUMN),
     "metadata": _PATH,
+    "sources_per_part": _COUNT,
+    "memory_gib": Range(float, least=0),
     "partitions": Range(int, least=1, most=999_999),
     **_PAGES,
     "matching.mode": Range(str, choices=("v1", "v2", "fixed", "none")),

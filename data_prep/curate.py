@@ -4,11 +4,12 @@
         --config.source.paths='crawl/*.warc.gz' --config.metadata=metadata \\
         --workdir=curation --output=dataset -- --runner=FnApiRunner
 
-What follows `--` are Beam's pipeline options. Three pipelines, in the order of
-cost: match (drops half of all texts), download (of what balancing can keep),
-write. A run that was killed goes on after its last finished part. With
---stop_after=match it ends there, so that `data_prep.explain` can say what each t would
-give; the same command with the t of choice then goes on.
+What follows `--` are Beam's pipeline options. Four pipelines, in the order of cost,
+each from files to files: match (drops half of all texts), gather (by image, each match
+once), download (of what balancing can keep), write. A run that was killed goes on after
+its last finished part. With --stop_after=match it ends before the download, so that
+`data_prep.explain` can say what each t would give; the same command with the t of
+choice then goes on.
 """
 
 import dataclasses
@@ -41,7 +42,7 @@ from data_prep.stages import (
     steps,
     sums,
 )
-from data_prep.stages.pipelines import progress, start, tagged
+from data_prep.stages.pipelines import one_each, progress, start, tagged
 from metaclip_jax import files
 from metaclip_jax.cli import command, config_flag
 from metaclip_jax.data import balance
@@ -56,6 +57,7 @@ class Run:
     options: PipelineOptions
     inputs: dict  # what decides the result: a finished folder is known by it
     match_inputs: dict  # the part of them that decides the matches
+    source_inputs: dict  # the part of those that decides what is matched of the source
     workdir: str
     output: str
 
@@ -138,7 +140,8 @@ def plan(
     # How images are fetched does not decide the result: a run may go on with other
     # limits or addresses.
     values = config.to_dict()
-    del values["download"], values["metadata"]
+    del values["download"], values["metadata"], values["memory_gib"]
+    sources_per_part = values.pop("sources_per_part")
     spec = kinds.spec_of(config)
     found = kinds.find(values["source"].pop("paths"), spec)
     inputs = {
@@ -149,6 +152,7 @@ def plan(
     # t is chosen once the matches are there.
     later = ("name", "images", "balance")
     early = {key: value for key, value in values.items() if key not in later}
+    reading = {key: values[key] for key in ("source", "pages", "matching", "language")}
     return Run(
         config=config,
         metadata=metadata,
@@ -159,6 +163,11 @@ def plan(
             "config": early | {"rule": config.balance.rule},
             "columns": schema.MATCHES.names,  # other versions had others
         },
+        source_inputs=inputs
+        | {
+            "config": reading | {"sources_per_part": sources_per_part},
+            "columns": schema.MATCHED.names,
+        },
         workdir=workdir,
         output=output,
     )
@@ -166,53 +175,74 @@ def plan(
 
 def match(run: Run) -> Pool:
     """Files of the source -> parts of unique matches. Returns every entry's counts."""
-    folder, n = os.path.join(run.workdir, "matches"), run.config.partitions
-    config = run.config
+    folder = os.path.join(run.workdir, "matches")
     if files.finished(folder, run.match_inputs) is None:
-        files.claim(folder, run.match_inputs)
-        spec = kinds.spec_of(config)
-        find = matches.Match(
-            build_matchers(run),
-            n,
-            engine=config.matching.engine,
-            identifier=config.language.identifier,
-        )
-        write_matches = matches.WriteMatches(
-            folder,
-            n,
-            seed=config.seed,
-            rule=config.balance.rule,
-            sample_images=config.sample_images,
-        )
-        with (
-            progress(folder, n, "match"),
-            beam.Pipeline(options=run.options) as pipeline,
-        ):
-            sources = start(pipeline, kinds.find(config.source.paths, spec))
-            parsed = sources | "parse" >> tagged(matches.Read(spec))
-            matched = parsed.main | "match" >> tagged(
-                find, main=tuple[int, pa.RecordBatch]
-            )
-            grouped = matched.main | "by partition" >> beam.GroupByKey()
-            written = grouped | "dedup" >> tagged(write_matches, "drawn", "sample")
-            flow = (parsed.flow, matched.flow, written.flow) | beam.Flatten()
-            sums.write_sum(flow, schema.FLOW, folder, "flow.parquet")
-            sums.write_sum(written.main, schema.COUNTS, folder, "counts.parquet")
-            sums.write_sum(written.drawn, schema.COUNTS, folder, "drawn.parquet")
-            sums.write_all(
-                written.sample,
-                schema.SAMPLE,
-                folder,
-                "sample.parquet",
-                order="partition",
-            )
-        fill_empty_parts(folder, n, schema.MATCHES, "dedup")
-        sums.fill_empty(schema.SAMPLE, folder, "sample.parquet")
-        files.write_manifest(folder, inputs=run.match_inputs)
+        match_sources(run)
+        gather(run, folder)
     return Pool(
         counts=steps.to_vectors(sums.read_sum(folder, "counts.parquet"), run.sizes),
         drawn=steps.to_vectors(sums.read_sum(folder, "drawn.parquet"), run.sizes),
     )
+
+
+def match_sources(run: Run) -> None:
+    """Files of the source -> parts of matches, one for each file or some of them."""
+    folder, config = os.path.join(run.workdir, "matched"), run.config
+    if files.finished(folder, run.source_inputs) is not None:
+        return
+    files.claim(folder, run.source_inputs)
+    spec = kinds.spec_of(config)
+    found = kinds.find(config.source.paths, spec)
+    pieces = matches.pieces(found, config.sources_per_part)
+    stage = matches.MatchSources(
+        folder,
+        len(pieces),
+        spec=spec,
+        tables=build_matchers(run),
+        engine=config.matching.engine,
+    )
+    with (
+        progress(folder, len(pieces), "match"),
+        beam.Pipeline(options=run.options) as pipeline,
+    ):
+        matched = start(pipeline, pieces) | "match" >> tagged(stage)
+        sums.write_sum(matched.flow, schema.FLOW, folder, "flow.parquet")
+        sums.write_sum(matched.main, schema.TALLIES, folder, "sizes.parquet")
+    files.write_manifest(folder, inputs=run.source_inputs, parts=len(pieces))
+
+
+def gather(run: Run, folder: str) -> None:
+    """Parts of matches by source -> parts by image id, each match once."""
+    files.claim(folder, run.match_inputs)
+    config, n = run.config, run.config.partitions
+    matched = os.path.join(run.workdir, "matched")
+    gathering = matches.Gathering(
+        matched=matched,
+        matched_parts=files.read_json(files.path(matched) / files.MANIFEST)["parts"],
+        folder=folder,
+        partitions=n,
+        seed=config.seed,
+        rule=config.balance.rule,
+        sample_images=-(-config.sample_images // n),
+    )
+    ranges = None
+    if not pipelines.shuffles_on_disk(run.options):
+        sizes = sums.read_sum(matched, "sizes.parquet")["count"].to_pylist()
+        ranges = pipelines.ranges(
+            n, size=sum(sizes), memory_gib=config.memory_gib, options=run.options
+        )
+    with (
+        progress(folder, n, "gather"),
+        beam.Pipeline(options=run.options) as pipeline,
+    ):
+        written = matches.gather(pipeline, gathering, ranges)
+        sums.write_sum(written.flow, schema.FLOW, folder, "flow.parquet")
+        sums.write_sum(written.main, schema.COUNTS, folder, "counts.parquet")
+        sums.write_sum(written.drawn, schema.COUNTS, folder, "drawn.parquet")
+        sums.write_all(
+            written.sample, schema.SAMPLE, folder, "sample.parquet", order="partition"
+        )
+    files.write_manifest(folder, inputs=run.match_inputs)
 
 
 def build_matchers(run: Run) -> dict[str, str]:
@@ -230,18 +260,6 @@ def build_matchers(run: Run) -> dict[str, str]:
         paths[code] = os.path.join(run.workdir, "matchers", name)
         Matcher(metadata.entries, mode=mode).save(paths[code])
     return paths
-
-
-def fill_empty_parts(
-    folder: str, partitions: int, of: pa.Schema, stage: str, suffix: str = "parquet"
-) -> None:
-    """Writes the parts into which no image fell, so that every partition has one."""
-    there = {p.name for p in files.path(folder).iterdir()}
-    flow = drops.flow(stage, entered=0, left=0, drops={})
-    for i in range(partitions):
-        part = parts.name(i, partitions, suffix)
-        if part not in there:
-            parts.write(folder, part, of.empty_table(), flow)
 
 
 def thresholds(run: Run, counts: steps.Vectors) -> dict[str, int]:
@@ -283,7 +301,7 @@ def download(
             progress(os.path.join(run.workdir, "downloads"), n, "download"),
             beam.Pipeline(options=run.options) as pipeline,
         ):
-            fetched = start(pipeline, range(n)) | "download" >> tagged(
+            fetched = start(pipeline, one_each(range(n))) | "download" >> tagged(
                 stage, "outcomes"
             )
             repeated = (
@@ -318,8 +336,8 @@ def download(
             sums.write_sum(accepted, schema.COUNTS, folder, "accepted.parquet")
             sums.write_sum(fetched.outcomes, schema.TALLIES, folder, outcomes.PART)
         outcomes.check(folder, run.config.download.max_failed_share)
-        fill_empty_parts(folder, n, schema.IMAGES, "image_dedup")
-        fill_empty_parts(folder, n, schema.MOVED, "image_dedup", downloads.MOVED_SUFFIX)
+        parts.fill_empty(folder, n, schema.IMAGES, "image_dedup")
+        parts.fill_empty(folder, n, schema.MOVED, "image_dedup", downloads.MOVED_SUFFIX)
         files.write_manifest(folder, inputs=run.inputs)
     return steps.to_vectors(sums.read_sum(folder, "accepted.parquet"), run.sizes)
 
@@ -348,7 +366,7 @@ def write(
         progress(run.output, n, "write"),
         beam.Pipeline(options=run.options) as pipeline,
     ):
-        shards = start(pipeline, range(n)) | "balance" >> tagged(
+        shards = start(pipeline, one_each(range(n))) | "balance" >> tagged(
             stage, "accepted", "shards", "tallies"
         )
         sums.write_sum(shards.flow, schema.FLOW, folder, "flow.parquet")
@@ -376,7 +394,7 @@ def write(
             config=run.inputs["config"],
             balanced=balanced(run, t),
             metadata=run.metadata,
-            funnel=funnel(run),
+            funnel=sums.funnel(run.workdir),
             shares=sums.read_tallies(folder, "tallies.parquet"),
             n_records=sum(each["count"] for each in facts),
             counts=counts,
@@ -397,17 +415,6 @@ def balanced(run: Run, t: Mapping[str, int]) -> dict | None:
         "seed": run.config.seed,
         "slack": wanted.slack,
     }
-
-
-def funnel(run: Run) -> list[dict]:
-    """What came into each stage, left it and was lost there, over the whole run."""
-    folders = [os.path.join(run.workdir, f) for f in ("matches", "images", "balance")]
-    flows = [sums.read_sum(folder, "flow.parquet") for folder in folders]
-    # Each stage has its row, also where nothing came to it.
-    flows += [
-        drops.flow(stage, entered=0, left=0, drops={}) for stage in sums.TEXT_STAGES
-    ]
-    return drops.funnel(schema.sum_counts(flows, schema.FLOW), sums.STAGES)
 
 
 def define_flags() -> None:

@@ -1,9 +1,9 @@
 """Stages from the files of a source to parts of unique matches."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from threading import Lock
-from typing import Literal
 
 import apache_beam as beam
 import numpy as np
@@ -16,6 +16,7 @@ from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
     dedup,
     parts,
+    pipelines,
     steps,
 )
 
@@ -23,52 +24,75 @@ Tagged = beam.pvalue.TaggedOutput
 _LOADING = Lock()
 
 
-class Read(beam.DoFn):
-    """Name of a file of the source -> CANDIDATES."""
-
-    def __init__(self, spec: kinds.Spec) -> None:
-        self._spec = spec
-
-    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Yields batches of candidates, and the flow of the file and its texts."""
-        (path,) = element["value"].to_pylist()
-        flow: list[pa.RecordBatch] = []
-        yield from kinds.read(path, self._spec, flow)
-        for rows in flow:
-            yield Tagged("flow", rows)
+def pieces(found: Sequence[str], size: int) -> list[pa.RecordBatch]:
+    """Returns the elements of `MatchSources`, `size` files in each."""
+    groups = [found[i : i + size] for i in range(0, len(found), size)]
+    return [
+        pa.RecordBatch.from_pydict({"part": [part] * len(group), "path": group})
+        for part, group in enumerate(groups)
+    ]
 
 
-class Match(beam.DoFn):
-    """CANDIDATES -> (partition, MATCHED)."""
+class MatchSources(beam.DoFn):
+    """Some files of the source -> a part of MATCHED sorted by image id, and its size.
+
+    Elements have a row for each file: `part`, the same in all, and `path`. Nothing is
+    read for a part that is finished.
+    """
 
     def __init__(
         self,
-        tables: Mapping[str, str],
-        partitions: int,
+        folder: str,
+        count: int,
         *,
+        spec: kinds.Spec,
+        tables: Mapping[str, str],
         engine: str,
-        identifier: str,
     ) -> None:
-        self._tables, self._engine = dict(tables), engine
-        self._partitions, self._identifier = partitions, identifier
+        self._folder, self._count = folder, count
+        self._spec, self._tables, self._engine = spec, dict(tables), engine
 
-    def process(
-        self, candidates: pa.RecordBatch
-    ) -> Iterator[tuple[int, pa.RecordBatch] | Tagged[Literal["flow"], pa.RecordBatch]]:
-        """Yields the matched rows of each partition."""
+    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Yields the bytes of the part's rows as TALLIES, and its flow."""
+        part = parts.name(element["part"][0].as_py(), self._count)
+        if not parts.exists(self._folder, part):
+            flow: list[pa.RecordBatch] = []
+            parts.write_sorted(
+                self._folder,
+                part,
+                self._matched(element["path"].to_pylist(), flow),
+                schema.MATCHED,
+                by="image_id",
+                flow=lambda: schema.sum_counts(flow, schema.FLOW),
+            )
+        yield Tagged("flow", parts.read_flow(self._folder, part))
+        row = {
+            "column": "matched",
+            "value": "bytes",
+            "count": parts.read_size(self._folder, part),
+        }
+        yield pa.RecordBatch.from_pylist([row], schema=schema.TALLIES)
+
+    def _matched(
+        self, paths: Iterable[str], flow: list[pa.RecordBatch]
+    ) -> Iterator[pa.RecordBatch]:
+        """Yields MATCHED rows of the files; `flow` gets their FLOW rows."""
         matchers = _LazyMatchers(self._tables, self._engine)
-        identify = language.shared_identifier(self._identifier)
-        matches, lost = steps.match(candidates, matchers=matchers, identify=identify)
-        yield Tagged(
-            "flow",
-            drops.flow(
-                "match",
-                entered=candidates.num_rows,
-                left=matches.num_rows,
-                drops=lost,
-            ),
-        )
-        yield from by_partition(matches, self._partitions)
+        identify = language.shared_identifier(self._spec.identifier)
+        for path in paths:
+            for candidates in kinds.read(path, self._spec, flow):
+                rows, lost = steps.match(
+                    candidates, matchers=matchers, identify=identify
+                )
+                flow.append(
+                    drops.flow(
+                        "match",
+                        entered=candidates.num_rows,
+                        left=rows.num_rows,
+                        drops=lost,
+                    )
+                )
+                yield rows
 
 
 class _LazyMatchers(Mapping[str, Matcher | EveryText]):
@@ -107,48 +131,162 @@ def by_partition(
         yield partition, together.slice(start, end - start)
 
 
-class WriteMatches(beam.DoFn):
-    """(partition, MATCHED batches) -> a part of MATCHES; COUNTS twice, a sample.
+@dataclass(frozen=True)
+class Gathering:
+    """Makes parts of MATCHES, one a partition, out of the MATCHED rows of all sources.
 
-    The counts are of all texts, and of those that the rule draws.
+    Attributes:
+      matched: the folder of the parts of `MatchSources`.
+      matched_parts: how many there are.
+      folder: where the parts of MATCHES go.
+      partitions: how many of them.
+      seed, rule: of steps.to_matches.
+      sample_images: how many images of each partition are sampled.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        partitions: int,
-        *,
-        seed: int,
-        rule: str,
-        sample_images: int,
-    ) -> None:
-        self._folder, self._partitions = folder, partitions
-        self._seed, self._rule = seed, rule
-        self._sample_images = -(-sample_images // partitions)
+    matched: str
+    matched_parts: int
+    folder: str
+    partitions: int
+    seed: int
+    rule: str
+    sample_images: int
+
+    def read(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
+        """Yields the rows of the partitions from `start` up to `stop`."""
+        first, last = (parts.first_id(i, self.partitions) for i in (start, stop))
+        for i in range(self.matched_parts):
+            part = parts.name(i, self.matched_parts)
+            yield parts.read_range(
+                self.matched, part, by="image_id", start=first, stop=last
+            )
+
+    def finish(
+        self, start: int, stop: int, batches: Iterable[pa.RecordBatch]
+    ) -> Iterator[pa.RecordBatch]:
+        """Writes the parts that are not there yet.
+
+        Yields COUNTS of all texts and, tagged, of those that the rule draws ("drawn"),
+        a sample and the flow: the same where the parts were finished already.
+        """
+        missing = [i for i in range(start, stop) if not self._exists(i)]
+        rows: dict[int, list[pa.RecordBatch]] = {i: [] for i in missing}
+        for batch in batches if missing else ():
+            for partition, some in by_partition(batch, self.partitions):
+                if partition in rows:
+                    rows[partition].append(some)
+        for partition in missing:
+            self._write(partition, rows.pop(partition))
+        counted = []
+        for partition in range(start, stop):
+            part = parts.name(partition, self.partitions)
+            columns = ["image_id", "metadata", "entry_ids", "drawn"]
+            unique = parts.read(self.folder, part, columns)
+            yield Tagged("flow", parts.read_flow(self.folder, part))
+            yield Tagged(
+                "sample",
+                steps.sample(unique, images=self.sample_images, partition=partition),
+            )
+            counted.append(unique.drop_columns("image_id"))
+        # Once for all, since each time costs as much as there are entries.
+        table = pa.concat_tables(counted)
+        yield Tagged("drawn", steps.count(table.filter(table["drawn"])))
+        yield steps.count(table)
+
+    def _exists(self, partition: int) -> bool:
+        return parts.exists(self.folder, parts.name(partition, self.partitions))
+
+    def _write(self, partition: int, batches: list[pa.RecordBatch]) -> None:
+        """Drops repeated pairs and writes the part."""
+        table = pa.Table.from_batches(batches, schema=schema.MATCHED)
+        unique = steps.to_matches(
+            dedup.sort_and_drop_repeats(table), seed=self.seed, rule=self.rule
+        )
+        flow = drops.flow(
+            "dedup",
+            entered=table.num_rows,
+            left=unique.num_rows,
+            drops={"repeated_pair": table.num_rows - unique.num_rows},
+        )
+        name = parts.name(partition, self.partitions)
+        parts.write(self.folder, name, unique, flow)
+
+
+def gather(
+    pipeline: beam.Pipeline,
+    gathering: Gathering,
+    ranges: Sequence[tuple[int, int]] | None,
+) -> beam.pvalue.DoOutputsTuple:
+    """Adds the stages from the parts of the source to those of the partitions.
+
+    Args:
+      pipeline: to which.
+      gathering: what they do.
+      ranges: of partitions, [start, stop): a worker reads the rows of one at a time out
+        of all parts of the source, so that none pass through the runner. None: the
+        runner groups the rows, and each is read once, however many parts there are.
+        That is for engines which keep on disk what they group.
+
+    Returns:
+      COUNTS of all texts (main), of those that the rule draws ("drawn"), "sample" and
+      "flow".
+    """
+    if ranges is not None:
+        pieces = [
+            pa.RecordBatch.from_pydict({"start": [start], "stop": [stop]})
+            for start, stop in ranges
+        ]
+        return pipelines.start(pipeline, pieces) | "gather" >> pipelines.tagged(
+            GatherRange(gathering), "drawn", "sample"
+        )
+    numbers = pipelines.one_each(range(gathering.matched_parts))
+    return (
+        pipelines.start(pipeline, numbers)
+        | "split" >> beam.ParDo(SplitByPartition(gathering))
+        | "by partition" >> beam.GroupByKey()
+        | "gather" >> pipelines.tagged(GatherGroup(gathering), "drawn", "sample")
+    )
+
+
+class GatherRange(beam.DoFn):
+    """Range of partitions (`start`, `stop`) -> what `Gathering.finish` yields."""
+
+    def __init__(self, gathering: Gathering) -> None:
+        self._gathering = gathering
+
+    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Reads the rows of the range and writes its parts."""
+        start, stop = element["start"][0].as_py(), element["stop"][0].as_py()
+        rows = self._gathering.read(start, stop)
+        yield from self._gathering.finish(start, stop, rows)
+
+
+class SplitByPartition(beam.DoFn):
+    """Number of a part of the source -> (partition, MATCHED)."""
+
+    def __init__(self, gathering: Gathering) -> None:
+        self._gathering = gathering
+
+    def process(self, element: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yields the rows of each partition, some at a time."""
+        (number,) = element["value"].to_pylist()
+        if number == 0:  # every partition gets a part, also one without rows
+            nothing = schema.one_batch(schema.MATCHED.empty_table())
+            yield from ((i, nothing) for i in range(self._gathering.partitions))
+        part = parts.name(number, self._gathering.matched_parts)
+        for batch in parts.read_batches(self._gathering.matched, part):
+            yield from by_partition(batch, self._gathering.partitions)
+
+
+class GatherGroup(beam.DoFn):
+    """(partition, MATCHED batches) -> what `Gathering.finish` yields."""
+
+    def __init__(self, gathering: Gathering) -> None:
+        self._gathering = gathering
 
     def process(
         self, element: tuple[int, Iterable[pa.RecordBatch]]
     ) -> Iterator[pa.RecordBatch]:
-        """Drops repeated pairs and writes the part, unless it is finished already."""
+        """Writes the part of the partition."""
         partition, batches = element
-        part = parts.name(partition, self._partitions)
-        if not parts.exists(self._folder, part):
-            table = pa.Table.from_batches(batches, schema=schema.MATCHED)
-            unique = steps.to_matches(
-                dedup.sort_and_drop_repeats(table), seed=self._seed, rule=self._rule
-            )
-            flow = drops.flow(
-                "dedup",
-                entered=table.num_rows,
-                left=unique.num_rows,
-                drops={"repeated_pair": table.num_rows - unique.num_rows},
-            )
-            parts.write(self._folder, part, unique, flow)
-        unique = parts.read(self._folder, part)
-        yield Tagged("flow", parts.read_flow(self._folder, part))
-        yield Tagged("drawn", steps.count(unique.filter(unique["drawn"])))
-        yield Tagged(
-            "sample",
-            steps.sample(unique, images=self._sample_images, partition=partition),
-        )
-        yield steps.count(unique)
+        yield from self._gathering.finish(partition, partition + 1, batches)

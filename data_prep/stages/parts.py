@@ -1,25 +1,29 @@
-"""Part files: what one partition leaves behind, as Parquet with its accounting.
+"""Part files: what a piece of a stage leaves behind, as Parquet with its accounting.
 
 Partition i of n holds the images whose id falls into the i-th n-th of the id
-space. Its file exists under its final name only when it is whole, and carries
+space. A file exists under its final name only when it is whole, and carries
 the FLOW rows of the stage that wrote it, so that a restarted run counts what a
-finished partition lost without doing it again.
+finished part lost without doing it again.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from array_record.python import array_record_module as array_record
 
-from data_prep import schema
+from data_prep import drops, schema
 from metaclip_jax import files
 
-_FLOW = b"flow"
+_FLOW, _BYTES = b"flow", b"bytes"
 _ID_BYTES = 12  # of an image_id, written as 24 hexadecimal digits
+_RUN_BYTES = 64 << 20  # rows that are sorted in memory at a time
+# A range of ids is read in whole row groups: small ones waste little of each.
+_GROUP_ROWS = 8_192
 
 
 def name(partition: int, partitions: int, suffix: str = "parquet") -> str:
@@ -40,6 +44,16 @@ def partition_of(image_ids: pa.StringArray, partitions: int) -> np.ndarray:
     return ((place * np.uint64(partitions)) >> np.uint64(32)).astype(np.int32)
 
 
+def first_id(partition: int, partitions: int) -> str:
+    """Returns what no id of the partition and all of those before are below.
+
+    Of the number of partitions itself: what is above every id.
+    """
+    if partition == partitions:
+        return "g"
+    return f"{-(-(partition << 32) // partitions):08x}"
+
+
 def write(folder: str, part: str, table: pa.Table, flow: pa.RecordBatch) -> None:
     """Writes a part file: finished under a temporary name first, then named."""
     table = table.replace_schema_metadata({_FLOW: json.dumps(flow.to_pylist())})
@@ -47,22 +61,112 @@ def write(folder: str, part: str, table: pa.Table, flow: pa.RecordBatch) -> None
         pq.write_table(table, local, compression="zstd")
 
 
+def write_sorted(
+    folder: str,
+    part: str,
+    batches: Iterable[pa.RecordBatch],
+    of: pa.Schema,
+    *,
+    by: str,
+    flow: Callable[[], pa.RecordBatch],
+) -> None:
+    """Writes rows of any number as a part file of which `read_range` reads pieces.
+
+    Args:
+      folder, part: where.
+      batches: rows of schema `of`, in any order; they are held some at a time.
+      of: their schema.
+      by: the column by which they are sorted, of strings. A large part is several
+        sorted runs, one after another.
+      flow: gives the FLOW rows, once all batches were taken.
+    """
+    held: list[pa.RecordBatch] = []
+    total = size = 0
+    with (
+        files.staged(files.path(folder) / part) as local,
+        pq.ParquetWriter(local, of, compression="zstd") as writer,
+    ):
+
+        def write_run() -> None:
+            run = pa.Table.from_batches(held, of).sort_by(by)
+            writer.write_table(run, row_group_size=_GROUP_ROWS)
+
+        for batch in batches:
+            if not batch.num_rows:  # an empty row group would have no statistics
+                continue
+            held.append(batch)
+            size += batch.nbytes
+            total += batch.nbytes
+            if size >= _RUN_BYTES:
+                write_run()
+                held, size = [], 0
+        if held:
+            write_run()
+        rows = json.dumps(flow().to_pylist())
+        writer.add_key_value_metadata({_FLOW: rows, _BYTES: str(total)})
+
+
+def read_range(
+    folder: str, part: str, *, by: str, start: str, stop: str
+) -> pa.RecordBatch:
+    """Returns the rows of a part of `write_sorted` with start <= `by` < stop."""
+    path = files.path(folder) / part
+    with files.naming(path, "a part"), files.open_parquet(path) as parquet:
+        column = parquet.schema_arrow.get_field_index(by)
+        groups = []
+        for i in range(parquet.num_row_groups):
+            found = parquet.metadata.row_group(i).column(column).statistics
+            if found.min < stop and found.max >= start:
+                groups.append(i)
+        table = parquet.read_row_groups(groups, use_threads=False)
+    inside = pc.and_(pc.greater_equal(table[by], start), pc.less(table[by], stop))
+    return schema.one_batch(table.filter(inside).replace_schema_metadata(None))
+
+
+def read_batches(folder: str, part: str) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of a part, some at a time."""
+    path = files.path(folder) / part
+    with files.naming(path, "a part"), files.open_parquet(path) as parquet:
+        for batch in parquet.iter_batches(_GROUP_ROWS, use_threads=False):
+            yield batch.replace_schema_metadata(None)
+
+
 def exists(folder: str, part: str) -> bool:
     """Whether the part is finished."""
     return (files.path(folder) / part).exists()
 
 
-def read(folder: str, part: str) -> pa.Table:
-    """Returns the part's rows."""
-    return files.read_parquet(files.path(folder) / part).replace_schema_metadata(None)
+def read(folder: str, part: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Returns the part's rows, or some columns of them."""
+    table = files.read_parquet(files.path(folder) / part, columns)
+    return table.replace_schema_metadata(None)
 
 
 def read_flow(folder: str, part: str) -> pa.RecordBatch:
     """Returns the FLOW rows of the stage that wrote the part."""
     path = files.path(folder) / part
     with files.naming(path, "a part"), files.open_parquet(path) as parquet:
-        rows = json.loads(parquet.schema_arrow.metadata[_FLOW])
+        rows = json.loads(parquet.metadata.metadata[_FLOW])
         return pa.RecordBatch.from_pylist(rows, schema=schema.FLOW)
+
+
+def read_size(folder: str, part: str) -> int:
+    """Returns how many bytes the rows of a part of `write_sorted` take in memory."""
+    path = files.path(folder) / part
+    with files.naming(path, "a part"), files.open_parquet(path) as parquet:
+        return int(parquet.metadata.metadata[_BYTES])
+
+
+def fill_empty(
+    folder: str, partitions: int, of: pa.Schema, stage: str, suffix: str = "parquet"
+) -> None:
+    """Writes the parts into which no image fell, so that every partition has one."""
+    there = {p.name for p in files.path(folder).iterdir()}
+    flow = drops.flow(stage, entered=0, left=0, drops={})
+    for i in range(partitions):
+        part = name(i, partitions, suffix)
+        if part not in there:
+            write(folder, part, of.empty_table(), flow)
 
 
 @contextmanager

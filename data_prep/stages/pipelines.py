@@ -1,15 +1,23 @@
 """What every pipeline of curation needs: options, inputs, outputs, a progress bar."""
 
 import argparse
+import contextlib
+import itertools
+import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from absl import logging
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    PipelineOptions,
+    StandardOptions,
+)
 from tqdm import tqdm
 
 from data_prep.stages import (
@@ -20,6 +28,8 @@ from metaclip_jax.cli import errors
 
 # Their job servers define more options, and refuse unknown ones themselves.
 _HAVE_JOB_SERVERS = ("portable", "flink", "spark", "prism", "kafkastreams")
+# They hold the rows of a GroupByKey in memory.
+_IN_MEMORY = ("fnapi", "bundlebaseddirect", "direct", "prism")
 
 
 def options(arguments: Sequence[str]) -> PipelineOptions:
@@ -72,14 +82,61 @@ def _short(runner: str) -> str:
     return runner.rsplit(".", 1)[-1].lower().removesuffix("runner")
 
 
-def one_each(values: Sequence[int | str]) -> list[pa.RecordBatch]:
-    """Returns one RecordBatch per value, in column `value`, for beam.Create."""
+def shuffles_on_disk(options: PipelineOptions) -> bool:
+    """Whether rows may be grouped by the runner: not where it holds them in memory."""
+    return _short(options.get_all_options()["runner"]) not in _IN_MEMORY
+
+
+def ranges(
+    partitions: int, *, size: int, memory_gib: float, options: PipelineOptions
+) -> list[tuple[int, int]]:
+    """Returns ranges of partitions [start, stop), as wide as the memory allows.
+
+    Args:
+      partitions: how many there are.
+      size: bytes of all their rows in memory.
+      memory_gib: for the rows of all workers together; 0: a quarter of the machine's.
+      options: of the pipeline, which say how many workers there are.
+    """
+    workers = worker_count(options)
+    memory = memory_gib * 2**30 or machine_memory() / 4
+    # While partitions are made, the rows of a range are there, and sorted copies.
+    wanted = max(workers, -(-3 * size * workers // int(memory)))
+    if wanted > partitions and wanted > workers:
+        logging.warning(
+            "a partition takes about %.1f GiB of memory: give more partitions "
+            "(config.partitions) or memory (config.memory_gib)",
+            3 * size / partitions / 2**30,
+        )
+    count = min(partitions, wanted)
+    edges = [partitions * i // count for i in range(count + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def worker_count(options: PipelineOptions) -> int:
+    """Returns how many worker processes the runner in this process has."""
+    return options.view_as(DirectOptions).direct_num_workers or os.cpu_count() or 1
+
+
+def machine_memory() -> int:
+    """Returns the bytes of memory that this process may use."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int(Path("/sys/fs/cgroup", name).read_text()))
+    return min(limits)
+
+
+def one_each(values: Iterable[int]) -> list[pa.RecordBatch]:
+    """Returns one RecordBatch per value, in column `value`: for `start`."""
     return [pa.RecordBatch.from_pydict({"value": [value]}) for value in values]
 
 
-def start(pipeline: beam.Pipeline, values: Sequence[int | str]) -> beam.PCollection:
-    """Distributes one RecordBatch per value over the workers."""
-    create = beam.Create(one_each(values)).with_output_types(pa.RecordBatch)
+def start(
+    pipeline: beam.Pipeline, elements: Sequence[pa.RecordBatch]
+) -> beam.PCollection:
+    """Distributes RecordBatches, each a piece of work, over the workers."""
+    create = beam.Create(elements).with_output_types(pa.RecordBatch)
     return pipeline | create | beam.Reshuffle()
 
 
@@ -94,7 +151,7 @@ def tagged(stage: beam.DoFn, *tags: str, main: type = pa.RecordBatch) -> beam.Pa
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def progress(folder: str, partitions: int, title: str) -> Iterator[None]:
     """Shows a bar of how many of `partitions` parts are in `folder`, on any runner."""
     done = threading.Event()

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import apache_beam as beam
 import pyarrow as pa
 
-from data_prep import schema
+from data_prep import drops, schema
 from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
     parts,
@@ -119,16 +119,13 @@ def write_all(
     return grouped | f"write {name}" >> beam.ParDo(WriteAll(of, folder, part, order))
 
 
-def fill_empty(of: pa.Schema, folder: str, part: str) -> None:
-    """Writes what `write_all` does not write where there are no rows at all."""
-    if not parts.exists(folder, part):
-        nothing = schema.one_batch(schema.FLOW.empty_table())
-        parts.write(folder, part, of.empty_table(), nothing)
-
-
-def _check_element_type(rows: beam.PCollection, part: str) -> None:
-    if rows.element_type is not pa.RecordBatch:
-        raise TypeError(f"{part}: wanted RecordBatches, got {rows.element_type}")
+def funnel(workdir: str) -> list[dict]:
+    """What came into each stage, left it and was lost there, over a finished run."""
+    folders = ("matched", "matches", "images", "balance")
+    flows = [read_sum(f"{workdir}/{name}", "flow.parquet") for name in folders]
+    # Each stage has its row, also where nothing came to it.
+    flows += [drops.flow(stage, entered=0, left=0, drops={}) for stage in TEXT_STAGES]
+    return drops.funnel(schema.sum_counts(flows, schema.FLOW), STAGES)
 
 
 def read_tallies(folder: str, part: str) -> dict[str, dict[str, int]]:
@@ -137,3 +134,8 @@ def read_tallies(folder: str, part: str) -> dict[str, dict[str, int]]:
     for row in read_sum(folder, part).to_pylist():
         found[row["column"]][row["value"]] = row["count"]
     return found
+
+
+def _check_element_type(rows: beam.PCollection, part: str) -> None:
+    if rows.element_type is not pa.RecordBatch:
+        raise TypeError(f"{part}: wanted RecordBatches, got {rows.element_type}")

@@ -82,6 +82,10 @@ KINDS = {
         "unfinished.json part-N-of-00002.parquet part-N-of-00002.moved.parquet "
         "accepted.parquet flow.parquet outcomes.parquet manifest.json"
     ),
+    "work/matched": (
+        "unfinished.json part-N-of-00001.parquet flow.parquet sizes.parquet "
+        "manifest.json"
+    ),
     "work/matchers": "MATCHER",
     "work/matches": (
         "unfinished.json part-N-of-00002.parquet counts.parquet drawn.parquet "
@@ -249,7 +253,7 @@ def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(
         assert last == lines[-1]
         assert not any("Traceback" in line for line in lines)
         met.append(re.match(rf"Error: want room for {place}/work/(\w+)/", last)[1])
-    assert met == ["matchers", "matches", "downloads"]
+    assert met == ["matchers", "matched", "downloads"]
     assert content(place) == undisturbed
 
 

@@ -73,22 +73,29 @@ def serve(images: Mapping[str, bytes | int]) -> Iterator[str]:
         server.server_close()
 
 
-def write(folder: Path, alts: Sequence[tuple[str, str]]) -> dict[str, str]:
+def write(
+    folder: Path, alts: Sequence[tuple[str, str]], warcs: int = 1
+) -> dict[str, str]:
     """Writes a crawl and metadata ("cat", "dog", "red"); returns flags to curate them.
 
-    `alts` are pairs (path of an image on the server, its alt text), one page each.
+    `alts` are pairs (path of an image on the server, its alt text), one page each, and
+    every `warcs`-th page goes into the same file.
     """
     folder.mkdir(exist_ok=True)
-    pages = {
-        f"http://pages.example/{n}": f"<img src='http://{IMAGES}{path}' alt='{alt}'>"
+    pages = [
+        (
+            f"http://pages.example/{n}",
+            f"<img src='http://{IMAGES}{path}' alt='{alt}'>",
+        )
         for n, (path, alt) in enumerate(alts)
-    }
-    write_warc(folder / "pages.warc.gz", pages)
+    ]
+    for i in range(warcs):
+        write_warc(folder / f"pages-{i}.warc.gz", dict(pages[i::warcs]))
     (folder / "metadata.json").write_text(json.dumps(["cat", "dog", "red"]))
     return {
         "config": str(ROOT / "configs/curate.py:quickstart"),
         "config.name": "tiny",
-        "config.source.paths": str(folder / "pages.warc.gz"),
+        "config.source.paths": str(folder / "pages-*.warc.gz"),
         "config.metadata": str(folder / "metadata.json"),
         "config.download.retries": 0,
     }
