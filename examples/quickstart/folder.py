@@ -1,4 +1,4 @@
-"""What lies where in a site's folder: build writes it, serve reads it."""
+"""Names of the files in a site's folder, which build writes and serve reads."""
 
 CONTENTS = "www"  # HOST/path, as served
 SPECIAL = "site.json"  # hosts, date, answers other than "200 and the file"

@@ -1,7 +1,7 @@
-"""The subjects of the sample web's sections: which word puts a picture where.
+"""The sections of the sample web, and the words that assign a picture to one.
 
-The drawings come without categories, so a short list of words a group stands in for
-them. The first group with a word of the name wins.
+OpenMoji's drawings are assigned by words of their names. The first group that has a
+word of the name wins.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ class Group:
     """A section of the site. `facts` are sentences with {name} and {other}."""
 
     title: str
-    kind: str  # what one member is called, "animal"
+    kind: str  # name of one member, "animal"
     tags: tuple[str, ...]
     facts: tuple[str, ...]
 
@@ -201,7 +201,7 @@ GROUPS: dict[str, Group] = {
     ),
 }
 
-# Words (or whole phrases) that put a name into a group, in the order they are tried.
+# Words (or whole phrases) that assign a name to a group, in the order of trial.
 _WORDS: tuple[tuple[str, str], ...] = (
     ("families", "family couple kiss"),
     ("hearts", "heart hearts"),
@@ -347,14 +347,14 @@ _ORDER = {group: i for i, (group, _) in enumerate(_WORDS)}
 
 
 def group_of(name: str, *, person: bool) -> str:
-    """Returns the key in GROUPS for an English name. `person`: it has a gender."""
+    """Returns the key in GROUPS of an English name. `person`: the name has a gender."""
     if person:
         return "people"
     words = name.lower().replace(",", " ").replace(":", " ").split()
     found = {_GROUP_OF_WORD[word] for word in words if word in _GROUP_OF_WORD}
     if not found:
         return "things"
-    # Hands and people share words with food and sports; a person is a person.
+    # First, since people share words with food and sports.
     if words[0] in {"man", "woman", "person", "men", "women", "people"}:
         return "people"
     return min(found, key=_ORDER.__getitem__)

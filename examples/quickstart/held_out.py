@@ -1,8 +1,8 @@
-"""Which compositions are never shown: chosen here, written as a dataset of their own.
+"""Chooses the compositions to hold out for evaluation, and their zero-shot tasks.
 
 A composition is (role, gender, skin tone). It is held out together with every picture
-that looks like it (OpenMoji draws "farmer" and "man farmer" alike, and walkers facing
-right are mirrored), while each of its parts stays on the site with other partners.
+that looks like it (OpenMoji draws "farmer" and "man farmer" alike, and mirrors walkers
+that face right). Each of its parts stays on the site in other compositions.
 """
 
 import re
@@ -19,13 +19,13 @@ from examples.quickstart.pictures import Drawing
 
 TEMPLATES = ("{}", "an illustration of {}", "icon of {}", "a drawing of {}")
 _WORD = r"[\w’-]+"
-_TONES_LEFT = 3  # of five, for each (role, gender)
+_TONES_LEFT = 3  # of five, per (role, gender)
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """`shown`: the pictures of the held-out dataset, no two alike. `withheld`: codes
-    of all pictures that must not stand on the site (`shown` and what looks like it).
+    of all pictures that the site must not have (`shown`, and those that look alike).
     """
 
     shown: list[Picture]
@@ -41,8 +41,8 @@ def hold_out(
 ) -> HeldOut:
     """Chooses up to `count` compositions. `drawings`: by code.
 
-    Of each (role, gender) at least three tones stay, and of each (role, tone) at
-    least one gender, if the role has genders.
+    At least three tones of each (role, gender) stay on the site, and at least one
+    gender of each (role, tone) if the role has genders.
     """
     units = _units(everything, drawings)
     texts = [words(picture.name) for picture in everything]
@@ -64,7 +64,7 @@ def hold_out(
         if any(
             texts[index[best.code]] in t for i, t in enumerate(texts) if i not in own
         ):
-            continue  # its text would be found inside a text of the site
+            continue  # a text of the site would contain its name
         left = after
         shown.append(best)
         withheld |= {picture.code for picture in unit}
@@ -96,7 +96,7 @@ def skin_tone(shown: Sequence[Picture], image_ids: Sequence[str]) -> dict:
 
 
 def role_text(picture: Picture) -> str:
-    """Returns the text of a class, without tone and gender: "person walking"."""
+    """Returns the class name, without tone and gender: "person walking"."""
     if not picture.gender:
         return picture.role
     if picture.role == "bald":
@@ -109,7 +109,7 @@ def role_text(picture: Picture) -> str:
 def words(text: str) -> str:
     """Returns a text as lower-case words, each between spaces, no punctuation.
 
-    So `words(name) in words(text)` says whether the text holds the name.
+    So `words(name) in words(text)` is true if the text contains the name.
     """
     return f" {' '.join(re.findall(_WORD, text.lower()))} "
 
@@ -117,7 +117,7 @@ def words(text: str) -> str:
 def _units(
     everything: Sequence[Picture], drawings: Mapping[str, Drawing]
 ) -> dict[str, list[Picture]]:
-    """What must be held out together, keyed by the first picture's code."""
+    """Returns groups of pictures that look alike, by the first picture's code."""
     thumbnails = np.stack([drawings[p.code].thumbnail for p in everything])
     pairs = list(pictures.look_alikes(thumbnails, mirrored=True))
     first: dict[tuple, int] = {}
@@ -148,7 +148,7 @@ def _compositions(some: Sequence[Picture]) -> set[tuple[str, str, str]]:
 
 
 def _parts(some: Sequence[Picture]) -> Counter:
-    """How many compositions hold each (role, gender) and each (role, tone)."""
+    """Counts the compositions that have each (role, gender) and each (role, tone)."""
     parts: Counter = Counter()
     for role, gender, tone in _compositions(some):
         parts["role and gender", role, gender] += 1

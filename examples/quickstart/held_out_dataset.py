@@ -29,7 +29,7 @@ def write(
 ) -> None:
     """Writes the dataset folder with zero_shot.json and skin_tone.json; manifest last.
 
-    `drawings`: by code. One record a picture, its name the only text.
+    `drawings`: by code. One record per picture; its only text is the name.
     """
     made = [_record(picture, drawings[picture.code]) for picture in held_out.shown]
     facts = array_record.write_shard(f"{folder}/{records.shard_name(NAME, 0, 1)}", made)
@@ -63,7 +63,7 @@ def write(
 
 def _record(picture: Picture, drawing: Drawing) -> Record:
     image = drawing.jpg
-    # An address of its own, which the site does not have.
+    # A URL that the site does not have.
     url = f"http://{IMAGE_HOST}/held-out/{picture.code.lower()}.jpg"
     return Record(
         image=image,

@@ -1,6 +1,6 @@
-"""What goes wrong on the web: broken, lying, missing and moved images, trackers.
+"""Faults of the real web: broken, mislabelled, missing and moved images, trackers.
 
-All of it is made here on purpose, so that curation has something to count.
+They are added on purpose, so that curation has something to drop and count.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ _PAGE_INSTEAD = b"<!DOCTYPE html><html><body><h1>Please log in</h1></body></html
 
 @dataclass
 class Files:
-    """What the server holds: bytes by "host/path", and answers other than 200.
+    """Files by "host/path", and answers other than 200.
 
     A special answer has any of `status`, `location`, `content_type`.
     """
@@ -67,9 +67,9 @@ def spoil(
     *,
     seed: int,
 ) -> list[Shown]:
-    """Adds bad or doubled images for one picture in twelve, every kind at least once.
+    """Adds bad or duplicated images for one picture in twelve, each kind at least once.
 
-    Returns how they are shown, each with a text of its picture.
+    Returns their <img>s, each with a text of its picture.
     """
     count = max(len(some) // 12, len(KINDS))
     shown = []
@@ -85,7 +85,7 @@ def spoil(
 
 
 def tracker(path: str, *, seed: int) -> Shown | None:
-    """Returns the tracking pixel of a page, if it has one."""
+    """Returns the tracking pixel of a page, or None."""
     choice = draw(seed, path, "tracker")
     if choice > 0.5:
         return None
@@ -94,7 +94,7 @@ def tracker(path: str, *, seed: int) -> Shown | None:
 
 
 def odd_pages(some: Sequence[Picture], url_of: Mapping[str, str]) -> list[Page]:
-    """Returns pages with what no template covers: very long alts, odd markup."""
+    """Returns pages that no template makes: very long alts, odd markup."""
     first, second, third = (some[i % len(some)] for i in (0, 7, 13))
     listed = ", ".join(picture.name for picture in some[:200])
     rows = [

@@ -1,4 +1,4 @@
-"""The pictures of the sample web: OpenMoji drawings and what people call them.
+"""The pictures of the sample web: OpenMoji drawings and their names.
 
 A name such as "woman firefighter medium-dark skin tone" is a composition: subject
 ("woman firefighter"), gender ("woman"), role ("firefighter") and skin tones. The parts
@@ -22,14 +22,14 @@ _TONE = re.compile(r"\b(medium-light|medium-dark|light|medium|dark) skin tone\b"
 _GENDERED = re.compile(r"(woman|man|person) (.+)")
 _HAIR = re.compile(r"(woman|man|person) (bald|beard|(?:blond|curly|red|white) hair)")
 _PAIR = re.compile(r"(couple with heart|kiss) (woman|man|person) (woman|man|person)")
-_FULLY_QUALIFIED = 2  # emoji.STATUS; the other spellings share a drawing
+_FULLY_QUALIFIED = 2  # emoji.STATUS; other code sequences share a drawing
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One drawing and its names. `role` and `gender` are "" where they make no sense.
+    """One drawing and its names. `role` and `gender` are "" if they do not apply.
 
-    `facing_right` marks mirrored drawings; their role is that of the drawing itself.
+    `facing_right` marks mirrored drawings; their role is the original's.
     """
 
     code: str  # code points as in OpenMoji's file names, "1F469-200D-1F692"

@@ -1,4 +1,4 @@
-"""What the sample web says: texts for pictures, sentences for articles.
+"""The texts of the sample web: for pictures, and for articles.
 
 Every text is built from a picture's name, its group and its tags, chosen by hash.
 """
@@ -94,13 +94,13 @@ _COUNTABLE = frozenset(
 
 
 def english(picture: Picture, *key: str | int, seed: int) -> str:
-    """Returns one natural English text for a picture; the key says what for."""
+    """Returns a natural English text for a picture, chosen by the key."""
     forms = _WITH_TONES if picture.tones else _PLAIN
     return _fill(pick(seed, forms, picture.code, "text", *key), picture, seed=seed)
 
 
 def product(picture: Picture, *key: str | int, seed: int) -> str:
-    """Returns a product title, as a shop's template writes it."""
+    """Returns a product title, as from a shop's template."""
     return _fill(
         pick(seed, _PRODUCT, picture.code, "product", *key), picture, seed=seed
     )
@@ -125,7 +125,7 @@ def keywords(picture: Picture, *, seed: int) -> str:
 
 
 def paragraph(picture: Picture, other: Picture, *, seed: int) -> str:
-    """Returns two or three English sentences on a picture and its neighbour."""
+    """Returns two or three English sentences about a picture and its neighbour."""
     facts = GROUPS[picture.group].facts
     forms = [
         pick(seed, options, picture.code, part)
@@ -136,7 +136,7 @@ def paragraph(picture: Picture, other: Picture, *, seed: int) -> str:
 
 
 def a(picture: Picture) -> str:
-    """Returns the subject with its article where it has one: "a woman firefighter"."""
+    """Returns the subject, with an article if it takes one: "a woman firefighter"."""
     subject = picture.subject
     words = subject.split()
     if picture.group == "flags":

@@ -1,4 +1,4 @@
-"""Choices of the sample web: a hash of (seed, what is chosen for), no random state."""
+"""Random choices of the sample web: hashes of (seed, key), no generator state."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def draw(seed: int, *key: str | int) -> float:
-    """Returns a number in [0, 1) that depends on the seed and the key alone."""
+    """Returns a number in [0, 1), a function of the seed and the key."""
     return (_digest(seed, *key) >> 11) / 2**53
 
 
@@ -20,7 +20,7 @@ def pick(seed: int, options: Sequence[T], *key: str | int) -> T:
 
 
 def shuffled(seed: int, items: Iterable[T], *key: str | int) -> list[T]:
-    """Returns the items in an order set by the seed, the key and their own text."""
+    """Returns the items in an order that depends on seed, key and each item's str."""
     return sorted(items, key=lambda item: (_digest(seed, *key, str(item)), str(item)))
 
 

@@ -1,6 +1,6 @@
-"""Drawings to image files: rendering, encoding, and which of them look the same.
+"""Renders and encodes drawings, and finds those that look the same.
 
-Everything is a function of the drawing alone, so that files repeat byte for byte.
+Everything is a function of the drawing, so that runs give the same bytes.
 """
 
 import io
@@ -20,8 +20,8 @@ from examples.quickstart import names
 
 SIDE = 96  # pixels of a rendered picture
 _THUMBNAIL_SIDE = 24
-# Root mean square difference of two thumbnails (0..255) below which they are taken
-# for one picture. The skin tones of almost all drawings are further apart.
+# Two thumbnails (0..255) with a smaller root mean square difference count as the same
+# picture. In almost all drawings two skin tones differ by more.
 SAME_PICTURE = 2.5
 
 
@@ -110,7 +110,7 @@ def look_alikes(
 
 
 def components(count: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
-    """Returns for each of `count` nodes the smallest node that pairs connect it to."""
+    """Returns, for each of `count` nodes, the smallest node of its component."""
     parent = list(range(count))
 
     def root(node: int) -> int:
@@ -136,12 +136,12 @@ def _to_bytes(image: Image.Image, kind: str) -> bytes:
     elif kind == "png":
         image.save(buffer, "PNG")
     else:
-        raise ValueError(f"an image is jpg, webp, png or gif, got {kind!r}")
+        raise ValueError(f"wanted jpg, webp, png or gif, got {kind!r}")
     return buffer.getvalue()
 
 
 def _end_with(parent: int) -> None:
-    """Ends this worker when its parent is gone: a killed build leaves nothing."""
+    """Ends this worker when its parent ends, so that a killed build leaves none."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,10 +1,10 @@
-"""The quick start: from a small web to a trained, evaluated CLIP, command by command.
+"""The quick start: from a small web to a trained and evaluated CLIP, in commands.
 
     python -m examples.quickstart.run --workdir=quickstart_run
 
-It runs the project's own commands one after another and shows each, so that you
-can run, change and learn them one by one. A finished command is not run again; a
-killed quick start goes on where it was; --fresh starts over.
+It prints each of the project's commands and runs it, so that you can repeat and change
+them. A finished command is not run again, so a killed quick start continues; --fresh
+starts over.
 """
 
 import contextlib
@@ -25,17 +25,17 @@ from absl import flags, logging
 from metaclip_jax import files, metric_rows
 from metaclip_jax.cli import command
 
-_RECORD = "quickstart.json"  # in the workdir: its mark, and what was finished with what
-_HOST_MAP = "HOST_MAP"  # stands in a command for where the server listens
+_RECORD = "quickstart.json"  # in the workdir: the fingerprints of finished stages
+_HOST_MAP = "HOST_MAP"  # placeholder in a command for the server's address
 _HOSTS = ("sample-web.example", "images.sample-web.example")
 _SERVER_START_SECONDS = 30
-# Huge pages for large arrays, where glibc is the libc: train steps are faster.
+# glibc: huge pages for large arrays, which make train steps faster.
 _ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One command, and the file that exists when it has finished."""
+    """A command, and the file that exists once it has finished."""
 
     title: str
     module: str
@@ -56,7 +56,7 @@ class Stage:
         ]
 
     def fingerprint(self) -> str:
-        """Changes when the command or its recipe does; not with the server's port."""
+        """Changes with the command and its recipe, not with the server's port."""
         text = "\n".join(self.command())
         if "config" in self.arguments:
             recipe, _, _ = str(self.arguments["config"]).partition(":")  # its variant
@@ -65,7 +65,7 @@ class Stage:
 
 
 def main(argv: list[str]) -> None:
-    """Runs every stage that is not finished, then says what came out."""
+    """Runs every stage that is not finished, then prints the results."""
     command.refuse_arguments(argv)
     workdir = Path(flags.FLAGS.workdir)
     prepare(workdir, fresh=flags.FLAGS.fresh)
@@ -84,26 +84,26 @@ def main(argv: list[str]) -> None:
 
 
 def recipes() -> Path:
-    """Returns the folder of recipes, as seen from the current folder."""
+    """Returns the folder of recipes, relative to the current folder."""
     folder = Path(__file__).resolve().parents[2] / "configs"
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"the recipes are not at {folder}: run the quick start from a clone of the "
-            "project (make quickstart), not from an installed wheel"
+            f"wanted the recipes in {folder}, got no such folder; run the quick start "
+            "from a clone of the project (make quickstart), not from an installed wheel"
         )
     return Path(os.path.relpath(folder))
 
 
 def prepare(workdir: Path, *, fresh: bool) -> None:
-    """Makes the workdir, or checks that it is an earlier quick start's.
+    """Creates the workdir, or checks that an earlier quick start created it.
 
-    Raises ValueError for a folder that holds something else: it is never removed.
+    Raises ValueError for any other folder that is not empty; it is never removed.
     """
     ours = (workdir / _RECORD).exists()
     if workdir.exists() and any(workdir.iterdir()) and not ours:
         raise ValueError(
-            f"--workdir={workdir} holds files that no quick start made (there is no "
-            f"{_RECORD}): name a new or an empty folder"
+            f"--workdir={workdir}: wanted an empty or new folder, or a quick start's, "
+            f"got files without {_RECORD}; name another folder"
         )
     if fresh and ours:
         shutil.rmtree(workdir)
@@ -113,7 +113,7 @@ def prepare(workdir: Path, *, fresh: bool) -> None:
 
 
 def stages(workdir: Path, configs: Path) -> list[Stage]:
-    """The whole story, one command each."""
+    """Returns all stages, in order."""
     pictures = {"pictures": flags.FLAGS.pictures} if flags.FLAGS.pictures else {}
     steps = {"config.total_steps": flags.FLAGS.steps} if flags.FLAGS.steps else {}
     if 0 < flags.FLAGS.steps < 100:  # the recipe warms up for 50
@@ -204,7 +204,7 @@ def stages(workdir: Path, configs: Path) -> list[Stage]:
 
 
 def is_finished(stage: Stage, record: Mapping[str, Mapping]) -> bool:
-    """Whether the stage was finished by this very command and recipe."""
+    """Whether the stage has finished with this same command and recipe."""
     known = stage.title in record
     same = known and record[stage.title]["fingerprint"] == stage.fingerprint()
     return same and Path(stage.result).exists()
@@ -212,9 +212,9 @@ def is_finished(stage: Stage, record: Mapping[str, Mapping]) -> bool:
 
 @contextlib.contextmanager
 def server(workdir: Path) -> Iterator[str]:
-    """Serves the sample web while the block runs; yields where its hosts are.
+    """Serves the sample web during the block; yields its host map.
 
-    The server ends with this process, however this process ends.
+    The server ends when this process ends, also when it is killed.
     """
     port_file = workdir / "port"
     port_file.unlink(missing_ok=True)
@@ -222,7 +222,7 @@ def server(workdir: Path) -> Iterator[str]:
     command = (
         f"python -m examples.quickstart.serve --site={site} --port_file={port_file}"
     )
-    say(f"Serve the small web (in its own process)\n  {command}")
+    say(f"Serve the small web (in a separate process)\n  {command}")
     with (workdir / "server.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, *shlex.split(command)[1:]], stdout=log, stderr=log
@@ -231,7 +231,7 @@ def server(workdir: Path) -> Iterator[str]:
         deadline = time.monotonic() + _SERVER_START_SECONDS
         while not port_file.exists():
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the server did not start: see {log.name}")
+                raise RuntimeError(f"the server did not start; {log.name} says why")
             time.sleep(0.05)
         address = f"127.0.0.1:{port_file.read_text().strip()}"
         yield ",".join(f"{host}={address}" for host in _HOSTS)
@@ -241,9 +241,9 @@ def server(workdir: Path) -> Iterator[str]:
 
 
 def run(stage: Stage, host_map: str) -> dict:
-    """Shows and runs one command; returns what it took and its fingerprint.
+    """Prints and runs a command; returns its seconds, memory and fingerprint.
 
-    Raises SystemExit with the command's own exit status where it fails.
+    Raises SystemExit with the command's exit status if it fails.
     """
     command = stage.command(host_map)
     say(f"{stage.title}\n  {shlex.join(command)}")
@@ -256,14 +256,14 @@ def run(stage: Stage, host_map: str) -> dict:
         raise SystemExit(status if status > 0 else 128 - status)
     return {
         "seconds": round(time.monotonic() - start, 1),
-        # Of the largest process that this run has started so far.
+        # Peak of the largest child process so far.
         "peak_gib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20,
         "fingerprint": stage.fingerprint(),
     }
 
 
 def summarise(workdir: Path, record: Mapping[str, Mapping]) -> None:
-    """Prints what was made, how long it took, and what to try next."""
+    """Prints the results, the time, and what to try next."""
     evaluations = (workdir / "run" / "evaluation").glob("*.json")
     evaluation = max(
         (p for p in evaluations if p.stem.isdigit()), key=lambda p: int(p.stem)
@@ -309,7 +309,7 @@ Try next:
 
 
 def data_wait(run: Path) -> float:
-    """Returns the share of its time that a run, of rows alike in steps, waited."""
+    """Returns the share of time that a run waited for data; rows cover equal steps."""
     rows = [row for row in metric_rows.read(run) if "data_wait" in row]
     lengths = [1 / row["examples_per_second"] for row in rows]
     waits = (
@@ -319,13 +319,13 @@ def data_wait(run: Path) -> float:
 
 
 def say(text: str) -> None:
-    """Prints for the person at the terminal, above what the next command prints."""
+    """Prints at once, so that it comes before the next command's output."""
     print(f"\n{text}", flush=True)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", "quickstart_run", "Everything is made here.")
-    flags.DEFINE_bool("fresh", False, "Remove what an earlier run made, start over.")
+    flags.DEFINE_string("workdir", "quickstart_run", "Folder for all output.")
+    flags.DEFINE_bool("fresh", False, "Remove an earlier run's files and start over.")
     flags.DEFINE_integer("pictures", 0, "Pictures on the web; 0 = all.", lower_bound=0)
     flags.DEFINE_integer("steps", 0, "Training steps; 0 = the recipe's.", lower_bound=0)
     command.run(main)

@@ -1,7 +1,7 @@
 """The pages of the sample web: galleries, articles, shop, templates, other languages.
 
-Each function takes pictures (with the address of each) and returns pages. Taken
-together a picture gets about five English texts.
+Each function takes pictures and their URLs, and returns pages. In all, a picture gets
+about five English texts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ _TEMPLATE_INTROS = (
 
 
 def galleries(some: Sequence[Picture], at: Addresses, *, seed: int) -> list[Page]:
-    """Returns pages of pictures by group, one text a picture and sometimes two."""
+    """Returns pages of pictures by group, with one or two texts per picture."""
     pages = []
     for group, facts in GROUPS.items():
         members = [picture for picture in some if picture.group == group]
@@ -84,9 +84,9 @@ def galleries(some: Sequence[Picture], at: Addresses, *, seed: int) -> list[Page
 
 
 def articles(some: Sequence[Picture], at: Addresses, *, seed: int) -> list[Page]:
-    """Returns articles: one a role ("Firefighter"), and one for 16 single things.
+    """Returns articles: one per role ("Firefighter"), and one per 16 single things.
 
-    Every picture stands in one article with a figure caption and a paragraph.
+    Every picture is in one article, with a figure caption and a paragraph.
     """
     subjects: dict[str, list[Picture]] = {}
     for picture in some:
@@ -160,7 +160,7 @@ def shop(some: Sequence[Picture], at: Addresses, *, seed: int) -> list[Page]:
 
 
 def templates(some: Sequence[Picture], at: Addresses, *, seed: int) -> list[Page]:
-    """Returns galleries that a program filled: "image", "icon of ...", empty alts."""
+    """Returns galleries with texts from templates: "image", "icon of ...", empty."""
     shown_here = [p for p in some if draw(seed, p.code, "in template") < 0.45]
     pages = []
     for number, chunk in enumerate(_chunks(shuffled(seed, shown_here, "sets"), 60), 1):
@@ -228,7 +228,7 @@ def other_languages(
                     caption=f"{tongue.picture}: {name}" if captioned else "",
                 )
                 items.append(tags.image(shown, page_path=path, seed=seed))
-            # Declared, undeclared, or declared inside the page.
+            # Declared on <html>, not declared, or declared on <main>.
             declared = (LANGUAGES.index(language) + number) % 3
             charset, declared_in = _charset(language, number)
             pages.append(
@@ -247,7 +247,7 @@ def other_languages(
 
 
 def _charset(language: str, number: int) -> tuple[str, str]:
-    """Returns (charset, where it is declared). A few pages are older than UTF-8."""
+    """Returns (charset, where it is declared); a few pages are not UTF-8."""
     legacy = {
         ("fr", 1): ("windows-1252", "meta"),
         ("ja", 1): ("shift_jis", "http-equiv"),

@@ -1,9 +1,9 @@
-"""The sample web's server: one process, loopback only, hosts told apart by name.
+"""The sample web's server: one process, loopback only, several host names.
 
     python -m examples.quickstart.serve --site=run/site --port_file=run/port
 
-It knows every file from the start, so no request can name another one. It ends when
-the process that started it ends.
+It lists its files at the start, so no request can reach another one. It ends when the
+process that started it ends.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _TYPES = {
     ".txt": "text/plain; charset=utf-8",
     ".webp": "image/webp",  # missing from some systems' tables
 }
-# What a real server writes under a status line.
+# Bodies of the error answers.
 _SORRY = "<!DOCTYPE html><html><head><title>{0}</title></head><body>{0}</body></html>"
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
@@ -39,8 +39,8 @@ def main(argv: list[str]) -> None:
     site = Path(flags.FLAGS.site)
     if not (site / SPECIAL).exists():
         raise FileNotFoundError(
-            f"wanted a folder that examples.quickstart.build made, got {site} without"
-            f" {SPECIAL}; build it, or correct --site"
+            f"--site={site}: wanted a folder that examples.quickstart.build made, got"
+            f" one without {SPECIAL}; build it, or correct the path"
         )
     special = files.read_json(site / SPECIAL)
     places = known_files(site / CONTENTS)
@@ -66,7 +66,7 @@ def make_handler(
     """Returns the function that answers requests for "Host header/path".
 
     `special` answers have any of status, location and content_type. `date` is the Date
-    of every answer: a site that does not change says the same twice.
+    header of every answer, fixed so that two crawls are equal.
     """
 
     async def handle(request: web.Request) -> web.Response:
@@ -105,7 +105,7 @@ async def _serve(handler: Handler, *, port: int, parent: int) -> None:
         files.write_bytes(flags.FLAGS.port_file, f"{found}\n".encode())
     while os.getppid() == parent:
         await asyncio.sleep(_PARENT_CHECK_SECONDS)
-    logging.info("the parent process has ended, and so does the server")
+    logging.info("the parent process has ended, so the server ends")
     await runner.cleanup()
 
 

@@ -1,7 +1,7 @@
 """The whole sample web in memory: addresses, files, pages, indexes, page views.
 
-`make` is the story: give every picture an address, write the pages of each section,
-add what goes wrong, then link everything from the home page.
+`make` gives every picture a URL, writes the pages of each section, adds faults, then
+links everything from the home page.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,9 +18,9 @@ from examples.quickstart.pictures import Drawing
 from examples.quickstart.tags import HOST, IMAGE_HOST, Page
 from examples.quickstart.tongues import TONGUES
 
-# What the server says in its Date header, so that crawls repeat byte for byte.
+# The server's Date header, fixed so that crawls give the same bytes.
 DATE = "Sat, 01 Mar 2025 12:00:00 GMT"
-_MOST_VIEWED = 25_000  # views of the first title; the n-th has 1/n of them
+_MOST_VIEWED = 25_000  # views of the first title; the n-th has 1/n as many
 _IDENTICAL = 1.0  # as pictures.SAME_PICTURE, without mirroring
 
 
@@ -40,7 +40,7 @@ def make(
     *,
     seed: int,
 ) -> Site:
-    """Makes the site from all pictures but the withheld ones.
+    """Makes the site from all pictures except the withheld ones.
 
     `drawings`: of all pictures, by code.
     """
@@ -77,8 +77,8 @@ def _publish(
 ) -> dict[str, tuple[str, str, str]]:
     """Stores image files; returns (address, smaller copy, other format) by code.
 
-    Pictures that look the same ("farmer" and "man farmer") mostly share one address,
-    so that it has the texts of both; some are duplicates under two addresses.
+    Most pictures that look the same ("farmer" and "man farmer") share one URL, which
+    gets the texts of both; some are stored twice under two URLs.
     """
     thumbnails = np.stack([drawings[p.code].thumbnail for p in shown])
     alike = pictures.look_alikes(thumbnails, mirrored=False, difference=_IDENTICAL)
@@ -128,7 +128,7 @@ def _unsayable(
 def _with_mess(
     by_section: Mapping[str, list[Page]], spoiled: Sequence[tags.Shown], *, seed: int
 ) -> dict[str, list[Page]]:
-    """Adds trackers to pages, and spreads the spoiled images over the shop."""
+    """Adds trackers to pages, and bad images to the shop."""
     where = [page.path for page in by_section["Shop"] or by_section["Galleries"]]
     spread: dict[str, list[tags.Shown]] = {}
     for bad in spoiled:
@@ -157,7 +157,7 @@ def _append(page: Page, images: Iterable[tags.Shown | None]) -> Page:
 def _wiki(
     shown: Sequence[Picture], articles: Sequence[Page], files: Files
 ) -> dict[str, str]:
-    """Lets /wiki/Title lead to the article of each subject; returns title -> path."""
+    """Redirects /wiki/Title to the article of each subject; returns title -> path."""
     path_of = {page.title: page.path for page in articles}
     titles = {}
     for picture in shown:
@@ -200,7 +200,7 @@ def _indexes(pages: Mapping[str, list[Page]], wiki: Mapping[str, str]) -> list[P
 def _write_pages(
     pages: Mapping[str, list[Page]], files: Files, *, seed: int
 ) -> list[Page]:
-    """Puts navigation around every page and stores its bytes."""
+    """Adds navigation to every page and stores its bytes."""
     written = []
     for section, members in pages.items():
         for i, page in enumerate(members):
@@ -243,7 +243,7 @@ def _views(
 ) -> list[tuple[str, str, int]]:
     """Returns page views: the n-th title has 1/n of the first one's views.
 
-    As in an encyclopedia, titles are more than the articles here: every subject.
+    Every subject has a title, also those without an article.
     """
     titles = {page.title for page in articles}
     titles |= {phrases.heading(picture.subject) for picture in shown}

@@ -1,4 +1,4 @@
-"""HTML as people write it: the many ways to name an image and to say what it shows."""
+"""HTML as people write it: the many ways to include an image and its text."""
 
 import html
 import posixpath
@@ -18,7 +18,7 @@ _PLACEHOLDER = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAACAkQBADs="
 
 @dataclass(frozen=True)
 class Shown:
-    """One image on a page. `alt` None: no such attribute; "" texts are left out.
+    """One image on a page. `alt` None: no such attribute; other texts: "" = none.
 
     `way`: plain, lazy, srcset or picture. `small_url` is a smaller copy of the image,
     `other_url` the same image in another format.
@@ -38,8 +38,8 @@ class Shown:
 class Page:
     """One page. `path` starts with "/"; `body` is HTML; `language` "" is undeclared.
 
-    `base` is the <base href>, "" for none. `charset` is what the bytes are in;
-    `declared` says where it stands: header, meta or http-equiv.
+    `base` is the <base href>, "" for none. `charset` is the encoding of the bytes;
+    `declared` says where it is declared: header, meta or http-equiv.
     """
 
     path: str
@@ -59,7 +59,7 @@ class Page:
 
 
 def reference(url: str, *, page_path: str, base: str, seed: int) -> str:
-    """Writes an address as a page might: relative, //host/..., or in full."""
+    """Returns a URL as a page might write it: relative, //host/..., or absolute."""
     parts = urlsplit(url)
     target = parts.path + (f"?{parts.query}" if parts.query else "")
     start = urlsplit(base or f"http://{HOST}{page_path}")
@@ -85,7 +85,7 @@ def image(shown: Shown, *, page_path: str, base: str = "", seed: int) -> str:
         sources = {"class": "lazy", "src": holder, "data-src": address(shown.url)}
     elif shown.way == "srcset" and shown.small_url:
         small, large = address(shown.small_url), address(shown.url)
-        first = pick(seed, (small, large), shown.url, "src")  # both are common
+        first = pick(seed, (small, large), shown.url, "src")  # both orders are common
         sources = {"src": first, "srcset": f"{small} 48w, {large} 96w"}
     elif shown.way == "picture" and shown.other_url:
         other = address(shown.other_url)
@@ -110,7 +110,7 @@ def escape(text: str) -> str:
 
 
 def named_entities(markup: str) -> str:
-    """Writes what is not ASCII as entities: "é" as &eacute;, "☃" as &#9731;."""
+    """Replaces non-ASCII characters by entities: "é" by &eacute;, "☃" by &#9731;."""
 
     def entity(match: re.Match[str]) -> str:
         point = ord(match[0])
@@ -126,7 +126,7 @@ def link(path: str, text: str, *, base: str = "") -> str:
 
 
 def paragraphs(texts: Sequence[str], *, sloppy: bool = False) -> str:
-    """Returns one <p> a text; a sloppy author closes none of them."""
+    """Returns one <p> per text; a sloppy author closes none of them."""
     end = "" if sloppy else "</p>"
     return "\n".join(f"<p>{escape(text)}{end}" for text in texts)
 

@@ -1,4 +1,4 @@
-"""The few sentences that pages in other languages than English need."""
+"""Sentences for the pages in languages other than English."""
 
 from dataclasses import dataclass
 

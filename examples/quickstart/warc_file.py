@@ -1,4 +1,4 @@
-"""Writes WARC 1.1 files by fastwarc; equal answers give equal bytes."""
+"""Writes WARC 1.1 files with fastwarc; equal answers give equal bytes."""
 
 import hashlib
 import uuid
@@ -14,15 +14,15 @@ from fastwarc.warc import WarcRecord, WarcRecordType
 
 from metaclip_jax import files
 
-# About the transport; the body is stored whole.
+# Hop-by-hop headers: the body is stored decoded from its transfer coding.
 _HOP_HEADERS = frozenset({"connection", "keep-alive", "transfer-encoding"})
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came for one address: the status line's number, headers, whole body.
+    """The answer to one URL: status code, headers, whole body.
 
-    `status` 0 means that nothing came; `reason` says why.
+    `status` 0 means that there is no answer; `reason` says why.
     """
 
     url: str
@@ -38,9 +38,9 @@ class Answer:
 
 
 def write(final: epath.PathLike, answers: Iterable[Answer], *, software: str) -> None:
-    """Writes a .warc.gz file: a warcinfo record, then one response an answer.
+    """Writes a .warc.gz file: a warcinfo record, then one response per answer.
 
-    The warcinfo's date is that of the first answer. Each record is a gzip member.
+    The warcinfo has the first answer's date. Each record is a gzip member.
     """
     answers = list(answers)
     about = f"software: {software}\r\nformat: WARC File Format 1.1\r\n".encode()
@@ -75,7 +75,7 @@ def _http_block(answer: Answer) -> bytes:
 def _record(
     kind: WarcRecordType, date: datetime, block: bytes, fields: dict[str, str]
 ) -> WarcRecord:
-    """A record whose id is a hash of its content, so that it is always the same."""
+    """Returns a record whose id is a hash of its content, so that runs agree."""
     content = hashlib.sha256(repr(sorted(fields.items())).encode() + block).hexdigest()
     record = WarcRecord()
     urn = f"uuid:{uuid.uuid5(uuid.NAMESPACE_URL, content)}"
@@ -88,8 +88,8 @@ def _record(
 
 
 def _date(answer: Answer) -> datetime:
-    """The answer's own Date, so that a site that stands still is crawled alike."""
+    """Returns the answer's Date, so that two crawls of an unchanged site are equal."""
     try:
         return parsedate_to_datetime(answer.header("Date"))
-    except ValueError:  # none, or none that can be read
+    except ValueError:  # missing or malformed
         return datetime.now(UTC)
