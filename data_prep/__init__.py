@@ -1,9 +1,9 @@
-"""Curation: from web pages to a dataset of images with their texts."""
+"""Curation: builds a dataset of images with their texts from web pages."""
 
 import logging
 
-# Beam says as it is imported that BigQuery's client is missing, which nothing here
-# asks for, and between progress bars how large a cache each pipeline has.
+# On import, Beam logs that BigQuery's client is missing, which nothing here uses, and
+# each pipeline logs the size of its state cache between the progress bars.
 logging.getLogger().addFilter(
     lambda record: not str(record.msg).startswith("apitools not found")
 )
@@ -11,7 +11,7 @@ logging.getLogger("apache_beam.runners.worker.statecache").setLevel(logging.WARN
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """A full disk is not: the command ends with one line about it."""
+    """Drops messages about a full disk: the command ends with one line about it."""
     from metaclip_jax import files
 
     return not files.is_full_disk(record.getMessage())

@@ -1,11 +1,11 @@
-"""Builds metadata, the list of entries that texts are matched with, from web pages.
+"""Builds metadata (the entries that texts are matched with) from web pages.
 
     python -m data_prep.build_metadata --config=configs/metadata.py:quickstart \\
         --config.warc='crawl/*.warc.gz' --config.pageviews=pageviews.txt \\
         --output=metadata
 
-For each language: frequent words of its pages, then bigrams that go together more than
-chance has it, then much-viewed titles. One process, counts in memory.
+For each language: the frequent words of its pages, bigrams with high pointwise mutual
+information, and titles with many page views. One process; counts are kept in memory.
 """
 
 import os
@@ -24,13 +24,13 @@ from data_prep.sources import html, warc
 from metaclip_jax import files, patterns
 from metaclip_jax.cli import command, config_flag
 
-# Their words have no spaces between: "words" here would be whole phrases.
+# Written without spaces between words, so a "word" would be a whole phrase.
 _WITHOUT_SPACES = frozenset("bo dz ja km lo my th wuu yue zh".split())
-_IDENTIFIED_CHARS = 1_000  # of a page's text: enough to know its language by
+_IDENTIFIED_CHARS = 1_000  # of a page's text, enough to identify its language
 
 
 def main(argv: list[str]) -> None:
-    """Builds what is not built yet, then prints what each metadata consists of."""
+    """Builds the metadata unless it is finished, then prints its sources."""
     command.refuse_arguments(argv)
     config, output = flags.FLAGS.config, flags.FLAGS.output
     command.refuse_missing({"--output": output, "--config.warc": config.warc})
@@ -63,13 +63,13 @@ def main(argv: list[str]) -> None:
 
 
 def check_languages(languages: Collection[str]) -> None:
-    """Raises ValueError where a language cannot be built, or none is asked for."""
+    """Raises ValueError if a language cannot be built, or none is given."""
     unspaced = sorted(_WITHOUT_SPACES.intersection(languages))
     if unspaced or not languages:
         raise ValueError(
-            f"config.languages={tuple(languages)}: wanted one language or more whose "
-            "words have spaces between"
-            + (f"; {', '.join(unspaced)} would need segmentation" if unspaced else "")
+            "config.languages: wanted one or more languages that have spaces between "
+            f"words, got {tuple(languages)}; "
+            + (f"remove {', '.join(unspaced)}" if unspaced else "add one")
         )
 
 
@@ -86,11 +86,11 @@ def count_pages(
 
     Args:
       paths: WARC files.
-      languages: pages in other languages are passed over.
+      languages: pages in other languages are skipped.
       max_page_bytes: as in `warc.read_pages`.
       max_tree_bytes: as in `html.page_text`.
       identify: for pages that declare no language.
-      read: gets the numbers of what was read and lost, by reason.
+      read: counts of what was read and lost, by reason; added to.
     """
     counts = {code: wikipedia.NgramCounts() for code in languages}
     for text in _page_texts(paths, max_page_bytes, max_tree_bytes, read):
@@ -119,9 +119,7 @@ def _page_texts(
         read["files"] += 1
         for page in warc.read_pages(path, max_page_bytes=max_page_bytes):
             if isinstance(page, warc.LostFile):
-                logging.warning(
-                    "%s could not be read to its end: %s", path, page.reason
-                )
+                logging.warning("%s: could not read to its end: %s", path, page.reason)
                 read[f"file: {page.reason}"] += 1
                 continue
             if isinstance(page, warc.Page):
@@ -179,12 +177,14 @@ def select(
 def _matching(pattern: str, key: str) -> list[str]:
     found = patterns.find(pattern)
     if not found:
-        raise ValueError(f"config.{key}={pattern!r} matches no file")
+        raise ValueError(
+            f"config.{key}: wanted files, got none for {pattern!r}; correct the path"
+        )
     return found
 
 
 def _inputs(config: ConfigDict, *groups: list[str]) -> dict[str, Any]:
-    """Returns what decides the result; files by name and size, wherever they lie."""
+    """Returns what decides the result; files by name and size, in any folder."""
     values = config.to_dict()
     del values["warc"], values["pageviews"]
     named = [[(os.path.basename(p), files.size(p)) for p in g] for g in groups]

@@ -1,6 +1,6 @@
-"""Every key of curation and metadata: its unit, its default, one comment.
+"""Every key of curation and metadata, with its default, unit and meaning.
 
-Recipes in configs/ are tables of what differs, and are loaded by path:
+Recipes in configs/ are tables of the values that differ, and are loaded by path:
 
     from data_prep import config as keys
 
@@ -20,18 +20,18 @@ from metaclip_jax.cli.ranges import Range
 
 
 def _locked(values: dict) -> ConfigDict:
-    """Locked: a mistyped key is an error that names the nearest one."""
+    """Returns a locked config: a mistyped key is an error that names the nearest."""
     return ConfigDict(values).lock()
 
 
 def _pages() -> dict:
-    """Limits on what a page may cost us: it comes from a stranger."""
+    """Limits on what a page from the web may cost."""
     return {
         "max_page_bytes": 4 << 20,  # bytes of HTML; a larger page is dropped
-        # Bytes of memory for the elements of a page, estimated before they are built:
-        # a small page can have a tree of gigabytes. A larger one is dropped.
+        # Bytes of memory of a page's element tree, estimated before parsing, since a
+        # small page can have a tree of gigabytes. Larger ones are dropped.
         "max_tree_bytes": 128 << 20,
-        "max_texts_per_page": 10_000,  # texts of one page beyond this are dropped
+        "max_texts_per_page": 10_000,  # further texts of a page are dropped
         "max_text_chars": 2_000,  # characters; longer texts are dropped
         "max_url_chars": 2_048,  # characters; longer image URLs are dropped
     }
@@ -46,9 +46,9 @@ def metadata() -> ConfigDict:
             "languages": ("en",),  # one metadata each; others are not built
             "unigram_min_count": 100,  # occurrences (paper, Table 1: 100)
             "max_unigrams": 251_465,  # entries (paper, Table 1)
-            # Nats. The paper's 30 (Table 1) is on a scale it does not give: in nats
-            # PMI stays below ln(tokens / min_count), about 20 on Wikipedia. So this
-            # drops chance pairs, and max_bigrams makes the cut.
+            # Nats. The paper's 30 (Table 1) is on an unknown scale: in nats PMI stays
+            # below ln(tokens / min_count), about 20 on Wikipedia. So this only drops
+            # chance pairs, and max_bigrams decides the rest.
             "bigram_min_pmi": 3.0,
             "bigram_min_count": 5,  # occurrences; PMI of rarer pairs is noise
             "max_bigrams": 100_646,  # entries (paper, Table 1)
@@ -63,8 +63,8 @@ def curate() -> ConfigDict:
     """Keys of `python -m data_prep.curate`."""
     return _locked(
         {
-            "name": "metaclip",  # of the dataset: the files' first word
-            "seed": 0,  # of every draw
+            "name": "metaclip",  # of the dataset; file names begin with it
+            "seed": 0,  # of every random draw
             "source": {
                 "kind": "warc",  # the format: a row of data_prep/sources/kinds.py
                 "paths": config_dict.placeholder(str),  # glob of the files to read
@@ -80,60 +80,60 @@ def curate() -> ConfigDict:
                 "header": (),  # the columns of a CSV file whose first line has no names
             },
             "metadata": config_dict.placeholder(str),  # folder, or a JSON list
-            # Files of the source whose matches make one file. A run that was killed
-            # reads the files of an unfinished part again.
+            # Source files whose matches make one part file. A killed run reads the
+            # source files of an unfinished part again.
             "sources_per_part": 1,
-            # GiB for the matches that are sorted at a time, of all workers of this
+            # GiB for the matches that are sorted at a time, by all workers of this
             # machine together; 0: a quarter of its memory.
             "memory_gib": 0.0,
-            # Partitions by image: one file shard each. About records / 20,000,
-            # since reading one record slows down with the size of its file.
+            # Partitions by image id; one file shard each. Use about records / 20,000,
+            # since the time to read a record grows with its file.
             "partitions": 1,
             "pages": _pages(),
             "matching": {
-                # v1 (MetaCLIP 1), v2 (MetaCLIP 2), fixed, or none: without metadata
-                # all texts are kept, and config.balance is not used.
+                # v1 (MetaCLIP 1), v2 (MetaCLIP 2), fixed, or none: all texts are kept
+                # without metadata, and config.balance is not used.
                 "mode": "v1",
                 "engine": "numba",  # numba, or pyahocorasick (the reference)
             },
             "language": {
-                # lid176, or package.module:name of a callable that makes another.
+                # lid176, or package.module:name of a callable that returns another.
                 "identifier": "lid176",
             },
-            # Images whose texts are kept aside for `data_prep.explain`.
+            # Images whose texts are sampled for `data_prep.explain`.
             "sample_images": 1_000_000,
             "balance": {
                 # v1: every text is drawn by itself. v2: one text of each image.
-                # online: nothing is dropped, the trainer balances as it reads.
+                # online: nothing is dropped; the trainer balances while it reads.
                 "rule": "v1",
-                "t": 20_000,  # accepted draws an entry; 0: from tail_share
-                "tail_share": 0.06,  # tail's part of all matches, used where t = 0
-                # Before the download texts are thinned at slack * t and not at t, so
-                # that entries can lose images there and still reach t.
+                "t": 20_000,  # accepted draws per entry; 0: from tail_share
+                "tail_share": 0.06,  # tail's part of all matches; used if t = 0
+                # Before the download, texts are thinned at slack * t instead of t, so
+                # that entries still reach t if some images fail.
                 "slack": 1.5,
             },
             "download": {
                 # host=address:port,... for hosts that are not in the DNS.
                 "host_map": "",
-                "user_agent": "metaclip-jax",  # say who you are, with an address
-                "concurrency": 256,  # requests in flight in one worker
-                "per_host": 16,  # requests in flight to one host, in one worker
+                "user_agent": "metaclip-jax",  # your name and contact address
+                "concurrency": 256,  # requests in flight, per worker
+                "per_host": 16,  # requests in flight to one host, per worker
                 "timeout_seconds": 20.0,  # for one image, all redirects included
                 "retries": 2,  # further attempts after connection errors, 429, 5xx
                 "max_bytes": 20 << 20,  # bytes of one image
-                # Bytes of all images that one worker holds, arriving and waiting.
+                # Bytes of all images that a worker holds, arriving and waiting.
                 "max_held_bytes": 1 << 30,
-                # More failed downloads than this are an error, as a share of the
-                # images of a run, once they are at least 100.
+                # A larger share of failed downloads is an error, in runs of at least
+                # 100 images.
                 "max_failed_share": 0.5,
             },
             "images": {
                 "min_side": 32,  # pixels; smaller images are dropped
                 "max_side": 512,  # pixels; larger images are scaled down to it
                 "max_aspect": 4.0,  # longer side / shorter side
-                "max_pixels": 50_000_000,  # before scaling; larger images are dropped
-                # Texts that an image takes over from other addresses with the same
-                # bytes; placeholders have a million.
+                "max_pixels": 50_000_000,  # width * height; larger images are dropped
+                # Texts that an image takes over from other URLs with the same bytes;
+                # placeholder images have a million URLs.
                 "max_moved_texts": 1_000,
             },
         }
@@ -147,8 +147,8 @@ def recipe(
 
     Args:
       config: from `curate` or `metadata`.
-      variants: by name the values by dotted key that differ from it.
-      variant: its name, what follows the colon in --config=configs/FILE.py:VARIANT.
+      variants: name -> {dotted key: value that differs from `config`}.
+      variant: the name after the colon in --config=configs/FILE.py:VARIANT.
 
     Raises:
       ValueError: there is no such variant or key; names the nearest.
@@ -157,9 +157,8 @@ def recipe(
     return config
 
 
-# The values that each key may have. A new key gets a row here, or a test fails. The
-# forms of a row are listed above the table in metaclip_jax/config.py.
-# What must hold between keys is in `_curate_rules` and `_metadata_rules`.
+# The values that each key may have; `Range` lists the forms of a row. A test fails if a
+# key has no row. Rules between keys are in `_curate_rules` and `_metadata_rules`.
 _COUNT = Range(int, least=1)
 _COUNT_OR_NONE = Range(int, least=0)
 _SOURCES = ("warc", "table", "parquet", "webdataset", "folder", "array_record")
@@ -194,7 +193,7 @@ METADATA_RANGES: dict[str, Range] = {
 }
 
 CURATE_RANGES: dict[str, Range] = {
-    # What TFDS takes, and file systems with the rest of a file's name.
+    # TFDS needs this form, and file systems limit the length of a name.
     "name": Range(
         str,
         pattern="[a-z][a-z0-9_]{0,99}",
@@ -234,7 +233,7 @@ CURATE_RANGES: dict[str, Range] = {
     "download.user_agent": Range(
         str,
         pattern="[!-~]([ -~]*[!-~])?",
-        form="who you are, in printable ASCII, such as 'my-crawler me@my.example'",
+        form="your name in printable ASCII, such as 'my-crawler me@my.example'",
     ),
     "download.concurrency": Range(int, least=1, most=65_535),
     "download.per_host": _COUNT,
@@ -244,7 +243,7 @@ CURATE_RANGES: dict[str, Range] = {
     "download.max_held_bytes": _COUNT,
     "download.max_failed_share": Range(float, least=0, most=1),
     "images.min_side": _COUNT,
-    "images.max_side": Range(int, least=1, most=65_500),  # JPEG holds no more
+    "images.max_side": Range(int, least=1, most=65_500),  # JPEG's limit
     "images.max_aspect": Range(float, least=1),
     "images.max_pixels": _COUNT,
     "images.max_moved_texts": _COUNT_OR_NONE,
@@ -252,10 +251,10 @@ CURATE_RANGES: dict[str, Range] = {
 
 
 def check_metadata(config: ConfigDict) -> None:
-    """Refuses a config of `metadata` with values that cannot be meant.
+    """Refuses a config of `metadata` with a wrong value.
 
     Raises:
-      ValueError: names all keys that are wrong: want, got, cure.
+      ValueError: names all wrong keys: what was wanted, what came, the cure.
     """
     ranges.check(
         config, table=METADATA_RANGES, default=metadata(), rules=_metadata_rules
@@ -263,16 +262,16 @@ def check_metadata(config: ConfigDict) -> None:
 
 
 def check_curate(config: ConfigDict) -> None:
-    """Refuses a config of `curate` with values that cannot be meant.
+    """Refuses a config of `curate` with a wrong value.
 
     Raises:
-      ValueError: names all keys that are wrong: want, got, cure.
+      ValueError: names all wrong keys: what was wanted, what came, the cure.
     """
     ranges.check(config, table=CURATE_RANGES, default=curate(), rules=_curate_rules)
 
 
 def _metadata_rules(config: ConfigDict) -> list[ranges.Rule]:
-    """What must hold between keys of which each by itself is in its range."""
+    """Returns the rules between keys; each key by itself is in its range."""
     return [
         (
             "max_unigrams",
@@ -284,7 +283,7 @@ def _metadata_rules(config: ConfigDict) -> list[ranges.Rule]:
 
 
 def _curate_rules(config: ConfigDict) -> list[ranges.Rule]:
-    """What must hold between keys of which each by itself is in its range."""
+    """Returns the rules between keys; each key by itself is in its range."""
     images, download = config.images, config.download
     return [
         (

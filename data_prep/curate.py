@@ -1,15 +1,15 @@
-"""Curation, from web pages to a balanced dataset of image-text records.
+"""Curates web pages, or image-text pairs, to a balanced dataset of records.
 
     python -m data_prep.curate --config=configs/curate.py:quickstart \\
         --config.source.paths='crawl/*.warc.gz' --config.metadata=metadata \\
         --workdir=curation --output=dataset -- --runner=FnApiRunner
 
-What follows `--` are Beam's pipeline options. Four pipelines, in the order of cost,
-each from files to files: match (drops half of all texts), gather (by image, each match
-once), download (of what balancing can keep), write. A run that was killed goes on after
-its last finished part. With --stop_after=match it ends before the download, so that
-`data_prep.explain` can say what each t would give; the same command with the t of
-choice then goes on.
+Beam's pipeline options follow `--`. Four pipelines run in turn, each from files to
+files: match (drops half of all texts), gather (by image, each match once), download (of
+the images that balancing can keep), write. A killed run continues after its last
+finished part. With --stop_after=match it stops before the download, so that
+`data_prep.explain` can predict the dataset's size for each t; the same command with the
+chosen t then continues.
 """
 
 import dataclasses
@@ -50,20 +50,20 @@ from metaclip_jax.data import balance
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What every pipeline of one run works with."""
+    """The inputs that all pipelines of a run share."""
 
     config: ConfigDict
     metadata: Mapping[str, store.Metadata]
     options: PipelineOptions
-    inputs: dict  # what decides the result: a finished folder is known by it
-    match_inputs: dict  # the part of them that decides the matches
-    source_inputs: dict  # the part of those that decides what is matched of the source
+    inputs: dict  # what decides the result; the manifest of a finished folder has it
+    match_inputs: dict  # the part of `inputs` that decides the matches
+    source_inputs: dict  # the part of `match_inputs` that decides the unsorted matches
     workdir: str
     output: str
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Entries of each metadata."""
+        """Number of entries of each metadata."""
         return {code: len(m.entries) for code, m in self.metadata.items()}
 
 
@@ -75,7 +75,7 @@ class Pool(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    """Runs what is not finished yet, then prints the funnel."""
+    """Runs the stages that are not finished, then prints the funnel."""
     values = flags.FLAGS
     run = plan(values.config, values.workdir, values.output, argv[1:])
     full = files.naming_full_disk(run.output)
@@ -101,20 +101,20 @@ def go_on(run: Run, *, stop_after: str = "write", retry_failed: bool = False) ->
         return
     pool = match(run)
     if stop_after == "match":
-        return tell_next(run, "matches")
+        return log_stop(run, "matches")
     t = thresholds(run, pool.counts)
     thin = balance.keep_probabilities(pool.counts, t, slack=run.config.balance.slack)
     accepted = download(run, thin, retry_failed=retry_failed)
     if stop_after == "download":
-        return tell_next(run, "images")
+        return log_stop(run, "images")
     keep = steps.recount(accepted, thin, t, pool=pool.counts, drawn_counts=pool.drawn)
     write(run, t=t, thin=thin, keep=keep, pool=pool.counts, accepted=accepted)
 
 
-def tell_next(run: Run, folder: str) -> None:
-    """Says what is there after a stage that was to be the last."""
+def log_stop(run: Run, folder: str) -> None:
+    """Logs what is finished after --stop_after, and how to continue."""
     logging.info(
-        "%s is finished; the same command without --stop_after goes on",
+        "%s is finished; the same command without --stop_after continues",
         os.path.join(run.workdir, folder),
     )
 
@@ -122,7 +122,7 @@ def tell_next(run: Run, folder: str) -> None:
 def plan(
     config: ConfigDict, workdir: str | None, output: str | None, arguments: list[str]
 ) -> Run:
-    """Checks what was asked for, before anything is written."""
+    """Checks the command line before anything is written; returns the run."""
     keeps_all = config.matching.mode == "none"
     given = {"--config.source.paths": config.source.paths}
     if not keeps_all:
@@ -137,8 +137,7 @@ def plan(
         config = config.copy_and_resolve_references()
         config.balance.rule = "online"  # nothing is drawn
     metadata = store.every_text() if keeps_all else store.load(config.metadata)
-    # How images are fetched does not decide the result: a run may go on with other
-    # limits or addresses.
+    # Without `download`: a run may continue with other limits or addresses.
     values = config.to_dict()
     del values["download"], values["metadata"], values["memory_gib"]
     sources_per_part = values.pop("sources_per_part")
@@ -149,7 +148,7 @@ def plan(
         "source": kinds.describe(found, spec),
         "metadata": {code: m.fingerprint for code, m in metadata.items()},
     }
-    # t is chosen once the matches are there.
+    # Without what may be chosen after the matches are made.
     later = ("name", "images", "balance")
     early = {key: value for key, value in values.items() if key not in later}
     reading = {key: values[key] for key in ("source", "pages", "matching", "language")}
@@ -161,7 +160,7 @@ def plan(
         match_inputs=inputs
         | {
             "config": early | {"rule": config.balance.rule},
-            "columns": schema.MATCHES.names,  # other versions had others
+            "columns": schema.MATCHES.names,  # they differ between versions
         },
         source_inputs=inputs
         | {
@@ -174,7 +173,7 @@ def plan(
 
 
 def match(run: Run) -> Pool:
-    """Files of the source -> parts of unique matches. Returns every entry's counts."""
+    """Source files -> parts of unique matches. Returns the entry counts."""
     folder = os.path.join(run.workdir, "matches")
     if files.finished(folder, run.match_inputs) is None:
         match_sources(run)
@@ -186,7 +185,7 @@ def match(run: Run) -> Pool:
 
 
 def match_sources(run: Run) -> None:
-    """Files of the source -> parts of matches, one for each file or some of them."""
+    """Source files -> parts of matches, one per config.sources_per_part files."""
     folder, config = os.path.join(run.workdir, "matched"), run.config
     if files.finished(folder, run.source_inputs) is not None:
         return
@@ -248,8 +247,8 @@ def gather(run: Run, folder: str) -> None:
 def build_matchers(run: Run) -> dict[str, str]:
     """Saves one matcher per metadata for all workers to map; returns their paths.
 
-    The names say what is in them: a worker that lives on keeps what it has mapped. ""
-    stands for the matcher of every text.
+    File names include a fingerprint, since long-lived workers cache what they map.
+    "" means EveryText.
     """
     mode = run.config.matching.mode
     if mode == "none":
@@ -263,7 +262,7 @@ def build_matchers(run: Run) -> dict[str, str]:
 
 
 def thresholds(run: Run, counts: steps.Vectors) -> dict[str, int]:
-    """Returns t of each metadata: as asked, or from the share of the tail."""
+    """Returns t of each metadata: config.balance.t, or t from tail_share."""
     wanted = run.config.balance
     if wanted.rule == "online":
         return {}
@@ -405,7 +404,7 @@ def write(
 
 
 def balanced(run: Run, t: Mapping[str, int]) -> dict | None:
-    """What the data card says of balancing; a trainer refuses to thin twice."""
+    """Returns the data card's `balanced`; a trainer refuses to balance twice."""
     if run.config.balance.rule == "online":
         return None
     wanted = run.config.balance
@@ -418,18 +417,18 @@ def balanced(run: Run, t: Mapping[str, int]) -> dict | None:
 
 
 def define_flags() -> None:
-    """Defines the flags of the command line; importing this module defines none."""
+    """Defines the command's flags; importing the module defines none."""
     config_flag.define(config_lib.CURATE_RANGES)
-    flags.DEFINE_string("workdir", None, "For matches, images, sums.")
-    flags.DEFINE_string("output", None, "Dataset folder (TFDS-readable).")
+    flags.DEFINE_string("workdir", None, "Folder for intermediate files.")
+    flags.DEFINE_string("output", None, "Folder for the dataset, which TFDS can read.")
     flags.DEFINE_enum(
         "stop_after", "write", ("match", "download", "write"), "The last stage to run."
     )
     flags.DEFINE_bool(
         "retry_failed",
         False,
-        "Fetch again the images whose download failed in a way that may be better now, "
-        "and make anew what was made without them.",
+        "Download images again whose failure may be temporary, and redo the stages "
+        "that ran without them.",
     )
     flags.mark_flags_as_required(["config", "workdir", "output"])
 

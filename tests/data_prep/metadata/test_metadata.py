@@ -331,4 +331,4 @@ def test_the_command_builds_once_and_knows_its_inputs(tmp_path, request):
     assert other.returncode != 0
     assert "config.unigram_min_count: wanted 1, found 2" in other.stderr
     unspaced = build(tmp_path, *flags, "--config.languages=('en','ja')")
-    assert unspaced.returncode != 0 and "ja would need segmentation" in unspaced.stderr
+    assert unspaced.returncode != 0 and "; remove ja" in unspaced.stderr
