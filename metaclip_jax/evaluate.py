@@ -15,9 +15,9 @@ evaluation/prompts.py describes FILE.
 
     python -m metaclip_jax.evaluate --model=NAME_OR_PATH --tasks=clip26 --data_dir=DIR
 
-runs the paper's 26 tasks (or datacomp38, retrieval, or single ones, cifar10,food101) on
-what is in DIR; --plan says only what is there and how the rest is had, --download
-fetches what the hub has.
+runs the paper's 26 tasks (or datacomp38, retrieval, xm3600, babel, or single ones, such
+as cifar10,food101) on the images in DIR. --plan only lists which images DIR has and how
+to get the others; --download downloads those that the hub has.
 """
 
 import functools
@@ -115,7 +115,7 @@ def evaluate_run(
     Returns:
         The content of STEP.json.
     """
-    from metaclip_jax.training import train_state  # takes long to load
+    from metaclip_jax.training import train_state  # a slow import
 
     held_out = load_held_out(held_out_folder)
     trained = model.encoder
@@ -186,7 +186,7 @@ def evaluate_tasks(values: Any) -> None:
         print(suite.plan(opened, None))
         return
     if not (values.plan or values.skip_broken):
-        for examples in suite.pictures(one.examples for one in opened):
+        for examples in suite.image_sets(one.examples for one in opened):
             evaluator.check_headers(examples)  # before a model takes its time
     model = model_flags.load(values)
     if values.plan:
@@ -206,7 +206,7 @@ def evaluate_tasks(values: Any) -> None:
     print(suite.summary(found))
     facts = {"model": model.name, "fingerprint": model.fingerprint}
     if values.page:
-        from metaclip_jax.evaluation import page  # its charts take long to load
+        from metaclip_jax.evaluation import page  # a slow import, because of charts
 
         files.write_bytes(values.page, page.render(model.name, found))
     for number in found["tasks"].values():
@@ -237,7 +237,7 @@ def main(argv: Sequence[str]) -> None:
             raise app.UsageError("want --data=DIR to measure --model on, got none")
         evaluate_model(values)
         return
-    from metaclip_jax.training import checkpoint  # Orbax takes long to load
+    from metaclip_jax.training import checkpoint  # a slow import, because of Orbax
 
     config = run_config.read(values.workdir)
     held_out = values.held_out or config.evaluation.held_out
@@ -279,7 +279,7 @@ if __name__ == "__main__":
     flags.DEFINE_list(
         "tasks",
         [],
-        "Instead of --data: clip26, datacomp38, retrieval, or single tasks.",
+        "Instead of --data: clip26, datacomp38, retrieval, xm3600, babel, or tasks.",
     )
     flags.DEFINE_string(
         "data_dir", "", "Folder of the tasks' images, or of TFDS's datasets."

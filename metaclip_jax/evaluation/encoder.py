@@ -208,7 +208,7 @@ class Encoder:
         order = np.argsort(lengths, kind="stable")
 
         def make(portion: _Portion) -> np.ndarray:
-            longest = int(lengths[order[portion.end - 1]])  # also of other processes
+            longest = int(lengths[order[portion.end - 1]])  # over all processes
             positions = -(-longest // _POSITIONS) * _POSITIONS
             return tokens[order[portion.own], :positions]
 

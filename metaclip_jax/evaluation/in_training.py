@@ -82,7 +82,7 @@ def make_measure(
             f" {best!r}"
         )
     # Fail before the training, not at the first evaluation.
-    for checked in suite.pictures([one.examples for one in sets]):
+    for checked in suite.image_sets([one.examples for one in sets]):
         evaluator.check_headers(checked)
 
     encoder = make_encoder(
@@ -133,7 +133,7 @@ def _metric(task: tasks.Task) -> str:
 
 def _metrics(task: tasks.Task, examples: Examples) -> dict[str, str]:
     """Returns the metric's name for each of a task's results."""
-    own, *beside = suite.numbers_of(task, examples)
-    return {own: _metric(task)} | {
-        name: f"{_metric(task)}/{name.rpartition('/')[2]}" for name in beside
+    main, *others = suite.numbers_of(task, examples)
+    return {main: _metric(task)} | {
+        name: f"{_metric(task)}/{name.rpartition('/')[2]}" for name in others
     }

@@ -112,7 +112,7 @@ def _builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
     Raises:
       FileNotFoundError: there is neither such a folder nor such a prepared dataset.
     """
-    import tensorflow_datasets as tfds  # takes long to load, and few folders need it
+    import tensorflow_datasets as tfds  # a slow import that few folders need
 
     path = files.path(name)
     if path.is_dir():
@@ -207,7 +207,8 @@ def from_tfds(
     if len(order):
         if len(order) != feature.num_classes:
             raise ValueError(
-                f"{name}: want {len(order)} classes, got {feature.num_classes}"
+                f"{name}: want {len(order)} classes, got {feature.num_classes}; prepare"
+                " the task's own dataset"
             )
         asked = asked._replace(keys=tuple((feature.names[k],) for k in inverse(order)))
     named = prompts.match_classes(name, list(feature.names), asked)

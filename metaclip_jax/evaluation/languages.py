@@ -55,7 +55,7 @@ def open_xm3600(folder: epath.Path) -> OpenLanguage:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{folder / CAPTIONS}:{number}: want an object with image/key and the"
-                f" captions by language, got {line[:80]!r}; unpack captions.zip anew"
+                f" captions by language, got {line[:80]!r}; unpack captions.zip again"
             ) from error
     keys = [row["key"] for row in captions]
     there = {path.name for path in (folder / "images").glob("*.jpg")}
@@ -63,7 +63,7 @@ def open_xm3600(folder: epath.Path) -> OpenLanguage:
     if lost:
         raise ValueError(
             f"{folder}: want images/KEY.jpg of the {len(keys)} images of {CAPTIONS},"
-            f" {len(lost)} are missing, the first {lost[0]}; unpack images.tgz anew"
+            f" {len(lost)} are missing, the first {lost[0]}; unpack images.tgz again"
         )
     paths = [os.fspath(folder / "images" / f"{key}.jpg") for key in keys]
     whole = Examples(
@@ -98,7 +98,7 @@ def _open_babel(imagenet: Examples, lists: tuple[Path, Path]) -> OpenLanguage:
         if got != task.fingerprints:
             raise ValueError(
                 f"{lists[0].parent}: want lists of {language} of the fingerprints"
-                f" {task.fingerprints}, got {got}; take those of clip_benchmark 1.6.2"
+                f" {task.fingerprints}, got {got}; use those of clip_benchmark 1.6.2"
             )
         labels, names = own
         label_of = np.full(len(imagenet.class_names), -1, np.int64)

@@ -131,7 +131,7 @@ def _with_choices(folder: str, opened: list[pq.ParquetFile]) -> Examples:
         if not right or not right <= set(names) or len(set(names)) < len(names):
             raise ValueError(
                 f"{folder}: want associations among different candidates, got"
-                f" {sorted(right)} of {names} in row {row}"
+                f" {sorted(right)} of {names} in row {row}; download it again"
             )
         for place, name in enumerate(names):
             picture_of.setdefault(name, (row, place))
@@ -150,8 +150,8 @@ def _with_choices(folder: str, opened: list[pq.ParquetFile]) -> Examples:
             pictures = value(row)
             if len(pictures) <= place:
                 raise ValueError(
-                    f"{folder}: want a picture of each candidate, got {len(pictures)}"
-                    f" in row {row}"
+                    f"{folder}: want an image of each candidate, got {len(pictures)} in"
+                    f" row {row}; download it again"
                 )
             found.append(_bytes(pictures[place]))
         return found

@@ -57,7 +57,7 @@ def open_tasks(asked: Sequence[Task], data_dir: str) -> list[Found]:
     return found
 
 
-def pictures(several: Iterable[Examples | None]) -> list[Examples]:
+def image_sets(several: Iterable[Examples | None]) -> list[Examples]:
     """Returns the image sets of these examples without repeats: tasks may share one."""
     whole = [one.whole or one for one in several if one is not None]
     return list({id(one): one for one in whole}.values())
@@ -73,7 +73,7 @@ def plan(found: Sequence[Found], seconds: Callable[[int, int], float] | None) ->
     """
     lines = []
     images = sum(
-        len(examples.names) for examples in pictures(one.examples for one in found)
+        len(examples.names) for examples in image_sets(one.examples for one in found)
     )
     texts = 0
     for task, examples, why in found:
@@ -105,8 +105,8 @@ def numbers_of(task: Task, examples: Examples) -> tuple[str, ...]:
     lost = sorted(set(wanted) - set(there))
     if lost:
         raise ValueError(
-            f"{examples.source}: want images that {', '.join(lost)} can be computed of,"
-            f" got some for {', '.join(there)}"
+            f"{examples.source}: want images for {', '.join(lost)}, got images for"
+            f" {', '.join(there)}; give the task's own test set"
         )
     return wanted
 
@@ -163,7 +163,7 @@ def run(
       all results in "results"; "missing": by "SUITE/ID" how to get the images;
       "averages": by suite, see `averages`.
     """
-    beside = tasks.paper_row(paper) if paper else {}
+    published = tasks.paper_row(paper) if paper else {}
     report(header())
     done: dict[str, dict[str, Any]] = {}
     lost: dict[str, str] = {}
@@ -184,7 +184,7 @@ def run(
             "images_of_the_task": task.images,
             "same_test_set_as_the_paper": task.same,
             "note": task.note,
-            **({"paper": beside[task.id]} if task.id in beside else {}),
+            **({"paper": published[task.id]} if task.id in published else {}),
             "results": numbers,
         }
         if embedded.examples.class_names and embedded.examples.labels.ndim == 1:

@@ -69,7 +69,9 @@ def open_folder(
     root = files.path(folder)
     samples = [s for tar in _tars(root, split) for s in _samples(os.fspath(tar))]
     if not samples:
-        raise ValueError(f"{folder}: want images in {split}/*.tar, got none")
+        raise ValueError(
+            f"{folder}: want images in {split}/*.tar, got none; download it again"
+        )
     examples = Examples(
         source=folder,
         names=[sample.key for sample in samples],
@@ -84,7 +86,7 @@ def open_folder(
         most = int(labels.max()) if labels.ndim == 1 else labels.shape[1]
         raise ValueError(
             f"{folder}: want as many classes as {CLASS_NAMES} has lines, {len(own)},"
-            f" got labels up to {most}"
+            f" got labels up to {most}; download it again"
         )
     if asked is None:
         templates = tuple(
@@ -119,7 +121,8 @@ def _with_texts(examples: Examples, samples: list[_Sample]) -> Examples:
         found = [line for line in lines if line.strip()]
         if not found:
             raise ValueError(
-                f"{examples.source}: want a text of {sample.key}, got none"
+                f"{examples.source}: want a text of {sample.key}, got none; download"
+                " it again"
             )
         texts += found
         image_of_text += [row] * len(found)

@@ -220,7 +220,7 @@ def _load_file(path: epath.Path, preset: str, *, trust_pickle: bool) -> Loaded:
 
 def _load_run(workdir: str, step: int | None) -> Loaded:
     """Loads a checkpoint of a run."""
-    from metaclip_jax.training import checkpoint  # Orbax takes long to load
+    from metaclip_jax.training import checkpoint  # a slow import, because of Orbax
 
     config = run_config.read(workdir)
     step = checkpoint.find_step(workdir, step)
