@@ -163,7 +163,7 @@ def _data() -> ConfigDict:
 #   Range(int, least=1, also=(-1,))              single values beside the range
 #   Range(str, choices=("a", "b"))               one of several words
 #   Range(str, pattern="[a-z]+", form="...")     a form: an expression, and its words
-#   Range(tuple, parts=(Range(...), ...))        a tuple of so many items
+#   Range(tuple, items=(Range(...), ...))        a tuple of so many items
 #   Range(tuple, each=Range(...))                a tuple of any length
 # What must hold between keys is in `_rules`.
 _ANY_TEXT = Range(str)
@@ -229,7 +229,7 @@ RANGES: dict[str, Range] = {
     "data.mixture": Range(
         tuple,
         each=Range(
-            tuple, parts=(_FOLDER, Range(float, above=0, form="a weight above 0"))
+            tuple, items=(_FOLDER, Range(float, above=0, form="a weight above 0"))
         ),
     ),
     "data.order": Range(str, choices=("global", "blocks")),
@@ -237,7 +237,7 @@ RANGES: dict[str, Range] = {
     "data.window_blocks": Range(int, least=1, most=2**20),
     "data.crop_scale": Range(
         tuple,
-        parts=(
+        items=(
             Range(float, above=0, most=1, form="least share above 0"),
             Range(float, above=0, most=1, form="most share of at most 1"),
         ),
@@ -248,7 +248,7 @@ RANGES: dict[str, Range] = {
         tuple,
         each=Range(
             tuple,
-            parts=(_SOURCE, Range(float, least=0, form="a weight of at least 0")),
+            items=(_SOURCE, Range(float, least=0, form="a weight of at least 0")),
         ),
     ),
     "data.synthetic_sources": Range(tuple, each=_SOURCE),

@@ -62,14 +62,14 @@ def _tuples_outside(row: Range) -> Iterator[tuple]:
         if row.each.type is tuple:
             yield _good_item(row.each)  # without the parentheses around it
         return
-    good = tuple(map(_good_item, row.parts))
+    good = tuple(map(_good_item, row.items))
     yield from ((), good[:-1], (*good, good[-1]))
-    for place, part in enumerate(row.parts):
-        for one in bad_values(part):
+    for place, item in enumerate(row.items):
+        for one in bad_values(item):
             yield (*good[:place], one, *good[place + 1 :])
 
 
 def _good_item(row: Range) -> Any:
     if row.type is tuple:
-        return tuple(map(_good_item, row.parts))
+        return tuple(map(_good_item, row.items))
     return "en" if row.type is str else 1.0

@@ -33,7 +33,7 @@ class Range:
       choices: the allowed strings; () = any.
       pattern: a regular expression that must match the whole string; "" = any string.
       form: the pattern in words.
-      parts: the range of each item of a tuple of fixed length.
+      items: the range of each item of a tuple of fixed length.
       each: the range of all items of a tuple of any length.
     """
 
@@ -46,7 +46,7 @@ class Range:
     choices: tuple[str, ...] = ()
     pattern: str = ""
     form: str = ""
-    parts: tuple["Range", ...] = ()
+    items: tuple["Range", ...] = ()
     each: "Range | None" = None
 
     def holds(self, value: Any) -> bool:
@@ -67,8 +67,8 @@ class Range:
             return False
         if self.each is not None:
             return all(map(self.each.holds, value))
-        return len(value) == len(self.parts) and all(
-            part.holds(item) for part, item in zip(self.parts, value, strict=True)
+        return len(value) == len(self.items) and all(
+            row.holds(item) for row, item in zip(self.items, value, strict=True)
         )
 
     def _holds_number(self, value: Any) -> bool:
@@ -113,7 +113,7 @@ class Range:
         """Returns a tuple's form: "((a string, a number above 0), ...)"."""
         if self.each is not None:
             return f"({self.each._word()}, ...)"
-        return f"({', '.join(part._word() for part in self.parts)})"
+        return f"({', '.join(item._word() for item in self.items)})"
 
     def _word(self) -> str:
         return self._form() if self.type is tuple else self.wanted()
