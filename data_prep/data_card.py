@@ -1,9 +1,9 @@
-"""Data cards: what a dataset says of itself, and of several datasets together.
+"""Data cards: how a dataset was made and what it holds; and merged cards.
 
     python -m data_prep.data_card --datasets=run1/dataset,run2/dataset --output=both
 
-writes the data card and the entry counts of several datasets as of one. Their images
-may repeat between them; their metadata must be the same.
+merges the data cards and entry counts of several datasets. Images may repeat between
+datasets; their metadata must be the same.
 """
 
 import os
@@ -24,7 +24,7 @@ from metaclip_jax import files
 from metaclip_jax.cli import command
 from metaclip_jax.data import records
 
-_KEYS = ("metadata", "entry_id", "entry")  # of counts.parquet; other columns add up
+_KEYS = ("metadata", "entry_id", "entry")  # of counts.parquet; others are summed
 _TOP = 20  # entries named in the card
 
 Card = dict[str, Any]
@@ -45,14 +45,13 @@ def build(
 
     Args:
       name: of the dataset.
-      config: every value that decided it.
+      config: all values that decide its content.
       balanced: rule, t of each metadata, seed and slack; None if nothing was thinned.
       metadata: code -> metadata.
       funnel: drops.funnel of the whole run.
       shares: kept texts by value, for "language", "text_source" and "metadata".
       n_records: images.
-      counts: steps.counts_table with pool_count and kept_count; the whole of it lies
-        beside the card in counts.parquet.
+      counts: steps.counts_table with pool_count and kept_count, as in counts.parquet.
     """
     return {
         "name": name,
@@ -78,9 +77,9 @@ def build(
 
 
 def entry_summary(counts: pa.Table) -> dict[str, Any]:
-    """Returns, for each metadata, matches before and after balancing, and the top.
+    """Returns, per metadata, matches before and after balancing, and the top entries.
 
-    The file with the counts of all entries is named, since they are millions.
+    Names the file with the counts of all entries, which may be millions.
     """
     summary: dict[str, Any] = {"file": sink.COUNTS}
     for code in pc.unique(counts["metadata"]).to_pylist():
@@ -108,11 +107,11 @@ def entry_summary(counts: pa.Table) -> dict[str, Any]:
 def merge(cards: Sequence[Card], counts: Sequence[pa.Table]) -> tuple[Card, pa.Table]:
     """Returns the data card and the entry counts of several datasets together.
 
-    Sums, in any order the same; what cannot be summed (configurations, t) is listed
-    under `merged_from`. Nothing is said of images that occur in several datasets.
+    Sums do not depend on the order; configs and t are listed under `merged_from`.
+    Images that occur in several datasets are counted in each.
 
     Raises:
-      ValueError: their metadata differ, so that entry ids mean different things.
+      ValueError: their metadata differ, so entry ids mean different entries.
     """
     first = cards[0]
     for card in cards[1:]:
@@ -168,7 +167,7 @@ def _sum_columns(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def _sum_funnels(funnels: Sequence[Sequence[Mapping]]) -> list[dict]:
-    """All runs have the same stages; drops of the same reason add up."""
+    """Sums the funnels of runs by stage and unit, and drops by reason."""
     summed: dict[tuple[str, str], dict] = {}
     for row in (row for funnel in funnels for row in funnel):
         key = row["stage"], row["unit"]

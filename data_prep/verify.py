@@ -2,10 +2,11 @@
 
     python -m data_prep.verify DATASET
 
-The files of the manifest are there with their sizes and checksums; each record can be
-read, its image decodes to its size and has its checksum; records and sidecars agree, no
-image is there twice; all counts agree with the manifest, dataset_info.json, the data
-card and counts.parquet. Ends with status 1 if anything is wrong.
+Checks that the manifest's files exist with their sizes and checksums; that each record
+can be read, and its image has its checksum and decodes to its size; that records and
+sidecars agree; that no image is there twice; and that all counts agree with the
+manifest, dataset_info.json, the data card and counts.parquet. Ends with status 1 if
+anything is wrong.
 """
 
 import array
@@ -32,9 +33,11 @@ _BATCH = 256  # records read at a time
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints each fault, and how much was checked."""
+    """Prints each fault, and the number of records checked."""
     if len(argv) != 2:
-        raise app.UsageError(f"wanted one dataset folder, got {list(argv[1:])}")
+        raise app.UsageError(
+            f"wanted one dataset folder, got {list(argv[1:])}; name one"
+        )
     count = 0
     for fault in faults(argv[1]):
         count += 1
@@ -48,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def faults(folder: str) -> Iterator[str]:
-    """Yields what is wrong with a dataset, a line each.
+    """Yields the faults of a dataset, one line each.
 
     Raises:
       FileNotFoundError: the folder is no finished dataset.
@@ -83,7 +86,7 @@ def faults(folder: str) -> Iterator[str]:
 
 
 class _Seen:
-    """What all records together hold."""
+    """Counts over all records."""
 
     def __init__(self) -> None:
         self.records = self.texts = 0
@@ -91,7 +94,7 @@ class _Seen:
         self._images = array.array("Q")  # 8 bytes an image: there may be billions
 
     def add(self, record: records.Record) -> None:
-        """Takes note of a record."""
+        """Adds a record to the counts."""
         self.records += 1
         self.texts += len(record.texts)
         offsets = record.entry_offsets
@@ -101,7 +104,7 @@ class _Seen:
         self._images.append(int(record.image_id[:16], 16))
 
     def repeated_images(self) -> list[str]:
-        """Returns how the ids begin that more than one record has."""
+        """Returns the beginnings of image ids that more than one record has."""
         ids = np.sort(np.frombuffer(self._images, np.uint64))
         again = np.unique(ids[1:][ids[1:] == ids[:-1]])
         return [f"{one:016x}" for one in again.tolist()]
@@ -165,7 +168,7 @@ def _record_faults(
 ) -> list[str]:
     faults = []
     if hashlib.sha256(record.image).hexdigest() != record.sha256:
-        faults.append(f"its image has not the sha256 {record.sha256}")
+        faults.append(f"wanted an image of sha256 {record.sha256}, got another")
     try:
         size = decoding.decode(record.image).size
     except UndecodableImage as error:
@@ -175,7 +178,7 @@ def _record_faults(
             wanted = record.width, record.height
             faults.append(f"wanted an image of {wanted} pixels, got {size}")
     if row and row[0] != sink.entries_row(record):
-        faults.append("its sidecar says something else of it")
+        faults.append("its row in the sidecar differs")
     return faults
 
 

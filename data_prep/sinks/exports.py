@@ -1,6 +1,6 @@
 """Datasets in the forms of other tools: webdataset tars, Parquet for the hub.
 
-Equal datasets give equal bytes, a file for each file shard.
+Equal datasets give equal bytes; each file shard becomes one file.
 """
 
 import io
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from metaclip_jax.data import records
 
-_ROWS = 100  # of a row group, as the hub's viewer wants them: it reads them whole
+_ROWS = 100  # per row group, since the hub's viewer reads whole row groups
 _BATCH = 256  # records read at a time
 _EXTENSIONS = {b"\xff\xd8": "jpg", b"RI": "webp"}  # the two formats of records
 
@@ -29,7 +29,7 @@ PARQUET = pa.schema(
         *((name, pa.string()) for name in _FACTS[:4]),
         *((name, pa.int32()) for name in _FACTS[4:]),
     ],
-    # How the hub knows that a column holds images.
+    # Tells the hub that the column holds images.
     metadata={"huggingface": '{"info": {"features": {"image": {"_type": "Image"}}}}'},
 )
 
@@ -37,8 +37,8 @@ PARQUET = pa.schema(
 def to_webdataset(local: Path, found: Iterator[records.Record]) -> None:
     """Writes a tar of samples: the image, its first text as .txt, all facts as .json.
 
-    So img2dataset's readers, webdataset and open_clip take it. In the .json are all
-    `texts`, and `url` and `caption` under img2dataset's names.
+    This is the layout of img2dataset, webdataset and open_clip. The .json has all
+    `texts`, and `url` and `caption`, as img2dataset names them.
     """
     with tarfile.open(local, "w", format=tarfile.USTAR_FORMAT) as tar:
         for record in found:
