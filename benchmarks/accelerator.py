@@ -115,21 +115,23 @@ def images_a_core() -> Iterator[float]:
     """
     from benchmarks import photographs
     from metaclip_jax.data import pipeline, tokenizer, workers
+    from metaclip_jax.data.options import DataOptions
 
     count, rounds = 256, 4
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
         photographs.write_dataset(folder, count=count, seed=0)
         stream = pipeline.batches(
-            folder,
-            tokenize=tokenizer.load(photographs.write_tokenizer(folder), family="clip"),
-            global_batch=count,
-            image_size=_LOADED_SIZE,
-            context_length=steps.CONTEXT,
-            seed=0,
-            total_steps=rounds + 1,
-            read_threads=1,
-            pool=workers.Pool(prefetch=0),
+            DataOptions(
+                folders=(folder,),
+                global_batch=count,
+                image_size=_LOADED_SIZE,
+                context_length=steps.CONTEXT,
+                total_steps=rounds + 1,
+                read_threads=1,
+            ),
+            tokenizer.load(photographs.write_tokenizer(folder), family="clip"),
+            prefetcher=workers.Prefetcher(prefetch=0),
         )
         taken = []
         for _ in range(rounds + 1):

@@ -31,6 +31,7 @@ from PIL import Image
 from benchmarks import photographs
 from metaclip_jax.cli import command
 from metaclip_jax.data import images, pipeline, records, tokenizer, workers
+from metaclip_jax.data.options import DataOptions
 from metaclip_jax.models import vit
 
 _SIZE, _CONTEXT = 224, 77
@@ -178,15 +179,17 @@ def main(argv: Sequence[str]) -> None:
         tokenize = tokenizer.load(path, family="clip")
         dataset = records.open_dataset(folder)
         stream = pipeline.batches(
-            folder,
-            tokenize=tokenize,
-            global_batch=count,
-            image_size=_SIZE,
-            context_length=_CONTEXT,
-            seed=values.seed,
-            total_steps=values.rounds + 1,
-            read_threads=1,
-            pool=workers.Pool(prefetch=0),
+            DataOptions(
+                folders=(folder,),
+                global_batch=count,
+                image_size=_SIZE,
+                context_length=_CONTEXT,
+                seed=values.seed,
+                total_steps=values.rounds + 1,
+                read_threads=1,
+            ),
+            tokenize,
+            prefetcher=workers.Prefetcher(prefetch=0),
         )
         tar = f"{folder}/bench.tar"
         write_tar(tar, dataset)

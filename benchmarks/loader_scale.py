@@ -46,6 +46,7 @@ from metaclip_jax.data import (
     tokenizer,
     workers,
 )
+from metaclip_jax.data.options import DataOptions
 
 _SHARD_RECORDS = 20_000  # the sink's size
 _BATCH, _READ_ROUNDS = 4_096, 6
@@ -59,15 +60,16 @@ def open_stream(
 ) -> pipeline.Batches:
     """Opens batches from `count` worker processes; 0 = this process makes them."""
     return pipeline.batches(
-        folder,
-        tokenize=tokenizer.load(tokenizer_path, family="clip"),
-        global_batch=batch,
-        image_size=224,
-        context_length=77,
-        seed=0,
-        total_steps=steps,
-        read_threads=1,
-        pool=workers.Pool(worker_count=count, prefetch=min(count, 1)),
+        DataOptions(
+            folders=(folder,),
+            global_batch=batch,
+            image_size=224,
+            context_length=77,
+            total_steps=steps,
+            read_threads=1,
+        ),
+        tokenizer.load(tokenizer_path, family="clip"),
+        prefetcher=workers.Prefetcher(worker_count=count, prefetch=min(count, 1)),
     )
 
 

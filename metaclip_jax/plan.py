@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from metaclip_jax import config as keys
 from metaclip_jax.cli import command, config_flag
 from metaclip_jax.models import presets
-from metaclip_jax.training import feed, flops, program, sharding
+from metaclip_jax.training import flops, program, sharding
 
 _GIB = 2**30
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -208,7 +208,7 @@ def report(config: ConfigDict, where: Slice, plan: Plan) -> str:
 def _token_ids(config: ConfigDict) -> dict[str, Any]:
     """Returns the ids of the recipe's tokenizer, or of its vocabulary."""
     if config.tokenizer:
-        return feed.token_ids(feed.load_tokenizer(config))
+        return program.token_ids(program.load_tokenizer(config))
     if not config.vocabulary:
         raise ValueError(
             "want a tokenizer or a vocabulary, got a recipe without; give"

@@ -8,12 +8,10 @@ Several processes: the same command on each, with --coordinator=auto on TPU pods
 Slurm, or --coordinator=HOST:PORT --process_count=N --process_index=I.
 """
 
-import collections
 import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -23,12 +21,8 @@ from ml_collections import ConfigDict
 from metaclip_jax import config as keys
 from metaclip_jax import files
 from metaclip_jax.cli import command, config_flag
-from metaclip_jax.data import mixture, workers
-from metaclip_jax.data.images import Preprocess
-from metaclip_jax.data.tokenizer import Tokenizer
+from metaclip_jax.data import pipeline, workers
 from metaclip_jax.evaluation import in_training
-from metaclip_jax.inference import loading
-from metaclip_jax.models import clip
 from metaclip_jax.training import (
     checkpoint,
     feed,
@@ -37,9 +31,11 @@ from metaclip_jax.training import (
     program,
     run_config,
     runtime,
+    sharding,
     train_state,
 )
-from metaclip_jax.training.program import Program
+from metaclip_jax.training.job import Job, new_state, prepare, resume
+from metaclip_jax.training.totals import Totals
 
 # Steps that an accelerator may have ahead: it never waits for Python, and does not
 # hoard batches. On CPU each step is awaited: several under way can hang in collectives.
@@ -48,39 +44,15 @@ _STEPS_AHEAD = 2
 StepFunction = Callable[..., tuple[train_state.TrainState, dict[str, jax.Array]]]
 
 
-class Job(NamedTuple):
-    """What is trained, how, on what and where; all checked, nothing compiled."""
-
-    program: Program
-    tokenizer: Tokenizer
-    preprocess: Preprocess  # how its images are seen when it is measured
-    inputs: dict[str, str]  # fingerprints of the dataset and the tokenizer
-
-
-class Carried(NamedTuple):
-    """What a run goes on with: its job as the model is, state, what was lost so far."""
-
-    job: Job
-    state: train_state.TrainState
-    totals: collections.Counter[str]
-
-
-class Resumed(NamedTuple):
-    """A checkpoint: its step, and what the run goes on with."""
-
-    step: int
-    carried: Carried
-
-
-def train(config: ConfigDict, workdir: str, pool: workers.Pool) -> None:
-    """Trains to config.total_steps, or until SIGTERM, by batches that the pool makes.
+def train(config: ConfigDict, workdir: str, prefetcher: workers.Prefetcher) -> None:
+    """Trains to config.total_steps, or until SIGTERM.
 
     Raises:
         ValueError: what is asked for does not fit together, or does not fit what the
             workdir holds; found before anything is compiled.
         FloatingPointError: config.max_skipped_steps steps in a row were not finite.
     """
-    job = prepare(config)
+    job = prepare(config, workdir)
     chief = jax.process_index() == 0
     claim = functools.partial(
         run_config.claim, workdir, config.to_dict(), tokenizer=job.tokenizer.to_json()
@@ -104,9 +76,7 @@ def train(config: ConfigDict, workdir: str, pool: workers.Pool) -> None:
         )
         resumed = resume(job, config, manager, workdir)
         start = resumed.step if resumed else 0
-        batches = feed.open_batches(
-            config, workdir, pool, job.tokenizer, start_step=start, mesh=mesh
-        )
+        batches = open_batches(job, prefetcher, start_step=start)
         stack.callback(batches.close)
         job, state, totals = resumed.carried if resumed else new_state(job, config)
         scores_of = make_measure(job, config)
@@ -135,13 +105,13 @@ def train(config: ConfigDict, workdir: str, pool: workers.Pool) -> None:
             with meter.waiting():
                 batch = next(fed)
             state, measured = take_step(step_function, step, state, batch.arrays)
-            meter.add(step, measured, batch.image_ids, batch.tally)
+            meter.add(step, measured, batch.image_ids, batch.losses)
 
             stop, last = stop_wanted(step), step == config.total_steps
             scores: dict[str, float] = {}
             if last or due(step, config.log_every_steps):
                 manager.check_for_errors()  # of a save in the background
-                writer.write(step, meter.row(measured) | batch.progress)
+                writer.write(step, meter.row(measured) | batches.progress(step))
                 if compile_seconds:
                     writer.write(step, {"compile_seconds": compile_seconds})
                     compile_seconds = 0.0
@@ -155,7 +125,7 @@ def train(config: ConfigDict, workdir: str, pool: workers.Pool) -> None:
                     # Rows first: where a checkpoint is, the rows before it are too.
                     writer.flush()
                     if chief:
-                        metrics.write_replaced(workdir, totals)
+                        totals.write_replaced(workdir)
                     save(job, config, manager, step, state, totals, scores)
             if stop and not last:
                 logging.info("asked to stop: saved step %d", step)
@@ -163,95 +133,19 @@ def train(config: ConfigDict, workdir: str, pool: workers.Pool) -> None:
     finish(workdir, job, step=config.total_steps)
 
 
-def prepare(config: ConfigDict) -> Job:
-    """Loads and checks all that the run needs, but what `feed.open_batches` checks."""
-    keys.check(config)
-    metrics.check_wandb(config.wandb)
-    members = mixture.members(config.dataset, config.data.mixture)
-    tokenizer = feed.load_tokenizer(config)
-    asked = program.make(config, **feed.token_ids(tokenizer))
-    return Job(
-        program=asked,
-        tokenizer=tokenizer,
-        preprocess=loading.default_preprocess(asked.architecture),
-        inputs={
-            "dataset": mixture.fingerprint(*members),
-            "tokenizer": tokenizer.fingerprint,
-        },
+def open_batches(
+    job: Job, prefetcher: workers.Prefetcher, *, start_step: int
+) -> pipeline.Batches:
+    """Returns the rows of each batch that this process reads."""
+    mesh, global_batch = job.program.mesh, job.data.global_batch
+    return pipeline.batches(
+        job.data,
+        job.tokenizer,
+        start_step=start_step,
+        rows=sharding.process_run(mesh, global_batch),
+        owned=sharding.owned_rows(mesh, global_batch),
+        prefetcher=prefetcher,
     )
-
-
-def resume(
-    job: Job, config: ConfigDict, manager: ocp.CheckpointManager, workdir: str
-) -> Resumed | None:
-    """What the newest checkpoint holds; None where there is none.
-
-    With config.checkpoint.fallback, a damaged one is passed over, and removed once an
-    older one is read.
-
-    Raises:
-        DamagedError: the newest checkpoint is damaged, or all are.
-        ValueError: it is one of another model, dataset or tokenizer.
-    """
-    there = checkpoint.steps(workdir)
-    for step in reversed(there):
-        try:
-            state, meta = checkpoint.restore(
-                workdir,
-                manager,
-                step,
-                target=program.abstract_state(job.program),
-                architecture=job.program.architecture,
-                inputs=job.inputs,
-            )
-        except checkpoint.DamagedError as error:
-            # Where reading failed, other processes may have read what they need.
-            alone = error.__cause__ is not None and jax.process_count() > 1
-            if alone or step == there[0] or not config.checkpoint.fallback:
-                raise
-            logging.error("%s", error)
-            continue
-        for damaged in (later for later in there if later > step):
-            logging.error("going on before step %d, which is removed", damaged)
-            manager.delete(damaged)
-        logging.info("%s goes on from step %d", workdir, step)
-        job = job._replace(preprocess=checkpoint.preprocess_of(meta))
-        return Resumed(step, Carried(job, state, collections.Counter(meta["totals"])))
-    return None
-
-
-def new_state(job: Job, config: ConfigDict) -> Carried:
-    """The state before the first step: a new one, or from config.init_from."""
-    state = train_state.create(
-        architecture=job.program.architecture,
-        optimizer=job.program.optimizer,
-        mesh=job.program.mesh,
-        seed=config.seed,
-    )
-    if config.init_from:
-        params, preprocess = initial_params(job, config)
-        state = state._replace(params=params)
-        job = job._replace(preprocess=preprocess)
-    return Carried(job, state, collections.Counter())
-
-
-def initial_params(job: Job, config: ConfigDict) -> tuple[clip.Params, Preprocess]:
-    """The parameters of config.init_from on the mesh, and how it sees images.
-
-    Raises:
-        ValueError: they are those of another architecture.
-    """
-    loaded = loading.load(config.init_from, image_size=config.image_size)
-    different = checkpoint.differences(
-        want=job.program.architecture, got=loaded.architecture
-    )
-    if different:
-        raise ValueError(
-            f"config.init_from={config.init_from!r} is another model:"
-            f" {'; '.join(different)}. Give config.model and the tokenizer its values"
-        )
-    params = train_state.place(loaded.params, mesh=job.program.mesh)
-    return params, loaded.preprocess
 
 
 def compile_step(job: Job, config: ConfigDict) -> tuple[StepFunction, float]:
@@ -270,7 +164,7 @@ def take_step(
     state: train_state.TrainState,
     arrays: Mapping[str, jax.Array],
 ) -> tuple[train_state.TrainState, dict[str, jax.Array]]:
-    """Hands a step to the devices; what is not there already is an error."""
+    """Hands a step to the devices; an implicit transfer to them is an error."""
     with (
         jax.profiler.StepTraceAnnotation("train", step_num=number),
         jax.transfer_guard("disallow"),
@@ -282,7 +176,7 @@ def take_step(
 def open_writer(
     config: ConfigDict, workdir: str, *, start_step: int
 ) -> Iterator[metrics.Writer]:
-    """What one of all processes writes metrics with."""
+    """Opens the writer of metrics; only one process writes."""
     writer = metrics.Writer(
         workdir,
         start_step=start_step,
@@ -300,11 +194,11 @@ def open_meter(
     job: Job,
     config: ConfigDict,
     workdir: str,
-    totals: collections.Counter[str],
+    totals: Totals,
     *,
     start_step: int,
 ) -> Iterator[metrics.Meter]:
-    """What watches the steps of this process."""
+    """Opens the meter of this process's steps."""
     meter = metrics.Meter(
         totals,
         workdir=workdir,
@@ -349,7 +243,7 @@ def save(
     manager: ocp.CheckpointManager,
     step: int,
     state: train_state.TrainState,
-    totals: collections.Counter[str],
+    totals: Totals,
     scores: Mapping[str, float],
 ) -> None:
     """Starts to write a checkpoint, in the background."""
@@ -358,21 +252,20 @@ def save(
         preprocess=job.preprocess,
         inputs=job.inputs,
         config=config.to_dict(),
-        totals=dict(totals),
+        totals=totals.as_json(),
     )
     checkpoint.save(manager, step, state, meta=meta, scores=scores)
 
 
 def finish(workdir: str, job: Job, *, step: int) -> None:
-    """Marks the run as finished, once it is sure that it is this run, and sound.
+    """Marks the run as finished, after checking that it is this run, and sound.
 
     Raises:
-        FloatingPointError: the last steps were not finite, so that nothing says that
-            the model works.
+        FloatingPointError: the last steps were not finite, so the model may not work.
     """
     meta = checkpoint.read_meta(workdir, step)
     checkpoint.check_inputs(workdir, want=job.inputs, got=meta["inputs"])
-    skipped = collections.Counter(meta["totals"])["skipped_in_a_row"]
+    skipped = Totals.from_json(meta["totals"]).skipped_in_a_row
     if skipped:
         raise FloatingPointError(
             f"want a last step with a finite loss, got {skipped} of {step} steps at the"
@@ -393,7 +286,9 @@ def main(argv: Sequence[str]) -> None:
     config: ConfigDict = values.config
     keys.check(config)  # also here, before any process is started
     runtime.set_up_logging()
-    with feed.start_pool(config) as pool:  # before JAX, which starts threads
+    with workers.Prefetcher(  # before JAX, which starts threads
+        worker_count=config.data.worker_count, prefetch=config.data.prefetch
+    ) as prefetcher:
         runtime.start_jax(
             cpu_devices=config.cpu_devices,
             compilation_cache=config.compilation_cache,
@@ -406,7 +301,7 @@ def main(argv: Sequence[str]) -> None:
         locked = files.lock(values.workdir) if alone else contextlib.nullcontext()
         full = files.naming_full_disk(values.workdir)
         with runtime.fail_with_peers(), full, locked:
-            train(config, values.workdir, pool)
+            train(config, values.workdir, prefetcher)
 
 
 def define_flags(to: flags.FlagValues) -> None:

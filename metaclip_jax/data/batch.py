@@ -1,6 +1,5 @@
 """Makes the batch of one host and step: read, decode, crop, choose texts, tokenise."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from metaclip_jax.data import (
     draws,
     images,
     mixture,
+    options,
     order,
     records,
     texts,
@@ -26,35 +26,36 @@ Batch = dict[str, np.ndarray]
 _REPLACEMENT_ATTEMPTS = 16
 
 
+class Replaced(NamedTuple):
+    """An image that could not be used: another record of its dataset took its place."""
+
+    row: int  # of the host batch
+    image_id: str  # DATASET:NUMBER where the record cannot be parsed
+    reason: str
+
+
 class Made(NamedTuple):
-    """A host batch, and what is to be said about it.
+    """A host batch, and what had to be replaced in it.
 
     A tuple with a dict of arrays, since Grain shares memory with its workers only for
     arrays that it finds in such.
     """
 
     batch: Batch
-    replaced: tuple[tuple[int, str, str], ...]  # (row, image id, reason)
-    progress: dict[str, float]
-    process: tuple[int, int]  # which one made it, and its peak memory in bytes
+    replaced: tuple[Replaced, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class MakeBatch:
     """Makes the host batch of a step. It travels to worker processes by pickle."""
 
+    options: options.DataOptions
     datasets: tuple[records.Dataset, ...]
     sources: tuple[order.Source, ...]
     readers: tuple[blocks.BlockReader | None, ...]
     shares: tuple[float, ...]
-    choice: texts.Choice
     tokenize: tokenizer.Tokenizer
-    global_batch: int
     rows: np.ndarray  # int64[b], of each global batch
-    image_size: int
-    context_length: int
-    seed: int
-    augmentation: images.Augmentation
     threads: workers.Threads
 
     def positions(self, step: int) -> np.ndarray:
@@ -62,9 +63,10 @@ class MakeBatch:
 
         With blocks, the batch's rows are in the order of their records.
         """
-        whole = step * self.global_batch + np.arange(self.global_batch)
+        size = self.options.global_batch
+        whole = step * size + np.arange(size)
         if any(self.readers):
-            members, own = mixture.deal(whole, parts=self.shares, seed=self.seed)
+            members, own = self._deal(whole)
             whole = blocks.neighbours(
                 whole, members=members, own=own, sources=self.sources
             )
@@ -74,12 +76,12 @@ class MakeBatch:
         """Reads, decodes, crops and tokenises the host batch of a step."""
         positions = self.positions(step)
         places, stored = self._find(positions)
-        size = self.image_size
+        size = self.options.image_size
         pixels = np.empty((len(positions), size, size, 3), np.uint8)
         rows = zip(
             positions.tolist(),
             places,
-            draws.mix(self.seed, draws.CROP, positions).tolist(),
+            draws.mix(self.options.seed, draws.CROP, positions).tolist(),
             stored,
             pixels,
             strict=True,
@@ -90,7 +92,7 @@ class MakeBatch:
                 [record for record, _, _ in found],
                 epochs=np.array([place.epoch for place in places]),
             ),
-            self.context_length,
+            self.options.context_length,
         )
         return Made(
             batch={
@@ -103,18 +105,21 @@ class MakeBatch:
                 "truncated": truncated,
             },
             replaced=tuple(
-                (row, *loss)
+                Replaced(row, *loss)
                 for row, (_, _, losses) in enumerate(found)
                 for loss in losses
             ),
-            progress=self.progress(step + 1),
-            process=(os.getpid(), workers.peak_memory()),
         )
 
     def progress(self, steps: int) -> dict[str, float]:
-        """Returns how far each dataset is seen once so many steps are done."""
+        """Returns, after so many steps, `examples_seen/DATASET` and `epochs/DATASET`.
+
+        Of all hosts together.
+        """
         seen = mixture.examples_seen(
-            steps * self.global_batch, parts=self.shares, seed=self.seed
+            steps * self.options.global_batch,
+            shares=self.shares,
+            seed=self.options.seed,
         )
         result = {}
         for name, source, count in zip(
@@ -124,9 +129,12 @@ class MakeBatch:
             result[f"epochs/{name}"] = source.progress(int(count))
         return result
 
+    def _deal(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return mixture.deal(positions, shares=self.shares, seed=self.options.seed)
+
     def _find(self, positions: np.ndarray) -> tuple[list["_Place"], list[bytes]]:
-        """Returns what stands at the positions, and the records' bytes."""
-        members, own = mixture.deal(positions, parts=self.shares, seed=self.seed)
+        """Returns the place and the record's bytes of each position."""
+        members, own = self._deal(positions)
         places: list[_Place] = [_Place(0, 0, 0)] * len(positions)
         stored = [b""] * len(positions)
         for member in np.unique(members).tolist():
@@ -155,16 +163,16 @@ class MakeBatch:
         self, chosen: Sequence[records.Record], *, epochs: np.ndarray
     ) -> list[str]:
         """Returns the text of each record that is shown in its epoch."""
-        kinds = None
-        if self.choice.needs_sources:
-            kinds = self.choice.kinds([s for r in chosen for s in r.text_sources])
+        choice, kinds = self.options.choice, None
+        if choice.needs_sources:
+            kinds = choice.kinds([s for r in chosen for s in r.text_sources])
         index = texts.shown(
             balance.image_keys(pa.array([r.image_id for r in chosen])),
             np.array([len(record.texts) for record in chosen]),
             epochs=epochs,
-            seed=self.seed,
+            seed=self.options.seed,
             kinds=kinds,
-            synthetic_share=self.choice.synthetic_share,
+            synthetic_share=choice.synthetic_share,
         )
         return [r.texts[i] for r, i in zip(chosen, index.tolist(), strict=True)]
 
@@ -178,8 +186,9 @@ class MakeBatch:
     ) -> tuple[records.Record, int, list[tuple[str, str]]]:
         """Decodes a record into uint8[size, size, 3], or the one that replaces it.
 
-        Returns the record that stands there, its number, and what was passed over.
+        Returns the record, its number, and (image id, reason) of each that was skipped.
         """
+        augmentation, seed = self.options.augmentation, self.options.seed
         number = place.record
         dataset, source = self.datasets[place.dataset], self.sources[place.dataset]
         losses: list[tuple[str, str]] = []
@@ -193,18 +202,18 @@ class MakeBatch:
                     raise images.UndecodableImage("no_text", record.image_id)
                 images.decode_train(
                     record.image,
-                    size=self.image_size,
+                    size=self.options.image_size,
                     key=crop_key,
-                    scale=self.augmentation.scale,
-                    flip=self.augmentation.flip,
-                    colour=self.augmentation.colour,
+                    scale=augmentation.crop_scale,
+                    flip=augmentation.flip,
+                    colour=augmentation.colour,
                     out=pixels,
                 )
                 return record, number, losses
             except images.UndecodableImage as error:
                 losses.append((name, error.reason))
                 last = error
-            bits = draws.mix(self.seed, draws.REPLACEMENT, position, attempt)
+            bits = draws.mix(seed, draws.REPLACEMENT, position, attempt)
             index = draws.below(source.size(place.epoch), bits).reshape(1)
             epochs = np.array([place.epoch])
             number = int(source.records(epochs, index)[0])
@@ -215,13 +224,14 @@ class MakeBatch:
         )
 
     def _has_text(self, record: records.Record) -> bool:
-        if not self.choice.needs_sources:
+        choice = self.options.choice
+        if not choice.needs_sources:
             return bool(record.texts)
-        return bool(self.choice.kinds(record.text_sources)[0].any())
+        return bool(choice.kinds(record.text_sources)[0].any())
 
 
 class _Place(NamedTuple):
-    """What stands at a position: a record of a dataset, in one of its epochs."""
+    """The record of a position: a number in a dataset, in one of its epochs."""
 
     dataset: int
     epoch: int
@@ -229,7 +239,7 @@ class _Place(NamedTuple):
 
 
 def _decode(data: bytes) -> records.Record:
-    """Parses a record; one that is damaged in the file counts as an image is."""
+    """Parses a record; a damaged one is replaced and counted as a damaged image is."""
     try:
         return records.decode(data)
     except ValueError as error:
@@ -237,7 +247,7 @@ def _decode(data: bytes) -> records.Record:
 
 
 def names(datasets: Sequence[records.Dataset]) -> list[str]:
-    """Returns each dataset's name, with a number where others bear it too."""
+    """Returns each dataset's name, with a number where several have the same."""
     found = [dataset.name for dataset in datasets]
     return [
         f"{name}_{index}" if found.count(name) > 1 else name

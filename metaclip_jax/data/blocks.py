@@ -1,4 +1,4 @@
-"""Reads for the `blocks` order: few and large, as suits gs://.
+"""Reads records for the `blocks` order: few large requests, as suits gs://.
 
 The rows of a global batch are sorted by record, so that those of a host lie in few
 blocks. Records that are close together are read as one run: from gs:// a run is one
@@ -25,10 +25,10 @@ def neighbours(
     own: NDArray[np.int64],
     sources: Sequence[order.Source],
 ) -> NDArray[np.int64]:
-    """Returns the positions of a global batch so that neighbouring records follow.
+    """Returns the positions of a global batch, sorted by record within each dataset.
 
-    A dataset of a mixture keeps its rows among those of the others: hosts have equal
-    shares of each.
+    The rows of each dataset stay the same rows of the batch, so that hosts have equal
+    shares of each dataset.
 
     Args:
       positions: int64[B], of the global batch.
@@ -46,9 +46,9 @@ def neighbours(
 def runs(
     numbers: NDArray[np.int64], shard_lengths: Sequence[int]
 ) -> list[NDArray[np.int64]]:
-    """Splits ascending record numbers into what one request reads.
+    """Splits ascending record numbers into runs, each read by one request.
 
-    A run lies in one file shard, and its records close together.
+    The records of a run are close together in one file shard.
     """
     shard = np.searchsorted(np.cumsum(shard_lengths), numbers, side="right")
     apart = (np.diff(numbers) > _GAP) | (np.diff(shard) > 0)
@@ -56,7 +56,7 @@ def runs(
 
 
 class BlockReader:
-    """Reads records that lie in few places of a dataset. Threads may share it."""
+    """Reads records that are close together in a dataset. Threads may share it."""
 
     def __init__(self, dataset: records.Dataset) -> None:
         self._dataset = dataset

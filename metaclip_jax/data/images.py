@@ -6,6 +6,7 @@ restart. Evaluation decodes as the public CLIP processors do, with Pillow's filt
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import cv2
@@ -33,23 +34,24 @@ _DCT_SCALES = (1 / 8, 1 / 4, 1 / 2)
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
-class Augmentation(NamedTuple):
+@dataclass(frozen=True)
+class Augmentation:
     """Augmentation of training images; see `decode_train`."""
 
-    scale: tuple[float, float] = CROP_SCALE
+    crop_scale: tuple[float, float] = CROP_SCALE
     flip: bool = False
     colour: float = 0.0
 
-    def check(self) -> None:
-        """Raises ValueError for values that cannot be used."""
-        low, high = self.scale
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(
-                f"crop_scale must hold 0 < low <= high <= 1, got {self.scale}"
+                "data.crop_scale: wanted (low, high) with 0 < low <= high <= 1, got"
+                f" {self.crop_scale}"
             )
         if not 0 <= self.colour < 1:
             raise ValueError(
-                f"colour must be at least 0 and below 1, got {self.colour}"
+                f"data.colour: wanted at least 0 and below 1, got {self.colour}"
             )
 
 

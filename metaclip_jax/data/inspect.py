@@ -5,7 +5,7 @@
 
 prints a summary and renders a contact sheet. It takes the trainer's config with the
 same overrides and opens the batches by the trainer's own function, so orders, mixtures,
-text sources, online balancing and augmentation are those of the run. DIR stands for
+text sources, online balancing and augmentation are those of the run. DIR replaces
 config.dataset; without --config all keys have their defaults.
 """
 
@@ -26,9 +26,17 @@ from ml_collections import ConfigDict
 from metaclip_jax import config as keys
 from metaclip_jax import files
 from metaclip_jax.cli import command, config_flag
-from metaclip_jax.data import batch as batches
-from metaclip_jax.data import clean_up, mixture, pipeline, records, sheet, tokenizer
-from metaclip_jax.training import feed
+from metaclip_jax.data import (
+    batch,
+    clean_up,
+    mixture,
+    options,
+    pipeline,
+    records,
+    sheet,
+    tokenizer,
+    workers,
+)
 
 _RECORDS_FOR_LENGTHS = 10_000
 _TEXTS_FOR_TOKENIZER = 20_000
@@ -49,7 +57,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Look:
-    """What was found.
+    """The findings.
 
     `facts` are (what, figure) rows, `lengths` int64[n] tokens of single texts without
     marks, of records spread evenly over the datasets.
@@ -74,12 +82,12 @@ def first_examples(
     count: int,
 ) -> list[Example]:
     """Returns the first `count` rows that a stream hands to the model."""
-    names = batches.names(datasets) if len(datasets) > 1 else [""]
+    names = batch.names(datasets) if len(datasets) > 1 else [""]
     examples: list[Example] = []
-    for batch in stream:
-        members, numbers = batch["dataset"].tolist(), batch["record"].tolist()
+    for found in stream:
+        members, numbers = found["dataset"].tolist(), found["record"].tolist()
         for image, tokens, member, number in zip(
-            np.array(batch["image"]), batch["tokens"], members, numbers, strict=True
+            np.array(found["image"]), found["tokens"], members, numbers, strict=True
         ):
             record = records.decode(records.read(datasets[member], [number])[0])
             text = tokenize.decode(tokens.tolist())
@@ -115,8 +123,8 @@ def measure_speed(stream: pipeline.Batches, *, seconds: float) -> float:
     """Returns images per second of a stream, after its first batch."""
     next(stream)
     images, start = 0, time.perf_counter()
-    for batch in stream:
-        images += len(batch["image"])
+    for found in stream:
+        images += len(found["image"])
         if time.perf_counter() - start > seconds:
             break
     return images / max(time.perf_counter() - start, 1e-9)
@@ -132,7 +140,7 @@ def dataset_facts(
     `progress` is a stream's: from it follows how many records an epoch keeps.
     """
     rows = []
-    names = batches.names(datasets)
+    names = batch.names(datasets)
     for name, dataset, share in zip(names, datasets, shares, strict=True):
         epochs = progress[f"epochs/{name}"]
         kept = progress[f"examples_seen/{name}"] / epochs if epochs else np.nan
@@ -170,22 +178,25 @@ def text_facts(
 
 
 def look(config: ConfigDict, *, examples: int, seconds: float) -> Look:
-    """Opens the batches of a config as the trainer does, and says what they hold."""
-    folders, weights = mixture.members(config.dataset, config.data.mixture)
-    datasets = [records.open_dataset(folder) for folder in folders]
-    shares = mixture.shares(weights)
-    tokenize = feed.load_tokenizer(config)
-    with feed.start_pool(config) as pool:
-        stream = feed.open_batches(config, "", pool, tokenize, start_step=0)
+    """Opens the batches of a config as the trainer does, and describes them."""
+    data = options.DataOptions.from_config(config)
+    datasets = [records.open_dataset(folder) for folder in data.folders]
+    shares = mixture.shares(data.weights)
+    tokenize = tokenizer.load(config.tokenizer, family=config.model.family)
+    with workers.Prefetcher(
+        worker_count=config.data.worker_count, prefetch=config.data.prefetch
+    ) as prefetcher:
+        stream = pipeline.batches(data, tokenize, prefetcher=prefetcher)
         shown = first_examples(stream, datasets, tokenize, count=examples)
         speed = measure_speed(stream, seconds=seconds)
+        progress = stream.progress(max(stream.examples // data.global_batch, 1))
     lengths, texts_per_image = measure_texts(datasets, shares, tokenize)
     marks = 1 if tokenize.bos_id is None else 2
     room = config.model.context_length - marks
     return Look(
-        title=", ".join(batches.names(datasets)),
+        title=", ".join(batch.names(datasets)),
         facts=[
-            *dataset_facts(datasets, shares, stream.progress),
+            *dataset_facts(datasets, shares, progress),
             ("order", _order(config.data)),
             ("augmentation", _augmentation(config.data)),
             *text_facts(lengths, texts_per_image, shown, room=room),
@@ -220,7 +231,7 @@ def _cell(example: Example) -> sheet.Cell:
 
 
 def is_shown(stored: str, shown: str) -> bool:
-    """Says whether the model was shown this text, perhaps cut."""
+    """Returns whether the model was shown this text, perhaps cut."""
     # Tokens come back with spaces around punctuation.
     cleaned, shown = (t.replace(" ", "") for t in (clean_up.clean(stored), shown))
     return cleaned == shown or (len(shown) > 20 and cleaned.startswith(shown))
@@ -287,7 +298,7 @@ def main(argv: Sequence[str]) -> None:
     config.global_batch = values.batch
     config.total_steps = 1_000_000_000
     config.data.max_replaced_share = 1.0
-    logging.set_verbosity(logging.WARNING)  # the pipeline's plan is no plan of ours
+    logging.set_verbosity(logging.WARNING)  # the pipeline's notes are about training
     jax.config.update("jax_platforms", "cpu")  # accelerators stay with who has them
     with tempfile.TemporaryDirectory() as folder:
         if not config.tokenizer:

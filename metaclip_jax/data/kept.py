@@ -55,8 +55,8 @@ class Rule:
 
     Attributes:
       dataset: whose sidecars are read.
-      folder: where processes share what they find, local or gs://; "" = nowhere. It may
-        serve several runs: what they decide by is in the names.
+      folder: where processes share bits, local or gs://; "" = nowhere. Several runs may
+        use it: a fingerprint of all that decides the bits is in the names.
     """
 
     def __init__(
@@ -78,7 +78,12 @@ class Rule:
         self.folder = folder and f"{folder}/{self._fingerprint()}"
 
     def _fingerprint(self) -> str:
-        facts = [_RULE, self._seed, sorted(self._codes), self._choice.weights]
+        facts = [
+            _RULE,
+            self._seed,
+            sorted(self._codes),
+            self._choice.text_source_weights,
+        ]
         facts += [self._choice.synthetic_sources, self._starts.tolist()]
         facts += [mixture.fingerprint([self.dataset.folder], [1.0])]
         digest = hashlib.sha256(repr(facts).encode())
@@ -86,16 +91,16 @@ class Rule:
         return digest.hexdigest()[:16]
 
     def read_total(self, epoch: int) -> int:
-        """Returns how many records an epoch keeps if that is shared, else 0."""
+        """Returns how many records an epoch keeps, 0 where that is not shared yet."""
         path = self.folder and files.path(f"{self.folder}/{epoch:06}/total")
         return int(path.read_text()) if path and path.exists() else 0
 
     def bits(self, epoch: int) -> Bits:
-        """Returns what an epoch keeps, found here or by others."""
+        """Returns the bits of an epoch, computed here or read from the folder."""
         shards = np.arange(len(self.dataset.shards))
         groups = np.array_split(shards, min(_GROUPS, len(shards)))
         packed: list[NDArray] = [np.empty(0, np.uint8)] * len(shards)
-        # Each process has an order of its own, so that they find different ones first.
+        # Each process has its own order, so that they begin with different groups.
         who = hashlib.sha256(f"{socket.gethostname()} {os.getpid()}".encode()).digest()
         key = np.full(len(groups), int.from_bytes(who[:8]), np.uint64)
         own = draws.permute(np.arange(len(groups)), n=len(groups), key=key)
@@ -111,7 +116,7 @@ class Rule:
         return result
 
     def forget(self, epoch: int) -> None:
-        """Removes what was shared of an epoch, but for its total."""
+        """Removes the shared bits of an epoch; its total stays."""
         if self.folder:
             for name in patterns.find(f"{self.folder}/{epoch:06}/[0-9]*"):
                 files.path(name).unlink(missing_ok=True)
@@ -119,7 +124,7 @@ class Rule:
     def _group(
         self, shards: NDArray[np.int64], name: str, epoch: int
     ) -> list[NDArray[np.uint8]]:
-        """Returns the packed bits of some shards, from the folder where they are."""
+        """Returns the packed bits of some shards, shared ones where there are any."""
         sizes = [-(-self.dataset.shard_lengths[shard] // 8) for shard in shards]
         path = self.folder and files.path(f"{self.folder}/{name}")
         if path and path.exists():
@@ -132,7 +137,7 @@ class Rule:
         return found
 
     def mask(self, shard: int, epoch: int) -> NDArray[np.bool_]:
-        """Returns bool[records of the shard], what the epoch keeps of it."""
+        """Returns bool[records of the shard], which of them the epoch keeps."""
         table = records.read_entries(self.dataset, shard)
         if not table.num_rows:
             return np.zeros(0, bool)

@@ -1,8 +1,8 @@
 """Several datasets in one endless order, each with its share of the positions.
 
 Positions are dealt in cycles: each cycle holds as many of each dataset as its share
-asks for, give or take one, in an order of its own. So a position still says everything,
-each dataset is passed through in its own order, epoch by epoch, and after any number of
+asks for, give or take one, in an order of its own. So the dataset of a position can be
+computed, each dataset is read in its own order, epoch by epoch, and after any number of
 positions the counts are within a cycle of the shares.
 """
 
@@ -39,22 +39,22 @@ def shares(weights: Sequence[float]) -> tuple[float, ...]:
 
 
 def deal(
-    positions: NDArray[np.int64], *, parts: Sequence[float], seed: int
+    positions: NDArray[np.int64], *, shares: Sequence[float], seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Returns (dataset, position in that dataset's own order), int64 each.
 
     Args:
       positions: int64[n], of the mixture.
-      parts: what `shares` returned.
+      shares: of the datasets, from `shares`.
       seed: of the deal.
     """
-    if len(parts) == 1:
+    if len(shares) == 1:
         return np.zeros_like(positions), positions
     datasets, own = np.empty_like(positions), np.empty_like(positions)
     cycles, inside = np.divmod(positions, CYCLE)
     for cycle in np.unique(cycles).tolist():
         here = cycles == cycle
-        before, after = (_dealt(c, parts, seed) for c in (cycle, cycle + 1))
+        before, after = (_dealt(c, shares, seed) for c in (cycle, cycle + 1))
         starts = np.concatenate([[0], np.cumsum(after - before)])
         key = draws.mix(seed, draws.MIXTURE, cycle)
         place = draws.permute(
@@ -66,21 +66,21 @@ def deal(
 
 
 def examples_seen(
-    position: int, *, parts: Sequence[float], seed: int
+    position: int, *, shares: Sequence[float], seed: int
 ) -> NDArray[np.int64]:
     """Returns int64[datasets], how many of the first `position` examples each gives."""
-    if len(parts) == 1:
+    if len(shares) == 1:
         return np.array([position], np.int64)
     cycle, rest = divmod(position, CYCLE)
     tail = np.arange(position - rest, position, dtype=np.int64)
-    which = deal(tail, parts=parts, seed=seed)[0]
-    return _dealt(cycle, parts, seed) + np.bincount(which, minlength=len(parts))
+    which = deal(tail, shares=shares, seed=seed)[0]
+    return _dealt(cycle, shares, seed) + np.bincount(which, minlength=len(shares))
 
 
 def fingerprint(folders: Sequence[str], weights: Sequence[float]) -> str:
-    """Returns the sha256 over what the datasets' manifests say of their files.
+    """Returns the sha256 over the file lists in the datasets' manifests.
 
-    Several count with their weights, in their order; one is the same as ever.
+    That of several datasets is over their weights too, in their order.
 
     Raises:
       FileNotFoundError: a folder is no finished dataset.
@@ -122,7 +122,7 @@ def members(
     return folders, weights
 
 
-def _dealt(cycle: int, parts: Sequence[float], seed: int) -> NDArray[np.int64]:
+def _dealt(cycle: int, shares: Sequence[float], seed: int) -> NDArray[np.int64]:
     """Returns int64[datasets], positions of each before a cycle.
 
     Exact in integers of any size. The offset, drawn once, makes each dataset's chance
@@ -131,8 +131,8 @@ def _dealt(cycle: int, parts: Sequence[float], seed: int) -> NDArray[np.int64]:
     shift = Fraction(int(draws.mix(seed, draws.MIXTURE)), 2**64)
     counts, before = [], 0
     running = Fraction(0)
-    for part in parts[:-1]:
-        running += Fraction(part)
+    for share in shares[:-1]:
+        running += Fraction(share)
         end = int(cycle * CYCLE * running + shift)
         counts.append(end - before)
         before = end

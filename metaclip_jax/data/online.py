@@ -4,8 +4,8 @@ MetaCLIP's best B/32 row balances in the loader (paper, table 4): the head's sam
 change from epoch to epoch. For an epoch, one text of each image is chosen by hash and
 kept with probability 1 - Π(1 - p) over its matches, p = min(1, t / count) by the
 dataset's own entry counts. What an epoch keeps is a pure function of the seed, the
-epoch and the sidecars beside the shards, so that a position in the endless order still
-says everything: no image is read to be thrown away, and a restart needs only the step.
+epoch and the sidecars beside the shards, so the record of a position can be computed:
+no image is read to be thrown away, and a restart needs only the step.
 """
 
 import threading
@@ -57,9 +57,9 @@ class OnlineBalance:
     ) -> None:
         """Reads the dataset's counts; see `balance.thresholds` for t and tail_share.
 
-        `choice` says how the text that stands for an image is drawn, `blocks` how the
-        kept records are shuffled. `shared` is a folder in which all processes of a run
-        share what they find out about epochs, and a run that goes on finds it again.
+        `choice` says how the text of an image is drawn, `blocks` how the kept records
+        are shuffled. `shared` is a folder in which all processes of a run, also after a
+        restart, share which records each epoch keeps.
 
         Raises:
           ValueError: the dataset was thinned already, or t and tail_share do not say
@@ -156,13 +156,13 @@ class OnlineBalance:
             return np.array(self._ends)
 
     def _total(self, epoch: int) -> int:
-        """How many records an epoch keeps; those of epochs past are read, if shared."""
+        """How many records an epoch keeps; read where a process has shared it."""
         if epoch in self._held or not (total := self._rule.read_total(epoch)):
             return self._hold(epoch).total
         return total
 
     def _hold(self, epoch: int) -> kept.Bits:
-        """What the epoch keeps, found when it is first asked for."""
+        """The bits of an epoch, computed or read when first needed."""
         if epoch not in self._held:
             most = max(_EPOCHS_HELD, _BITS_HELD // len(self._dataset))
             for old in sorted(self._held)[: 1 - most]:
@@ -187,7 +187,7 @@ class OnlineBalance:
         return self._held[epoch]
 
     def _prepare(self, epoch: int) -> None:
-        """Finds what an epoch keeps before it begins, for all who share the folder."""
+        """Computes the bits of an epoch before it begins, for all processes."""
         try:
             self._rule.bits(epoch)
             self._rule.forget(epoch - 2 - _EPOCHS_HELD)

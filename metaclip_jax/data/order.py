@@ -1,13 +1,14 @@
-"""Which record stands where: the endless seeded order that batches are cut from.
+"""The endless seeded order of records that batches are cut from.
 
-Position p of the order says everything: nothing is shuffled in memory, so that a
-restart needs only the step. Each epoch is a permutation of its records, either of all
-at once (`global`) or block by block: whole blocks of consecutive records change places,
-then records are shuffled inside a window of blocks, so that a batch takes many
+The record of a position is computed from the position: nothing is shuffled in memory,
+so a restart needs only the step. Each epoch is a permutation of its records, either of
+all at once (`global`) or block by block: whole blocks of consecutive records change
+places, then records are shuffled inside a window of blocks, so that a batch takes many
 records of few blocks.
 """
 
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,19 @@ from metaclip_jax.data import draws
 _SLOT, _BLOCK, _WINDOW = range(3)
 
 
-class Blocks(NamedTuple):
+@dataclass(frozen=True)
+class Blocks:
     """The shape of the `blocks` order."""
 
-    records: int  # consecutive ones, which stay in one window
-    window: int  # blocks that are shuffled together
+    block_records: int  # consecutive records, which stay in one window
+    window_blocks: int  # blocks that are shuffled together
+
+    def __post_init__(self) -> None:
+        if self.block_records < 1 or self.window_blocks < 1:
+            raise ValueError(
+                "data.block_records and data.window_blocks: wanted at least 1, got"
+                f" {self.block_records} and {self.window_blocks}"
+            )
 
 
 class Source(Protocol):
@@ -42,7 +51,7 @@ class Source(Protocol):
         """Returns how many records an epoch has."""
 
     def progress(self, position: int) -> float:
-        """Returns how many epochs lie before a position."""
+        """Returns how many epochs, with a fraction, are before a position."""
 
 
 class WholeDataset:
@@ -81,7 +90,7 @@ class WholeDataset:
         return self._count
 
     def progress(self, position: int) -> float:
-        """Returns how many epochs lie before a position."""
+        """Returns how many epochs, with a fraction, are before a position."""
         return position / self._count
 
 
@@ -93,18 +102,18 @@ def shuffle(
     epoch: int,
     blocks: Blocks | None = None,
 ) -> NDArray[np.int64]:
-    """Returns int64, which of the n records of an epoch stands at each place in it.
+    """Returns int64, which of the n records of an epoch is at each place in it.
 
-    Memory does not grow with n. Without `blocks` any record may stand anywhere.
+    Memory does not grow with n. Without `blocks` any record may be at any place.
     """
     key = draws.mix(seed, draws.ORDER, epoch)
     if blocks is None:
         return draws.permute(place, n=n, key=np.full(place.shape, key, np.uint64))
-    size, window = blocks
+    size, window = blocks.block_records, blocks.window_blocks
     count = -(-n // size)
     last = n - (count - 1) * size  # records of the last block, which may be short
     missing = size - last
-    # It stands in a slot of its own choice, so that the others are all of one size.
+    # It has a slot drawn for it alone, so that all other slots have one size.
     slot_of_last = int(draws.below(count, draws.mix(key, _SLOT)))
     window_of_last = slot_of_last // window
 
@@ -140,20 +149,3 @@ def mates_of_block(numbers: NDArray[np.int64], *, block: int) -> float:
     """
     counts = np.unique(numbers // block, return_counts=True)[1]
     return float((counts * (counts - 1)).sum() / max(numbers.size, 1))
-
-
-def check_blocks(order: str, *, records: int, window: int) -> Blocks | None:
-    """Returns the blocks of an order by name, None for `global`.
-
-    Raises ValueError for another name, or blocks of nothing.
-    """
-    if order == "global":
-        return None
-    if order != "blocks":
-        raise ValueError(f"data.order must be 'global' or 'blocks', got {order!r}")
-    if records < 1 or window < 1:
-        raise ValueError(
-            "data.block_records and data.window_blocks must be at least 1, got "
-            f"{records} and {window}"
-        )
-    return Blocks(records, window)

@@ -23,28 +23,27 @@ class Choice:
     """How texts are drawn.
 
     Attributes:
-      weights: (text source, weight) pairs; other sources have weight 1. A source with
-        weight 0 is never used.
+      text_source_weights: (text source, weight) pairs; other sources have weight 1. A
+        source with weight 0 is never used.
       synthetic_sources: the text sources that are synthetic.
       synthetic_share: the probability of a synthetic text if an image has both kinds;
         an image with one kind uses that.
     """
 
-    weights: tuple[tuple[str, float], ...] = ()
+    text_source_weights: tuple[tuple[str, float], ...] = ()
     synthetic_sources: tuple[str, ...] = ()
     synthetic_share: float = 0.0
 
     def __post_init__(self) -> None:
-        names = [name for name, _ in self.weights]
-        if len(set(names)) < len(names) or any(not w >= 0 for _, w in self.weights):
+        pairs = self.text_source_weights
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names) or any(not w >= 0 for _, w in pairs):
             raise ValueError(
                 "data.text_source_weights must name each text source once, with a "
-                f"weight of at least 0, got {self.weights}"
+                f"weight of at least 0, got {pairs}"
             )
-        if self.weights and not sum(weight for _, weight in self.weights) < np.inf:
-            raise ValueError(
-                f"data.text_source_weights must be finite, got {self.weights}"
-            )
+        if pairs and not sum(weight for _, weight in pairs) < np.inf:
+            raise ValueError(f"data.text_source_weights must be finite, got {pairs}")
         if not 0 <= self.synthetic_share <= 1:
             raise ValueError(
                 f"data.synthetic_share must be within 0 to 1, got "
@@ -72,15 +71,17 @@ class Choice:
             f" ({', '.join(sorted(known))}), got {', '.join(unknown)}; correct the name"
             " or remove it"
             for key, named in (
-                ("text_source_weights", [name for name, _ in self.weights]),
+                ("text_source_weights", [name for name, _ in self.text_source_weights]),
                 ("synthetic_sources", self.synthetic_sources),
             )
             if (unknown := [name for name in named if name not in known])
         ]
-        if known and not any(dict(self.weights).get(name, 1) for name in known):
+        if known and not any(
+            dict(self.text_source_weights).get(name, 1) for name in known
+        ):
             wrong.append(
                 "config.data.text_source_weights: wanted a weight above 0 for some text"
-                f" source of the data, got {self.weights}"
+                f" source of the data, got {self.text_source_weights}"
             )
         if wrong and all(counts):
             raise ValueError("\n".join(wrong))
@@ -88,14 +89,14 @@ class Choice:
     @property
     def needs_sources(self) -> bool:
         """Whether the draw depends on the texts' sources."""
-        return bool(self.weights or self.synthetic_sources)
+        return bool(self.text_source_weights or self.synthetic_sources)
 
     def kinds(self, sources: Sequence[str]) -> tuple[NDArray, NDArray]:
         """Returns (int64[n] weights, bool[n] is synthetic) for texts' sources."""
-        largest = max(1.0, *(weight for _, weight in self.weights), 1.0)
+        largest = max(1.0, *(weight for _, weight in self.text_source_weights), 1.0)
         table = {
             name: max(1, round(weight / largest * _FULL)) if weight else 0
-            for name, weight in self.weights
+            for name, weight in self.text_source_weights
         }
         other = max(1, round(_FULL / largest))
         weights = np.array([table.get(name, other) for name in sources], np.int64)

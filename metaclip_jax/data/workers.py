@@ -2,9 +2,9 @@
 
 Worker processes are Grain's: spawned, handing back arrays in shared memory (Grain does
 so for arrays that it finds in tuples and dicts), so that pixels are not pickled. They
-start before JAX does, and wait for a file that says what to make. They make whole
-batches in turn, hear no signals of the terminal or the scheduler, end when their parent
-does, and if one dies the next batch is an error.
+start before JAX does, and wait for a file that describes the work. They make whole
+batches in turn, ignore SIGINT and SIGTERM, end when their parent does, and if one dies
+the next batch is an error.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -32,7 +33,6 @@ from absl import flags, logging
 from metaclip_jax.data import shared_memory
 
 _ROWS_PER_TASK = 16  # what a thread decodes at a time
-_STATUS = "/proc/self/status"  # Linux
 _MIB = 1 << 20
 _LIBRARIES_MIB = 300  # of a process, about
 _SECONDS_TO_LOOK = 0.01  # between looks at what others do
@@ -48,7 +48,7 @@ class Threads:
 
     def __init__(self, count: int) -> None:
         if count < 1:
-            raise ValueError(f"read_threads must be at least 1, got {count}")
+            raise ValueError(f"read_threads: wanted at least 1, got {count}")
         self._count = count
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="decode")
 
@@ -70,16 +70,16 @@ class Threads:
         return [result for part in parts for result in part]
 
 
-class Pool:
+class Prefetcher:
     """Makes batches ahead of the steps: in threads, or in worker processes.
 
-    Processes are there when this returns, before it is known what they are to make: so
-    they can start before JAX does, and load their libraries beside it. `close` ends
-    them, and so does leaving a `with`.
+    The processes run when this returns, before their work is known: so they start
+    before JAX does, and load their libraries while it starts. `close` ends them, and so
+    does leaving a `with`.
 
     Args:
-      worker_count: processes (spawned, so start them from a main that is guarded); 0 =
-        threads of this one.
+      worker_count: processes (spawned, so `__main__` must be guarded); 0 = threads of
+        this process.
       prefetch: batches made ahead in each process; 0 = when asked for.
 
     Raises:
@@ -89,54 +89,64 @@ class Pool:
     def __init__(self, *, worker_count: int = 0, prefetch: int = 2) -> None:
         if worker_count < 0 or prefetch < 0:
             raise ValueError(
-                f"worker_count={worker_count} and prefetch={prefetch} must not be "
-                "negative"
+                "data.worker_count and data.prefetch: wanted at least 0, got"
+                f" {worker_count} and {prefetch}"
             )
         self.worker_count = worker_count
         self.prefetch = prefetch
-        self._told = False
+        self._started = False
         self._made: grain.DatasetIterator[Any] | None = None
         self._processes: list[multiprocessing.process.BaseProcess] = []
         if worker_count:
             self._owner = shared_memory.Owner()
             self._start_processes()
 
-    def __enter__(self) -> "Pool":
+    def __enter__(self) -> "Prefetcher":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def iterate(self, make: Callable[[int], Any], steps: range) -> Iterator[Any]:
-        """Yields make(step) of all steps, in order. A pool does so once.
+        """Yields make(step) of all steps, in order; only once.
 
-        It begins at once, before the first batch is asked for.
+        Work begins at once, before the first batch is asked for.
 
         Args:
           make: from a step to its batch; pickled for worker processes.
           steps: ascending, one by one.
 
         Raises:
-          RuntimeError: the pool has done so, or is closed.
+          RuntimeError: it was called before, or the prefetcher is closed.
         """
-        if self._told:
-            raise RuntimeError("a pool iterates once: want a new one")
-        self._told = True
+        if self._started:
+            raise RuntimeError("a prefetcher iterates once: wanted a new one")
+        self._started = True
         cv2.setNumThreads(1)  # the parallel parts are images, not rows of pixels
         if self._made is None:
             self._made = iter(self._dataset(make, steps))
             with _signals_held():
                 self._made.start_prefetch()
         else:
-            _Told(self._owner.folder).tell(make, steps)
+            _WorkFile(self._owner.folder).write(make, steps)
         return itertools.islice(self._made, len(steps))
+
+    def peak_memory(self) -> int:
+        """Returns the most bytes that a batch-making process has held; 0 = unknown.
+
+        Those of worker processes are known on Linux, until they are closed.
+        """
+        if not self.worker_count:
+            return peak_memory()
+        pids = [process.pid for process in self._processes]
+        return max((peak_memory(pid) for pid in pids if pid), default=0)
 
     def close(self) -> None:
         """Ends threads and worker processes."""
-        if not self._told:
+        if not self._started:
             for process in self._processes:  # they would wait for ever
                 process.kill()
-        self._told = True
+        self._started = True
         if self._made is not None:
             self._made.close()
         if self.worker_count:
@@ -155,7 +165,7 @@ class Pool:
     def _start_processes(self) -> None:
         if not flags.FLAGS.is_parsed():  # Grain hands its flags to the workers
             flags.FLAGS.mark_as_parsed()
-        made = self._dataset(_Told(self._owner.folder), range(sys.maxsize))
+        made = self._dataset(_WorkFile(self._owner.folder), range(sys.maxsize))
         ahead = made.map(
             functools.partial(shared_memory.share, self._owner.prefix)
         ).mp_prefetch(
@@ -180,8 +190,8 @@ class Pool:
             self._processes = list(set(multiprocessing.active_children()) - before)
 
 
-class _Told:
-    """Makes what a file says, once it is there; a copy in each worker process."""
+class _WorkFile:
+    """Makes batches as a file says, once it exists; each worker process has a copy."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "work"
@@ -189,16 +199,16 @@ class _Told:
         self._work: tuple[Callable[[int], Any], range] | None = None
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
-        return _Told, (self._file.parent,)
+        return _WorkFile, (self._file.parent,)
 
-    def tell(self, make: Callable[[int], Any], steps: range) -> None:
-        """Says to all copies what they are to make."""
+    def write(self, make: Callable[[int], Any], steps: range) -> None:
+        """Hands the work to all copies."""
         whole = self._file.with_suffix(".part")
         whole.write_bytes(pickle.dumps((make, steps)))
         whole.replace(self._file)
 
     def __call__(self, index: int) -> Any:
-        """Makes the batch of a step, by its index; waits until that is told."""
+        """Returns the batch of a step, by its index; waits for the file."""
         with self._lock:
             while self._work is None:
                 if self._file.exists():
@@ -214,8 +224,7 @@ def plan_memory(
 ) -> int:
     """Logs and returns the most bytes that a process that makes batches takes.
 
-    That is without its libraries and without shared memory, of which no batch is in two
-    processes' accounts: it is checked against what the machine has.
+    Its libraries and shared memory come on top; the latter must fit into the machine's.
 
     Args:
       worker_count: processes; 0 = threads of this one.
@@ -264,23 +273,29 @@ def shared_bytes(*, worker_count: int, batch_bytes: int) -> int:
     return (_SHARED_EACH * worker_count + _SHARED_IN_ALL) * batch_bytes
 
 
-def peak_memory() -> int:
-    """Returns the most bytes of memory that this process ever held."""
-    # getrusage counts what the process was forked from, too.
-    if os.path.exists(_STATUS):
-        with open(_STATUS) as status:
-            peak = next(line for line in status if line.startswith("VmHWM:"))
-        return int(peak.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak_memory(pid: int | None = None) -> int:
+    """Returns the most bytes of memory that a process has held; 0 = unknown.
+
+    Args:
+      pid: of the process; None = this one. Others are known on Linux, while they run.
+    """
+    # getrusage also counts what the process was forked from.
+    try:
+        status = Path(f"/proc/{pid or 'self'}/status").read_text()
+    except OSError:
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return 0 if pid else own
+    peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(peak[1]) * 1024 if peak else 0  # none of a process that has ended
 
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Lets threads and processes that start in it hear no SIGTERM and no SIGINT.
+    """Blocks SIGTERM and SIGINT in threads and processes that start in it.
 
-    Both go to a whole process group, but it is the trainer who saves and then ends its
-    workers. A mask is passed on, and so holds from a process's first instant, long
-    before it could ignore them by itself. What comes meanwhile, comes afterwards.
+    Both go to a whole process group, but it is the trainer that saves and then ends its
+    workers. A child inherits the mask and so has it from its first instant, long before
+    it could ignore signals by itself. The trainer gets what arrives meanwhile later.
     """
     resource_tracker.ensure_running()  # else it starts in here, and lifts the mask
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})

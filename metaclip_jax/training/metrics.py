@@ -23,9 +23,11 @@ import numpy as np
 from tqdm import tqdm
 
 from metaclip_jax import files, metric_rows
+from metaclip_jax.data import pipeline
 from metaclip_jax.training import runtime
+from metaclip_jax.training.totals import Totals
 
-# Keys that tell about the machine and the moment; all others are the same each time.
+# Metrics that depend on the machine and the moment; all others are deterministic.
 TIMINGS = frozenset(
     {
         "examples_per_second",
@@ -36,12 +38,6 @@ TIMINGS = frozenset(
         "compile_seconds",
     }
 )
-# Counted since the first step.
-TOTALS = ("skipped_steps", "truncated_texts", "replaced_images")
-
-_BY_REASON = "replaced_images/"  # REASON, or REASON/IMAGE_ID
-_MOST_IDS = 1_000  # a checkpoint carries them
-
 # How long a row may wait on this machine, in seconds; each flush makes a part.
 FLUSH_SECONDS = 300.0
 
@@ -179,15 +175,15 @@ class _Events:
 
 
 class Meter:
-    """What training does per second, what it waits for, and what it loses.
+    """Measures rates, waits and losses of training.
 
     It shows a progress line, keeps the device at most `steps_ahead` steps behind, and
-    counts steps that were skipped as their numbers were not finite.
+    counts steps that were skipped because their numbers were not finite.
     """
 
     def __init__(
         self,
-        totals: collections.Counter[str],
+        totals: Totals,
         *,
         workdir: str,
         start_step: int,
@@ -202,20 +198,19 @@ class Meter:
         """Starts the clock.
 
         Args:
-            totals: of all processes, counted on in place; a checkpoint carries it, so
-                that a resumed run counts like an uninterrupted one.
+            totals: of all processes; counted further in place.
             workdir: where the images of skipped steps are written down.
             start_step: steps done.
             total_steps: where the progress line ends.
             global_batch: examples a step.
             max_skipped_steps: this many in a row end the run.
             steps_ahead: how many steps may be under way on the device.
-            model_flops: what a step is worth, over all chips.
+            model_flops: FLOPs of a step, over all chips, without recomputation.
             peak_flops: of a chip, a second; None = unknown.
             show: whether this process shows the line.
         """
         self._totals = totals
-        self._mended: collections.Counter[str] = collections.Counter()
+        self._own = Totals()  # what this process lost since the last `sum_up`
         self._workdir = workdir
         self._step = start_step
         self._global_batch = global_batch
@@ -262,19 +257,19 @@ class Meter:
         step: int,
         measured: Mapping[str, jax.Array],
         image_ids: np.ndarray,
-        tally: Mapping[str, int],
+        losses: pipeline.Losses,
     ) -> None:
         """Takes a step that was handed to the device, and awaits earlier ones.
 
         `image_ids`, bytes[b], are those of this process; they are written down if the
-        step turns out to be skipped. `tally` is what this process mended in its part
-        of the batch.
+        step turns out to be skipped. `losses` are those of the rows that this process
+        owns.
 
         Raises:
             FloatingPointError: too many steps in a row were not finite.
         """
         self._step = step
-        add_tally(self._mended, tally)
+        self._own.add_losses(losses)
         self._ahead.append((step, measured["skipped"], image_ids))
         while len(self._ahead) > self._steps_ahead:
             self._await_one()
@@ -291,16 +286,16 @@ class Meter:
         All processes must call it at the same steps.
         """
         self.settle()
-        for tally in runtime.gather(self._mended):
-            add_tally(self._totals, tally)
-        self._mended.clear()
+        for lost in runtime.gather(self._own.as_json()):
+            self._totals.add(Totals.from_json(lost))
+        self._own = Totals()
 
     def row(self, measured: Mapping[str, jax.Array]) -> dict[str, float]:
         """The numbers of the newest step, the totals, and the rates since last asked.
 
         `data_wait` is the share of time spent waiting for data. The model's FLOPs a
-        second are what steps are worth, not what rematerialisation adds to them; their
-        share of the chip's peak, `model_flops_utilisation`, is left out where the peak
+        second leave out what rematerialisation recomputes; their share of the chip's
+        peak, `model_flops_utilisation`, is left out where the peak
         is unknown. All processes must call it at the same steps.
         """
         row = {key: float(value) for key, value in jax.device_get(measured).items()}
@@ -311,11 +306,7 @@ class Meter:
         examples = steps * self._global_batch
         flops = steps * self._model_flops / seconds / chips
         row["examples_seen"] = float(self._step * self._global_batch)
-        for key in TOTALS:
-            row[key] = float(self._totals[key])
-        for key, count in self._totals.items():
-            if key.startswith(_BY_REASON) and key.count("/") == 1:
-                row[key] = float(count)
+        row.update(self._totals.numbers())
         row["examples_per_second"] = examples / seconds
         row["examples_per_second_per_chip"] = examples / seconds / chips
         row["model_teraflops_per_second_per_chip"] = flops / 1e12
@@ -339,9 +330,8 @@ class Meter:
         skipped = bool(jax.device_get(flag))
         if skipped:
             write_skipped(self._workdir, step, image_ids)
-        self._totals["skipped_steps"] += skipped
-        in_a_row = self._totals["skipped_in_a_row"] + 1 if skipped else 0
-        self._totals["skipped_in_a_row"] = in_a_row
+        self._totals.add_step(skipped=skipped)
+        in_a_row = self._totals.skipped_in_a_row
         if skipped and in_a_row >= self._max_skipped_steps:
             raise FloatingPointError(
                 f"loss, gradient or parameters were not finite in {in_a_row} steps in"
@@ -350,34 +340,6 @@ class Meter:
                 " optimizer.warmup_steps, or look at the images of these steps: their"
                 f" ids are in {self._workdir}/metrics/skipped"
             )
-
-
-def add_tally(totals: collections.Counter[str], tally: Mapping[str, int]) -> None:
-    """Adds a batch's counts to the totals; image ids only up to the first thousand."""
-    ids = sum(key.count("/") == 2 for key in totals)
-    for key, count in tally.items():
-        if key.count("/") == 2 and key not in totals:
-            if ids == _MOST_IDS:
-                continue
-            ids += 1
-        totals[key] += count
-
-
-def write_replaced(workdir: str, totals: Mapping[str, int]) -> None:
-    """Writes WORKDIR/metrics/replaced_images.json: {reason: {image id: times}}.
-
-    The images that could not be decoded, up to a thousand of them; nothing is written
-    while there are none.
-    """
-    found: dict[str, dict[str, int]] = {}
-    for key, count in totals.items():
-        if key.startswith(_BY_REASON) and key.count("/") == 2:
-            _, reason, image_id = key.split("/")
-            found.setdefault(reason, {})[image_id] = count
-    if found:
-        files.write_json(
-            files.path(workdir) / "metrics" / "replaced_images.json", found
-        )
 
 
 def write_skipped(workdir: str, step: int, image_ids: np.ndarray) -> None:

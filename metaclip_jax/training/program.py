@@ -1,7 +1,7 @@
 """Builds a config's train step for any devices, real or described, without arrays."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from metaclip_jax import config as keys
-from metaclip_jax.models import clip
+from metaclip_jax.data import tokenizer
+from metaclip_jax.models import clip, presets
 from metaclip_jax.training import (
     checkpoint,
     flops,
@@ -20,6 +21,29 @@ from metaclip_jax.training import (
 )
 from metaclip_jax.training.optimizer import Schedule, make_optimizer, make_schedule
 from metaclip_jax.training.train_step import kept_patches, make_train_step
+
+
+def load_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
+    """Returns the config's tokenizer, as its family of models uses it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no tokenizer, or not that of config.vocabulary.
+    """
+    loaded = tokenizer.load(config.tokenizer, family=config.model.family)
+    presets.check_vocabulary(
+        config.vocabulary, size=loaded.vocab_size, tokenizer=config.tokenizer
+    )
+    return loaded
+
+
+def token_ids(loaded: tokenizer.Tokenizer) -> dict[str, Any]:
+    """Returns what the architecture of a model takes from its tokenizer."""
+    return {
+        "vocab_size": loaded.vocab_size,
+        "eos_id": loaded.eos_id,
+        "pad_id": loaded.pad_id,
+    }
 
 
 class Program(NamedTuple):

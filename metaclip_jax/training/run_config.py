@@ -15,8 +15,8 @@ from metaclip_jax import config as keys
 from metaclip_jax import files
 
 TOKENIZER = "tokenizer.json"
-# A run may go on with other values of these keys; an entry that ends in "." stands for
-# all keys under it. The data and the tokenizer may move but not change, which `restore`
+# A run may go on with other values of these keys; an entry that ends in "." means all
+# keys under it. The data and the tokenizer may move but not change, which `restore`
 # checks. A new total_steps also stretches the rest of the learning-rate schedule.
 FREE_KEYS = (
     "total_steps",
@@ -54,9 +54,9 @@ FREE_KEYS = (
 def claim(
     workdir: str, config: Mapping[str, Any], *, write: bool, tokenizer: str = ""
 ) -> None:
-    """Makes the workdir this run's own, or finds that it already is.
+    """Claims the workdir for this run, or checks that it is this run's.
 
-    Writes config.json. Where there is one, it must agree with `config` in all keys but
+    Writes config.json. An existing one must agree with `config` in all keys outside
     FREE_KEYS.
 
     Args:
@@ -107,7 +107,7 @@ def read(workdir: str) -> ConfigDict:
     path = files.path(workdir) / "config.json"
     if not path.exists():
         raise FileNotFoundError(
-            f"{workdir} holds no run: want {path}, as metaclip_jax.train writes it"
+            f"{workdir} holds no run: wanted {path}, as metaclip_jax.train writes it"
         )
     config = keys.default()
     with config.unlocked(), files.naming(path, "the config of a run"):
@@ -130,7 +130,7 @@ def write_finished(workdir: str, *, step: int, inputs: Mapping[str, Any]) -> Non
 
 
 def clear_finished(workdir: str) -> None:
-    """Takes the mark away, for a run that goes on to more steps."""
+    """Removes the mark of a run that goes on to more steps."""
     path = files.path(workdir) / files.MANIFEST
     if path.exists():
         path.unlink()

@@ -148,8 +148,8 @@ def start_jax(
             jax.config.update("jax_compilation_cache_dir", compilation_cache)
 
 
-def gather(value: Mapping[str, int]) -> list[dict[str, int]]:
-    """Returns the values of all processes, by process index; all must call it together.
+def gather(value: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the JSON object of each process, by index; all must call it together.
 
     The number of collectives does not depend on the values.
     """

@@ -62,9 +62,9 @@ def make_mesh(
     """Returns a mesh over all devices; data=-1 takes what the others leave.
 
     TPU slices, which are linked by the data centre's slow network, split the `data`
-    axis, so that only gradients cross it. `slices` is how many there are to be; -1 = as
-    many as there are. GPUs are one slice unless `slices` says how many hosts or NVLink
-    domains they are in.
+    axis, so that only gradients cross it. `slices` is the expected number of slices,
+    -1 = any. GPUs are one slice unless `slices` says how many hosts or NVLink domains
+    they are in.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -152,7 +152,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def split_batch(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-    """Returns what keeps [B, ...] split as a batch is, inside a compiled function.
+    """Returns a function that keeps [B, ...] split as a batch is, inside jit.
 
     Without it the compiler may split the other axes as the parameters are, and compute
     the whole batch on each device.
@@ -177,8 +177,8 @@ def collect_table(mesh: Mesh, table: jax.Array, *, lookups: int) -> jax.Array:
 def process_rows(mesh: Mesh, global_batch: int) -> np.ndarray:
     """Returns int64[b], ascending: the rows that this process's devices hold.
 
-    They need not be a run, as the mesh follows the wires between devices. Processes
-    that `tensor` spans hold the same rows, and each must have them.
+    They need not be contiguous, as the mesh follows the links between devices.
+    Processes that `tensor` spans hold the same rows, and each must supply them.
     """
     return _rows_of_parts(mesh, global_batch)[_held_parts(mesh)].ravel()
 
@@ -186,13 +186,13 @@ def process_rows(mesh: Mesh, global_batch: int) -> np.ndarray:
 def process_run(
     mesh: Mesh, global_batch: int, *, process: int | None = None
 ) -> np.ndarray:
-    """Returns int64[b]: what of a batch that is read goes into the `process_rows`.
+    """Returns int64[b], ascending: the rows of a batch that this process reads.
 
-    It is a run of the batch however the devices lie, so that a process reads records
-    that are neighbours. (Unless `tensor` spans parts of processes: those may have two.)
-    For that, rows change places between the batch as it is read and as the mesh holds
-    it, which no loss minds. Processes in the mesh's order, as CPUs and GPUs are, leave
-    each row in its place.
+    They are a contiguous run wherever the devices are in the mesh, so that a process
+    reads neighbouring records. (Two runs are possible where `tensor` spans parts of
+    processes.) A row's place in the batch as read and in the mesh may therefore differ,
+    and no loss depends on it. Where processes follow the mesh's order, as CPUs and GPUs
+    do, each row keeps its place.
 
     Args:
       mesh: what the batch is split over.
@@ -206,16 +206,16 @@ def process_run(
     return _rows_of_parts(mesh, global_batch)[place[held]].ravel()
 
 
-def told_rows(mesh: Mesh, global_batch: int) -> np.ndarray:
-    """Returns bool[b], which of the `process_rows` no process before this one holds.
+def owned_rows(mesh: Mesh, global_batch: int) -> np.ndarray:
+    """Returns bool[b], which of its rows this process owns.
 
-    So exactly one process owns each row of the batch; statistics are counted over owned
-    rows.
+    Exactly one process owns each row of a batch, the first that holds it; statistics
+    are counted over owned rows.
     """
     holders = _holders(mesh)
     held = _held_parts(mesh)
-    told = [holders[part][0] == jax.process_index() for part in held]
-    return np.repeat(told, global_batch // len(holders))
+    owned = [holders[part][0] == jax.process_index() for part in held]
+    return np.repeat(owned, global_batch // len(holders))
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -224,20 +224,13 @@ def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Arra
     All arrays of a batch are of one length.
     """
     sharding = batch_sharding(mesh)
-    own_rows = len(next(iter(batch.values())))
-    count = own_rows // len(_held_parts(mesh)) * len(_holders(mesh))
-    rows = process_rows(mesh, count)
-
-    def put(own: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...] | None) -> np.ndarray:
-            assert index is not None
-            start, stop, _ = index[0].indices(count)
-            first = int(np.searchsorted(rows, start))
-            return own[first : first + stop - start]
-
-        return jax.make_array_from_callback((count, *own.shape[1:]), sharding, part)
-
-    return {name: put(own) for name, own in batch.items()}
+    parts = len(_holders(mesh)) / len(_held_parts(mesh))
+    return {
+        name: jax.make_array_from_process_local_data(
+            sharding, own, (round(len(own) * parts), *own.shape[1:])
+        )
+        for name, own in batch.items()
+    }
 
 
 @functools.lru_cache(maxsize=8)  # it is asked for with each batch

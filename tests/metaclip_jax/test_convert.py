@@ -10,13 +10,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from metaclip_jax import config as keys
-from metaclip_jax import convert, files, train
+from metaclip_jax import convert, files
 from metaclip_jax.conversion import huggingface, table, weights
 from metaclip_jax.data.tokenizer import load as load_tokenizer
 from metaclip_jax.data.tokenizer import train as train_tokenizer
 from metaclip_jax.inference import loading
 from metaclip_jax.models import clip
 from metaclip_jax.training import program, sharding
+from metaclip_jax.training.job import Job, initial_params
 from tests import small_models, waiting
 
 
@@ -80,13 +81,14 @@ def test_training_starts_from_any_model_of_its_architecture(tmp_path):
         schedule=None,
         mesh=sharding.make_mesh(data=2, fsdp=2, tensor=2),
     )
-    job = train.Job(
+    job = Job(
         program=asked,
+        data=None,
         tokenizer=loaded.tokenizer,
         preprocess=loading.default_preprocess(asked.architecture),
         inputs={},
     )
-    params, preprocess = train.initial_params(job, config)
+    params, preprocess = initial_params(job, config)
     assert preprocess == loaded.preprocess != job.preprocess
     assert_equal(params, loaded.params)
     kernel = params["image"]["blocks"]["mlp"]["fc1"]["kernel"]
@@ -95,7 +97,7 @@ def test_training_starts_from_any_model_of_its_architecture(tmp_path):
     gelu = dataclasses.replace(loaded.architecture, activation="gelu")
     other = job._replace(program=asked._replace(architecture=gelu))
     with pytest.raises(ValueError, match="activation: wanted 'gelu', found 'quick"):
-        train.initial_params(other, config)
+        initial_params(other, config)
 
 
 def test_another_image_size_keeps_all_but_the_positions(tmp_path):

@@ -20,14 +20,15 @@ from metaclip_jax import (
     plan,
     train,
 )
-from metaclip_jax.data import records
+from metaclip_jax.data import pipeline, records, workers
 from metaclip_jax.data.tokenizer import load as load_tokenizer
 from metaclip_jax.data.tokenizer import train as train_tokenizer
 from metaclip_jax.evaluation import evaluator
 from metaclip_jax.inference import loading
 from metaclip_jax.inference import model as inference
 from metaclip_jax.models import clip
-from metaclip_jax.training import checkpoint, feed, sharding
+from metaclip_jax.training import checkpoint, sharding
+from metaclip_jax.training.job import initial_params, prepare
 
 TEXTS = ["A RED cat, and a dog!", "the green bird", "", "a cat " * 30, "<b>&amp; 1</b>"]
 LEARNT = ["a photo of a red cat and a blue dog", "the green bird sits on a house"] * 30
@@ -78,8 +79,7 @@ def small(family, folder):
 
 
 def train_run(config, workdir):
-    with feed.start_pool(config) as pool:
-        train.train(config, str(workdir), pool)
+    train.train(config, str(workdir), workers.Prefetcher())
     return str(workdir)
 
 
@@ -105,16 +105,15 @@ def test_every_way_to_a_model_gives_the_same_tokens(
     write_dataset(tmp_path / "dataset", record_count=16, texts=shown)
     write_tokenizer(tmp_path / "tokenizer.json", vocabulary)
     config = small(family, tmp_path)
-    job = train.prepare(config)
+    job = prepare(config, str(tmp_path))
     want, _ = job.tokenizer(TEXTS, 12)
     ids = {"eos_id": job.tokenizer.eos_id, "pad_id": job.tokenizer.pad_id}
     assert plan._token_ids(config) == ids | {"vocab_size": job.tokenizer.vocab_size}
 
     # What the step is fed.
-    with feed.start_pool(config) as pool:
-        stream = feed.open_batches(config, "", pool, job.tokenizer, start_step=0)
-        batch = next(stream)
-        stream.close()
+    stream = pipeline.batches(job.data, job.tokenizer)
+    batch = next(stream)
+    stream.close()
     dataset = records.open_dataset(config.dataset)
     fed = [records.decode(d).texts[0] for d in records.read(dataset, batch["record"])]
     np.testing.assert_array_equal(batch["tokens"], job.tokenizer(fed, 12)[0])
@@ -134,9 +133,9 @@ def test_every_way_to_a_model_gives_the_same_tokens(
         with config.unlocked():
             config.init_from = str(tmp_path / kind)
             config.tokenizer = str(tmp_path / kind / "tokenizer.json")
-        resumed = train.prepare(config)
+        resumed = prepare(config, str(tmp_path))
         np.testing.assert_array_equal(resumed.tokenizer(TEXTS, 12)[0], want)
-        train.initial_params(resumed, config)
+        initial_params(resumed, config)
 
 
 def test_a_trained_model_and_its_export_embed_texts_alike(tmp_path, write_dataset):

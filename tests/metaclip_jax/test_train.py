@@ -310,7 +310,7 @@ def test_what_does_not_fit_is_refused_before_the_workdir_is_taken(
     config = runpy.run_path(str(folder / "recipe.py"))["get_config"]()
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=message):
-        train.train(config, str(tmp_path / "run"), workers.Pool())
+        train.train(config, str(tmp_path / "run"), workers.Prefetcher())
     assert not (tmp_path / "run" / "config.json").exists()
 
 

@@ -28,13 +28,17 @@ import hashlib, json, sys
 import numpy as np
 from metaclip_jax import files
 from metaclip_jax.data import order, pipeline, workers
+from metaclip_jax.data.options import DataOptions
 from metaclip_jax.data.tokenizer import load as load_tokenizer
 
 def digest(folder, **values):
+    options = DataOptions(
+        (folder,), global_batch=24, total_steps=8, image_size=16, context_length=8,
+        **values,
+    )
     stream = pipeline.batches(
-        folder, tokenize=load_tokenizer(tokenizer, family="clip"), global_batch=24,
-        image_size=16, context_length=8, seed=0, total_steps=8,
-        pool=workers.Pool(prefetch=0), **values,
+        options, load_tokenizer(tokenizer, family="clip"),
+        prefetcher=workers.Prefetcher(prefetch=0),
     )
     return [hashlib.sha256(b"".join(a.tobytes() for a in batch.values())).hexdigest()
             for batch in stream]
@@ -45,7 +49,7 @@ if not (files.path(remote) / files.MANIFEST).exists():
         path.copy(files.path(remote) / path.name)
 result = {}
 for name, values in {
-    "global": {}, "blocks": {"order_blocks": order.Blocks(8, 1)}
+    "global": {}, "blocks": {"blocks": order.Blocks(8, 1)}
 }.items():
     result[name] = [digest(local, **values)]
     files.path(f"{mark}/{name}-begins").exists()

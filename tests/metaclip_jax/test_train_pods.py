@@ -15,6 +15,7 @@ import pytest
 
 from metaclip_jax import files, metric_rows
 from metaclip_jax.data import pipeline, tokenizer
+from metaclip_jax.data.options import DataOptions
 from metaclip_jax.training import checkpoint
 from tests import stopping, waiting
 
@@ -321,14 +322,15 @@ def test_steps_that_are_not_finite_are_written_down_and_end_the_run(folder):
     last = skipped[-1]["step"]
     assert [one["step"] for one in skipped] == [last - 2, last - 1, last]
     batches = pipeline.batches(
-        str(folder / "dataset"),
-        tokenize=tokenizer.load(folder / "tokenizer.json", family="clip"),
-        global_batch=32,
-        image_size=16,
-        context_length=12,
-        seed=0,
+        DataOptions(
+            folders=(str(folder / "dataset"),),
+            global_batch=32,
+            image_size=16,
+            context_length=12,
+            total_steps=last,
+        ),
+        tokenizer.load(folder / "tokenizer.json", family="clip"),
         start_step=last - 3,
-        total_steps=last,
     )
     for one, batch in zip(skipped, batches, strict=True):
         assert one["image_ids"] == np.char.decode(batch["image_id"]).tolist()

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from metaclip_jax.data import blocks, mixture, order, records
 
 RECORDS, SHARDS, BATCH = 1_000_000, 50, 32_768
-SHAPE = order.Blocks(records=128, window=64)
+SHAPE = order.Blocks(128, 64)
 
 
 def near(step, sources, shares=(1.0,)):
     """The positions of a global batch as its hosts take them."""
     positions = step * BATCH + np.arange(BATCH)
-    members, own = mixture.deal(positions, parts=shares, seed=0)
+    members, own = mixture.deal(positions, shares=shares, seed=0)
     found = blocks.neighbours(positions, members=members, own=own, sources=sources)
     np.testing.assert_array_equal(np.sort(found), positions)
     return found
@@ -46,7 +46,7 @@ def test_every_host_has_the_same_share_of_each_dataset():
     shares = (0.7, 0.3)
     found = near(5, sources, shares)
     for rows in found.reshape(16, -1):
-        members, own = mixture.deal(rows, parts=shares, seed=0)
+        members, own = mixture.deal(rows, shares=shares, seed=0)
         assert abs((members == 1).mean() - 0.3) < 4 * np.sqrt(0.21 / len(rows))
         for member, source in enumerate(sources):
             epochs, index = source.index(own[members == member])

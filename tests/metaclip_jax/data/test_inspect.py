@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from metaclip_jax import config as keys
-from metaclip_jax.data import inspect, sheet, tokenizer, workers
-from metaclip_jax.training import feed
+from metaclip_jax.data import inspect, pipeline, sheet, tokenizer
+from metaclip_jax.data.options import DataOptions
 from tests import browser
 
 EXAMPLES = 96  # enough for every text source to show
@@ -62,7 +62,7 @@ def test_the_examples_are_the_rows_of_training(config, report):
     rows = [
         (image, text)
         for batch, _ in zip(
-            feed.open_batches(config, "", workers.Pool(), tokenize, start_step=0),
+            pipeline.batches(DataOptions.from_config(config), tokenize),
             range(6),
             strict=False,
         )

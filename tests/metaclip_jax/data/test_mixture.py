@@ -8,16 +8,16 @@ import pytest
 from metaclip_jax.data import mixture
 from metaclip_jax.training import run_config
 
-PARTS = mixture.shares([5, 3, 1.7])
+SHARES = mixture.shares([5, 3, 1.7])
 
 
 def test_each_dataset_is_passed_through_without_gaps():
     positions = np.arange(5 * mixture.CYCLE + 1_000)
-    which, own = mixture.deal(positions, parts=PARTS, seed=3)
+    which, own = mixture.deal(positions, shares=SHARES, seed=3)
     for dataset in range(3):
         seen = np.sort(own[which == dataset])
         # Within a cycle, in any order; so the last cycle may have holes.
-        whole = seen[: int(4 * mixture.CYCLE * PARTS[dataset])]
+        whole = seen[: int(4 * mixture.CYCLE * SHARES[dataset])]
         np.testing.assert_array_equal(whole, np.arange(len(whole)))
         assert len(np.unique(seen)) == len(seen)
 
@@ -25,42 +25,42 @@ def test_each_dataset_is_passed_through_without_gaps():
 def test_shares_hold_to_one_position_after_every_cycle():
     for cycles in (1, 7, 10**7):
         position = cycles * mixture.CYCLE
-        seen = mixture.examples_seen(position, parts=PARTS, seed=3)
+        seen = mixture.examples_seen(position, shares=SHARES, seed=3)
         assert seen.sum() == position
-        assert np.abs(seen - np.array(PARTS) * position).max() < 1.001
+        assert np.abs(seen - np.array(SHARES) * position).max() < 1.001
 
 
 def test_each_position_has_each_dataset_with_the_chance_of_its_share():
     """Over seeds, at positions that have nothing else in common."""
-    parts = mixture.shares([0.7, 0.2, 0.1])
+    shares = mixture.shares([0.7, 0.2, 0.1])
     counts, rounds = np.zeros((2, 3)), 1_200
     for seed in range(rounds):
-        which = mixture.deal(np.array([17, 10**9 + 5]), parts=parts, seed=seed)[0]
+        which = mixture.deal(np.array([17, 10**9 + 5]), shares=shares, seed=seed)[0]
         counts[np.arange(2), which] += 1
-    sigma = np.sqrt(rounds * np.array(parts) * (1 - np.array(parts)))
-    assert (np.abs(counts - rounds * np.array(parts)) < 4 * sigma).all()
+    sigma = np.sqrt(rounds * np.array(shares) * (1 - np.array(shares)))
+    assert (np.abs(counts - rounds * np.array(shares)) < 4 * sigma).all()
 
 
 def test_what_was_seen_is_what_was_dealt():
     positions = np.arange(2 * mixture.CYCLE + 100)
-    which = mixture.deal(positions, parts=PARTS, seed=8)[0]
+    which = mixture.deal(positions, shares=SHARES, seed=8)[0]
     for position in (0, 1, 4_096, 5_000, 8_292):
-        found = mixture.examples_seen(position, parts=PARTS, seed=8)
+        found = mixture.examples_seen(position, shares=SHARES, seed=8)
         np.testing.assert_array_equal(found, np.bincount(which[:position], minlength=3))
 
 
 def test_a_position_says_everything():
     positions = np.arange(10_000)
-    which, own = mixture.deal(positions, parts=PARTS, seed=1)
+    which, own = mixture.deal(positions, shares=SHARES, seed=1)
     some = np.array([9_999, 0, 5_000])
-    found = mixture.deal(some, parts=PARTS, seed=1)
+    found = mixture.deal(some, shares=SHARES, seed=1)
     np.testing.assert_array_equal(found, [which[some], own[some]])
-    other = mixture.deal(positions, parts=PARTS, seed=2)[0]
+    other = mixture.deal(positions, shares=SHARES, seed=2)[0]
     assert (which != other).mean() > 0.3
 
 
 def test_one_dataset_is_its_own_order():
-    which, own = mixture.deal(np.arange(9), parts=(1.0,), seed=0)
+    which, own = mixture.deal(np.arange(9), shares=(1.0,), seed=0)
     assert not which.any() and np.array_equal(own, np.arange(9))
 
 

@@ -27,6 +27,7 @@ from metaclip_jax.data import (
     texts,
     tokenizer,
 )
+from metaclip_jax.data.options import DataOptions
 
 ENTRIES, RECORDS, SHARDS, T = 60, 3_000, 3, 100
 
@@ -223,7 +224,7 @@ def test_blocks_of_what_an_epoch_keeps_are_read_as_they_stand(dataset):
 
 def test_a_text_without_weight_keeps_no_image(dataset):
     """All texts here are alt texts; a share of synthetic ones changes nothing."""
-    none = texts.Choice(weights=(("alt", 0.0),))
+    none = texts.Choice((("alt", 0.0),))
     with pytest.raises(ValueError, match="keeps none of 3000 records"):
         online.OnlineBalance(dataset, seed=3, t=T, tail_share=0.0, choice=none).size(0)
     made = texts.Choice(synthetic_sources=("made",), synthetic_share=0.15)
@@ -252,14 +253,16 @@ def test_a_batch_shows_the_text_that_was_accepted(folder, source, tmp_path):
     (tmp_path / "t.json").write_text(raw.to_str())
     tokenize = tokenizer.load(tmp_path / "t.json", family="clip")
     batches = pipeline.batches(
-        str(folder),
-        tokenize=tokenize,
-        global_batch=64,
-        image_size=16,
-        context_length=16,
-        seed=3,
-        total_steps=2,
-        online_t=T,
+        DataOptions(
+            folders=(str(folder),),
+            global_batch=64,
+            image_size=16,
+            context_length=16,
+            seed=3,
+            total_steps=2,
+            online_t=T,
+        ),
+        tokenize,
     )
     dataset = records.open_dataset(str(folder))
     kept = set(kept_in(source, 0).tolist())

@@ -21,13 +21,16 @@ from metaclip_jax.data import (
     tokenizer,
     workers,
 )
+from metaclip_jax.data.options import DataOptions
 from tests import waiting
 
 ENTRIES = {"en": 20, "zh": 35, "other": 5}
 RECORDS, SHARDS, SEED, T = 150, 3, 5, 9
 SOURCES = ("alt", "title", "synthetic")
 CHOICE = texts.Choice(
-    weights=(("title", 3.0),), synthetic_sources=("synthetic",), synthetic_share=0.3
+    text_source_weights=(("title", 3.0),),
+    synthetic_sources=("synthetic",),
+    synthetic_share=0.3,
 )
 
 
@@ -91,21 +94,25 @@ def folders(tmp_path_factory):
     return [write(root / name, name) for name in ("first", "another")]
 
 
-def read(folders, *, hosts=1, start=0, stop=24, **values):
+def read(datasets, *, hosts=1, start=0, stop=24, prefetcher=None, **values):
     """The global batches of some steps, put together from all hosts, by key."""
-    values = {"dataset": folders[0], "online_t": T, **values}
+    usual = {"folders": (datasets[0],), "online_t": T}
+    options = DataOptions(
+        **usual | values,
+        global_batch=16,
+        image_size=8,
+        context_length=12,
+        seed=SEED,
+        total_steps=stop,
+    )
     parts = []
     for host in range(hosts):
         stream = pipeline.batches(
-            **values,
-            tokenize=tokenizer.load(f"{folders[0]}/../tokenizer.json", family="clip"),
-            global_batch=16,
-            image_size=8,
-            context_length=12,
-            seed=SEED,
-            total_steps=stop,
+            options,
+            tokenizer.load(f"{datasets[0]}/../tokenizer.json", family="clip"),
             start_step=start,
             rows=np.array_split(np.arange(16), hosts)[host],
+            prefetcher=prefetcher,
         )
         parts.append([{k: np.array(v) for k, v in b.items()} for b in stream])
         stream.close()
@@ -124,11 +131,11 @@ def assert_same(found, wanted):
 
 @pytest.fixture(params=["global", "blocks", "mixture"])
 def values(request, folders, tmp_path):
-    both = {"dataset": "", "weights": tuple(zip(folders, (3.0, 1.0), strict=True))}
-    blocks = {"order_blocks": order.Blocks(4, 3)}
+    both = {"folders": tuple(folders), "weights": (3.0, 1.0)}
+    blocks = {"blocks": order.Blocks(4, 3)}
     return {
         "global": {},
-        "blocks": blocks | {"online_folder": str(tmp_path / "shared")},
+        "blocks": blocks | {"shared_folder": str(tmp_path / "shared")},
         "mixture": both
         | blocks
         | {"choice": CHOICE, "online_t": 0, "online_tail_share": 0.2},
@@ -148,9 +155,10 @@ def test_hosts_and_restarts_on_other_hosts_change_no_batch(folders, values):
 
 
 def test_workers_that_share_what_they_find_change_no_batch(folders, tmp_path):
-    shared = {"online_folder": str(tmp_path), "order_blocks": order.Blocks(4, 3)}
-    straight = read(folders, order_blocks=order.Blocks(4, 3))
-    assert_same(read(folders, **shared, pool=workers.Pool(worker_count=2)), straight)
+    shared = {"shared_folder": str(tmp_path), "blocks": order.Blocks(4, 3)}
+    straight = read(folders, blocks=order.Blocks(4, 3))
+    two = workers.Prefetcher(worker_count=2)
+    assert_same(read(folders, **shared, prefetcher=two), straight)
 
 
 def kept_in(source, epoch):

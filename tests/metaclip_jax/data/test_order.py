@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from metaclip_jax.data import order
 
-BLOCKS = order.Blocks(records=16, window=8)
+BLOCKS = order.Blocks(16, 8)
 
 
 @given(
@@ -92,12 +92,3 @@ def test_mates_of_the_own_block_are_as_many_as_chance_in_the_window(blocks, want
     rows = records.reshape(16, 1_024)
     found = np.mean([order.mates_of_block(row, block=16) for row in rows])
     assert found == pytest.approx(wanted, rel=0.1)
-
-
-def test_an_order_that_is_unknown_or_empty_is_refused():
-    assert order.check_blocks("global", records=1, window=1) is None
-    assert order.check_blocks("blocks", records=8, window=2) == (8, 2)
-    with pytest.raises(ValueError, match="'global' or 'blocks', got 'block'"):
-        order.check_blocks("block", records=8, window=2)
-    with pytest.raises(ValueError, match="must be at least 1, got 0 and 2"):
-        order.check_blocks("blocks", records=0, window=2)

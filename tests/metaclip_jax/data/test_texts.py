@@ -7,7 +7,7 @@ from metaclip_jax.data import texts
 
 SOURCES = ("alt", "title", "alt", "synthetic", "figcaption", "synthetic")
 CHOICE = texts.Choice(
-    weights=(("alt", 2.0), ("title", 0.5), ("figcaption", 0.0)),
+    text_source_weights=(("alt", 2.0), ("title", 0.5), ("figcaption", 0.0)),
     synthetic_sources=("synthetic",),
     synthetic_share=0.15,
 )
@@ -106,7 +106,7 @@ def test_images_without_a_text_of_weight_have_none():
 
 @pytest.mark.parametrize("weights", [(1e-9, 1e9), (3.0, 1.0), (0.1, 0.1)])
 def test_weights_of_any_size_are_relative(weights):
-    choice = texts.Choice(weights=(("alt", weights[0]), ("title", weights[1])))
+    choice = texts.Choice((("alt", weights[0]), ("title", weights[1])))
     found = shares(choice, ("alt", "title"))
     wanted = np.array(weights) / sum(weights)
     assert np.abs(found - wanted).max() < 0.02
@@ -114,9 +114,9 @@ def test_weights_of_any_size_are_relative(weights):
 
 def test_values_that_make_no_law_are_refused():
     with pytest.raises(ValueError, match="once, with a weight of at least 0"):
-        texts.Choice(weights=(("alt", -1.0),))
+        texts.Choice((("alt", -1.0),))
     with pytest.raises(ValueError, match="once, with a weight of at least 0"):
-        texts.Choice(weights=(("alt", 1.0), ("alt", 2.0)))
+        texts.Choice((("alt", 1.0), ("alt", 2.0)))
     with pytest.raises(ValueError, match="within 0 to 1, got 1.5"):
         texts.Choice(synthetic_sources=("s",), synthetic_share=1.5)
     with pytest.raises(ValueError, match="needs data.synthetic_sources"):
@@ -124,13 +124,13 @@ def test_values_that_make_no_law_are_refused():
 
 
 def test_text_sources_that_no_dataset_has_are_refused():
-    choice = texts.Choice(weights=(("alt", 1.0), ("titel", 2.0)))
+    choice = texts.Choice((("alt", 1.0), ("titel", 2.0)))
     with pytest.raises(ValueError, match=r"weights: .* \(alt, title\), got titel;"):
         choice.check_sources([{"alt": 7}, {"title": 3, "alt": 1}])
     synthetic = texts.Choice(synthetic_sources=("made",), synthetic_share=0.5)
     with pytest.raises(ValueError, match="data.synthetic_sources: .*got made"):
         synthetic.check_sources([{"alt": 7}])
-    nothing = texts.Choice(weights=(("alt", 0.0),))
+    nothing = texts.Choice((("alt", 0.0),))
     with pytest.raises(ValueError, match="wanted a weight above 0 for some"):
         nothing.check_sources([{"alt": 7}])
     nothing.check_sources([{"alt": 7}, {"title": 1}])

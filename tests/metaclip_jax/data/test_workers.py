@@ -10,6 +10,7 @@ import time
 import pytest
 
 from metaclip_jax.data import pipeline, tokenizer, workers
+from metaclip_jax.data.options import DataOptions
 from tests import waiting
 
 MIB = 1 << 20
@@ -26,14 +27,15 @@ def folder(tmp_path_factory, write_dataset):
 
 def open_batches(folder, *, image_size=224, batch=64, steps=30, count=1, prefetch=2):
     return pipeline.batches(
-        str(folder / "dataset"),
-        tokenize=tokenizer.load(folder / "tokenizer.json", family="clip"),
-        global_batch=batch,
-        image_size=image_size,
-        context_length=12,
-        seed=0,
-        total_steps=steps,
-        pool=workers.Pool(worker_count=count, prefetch=prefetch),
+        DataOptions(
+            folders=(str(folder / "dataset"),),
+            global_batch=batch,
+            image_size=image_size,
+            context_length=12,
+            total_steps=steps,
+        ),
+        tokenizer.load(folder / "tokenizer.json", family="clip"),
+        prefetcher=workers.Prefetcher(worker_count=count, prefetch=prefetch),
     )
 
 
@@ -42,8 +44,10 @@ def peak(folder, *, image_size):
     stream = open_batches(folder, image_size=image_size)
     for _ in stream:
         pass
+    (pid,) = children()
+    memory = workers.peak_memory(pid)
     stream.close()
-    (memory,) = stream.memory.values()
+    assert workers.peak_memory(pid) == 0
     return memory
 
 
@@ -116,29 +120,29 @@ def double(step):
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_a_pool_makes_what_it_is_told_later_and_no_more(count):
+def test_a_prefetcher_makes_what_it_is_asked_later_and_no_more(count):
     before = set(children())
-    with workers.Pool(worker_count=count, prefetch=1) as pool:
+    with workers.Prefetcher(worker_count=count, prefetch=1) as prefetcher:
         assert len(set(children()) - before) == count
-        made = pool.iterate(double, range(3, 10))
+        made = prefetcher.iterate(double, range(3, 10))
         assert list(made) == [6, 8, 10, 12, 14, 16, 18]
         assert next(made, None) is None
-        with pytest.raises(RuntimeError, match="a pool iterates once"):
-            pool.iterate(double, range(3))
+        with pytest.raises(RuntimeError, match="a prefetcher iterates once"):
+            prefetcher.iterate(double, range(3))
     assert set(children()) <= before
 
 
-def test_a_pool_that_is_told_nothing_ends_at_once(tmp_path, monkeypatch):
+def test_a_prefetcher_without_work_ends_at_once(tmp_path, monkeypatch):
     """Its processes are still loading their libraries, or waiting."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = set(children())
     for seconds in (0, 6):
-        pool = workers.Pool(worker_count=2)
+        prefetcher = workers.Prefetcher(worker_count=2)
         assert len(set(children()) - before) == 2
         assert list(tmp_path.iterdir())
         time.sleep(seconds)
         start = time.monotonic()
-        pool.close()
+        prefetcher.close()
         assert time.monotonic() - start < 25  # Grain would wait so long for each
         assert set(children()) <= before
         assert not list(tmp_path.iterdir())

@@ -87,9 +87,9 @@ for name, (shape, order) in json.loads(meshes).items():
     run = sharding.process_run(mesh, 16)
     mixed = jax.device_get(copy(sharding.put_batch(mesh, {"x": batch[run]})["x"]))
     np.testing.assert_array_equal(np.sort(mixed, axis=0), batch)
-    told = sharding.told_rows(mesh, 16)
+    owned = sharding.owned_rows(mesh, 16)
     result[name] = {
-        "rows": rows.tolist(), "told": run[told].tolist(), "run": run.tolist()
+        "rows": rows.tolist(), "owned": run[owned].tolist(), "run": run.tolist()
     }
 
 many = {f"{n:03}": batch.astype(np.int32) + n for n in range(200)}
@@ -162,7 +162,7 @@ def test_a_process_reads_a_run_of_a_batch_however_devices_lie(found, name):
 
 @pytest.mark.parametrize("name", MESHES)
 def test_one_process_tells_about_each_row(found, name):
-    assert sorted(row for one in found for row in one[name]["told"]) == list(range(16))
+    assert sorted(row for one in found for row in one[name]["owned"]) == list(range(16))
 
 
 def test_a_state_of_many_arrays_has_its_checksums(found):
