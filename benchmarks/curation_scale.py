@@ -278,7 +278,7 @@ def parse_rate() -> tuple[float, float]:
         for page in warc.read_pages(path, max_page_bytes=max_page_bytes):
             parsed = html.parse_page(page, **limits)
             assert not isinstance(parsed, warc.LostPage)
-            texts += parsed[0].num_rows
+            texts += len(parsed[0])
         return texts
 
     texts = rounds = 0

@@ -161,7 +161,9 @@ def recipe(
 # key has no row. Rules between keys are in `_curate_rules` and `_metadata_rules`.
 _COUNT = Range(int, least=1)
 _COUNT_OR_NONE = Range(int, least=0)
-_SOURCES = ("warc", "table", "parquet", "webdataset", "folder", "array_record")
+_SOURCES = (
+    *("warc", "wat", "table", "parquet", "webdataset", "folder", "array_record"),
+)
 _COLUMN = Range(str, pattern=r"(?s).+", form="the name of a column")
 _PATH = Range(str, pattern=r"(?s).*\S.*", form="a path or glob", also=(None,))
 

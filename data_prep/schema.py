@@ -4,7 +4,7 @@ Beam elements are RecordBatches of these schemas, or (partition, RecordBatch) pa
 around a shuffle; a pipeline starts with RecordBatches of one value each.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
@@ -121,6 +121,12 @@ def from_columns(columns: dict[str, object], of: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(
         [pa.array(columns[field.name], field.type) for field in of], schema=of
     )
+
+
+def from_rows(rows: Sequence[tuple], of: pa.Schema) -> pa.RecordBatch:
+    """Returns a RecordBatch of schema `of`, from tuples of its fields."""
+    columns = zip(*rows, strict=True) if rows else [()] * len(of)
+    return from_columns(dict(zip(of.names, columns, strict=True)), of)
 
 
 def sum_counts(batches: Iterable[pa.RecordBatch], of: pa.Schema) -> pa.RecordBatch:

@@ -1,4 +1,4 @@
-"""Reads the records of WARC and ARC files, plain or gzip, and survives damaged ones.
+"""Reads the records of WARC and ARC files, also compressed, and survives damaged ones.
 
 Known libraries end a file at its first damaged or empty gzip member, or know header
 names in one case only. Here a file is a series of gzip members, of which those that
@@ -12,9 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+import zstandard
+
 from data_prep.sources import http
 
 _GZIP_MAGIC = b"\x1f\x8b\x08"
+_ZSTD_MAGIC, _ZSTD_DICTIONARY = b"\x28\xb5\x2f\xfd", b"\x5d\x2a\x4d\x18"
+_MAX_DICTIONARY = 16 << 20
+_ZSTD_BLOCK = 1 << 10  # bytes decompressed at a time: up to 32 MiB come of them
+_MAX_WINDOW = 128 << 20  # bytes that a frame may make the decompressor keep
 _BLOCK = 1 << 16  # bytes read, and decompressed, at a time
 _TRIED = 4096  # compressed bytes in which a record has shown its first line
 _MAX_HEAD = 1 << 16
@@ -33,6 +39,8 @@ _NEXT_RECORD = re.compile(rb"\n(?=WARC/\d+\.\d+\r?\n|" + _ARC_LINE + rb")")
 @dataclass(frozen=True, slots=True)
 class Record:
     """A response: its address, what the crawler took it for, and what the server sent.
+
+    Or a record of another kind, with its block.
 
     `block` is cut off after as many bytes as the reader was asked for.
     """
@@ -63,17 +71,27 @@ class _DamageError(Exception):
 
 
 def read_records(
-    file: BinaryIO, *, max_block_bytes: int
+    file: BinaryIO, *, max_block_bytes: int, kind: bytes = b"response"
 ) -> Iterator[Record | LostRecord | LostFile]:
-    """Yields the responses of a file in their order, and what is lost of it.
+    """Yields the records of a kind in their order, and what is lost of the file.
 
     Args:
       file: seekable.
       max_block_bytes: of a record; the rest is skipped.
+      kind: the WARC-Type of the records; all of an ARC file are responses.
 
     Raises OSError where the storage fails.
     """
     start = file.read(_MAX_HEAD)
+    source: BinaryIO | _Zstd = file
+    if start.startswith((_ZSTD_MAGIC, _ZSTD_DICTIONARY)):
+        try:
+            source = _Zstd(file, start)
+            start = source.read(_MAX_HEAD)
+        except (zlib.error, zstandard.ZstdError, EOFError) as damage:
+            is_cut = isinstance(damage, EOFError)
+            yield LostFile("truncated_warc" if is_cut else "corrupt_warc")
+            return
     if not start:
         yield LostFile("empty_file")
         return
@@ -81,12 +99,13 @@ def read_records(
     if not is_gzip and not _FIRST_LINE.match(start.lstrip(b"\r\n")):
         yield LostFile("not_warc")
         return
-    file.seek(0)
-    stream: _Plain = _Gzip(file) if is_gzip else _Plain(file)
+    if is_gzip:
+        file.seek(0)
+    stream = _Gzip(file) if is_gzip else _Plain(source, start)
     while True:
         try:
             while stream.find_record():
-                record = _read_record(stream, max_block_bytes)
+                record = _read_record(stream, max_block_bytes, kind)
                 if record is not None:
                     yield record
             return
@@ -100,12 +119,67 @@ def read_records(
             yield LostRecord()
 
 
+class _Zstd:
+    """The content of a .warc.zst file, which may begin with a dictionary of its own."""
+
+    def __init__(self, file: BinaryIO, start: bytes) -> None:
+        """`start` is what was read of `file`: 8 bytes at least, or all."""
+        dictionary = None
+        file.seek(0)
+        if start.startswith(_ZSTD_DICTIONARY):
+            size = int.from_bytes(start[4:8], "little")
+            data = file.read(8 + min(size, _MAX_DICTIONARY))[8:]
+            if data.startswith(_ZSTD_MAGIC):
+                decompressor = zstandard.ZstdDecompressor()
+                with decompressor.stream_reader(data) as reader:
+                    data = reader.read(_MAX_DICTIONARY)
+            dictionary = zstandard.ZstdCompressionDict(data)
+            file.seek(8 + size)
+        self._decompressor = zstandard.ZstdDecompressor(
+            dict_data=dictionary, max_window_size=_MAX_WINDOW
+        )
+        self._file, self._input = file, b""
+        self._frame: zstandard.ZstdDecompressionObj | None = None  # that has begun
+        self._is_broken = False
+
+    def read(self, size: int) -> bytes:
+        """Reads some bytes, none at the end.
+
+        Raises zlib.error where the file is damaged, EOFError where it breaks off.
+        """
+        del size
+        output = b""
+        while not output and not self._is_broken:
+            self._input = self._input or self._file.read(_ZSTD_BLOCK)
+            if not self._input and self._frame is None:
+                break
+            try:
+                output = self._decompress()
+            except (zstandard.ZstdError, EOFError) as error:
+                self._is_broken = True
+                if isinstance(error, EOFError):
+                    raise
+                raise zlib.error(str(error)) from error
+        return output
+
+    def _decompress(self) -> bytes:
+        if not self._input:
+            raise EOFError
+        if self._frame is None:
+            self._frame = self._decompressor.decompressobj()
+        output = self._frame.decompress(self._input)
+        self._input = b""
+        if self._frame.eof:
+            self._input, self._frame = self._frame.unused_data, None
+        return output
+
+
 class _Plain:
     """The bytes of a file, read forwards: `buffer` holds those that come next."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: "BinaryIO | _Zstd", start: bytes = b"") -> None:
         self._file = file
-        self.buffer = b""
+        self.buffer = start  # what has been read of the file already
 
     def fill(self) -> bool:
         """Adds bytes to the buffer; False at the end of the file or gzip member."""
@@ -180,6 +254,7 @@ class _Gzip(_Plain):
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file)
+        self._compressed = file
         self._input = b""  # compressed, read but not yet used
         self._position = 0  # in the file, after `_input`
         self._start = 0  # of the member in the file
@@ -187,7 +262,7 @@ class _Gzip(_Plain):
         self._is_open = False  # whether the member has begun and not ended
 
     def _read_input(self) -> bool:
-        block = self._file.read(_BLOCK)
+        block = self._compressed.read(_BLOCK)
         self._input += block
         self._position += len(block)
         return bool(block)
@@ -266,7 +341,7 @@ class _Gzip(_Plain):
         """Seeks the next member that begins with a record."""
         self._is_open, self.buffer, self._input = False, b"", b""
         self._position = self._start + 1
-        self._file.seek(self._position)
+        self._compressed.seek(self._position)
         while True:
             at = self._input.find(_GZIP_MAGIC)
             if at < 0:
@@ -290,16 +365,18 @@ def _holds_record(data: bytes) -> bool:
     return _FIRST_LINE.match(output) is not None
 
 
-def _read_record(stream: _Plain, max_block_bytes: int) -> Record | None:
-    """Reads the record at which the stream is; None if it is no response."""
+def _read_record(stream: _Plain, max_block_bytes: int, kind: bytes) -> Record | None:
+    """Reads the record at which the stream is; None if it is of another kind."""
     while len(stream.buffer) < len(b"WARC/"):
         stream.more()
     if stream.buffer.startswith(b"WARC/"):
-        return _read_warc_record(stream, max_block_bytes)
+        return _read_warc_record(stream, max_block_bytes, kind)
     return _read_arc_record(stream, max_block_bytes)
 
 
-def _read_warc_record(stream: _Plain, max_block_bytes: int) -> Record | None:
+def _read_warc_record(
+    stream: _Plain, max_block_bytes: int, kind: bytes
+) -> Record | None:
     while not (end := _END_OF_HEAD.search(stream.buffer, 0, _MAX_HEAD)):
         if len(stream.buffer) >= _MAX_HEAD:
             stream.buffer = stream.buffer[1:]  # so as not to come back to it
@@ -310,10 +387,10 @@ def _read_warc_record(stream: _Plain, max_block_bytes: int) -> Record | None:
     length = fields.get(b"content-length", [b""])[0]
     if not length.isdigit() or len(length) > 18:
         raise _DamageError
-    is_response = fields.get(b"warc-type", [b""])[0].lower() == b"response"
-    block = stream.take(int(length), max_block_bytes if is_response else 0)
+    is_wanted = fields.get(b"warc-type", [b""])[0].lower() == kind
+    block = stream.take(int(length), max_block_bytes if is_wanted else 0)
     stream.end_record()
-    if not is_response:
+    if not is_wanted:
         return None
     # WARC 1.0 writers such as wget put the address in angle brackets.
     url = fields.get(b"warc-target-uri", [b""])[0].strip(b"<> \t")

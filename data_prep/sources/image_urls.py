@@ -5,7 +5,8 @@ first; then `src`; then srcset and the <source>s of a <picture>.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 
 import ada_url
 
@@ -13,13 +14,20 @@ Attributes = Mapping[str, str | None]
 
 _LAZY = ("data-src", "data-original", "data-lazy-src", "data-lazy")
 _LAZY_SETS = ("data-srcset", "data-lazy-srcset")
+_LAZY_NAMES = frozenset((*_LAZY, *_LAZY_SETS))
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.I)
 _DESCRIPTOR = re.compile(r"(\d{1,5}(?:\.\d{1,5})?)[wx]")
 # What most addresses are: the URL parser would return them as they are.
 _PLAIN = re.compile(
-    r"https?://(?:[a-z0-9]+(?:-[a-z0-9]+)*\.)+[a-z]{2,}/(?!\S*/(?:\.|%2[eE]))"
+    r"https?://(?:[a-z0-9]+(?:-[a-z0-9]+)*\.)+[a-z]{2,}(?!\S*/(?:\.|%2[eE]))/"
     r"[A-Za-z0-9_./?=&%+,;:@~!*()$-]*"
 )
+# What most addresses on the page's own site are; joined to the folder of a plain URL,
+# the URL parser would return them as they are.
+_PLAIN_RELATIVE = re.compile(
+    r"(/?)((?:\.\./)*)((?:[A-Za-z0-9_-][A-Za-z0-9_.-]*/)*[A-Za-z0-9_-][A-Za-z0-9_.-]*)"
+)
+_TOO_LONG = "image_url_too_long"
 _SPACES = "".join(map(chr, range(33)))  # what the URL standard strips at both ends
 _MAX_WIDTH = 1_600  # pixels; a wider srcset image only costs more to download
 
@@ -29,6 +37,8 @@ def base_of(page_url: str, base_href: str | None) -> str:
 
     "" where neither is an absolute URL.
     """
+    if not base_href and _PLAIN.fullmatch(page_url):
+        return page_url
     if base_href:
         joined = _joined(base_href, page_url)
         if joined.startswith(("http:", "https:")):
@@ -37,7 +47,7 @@ def base_of(page_url: str, base_href: str | None) -> str:
 
 
 def find(
-    image: Attributes, sources: Sequence[Attributes], base: str, *, max_url_chars: int
+    image: Attributes, sources: Iterable[Attributes], base: str, *, max_url_chars: int
 ) -> tuple[str, str]:
     """Returns (absolute URL without fragment, "") or ("", drop reason).
 
@@ -47,13 +57,17 @@ def find(
 
     Args:
       image: attributes of the <img>.
-      sources: attributes of the <source>s of its <picture>.
+      sources: attributes of the <source>s of its <picture>, asked for last.
       base: of the page, from `base_of`.
       max_url_chars: a longer absolute URL is a drop.
 
     Reasons: no_image_url, image_url_not_http, image_url_too_long, bad_url; of several
     addresses that fail, the first one's.
     """
+    if _LAZY_NAMES.isdisjoint(image) and (address := image.get("src")):
+        url, _ = _absolute(address, base, max_url_chars)
+        if url:
+            return url, ""
     first_reason = ""
     for address in _addresses(image, sources):
         url, reason = _absolute(address, base, max_url_chars)
@@ -63,7 +77,7 @@ def find(
     return "", first_reason or "no_image_url"
 
 
-def _addresses(image: Attributes, sources: Sequence[Attributes]) -> Iterator[str]:
+def _addresses(image: Attributes, sources: Iterable[Attributes]) -> Iterator[str]:
     for name in _LAZY:
         address = image.get(name)
         # Some loaders put a flag or a template name here.
@@ -119,8 +133,16 @@ def _size(descriptor: str) -> float:
 
 def _absolute(address: str, base: str, max_url_chars: int) -> tuple[str, str]:
     """Returns (absolute URL, "") or ("", reason)."""
-    if len(address) <= max_url_chars and _PLAIN.fullmatch(address):
-        return address, ""
+    if len(address) <= max_url_chars:
+        if _PLAIN.fullmatch(address):
+            return address, ""
+        relative = _PLAIN_RELATIVE.fullmatch(address)
+        origin, folders = _place(base) if relative else ("", ())
+        if relative and origin:
+            up = len(relative[2]) // 3
+            kept = () if relative[1] else folders[: max(len(folders) - up, 0)]
+            url = "/".join((origin, *kept, relative[3]))
+            return (url, "") if len(url) <= max_url_chars else ("", _TOO_LONG)
     address = address.strip(_SPACES)
     # data: URIs can be long: look at the scheme before anything else.
     scheme = _SCHEME.match(address)
@@ -130,15 +152,24 @@ def _absolute(address: str, base: str, max_url_chars: int) -> tuple[str, str]:
     if not address:
         return "", "no_image_url"
     if len(address) > max_url_chars:
-        return "", "image_url_too_long"
+        return "", _TOO_LONG
     url = _joined(address, base)
     if not url:
         return "", "bad_url"
     if not url.startswith(("http:", "https:")):
         return "", "image_url_not_http"
     if len(url) > max_url_chars:
-        return "", "image_url_too_long"
+        return "", _TOO_LONG
     return url, ""
+
+
+@lru_cache(maxsize=64)
+def _place(base: str) -> tuple[str, tuple[str, ...]]:
+    """Returns the origin and the folders of a plain URL, ("", ()) of any other."""
+    if not _PLAIN.fullmatch(base):
+        return "", ()
+    scheme, _, host, *path = base.partition("?")[0].split("/")
+    return f"{scheme}//{host}", tuple(path[:-1])
 
 
 def _joined(address: str, base: str) -> str:

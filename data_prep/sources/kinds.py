@@ -3,6 +3,7 @@
 A new format is a module with a `read` and a row of KINDS.
 """
 
+import gzip
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,15 @@ from dataclasses import dataclass
 import pyarrow as pa
 from ml_collections import ConfigDict
 
-from data_prep.sources import array_record, folder, pages, stored, table, webdataset
+from data_prep.sources import (
+    array_record,
+    folder,
+    pages,
+    stored,
+    table,
+    wat,
+    webdataset,
+)
 from data_prep.sources.spec import Reading, Spec
 from metaclip_jax import files, patterns
 
@@ -41,8 +50,10 @@ class _Kind:
     size: Callable[[str], int] = files.size
 
 
+_LIST = re.compile(r"\.paths(\.gz)?$")
 KINDS = {
     "warc": _Kind(pages.read, "pages"),
+    "wat": _Kind(wat.read, "pages"),
     "table": _Kind(table.read, "rows", ("text",), check=table.check),
     "parquet": _Kind(
         table.read_with_images,
@@ -102,14 +113,35 @@ def _root(paths: str) -> str:
 def find(paths: str, spec: Spec) -> list[str]:
     """Returns the files of a source, sorted; each is read by itself.
 
+    A file that is named .paths, or .paths.gz, lists them, as Common Crawl's do: one a
+    line, below the folder of the list or as a whole path.
+
     Raises ValueError where there is none, or the first does not fit the spec.
     """
     kind = KINDS[spec.kind]
     found = kind.find(paths)
+    lists = [path for path in found if _LIST.search(path)]
+    for path in lists:
+        found.remove(path)
+        found += _listed(path)
     if not found:
         raise ValueError(f"config.source.paths={paths!r} matches no file")
+    found = sorted(dict.fromkeys(found))
     kind.check(found[0], spec)
     return found
+
+
+def _listed(path: str) -> list[str]:
+    data = files.path(path).read_bytes()
+    if path.endswith(".gz"):
+        data = gzip.decompress(data)
+    folder = path.rpartition("/")[0]
+    lines = [line.strip() for line in data.decode().splitlines()]
+    return [
+        line if line.startswith("/") or "://" in line else os.path.join(folder, line)
+        for line in lines
+        if line
+    ]
 
 
 def describe(found: Sequence[str], spec: Spec) -> list[tuple[str, int]]:

@@ -1,14 +1,18 @@
 """From the web pages of an archive to batches of candidates."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
 from data_prep import language, schema
-from data_prep.sources import html, warc
+from data_prep.sources import html, texts, warc
 from data_prep.sources.spec import Reading, Spec
 
 _BATCH_ROWS = 16_384
+
+# The rows of a page and the texts it lost by reason, or what is lost whole.
+Parsed = tuple[list[texts.Row], Counter] | warc.LostPage | warc.LostFile
 
 
 def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
@@ -16,17 +20,37 @@ def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
 
     Raises OSError where the file cannot be opened or the storage fails.
     """
-    identify = language.shared_identifier(spec.identifier)
-    waiting: list[pa.RecordBatch] = []
-    waiting_rows = 0
-    for page in warc.read_pages(path, max_page_bytes=spec.max_page_bytes):
+    yield from batches(_parsed(path, spec), reading)
+
+
+def batches(parsed: Iterable[Parsed], reading: Reading) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of pages, of many pages in each batch, and counts them."""
+    rows: list[texts.Row] = []
+    for page in parsed:
         if isinstance(page, warc.LostFile):
             reading.lost_files[page.reason] += 1
-            continue
-        if isinstance(page, warc.LostPage):
+        elif isinstance(page, warc.LostPage):
             reading.lost_items[page.reason] += 1
+        else:
+            found, lost = page
+            rows += found
+            reading.lost_texts.update(lost)
+            reading.items += 1
+            reading.texts += len(found)
+            if len(rows) >= _BATCH_ROWS:
+                yield schema.from_rows(rows, schema.CANDIDATES)
+                rows = []
+    if rows:
+        yield schema.from_rows(rows, schema.CANDIDATES)
+
+
+def _parsed(path: str, spec: Spec) -> Iterator[Parsed]:
+    identify = language.shared_identifier(spec.identifier)
+    for page in warc.read_pages(path, max_page_bytes=spec.max_page_bytes):
+        if not isinstance(page, warc.Page):
+            yield page
             continue
-        parsed = html.parse_page(
+        yield html.parse_page(
             page,
             max_texts_per_page=spec.max_texts_per_page,
             max_text_chars=spec.max_text_chars,
@@ -34,23 +58,3 @@ def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
             max_tree_bytes=spec.max_tree_bytes,
             identify=identify,
         )
-        if isinstance(parsed, warc.LostPage):
-            reading.lost_items[parsed.reason] += 1
-            continue
-        candidates, lost = parsed
-        reading.lost_texts.update(lost)
-        reading.items += 1
-        if not candidates.num_rows:
-            continue
-        reading.texts += candidates.num_rows
-        waiting_rows += candidates.num_rows
-        waiting.append(candidates)
-        if waiting_rows >= _BATCH_ROWS:
-            yield _concat(waiting)
-            waiting, waiting_rows = [], 0
-    if waiting:
-        yield _concat(waiting)
-
-
-def _concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    return schema.one_batch(pa.Table.from_batches(batches))

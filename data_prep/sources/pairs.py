@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from data_prep import schema
-from data_prep.sources import html, image_urls
+from data_prep.sources import image_urls, texts
 from data_prep.sources.spec import Reading, Spec
 from metaclip_jax.data import records
 
@@ -83,9 +83,9 @@ def _candidates(pairs: Sequence[Pair], spec: Spec, reading: Reading) -> pa.Recor
     rows = []
     for pair in pairs:
         kept = [
-            (text, source, html.subtag(language))
+            (text, source, texts.subtag(language))
             for source, found, language in pair.texts
-            for _, text in html.usable(
+            for _, text in texts.usable(
                 [(source, found)], spec.max_text_chars, reading.lost_texts
             )
         ]
@@ -105,6 +105,4 @@ def _candidates(pairs: Sequence[Pair], spec: Spec, reading: Reading) -> pa.Recor
             (image_id, url, pair.page_url, *of_text, "", pair.stored_at)
             for of_text in kept
         ]
-    columns = zip(*rows, strict=True) if rows else [()] * len(schema.CANDIDATES)
-    named = dict(zip(schema.CANDIDATES.names, columns, strict=True))
-    return schema.from_columns(named, schema.CANDIDATES)
+    return schema.from_rows(rows, schema.CANDIDATES)

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import gzip
 import io
 import json
 import tarfile
@@ -10,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -17,6 +19,7 @@ from data_prep import config as config_lib
 from data_prep import curate
 from metaclip_jax.data import records
 from tests.data_prep import tiny_web
+from tests.data_prep.sources.test_wat import wat_of
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = 40
@@ -47,6 +50,61 @@ def as_warc(folder):
     alts = [(path_of(i), text_of(i)) for i in range(COUNT)]
     tiny_web.write(folder, alts)
     return {"kind": "warc", "paths": folder / "pages.warc.gz"}
+
+
+def unzipped(folder):
+    as_warc(folder)
+    return gzip.decompress((folder / "pages.warc.gz").read_bytes())
+
+
+def as_plain_warc(folder):
+    (folder / "pages.warc").write_bytes(unzipped(folder))
+    return {"kind": "warc", "paths": folder / "pages.warc"}
+
+
+def as_zstd_warc(folder):
+    (folder / "a.warc.zst").write_bytes(zstandard.compress(unzipped(folder)))
+    return {"kind": "warc", "paths": folder / "*.zst"}
+
+
+def as_listed_warc(folder):
+    """Half of the pages in each of two files, named by a list as Common Crawl's."""
+    records = unzipped(folder).split(b"\r\n\r\nWARC/1.0")
+    (folder / "crawl").mkdir()
+    for part in range(2):
+        data = b"\r\n\r\n".join(
+            (b"" if one.startswith(b"WARC/") else b"WARC/1.0") + one
+            for one in records[part::2]
+        )
+        with gzip.open(folder / f"crawl/{part}.warc.gz", "wb") as file:
+            file.write(data + b"\r\n\r\n")
+    with gzip.open(folder / "warc.paths.gz", "wt") as file:
+        file.write("crawl/0.warc.gz\ncrawl/1.warc.gz\n")
+    return {"kind": "warc", "paths": folder / "warc.paths.gz"}
+
+
+def as_arc(folder):
+    about = b"1 0 org\nURL IP-address Archive-date Content-type Archive-length\n"
+    blocks = [("filedesc://x.arc", b"0.0.0.0", about)]
+    for i in range(COUNT):
+        html = f"<html lang=en><img src='{url_of(i)}' alt='{text_of(i)}'></html>"
+        answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + html.encode()
+        blocks.append((f"http://pages.example/{i}", b"192.0.2.1", answer))
+    with gzip.open(folder / "a.arc.gz", "wb") as file:
+        for url, address, block in blocks:
+            head = b"%s %s 20080101000000 text/html %d\n"
+            file.write(head % (url.encode(), address, len(block)) + block + b"\n")
+    return {"kind": "warc", "paths": folder / "a.arc.gz"}
+
+
+def as_wat(folder):
+    meta = "<meta http-equiv=content-language content=en>"
+    pages = {
+        f"http://pages.example/{i}": f"{meta}<img src='{url_of(i)}' alt='{text_of(i)}'>"
+        for i in range(COUNT)
+    }
+    (folder / "a.wat.gz").write_bytes(wat_of(pages))
+    return {"kind": "wat", "paths": folder / "a.wat.gz"}
 
 
 def as_csv(folder):
@@ -127,6 +185,11 @@ KINDS = {
     form.__name__[3:]: form
     for form in (
         as_warc,
+        as_plain_warc,
+        as_zstd_warc,
+        as_listed_warc,
+        as_arc,
+        as_wat,
         as_csv,
         as_parquet,
         as_json_lines,
@@ -136,7 +199,8 @@ KINDS = {
         as_array_record,
     )
 }
-SERVED = ("warc", "csv", "parquet", "json_lines")
+PAGES = ("warc", "plain_warc", "zstd_warc", "listed_warc", "arc", "wat")
+SERVED = (*PAGES, "csv", "parquet", "json_lines")
 
 
 def curated(folder, source, host_map="", **values):
@@ -179,7 +243,7 @@ def runs(tmp_path_factory):
         if kind not in made:
             folder = tmp_path_factory.mktemp(kind)
             source = KINDS[kind](folder)
-            if kind != "warc":
+            if kind not in PAGES:
                 source["language_column"] = "language"
             if kind in SERVED:
                 with tiny_web.serve(served) as host_map:

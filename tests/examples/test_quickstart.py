@@ -18,7 +18,7 @@ from fastwarc.warc import ArchiveIterator, WarcRecordType
 from PIL import Image
 from selectolax.lexbor import LexborHTMLParser
 
-from data_prep import language
+from data_prep import language, schema
 from data_prep.sources import html, warc
 from examples.quickstart import (
     crawl,
@@ -128,8 +128,8 @@ def candidates_of(site):
     }
     rows, drops = [], Counter()
     for page in pages_of(site):
-        batch, lost = html.parse_page(page, **limits)
-        rows += batch.to_pylist()
+        found, lost = html.parse_page(page, **limits)
+        rows += schema.from_rows(found, schema.CANDIDATES).to_pylist()
         drops += lost
     return rows, drops
 

@@ -7,6 +7,7 @@ import random
 import re
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -324,3 +325,47 @@ def test_a_file_of_damaged_members_is_read_a_bounded_number_of_times():
     found = list(archive.read_records(file, max_block_bytes=LIMIT))
     assert found == [LostRecord()] * 100 + wanted([0])
     assert file.count < 10 * len(file.getvalue())
+
+
+def frames(*parts, dictionary=None):
+    """What writers of .warc.zst files write: a frame for each record."""
+    compressor = zstandard.ZstdCompressor(dict_data=dictionary)
+    return b"".join(map(compressor.compress, parts))
+
+
+def skippable(data):
+    return b"\x5d\x2a\x4d\x18" + len(data).to_bytes(4, "little") + data
+
+
+RECORDS = [warc(100, "warcinfo"), *(warc(i) for i in range(4))]
+DICTIONARY = zstandard.ZstdCompressionDict(b"WARC/1.0\r\nWARC-Type: response\r\n" * 20)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        frames(*RECORDS),
+        frames(b"".join(RECORDS)),
+        skippable(DICTIONARY.as_bytes()) + frames(*RECORDS, dictionary=DICTIONARY),
+        skippable(frames(DICTIONARY.as_bytes()))
+        + frames(*RECORDS, dictionary=DICTIONARY),
+    ],
+    ids=["each", "one", "dictionary", "compressed dictionary"],
+)
+def test_zstd_files_are_read_with_and_without_a_dictionary(data):
+    assert read(data) == wanted(range(4))
+
+
+def test_a_damaged_zstd_file_is_lost_from_there_on():
+    data = frames(*RECORDS)
+    start = len(frames(*RECORDS[:3]))
+    for damaged, reason in (
+        (data[: start + 20], "truncated_warc"),
+        (data[:start] + b"\0" * 9 + data[start:], "corrupt_warc"),
+    ):
+        *found, lost = read(damaged)
+        assert found in (wanted(range(1)), wanted(range(2)))
+        assert lost == LostFile(reason)
+    assert read(data[:3]) == [LostFile("not_warc")]
+    assert read(data[:4] + b"\xff" * 50) == [LostFile("corrupt_warc")]
+    assert read(skippable(b"x")[:6]) == [LostFile("empty_file")]

@@ -3,7 +3,7 @@
 import pytest
 
 from data_prep import language, schema
-from data_prep.sources import charset, html
+from data_prep.sources import charset, html, texts
 from data_prep.sources.warc import LostPage, Page
 from metaclip_jax.data import records
 
@@ -23,8 +23,17 @@ def page(markup, *, content_type="text/html", url=PAGE_URL):
     return Page(url, data, content_type)
 
 
+def parse_page(page, **limits):
+    """Returns the candidates of a page as a batch, and what it lost."""
+    parsed = html.parse_page(page, **limits)
+    if isinstance(parsed, LostPage):
+        return parsed
+    found, drops = parsed
+    return schema.from_rows(found, schema.CANDIDATES), drops
+
+
 def parse(markup, **kwargs):
-    return html.parse_page(page(markup, **kwargs), **LIMITS)
+    return parse_page(page(markup, **kwargs), **LIMITS)
 
 
 def rows(markup, *columns, **kwargs):
@@ -189,7 +198,7 @@ def test_texts_are_cleaned_of_entities_space_and_controls(alt, text):
 
 
 def test_cleaning_removes_lone_surrogates():
-    assert html.clean("a\ud800 b\udfff") == "a b"
+    assert texts.clean("a\ud800 b\udfff") == "a b"
 
 
 @pytest.mark.parametrize(
@@ -256,7 +265,7 @@ class Hearing:
 def test_a_page_that_declares_no_language_is_identified_once(markup, asked, languages):
     hearing = Hearing()
     filled = markup.replace("{words}", WORDS).replace("{}", "src=a.jpg alt=x")
-    batch, _ = html.parse_page(page(filled), **LIMITS | {"identify": hearing})
+    batch, _ = parse_page(page(filled), **LIMITS | {"identify": hearing})
     assert hearing.asked == asked
     found = batch.select(["language", "page_language"]).to_pylist()
     assert [tuple(row.values()) for row in found] == languages
@@ -265,7 +274,7 @@ def test_a_page_that_declares_no_language_is_identified_once(markup, asked, lang
 def test_the_beginning_of_a_page_is_enough_to_know_its_language():
     hearing = Hearing()
     markup = "<img src=a.jpg alt=x>" + f"<p>{WORDS}" * 1_000
-    html.parse_page(page(markup), **LIMITS | {"identify": hearing})
+    parse_page(page(markup), **LIMITS | {"identify": hearing})
     assert [len(text) for text in hearing.asked] == [300]
 
 
@@ -341,7 +350,7 @@ def test_malformed_markup_is_read_as_a_browser_would(markup):
 def test_any_bytes_are_parsed():
     for n in range(256):
         data = bytes([n]) * 7 + b"<img src=a.jpg alt='" + bytes([n]) * 3 + b"'>"
-        batch, drops = html.parse_page(page(data), **LIMITS)
+        batch, drops = parse_page(page(data), **LIMITS)
         batch.validate(full=True)
         assert isinstance(
             html.page_text(page(data), max_tree_bytes=TREE), html.PageText
@@ -397,16 +406,17 @@ def test_attributes_of_other_namespaces_are_read_as_written(before, language):
 def test_whatever_goes_wrong_with_a_page_is_its_own_loss(caplog):
     broken = Page("https://a.example/broken", None, "text/html")
     with caplog.at_level("DEBUG", logger="absl"):
-        assert html.parse_page(broken, **LIMITS) == LostPage("parser_error")
+        assert parse_page(broken, **LIMITS) == LostPage("parser_error")
         assert html.page_text(broken, max_tree_bytes=TREE) == LostPage("parser_error")
     assert caplog.text.count("https://a.example/broken: ") == 2
 
 
 def test_a_page_with_too_large_a_tree_is_lost_before_it_is_built():
     markup = "<p>" + "".join(f"<b id={i}>" for i in range(700)) + "</p>" + "<p>x" * 700
-    assert html.parse_page(page(markup), **LIMITS) == LostPage("tree_too_large")
+    markup += "<img>"
+    assert parse_page(page(markup), **LIMITS) == LostPage("tree_too_large")
     enough = LIMITS | {"max_tree_bytes": 1 << 30}
-    batch, _ = html.parse_page(page("<p>" + markup[700 * 10 :]), **enough)
+    batch, _ = parse_page(page("<p>" + markup[700 * 10 :]), **enough)
     assert batch.num_rows == 0
     deep = page("<div>" * 30_000)
     assert html.page_text(deep, max_tree_bytes=TREE) == LostPage("tree_too_slow")
@@ -418,3 +428,10 @@ def test_texts_beyond_the_bound_of_a_page_are_not_read():
     batch, drops = parse(markup)
     assert batch.num_rows == 100
     assert drops == {"too_many_texts": 4}
+
+
+@pytest.mark.parametrize("markup", ["<b>" * 40_000, "a < b, <i>m</i>, &lt;img>", ""])
+def test_a_page_without_images_is_not_parsed(markup, monkeypatch):
+    monkeypatch.setattr(html, "LexborHTMLParser", None)
+    batch, drops = parse(markup)
+    assert batch.num_rows == 0 and not drops

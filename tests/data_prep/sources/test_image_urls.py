@@ -69,6 +69,7 @@ PIECES = st.sampled_from(
 
 @given(st.lists(PIECES, max_size=12).map("".join))
 @example("http://a.example/b/.c")
+@example("http://a.example/../b.jpg")
 @example("http://a.example/b?c=/../d")
 def test_what_is_found_is_what_the_url_standard_says(address):
     url, reason = find(address)
@@ -84,3 +85,29 @@ def test_what_is_found_is_what_the_url_standard_says(address):
             "image_url_not_http",
             "image_url_too_long",
         )
+
+
+SEGMENTS = st.sampled_from(
+    ["a", "B-1", "b.jpg", ".", "..", "", "é", "%2e", "x y", "?q=/../", "#f", ":", "c_"]
+)
+PATHS = st.lists(SEGMENTS, max_size=5).map("/".join)
+
+
+@given(
+    st.sampled_from(["", "/", "//", "../", "../../../", "./", "http://other.example/"]),
+    PATHS,
+    st.sampled_from(
+        ["https://a.example/", "http://a.b.example/x/", "https://a.example:8/"]
+    ),
+    PATHS,
+)
+@example("../", "a/b.jpg", "https://a.example/", "x//y.html?z=/w")
+def test_no_quick_way_gives_another_address_than_the_parser(start, path, site, place):
+    base = image_urls.base_of(site + place, None)
+    assert base == ada_url.URL(site + place).href
+    url, reason = find(start + path, base)
+    if url:
+        joined = ada_url.URL((start + path).strip(), base).href
+        assert url == joined.partition("#")[0]
+    else:
+        assert reason in ("no_image_url", "image_url_not_http", "bad_url")

@@ -252,8 +252,11 @@ def hostile_pages():
 
 def read(content):
     """Reads a page in both ways; returns the reason why it was dropped, or "read"."""
-    page = Page("https://a.example/", content, "text/html; charset=utf-8")
-    parsed = html.parse_page(page, **LIMITS)
+    kind = "text/html; charset=utf-8"
+    page = Page("https://a.example/", content, kind)
+    # Of pages without images there is no tree.
+    with_image = Page("https://a.example/", content + b"<img>", kind)
+    parsed = html.parse_page(with_image, **LIMITS)
     text = html.page_text(page, max_tree_bytes=PAGES.max_tree_bytes)
     assert isinstance(parsed, LostPage) == isinstance(text, LostPage)
     return parsed.reason if isinstance(parsed, LostPage) else "read"

@@ -1,0 +1,161 @@
+"""Reads WAT files, Common Crawl's list of the links of each page.
+
+They hold each <img> with src, alt and title as they are written, <base> and <meta>. So
+their candidates are those of the WARC files but for what is not in them: srcset and
+lazy addresses (an image without src is not listed, one with a placeholder in src has
+that address), data-image-title, captions, declared languages other than that of a
+<meta>, and the page's text, by which its language is identified. Also, images in
+comments, scripts and templates may be listed, as these were found without a tree.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from html import unescape
+from html.entities import html5
+
+import msgspec
+import pyarrow as pa
+
+from data_prep import language
+from data_prep.sources import archive, image_urls, pages, texts, warc
+from data_prep.sources.spec import Reading, Spec
+from metaclip_jax import files
+
+_REFERENCE = re.compile(
+    r"&(?:(#(?:[0-9]+|[xX][0-9a-fA-F]+);?)|([A-Za-z][A-Za-z0-9]*+(?:;|(?!=))))"
+)
+
+
+class _Link(msgspec.Struct):
+    path: str = ""
+    url: str | None = None
+    alt: str | None = None
+    title: str | None = None
+
+
+class _Meta(msgspec.Struct, rename={"http_equiv": "http-equiv"}):
+    http_equiv: str | None = None
+    content: str | None = None
+
+
+class _Head(msgspec.Struct, rename="pascal"):
+    base: str | None = None
+    title: str | None = None
+    metas: list[_Meta] = []
+
+
+class _Html(msgspec.Struct, rename="pascal"):
+    head: _Head = msgspec.field(default_factory=_Head)
+    links: list[_Link] = []
+
+
+class _Message(msgspec.Struct, rename="pascal"):
+    status: str = ""
+
+
+class _Response(
+    msgspec.Struct, rename={"message": "Response-Message", "page": "HTML-Metadata"}
+):
+    message: _Message = msgspec.field(default_factory=_Message)
+    page: _Html | None = None
+
+
+class _Payload(msgspec.Struct, rename={"response": "HTTP-Response-Metadata"}):
+    response: _Response | None = None
+
+
+class _Envelope(msgspec.Struct, rename={"payload": "Payload-Metadata"}):
+    payload: _Payload = msgspec.field(default_factory=_Payload)
+
+
+class _Wat(msgspec.Struct, rename="pascal"):
+    envelope: _Envelope = msgspec.field(default_factory=_Envelope)
+
+
+_decode: Callable[[bytes], _Wat] = msgspec.json.Decoder(_Wat).decode
+
+
+def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
+    """Yields the CANDIDATES of a WAT file, of many pages in each batch.
+
+    Lost pages: damaged_record, no_url, bad_wat (no JSON of the form), http_status,
+    not_html, page_too_large; texts as in `html.parse_page`.
+
+    Raises OSError where the file cannot be opened or the storage fails.
+    """
+    yield from pages.batches(_parsed(path, spec), reading)
+
+
+def _parsed(path: str, spec: Spec) -> Iterator[pages.Parsed]:
+    identify = language.shared_identifier(spec.identifier)
+    with files.path(path).open("rb") as file:
+        for record in archive.read_records(
+            file, max_block_bytes=spec.max_page_bytes + 1, kind=b"metadata"
+        ):
+            if isinstance(record, archive.LostFile):
+                yield record
+            elif isinstance(record, archive.LostRecord):
+                yield warc.LostPage("damaged_record")
+            elif (page := _page(record, spec, identify)) is not None:
+                yield page
+
+
+def _page(
+    record: archive.Record, spec: Spec, identify: language.LanguageIdentifier
+) -> pages.Parsed | None:
+    """Returns what a record says of a page, None where it is about something else."""
+    if len(record.block) > spec.max_page_bytes:
+        return warc.LostPage("page_too_large")
+    try:
+        response = _decode(record.block).envelope.payload.response
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return warc.LostPage("bad_wat")
+    if response is None:
+        return None
+    if not record.url:
+        return warc.LostPage("no_url")
+    if response.message.status != "200":
+        return warc.LostPage("http_status")
+    if response.page is None:
+        return warc.LostPage("not_html")
+    head, declared = response.page.head, ""
+    for meta in response.page.head.metas:
+        if (meta.http_equiv or "").strip().lower() == "content-language":
+            declared = texts.language_of_list(attribute(meta.content))
+            break
+    images = (
+        texts.Image(_attributes(link), (), None, partial(str, declared))
+        for link in response.page.links
+        if link.path == "IMG@/src"
+    )
+    found, drops = texts.texts_of(
+        images,
+        image_urls.base_of(record.url, attribute(head.base)),
+        max_texts_per_page=spec.max_texts_per_page,
+        max_text_chars=spec.max_text_chars,
+        max_url_chars=spec.max_url_chars,
+    )
+    said = ""
+    if found and not language.known(declared):
+        of_images = (text for _, text, _, _ in found)
+        said = texts.beginning([attribute(head.title) or "", *of_images])
+    return texts.to_rows(record.url, found, said, identify), drops
+
+
+def _attributes(link: _Link) -> dict[str, str | None]:
+    written = {"src": link.url, "alt": link.alt, "title": link.title}
+    return {k: attribute(v) for k, v in written.items() if v is not None}
+
+
+def attribute(written: str | None) -> str | None:
+    """Returns the value of an attribute as browsers read it: references resolved."""
+    if written is None or "&" not in written:
+        return written
+    return _REFERENCE.sub(_character, written)
+
+
+def _character(found: re.Match[str]) -> str:
+    number, name = found.groups()
+    # A name without its semicolon counts only where no letter follows, and no "=".
+    return unescape(found[0]) if number or name in html5 else found[0]
