@@ -62,7 +62,9 @@ KINDS = {
         table.images,
         table.check_with_images,
     ),
-    "webdataset": _Kind(webdataset.read, "samples", ("txt",), webdataset.images),
+    "webdataset": _Kind(
+        webdataset.read, "samples", ("txt",), webdataset.images, webdataset.check
+    ),
     "folder": _Kind(
         folder.read,
         "images",
@@ -107,7 +109,8 @@ def _root(paths: str) -> str:
     """Returns the folder before all wildcards, with its slash."""
     if files.path(paths or ".").is_dir():
         return f"{paths.rstrip('/')}/"
-    return re.split(r"[*?\[]", paths)[0].rpartition("/")[0] + "/"
+    folder, slash, _ = re.split(r"[*?\[]", paths)[0].rpartition("/")
+    return folder + slash
 
 
 def find(paths: str, spec: Spec) -> list[str]:

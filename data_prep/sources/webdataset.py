@@ -19,6 +19,7 @@ from metaclip_jax import files
 IMAGES = ("jpg", "jpeg", "png", "webp", "avif", "gif", "bmp")
 
 _NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.S)
+_END = b"\0" * tarfile.BLOCKSIZE  # a tar without it may have been cut off
 _MAX_TEXT = 1 << 24  # bytes of a text or of facts; no sample of ours has more
 _Member = tuple[str, tarfile.TarInfo]  # extension, member
 
@@ -37,6 +38,20 @@ def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
         reading.lost_files["empty_file"] += 1
         return
     yield from pairs.batches(_pairs(path, spec, reading), spec, reading)
+
+
+def check(path: str, spec: Spec) -> None:
+    """Raises ValueError where the first sample has none of the text columns."""
+    with files.path(path).open("rb") as file:
+        for _, members in _samples(file, files.size(path), Reading()):
+            fields = dict(members)
+            known = _Fields(file, fields, _facts(file, fields) or {})
+            if not any(name in known for name in spec.text_columns):
+                raise ValueError(
+                    f"config.source.text_columns={spec.text_columns}: wanted one of "
+                    f"the files or facts of a sample of {path}, which are {list(known)}"
+                )
+            return
 
 
 def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
@@ -95,6 +110,9 @@ def _samples(
                     members = []
                 key = name[1]
                 members.append((name[2].lower(), member))
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != _END:
+                reading.lost_files["damaged_tar"] += 1
     except (tarfile.TarError, ValueError, EOFError):
         reading.lost_files["damaged_tar"] += 1
         return  # the sample in which it breaks off may lack its texts

@@ -1,0 +1,182 @@
+"""Parsing pages: ours against a bare loop over the same libraries, in CPU time.
+
+    apt-get install gimp-help-en                    # or any -doc package with pictures
+    python -m benchmarks.crawl                      # /usr/share/doc and /usr/share/gimp
+    python -m benchmarks.crawl --pages='site/**/*.html'
+
+The pages are put into a WARC file, and their links into a WAT file as Common Crawl
+writes it. The bare loop is what one would write: fastwarc, lexbor, css("img[alt]"),
+urljoin; nothing is bounded, identified, cleaned or counted. Rounds alternate, and the
+median of each counts. What a WAT file lacks is said by reason.
+"""
+
+import glob
+import gzip
+import html
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from urllib.parse import urljoin
+
+import pyarrow as pa
+from absl import app, flags
+from fastwarc.warc import ArchiveIterator, WarcRecordType
+from selectolax.lexbor import LexborHTMLParser
+
+from data_prep import config, schema
+from data_prep.sources import kinds
+from examples.quickstart import warc_file
+
+_DEFAULT = "/usr/share/doc/**/*.html,/usr/share/gimp/**/*.html"
+_HEADERS = (
+    ("Content-Type", "text/html; charset=utf-8"),
+    ("Date", "Thu, 01 Jan 2026 00:00:00 GMT"),
+)
+_MAX_BYTES = 64 << 20  # of pages in all
+
+
+def find_pages(patterns: str) -> list[tuple[str, bytes]]:
+    """Returns (address, content) of the pages, sorted, up to _MAX_BYTES of them."""
+    found = {
+        path
+        for pattern in patterns.split(",")
+        for path in glob.glob(pattern, recursive=True)
+        if os.path.isfile(path)
+    }
+    pages, size = [], 0
+    for path in sorted(found):
+        content = Path(path).read_bytes()
+        size += len(content)
+        if size > _MAX_BYTES:
+            break
+        pages.append((f"https://pages.example{os.path.abspath(path)}", content))
+    return pages
+
+
+def write_wat(path: str, pages: Iterable[tuple[str, bytes]]) -> None:
+    """Writes what webarchive-commons says of pages: <img>, <base>, <meta>, the title.
+
+    It gives attributes as they are written, so their values are escaped here.
+    """
+    with open(path, "wb") as file:
+        for url, content in pages:
+            tree = LexborHTMLParser(content)
+            head: dict[str, object] = {"Metas": [_written(m) for m in tree.css("meta")]}
+            if (title := tree.css_first("title")) is not None:
+                head["Title"] = html.escape(title.text())
+            if (base := tree.css_first("base[href]")) is not None:
+                head["Base"] = _written(base)["href"]
+            links = [
+                {"path": "IMG@/src", "url": written.pop("src")}
+                | {k: written[k] for k in ("alt", "title") if k in written}
+                for written in map(_written, tree.css("img[src]"))
+            ]
+            links += [
+                {"path": "A@/href", "url": _written(a)["href"], "text": a.text()[:100]}
+                for a in tree.css("a[href]")
+            ]
+            of_page = {"Head": head, "Links": links}
+            answer = {"Response-Message": {"Status": "200"}, "HTML-Metadata": of_page}
+            payload = {"HTTP-Response-Metadata": answer}
+            about = {"Envelope": {"Payload-Metadata": payload}}
+            data = json.dumps(about).encode()
+            record = (
+                f"WARC/1.0\r\nWARC-Type: metadata\r\nWARC-Target-URI: {url}\r\n"
+                "Content-Type: application/json\r\n"
+                f"Content-Length: {len(data)}\r\n\r\n"
+            )
+            file.write(gzip.compress(record.encode() + data + b"\r\n\r\n"))
+
+
+def _written(node: object) -> dict[str, str]:
+    attributes = node.attributes.items()  # type: ignore[attr-defined]
+    return {name: html.escape(value or "") for name, value in attributes}
+
+
+def bare(path: str) -> int:
+    """Reads a WARC file as one would without thinking; returns the number of pairs."""
+    rows = []
+    with open(path, "rb") as file:
+        for record in ArchiveIterator(
+            file, record_types=WarcRecordType.response, parse_http=True
+        ):
+            url = record.headers["WARC-Target-URI"]
+            for image in LexborHTMLParser(record.reader.read()).css("img[alt]"):
+                attributes = image.attributes
+                if attributes.get("src") and attributes["alt"]:
+                    rows.append(
+                        (urljoin(url, attributes["src"]), url, attributes["alt"])
+                    )
+    return len(rows)
+
+
+def ours(path: str, kind: str) -> pa.Table:
+    """Reads a WARC or WAT file as curation does."""
+    keys = config.curate()
+    keys.source.kind = kind
+    batches = kinds.read(path, kinds.spec_of(keys), [])
+    return pa.Table.from_batches(batches, schema=schema.CANDIDATES)
+
+
+def cpu_seconds(functions: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Returns the median CPU time of each, in turn, after a round to warm up."""
+    took: list[list[float]] = [[] for _ in functions]
+    for number in range(rounds + 1):
+        for function, times in zip(functions, took, strict=True):
+            begin = time.process_time()
+            function()
+            if number:
+                times.append(time.process_time() - begin)
+    return [statistics.median(times) for times in took]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures and prints."""
+    if len(argv) > 1:
+        raise app.UsageError(f"wanted flags alone, got {argv[1:]}")
+    pages = find_pages(flags.FLAGS.pages)
+    if not pages:
+        sys.exit(
+            f"--pages={flags.FLAGS.pages} matches no file; install a -doc package with "
+            "pictures, such as Debian's gimp-help-en, or name other pages"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        warc, wat = (
+            os.path.join(folder, f"pages.{kind}.gz") for kind in ("warc", "wat")
+        )
+        answers = [warc_file.Answer(url, 200, _HEADERS, body) for url, body in pages]
+        warc_file.write(warc, answers, software="benchmark")
+        write_wat(wat, pages)
+        of_pages, of_links = ours(warc, "warc"), ours(wat, "wat")
+        loop, from_warc, from_wat = cpu_seconds(
+            [lambda: bare(warc), lambda: ours(warc, "warc"), lambda: ours(wat, "wat")],
+            flags.FLAGS.rounds,
+        )
+        pairs = bare(warc)
+    size = sum(len(body) for _, body in pages) / 1e6
+    print(
+        f"{len(pages):,} pages, {size:.1f} MB of HTML; CPU: bare loop {loop:.2f} s "
+        f"({pairs:,} alts), ours {from_warc:.2f} s ({of_pages.num_rows:,} texts), "
+        f"from WAT {from_wat:.2f} s ({of_links.num_rows:,} texts)"
+    )
+    print(f"crawl: {from_warc / loop:.2f}x the bare loop's CPU, WARC to candidates")
+    print(f"crawl: {from_wat / loop:.2f}x the bare loop's CPU, WAT to candidates")
+    lost = _by_source(of_pages) - _by_source(of_links)
+    said = ", ".join(f"{count:,} of {source}" for source, count in lost.most_common())
+    print(f"texts that the WAT file lacks: {said or 'none'}")
+
+
+def _by_source(table: pa.Table) -> Counter[str]:
+    return Counter(table["text_source"].to_pylist())
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("pages", _DEFAULT, "globs of HTML files, comma-separated")
+    flags.DEFINE_integer("rounds", 5, "timed rounds of each", lower_bound=1)
+    app.run(main)
