@@ -46,15 +46,17 @@ BODIES = [
 ROWS = [{"url": url_of(i), "text": text_of(i), "language": "en"} for i in range(COUNT)]
 
 
+ALTS = [(path_of(i), text_of(i)) for i in range(COUNT)]
+
+
 def as_warc(folder):
-    alts = [(path_of(i), text_of(i)) for i in range(COUNT)]
-    tiny_web.write(folder, alts)
-    return {"kind": "warc", "paths": folder / "pages.warc.gz"}
+    tiny_web.write(folder, ALTS)
+    return {"kind": "warc", "paths": folder / "pages-0.warc.gz"}
 
 
 def unzipped(folder):
     as_warc(folder)
-    return gzip.decompress((folder / "pages.warc.gz").read_bytes())
+    return gzip.decompress((folder / "pages-0.warc.gz").read_bytes())
 
 
 def as_plain_warc(folder):
@@ -69,17 +71,9 @@ def as_zstd_warc(folder):
 
 def as_listed_warc(folder):
     """Half of the pages in each of two files, named by a list as Common Crawl's."""
-    records = unzipped(folder).split(b"\r\n\r\nWARC/1.0")
-    (folder / "crawl").mkdir()
-    for part in range(2):
-        data = b"\r\n\r\n".join(
-            (b"" if one.startswith(b"WARC/") else b"WARC/1.0") + one
-            for one in records[part::2]
-        )
-        with gzip.open(folder / f"crawl/{part}.warc.gz", "wb") as file:
-            file.write(data + b"\r\n\r\n")
+    tiny_web.write(folder / "crawl", ALTS, warcs=2)
     with gzip.open(folder / "warc.paths.gz", "wt") as file:
-        file.write("crawl/0.warc.gz\ncrawl/1.warc.gz\n")
+        file.write("crawl/pages-0.warc.gz\ncrawl/pages-1.warc.gz\n")
     return {"kind": "warc", "paths": folder / "warc.paths.gz"}
 
 
