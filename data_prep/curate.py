@@ -28,7 +28,6 @@ from ml_collections import ConfigDict
 from data_prep import config as config_lib
 from data_prep import data_card, drops, language, schema
 from data_prep.images import addresses
-from data_prep.matching import Matcher
 from data_prep.metadata import store
 from data_prep.sinks import array_record as sink
 from data_prep.sources import kinds
@@ -77,7 +76,9 @@ class Pool(NamedTuple):
 def main(argv: list[str]) -> None:
     """Runs the stages that are not finished, then prints the funnel."""
     values = flags.FLAGS
-    run = plan(values.config, values.workdir, values.output, argv[1:])
+    run = plan(
+        values.config, values.workdir, values.output, argv[1:], workers=values.workers
+    )
     full = files.naming_full_disk(run.output)
     with full, files.lock(run.workdir), files.lock(run.output):
         go_on(run, stop_after=values.stop_after, retry_failed=values.retry_failed)
@@ -111,16 +112,18 @@ def go_on(run: Run, *, stop_after: str = "write", retry_failed: bool = False) ->
     write(run, t=t, thin=thin, keep=keep, pool=pool.counts, accepted=accepted)
 
 
-def log_stop(run: Run, folder: str) -> None:
+def log_stop(run: Run, name: str) -> None:
     """Logs what is finished after --stop_after, and how to continue."""
-    logging.info(
-        "%s is finished; the same command without --stop_after continues",
-        os.path.join(run.workdir, folder),
-    )
+    folder = os.path.join(run.workdir, name)
+    logging.info("%s is finished; without --stop_after the command continues", folder)
 
 
 def plan(
-    config: ConfigDict, workdir: str | None, output: str | None, arguments: list[str]
+    config: ConfigDict,
+    workdir: str | None,
+    output: str | None,
+    arguments: list[str],
+    workers: str = "auto",
 ) -> Run:
     """Checks the command line before anything is written; returns the run."""
     keeps_all = config.matching.mode == "none"
@@ -155,7 +158,9 @@ def plan(
     return Run(
         config=config,
         metadata=metadata,
-        options=options,
+        options=pipelines.with_workers(
+            options, workers, source_bytes=sum(size for _, size in inputs["source"])
+        ),
         inputs=inputs,
         match_inputs=inputs
         | {
@@ -197,12 +202,14 @@ def match_sources(run: Run) -> None:
         folder,
         len(pieces),
         spec=spec,
-        tables=build_matchers(run),
+        tables=matches.save_matchers(
+            run.metadata, config.matching.mode, os.path.join(run.workdir, "matchers")
+        ),
         engine=config.matching.engine,
     )
     with (
-        progress(folder, len(pieces), "match"),
-        beam.Pipeline(options=run.options) as pipeline,
+        progress(folder, len(pieces), "match", stage="parse"),
+        pipelines.new(run.options) as pipeline,
     ):
         matched = start(pipeline, pieces) | "match" >> tagged(stage)
         sums.write_sum(matched.flow, schema.FLOW, folder, "flow.parquet")
@@ -231,8 +238,8 @@ def gather(run: Run, folder: str) -> None:
             n, size=sum(sizes), memory_gib=config.memory_gib, options=run.options
         )
     with (
-        progress(folder, n, "gather"),
-        beam.Pipeline(options=run.options) as pipeline,
+        progress(folder, n, "gather", stage="dedup"),
+        pipelines.new(run.options) as pipeline,
     ):
         written = matches.gather(pipeline, gathering, ranges)
         sums.write_sum(written.flow, schema.FLOW, folder, "flow.parquet")
@@ -242,23 +249,6 @@ def gather(run: Run, folder: str) -> None:
             written.sample, schema.SAMPLE, folder, "sample.parquet", order="partition"
         )
     files.write_manifest(folder, inputs=run.match_inputs)
-
-
-def build_matchers(run: Run) -> dict[str, str]:
-    """Saves one matcher per metadata for all workers to map; returns their paths.
-
-    File names include a fingerprint, since long-lived workers cache what they map.
-    "" means EveryText.
-    """
-    mode = run.config.matching.mode
-    if mode == "none":
-        return dict.fromkeys(run.metadata, "")
-    paths = {}
-    for code, metadata in run.metadata.items():
-        name = f"{code}-{mode}-{metadata.fingerprint[:16]}"
-        paths[code] = os.path.join(run.workdir, "matchers", name)
-        Matcher(metadata.entries, mode=mode).save(paths[code])
-    return paths
 
 
 def thresholds(run: Run, counts: steps.Vectors) -> dict[str, int]:
@@ -297,8 +287,10 @@ def download(
         )
         files.claim(folder, run.inputs)
         with (
-            progress(os.path.join(run.workdir, "downloads"), n, "download"),
-            beam.Pipeline(options=run.options) as pipeline,
+            progress(
+                os.path.join(run.workdir, "downloads"), n, "download", stage="thin"
+            ),
+            pipelines.new(run.options) as pipeline,
         ):
             fetched = start(pipeline, one_each(range(n))) | "download" >> tagged(
                 stage, "outcomes"
@@ -363,7 +355,7 @@ def write(
     files.claim(run.output, run.inputs)
     with (
         progress(run.output, n, "write"),
-        beam.Pipeline(options=run.options) as pipeline,
+        pipelines.new(run.options) as pipeline,
     ):
         shards = start(pipeline, one_each(range(n))) | "balance" >> tagged(
             stage, "accepted", "shards", "tallies"
@@ -423,6 +415,14 @@ def define_flags() -> None:
     flags.DEFINE_string("output", None, "Folder for the dataset, which TFDS can read.")
     flags.DEFINE_enum(
         "stop_after", "write", ("match", "download", "write"), "The last stage to run."
+    )
+    flags.DEFINE_string(
+        "workers", "auto", "Worker processes on this machine: a number, or auto."
+    )
+    flags.register_validator(
+        "workers",
+        lambda n: n == "auto" or n.isdecimal() and int(n) > 0,
+        "wanted auto or 1, 2, ...",
     )
     flags.DEFINE_bool(
         "retry_failed",

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from data_prep import drops, language, schema
 from data_prep.matching import EveryText, Matcher
+from data_prep.metadata import store
 from data_prep.sources import kinds
 from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
@@ -93,6 +94,23 @@ class MatchSources(beam.DoFn):
                     )
                 )
                 yield rows
+
+
+def save_matchers(
+    metadata: Mapping[str, store.Metadata], mode: str, folder: str
+) -> dict[str, str]:
+    """Saves one matcher per metadata for all workers to map; returns their paths.
+
+    File names include a fingerprint, since long-lived workers cache what they map.
+    "" means EveryText.
+    """
+    if mode == "none":
+        return dict.fromkeys(metadata, "")
+    paths = {}
+    for code, each in metadata.items():
+        paths[code] = f"{folder}/{code}-{mode}-{each.fingerprint[:16]}"
+        Matcher(each.entries, mode=mode).save(paths[code])
+    return paths
 
 
 class _LazyMatchers(Mapping[str, Matcher | EveryText]):

@@ -150,6 +150,13 @@ def read_flow(folder: str, part: str) -> pa.RecordBatch:
         return pa.RecordBatch.from_pylist(rows, schema=schema.FLOW)
 
 
+def texts_of(folder: str, part: str, stage: str) -> int:
+    """Returns how many texts entered a stage, in the flow of a part."""
+    rows = read_flow(folder, part).to_pylist()
+    wanted = {"stage": stage, "unit": "texts", "reason": drops.IN}
+    return sum(row["count"] for row in rows if wanted.items() <= row.items())
+
+
 def read_size(folder: str, part: str) -> int:
     """Returns how many bytes the rows of a part of `write_sorted` take in memory."""
     path = files.path(folder) / part

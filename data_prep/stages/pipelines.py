@@ -3,9 +3,11 @@
 import argparse
 import contextlib
 import itertools
+import logging as std_logging
 import os
 import re
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -18,16 +20,23 @@ from apache_beam.options.pipeline_options import (
     PipelineOptions,
     StandardOptions,
 )
+from apache_beam.portability.api import beam_provision_api_pb2
+from apache_beam.runners.job import utils as job_utils
+from apache_beam.runners.portability.fn_api_runner import fn_runner
 from tqdm import tqdm
 
 from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
+    parts,
 )
 from metaclip_jax import files
 from metaclip_jax.cli import errors
 
 # Their job servers define more options, and refuse unknown ones themselves.
 _HAVE_JOB_SERVERS = ("portable", "flink", "spark", "prism", "kafkastreams")
+# Each of four pipelines starts its workers, in about three seconds of CPU each, and a
+# core reads some ten MB of a compressed crawl a second.
+_MANY_BYTES = 200e6
 # They hold the rows of a GroupByKey in memory.
 _IN_MEMORY = ("fnapi", "bundlebaseddirect", "direct", "prism")
 
@@ -80,6 +89,55 @@ def options(arguments: Sequence[str]) -> PipelineOptions:
 def _short(runner: str) -> str:
     """Returns "flink" for flink, FlinkRunner and package.module.FlinkRunner."""
     return runner.rsplit(".", 1)[-1].lower().removesuffix("runner")
+
+
+def with_workers(
+    options: PipelineOptions, workers: str, *, source_bytes: int
+) -> PipelineOptions:
+    """Returns the options with worker processes for the runner of this machine.
+
+    Args:
+      options: from `options`.
+      workers: a number, or "auto": one worker where the source is so small that others
+        would take longer to start than they save, else one for each core.
+      source_bytes: length of all files of the source.
+
+    Raises:
+      ValueError: a number is given, but the runner or the options choose their own.
+    """
+    direct = options.view_as(DirectOptions)
+    runner = _short(options.get_all_options()["runner"])
+    if runner != "fnapi" or direct.direct_num_workers != 1:
+        if workers != "auto":
+            raise ValueError(
+                f"wanted --workers={workers} with FnApiRunner and without Beam's own"
+                f" direct_num_workers, got {runner}; remove one of the options"
+            )
+        return options
+    count, why = os.cpu_count() or 1, f"{source_bytes / 1e9:,.1f} GB of sources"
+    if workers != "auto":
+        count, why = int(workers), "--workers"
+    elif source_bytes < _MANY_BYTES:
+        count, why = 1, f"{why} take less time than more workers take to start"
+    logging.info("worker processes: %d (%s)", count, why)
+    if count > 1:
+        direct.direct_num_workers = count
+        direct.direct_running_mode = "multi_processing"
+    return options
+
+
+def new(options: PipelineOptions) -> beam.Pipeline:
+    """Returns a pipeline on the runner of the options."""
+    if options.view_as(DirectOptions).direct_running_mode != "multi_processing":
+        return beam.Pipeline(options=options)
+    # The runner does not pass the options on to its workers, which log every step.
+    std_logging.getLogger("apache_beam").setLevel(std_logging.WARNING)
+    quiet = {"beam:option:default_sdk_harness_log_level:v1": "WARNING"}
+    info = beam_provision_api_pb2.ProvisionInfo(
+        pipeline_options=job_utils.dict_to_struct(quiet)
+    )
+    runner = fn_runner.FnApiRunner(provision_info=fn_runner.ExtendedProvisionInfo(info))
+    return beam.Pipeline(runner=runner, options=options)
 
 
 def shuffles_on_disk(options: PipelineOptions) -> bool:
@@ -152,19 +210,34 @@ def tagged(stage: beam.DoFn, *tags: str, main: type = pa.RecordBatch) -> beam.Pa
 
 
 @contextlib.contextmanager
-def progress(folder: str, partitions: int, title: str) -> Iterator[None]:
-    """Shows a bar of how many of `partitions` parts are in `folder`, on any runner."""
+def progress(
+    folder: str, partitions: int, title: str, *, stage: str = ""
+) -> Iterator[None]:
+    """Shows a bar of how many of `partitions` parts are in `folder`, on any runner.
+
+    With `stage` it also shows how many texts a second entered that stage of the flow.
+    """
     done = threading.Event()
     root = files.path(folder)
-    part = re.compile(rf"[^.].*-(\d+)-of-{partitions:05d}.*")
+    suffix = r"\.parquet" if stage else ".*"
+    part = re.compile(rf"[^.].*-(\d+)-of-{partitions:05d}{suffix}")
+
+    def finished() -> dict[str, str]:
+        names = [p.name for p in root.iterdir()] if root.exists() else []
+        return {found[1]: found[0] for found in map(part.fullmatch, names) if found}
 
     def watch() -> None:
-        with tqdm(total=partitions, desc=title, unit="part") as bar:
+        there, texts, began = finished(), 0, time.monotonic()
+        with tqdm(total=partitions, initial=len(there), desc=title, unit="part") as bar:
             while True:
                 last = done.wait(0.5)
-                names = [p.name for p in root.iterdir()] if root.exists() else []
-                finished = {found[1] for found in map(part.fullmatch, names) if found}
-                bar.update(len(finished) - bar.n)
+                now = finished()
+                for number in now.keys() - there.keys() if stage else ():
+                    texts += parts.texts_of(folder, now[number], stage)
+                    rate = texts / (time.monotonic() - began)
+                    bar.set_postfix_str(f"{rate:,.0f} texts/s", refresh=False)
+                there = now
+                bar.update(len(now) - bar.n)
                 if last:
                     return
 

@@ -18,6 +18,7 @@ from data_prep.stages import pipelines, sums
 from metaclip_jax import files
 from metaclip_jax.data import records
 from tests import stopping, waiting
+from tests.conftest import server_program
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTS = ("sample-web.example", "images.sample-web.example")
@@ -159,8 +160,7 @@ def test_other_partitions_and_worker_processes_keep_the_same_texts(
 ):
     """The draws do not know where they are made: only the file layout changes."""
     flags = curation(web, tmp_path, **{"config.partitions": 3})
-    options = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
-    run("data_prep.curate", "--", "--runner=FnApiRunner", *options, **flags)
+    run("data_prep.curate", workers=2, **flags)
 
     def texts(folder):
         dataset = records.open_dataset(folder / "dataset")
@@ -230,6 +230,13 @@ def test_a_portable_job_service_writes_the_same_bytes(web, curated, tmp_path):
     finally:
         service.terminate()
         service.wait()
+    assert dataset_bytes(tmp_path) == dataset_bytes(curated)
+
+
+def test_prism_writes_the_same_bytes(web, curated, tmp_path):
+    """Beam's portable runner, the nearest to a cluster that runs on one machine."""
+    options = ["--runner=PrismRunner", f"--prism_location={server_program('prism')}"]
+    run("data_prep.curate", "--", *options, **curation(web, tmp_path))
     assert dataset_bytes(tmp_path) == dataset_bytes(curated)
 
 

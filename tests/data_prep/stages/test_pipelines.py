@@ -1,43 +1,49 @@
-"""Beam's pipeline options, as `curate` takes them after `--`."""
+"""How a run is cut for the memory and the cores of a machine."""
+
+import os
 
 import pytest
+from apache_beam.options.pipeline_options import DirectOptions
 
 from data_prep.stages import pipelines
 
 
-def runner_of(*arguments):
-    return pipelines.options(arguments).get_all_options()["runner"]
+def workers(asked, source_bytes, *arguments):
+    options = pipelines.options(arguments)
+    return pipelines.worker_count(
+        pipelines.with_workers(options, asked, source_bytes=source_bytes)
+    )
 
 
-def test_the_default_runner_is_in_this_process():
-    assert runner_of() == runner_of("--direct_num_workers=2") == "FnApiRunner"
+def test_auto_starts_no_workers_for_what_one_has_done_sooner():
+    assert workers("auto", 1e6) == 1
+    assert workers("auto", 1e12) == os.cpu_count()
+    assert workers("3", 1e6) == 3
 
 
-def test_options_of_beam_are_passed_on():
-    options = pipelines.options(["--runner", "DataflowRunner", "--region=us-east1"])
-    found = options.get_all_options()
-    assert (found["runner"], found["region"]) == ("DataflowRunner", "us-east1")
+def test_options_of_beam_are_left_as_they_are():
+    given = ("--runner=FnApiRunner", "--direct_num_workers=5")
+    assert workers("auto", 1e12, *given) == 5
+    with pytest.raises(ValueError, match="direct_num_workers"):
+        workers("2", 1e12, *given)
+    options = pipelines.options(["--runner=PrismRunner"])
+    pipelines.with_workers(options, "auto", source_bytes=1e12)
+    assert options.view_as(DirectOptions).direct_num_workers == 1
+    with pytest.raises(ValueError, match="--workers=2 with FnApiRunner"):
+        pipelines.with_workers(options, "2", source_bytes=1e12)
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--direct_num_worker=2"], "got '--direct_num_worker=2'; did you mean"),
-        (["--runer=FlinkRunner"], "did you mean --runner"),
-        (["--runner=FnApiRunner", "--no_such_thing_qqq"], "correct or remove it"),
-        (["runner=FnApiRunner"], "got 'runner=FnApiRunner'"),
-        (["--direct_num_workers=many"], "invalid int value: 'many'"),
-        (["--runner"], "expected one argument"),
-        (["--runner=DaskRunner"], "entry counts would be wrong"),
-        (["--runner=FnApiRuner"], "got 'FnApiRuner'; did you mean FnApiRunner?"),
-    ],
-)
-def test_what_beam_would_ignore_is_refused(arguments, message):
-    with pytest.raises(ValueError, match="^wanted") as found:
-        pipelines.options(arguments)
-    assert message in str(found.value) and "\n" not in str(found.value)
-
-
-def test_job_servers_have_options_of_their_own():
-    for name in ("FlinkRunner", "flink"):
-        assert runner_of(f"--runner={name}", "--no_such_thing=1") == name
+@pytest.mark.parametrize("partitions", [1, 2, 7, 100])
+@pytest.mark.parametrize("gib", [0, 1, 30])
+@pytest.mark.parametrize("count", [1, 4])
+def test_ranges_cover_the_partitions_and_fit_the_memory(partitions, gib, count):
+    options = pipelines.with_workers(pipelines.options([]), str(count), source_bytes=0)
+    found = pipelines.ranges(
+        partitions, size=gib << 30, memory_gib=3.0, options=options
+    )
+    covered = [i for start, stop in found for i in range(start, stop)]
+    assert covered == list(range(partitions))
+    assert len(found) >= min(count, partitions)
+    # Three times the rows of a range, for each worker, but for a partition's rounding.
+    widest = max(stop - start for start, stop in found)
+    assert (widest - 1) / partitions * 3 * gib * count <= 3.0
