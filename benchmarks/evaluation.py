@@ -5,11 +5,12 @@
 The others are a loop over transformers' model, and clip_benchmark's own zero-shot
 functions on open_clip's model. All use the same random ViT-B/32, exported for each, in
 f32, and classify the same 640 x 480 JPEGs among 20 classes. Whole commands are measured
-in CPU seconds, including start-up, compilation and decoding, each pinned to one core.
-open_clip's transforms need torchvision; if it is not installed, Pillow and NumPy do the
-same steps. Then texts alone, after a warm-up, in one process each: transformers pads
-them to the longest text of the batch or to the model's 77 positions, clip_benchmark
-always to 77. The predictions are compared image by image.
+in CPU seconds, including start-up, compilation and decoding, each pinned to one core,
+after a run on a few images, which leaves the bytecode of its modules. open_clip's
+transforms need torchvision; if it is not installed, Pillow and NumPy do the same steps.
+Then texts alone, after a warm-up, in one process each: transformers pads them to the
+longest text of the batch or to the model's 77 positions, clip_benchmark always to 77.
+The predictions are compared image by image.
 """
 
 import json
@@ -192,12 +193,18 @@ def write_images(folder: Path, count: int) -> None:
         Image.fromarray(pixels).save(path, quality=90)
 
 
-def run(code: str, *arguments: object) -> tuple[float, str]:
-    """Runs a program on one core; returns its CPU seconds and its stdout."""
+def run(root: Path, code: str, *arguments: object) -> tuple[float, str]:
+    """Runs a program on one core; returns its CPU seconds and its stdout.
+
+    Its bytecode stays in a folder of `root`.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+    environment |= {"PYTHONPYCACHEPREFIX": str(root / "bytecode"), "TQDM_DISABLE": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"},
+        env=environment,
         preexec_fn=lambda: os.sched_setaffinity(0, {max(os.sched_getaffinity(0))}),
         stdout=subprocess.PIPE,
         text=True,
@@ -213,7 +220,8 @@ def main(argv: list[str]) -> None:
     command.refuse_arguments(argv)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        run(_WRITE, root / "model")
+        run(root, _WRITE, root / "model")
+        write_images(root / "few", _CLASSES)
         write_images(root / "images", flags.FLAGS.images)
         names = [f"class {n:02d}" for n in range(_CLASSES)]
         given = {"class_names": names, "templates": _TEMPLATES}
@@ -224,18 +232,22 @@ def main(argv: list[str]) -> None:
 
 def _compare_images(root: Path) -> None:
     """Prints the ratios for whole commands, and whether predictions agree."""
-    inputs = root / "images", root / "prompts.json"
     huggingface = root / "model" / "huggingface"
-    ours, _ = run(_OURS, huggingface, *inputs, root / "ours.json")
-    own = np.array(json.loads((root / "ours.json").read_text()))
+
+    def classify(code: str, *model_and_batch: object) -> tuple[float, np.ndarray]:
+        model, *batch = model_and_batch
+        for images in ("few", "images"):
+            inputs = root / images, root / "prompts.json", root / "scores.json"
+            seconds, _ = run(root, code, model, *inputs, *batch)
+        return seconds, np.array(json.loads((root / "scores.json").read_text()))
+
+    ours, own = classify(_OURS, huggingface)
     opponents = {
         "clip_benchmark with open_clip": (_CLIP_BENCHMARK, root / "model"),
         "a loop of transformers": (_THEIRS, huggingface),
     }
     for name, (code, model) in opponents.items():
-        path = root / "theirs.json"
-        theirs, _ = run(code, model, *inputs, path, flags.FLAGS.batch)
-        other = np.array(json.loads(path.read_text()))
+        theirs, other = classify(code, model, flags.FLAGS.batch)
         same = (own.argmax(axis=1) == other.argmax(axis=1)).mean()
         print(
             f"evaluation: {theirs / ours:.2f}x less CPU time than {name}, whole"
@@ -251,7 +263,7 @@ def _compare_texts(root: Path) -> None:
     path = root / "texts.json"
     path.write_text(json.dumps(texts))
     huggingface = root / "model" / "huggingface"
-    mine = float(run(_TEXTS_OURS, huggingface, path)[1])
+    mine = float(run(root, _TEXTS_OURS, huggingface, path)[1])
     opponents = {
         "clip_benchmark with open_clip": (_TEXTS_CLIP_BENCHMARK, root / "model", path),
         **{
@@ -265,7 +277,7 @@ def _compare_texts(root: Path) -> None:
         },
     }
     for name, (code, *arguments) in opponents.items():
-        each = float(run(code, *arguments)[1])
+        each = float(run(root, code, *arguments)[1])
         print(
             f"evaluation: {each / mine:.1f}x less CPU time per text than {name}"
             f" ({mine:.1f} ms against {each:.1f} ms)"
