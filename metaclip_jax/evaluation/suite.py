@@ -79,7 +79,9 @@ def plan(found: Sequence[Found], seconds: Callable[[int, int], float] | None) ->
     for task, examples, why in found:
         title = f"{task.suite}/{task.id}"
         if examples is None:
-            lines.append(f"  missing  {title:<34}{why}")
+            line = f"  missing  {_missing_name(task):<34}{why}"
+            if line not in lines:
+                lines.append(line)
             continue
         texts += prompt_count(examples)
         lines.append(
@@ -109,6 +111,11 @@ def numbers_of(task: Task, examples: Examples) -> tuple[str, ...]:
             f" {', '.join(there)}; give the task's own test set"
         )
     return wanted
+
+
+def _missing_name(task: Task) -> str:
+    """Of what is missing: all languages of a suite have the same images."""
+    return task.suite if task.suite in tasks.BY_LANGUAGE else f"{task.suite}/{task.id}"
 
 
 def prompt_count(examples: Examples) -> int:
@@ -170,8 +177,10 @@ def run(
     for task, examples, why in found:
         name = f"{task.suite}/{task.id}"
         if examples is None:
+            name = _missing_name(task)
+            if name not in lost:
+                report(f"{name:<42}{'missing':>8}")
             lost[name] = why
-            report(f"{name:<42}{'missing':>8}")
             continue
         metric = numbers_of(task, examples)[0]
         group, _, last = metric.partition("/")
@@ -195,7 +204,9 @@ def run(
             )
         report(line(name, done[name]))
     if lost:
-        logging.warning("%d of %d tasks have no images", len(lost), len(found))
+        logging.warning(
+            "%d of %d tasks have no images", len(found) - len(done), len(found)
+        )
     suites = {
         suite: averages(
             [done[f"{t.suite}/{t.id}"] for t in asked if f"{t.suite}/{t.id}" in done],

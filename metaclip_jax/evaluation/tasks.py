@@ -304,7 +304,8 @@ def open_task(task: Task, folder: str) -> Examples:
 
 def missing(task: Task, data_dir: str) -> str:
     """Returns the number of a task's images, their licence, and how to get them."""
-    count = f"{task.images:,}" if task.images else "some"
+    images = 50_000 if task.suite == "babel" else task.images  # all of ImageNet's
+    count = f"{images:,}" if images else "some"
     what = "texts with images" if task.metric == _JACCARD else "images"
     return f"{count} {what}, licence: {task.licence}: {how(task, data_dir)}"
 

@@ -122,6 +122,10 @@ def test_what_is_missing_of_xm3600_is_named(tmp_path):
     (found,) = suite.open_tasks(tasks.find(["xm3600/de"]), str(tmp_path))
     assert found.examples is None
     assert "3,600 images, licence: CC BY 4.0, images CC BY 2.0: unpack" in found.why
+    several = suite.open_tasks(tasks.find(["xm3600", "babel/de"]), str(tmp_path))
+    said = suite.plan(several, None)
+    assert said.count("missing  xm3600 ") == 1 and "missing  xm3600/de" not in said
+    assert "50,000 images, licence: ImageNet's and BabelNet's" in said
     root = tmp_path / "xm3600"
     write_xm3600(root)
     with pytest.raises(ValueError, match="want captions in fr"):
