@@ -1,8 +1,8 @@
 """Which addresses a download may connect to.
 
-URLs on the web can point anywhere, also into the network that the downloader runs in.
-Only public addresses are allowed, and what the caller pins by name. This is checked
-when a name is resolved and again when the socket is made.
+URLs on the web can point anywhere, also into the downloader's own network. Only public
+addresses and those pinned by host name are allowed. Addresses are checked when a name
+is resolved and again when the socket is created.
 """
 
 import asyncio
@@ -14,9 +14,9 @@ from typing import Any
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 # Blocks that IANA's registries of special-purpose addresses (iana.org/assignments/
-# iana-ipv4-special-registry, iana-ipv6-special-registry) do not call globally
-# reachable, multicast, and what was deprecated. Beside Python's own list, which
-# differs from version to version.
+# iana-ipv4-special-registry, iana-ipv6-special-registry) do not list as globally
+# reachable; multicast; and deprecated blocks. Used in addition to Python's own list,
+# which differs between versions.
 _SPECIAL = tuple(
     ipaddress.ip_network(block)
     for block in (
@@ -40,7 +40,7 @@ _SPECIAL = tuple(
         "3fff::/20",  # documentation
     )
 )
-# All global unicast addresses; the rest of IPv6 is special or not assigned.
+# All global unicast addresses; the rest of IPv6 is special or unassigned.
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # Bits 32 to 63 of an ISATAP address, less the bit that says "globally unique".
@@ -57,7 +57,7 @@ def read_host_map(pairs: str) -> dict[str, str]:
     for pair in filter(None, pairs.split(",")):
         host, _, target = pair.partition("=")
         host_map[host.strip().lower()] = target.strip()
-    parse_host_map(host_map)  # raises ValueError where a pair is not of that form
+    parse_host_map(host_map)  # raises ValueError for a malformed pair
     return host_map
 
 
@@ -76,23 +76,23 @@ def parse_host_map(host_map: Mapping[str, str]) -> dict[str, tuple[str, int]]:
             pinned[host.lower()] = (address, int(port))
         except ValueError as error:
             raise ValueError(
-                f"host_map: {host}={target} should be HOST=ADDRESS:PORT with an IP "
-                "address, such as images.example=127.0.0.1:8000"
+                "host_map: wanted HOST=ADDRESS:PORT with an IP address, such as "
+                f"images.example=127.0.0.1:8000, got {host}={target}; correct it"
             ) from error
     return pinned
 
 
 def is_public(address: str) -> bool:
-    """Says whether an IP address belongs to the public internet.
+    """Whether an IP address belongs to the public internet.
 
-    It must be outside the special-purpose blocks of IANA's registries, and so must an
-    IPv4 address that it embeds (IPv4-mapped, NAT64, 6to4, ISATAP). Raises ValueError if
+    It must be outside the special-purpose blocks of IANA's registries, as must an IPv4
+    address that it embeds (IPv4-mapped, NAT64, 6to4, ISATAP). Raises ValueError if
     `address` is no IP address.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         low = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if ip.ipv4_mapped or ip in _NAT64:  # only other spellings of the IPv4 address
+        if ip.ipv4_mapped or ip in _NAT64:  # other forms of the IPv4 address
             return is_public(str(low))
         if ip.sixtofour and not is_public(str(ip.sixtofour)):
             return False
@@ -103,7 +103,7 @@ def is_public(address: str) -> bool:
 
 
 class Resolver(AbstractResolver):
-    """Answers pinned hosts from the map, others from the system, less private ones."""
+    """Resolves pinned hosts from the map, others by the system, to public addresses."""
 
     def __init__(self, pinned: Mapping[str, tuple[str, int]]) -> None:
         self._pinned = pinned
@@ -114,7 +114,7 @@ class Resolver(AbstractResolver):
         port: int = 0,
         family: socket.AddressFamily = socket.AF_UNSPEC,
     ) -> list[ResolveResult]:
-        """Returns the addresses that may be connected to for a host."""
+        """Returns the allowed addresses of a host."""
         if host in self._pinned:
             address, port = self._pinned[host]
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -124,7 +124,7 @@ class Resolver(AbstractResolver):
             found = await loop.getaddrinfo(
                 host, port, family=family, type=socket.SOCK_STREAM
             )
-        except UnicodeError as error:  # labels that no name can have
+        except UnicodeError as error:  # invalid labels
             raise OSError(f"{host!r} is no host name") from error
         public = [
             _resolved(host, str(info[4][0]), port, info[0])
@@ -153,9 +153,9 @@ def _resolved(host: str, address: str, port: int, family: int) -> ResolveResult:
 def socket_factory(
     pinned: set[tuple[str, int]],
 ) -> Callable[[Any], socket.socket]:
-    """Returns a maker of sockets that refuses what is neither public nor pinned.
+    """Returns a socket factory that refuses addresses neither public nor pinned.
 
-    The last line of defence: it sees the address that is really connected to.
+    It sees the address that is actually connected to, whatever was resolved.
     """
 
     def make(address_info: Any) -> socket.socket:

@@ -1,8 +1,8 @@
-"""Downloads images: many at once, politely, within bounds, and always to an end.
+"""Downloads images concurrently, with limits per host, in bytes and in time.
 
-URLs come from strangers' pages, so no request may reach a private network: addresses
-are checked where sockets are made, after names are resolved and on each redirect.
-Tests and the quick start serve a fixed host name from loopback by pinning it.
+URLs come from the web, so no request may reach a private network: addresses are checked
+when sockets are created, after name resolution and on each redirect. Tests and the
+quick start pin a host name to a loopback server.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from data_prep.images import addresses, request
 
 OK = request.OK
 
-# What may be better next time. A timeout is not: it has used up its time.
+# Failures worth a retry. A timeout is not: it has used up its time.
 _RETRIED = frozenset({"http_429", "http_5xx", "connection", "dns", "truncated_body"})
 _MAX_BACKOFF_SECONDS = 60.0
 _RESOLVER_THREADS = 64
@@ -39,14 +39,14 @@ class _Result(NamedTuple):
 
 
 class Room:
-    """Bytes that bodies may take up, given out in the order of asking."""
+    """A byte budget for bodies, granted in order of request."""
 
     def __init__(self, size: int) -> None:
         self._free = size
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def enter(self, size: int) -> None:
-        """Takes `size` bytes, as soon as all who asked before have theirs."""
+        """Takes `size` bytes, after all earlier requests were granted."""
         if not self._waiting and self.extend(size):
             return
         turn = asyncio.get_running_loop().create_future()
@@ -54,9 +54,9 @@ class Room:
         await turn
 
     def extend(self, size: int) -> bool:
-        """Takes `size` bytes if they are free, at once and before those who wait.
+        """Takes `size` bytes at once if they are free, ahead of waiting requests.
 
-        Who holds some cannot wait for more: all might wait for each other.
+        A holder must not wait for more, or all holders could wait for each other.
         """
         if size > self._free:
             return False
@@ -86,33 +86,32 @@ def fetch(
 ) -> Iterator[Fetched]:
     """Fetches URLs and yields one result for each, in the order they finish.
 
-    At most 2 * `concurrency` bodies are held, and `max_held_bytes` of all of them, the
-    one last yielded included; a slow caller slows the downloads. A body that finds no
-    room is fetched again once there is room for the largest.
-    Leaving the loop early (or `close()`) ends all downloads.
+    At most 2 * `concurrency` bodies are held, and at most `max_held_bytes` in total,
+    including the one last yielded; a slow caller slows the downloads. A body that
+    exceeds the free budget is fetched again once `max_bytes` are free. Leaving the loop
+    early (or `close()`) ends all downloads.
 
     Args:
       urls: absolute http(s) URLs.
-      host_map: host name -> "address:port". A pinned host is reached there and
-        nowhere else, private or not; any other host only at public addresses and on
-        ports 80 and 443.
+      host_map: host name -> "address:port". A pinned host is reached only there,
+        private or not; any other host only at public addresses on ports 80 and 443.
       concurrency: requests in flight, over all hosts.
       per_host: requests in flight to one host (redirects are not counted).
       timeout_seconds: for one attempt in all, redirects and body included.
       max_bytes: of a body, after decompression.
       retries: further attempts after a busy server (429, 5xx) or a lost connection.
       user_agent: the User-Agent header.
-      max_held_bytes: of all bodies at any time; at least 2 * `max_bytes`. None: as much
-        as 2 * `concurrency` bodies can take up.
+      max_held_bytes: of all bodies at any time; at least 2 * `max_bytes`. None: enough
+        for 2 * `concurrency` bodies.
       backoff_seconds: wait before the first retry; it doubles each time, up to a
-        minute. A server's Retry-After counts where it asks for more, up to a minute.
+        minute. A longer Retry-After of the server is obeyed, up to a minute.
       progress: called with (results so far, all URLs) at each result.
 
     Yields:
       `Fetched` with status "ok" or one of bad_url, not_http, port_refused, dns,
       private_address, connection, tls, timeout, redirect_limit, too_large, empty_body,
       truncated_body, bad_http, opted_out (an X-Robots-Tag header with noai, noimageai
-      or noml), http_404 and its like, http_5xx.
+      or noml), http_404 and other 4xx, http_5xx.
 
     Raises:
       ValueError: `max_held_bytes` is less than 2 * `max_bytes`.
@@ -158,32 +157,32 @@ def fetch(
 def _make_room(
     max_held_bytes: int | None, max_bytes: int, concurrency: int
 ) -> tuple[int, Room]:
-    """Returns the share of one body in flight, in bytes, and the room for all."""
+    """Returns the bytes reserved per body in flight, and the whole budget."""
     if max_held_bytes is None:
         max_held_bytes = (2 * concurrency + 1) * max_bytes
     if max_held_bytes < 2 * max_bytes:
         raise ValueError(
             f"wanted max_held_bytes of at least 2 * max_bytes ({2 * max_bytes}), got "
-            f"{max_held_bytes}: raise it or lower max_bytes"
+            f"{max_held_bytes}; raise it or lower max_bytes"
         )
-    free = max_held_bytes - max_bytes  # the rest is for the body last yielded
+    free = max_held_bytes - max_bytes  # the rest is reserved for the body last yielded
     share = max(1, min(max_bytes, free // (2 * concurrency)))
     return share, Room(max(max_bytes, 2 * concurrency * share))
 
 
 class _Held:
-    """The part of a room that one body holds."""
+    """The part of the budget that one body holds."""
 
     def __init__(self, room: Room) -> None:
         self._room, self.size = room, 0
 
     async def wait_for(self, size: int) -> None:
-        """Holds `size` bytes in place of none."""
+        """Waits until it holds `size` bytes; it must hold none before."""
         await self._room.enter(size)
         self.size = size
 
     def grow(self, size: int) -> bool:
-        """Holds at least `size` bytes if there is room."""
+        """Holds at least `size` bytes, if they are free; returns whether it does."""
         if size > self.size:
             if not self._room.extend(size - self.size):
                 return False
@@ -202,12 +201,12 @@ def _running(
     main: Callable[[], Coroutine[Any, Any, None]],
     results: queue.SimpleQueue[_Result | BaseException],
 ) -> Iterator[asyncio.AbstractEventLoop]:
-    """Runs `main` in a thread of its own, so that no consumer stalls its clock.
+    """Runs `main` in its own thread, so that a slow consumer causes no timeouts.
 
-    What it raises goes into `results`. Leaving the block early cancels it.
+    Its exceptions go into `results`. Leaving the block early cancels it.
     """
     loop = asyncio.new_event_loop()
-    # getaddrinfo blocks a thread for each name; the default pool is too small for it.
+    # getaddrinfo blocks a thread per name; the default thread pool is too small.
     resolvers = ThreadPoolExecutor(_RESOLVER_THREADS, "resolve")
     loop.set_default_executor(resolvers)
     task = loop.create_task(main())
@@ -246,7 +245,7 @@ async def _fetch_all(
     retries: int,
     backoff_seconds: float,
 ) -> None:
-    """Works off one queue per host by up to `per_host` workers each."""
+    """Runs up to `per_host` workers on the queue of each host."""
     in_flight = asyncio.Semaphore(concurrency)
     waiting: dict[str, deque[int]] = defaultdict(deque)
     for index, url in enumerate(urls):
@@ -276,11 +275,11 @@ async def _fetch_all(
             if not indices:  # another worker of this host took the last one
                 held.shrink(0)
                 return
-            # No name for the result: a body must not wait here with its worker.
+            # Unnamed: a local variable would keep the body alive.
             results.put(await result(indices.popleft(), held))
 
     async with asyncio.TaskGroup() as group:
-        # Round by round, so that no host gets all its requests in one burst.
+        # Round-robin over hosts, so that no host gets a burst of requests.
         hosts = list(waiting.values())
         for worker in range(per_host):
             hosts = [indices for indices in hosts if len(indices) > worker]

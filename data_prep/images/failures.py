@@ -1,4 +1,4 @@
-"""Failed downloads: how many are too many, what to do, and which to try again."""
+"""Failed downloads: when they are too many, what to do, which to retry."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from absl import logging
 
-_LEAST_IMAGES = 100  # of fewer, no share is too large
+_LEAST_IMAGES = 100  # with fewer, any share of failures is allowed
 
-# What can be done about a reason, and whether the image may come then.
+# By reason: what the user can do, and whether a retry may succeed.
 _CURES = {
     "dns": "host names were not found; check this machine's DNS, or give the hosts in "
     "config.download.host_map",
@@ -23,7 +23,7 @@ _CURES = {
     "yourself in config.download.host_map",
     "tls": "certificates were refused; check this machine's clock and its certificates",
     "truncated_body": "bodies ended early; check the network and its proxies",
-    "bad_http": "answers were no HTTP; check the network and its proxies",
+    "bad_http": "answers were not HTTP; check the network and its proxies",
     "http_401": "servers want you to log in",
     "http_403": "servers refuse you; say who you are in config.download.user_agent",
     "http_407": "a proxy wants you to log in",
@@ -39,15 +39,15 @@ _FINAL_CURES = {
     "http_410": "the images are gone; are the pages old?",
     "too_large": "raise config.download.max_bytes",
 }
-# An owner's wish is no failure.
+# An owner's opt-out is no failure.
 _NO_FAILURES = ("ok", "opted_out")
 
 
 def outcomes(images: pa.Table) -> dict[str, int]:
-    """Returns how many images came to each status of the download.
+    """Returns the number of images by download status.
 
     Args:
-      images: IMAGES with `stage`; what the screen dropped was downloaded ("ok").
+      images: IMAGES with `stage`; images dropped by screening count as "ok".
     """
     status = pc.if_else(pc.equal(images["stage"], "download"), images["status"], "ok")
     found = pc.value_counts(status).to_pylist()
@@ -55,21 +55,21 @@ def outcomes(images: pa.Table) -> dict[str, int]:
 
 
 def share(found: Mapping[str, int]) -> float:
-    """Returns the share of images whose download failed, 0 where there are none."""
+    """Returns the share of images whose download failed; 0 if there are no images."""
     failed = sum(n for status, n in found.items() if status not in _NO_FAILURES)
     return failed / max(sum(found.values()), 1)
 
 
 def too_many(found: Mapping[str, int], max_share: float) -> bool:
-    """Says whether more than `max_share` of the images failed.
+    """Whether more than `max_share` of the images failed.
 
-    Of fewer than 100 images any number may.
+    False for fewer than 100 images.
     """
     return sum(found.values()) >= _LEAST_IMAGES and share(found) > max_share
 
 
 def describe(found: Mapping[str, int]) -> str:
-    """Says how many images failed, with which reason most of them, and its cure."""
+    """Returns how many images failed, the most frequent reason, and its cure."""
     failed = {k: n for k, n in found.items() if k not in _NO_FAILURES}
     reason, count = max(failed.items(), key=lambda item: (item[1], item[0]))
     cure = (_CURES | _FINAL_CURES).get(reason, "")
@@ -80,7 +80,7 @@ def describe(found: Mapping[str, int]) -> str:
 
 
 class Watch:
-    """Warns once, as soon as too many downloads of a part failed."""
+    """Logs one warning, as soon as too many downloads of a part have failed."""
 
     def __init__(self, part: str, max_share: float) -> None:
         self._part, self._max_share = part, max_share
@@ -88,7 +88,7 @@ class Watch:
         self._warned = False
 
     def __call__(self, status: str) -> None:
-        """Takes note of one download."""
+        """Counts a download."""
         self._found[status] += 1
         if not self._warned and too_many(self._found, self._max_share):
             self._warned = True
@@ -96,11 +96,11 @@ class Watch:
 
 
 def any_to_retry(found: Mapping[str, int]) -> bool:
-    """Says whether any download failed in a way that may be better now."""
+    """Whether any download failed for a reason that may be temporary."""
     return not _CURES.keys().isdisjoint(found)
 
 
 def to_retry(images: pa.Table) -> pa.ChunkedArray:
-    """Returns bool[rows]: which downloads failed in a way that may be better now."""
+    """Returns bool[rows]: downloads that failed for a reason that may be temporary."""
     lost = pc.equal(images["stage"], "download")
     return pc.and_(lost, pc.is_in(images["status"], pa.array(list(_CURES))))

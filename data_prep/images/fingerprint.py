@@ -1,9 +1,9 @@
-"""Perceptual fingerprints: near-equal pictures get near-equal 64-bit numbers.
+"""Perceptual fingerprints: similar images get 64-bit numbers that differ little.
 
-The fingerprint is the classic DCT hash. The picture is shrunk to 32 x 32 grey pixels;
-of its two-dimensional cosine transform the 64 low frequencies (1 to 8 both ways, so
-neither brightness nor plain gradients count) give one bit each: above their median or
-not. Scaling and recompression flip a few bits, another picture about half of them.
+The fingerprint is a DCT hash. The image is scaled to 32 x 32 grey pixels. The 64 low
+frequencies (1 to 8 in both directions, so without brightness) of its two-dimensional
+cosine transform give one bit each: above their median or not. Scaling and recompression
+flip a few bits; an unrelated image differs in about half.
 """
 
 import cv2
@@ -22,7 +22,7 @@ def fingerprint(grey: np.ndarray) -> int:
     """Returns the 64-bit fingerprint of a grey picture u8[H, W] of any size."""
     small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     spectrum = _BASIS @ small.astype(np.float64) @ _BASIS.T
-    # Rounded, so that a flat picture's bits do not hang on floating-point dust.
+    # Rounded, so that the bits of a flat image do not depend on rounding errors.
     spectrum = np.round(spectrum, 3).ravel()
     bits = spectrum > np.median(spectrum)
     return int.from_bytes(np.packbits(bits).tobytes(), "big")

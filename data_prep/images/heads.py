@@ -1,8 +1,8 @@
-"""Reads the heads of HTTP answers as browsers do.
+"""Parses HTTP response heads as leniently as browsers do.
 
-aiohttp's parser refuses heads that browsers take: long ones, equal lengths given
-twice, names with spaces, lines without a colon. So each head is read here, within
-bounds, and aiohttp gets a strict one with the few headers that the downloader uses.
+aiohttp's parser refuses heads that browsers accept: long ones, repeated equal lengths,
+names with spaces, lines without a colon. So each head is parsed here, up to a size
+limit, and aiohttp gets a strict one with the few headers that the downloader uses.
 """
 
 import functools
@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
-MAX_HEAD_BYTES = 256 * 1024  # of one answer, 1xx heads before it included
+MAX_HEAD_BYTES = 256 * 1024  # per answer, including 1xx heads before it
 
 _STATUS = re.compile(rb"(?:HTTP/(\d)(?:\.(\d))?|ICY)[ \t]+(\d{3})(?!\d)", re.I)
 _MAY_BE_STATUS = re.compile(rb"[\r\n]*(?:HTTP/|ICY |.{0,4}\Z)", re.I | re.S)
@@ -28,7 +28,7 @@ _REFUSED = b"no head\r\n\r\n"  # aiohttp's parser ends the connection on it
 
 
 class Connector(aiohttp.TCPConnector):
-    """Makes connections on which heads are read as above."""
+    """Opens connections that parse heads leniently."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -37,18 +37,18 @@ class Connector(aiohttp.TCPConnector):
 
 
 class _Connection(ResponseHandler):
-    """Puts strict heads in the place of those that arrive."""
+    """Replaces the heads that arrive by strict ones."""
 
-    _head: bytearray | None = None  # what arrived of a head that is not complete
-    _left = 0  # bytes that heads may still have
+    _head: bytearray | None = None  # bytes of an incomplete head
+    _left = 0  # bytes that heads may still take
 
     def set_response_params(self, **params: Any) -> None:
-        """Expects the answer to another request."""
+        """Prepares for the answer to another request."""
         self._head, self._left = bytearray(), MAX_HEAD_BYTES
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
-        """Collects a head; whatever follows one goes through as it is."""
+        """Collects a head; passes on the body unchanged."""
         if self._head is None or self._parser is None:
             super().data_received(data)
             return
@@ -72,10 +72,10 @@ class _Connection(ResponseHandler):
 
 
 def strict(head: bytes) -> bytes:
-    """Returns the head that a careful server would have sent, with its blank line.
+    """Returns a strict head with the headers that the downloader uses.
 
-    Only what the downloader uses is left of it. b"" where the answer is yet to come:
-    after an empty or a 1xx head. Something that is refused where it is no HTTP head.
+    It ends with the blank line. b"" for an empty or a 1xx head, after which another one
+    follows. Bytes that are no HTTP head become a head that aiohttp refuses.
     """
     first, *lines = _FOLD.sub(b" ", head.translate(None, _CONTROLS).strip()).split(
         b"\n"
@@ -103,9 +103,9 @@ def strict(head: bytes) -> bytes:
 
 
 def _length(fields: dict[bytes, list[bytes]]) -> list[bytes] | None:
-    """Returns the header that says how long the body is, None where two disagree.
+    """Returns the header with the body's length, None if two differ.
 
-    A length that is no number counts as none: the body ends with the connection.
+    A length that is no number is ignored: the body ends with the connection.
     """
     if b"chunked" in _tokens(fields, b"transfer-encoding"):
         return [b"Transfer-Encoding: chunked"]
@@ -117,7 +117,7 @@ def _length(fields: dict[bytes, list[bytes]]) -> list[bytes] | None:
 
 
 def _encoding(fields: dict[bytes, list[bytes]]) -> list[bytes]:
-    """Returns the header of the body's encoding; an unknown one counts as none."""
+    """Returns the header with the body's encoding; an unknown one is ignored."""
     named = [name for name in _tokens(fields, b"content-encoding") if name]
     if len(named) != 1 or named[0] not in _ENCODINGS:
         return []

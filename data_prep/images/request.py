@@ -1,4 +1,4 @@
-"""One request for an image: from its URL to a body within bounds, or a reason."""
+"""Requests one image: returns its body, or the reason why there is none."""
 
 import asyncio
 import contextlib
@@ -15,23 +15,23 @@ from yarl import URL
 from data_prep.images import addresses, heads
 
 OK = "ok"
-NO_ROOM = "no_room"  # `grow` refused: to be asked for again with more room
+NO_ROOM = "no_room"  # `grow` refused; retry with a larger budget
 
 Pinned = Mapping[str, tuple[str, int]]
 
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PORTS = (80, 443)
-# Header words by which owners keep images out of training sets.
+# X-Robots-Tag values by which owners opt out of training sets.
 _OPT_OUTS = frozenset({"noai", "noimageai", "noml"})
 _MAX_RETRY_AFTER_SECONDS = 60.0
 _CHUNK_BYTES = 64 * 1024
-# Errors of this machine, which say nothing about the image.
+# Errors of this machine, not of the image.
 _LOCAL_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Answer(NamedTuple):
-    """What came of one attempt."""
+    """The result of one attempt."""
 
     status: str  # "ok" or the reason
     body: bytes = b""  # empty unless ok
@@ -42,15 +42,15 @@ def session(pinned: Pinned, user_agent: str) -> aiohttp.ClientSession:
     """Returns a session that connects to public and pinned addresses only."""
     return aiohttp.ClientSession(
         connector=heads.Connector(
-            limit=0,  # the caller bounds it; waiting here would count as timeout
+            limit=0,  # the caller limits it; waiting here would count as timeout
             resolver=addresses.Resolver(pinned),
             socket_factory=addresses.socket_factory(set(pinned.values())),
-            keepalive_timeout=1.0,  # idle connections to many hosts eat descriptors
+            keepalive_timeout=1.0,  # idle connections to many hosts use up descriptors
         ),
-        cookie_jar=aiohttp.DummyCookieJar(),  # a status must not hang on another
+        cookie_jar=aiohttp.DummyCookieJar(),  # requests must not affect each other
         headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
         timeout=aiohttp.ClientTimeout(total=None),  # one clock: asyncio.timeout
-        trust_env=False,  # a proxy would connect in our place, unchecked
+        trust_env=False,  # a proxy would connect without our address checks
         max_field_size=heads.MAX_HEAD_BYTES,
         max_headers=heads.MAX_HEAD_BYTES,
     )
@@ -65,16 +65,16 @@ async def attempt(
     max_bytes: int,
     grow: Callable[[int], bool],
 ) -> Answer:
-    """Makes one attempt. Whatever a server does, it comes to an answer.
+    """Makes one attempt; returns an Answer whatever the server does.
 
     Args:
       session: from `session`.
       url: absolute http(s) URL.
-      pinned: address and port of hosts that are reached there and nowhere else.
+      pinned: address and port of hosts that are reached only there.
       timeout_seconds: for all of it, redirects and body included.
       max_bytes: of a body, after decompression.
-      grow: is asked for room for a body of so many bytes in all; where it says no,
-        the status is NO_ROOM.
+      grow: called with the bytes of the body so far; if it returns False, the status
+        is NO_ROOM.
 
     Raises:
       RuntimeError: this machine ran out of files or memory for sockets.
@@ -89,12 +89,12 @@ async def attempt(
     except aiohttp.ClientConnectorError as error:
         return Answer(_connection_reason(error))
     except aiohttp.ClientPayloadError as error:
-        # An encoding that cannot be decoded comes as the cause of this error too.
+        # A body that cannot be decoded raises this error too.
         broken = isinstance(error.__cause__, ContentEncodingError)
         return Answer("bad_http" if broken else "truncated_body")
     except (aiohttp.ClientResponseError, HttpProcessingError):
         return Answer("bad_http")
-    except ValueError:  # no URL, in the page or in a redirect
+    except ValueError:  # not a URL, in the page or in a redirect
         return Answer("bad_url")
     except (aiohttp.ClientError, OSError) as error:
         _raise_if_local(error)
@@ -102,13 +102,13 @@ async def attempt(
     except MemoryError:
         raise
     except Exception:
-        # A fault of aiohttp on some answer: it must not cost the other images.
+        # A bug of aiohttp with this answer must not stop the other downloads.
         logging.exception("unexpected error while fetching %s", url)
         return Answer("bad_http")
 
 
 def host_of(url: str) -> str:
-    """Returns the host name of a URL in ASCII, "" where it has none."""
+    """Returns the host name of a URL in ASCII, "" if it has none."""
     try:
         return _read_url(url).raw_host or ""
     except ValueError:
@@ -123,7 +123,7 @@ async def _follow(
     max_bytes: int,
     grow: Callable[[int], bool],
 ) -> Answer:
-    """Requests a URL and follows its redirects, checking each of them alike."""
+    """Requests a URL and follows redirects, with the same checks for each."""
     hop = _read_url(url)
     for _ in range(_MAX_REDIRECTS + 1):
         reason = _url_reason(hop, pinned)
@@ -142,7 +142,7 @@ async def _follow(
 async def _receive(
     response: aiohttp.ClientResponse, max_bytes: int, grow: Callable[[int], bool]
 ) -> Answer:
-    """Reads a body piece by piece, so that neither size nor gzip can fill memory."""
+    """Reads a body in pieces, so that neither size nor gzip can fill the memory."""
     if response.status != 200:
         server_error = 500 <= response.status < 600
         status = "http_5xx" if server_error else f"http_{response.status}"
@@ -164,28 +164,28 @@ async def _receive(
 
 
 def _read_url(text: str, base: str | None = None) -> URL:
-    """Reads a URL as browsers do (the URL standard), without its fragment.
+    """Parses a URL as browsers do (the URL standard), without its fragment.
 
-    Escapes stay as they are written, since servers may have signed them. Raises
-    ValueError where `text` is no URL.
+    Escapes stay unchanged, since servers may have signed them. Raises ValueError if
+    `text` is no URL.
     """
     href = ada_url.URL(text, base).href.partition("#")[0]
     scheme, _, rest = href.partition("://")
     authority, _, target = rest.partition("/")
-    # The query goes with the path, since yarl drops the mark of an empty one.
+    # The query is kept in the path, since yarl drops the "?" of an empty query.
     return URL.build(
         scheme=scheme, authority=authority, path=f"/{target}", encoded=True
     )
 
 
 def _escaped(location: str) -> str:
-    """Percent-encodes the bytes of a header that are not ASCII, whatever they mean."""
+    """Percent-encodes the non-ASCII bytes of a header, in any charset."""
     raw = location.encode("utf-8", "surrogateescape")  # as aiohttp decoded it
     return "".join(chr(byte) if byte < 0x80 else f"%{byte:02X}" for byte in raw)
 
 
 def _url_reason(url: URL, pinned: Pinned) -> str | None:
-    """Returns why a URL is refused before any connection, None if it is not."""
+    """Returns why a URL is refused before connecting, None if it is allowed."""
     if url.scheme not in ("http", "https"):
         return "not_http"
     if not url.raw_host:
@@ -194,7 +194,7 @@ def _url_reason(url: URL, pinned: Pinned) -> str | None:
         return None
     if url.port not in _PORTS:
         return "port_refused"
-    with contextlib.suppress(ValueError):  # not a literal address: a name
+    with contextlib.suppress(ValueError):  # a name, not an address
         if not addresses.is_public(url.raw_host):
             return "private_address"
     return None
@@ -214,15 +214,15 @@ def _connection_reason(error: aiohttp.ClientConnectorError) -> str:
 def _raise_if_local(error: BaseException) -> None:
     if isinstance(error, OSError) and error.errno in _LOCAL_ERRORS:
         raise RuntimeError(
-            f"this machine cannot open more sockets ({error}); lower the download "
-            "concurrency or raise the limit of open files (ulimit -n)"
+            f"wanted another socket, got {error}; lower config.download.concurrency or "
+            "raise the limit of open files (ulimit -n)"
         ) from error
 
 
 def _opted_out(robots_tags: Sequence[str]) -> bool:
-    """Reads X-Robots-Tag headers like "noai, noindex" or "somebot: noai".
+    """Parses X-Robots-Tag headers like "noai, noindex" or "somebot: noai".
 
-    A wish addressed to some bot counts for us too.
+    An opt-out for any bot counts for us too.
     """
     return any(
         word.rpartition(":")[2].strip().lower() in _OPT_OUTS
@@ -232,8 +232,10 @@ def _opted_out(robots_tags: Sequence[str]) -> bool:
 
 
 def _retry_after(header: str) -> float:
-    """Returns the wait that a server asks for; its date form is not honoured."""
+    """Returns the seconds of a Retry-After header; 0 for a date."""
     try:
-        return min(max(float(header), 0.0), _MAX_RETRY_AFTER_SECONDS)
+        seconds = float(header)
     except ValueError:
         return 0.0
+    # A server may also send nan, which no clock can wait for.
+    return min(seconds, _MAX_RETRY_AFTER_SECONDS) if seconds > 0 else 0.0

@@ -1,11 +1,11 @@
-"""Looks at downloaded bytes: is this an image, is it whole, is it worth keeping?
+"""Screens downloaded bytes: is this an image, is it complete, is it in bounds?
 
-Sizes come from the header, so an image that would fill the memory is refused before
-it is decoded. A good JPEG or WebP keeps its pixels as they are coded; everything else
-(and what is too large) becomes a plain JPEG: one frame, upright, transparency on white,
-three channels. No image keeps anything beside its picture but a colour profile that
-says more than sRGB: no decoder of ours applies profiles, as CLIP's processors do not,
-and to apply them here would code every photo of a wide gamut anew.
+Sizes are read from the header, so an image that would fill the memory is refused before
+decoding. A good JPEG or WebP keeps its coded pixels; everything else, and images that
+are too large, are encoded as a plain JPEG: one frame, upright, transparency on white,
+three channels. Metadata is removed except colour profiles other than sRGB. Our decoders
+ignore profiles, as CLIP's processors do; applying them here would re-encode every
+wide-gamut photo.
 """
 
 import hashlib
@@ -24,18 +24,18 @@ from metaclip_jax.data.image_tags import UndecodableImage
 OK = "ok"
 JPEG_QUALITY = 90
 
-# The common formats of web pages. No other decoder sees bytes from strangers.
+# Common formats of web pages. No other decoder gets untrusted bytes.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
-_HASH_SIDE = 64  # decoded size that the fingerprint needs at least
-# A JPEG or WebP with more bytes than these is coded anew: it would take several times
-# as long to read and decode in training. Photos of the best quality have 1 to 2.
+_HASH_SIDE = 64  # least decoded size for the fingerprint
+# A JPEG or WebP with more bytes is re-encoded, since it takes several times as long to
+# read and decode in training. Photos of the best quality have 1 to 2.
 _BYTES_PER_PIXEL = 2
 _TABLES = 4096
 
 
 @dataclass(frozen=True)
-class Inspected:
-    """What became of an image. Unless `status` is "ok", there are no bytes.
+class Screened:
+    """A screened image. It has bytes only if `status` is "ok".
 
     `image` is JPEG or WebP, `width` and `height` its upright size in pixels, `sha256`
     its hash in hex, `fingerprint` the perceptual one (64 bits).
@@ -49,28 +49,28 @@ class Inspected:
     fingerprint: int = 0
 
 
-def inspect(
+def screen(
     body: bytes, *, min_side: int, max_side: int, max_aspect: float, max_pixels: int
-) -> Inspected:
-    """Checks an image and brings it into the form that records hold.
+) -> Screened:
+    """Screens an image, and converts it to the form of records.
 
     Args:
-      body: the bytes as downloaded, from anyone.
+      body: the downloaded bytes, untrusted.
       min_side: pixels that the shorter side must have.
       max_side: pixels that the longer side may have; a larger image is scaled down.
       max_aspect: longer side / shorter side that an image may have.
-      max_pixels: width * height that is decoded at all.
+      max_pixels: largest width * height to decode.
 
     Returns:
-      An `Inspected` with status "ok", or with one of the reasons not_an_image,
+      A `Screened` with status "ok", or with one of the reasons not_an_image,
       too_many_pixels, too_many_scans, too_many_chunks, too_small, bad_aspect,
       truncated_image, damaged_image, unsupported_image. Never raises because of `body`.
     """
     try:
         file = containers.strip(body)
         if file.kind not in _FORMATS:
-            return Inspected("not_an_image")
-        image = None  # Pillow's, of what is no JPEG
+            return Screened("not_an_image")
+        image = None  # Pillow's, if it is no JPEG
         if file.structure:
             width, height = file.structure.header[:2]
         else:
@@ -84,7 +84,7 @@ def inspect(
             max_pixels=max_pixels,
         )
         if reason:
-            return Inspected(reason)
+            return Screened(reason)
         stays = (
             file.plain
             and (image is None or image.mode == "RGB")
@@ -96,10 +96,10 @@ def inspect(
         return kept or _reencode(file, image, max_side)
     except UndecodableImage as error:
         logging.debug("image dropped: %s", error)
-        return Inspected(error.reason)
-    except Exception as error:  # decoders raise all sorts of things
+        return Screened(error.reason)
+    except Exception as error:  # decoders raise many types
         logging.debug("image dropped: %s: %s", type(error).__name__, error)
-        return Inspected("damaged_image")
+        return Screened("damaged_image")
 
 
 def _size_reason(
@@ -114,10 +114,10 @@ def _size_reason(
     return None
 
 
-def _keep(file: containers.Stripped, image: Image.Image | None) -> Inspected | None:
-    """Returns an image with its pixels as they are coded.
+def _keep(file: containers.Stripped, image: Image.Image | None) -> Screened | None:
+    """Returns an image with its coded pixels unchanged.
 
-    None for a JPEG that not all decoders show without a warning.
+    None for a JPEG with which some decoders give a warning.
     """
     if image:
         grey, size = np.asarray(image.convert("L")), image.size
@@ -133,12 +133,12 @@ def _keep(file: containers.Stripped, image: Image.Image | None) -> Inspected | N
             return None
         grey, size = decoded[:, :, 0], file.structure.header[:2]
     data = containers.with_profile(file.data, file.icc) if file.icc else file.data
-    return _inspected(data, *size, grey)
+    return _screened(data, *size, grey)
 
 
 def _reencode(
     file: containers.Stripped, image: Image.Image | None, max_side: int
-) -> Inspected:
+) -> Screened:
     pixels, icc = None, file.icc
     if file.structure:
         size = _within(*file.structure.header[:2], max_side)
@@ -161,7 +161,7 @@ def _reencode(
     if icc := image_tags.profile(icc, channels=3):
         data = containers.with_profile(data, icc)
     height, width = pixels.shape[:2]
-    return _inspected(data, width, height, cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
+    return _screened(data, width, height, cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
 
 
 def _within(width: int, height: int, max_side: int) -> tuple[int, int]:
@@ -170,8 +170,8 @@ def _within(width: int, height: int, max_side: int) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _inspected(image: bytes, width: int, height: int, grey: np.ndarray) -> Inspected:
-    return Inspected(
+def _screened(image: bytes, width: int, height: int, grey: np.ndarray) -> Screened:
+    return Screened(
         status=OK,
         image=image,
         width=width,

@@ -138,7 +138,7 @@ def download_and_screen(
       wanted: image_id, image_url, stored_at, texts.
       blobs: folder and name of the file for the bytes of the images that pass.
       fetch: keyword arguments of download.fetch.
-      screen: keyword arguments of screening.inspect.
+      screen: keyword arguments of screening.screen.
       source: where the images come from; one that holds them is read, not downloaded.
       kept: blobs that the file has already; the new ones come after them.
       watch: called with the status of each download.
@@ -169,7 +169,7 @@ def download_and_screen(
             columns["status"][index] = status
             if status != download.OK:
                 continue
-            image = screening.inspect(body, **screen)
+            image = screening.screen(body, **screen)
             columns["stage"][index] = "screen"
             columns["status"][index] = image.status
             if image.status != "ok":

@@ -249,7 +249,7 @@ def test_a_url_without_a_host_is_refused(server):
     "target", ["localhost:80", "127.0.0.1", "127.0.0.1:x", "http://127.0.0.1:80"]
 )
 def test_a_host_map_wants_addresses_with_ports(server, target):
-    with pytest.raises(ValueError, match="should be HOST=ADDRESS:PORT"):
+    with pytest.raises(ValueError, match="wanted HOST=ADDRESS:PORT"):
         list(fetch(server, [HOST + "/ok"], host_map={"images.example": target}))
 
 
@@ -365,4 +365,4 @@ def test_running_out_of_sockets_is_an_error_not_a_status(server):
         [sys.executable, "-c", code, address], capture_output=True, text=True
     )
     assert found.returncode == 1
-    assert "RuntimeError: this machine cannot open more sockets" in found.stderr
+    assert "RuntimeError: wanted another socket" in found.stderr

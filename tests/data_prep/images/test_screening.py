@@ -38,14 +38,14 @@ def pixels(body):
 
 
 def check(body, **limits):
-    found = screening.inspect(body, **(LIMITS | limits))
+    found = screening.screen(body, **(LIMITS | limits))
     if found.status == "ok":
         with Image.open(io.BytesIO(found.image)) as image:
             assert image.size == (found.width, found.height)
             assert image.format in ("JPEG", "WEBP")
         assert found.sha256 == hashlib.sha256(found.image).hexdigest()
     else:
-        assert found == screening.Inspected(found.status)
+        assert found == screening.Screened(found.status)
     return found
 
 

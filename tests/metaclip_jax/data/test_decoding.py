@@ -72,7 +72,7 @@ def readers(data):
 
 
 def curated(data):
-    found = screening.inspect(
+    found = screening.screen(
         data,
         min_side=8,
         max_side=512,
