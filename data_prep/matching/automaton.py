@@ -1,7 +1,7 @@
 """The reference engine: pyahocorasick over spaced strings, one text at a time.
 
-Slow and easy to believe. The kernel in `token_trie` has to give the same results, and
-`benchmarks/matching.py` measures it against this loop.
+Slow and simple. Tests compare the kernel in `token_trie` with it, and
+`benchmarks/matching.py` measures the kernel's speed against this loop.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ def build(entries: Sequence[str], *, mode: str) -> Any:
     automaton = ahocorasick.Automaton()
     for entry_id, entry in enumerate(entries):
         if mode == "fixed" and spacing.dead_reason(entry, mode=mode):
-            continue  # a key of no atoms would be found in texts of none
+            continue  # a key without atoms would match texts without atoms
         key = spacing.key(entry, mode=mode)
         automaton.add_word(key, (*automaton.get(key, ()), entry_id))
     automaton.make_automaton()

@@ -1,6 +1,6 @@
-"""The matcher: entries in, entry ids of each text out, saved as one mapped file.
+"""The matcher: finds the entries that each text contains; saved as a mapped file.
 
-What counts as a match is said in `spacing`, how it is found in `token_trie`.
+`spacing` defines a match, `token_trie` finds them.
 """
 
 import json
@@ -34,9 +34,9 @@ class DeadEntry(NamedTuple):
 
 
 class Matcher:
-    """Finds, for each text, the entries that it holds.
+    """Finds, for each text, the entries that it contains.
 
-    Two matchers share nothing, and a matcher may be used from several threads.
+    Matchers are independent, and a matcher may be used from several threads.
 
         matcher = Matcher(["New York", "NY"], mode="v1")
         offsets, entry_ids = matcher.match(["New York, NY", "nothing"])
@@ -51,14 +51,14 @@ class Matcher:
         engine: str = "numba",
         ignore_case: bool = False,
     ) -> None:
-        """Builds the tables; half a million entries take about a second.
+        """Builds the tables.
 
         Args:
           entries: different, non-empty strings; the entry id is the position.
           mode: "v1", "v2" or "fixed", see `spacing`.
           engine: "numba", or "pyahocorasick" for the slow reference.
-          ignore_case: lower-case texts and entries first; in fixed mode only, since
-            MetaCLIP's own modes tell the cases apart.
+          ignore_case: lower-case texts and entries first; only in fixed mode, since
+            MetaCLIP's own modes are case-sensitive.
 
         Raises:
           ValueError: an entry is empty, repeated or not valid Unicode (named with its
@@ -68,7 +68,9 @@ class Matcher:
         spacing.check_mode(mode)
         _check_engine(engine)
         if ignore_case and mode != "fixed":
-            raise ValueError(f"ignore_case needs mode='fixed', got mode={mode!r}")
+            raise ValueError(
+                f"wanted mode='fixed' with ignore_case, got {mode!r}; change one"
+            )
         self.mode = mode
         self.engine = engine
         self.ignore_case = ignore_case
@@ -80,7 +82,7 @@ class Matcher:
         self._automaton: Any = None
         if engine == "numba":
             self._tables = tables.build(folded, mode=mode)
-            if mode != "fixed":  # the tables hold the entries as they are: share them
+            if mode != "fixed":  # the tables hold the entries unchanged: share them
                 self._raw = self._tables.entry_bytes, self._tables.entry_offsets
         else:
             self._automaton = automaton.build(folded.to_pylist(), mode=mode)
@@ -100,7 +102,7 @@ class Matcher:
           entry_ids[offsets[i] : offsets[i + 1]], ascending, each once.
 
         Raises:
-          ValueError: a text is null or holds a lone surrogate; says which one.
+          ValueError: a text is null or has a lone surrogate; says which one.
           TypeError: the texts are not strings.
         """
         strings = _strings(texts, "text")
@@ -131,16 +133,16 @@ class Matcher:
         return sum(array.nbytes for array in arrays.values())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the tables as one file, which appears complete or not at all.
+        """Writes the tables as one file, atomically.
 
-        It may lie on gs://: then a process that loads it maps a copy of its own.
+        With a gs:// path, each process that loads it maps its own local copy.
 
         Raises:
           ValueError: this matcher runs the reference engine, which has no tables.
         """
         if self._tables is None:
             raise ValueError(
-                f"only the engine 'numba' has tables to save, got {self.engine!r}"
+                f"wanted the engine 'numba' to save tables, got {self.engine!r}; use it"
             )
         arrays = self._arrays()
         header: dict[str, Any] = {
@@ -186,7 +188,7 @@ class Matcher:
             stop = position + size * np.dtype(dtype).itemsize
             if stop > body.size:
                 raise ValueError(
-                    f"it has {body.size} of {stop} bytes of tables: it was cut short"
+                    f"wanted {stop} bytes of tables, got {body.size}: it was truncated"
                 )
             array = body[position:stop].view(dtype)
             arrays[name] = opened.setdefault((dtype, position, size), array)
@@ -225,9 +227,9 @@ class Matcher:
 
 
 class EveryText:
-    """Stands for a matcher where texts are kept without metadata: each matches entry 0.
+    """A matcher for curation without metadata: every text matches entry 0.
 
-    So all that counts and draws matches goes on as it is.
+    So counting and drawing need no special case.
     """
 
     def match(self, texts: Strings) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
@@ -236,14 +238,14 @@ class EveryText:
 
 
 def _map(path: str | os.PathLike[str]) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-    """Maps a saved matcher; returns its header and the bytes behind it."""
+    """Maps a saved matcher; returns its header and the bytes after it."""
     with files.local_copy(path) as local:
         size = files.size(local)
         mapped = np.memmap(local, np.uint8, mode="r") if size else np.empty(0, np.uint8)
     head = mapped[:65536].tobytes()
     if not head.startswith(_MAGIC) or b"\n" not in head[len(_MAGIC) :]:
         raise ValueError(
-            f"{path} must be a file written by Matcher.save, got one that begins with "
+            f"{path}: wanted a file written by Matcher.save, got one that begins with "
             f"{head[:16]!r}"
         )
     end = head.index(b"\n", len(_MAGIC)) + 1
@@ -264,14 +266,14 @@ def _strings(values: Strings, what: str) -> pa.Array:
         except UnicodeEncodeError:
             raise ValueError(_surrogate_message(values, what)) from None
         except pa.ArrowTypeError as error:
-            raise TypeError(f"every {what} must be a str: {error}") from None
+            raise TypeError(f"wanted every {what} to be a str: {error}") from None
     if pa.types.is_dictionary(values.type) or pa.types.is_string_view(values.type):
         values = values.cast(pa.large_string())
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
         raise TypeError(f"every {what} must be a string, got an array of {values.type}")
     if values.null_count:
         position = pc.index(values.is_null(), True).as_py()
-        raise ValueError(f"{what} {position} is null; drop it or make it a string")
+        raise ValueError(f"{what} {position}: wanted a string, got null; remove it")
     return values
 
 
@@ -280,19 +282,19 @@ def _surrogate_message(values: Sequence[str], what: str) -> str:
         for at, character in enumerate(value):
             if "\ud800" <= character <= "\udfff":
                 return (
-                    f"{what} {position} holds a lone surrogate U+{ord(character):04X} "
-                    f"at character {at}, which is not valid Unicode; remove it"
+                    f"{what} {position}: wanted valid Unicode, got a lone surrogate "
+                    f"U+{ord(character):04X} at character {at}; remove it"
                 )
     return f"a {what} is not valid Unicode"
 
 
 def _check_entries(entries: pa.Array) -> None:
     if len(entries) >= 2**31 - 1:
-        raise ValueError(f"at most 2**31 - 2 entries fit, got {len(entries)}")
+        raise ValueError(f"wanted at most 2**31 - 2 entries, got {len(entries)}")
     if pc.any(pc.equal(pc.binary_length(entries), 0)).as_py():
         position = pc.index(pc.binary_length(entries), 0).as_py()
         raise ValueError(
-            f"entry {position} is empty; it would match every text, remove it"
+            f"entry {position} is empty and would match every text; remove it"
         )
     if pc.count_distinct(entries).as_py() == len(entries):
         return
@@ -308,7 +310,7 @@ def _check_entries(entries: pa.Array) -> None:
 
 def _check_engine(engine: str) -> None:
     if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+        raise ValueError(f"wanted an engine among {', '.join(ENGINES)}, got {engine!r}")
 
 
 def _from_buffers(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> pa.Array:

@@ -1,7 +1,7 @@
-"""What the kernel is written with: its types, how it is compiled, bit tricks.
+"""Types, compilation and bit operations of the matching kernel.
 
 The functions here are compiled into those of `token_trie`, and numba's cache on disk
-does not notice when they change: after an edit here, remove __pycache__ next to it.
+does not see changes here: after an edit, remove the __pycache__ beside this file.
 """
 
 from collections.abc import Callable
@@ -26,16 +26,16 @@ _BEHIND_Z = np.uint64((0x80 - ord("z") - 1) * _EVERY)
 
 
 class Rules(NamedTuple):
-    """How texts are cut; read-only arrays."""
+    """How texts are cut into atoms; read-only arrays."""
 
     byte_classes: NDArray[np.uint8]  # [256]
-    classes: NDArray[np.uint8]  # [0x110000], or [0] where the bytes say all
-    literal: bool  # spaces count one by one, and the edge rule of v1 and v2 holds
+    classes: NDArray[np.uint8]  # [0x110000], or [0] if byte_classes suffice
+    literal: bool  # v1 and v2: each space counts, and their rule for edges holds
     seed: np.uint64
 
 
 class Tables(NamedTuple):
-    """All that the kernel needs; plain read-only arrays, so they can be mapped."""
+    """The tables of the kernel; read-only arrays, so they can be mapped."""
 
     slots: NDArray[np.uint64]  # [a power of two]
     entry_states: NDArray[np.uint64]  # [entries] hash if one short atom, else 0
@@ -46,7 +46,7 @@ class Tables(NamedTuple):
 
 
 class Atoms(NamedTuple):
-    """Room for atoms, filled from the front."""
+    """Buffers for atoms, filled from the front."""
 
     start: NDArray[np.int64]  # byte position in the data
     length: NDArray[np.int32]  # bytes
@@ -56,24 +56,24 @@ class Atoms(NamedTuple):
 
 
 class Hits(NamedTuple):
-    """Runs of atoms that may be an entry."""
+    """Candidate matches: runs of atoms that may be an entry."""
 
-    first: NDArray[np.int32]  # atoms of the block
+    first: NDArray[np.int32]  # first atom, in the block
     last: NDArray[np.int32]
     entry: NDArray[np.int32]
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Compiles to run without the GIL; cached on disk where a cache can be kept."""
+    """Compiles a function to run without the GIL; cached on disk if possible."""
     try:
         return numba.njit(function, nogil=True, cache=True)
-    except RuntimeError:  # numba found no folder that it may write to
+    except RuntimeError:  # numba found no writable folder
         return numba.njit(function, nogil=True)
 
 
 @intrinsic
 def _eight_bytes(typing_context: Any, array: Any, at: Any) -> Any:
-    """Returns eight bytes from `at` on as one number, the first one lowest."""
+    """Returns the eight bytes from `at` as a little-endian number."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         view = context.make_array(signature.args[0])(context, builder, values[0])
@@ -86,7 +86,7 @@ def _eight_bytes(typing_context: Any, array: Any, at: Any) -> Any:
 
 @intrinsic
 def _low_zeros(typing_context: Any, word: Any) -> Any:
-    """Returns how many of the lowest bits are zero."""
+    """Returns the number of trailing zero bits."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         return builder.cttz(values[0], ir.Constant(ir.IntType(1), 0))
@@ -94,7 +94,7 @@ def _low_zeros(typing_context: Any, word: Any) -> Any:
     return numba.types.int64(numba.types.uint64), generate
 
 
-# Their Python signatures have the compiler's context, which callers leave out.
+# Callers omit the first parameter, the compiler's context.
 eight_bytes: Any = _eight_bytes
 low_zeros: Any = _low_zeros
 
@@ -116,7 +116,7 @@ def joined(node: Any, spaces: Any, atom: Any) -> Any:
 
 @compiled
 def letters_ahead(word: Any) -> Any:
-    """Returns how many of eight bytes are ASCII letters before another byte comes."""
+    """Returns how many of the first of eight bytes are ASCII letters."""
     lower = (word | _CASE_BITS) & _LOW_BITS
     others = ~((lower + _TO_A) & ~(lower + _BEHIND_Z)) | word
     others &= _HIGH_BITS

@@ -1,11 +1,11 @@
 """What counts as a match: the three matching modes, in plain Python.
 
-An entry matches a text where `key(entry) in spaced(text)`. That sentence is the
-definition; the kernel in `token_trie` computes the same without building strings.
+By definition an entry matches a text if `key(entry) in spaced(text)`. The kernel in
+`token_trie` computes the same without building strings.
 
 v1     MetaCLIP 1. The text gets one space at both ends and around each of the seven
        marks , . ; : ? ! ` and tab, newline and CR become a space; the entry gets one
-       space at both ends and is otherwise left as it is.
+       space at both ends and is otherwise unchanged.
            "a cat, asleep"   matches "cat"          "a cat's tail" does not
            "in St. Louis"    does not match "St. Louis": "." is spaced in texts only
 v2     MetaCLIP 2. As v1, but an entry gets no space at an end where its character is
@@ -13,13 +13,13 @@ v2     MetaCLIP 2. As v1, but an entry gets no space at an end where its charact
        punctuation; such an end matches inside running text.
            "大東京駅"         matches "東京"
            "さくら咲く"       does not match "さくら": kana are not in the set
-           "C++11"           matches "C++": its last "+" needs no space behind it
-           "abC++"           does not: its "C" needs one before it
-fixed  What a user expects. Entries are spaced as texts are, every Unicode
-       punctuation mark or symbol delimits, runs of white space count as one space,
-       each character of a script without spaces (also kana and Hangul) stands by
-       itself, format characters (joiners, direction marks, variation selectors) are
-       ignored. Tibetan marks its syllables and is matched by syllable.
+           "C++11"           matches "C++": no space is needed after its last "+"
+           "abC++"           does not: a space is needed before "C"
+fixed  What a user expects. Entries are spaced like texts, every Unicode punctuation
+       mark or symbol is a delimiter, runs of white space count as one space, each
+       character of a script without spaces (also kana and Hangul) is a word, format
+       characters (joiners, direction marks, variation selectors) are ignored. Tibetan
+       is matched by syllable.
            "in St. Louis"    matches "St. Louis", "U.S." and "Yahoo!" match likewise
            "(cat)", "cat's", "cat、"  match "cat"     "category" does not
            "さくら咲く"       matches "さくら"       "iPhone手机" matches "iPhone"
@@ -36,16 +36,16 @@ from numpy.typing import NDArray
 
 MODES = ("v1", "v2", "fixed")
 
-# The marks that MetaCLIP surrounds by spaces, and what it turns into a space.
+# The marks that MetaCLIP surrounds with spaces, and those it replaces by a space.
 MARKS = ",.;:?!`"
 BREAKS = "\t\n\r"
 
-# Character classes. A text is cut into atoms: runs of PLAIN characters, and each MARK
-# and each SINGLE by itself. EXTENDS (combining marks) stays with the atom before it.
+# Character classes. A text is cut into atoms: runs of PLAIN characters, single MARKs
+# and SINGLEs. EXTENDS (combining marks) joins the atom before it.
 PLAIN, SPACE, MARK, SINGLE, IGNORED, EXTENDS = range(6)
 
-# Stands between the atoms of a text in fixed mode; a control character is a space
-# there, so no atom holds it.
+# Separates the atoms of a text in fixed mode; control characters count as spaces
+# there, so no atom contains it.
 _SEPARATOR = "\x00"
 
 _V2_SCRIPTS = (
@@ -95,13 +95,13 @@ _SCRIPTS_WITHOUT_SPACES = (
 
 
 def check_mode(mode: str) -> None:
-    """Raises ValueError where `mode` is not one of MODES."""
+    """Raises ValueError if `mode` is not one of MODES."""
     if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        raise ValueError(f"wanted a mode among {', '.join(MODES)}, got {mode!r}")
 
 
 def spaced(text: str, *, mode: str) -> str:
-    """Returns `text` as the keys of `mode` are looked for in it."""
+    """Returns the form of `text` that is searched for the keys of `mode`."""
     if mode == "fixed":
         return _SEPARATOR.join(["", *pieces(text), ""])
     for mark in MARKS:
@@ -111,13 +111,13 @@ def spaced(text: str, *, mode: str) -> str:
 
 
 def key(entry: str, *, mode: str) -> str:
-    """Returns the string that a spaced text holds exactly where `entry` matches.
+    """Returns the string that a spaced text contains if and only if `entry` matches.
 
     Raises:
       ValueError: `entry` is empty.
     """
     if not entry:
-        raise ValueError("an entry must hold at least one character, got ''")
+        raise ValueError("wanted an entry of at least one character, got ''")
     if mode == "fixed":
         return _SEPARATOR.join(["", *pieces(entry), ""])
     if mode == "v1":
@@ -128,11 +128,11 @@ def key(entry: str, *, mode: str) -> str:
 
 
 def dead_reason(entry: str, *, mode: str) -> str | None:
-    """Returns why no text can ever match `entry`, or None if one can."""
+    """Returns why no text can match `entry`, or None if one can."""
     if mode == "fixed":
         return None if pieces(entry) else "nothing_left"
     if any(c in entry for c in BREAKS):
-        return "tab_or_newline"  # texts hold a space instead
+        return "tab_or_newline"  # a space in spaced texts
     searched = key(entry, mode=mode)
     for mark in MARKS:
         if mark not in entry:
@@ -140,13 +140,13 @@ def dead_reason(entry: str, *, mode: str) -> str | None:
         for position, character in enumerate(searched):
             if character != mark:
                 continue
-            # The ends of a key may rest on spaces that the key does not spell out.
+            # The ends of a key may need spaces that are not part of it.
             before = searched[:position][-1:]
             behind = searched[position + 1 :][:3]
             if before not in ("", " ") or behind[:1] not in ("", " "):
                 return "mark_without_its_spaces"
             if len(behind) > 1 and behind[1] in MARKS:
-                return "marks_share_a_space"  # texts put one for each mark
+                return "marks_share_a_space"  # spaced texts have one for each mark
     return None
 
 
@@ -169,9 +169,9 @@ def character_classes(mode: str) -> NDArray[np.uint8]:
 
 
 def is_of_a_word(character: str) -> bool:
-    """Whether the characters beside it decide where a word with it begins or ends.
+    """Whether a character is part of a word, whose ends its neighbours decide.
 
-    Not so for marks, and for scripts without spaces.
+    False for marks and for scripts without spaces.
     """
     kind = int(character_classes("fixed")[ord(character)])
     if kind == EXTENDS:  # of a letter of its script
@@ -198,13 +198,13 @@ def _fill_fixed(classes: NDArray[np.uint8]) -> None:
 
 
 def pieces(text: str) -> list[str]:
-    """Cuts `text` by the rules of fixed mode into atoms, and " " between words.
+    """Cuts `text` into atoms by the rules of fixed mode, with " " between words.
 
-    Joined, they are the text's canonical form, which is cut in the same way.
+    Joined, they are the text's canonical form, which has the same atoms.
     """
     classes = character_classes("fixed")
     out: list[str] = []
-    previous = SPACE  # class of the open atom; SPACE: none is open
+    previous = SPACE  # class of the current atom; SPACE: none
     space_due = False
     for character in text:
         kind = int(classes[ord(character)])

@@ -19,12 +19,12 @@ from data_prep.matching.token_trie import (
 )
 
 _1, _32 = np.uint64(1), np.uint64(32)
-# Entries that fixed mode spaces to themselves.
+# Entries that are their own canonical form in fixed mode.
 _PLAIN_WORDS = "^[0-9A-Za-z]+( [0-9A-Za-z]+)*$"
 
 
 def build(entries: pa.Array, *, mode: str) -> Tables:
-    """Builds the tables of a mode for entries that are all different and not empty.
+    """Builds the tables of a mode for distinct, non-empty entries.
 
     Args:
       entries: Arrow strings without nulls; the entry id is the position.
@@ -51,11 +51,11 @@ def build(entries: pa.Array, *, mode: str) -> Tables:
             same_as=frozen(same_as if (same_as >= 0).any() else same_as[:0].copy()),
             rules=_text_rules(mode, seed=seed),
         )
-    raise RuntimeError("no seed of 99 tells all nodes of the entries apart")
+    raise RuntimeError("wanted a hash seed without collisions, got none of 99")
 
 
 def buffers(strings: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Returns (u8[bytes], i64[n + 1] offsets into it), read-only, mostly no copy."""
+    """Returns (u8[bytes], i64[n + 1] offsets), read-only, mostly without a copy."""
     _, offset_buffer, data_buffer = strings.buffers()
     width = np.int32 if pa.types.is_string(strings.type) else np.int64
     offsets = np.zeros(1, np.int64)
@@ -69,13 +69,13 @@ def buffers(strings: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """Makes an array read-only, as mapped ones are: the kernel compiles once."""
+    """Makes an array read-only like mapped ones, so the kernel compiles once."""
     array.flags.writeable = False
     return array
 
 
 def _text_rules(mode: str, *, seed: int) -> Rules:
-    """Returns how the texts of a mode are cut; another seed gives other hashes."""
+    """Returns the rules that cut texts in a mode; `seed` changes the hashes."""
     classes = spacing.character_classes(mode)
     wide = bool((classes[128:] != spacing.PLAIN).any())
     byte_classes = classes[:256].copy()
@@ -89,7 +89,7 @@ def _text_rules(mode: str, *, seed: int) -> Rules:
 
 
 def _entry_rules(mode: str, *, seed: int) -> Rules:
-    """Returns how entries are cut: v1 and v2 do not space them, " " alone cuts."""
+    """Returns the rules that cut entries; in v1 and v2 only at " "."""
     rules = _text_rules(mode, seed=seed)
     if not rules.literal:
         return rules
@@ -100,7 +100,7 @@ def _entry_rules(mode: str, *, seed: int) -> Rules:
 
 
 def _canonical(entries: pa.Array) -> pa.Array:
-    """Returns the entries as fixed mode spaces them; different ones may become one."""
+    """Returns the entries' canonical forms in fixed mode; they may repeat."""
     plain = pc.match_substring_regex(entries, _PLAIN_WORDS)
     others = entries.filter(pc.invert(plain)).to_pylist()
     spaced = pa.array(["".join(spacing.pieces(e)) for e in others], entries.type)
@@ -108,9 +108,9 @@ def _canonical(entries: pa.Array) -> pa.Array:
 
 
 def _slot_count(nodes: int) -> int:
-    """Returns the power of two that fills at most a third of the slots.
+    """Returns the number of slots, a power of two at most a third full.
 
-    Most look-ups are for pairs of words that are in no entry: they have to end soon.
+    Most look-ups are for word pairs of no entry, which an empty slot ends early.
     """
     return max(16, 1 << (3 * nodes).bit_length())
 
@@ -121,12 +121,12 @@ def _fill(
 ) -> bool:
     """Writes the nodes into `slots` and `same_as`.
 
-    Returns False if two nodes cannot be told apart by their slots. Otherwise each
-    finds its own: what is inserted later never comes before it.
+    Returns False if the slots of two nodes would be equal. Otherwise each look-up finds
+    its own node, since later insertions never come before it.
     """
     flags, texts, starts, lengths = atoms.flags, atoms.text, atoms.start, atoms.length
     mask = np.uint64(slots.size - 1)
-    owner = np.empty(slots.size, np.int32)  # an entry that passes through the node
+    owner = np.empty(slots.size, np.int32)  # an entry that has the node as a prefix
     size = np.empty(slots.size, np.int32)  # bytes of that entry up to there
     for a in range(nodes.size):
         entry = texts[a]

@@ -1,21 +1,19 @@
-"""The matching kernel: a trie over the atoms of the entries, kept in one hash table.
+"""The matching kernel: a trie over the atoms of the entries, in one hash table.
 
-A text is cut into atoms (runs of plain characters, and the marks and characters that
-stand by themselves, see `spacing`) where it lies, in Arrow's UTF-8 buffer; the spaces
-that MetaCLIP adds are never written. A node of the trie is a run of atoms that begins
-some entry, and has a slot of 64 bits:
+A text is cut into atoms (runs of plain characters, and single marks and characters, see
+`spacing`) in place, in Arrow's UTF-8 buffer; the spaces that MetaCLIP adds are never
+written. A node of the trie is a prefix of atoms of some entry, in a 64-bit slot:
 
-    32 bits of the node's hash | 1 bit: longer entries go on here | entry id + 1
+    32 bits of the node's hash | 1 bit: longer entries continue here | entry id + 1
 
-`tables` makes sure that every node finds its own slot. A text that lands there by a
-hash collision is told apart: the hash of an atom of at most 7 bytes is a bijection, so
-comparing all 64 bits of it compares the bytes; anything longer is compared byte by
-byte. So results are exact. The kernel works on blocks of texts, one depth of the trie
-at a time: the look-ups of a block do not wait for each other's cache misses.
+`tables` ensures that every node finds its own slot. Hash collisions of texts are
+detected: the hash of an atom of at most 7 bytes is a bijection, so comparing its 64
+bits compares the bytes; longer entries are compared byte by byte. So results are exact.
+The kernel works on blocks of texts, one depth of the trie at a time, so that the cache
+misses of a block's look-ups overlap.
 
-Numba's cache on disk sees changes of this file only. So nothing that changes often is
-called from elsewhere: `native` holds what is settled, and `tables` calls none of this
-in compiled functions.
+Numba's cache on disk only sees changes of this file. So compiled functions call only
+this file and `native`, which rarely changes.
 """
 
 from typing import Any
@@ -34,14 +32,14 @@ from data_prep.matching.native import (
 )
 from data_prep.matching.spacing import EXTENDS, IGNORED, MARK, PLAIN, SPACE
 
-MULTIBYTE = 6  # class of a byte that does not say the class: see its code point
+MULTIBYTE = 6  # class of a byte of a longer code point, which has the class
 
 # Flags of an atom.
 AFTER_SPACE = 1
 CAN_START = 2  # an entry may begin, or end, at this atom
 CAN_END = 4
-LAST = 8  # of its text
-SHORT = 16  # at most 7 bytes: its hash says all
+LAST = 8  # the last atom of its text
+SHORT = 16  # at most 7 bytes, so its hash is a bijection
 HOLDS_IGNORED = 32
 
 GOES_ON = np.uint64(1 << 31)
@@ -49,7 +47,7 @@ ID_BITS = np.uint64((1 << 31) - 1)
 
 _0, _1, _32, _56 = (np.uint64(n) for n in (0, 1, 32, 56))
 _ALL_BITS = np.uint64(2**64 - 1)
-_BLOCK_BYTES = 8192  # of text: the atoms of a block stay in the L2 cache
+_BLOCK_BYTES = 8192  # of text, so that the atoms of a block fit the L2 cache
 _BLOCK_TEXTS = 512
 
 
@@ -93,7 +91,7 @@ def _class_at(data: Any, at: int, end: int, classes: Any) -> Any:
 def _without_ignored(
     data: Any, start: int, stop: int, byte_classes: Any, classes: Any
 ) -> Any:
-    """Returns a copy of the bytes without those of ignored characters."""
+    """Returns a copy of the bytes without ignored characters."""
     kept = 0
     copy = np.empty(stop - start, np.uint8)
     while start < stop:
@@ -109,8 +107,8 @@ def _without_ignored(
 
 @compiled
 def room(texts: int, size: int) -> Any:
-    """Returns room for the atoms of `texts` texts of `size` bytes in all."""
-    most = 2 * size + texts  # every byte a mark, with a hole behind each and at the end
+    """Returns buffers for the atoms of `texts` texts of `size` bytes in total."""
+    most = 2 * size + texts  # if every byte is a mark followed by a hole
     return Atoms(
         np.empty(most, np.int64),
         np.empty(most, np.int32),
@@ -124,8 +122,8 @@ def room(texts: int, size: int) -> Any:
 def cut(data: Any, offsets: Any, first: int, last: int, rules: Any, atoms: Any) -> int:
     """Cuts texts first to last - 1 into atoms; returns the number of atoms.
 
-    In the literal modes, where nothing stands between two spaces, there is a hole: an
-    atom of no bytes. That makes "a  b" differ from "a b".
+    In the literal modes two adjacent spaces have a hole between them, an atom without
+    bytes, so that "a  b" differs from "a b".
     """
     byte_classes, classes = rules.byte_classes, rules.classes
     literal, seed = rules.literal, rules.seed
@@ -138,7 +136,7 @@ def cut(data: Any, offsets: Any, first: int, last: int, rules: Any, atoms: Any) 
     for text in range(first, last):
         at, end = offsets[text], offsets[text + 1]
         begin = n
-        fresh = True  # a space stands before what comes next
+        fresh = True  # after a space
         while at < end:
             kind, size = np.int64(byte_classes[data[at]]), 1
             if kind == MULTIBYTE:
@@ -227,8 +225,8 @@ def match(data: Any, offsets: Any, tables: Any) -> Any:
 
     Args:
       data: u8[bytes], UTF-8.
-      offsets: i64[texts + 1], where each text begins and ends in `data`.
-      tables: what `tables.build` returned.
+      offsets: i64[texts + 1], the bounds of each text in `data`.
+      tables: from `tables.build`.
 
     Returns:
       (i64[texts + 1], i32[matches]): the entry ids of text i, ascending and unique,
@@ -262,9 +260,9 @@ def match(data: Any, offsets: Any, tables: Any) -> Any:
 
 @compiled
 def _walk(atoms: Any, n: int, slots: Any) -> Any:
-    """Returns all runs of atoms whose node holds an entry id, by depth.
+    """Returns all runs of atoms whose node has an entry id, by depth.
 
-    Hashes may collide, so the hits are to be confirmed.
+    Hashes may collide, so `_confirm` must check the hits.
     """
     atom_states, atom_flags = atoms.state, atoms.flags
     mask = np.uint64(slots.size - 1)
@@ -282,7 +280,7 @@ def _walk(atoms: Any, n: int, slots: Any) -> Any:
             states[alive] = atom_states[a]
             alive += 1
     while alive > 0:
-        for j in range(alive):  # these loads do not wait for each other
+        for j in range(alive):  # the loads overlap
             fetched[j] = slots[states[j] & mask]
         if count + alive > first.size:
             size = 2 * (count + alive)
@@ -296,7 +294,7 @@ def _walk(atoms: Any, n: int, slots: Any) -> Any:
                 while slot != _0 and slot >> _32 != state >> _32:
                     at = (at + _1) & mask
                     slot = slots[at]
-            # What comes next is guesswork for a processor: count up, do not branch.
+            # Unpredictable, so without a branch: the processor would guess wrong.
             begin = begins[j]
             end = begin + depth
             flags = atom_flags[end]
@@ -329,7 +327,7 @@ def _confirm(data: Any, atoms: Any, hits: Any, tables: Any) -> None:
     firsts, lasts, entries = hits.first, hits.last, hits.entry
     states, flags = atoms.state, atoms.flags
     known = np.empty(entries.size, np.uint64)
-    for j in range(entries.size):  # these loads do not wait for each other
+    for j in range(entries.size):  # the loads overlap
         known[j] = entry_states[entries[j]]
     doubtful = np.empty(entries.size, np.int32)
     count = 0
@@ -343,7 +341,7 @@ def _confirm(data: Any, atoms: Any, hits: Any, tables: Any) -> None:
     for k in range(count):
         begins[k] = entry_offsets[entries[doubtful[k]]]
     touched = np.empty(count, np.uint8)
-    for k in range(count):  # brings the bytes near, again without waiting
+    for k in range(count):  # prefetches the bytes; the loads overlap
         touched[k] = tables.entry_bytes[begins[k]]
     _compare(data, atoms, hits, tables, doubtful[:count], begins)
 
@@ -352,7 +350,7 @@ def _confirm(data: Any, atoms: Any, hits: Any, tables: Any) -> None:
 def _compare(
     data: Any, atoms: Any, hits: Any, tables: Any, doubtful: Any, begins: Any
 ) -> None:
-    """Compares the bytes of the doubtful hits, see _confirm."""
+    """Compares the bytes of the hits that need it, see _confirm."""
     starts, lengths, flags = atoms.start, atoms.length, atoms.flags
     entry_bytes, entry_offsets = tables.entry_bytes, tables.entry_offsets
     byte_classes, classes = tables.rules.byte_classes, tables.rules.classes
@@ -418,7 +416,7 @@ def _gather(counts: Any, found: Any, ids: Any, used: int, ends: Any, first: int)
     for text in range(counts.size - 1):
         begin, end = counts[text], counts[text + 1]
         gap = end - begin
-        while gap > 1:  # Shell's sort; of the usual handful, an insertion sort
+        while gap > 1:  # Shell's sort; an insertion sort for the usual few
             gap = gap // 2 if gap > 8 else 1
             for i in range(begin + gap, end):
                 moving = found[i]

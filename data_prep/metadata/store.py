@@ -1,8 +1,8 @@
-"""Metadata on disk: ordered lists of entries, an entry's id is its position.
+"""Metadata on disk: ordered lists of entries; an entry's id is its position.
 
 A folder holds one Parquet file per metadata (`en.parquet`: entry, source, score) and a
 manifest with their fingerprints. MetaCLIP's own metadata.json, a JSON list of strings,
-loads as it is.
+can be loaded too.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from metaclip_jax import files
 SCHEMA = pa.schema(
     [("entry", pa.string()), ("source", pa.string()), ("score", pa.float64())]
 )
-# A JSON list says neither what language it is in nor where its entries come from.
+# A JSON list has no language and no sources.
 JSON_CODE = "en"
 JSON_SOURCE = "json"
 
@@ -35,9 +35,9 @@ _SHOWN = 5  # offending entries named in an error
 class Metadata:
     """The entries that texts of one language are matched with.
 
-    `code` names it ("en", "zh", "other"). `sources` and `scores` say for each entry
-    where it comes from (unigram, bigram, title, ...) and how it ranked there (count,
-    PMI, views). Raises ValueError where entries are missing, empty or repeated.
+    `code` names it ("en", "zh", "other"). `sources` and `scores` have each entry's
+    source (unigram, bigram, title, ...) and its score there (count, PMI, views). Raises
+    ValueError if entries are missing, empty or repeated.
     """
 
     code: str
@@ -48,37 +48,37 @@ class Metadata:
     def __post_init__(self) -> None:
         if not _CODE.fullmatch(self.code):
             raise ValueError(
-                f"metadata code {self.code!r} should be like 'en' or 'zh_yue': "
-                "lower-case letters and digits, parts joined by - or _"
+                "wanted a metadata code such as 'en' or 'zh_yue' (lower-case letters "
+                f"and digits, parts joined by - or _), got {self.code!r}"
             )
         lengths = {len(self.entries), len(self.sources), len(self.scores)}
         if len(lengths) != 1:
             raise ValueError(
-                f"metadata {self.code!r}: {len(self.entries)} entries need as many "
-                f"sources and scores, got {len(self.sources)} and {len(self.scores)}"
+                f"metadata {self.code!r}: wanted {len(self.entries)} sources and "
+                f"scores, one per entry, got {len(self.sources)} and {len(self.scores)}"
             )
         _check_entries(self.entries, self.code)
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256, in hex, of the entries in their order: what entry ids mean."""
+        """sha256, in hex, of the ordered entries, which identifies what ids mean."""
         digest = hashlib.sha256()
         for entry in self.entries:
             data = entry.encode()
-            # The length keeps ("ab", "c") and ("a", "bc") apart.
+            # With lengths, since ("ab", "c") and ("a", "bc") differ.
             digest.update(len(data).to_bytes(8, "big") + data)
         return digest.hexdigest()
 
     @property
     def source_counts(self) -> dict[str, int]:
-        """How many entries come from each source."""
+        """Number of entries per source."""
         return dict(Counter(self.sources))
 
 
 def every_text() -> dict[str, Metadata]:
-    """Returns what stands for metadata where none is matched: one entry, all texts.
+    """Returns metadata for curation without matching: one entry that all texts match.
 
-    Its code is that of all languages.
+    Its code, "other", serves all languages.
     """
     return {"other": Metadata("other", ("*",), ("every_text",), (0.0,))}
 
@@ -93,10 +93,10 @@ def save(
     """Writes one Parquet file per metadata, then the manifest with `inputs` and facts.
 
     Args:
-      folder: made where it is missing.
+      folder: created if it does not exist.
       metadata: by code.
-      inputs: what the metadata is made from, any JSON object.
-      **facts: more for the manifest, such as counts of what was read.
+      inputs: what decides the metadata, any JSON object.
+      **facts: more for the manifest, such as counts of pages read.
     """
     for code in sorted(metadata):
         one = metadata[code]
@@ -117,26 +117,27 @@ def save(
 def load(source: epath.PathLike) -> dict[str, Metadata]:
     """Reads a metadata folder, or a JSON list of entries as {"en": ...}.
 
-    Raises FileNotFoundError where there is nothing, ValueError where a file is broken,
-    is not the one that the manifest describes, or has empty or repeated entries.
+    Raises FileNotFoundError if it does not exist; ValueError if a file is damaged,
+    differs from the manifest, or has empty or repeated entries.
     """
     place = files.path(source)
     if not place.exists():
         raise FileNotFoundError(
-            f"no metadata at {source}; build it with python -m data_prep.build_metadata"
+            f"wanted metadata at {source}, got no file or folder; correct the path, "
+            "or build it with python -m data_prep.build_metadata"
         )
     if not place.is_dir():
         return {JSON_CODE: _from_json(place)}
     manifest = place / files.MANIFEST
     if not manifest.exists():
         raise FileNotFoundError(
-            f"{source} has no {files.MANIFEST}: it is no metadata folder, or its "
-            "making was cut off; run python -m data_prep.build_metadata again"
+            f"wanted finished metadata, got {source} without {files.MANIFEST}; "
+            "correct the path, or run python -m data_prep.build_metadata again"
         )
     with files.naming(manifest, "the manifest of metadata"):
         described = files.read_json(manifest).get("metadata")
         if not isinstance(described, dict) or not described:
-            raise ValueError("it describes no metadata; is it another folder's?")
+            raise ValueError("it has no metadata; it may belong to another folder")
         fingerprints = {code: str(described[code]["fingerprint"]) for code in described}
     return {
         code: _read(place / f"{code}.parquet", code, fingerprints[code])
@@ -155,8 +156,8 @@ def _read(file: epath.Path, code: str, fingerprint: str) -> Metadata:
         )
     if metadata.fingerprint != fingerprint:
         raise ValueError(
-            f"{file} has fingerprint {metadata.fingerprint}, its manifest says "
-            f"{fingerprint}: the file was changed; build the metadata again"
+            f"{file}: wanted fingerprint {fingerprint}, as in its manifest, got "
+            f"{metadata.fingerprint}; the file was changed, so build the metadata again"
         )
     return metadata
 
@@ -172,18 +173,18 @@ def _from_json(file: epath.Path) -> Metadata:
 
 def _check_entries(entries: Sequence[Any], code: str) -> None:
     if not entries:
-        raise ValueError(f"metadata {code!r} has no entries")
+        raise ValueError(f"metadata {code!r}: wanted entries, got none")
     strange = [i for i, entry in enumerate(entries) if not isinstance(entry, str)]
     if strange:
         raise ValueError(
-            f"metadata {code!r}: {len(strange)} entries are no strings: "
+            f"metadata {code!r}: {len(strange)} entries are not strings: "
             f"{_named(entries, strange)}"
         )
     empty = [i for i, entry in enumerate(entries) if not entry.strip()]
     if empty:
         raise ValueError(
             f"metadata {code!r}: {len(empty)} entries are empty: "
-            f"{_named(entries, empty)}. Remove them: an empty entry matches every text"
+            f"{_named(entries, empty)}; remove them, since an empty entry matches all"
         )
     if len(set(entries)) < len(entries):
         first: dict[str, int] = {}
@@ -195,8 +196,8 @@ def _check_entries(entries: Sequence[Any], code: str) -> None:
         )
         raise ValueError(
             f"metadata {code!r}: {len(repeats)} entries are repeated: {named}"
-            f"{' ...' if len(repeats) > _SHOWN else ''}. Keep one of each: an entry's "
-            "id is its position"
+            f"{' ...' if len(repeats) > _SHOWN else ''}; keep one of each, since an "
+            "entry's id is its position"
         )
 
 

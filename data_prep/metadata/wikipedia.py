@@ -1,8 +1,8 @@
 """Metadata from Wikipedia-like pages: words, bigrams by PMI, titles by views.
 
-The three sources of the paper's Table 1 beside WordNet. Everything is case-sensitive,
-as matching is: "Apple" and "apple" are two words with their own counts, and each
-becomes an entry if it is frequent enough as it stands.
+These are the paper's sources (Table 1) except WordNet. Case matters, as in matching:
+"Apple" and "apple" are two words with separate counts, and each becomes an entry if it
+is frequent enough.
 """
 
 import gzip
@@ -24,20 +24,20 @@ from metaclip_jax import files
 
 Ranked = list[tuple[str, float]]  # entries with their scores, best first
 
-# Wikimedia's page views name mobile visits apart: en.m, and formerly en.zero.
+# Wikimedia counts mobile page views separately: en.m, and formerly en.zero.
 _DOMAIN = re.compile(r"([a-z0-9-]+)(?:\.m|\.zero)?")
 _NAMESPACES = Path(__file__).with_name("namespaces.txt")
-# Marks above the basic plane belong to a few rare scripts; with them, Python's re falls
-# back from a bitmap to a search, several times slower.
+# Without marks above the basic plane (a few rare scripts): with them, Python's re does
+# a search instead of a look-up in a bitmap, which is several times slower.
 _MARKS = range(0x300, 0x10000)
 
 
 @dataclass
 class NgramCounts:
-    """How often words and pairs of neighbouring words occur.
+    """Counts of words and of pairs of adjacent words.
 
-    A bigram's key is both words with one space between. `tokens` is the number of words
-    in all.
+    A bigram's key is both words with one space between. `tokens` is the total number of
+    words.
     """
 
     unigrams: Counter[str] = field(default_factory=Counter)
@@ -46,7 +46,7 @@ class NgramCounts:
 
 
 class Source(NamedTuple):
-    """One source of entries: its name, its ranking, how many it may add."""
+    """A source of entries: its name, ranked entries, and how many it may add."""
 
     name: str
     ranked: Ranked
@@ -56,15 +56,14 @@ class Source(NamedTuple):
 def count_ngrams(
     texts: Iterable[str], *, into: NgramCounts | None = None
 ) -> NgramCounts:
-    """Counts words and bigrams of texts, on top of `into` if there is one.
+    """Counts words and bigrams of texts, added to `into` if given.
 
     A word is a run of letters, digits and combining marks; hyphens and apostrophes
-    inside belong to it, so that "T-shirt" is one word, as it is for the matching. A
-    bigram is two words with nothing but one space between: words that a comma or the
-    end of a line separates never match as one entry. Languages written without spaces
-    need their words separated before.
+    inside belong to it, so "T-shirt" is one word, as in matching. A bigram is two words
+    with exactly one space between, since words separated by a comma or a line end never
+    match as one entry. Languages written without spaces must be segmented before.
 
-    All counts are held in memory: about 100 bytes for each distinct bigram.
+    All counts are kept in memory: about 100 bytes per distinct bigram.
     """
     counts = NgramCounts() if into is None else into
     words = _words()
@@ -87,18 +86,18 @@ def count_ngrams(
 def select_unigrams(counts: NgramCounts, *, min_count: int) -> Ranked:
     """Returns the words that occur `min_count` times or more; the score is the count.
 
-    Best first; equal scores in the order of their text.
+    Best first; equal scores in alphabetical order.
     """
     return _ranked((w, n) for w, n in counts.unigrams.items() if n >= min_count)
 
 
 def select_bigrams(counts: NgramCounts, *, min_pmi: float, min_count: int) -> Ranked:
-    """Returns the bigrams whose words go together more than chance has it.
+    """Returns the bigrams whose words occur together more often than by chance.
 
     The score is the pointwise mutual information in nats,
-    ln(count(a b) · tokens / (count(a) · count(b))), best first; equal scores in the
-    order of their text. It cannot exceed ln(tokens / min_count): below that many
-    occurrences it says more about chance than about the words.
+    ln(count(a b) · tokens / (count(a) · count(b))), best first; equal scores in
+    alphabetical order. It cannot exceed ln(tokens / min_count). `min_count` drops rare
+    pairs, whose PMI is mostly noise.
 
     Args:
       counts: of the language.
@@ -127,10 +126,10 @@ def read_pageviews(
 ) -> tuple[dict[str, Counter[str]], int]:
     """Reads a Wikimedia page view file, plain or .gz.
 
-    A line is "domain_code page_title count_views total_response_size". Counted are the
-    Wikipedias (desktop and mobile) of `languages`, which are codes of their domains;
-    titles get spaces for underscores. Pages in a namespace of the wiki ("File:Cat.jpg",
-    "User talk:...") are no titles; other titles with a colon are.
+    A line is "domain_code page_title count_views total_response_size". Counts the
+    Wikipedias (desktop and mobile) of `languages`, which are their domain codes.
+    Underscores of titles become spaces. Pages in a namespace of the wiki
+    ("File:Cat.jpg", "User talk:...") are skipped; other titles with a colon are kept.
 
     Returns:
       Views by title for each of the languages, and the number of malformed lines.
@@ -154,8 +153,8 @@ def read_pageviews(
 def merge(code: str, sources: Sequence[Source]) -> Metadata:
     """Joins sources into one metadata, in the order of the sources.
 
-    An entry belongs to the first source that has it; a source adds its best entries up
-    to its `max_entries`, not counting those that are there already.
+    An entry belongs to the first source that has it. A source adds up to `max_entries`
+    entries, best first, not counting those that an earlier source added.
     """
     entries: dict[str, tuple[str, float]] = {}
     for source in sources:
@@ -168,9 +167,9 @@ def merge(code: str, sources: Sequence[Source]) -> Metadata:
                 room -= 1
     if not entries:
         raise ValueError(
-            f"metadata {code!r} would be empty: none of "
-            f"{', '.join(source.name for source in sources)} has an entry above its "
-            "threshold; lower the thresholds or give more text"
+            f"metadata {code!r}: wanted entries, got none above the thresholds of "
+            f"{', '.join(source.name for source in sources)}; lower the thresholds or "
+            "give more text"
         )
     return Metadata(
         code,
@@ -195,7 +194,7 @@ def _is_title(title: str, language: str) -> bool:
 
 @cache
 def _namespaces(language: str) -> frozenset[str]:
-    """Returns the folded names of a Wikipedia's namespaces: its own and the shared."""
+    """Returns a Wikipedia's namespaces, case-folded: its own and the shared ones."""
     names: set[str] = set()
     for line in _NAMESPACES.read_text("utf-8").splitlines():
         code, _, listed = line.partition("\t")
@@ -212,7 +211,7 @@ def _folded(name: str) -> str:
 def _words() -> re.Pattern[str]:
     """Matches words. Combining marks are letters here, unlike in Python's \\w.
 
-    Without them the words of Hindi, Thai and many others fall into pieces.
+    Without them, words of Hindi, Thai and many other languages would be split.
     """
     marks = "".join(chr(c) for c in _MARKS if unicodedata.category(chr(c))[0] == "M")
     joiners = "['\u2019\u200c\u200d-]"  # the zero-width ones: Persian, Indic scripts

@@ -1,10 +1,10 @@
-"""Writes the report of a dataset and, where there is one, of the run trained on it.
+"""Writes the report of a dataset, and of a run trained on it if there is one.
 
     python -m data_prep.report --dataset=DIR --held_out=DIR --workdir=RUN \\
         --output=report.html
 
-The report is one file that opens from disk and loads nothing. Before there is a run,
-leave out --workdir and --held_out: it is then about curation only, and says so.
+The report is one self-contained HTML file. Without --workdir and --held_out it is about
+curation only, and says so.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from metaclip_jax.cli import command
 
 
 def main(argv: Sequence[str]) -> None:
-    """Builds the page and writes it whole or not at all."""
+    """Builds the page and writes it atomically."""
     command.refuse_arguments(argv)
     values = flags.FLAGS
     content = page.build(

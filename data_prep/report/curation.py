@@ -1,4 +1,4 @@
-"""What the report says on curation: the funnel, shares, entry counts by metadata."""
+"""The report's part on curation: the funnel, shares, entry counts by metadata."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,20 +8,20 @@ import numpy as np
 from data_prep.report.load import EntryCounts, Stage
 from metaclip_jax.pages import charts, numbers, page
 
-MAX_METADATA = 6  # that get figures of their own; the worldwide set has hundreds
+MAX_METADATA = 6  # most metadata with their own charts; worldwide has hundreds
 _MAX_ROWS = 8  # languages and text sources
 
 
 def words(name: str) -> str:
-    """A stage or reason as words: `text_too_long` -> "text too long"."""
+    """Returns a stage or reason as words: `text_too_long` -> "text too long"."""
     return name.replace("_", " ")
 
 
 def funnel(stages: Sequence[Stage]) -> dict[str, Any]:
-    """The rows of the funnel, what they say together, and where they do not add up.
+    """Returns the funnel's rows, their summary, and stages whose counts do not add up.
 
-    The bars have one scale for each unit. A stage's losses continue where its own bar
-    ends, so they fill what it received.
+    Each unit has one scale. A stage's drops continue its bar, so that both together
+    have the length of its input.
     """
     widest: dict[str, int] = {}
     for stage in stages:
@@ -69,7 +69,7 @@ def funnel(stages: Sequence[Stage]) -> dict[str, Any]:
 
 
 def shares(card: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Tables of the kept texts by language and by source, most frequent first."""
+    """Returns tables of the kept texts by language and source, most frequent first."""
     found = []
     for title, key in (
         ("Languages of the kept texts", "languages"),
@@ -92,7 +92,7 @@ def shares(card: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def group(counts: EntryCounts, card: Mapping[str, Any]) -> dict[str, Any]:
-    """How balancing changed the matches of one metadata: two charts and their facts."""
+    """Returns two charts of one metadata's matches before and after balancing."""
     found: dict[str, Any] = {
         "code": counts.code,
         "t": counts.t,
@@ -149,7 +149,7 @@ def _sorted_chart(counts: EntryCounts) -> dict[str, Any]:
 def cumulative_share(
     pool: np.ndarray, weights: np.ndarray, limits: np.ndarray
 ) -> np.ndarray:
-    """f64[len(limits)]: the share of `weights` on entries with pool count < limit."""
+    """Returns f64[len(limits)]: share of `weights` with pool count < limit."""
     order = np.argsort(pool, kind="stable")
     sums = np.concatenate([[0], np.cumsum(weights[order])])
     below = np.searchsorted(pool[order], limits, side="left")
@@ -157,7 +157,7 @@ def cumulative_share(
 
 
 def _share_chart(counts: EntryCounts) -> dict[str, Any]:
-    """Which share of the matches lies on entries below each count."""
+    """The share of matches with entries below each count."""
     highest = int(counts.pool.max(initial=1))
     limits = np.unique(np.geomspace(1, highest + 1, 160).round())
     lines = [("before", counts.pool, "ink")]

@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-_Z95 = 1.959964  # standard deviations on each side that hold 95% of a normal law
+_Z95 = 1.959964  # 97.5% quantile of the normal distribution
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A predicted number, with the bounds of 95%."""
+    """A predicted number with its 95% interval."""
 
     value: float
     low: float
@@ -20,7 +20,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Size:
-    """What balancing would leave, and what it would be left of."""
+    """The predicted size after balancing, and the size of the pool."""
 
     texts: Estimate
     images: Estimate
@@ -35,14 +35,14 @@ def size(
 ) -> Size:
     """Predicts how many texts and images are kept in the whole pool, or in a part.
 
-    The sample takes whole images, uniformly within each partition, so the variance of
-    an estimate is that of stratified sampling of images (Cochran, Sampling Techniques,
-    5.3) and that of the draws themselves, which are independent.
+    The sample has whole images, uniform within each partition. So the variance of an
+    estimate is the sum of that of stratified sampling of images (Cochran, Sampling
+    Techniques, 5.3) and that of the independent draws.
 
     Args:
       sample: schema.SAMPLE, the texts of an image together.
       chance: f64[n], the probability that each text is kept.
-      asked: bool[n], the texts of the part that is asked about; all by default.
+      asked: bool[n], the texts to predict for; all by default.
     """
     if sample.num_rows == 0:
         nothing = Estimate(0.0, 0.0, 0.0)
@@ -81,7 +81,7 @@ def _estimate(
     weight: NDArray[np.float64],
     partition: NDArray[np.int32],
 ) -> Estimate:
-    """Sums over the pool what each sampled image gives, and how it varies."""
+    """Estimates the pool's sum of a number per image, with its variance."""
     value = float(np.sum(weight * mean))
     spread = float(np.sum(weight * variance))
     _, stratum = np.unique(partition, return_inverse=True)

@@ -1,7 +1,7 @@
 """Texts and pictures for the report, taken from the finished records.
 
-Pictures are decoded and encoded again at thumbnail size, so that no bytes of
-strangers reach the page.
+Pictures are decoded and encoded again at thumbnail size, so that no untrusted bytes
+reach the page.
 """
 
 import base64
@@ -45,7 +45,7 @@ def thumbnail(image: bytes, *, side: int) -> str:
     """
     try:
         with warnings.catch_warnings():
-            # A picture of 90+ megapixels is refused, not merely remarked upon.
+            # Makes Pillow's warning about 90+ megapixels an error.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(image), formats=("JPEG", "WEBP")) as opened:
                 picture = opened.convert("RGB")
@@ -74,9 +74,9 @@ def head_and_tail(
 ) -> tuple[list[EntryExamples], list[EntryExamples]]:
     """Picks entries of the head and of the tail with texts of the dataset.
 
-    Looks at the first `scan` records. The head are the entries with most matches in
-    the pool, the tail is sampled evenly over its range of counts. Without t, the
-    upper half of the entries is taken for the head.
+    Looks at the first `scan` records. Head entries are those with most matches in the
+    pool; tail entries are sampled evenly over the range of counts. Without t, the upper
+    half of the entries counts as the head.
     """
     opened = records.open_dataset(dataset)
     found: dict[int, dict[str, int]] = {}  # entry id -> text -> record position

@@ -1,4 +1,4 @@
-"""How `data_prep.explain` shows what a threshold gives: as text and as a page."""
+"""Renders the predictions of `data_prep.explain`, as text and as a page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ TOP = 20  # entries shown
 
 @dataclass(frozen=True)
 class Point:
-    """One value of t of the leading metadata, the tail share and the size it gives."""
+    """A value of t for the lead metadata, its tail share and predicted size."""
 
     t: int
     tail_share: float
@@ -40,7 +40,7 @@ class EntryRow:
 
 @dataclass(frozen=True)
 class Explanation:
-    """All that is shown."""
+    """The predictions that are shown."""
 
     rule: str
     total: Size
@@ -79,7 +79,7 @@ def as_text(found: Explanation) -> str:
     lines += ["", f"{'t':>14}{'tail share':>13}{'texts kept':>18}{'images kept':>18}"]
     chosen = _chosen_t(found)
     for point in found.curve:
-        mark = "  <- asked for" if point.t == chosen else ""
+        mark = "  <- your t" if point.t == chosen else ""
         lines.append(
             f"{point.t:>14,}{numbers.percent(point.tail_share):>13}"
             f"{point.size.texts.value:>18,.0f}{point.size.images.value:>18,.0f}{mark}"
@@ -104,7 +104,7 @@ def as_page(found: Explanation, *, counts: Mapping[str, np.ndarray]) -> bytes:
     return page.render(
         __package__,
         "explain.html",
-        title="What a threshold gives",
+        title="Predicted size by threshold",
         has_charts=True,
         values={
             "total": found.total,

@@ -1,7 +1,7 @@
 """Reads what a report shows: the dataset's card and counts, a run's metrics and scores.
 
 Only finished files are read. What a run does not have yet (metrics, an evaluation) is
-None; what is there but not in the expected shape is an error that names the file.
+None; a file of the wrong form is an error that names it.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ _COUNT_COLUMNS = (
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of curation: what came in, what went on, what was lost by reason."""
+    """A stage of curation: its input, output and drops by reason."""
 
     name: str
     unit: str
@@ -35,13 +35,13 @@ class Stage:
     drops: tuple[tuple[str, int], ...]  # most frequent first
 
     def adds_up(self) -> bool:
-        """Whether everything that came in went on or was counted as lost."""
+        """Whether in = out + drops."""
         return self.received == self.passed + sum(n for _, n in self.drops)
 
 
 @dataclass(frozen=True)
 class EntryCounts:
-    """One metadata's counts, a row per entry that the pool matched.
+    """The counts of one metadata, one row per entry with matches in the pool.
 
     entries: names; the others i64[n] by row. `t` is None for an unbalanced dataset.
     """
@@ -63,7 +63,7 @@ class EntryCounts:
 
 @dataclass(frozen=True)
 class Run:
-    """A training run: its config and its metrics, f64[n] a key, over `steps` i64[n]."""
+    """A training run: its config, and metrics f64[n] by key over `steps` i64[n]."""
 
     config: Mapping[str, Any]
     steps: np.ndarray
@@ -91,12 +91,12 @@ def card(dataset: str) -> dict[str, Any]:
                 f"{path}: expected keys {list(_CARD_KEYS)}, missing {missing}; "
                 "write the dataset again with this version"
             )
-        funnel(found), thresholds(found)  # so that this names what cannot be read
+        funnel(found), thresholds(found)  # checks them here, where errors name the file
     return found
 
 
 def licence(dataset: str) -> str:
-    """Returns what the dataset's card says about the rights to its images, if any."""
+    """Returns the licence in the dataset's card, "" if none."""
     found = files.read_json(files.path(dataset) / "data_card.json")
     return str(found.get("license", ""))
 
@@ -119,7 +119,7 @@ def funnel(data_card: Mapping[str, Any]) -> list[Stage]:
 
 
 def thresholds(data_card: Mapping[str, Any]) -> dict[str, float]:
-    """Returns t by metadata code; empty where the dataset is not balanced."""
+    """Returns t by metadata code; empty if the dataset is not balanced."""
     balanced = data_card["balanced"] if "balanced" in data_card else None
     if not balanced or not balanced["t"]:
         return {}
@@ -166,7 +166,7 @@ def _entry_counts(table: pa.Table, t: Mapping[str, float]) -> list[EntryCounts]:
 
 
 def run(workdir: str) -> Run | None:
-    """Reads a run's config and metrics; None where it has not logged a step yet."""
+    """Reads a run's config and metrics; None if it has not logged a step yet."""
     folder = files.path(workdir)
     config_path, metrics_path = folder / "config.json", folder / "metrics"
     if not config_path.exists() or not metrics_path.exists():
@@ -191,7 +191,7 @@ def run(workdir: str) -> Run | None:
 
 
 def evaluation(workdir: str) -> Evaluation | None:
-    """Reads the newest evaluation of a run; None where there is none."""
+    """Reads the newest evaluation of a run; None if there is none."""
     folder = files.path(workdir) / "evaluation"
     if not folder.exists():
         return None

@@ -1,6 +1,6 @@
-"""The whole page: what it reads, and what its template shows.
+"""Builds the report page from its files and template.
 
-Everything shown comes from finished files, so the same inputs give the same bytes.
+The same files give the same bytes.
 """
 
 import re
@@ -19,9 +19,9 @@ def build(
 ) -> bytes:
     """Returns the report as UTF-8 HTML.
 
-    What `workdir` does not hold yet is named as missing; without `held_out` the cards
-    of held-out images have no pictures. Raises ValueError or FileNotFoundError naming
-    the file if the dataset is unfinished or a file is not in its format.
+    The page says what `workdir` does not have yet; without `held_out` the cards of
+    held-out images have no pictures. Raises ValueError or FileNotFoundError, with the
+    file's name, if the dataset is unfinished or a file is malformed.
     """
     card = load.card(dataset)
     counts = load.entry_counts(dataset, load.thresholds(card))
@@ -58,9 +58,9 @@ def build(
 
 
 def marked(text: str, entry: str, limit: int) -> Markup:
-    """Strangers' text, in which the first occurrence of an entry is marked.
+    """Returns an escaped text in which the first occurrence of an entry is marked.
 
-    Any case, but not a part of a word. Scripts without spaces have no such words.
+    Ignores case, and skips parts of words, except in scripts without spaces.
     """
     line, wanted = page.clean(text, limit), page.clean(entry, limit)
     for found in re.finditer(re.escape(wanted), line, re.IGNORECASE) if wanted else ():
@@ -72,6 +72,6 @@ def marked(text: str, entry: str, limit: int) -> Markup:
 
 
 def _in_word(line: str, place: int) -> bool:
-    """Whether the characters on both sides of this place are of one word."""
+    """Whether the characters on both sides of this place belong to one word."""
     around = line[max(place - 1, 0) : place + 1]
     return 0 < place < len(line) and all(map(spacing.is_of_a_word, around))

@@ -1,4 +1,4 @@
-"""What the report says on the model: curves, scores, held-out images."""
+"""The report's part on training: curves, scores, held-out images."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from data_prep.report.load import Evaluation, Run
 from metaclip_jax.pages import charts, numbers
 
-_POINTS = 300  # of a curve; more are averaged
+_POINTS = 300  # most points of a curve; more are averaged
 _DIRECTIONS = {
     "image_to_text": "Image \u2192 text",
     "text_to_image": "Text \u2192 image",
@@ -20,9 +20,9 @@ _DIRECTIONS = {
 def averaged(
     steps: np.ndarray, values: np.ndarray, *, points: int = _POINTS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Thins curves f64[n] or f64[n, lines] to `points` by means over runs of steps.
+    """Reduces curves f64[n] or f64[n, lines] to `points` means of adjacent steps.
 
-    Gaps count for nothing in a mean; where nothing else is left, a gap stays.
+    NaN is left out of a mean; a mean of NaNs alone is NaN.
     """
     shown = np.isfinite(values.reshape(len(values), -1)).any(axis=1)
     steps, values = steps[shown].astype(np.float64), values[shown]
@@ -34,7 +34,7 @@ def averaged(
         known = np.isfinite(values[run])
         sums = np.where(known, values[run], 0).sum(axis=0)
         means.append(np.where(known.any(axis=0), sums, np.nan) / known.sum(0).clip(1))
-    # The last step stands for its run, so that curves end where training did.
+    # A mean is at its last step, so that curves end at the last step.
     return np.array([steps[run[-1]] for run in runs]), np.array(means)
 
 
@@ -80,7 +80,7 @@ def curves(run: Run) -> dict[str, Any]:
 
 
 def _finite(run: Run, key: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """The steps and values of a metric where it is finite, if it is anywhere."""
+    """Returns the finite values of a metric with their steps, or None."""
     values = run.metrics[key] if key in run.metrics else np.zeros(0)
     shown = np.isfinite(values)
     return (run.steps[shown], values[shown]) if shown.any() else None
@@ -118,7 +118,7 @@ def _chart(
 
 
 def _is_measure(value: object) -> bool:
-    """Whether this part of an evaluation is one score with its interval."""
+    """Whether this part of an evaluation is a score with its interval."""
     return isinstance(value, Mapping) and {"value", "low", "high", "chance"} <= set(
         value
     )
@@ -127,8 +127,8 @@ def _is_measure(value: object) -> bool:
 def scores(evaluation: Evaluation) -> dict[str, Any]:
     """The scores on held-out images beside those of the untrained model.
 
-    `groups` are (title, rows) with rows (name, model, untrained or None): the
-    directions in their usual order, then what else an evaluation may hold.
+    `groups` are (title, rows) with rows (name, model, untrained or None): the retrieval
+    directions first, then other evaluations.
     """
     of_model = evaluation.scores["model"]
     order = list(_DIRECTIONS)
@@ -163,7 +163,7 @@ def scores(evaluation: Evaluation) -> dict[str, Any]:
 def _untrained(
     evaluation: Evaluation, key: str, name: str
 ) -> Mapping[str, float] | None:
-    """The untrained model's score of one measure, where it was taken."""
+    """Returns the untrained model's score of a measure, None if not measured."""
     try:
         found: Mapping[str, float] = evaluation.scores["untrained"][key][name]
     except KeyError:
@@ -174,7 +174,7 @@ def _untrained(
 def cards(
     top5: Sequence[Mapping[str, Any]], pictures: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Held-out images with the five texts that the model likes best."""
+    """Returns held-out images with the five texts that the model ranks highest."""
     return [
         {
             "picture": pictures.get(str(item["image_id"]), ""),

@@ -1,7 +1,7 @@
 """Writes datasets: shards of records, their sidecars, and the folder around them.
 
-Equal input gives equal bytes. A file gets its name only after its records were counted
-by reading it back, and the folder's manifest comes last.
+Equal input gives equal bytes. A file gets its final name only after it was read back
+and its records counted. The folder's manifest is written last.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from metaclip_jax.data import records
 
 COUNTS = "counts.parquet"
 
-# One record a group: training reads records in random order.
+# One record per group, since training reads records in random order.
 _WRITER_OPTIONS = "group_size:1"
 _ROWS_PER_BATCH = 1024
 
@@ -34,7 +34,7 @@ def write_shard(
 
     Args:
       final_path: where the shard goes, named by `records.shard_name`; local or gs://.
-      shard_records: what it holds, taken one by one (the images are not collected).
+      shard_records: its records, an iterable that is not collected in memory.
 
     Returns:
       Facts for `write_dataset`: `file` (name), `count` (records), `texts`, `bytes` and
@@ -42,7 +42,7 @@ def write_shard(
       sidecar.
 
     Raises:
-      OSError: the file cannot be read back whole; nothing got its name.
+      OSError: the file cannot be read back completely; no file got its final name.
     """
     entries_path = records.entries_path(final_path)
     with files.staged(entries_path) as sidecar, files.staged(final_path) as shard:
@@ -50,8 +50,8 @@ def write_shard(
         found = records.count_records(str(shard))
         if found != count:
             raise OSError(
-                f"wrote {count} records for {final_path} but {found} can be read back; "
-                "is the disk full?"
+                f"{final_path}: wanted to read back {count} records, got {found}; "
+                "check the disk"
             )
         return {
             **_file_facts(final_path, shard),
@@ -62,9 +62,9 @@ def write_shard(
 
 
 def read_facts(final_path: str, *, texts: int) -> dict[str, Any] | None:
-    """Returns what `write_shard` said of a shard that is there, None if it is not.
+    """Returns what `write_shard` returned for an existing shard, else None.
 
-    A shard that has its name is whole, and the sidecar gets its name after it.
+    A shard with its final name is complete; its sidecar gets its name after it.
     """
     shard, sidecar = (
         files.path(p) for p in (final_path, records.entries_path(final_path))
@@ -80,7 +80,7 @@ def read_facts(final_path: str, *, texts: int) -> dict[str, Any] | None:
 
 
 def remove_shard(final_path: str) -> None:
-    """Removes a shard and its sidecar where they are there."""
+    """Removes a shard and its sidecar, if they exist."""
     for path in (records.entries_path(final_path), final_path):
         files.path(path).unlink(missing_ok=True)
 
@@ -97,25 +97,25 @@ def write_dataset(
     """Completes a folder of shards to a dataset that `records` and TFDS can open.
 
     Args:
-      folder: holds the files of `shard_facts` already; files of other shards of this
-        dataset (what a killed run left) are removed.
-      name: dataset name in lower case, as TFDS wants it, such as "quickstart".
+      folder: already has the files of `shard_facts`; files of other shards of this
+        dataset (from a killed run) are removed.
+      name: dataset name in lower case, for TFDS, such as "quickstart".
       shard_facts: what `write_shard` returned, in the order of the shards.
       data_card: what the dataset is and how it was made, for data_card.json.
-      counts: entry counts for counts.parquet, if there are any.
-      inputs: what the dataset was made from, for `files.finished`.
+      counts: entry counts for counts.parquet, or None.
+      inputs: what decides the dataset, for `files.finished`.
 
     Raises:
       ValueError: a shard is missing, misnamed or not the one that was written.
     """
     if not re.fullmatch("[a-z][a-z0-9_]*", name):
         raise ValueError(
-            f"dataset name {name!r} should be lower case letters, digits and _, "
-            "starting with a letter (TFDS opens no other)"
+            "wanted a dataset name of lower-case letters, digits and _ that starts "
+            f"with a letter, which TFDS needs, got {name!r}"
         )
     root = files.path(folder)
     _check_shards(root, name, shard_facts)
-    # What FeaturesDict.save_config writes, but whole or not at all.
+    # The file that FeaturesDict.save_config writes, but atomically.
     files.write_json(
         root / "features.json", MessageToDict(records.features().to_proto())
     )
@@ -187,24 +187,24 @@ def _file_facts(final_path: str, local: epath.Path) -> dict[str, Any]:
 def _check_shards(
     root: epath.Path, name: str, shard_facts: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Checks that the folder holds just the shards of `shard_facts`."""
+    """Checks that the folder has exactly the shards of `shard_facts`."""
     if not shard_facts:
         raise ValueError(
-            f"no shards for {root}; a dataset needs at least one, if empty"
+            f"wanted at least one shard for {root}, got none; write an empty one"
         )
     for index, facts in enumerate(shard_facts):
         wanted = records.shard_name(name, index, len(shard_facts))
         if facts["file"] != wanted:
             raise ValueError(
-                f"shard {index} of {root} is {facts['file']}, wanted {wanted}; pass "
+                f"shard {index} of {root}: wanted {wanted}, got {facts['file']}; pass "
                 "the facts in the order of the shards"
             )
         for part in (facts, facts["entries"]):
             file = root / part["file"]
             if not file.exists() or files.size(file) != part["bytes"]:
                 raise ValueError(
-                    f"{file} is missing or not the file of {part['bytes']} bytes that "
-                    "was written; write the shard again"
+                    f"wanted {file} with {part['bytes']} bytes, got another or no "
+                    "file; write the shard again"
                 )
     ours = {part["file"] for facts in shard_facts for part in (facts, facts["entries"])}
     for pattern in (f"{name}-train.array_record-*", f"{name}-train.entries-*"):

@@ -268,7 +268,7 @@ def test_t_is_chosen_after_an_explanation_and_online_keeps_all(web, tmp_path):
         "plot": tmp_path / "explain.html",
     }
     shown = run("data_prep.explain", t=3, **explain)
-    assert "<- asked for" in shown and "most frequent entries of en" in shown
+    assert "<- your t" in shown and "most frequent entries of en" in shown
     assert "<svg" in (tmp_path / "explain.html").read_text()
     other = run("data_prep.explain", tail_share=0.5, **explain)
     assert other != shown

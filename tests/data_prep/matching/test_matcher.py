@@ -184,7 +184,7 @@ def test_fixed_matches_whole_words_only(entry, text):
 def test_case_is_ignored_on_request_and_every_entry_of_that_form_is_found():
     matcher = Matcher(["US", "us", "U.S."], mode="fixed", ignore_case=True)
     assert found(matcher, ["Us", "u.s."]) == [[0, 1], [2]]
-    with pytest.raises(ValueError, match="ignore_case needs mode='fixed', got .*'v1'"):
+    with pytest.raises(ValueError, match="wanted mode='fixed' with ignore.* 'v1'"):
         Matcher(["US"], ignore_case=True)
 
 
@@ -280,23 +280,23 @@ def test_wrong_entries_are_refused_by_position():
         Matcher(["a", ""])
     with pytest.raises(ValueError, match="entry 2 repeats entry 0: 'a'"):
         Matcher(["a", "b", "a"])
-    with pytest.raises(ValueError, match=r"entry 1 holds a lone surrogate U\+D83D at "):
+    with pytest.raises(ValueError, match=r"entry 1: .* lone surrogate U\+D83D at "):
         Matcher(["a", "b\ud83d"])
-    with pytest.raises(ValueError, match="mode must be one of v1, v2, fixed, got 'v3'"):
+    with pytest.raises(ValueError, match="wanted a mode among v1, v2, fixed, got 'v3'"):
         Matcher(["a"], mode="v3")
-    with pytest.raises(ValueError, match="engine must be one of numba, pyahocorasick"):
+    with pytest.raises(ValueError, match="wanted an engine among numba, pyahocorasick"):
         Matcher(["a"], engine="re2")
 
 
 def test_wrong_texts_are_refused_by_position():
     matcher = Matcher(["a"])
-    with pytest.raises(ValueError, match=r"text 1 holds a lone surrogate U\+DC00 at "):
+    with pytest.raises(ValueError, match=r"text 1: .* lone surrogate U\+DC00 at "):
         matcher.match(["a", "ab\udc00"])
-    with pytest.raises(ValueError, match="text 1 is null"):
+    with pytest.raises(ValueError, match="text 1: wanted a string, got null"):
         matcher.match(["a", None])
     with pytest.raises(TypeError, match="got one string: 'abc'"):
         matcher.match("abc")
-    with pytest.raises(TypeError, match="every text must be a str"):
+    with pytest.raises(TypeError, match="wanted every text to be a str"):
         matcher.match([1])
     with pytest.raises(TypeError, match="got an array of int64"):
         matcher.match(pa.array([1]))
@@ -319,7 +319,7 @@ def test_a_loaded_matcher_equals_the_saved_one(mode, tmp_path):
     loaded.save(tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == (tmp_path / "m").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "m"]
-    with pytest.raises(ValueError, match="only the engine 'numba' has tables"):
+    with pytest.raises(ValueError, match="wanted the engine 'numba' to save tables"):
         reference.save(tmp_path / "m")
 
 
@@ -327,13 +327,13 @@ def test_a_damaged_file_is_refused(tmp_path):
     Matcher([f"entry {i}" for i in range(1000)]).save(tmp_path / "m")
     whole = (tmp_path / "m").read_bytes()
     (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="should be a file .* cut short"):
+    with pytest.raises(ValueError, match="should be a file .* truncated"):
         Matcher.load(tmp_path / "cut")
     (tmp_path / "other").write_bytes(b"PAR1 something else")
-    with pytest.raises(ValueError, match="must be a file written by Matcher.save"):
+    with pytest.raises(ValueError, match="wanted a file written by Matcher.save"):
         Matcher.load(tmp_path / "other")
     (tmp_path / "empty").write_bytes(b"")
-    with pytest.raises(ValueError, match="must be a file written by Matcher.save"):
+    with pytest.raises(ValueError, match="wanted a file written by Matcher.save"):
         Matcher.load(tmp_path / "empty")
 
 

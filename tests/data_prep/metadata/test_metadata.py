@@ -186,7 +186,7 @@ def test_an_entry_belongs_to_its_first_source_and_caps_count_new_entries():
 
 
 def test_metadata_without_any_entry_is_refused():
-    with pytest.raises(ValueError, match="would be empty.*unigram.*lower"):
+    with pytest.raises(ValueError, match="wanted entries, got none.*unigram.*lower"):
         wikipedia.merge("en", [wikipedia.Source("unigram", [], 5)])
 
 
@@ -195,8 +195,8 @@ def test_metadata_without_any_entry_is_refused():
     [
         (("cat", "", "dog", " "), "2 entries are empty: '' at 1, ' ' at 3"),
         (("cat", "dog", "cat", "cat"), "2 entries are repeated: 'cat' at 0 and 2"),
-        (("cat", 7), "1 entries are no strings: 7 at 1"),
-        ((), "has no entries"),
+        (("cat", 7), "1 entries are not strings: 7 at 1"),
+        ((), "wanted entries, got none"),
     ],
 )
 def test_empty_repeated_and_strange_entries_are_named(tmp_path, entries, message):
@@ -209,7 +209,7 @@ def test_empty_repeated_and_strange_entries_are_named(tmp_path, entries, message
 
 
 def test_lengths_and_codes_are_checked():
-    with pytest.raises(ValueError, match="as many sources and scores"):
+    with pytest.raises(ValueError, match="wanted 2 sources and scores"):
         Metadata("en", ("a", "b"), ("unigram",), (1.0, 2.0))
     with pytest.raises(ValueError, match="metadata code"):
         metadata("a", code="../en")
@@ -262,13 +262,13 @@ def test_a_json_list_loads_as_english(tmp_path):
         store.load(path)
 
 
-def test_what_is_no_metadata_is_said_so(tmp_path):
+def test_a_folder_without_metadata_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="build_metadata"):
         store.load(tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match="cut off"):
+    with pytest.raises(FileNotFoundError, match="wanted finished metadata"):
         store.load(tmp_path)
     files.write_manifest(tmp_path, inputs={})
-    with pytest.raises(ValueError, match="describes no metadata"):
+    with pytest.raises(ValueError, match="has no metadata"):
         store.load(tmp_path)
 
 
