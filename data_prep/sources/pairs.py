@@ -33,10 +33,10 @@ def batches(
     Texts are cleaned, and addresses taken as those of a page are. So texts found = rows
     + drops, for the reasons empty_text, text_too_long and those of `image_urls.find`.
     """
-    rest = iter(pairs)
-    while some := list(itertools.islice(rest, _BATCH_PAIRS)):
-        batch = _candidates(some, spec, reading)
-        reading.items += len(some)
+    rest, before = iter(pairs), -1
+    while reading.items > before:
+        before = reading.items
+        batch = _candidates(itertools.islice(rest, _BATCH_PAIRS), spec, reading)
         reading.texts += batch.num_rows
         if batch.num_rows:
             yield batch
@@ -79,9 +79,18 @@ def _string(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _candidates(pairs: Sequence[Pair], spec: Spec, reading: Reading) -> pa.RecordBatch:
+def _as_utf8(text: str) -> str:
+    """Writes lone surrogates, which UTF-8 cannot, as Python does: \\udcff.
+
+    JSON has them, and they stand for the bytes of a name that is not UTF-8.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _candidates(pairs: Iterable[Pair], spec: Spec, reading: Reading) -> pa.RecordBatch:
     rows = []
-    for pair in pairs:
+    for pair in pairs:  # one at a time: texts that are too long add up
+        reading.items += 1
         kept = [
             (text, source, texts.subtag(language))
             for source, found, language in pair.texts
@@ -96,13 +105,13 @@ def _candidates(pairs: Sequence[Pair], spec: Spec, reading: Reading) -> pa.Recor
         url, reason = image_urls.find(
             {"src": pair.url}, (), "", max_url_chars=spec.max_url_chars
         )
-        url = url or pair.name
+        url = url or _as_utf8(pair.name)
         if not url:
             reading.lost_texts[reason] += len(kept)
             continue
         image_id = records.image_id(url)
         rows += [
-            (image_id, url, pair.page_url, *of_text, "", pair.stored_at)
+            (image_id, url, _as_utf8(pair.page_url), *of_text, "", pair.stored_at)
             for of_text in kept
         ]
     return schema.from_rows(rows, schema.CANDIDATES)

@@ -97,9 +97,11 @@ def _samples(
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
+                if tar.offset <= member.offset:  # of a negative size: no end
+                    raise tarfile.ReadError("a file that is followed by itself")
                 if not member.isreg():
                     continue
-                if member.offset_data + member.size > size:
+                if not 0 <= member.size <= size - member.offset_data:
                     raise tarfile.ReadError("the last file is cut off")
                 name = _NAME.fullmatch(member.name)
                 if name is None:
@@ -113,7 +115,7 @@ def _samples(
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != _END:
                 reading.lost_files["damaged_tar"] += 1
-    except (tarfile.TarError, ValueError, EOFError):
+    except (tarfile.TarError, ValueError, EOFError, RecursionError):
         reading.lost_files["damaged_tar"] += 1
         return  # the sample in which it breaks off may lack its texts
     if members:
