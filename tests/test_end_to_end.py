@@ -118,7 +118,7 @@ def beside(finished, tmp_path_factory):
 
 
 def run_commands(document, folder, *, about):
-    """Runs, as they stand, the commands of a document's block that names `about`."""
+    """Runs the commands of the document's block that names `about`, unchanged."""
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / document).read_text(), re.S)
     (commands,) = [block for block in blocks if about in block]
     done = subprocess.run(

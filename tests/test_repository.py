@@ -68,7 +68,7 @@ def inside(name: str, package: str) -> bool:
 
 
 def installed_with(requirement: str) -> set[str]:
-    """Distributions that a requirement brings, as normalised names."""
+    """Distributions that a requirement installs, as normalised names."""
     found, open_ = set(), [Requirement(requirement)]
     while open_:
         one = open_.pop()
@@ -91,7 +91,7 @@ def installed_with(requirement: str) -> set[str]:
     "package, extra",
     [("metaclip_jax", "train"), ("metaclip_jax", "tpu"), ("data_prep", "data")],
 )
-def test_an_extra_brings_what_its_package_imports(package, extra):
+def test_an_extra_installs_what_its_package_imports(package, extra):
     has = installed_with(f"metaclip-jax[{extra}]")
     homes = importlib.metadata.packages_distributions()
     for path in (p for p in SOURCES if inside(module_name(p), package)):
@@ -103,7 +103,7 @@ def test_an_extra_brings_what_its_package_imports(package, extra):
             assert dists & has, f"{path.name} imports {top}, which [{extra}] lacks"
 
 
-def test_a_wheel_brings_the_files_that_are_not_modules():
+def test_a_wheel_includes_the_files_that_are_not_modules():
     """setup.py names the patterns; a page without its template would fail."""
     text = (ROOT / "setup.py").read_text()
     call = next(
@@ -135,7 +135,7 @@ def test_imports_point_one_way(path):
     else:
         assert not {i for i in imports if inside(i, "data_prep")}
         assert not {i for i in imports if inside(i, "apache_beam")}
-        # Whatever trains, evaluates or uses a model stands on models and data.
+        # Training, evaluation and inference import models and data, not vice versa.
         if name.split(".")[1:2] in (["models"], ["data"], ["conversion"]):
             for room in ("training.train_step", "evaluation", "inference"):
                 assert not {i for i in imports if inside(i, f"metaclip_jax.{room}")}
@@ -165,13 +165,13 @@ def test_recipes_import_only_the_config_of_their_side(path):
     )
 
 
-def test_the_top_of_a_package_fits_in_a_head():
+def test_a_package_has_at_most_12_top_level_modules():
     for package in PACKAGES:
         assert len(list((ROOT / package).glob("*.py"))) <= 12
 
 
 @pytest.mark.parametrize("path", SOURCES + EXAMPLES + BENCHMARKS, ids=module_name)
-def test_files_and_functions_fit_in_a_head(path):
+def test_files_and_functions_are_short(path):
     text = path.read_text()
     assert len(text.splitlines()) <= 440
     for node in ast.walk(ast.parse(text)):
@@ -233,7 +233,7 @@ def test_importing_a_command_defines_no_flag():
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_sizes_are_asked_of_files(path):
+def test_file_sizes_are_read_through_the_files_module(path):
     # epath's stat looks up the owner's name, which users of containers do not have.
     asks = re.compile(r"\.stat\(\)\.(length|mtime|owner|group)\b")
     assert module_name(path) == "metaclip_jax.files" or not asks.search(
@@ -252,7 +252,7 @@ def readme_tree() -> list[str]:
     paths, stack = [], []
     for line in block.splitlines():
         entry = line.split("#")[0].rstrip()
-        if not entry:  # the comment goes on
+        if not entry:  # a comment of several lines
             continue
         depth = (len(entry) - len(entry.lstrip())) // 2
         del stack[depth - 1 :]
@@ -273,18 +273,18 @@ def test_every_path_in_the_readme_tree_exists():
 def test_every_module_is_in_the_readme_tree():
     tree = set(readme_tree())
     files = {str(p.relative_to(ROOT)) for p in SOURCES if p.name != "__init__.py"}
-    untold = {f for f in files if f not in tree and str(Path(f).parent) not in tree}
-    assert not untold
+    missing = {f for f in files if f not in tree and str(Path(f).parent) not in tree}
+    assert not missing
 
 
-def test_the_tree_tells_each_file_of_the_top_packages():
+def test_every_top_level_module_is_in_the_readme_tree_by_name():
     tree = set(readme_tree())
     for package in PACKAGES:
         files = {f"{package}/{p.name}" for p in (ROOT / package).glob("*.py")}
         assert files - {f"{package}/__init__.py"} <= tree
 
 
-# Each question, and the one file of the tree that answers it.
+# Each question, and the file of the tree that answers it.
 ANSWERS = {
     "where is the loss?": "metaclip_jax/training/losses.py",
     "when is a checkpoint written?": "metaclip_jax/train.py",
@@ -326,7 +326,7 @@ def test_the_launcher_passes_its_flags_to_training():
     local = shlex.split(done.stdout.splitlines()[-1])
     remote = shlex.split(local[-1])  # the workers' shells split once more
     assert "--worker=all" in local and "metaclip_jax.train" in remote
-    # Without it the workers would not know of each other.
+    # Without it the workers would not connect.
     assert remote[-3:] == ["--coordinator=auto", *flags]
     assert "--version=tpu-ubuntu2204-base" in done.stdout
     assert "-c constraints.txt" in shlex.split(done.stdout.splitlines()[-2])[-1]

@@ -1,6 +1,6 @@
-"""Beam stages of curation: they move RecordBatches through the functions of steps.py.
+"""Beam stages of curation, which apply the functions of steps.py to RecordBatches.
 
 Every element is a RecordBatch, or a (partition, RecordBatch) pair around a
-shuffle. Beside its main output a stage emits FLOW rows ("flow"). A stage that
-writes a part emits the same rows whether it wrote it now or found it finished.
+shuffle. A stage also outputs FLOW rows ("flow"). A stage that writes a part outputs the
+same rows whether it wrote the part now or found it finished.
 """

@@ -1,7 +1,7 @@
-"""Teaches Beam to move Arrow RecordBatches: every module with stages imports this.
+"""Registers a Beam coder for Arrow RecordBatches; modules with stages import this.
 
-Without a registered coder Beam falls back to pickle, silently and slowly, and a
-pickled slice drags its whole buffers along.
+Without a registered coder Beam silently uses pickle, which is slow, and a pickled slice
+includes its whole buffers.
 """
 
 import apache_beam as beam
@@ -12,7 +12,7 @@ class RecordBatchCoder(beam.coders.Coder):
     """Encodes a RecordBatch as one Arrow IPC stream."""
 
     def encode(self, value: pa.RecordBatch) -> bytes:
-        """Returns the IPC bytes of `value`; a slice is written as its own rows only."""
+        """Returns the IPC bytes of `value`; a slice is written without other rows."""
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, value.schema) as writer:
             writer.write_batch(value)

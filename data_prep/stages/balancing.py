@@ -1,4 +1,4 @@
-"""The last stage: balanced texts and their images become file shards."""
+"""The last stage: writes balanced texts and their images as file shards."""
 
 import json
 import os
@@ -39,7 +39,7 @@ class WriteShard(beam.DoFn):
         self._partitions, self._draws = partitions, dict(draws)
 
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Writes the shard if it is missing; yields what it holds and what was lost."""
+        """Writes the shard if it is missing; yields its counts and drops."""
         (partition,) = element["value"].to_pylist()
         part = parts.name(partition, self._partitions)
         matches = parts.read(f"{self._workdir}/matches", part)
@@ -53,7 +53,7 @@ class WriteShard(beam.DoFn):
             parts.name(partition, self._partitions, MOVED_SUFFIX),
         )
         texts = dedup.with_moved(matches, moved)
-        # What thinning dropped is dropped here too: the same draws, a smaller p.
+        # Drops what thinning dropped, too: the same draws, a smaller probability.
         kept, accepted = steps.draw(texts, **self._draws)
         balanced = dedup.by_kept_image(texts.filter(pa.array(kept)))
         left = images.filter(

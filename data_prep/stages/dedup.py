@@ -13,8 +13,8 @@ from data_prep import schema
 def sort_and_drop_repeats(table: pa.Table) -> pa.Table:
     """Returns the rows of a MATCHED table with unique (image_id, text), sorted.
 
-    Of equal pairs the one with the smallest text source and page URL stays, so
-    the result depends on the set of rows and not on their order.
+    Of equal pairs the one with the smallest text source and page URL is kept, so the
+    result does not depend on the order of rows.
     """
     order = ["image_id", "text", "text_source", "page_url", "stored_at"]
     table = table.sort_by([(k, "ascending") for k in order]).combine_chunks()
@@ -33,8 +33,8 @@ def repeated_images(images: pa.Table) -> pa.Table:
     """Returns the rows of an IMAGES table whose bytes belong to a smaller image_id.
 
     Only rows with status "ok" are compared, by sha256. The row with the smallest
-    image_id of each group is not returned: it stays, and the others name it in
-    `kept_as`. Their status is "repeated_image".
+    image_id of each group is kept and not returned; the others name it in `kept_as` and
+    have status "repeated_image".
     """
     ok = images.filter(pc.equal(images["status"], "ok")).sort_by(
         [("sha256", "ascending"), ("image_id", "ascending")]
@@ -45,7 +45,7 @@ def repeated_images(images: pa.Table) -> pa.Table:
     ids, digests = (ok[k].combine_chunks() for k in ("image_id", "sha256"))
     again = pc.equal(digests[1:], digests[:-1]).to_numpy(zero_copy_only=False)
     first = np.append(True, ~again)
-    # Of each row, the first row of its group.
+    # For each row, the first row of its group.
     start = np.maximum.accumulate(np.where(first, np.arange(len(first)), 0))
     columns = {
         "kept_as": ids.take(pa.array(start)),
@@ -67,8 +67,8 @@ def moved_texts(
       most: the most texts that an image takes over.
 
     Returns:
-      MOVED rows with unique (kept_as, text), none of them in `own`, sorted; of equal
-      ones that of the smallest image_id. And a Counter of what was dropped.
+      MOVED rows with unique (kept_as, text), none of them in `own`, sorted, those with
+      the smallest image_id; and a Counter of drops.
     """
     order = ["kept_as", "image_id", "text"]
     moved = moved.sort_by([(k, "ascending") for k in order])
@@ -95,8 +95,7 @@ def _pairs(rows: pa.Table, image: str) -> Iterator[tuple[str, str]]:
 def with_moved(own: pa.Table, moved: pa.Table) -> pa.Table:
     """Returns MATCHES rows of kept images and the texts they take over, as MOVED.
 
-    `image_id` still names the address that a text comes from: it is drawn as a text of
-    that one.
+    `image_id` is still that of the text's original image, whose key it is drawn with.
     """
     return pa.concat_tables([own.append_column("kept_as", own["image_id"]), moved])
 

@@ -21,14 +21,14 @@ from data_prep.stages import (
 from data_prep.stages.matches import by_partition
 
 Tagged = beam.pvalue.TaggedOutput
-MOVED_SUFFIX = "moved.parquet"  # of the names of parts with MOVED rows
+MOVED_SUFFIX = "moved.parquet"  # ends the names of parts with MOVED rows
 
 
 class Download(beam.DoFn):
-    """Partition -> IMAGES of the texts that thinning keeps, bytes beside them.
+    """Partition -> IMAGES of the texts that thinning keeps, and a file of their bytes.
 
-    A finished part is read, not fetched. But where too many of its downloads failed,
-    or with `retry_failed`, those that may succeed now are fetched again.
+    A finished part is read, not downloaded. But if too many of its downloads failed, or
+    with `retry_failed`, failed downloads that may succeed now are retried.
 
     `draws`, here and below, are keyword arguments of steps.draw.
     """
@@ -83,7 +83,7 @@ class Download(beam.DoFn):
     def _retry(self, part: str, blobs: tuple[str, str]) -> None:
         """Fetches failed images again; the blobs keep their positions.
 
-        So the new blobs go with the old table too, where a run ends between both.
+        So the new blobs fit the old table too, if a run ends between both writes.
         """
         downloads, _ = blobs
         images = parts.read(downloads, part)
@@ -94,7 +94,7 @@ class Download(beam.DoFn):
         ):
             return
         wanted = images.filter(failed).select(["image_id", "image_url", "texts"])
-        # What a source holds itself never fails in a way that may be better now.
+        # Without images in the source itself, where a retry cannot help.
         nowhere = pa.array([""] * wanted.num_rows, pa.string())
         wanted = wanted.append_column("stored_at", nowhere)
         kept = pc.max(images["position"]).as_py() + 1
@@ -139,8 +139,8 @@ def download_and_screen(
       blobs: folder and name of the file for the bytes of the images that pass.
       fetch: keyword arguments of download.fetch.
       screen: keyword arguments of screening.screen.
-      source: where the images come from; one that holds them is read, not downloaded.
-      kept: blobs that the file has already; the new ones come after them.
+      source: its spec; images that it holds are read, not downloaded.
+      kept: blobs that the file already has; new ones are appended.
       watch: called with the status of each download.
 
     Returns:
@@ -193,7 +193,7 @@ def _outcome_rows(found: Mapping[str, int]) -> pa.RecordBatch:
 
 
 def _image_flow(images: pa.Table) -> Iterator[pa.RecordBatch]:
-    """Flow of the download and of the screen: a lost image loses all its texts."""
+    """FLOW of download and screening: a dropped image drops all its texts."""
     entered = pc.sum(images["texts"]).as_py() or 0
     for stage in ("download", "screen"):
         here = pc.and_(
@@ -208,10 +208,10 @@ def _image_flow(images: pa.Table) -> Iterator[pa.RecordBatch]:
 
 
 class KeyByBytes(beam.DoFn):
-    """IMAGES -> (first digits of the sha256, IMAGES): equal images meet."""
+    """IMAGES -> (first digits of the sha256, IMAGES), to group equal images."""
 
     def process(self, images: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """Yields the rows of each group; lost images have no bytes and end here."""
+        """Yields the rows of each group; dropped images, without bytes, are omitted."""
         ok = images.filter(pc.equal(images["status"], "ok"))
         heads = pc.utf8_slice_codeunits(ok["sha256"], 0, 2)
         for head in sorted(pc.unique(heads).to_pylist()):
@@ -276,7 +276,7 @@ class WriteImages(beam.DoFn):
         matches = parts.read(f"{self._workdir}/matches", part)
         _, accepted = steps.draw(_texts_of(ok, matches), **self._draws)
         yield Tagged("accepted", accepted)
-        # Every partition with images writes its part of moved texts anew.
+        # Every partition with images rewrites its part of moved texts.
         yield partition, schema.one_batch(schema.MOVED.empty_table())
         if self._moves:
             texts = _texts_of(repeated, matches)
@@ -290,7 +290,7 @@ class WriteImages(beam.DoFn):
 
 
 def _dedup_flow(ok: pa.Table, repeated: pa.Table, *, moves: bool) -> pa.RecordBatch:
-    """What repeated images cost: their texts are moved, or lost."""
+    """FLOW of repeated images, whose texts are moved or dropped."""
     lost, left = (pc.sum(images["texts"]).as_py() or 0 for images in (repeated, ok))
     texts = drops.flow(
         "image_dedup",
@@ -314,7 +314,7 @@ def _texts_of(images: pa.Table, matches: pa.Table) -> pa.Table:
 
 
 class MergeTexts(beam.DoFn):
-    """(partition, MOVED batches) -> what its images take over from their repeats."""
+    """(partition, MOVED batches) -> texts that its images take over from repeats."""
 
     def __init__(
         self, workdir: str, partitions: int, *, draws: Mapping, most: int

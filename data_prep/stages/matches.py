@@ -35,10 +35,10 @@ def pieces(found: Sequence[str], size: int) -> list[pa.RecordBatch]:
 
 
 class MatchSources(beam.DoFn):
-    """Some files of the source -> a part of MATCHED sorted by image id, and its size.
+    """Some source files -> a part of MATCHED sorted by image id, and its size.
 
-    Elements have a row for each file: `part`, the same in all, and `path`. Nothing is
-    read for a part that is finished.
+    Elements have a row per file: `part`, the same in all rows, and `path`. The files of
+    a finished part are not read.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ def save_matchers(
 
 
 class _LazyMatchers(Mapping[str, Matcher | EveryText]):
-    """Code -> matcher, loaded when it is first asked for: a batch needs few of many."""
+    """Code -> matcher, loaded on first use: a batch needs few of many."""
 
     def __init__(self, paths: Mapping[str, str], engine: str) -> None:
         self._paths, self._engine = paths, engine
@@ -133,7 +133,7 @@ class _LazyMatchers(Mapping[str, Matcher | EveryText]):
 
 @cache
 def _matcher(path: str, engine: str) -> Matcher | EveryText:
-    """The tables at `path`, which never holds others: its name says which."""
+    """The matcher at `path`, whose name has the fingerprint of its content."""
     return Matcher.load(path, engine=engine) if path else EveryText()
 
 
@@ -151,13 +151,13 @@ def by_partition(
 
 @dataclass(frozen=True)
 class Gathering:
-    """Makes parts of MATCHES, one a partition, out of the MATCHED rows of all sources.
+    """Makes parts of MATCHES, one per partition, from the MATCHED rows of all sources.
 
     Attributes:
       matched: the folder of the parts of `MatchSources`.
-      matched_parts: how many there are.
-      folder: where the parts of MATCHES go.
-      partitions: how many of them.
+      matched_parts: number of those parts.
+      folder: for the parts of MATCHES.
+      partitions: number of parts of MATCHES.
       seed, rule: of steps.to_matches.
       sample_images: how many images of each partition are sampled.
     """
@@ -182,10 +182,10 @@ class Gathering:
     def finish(
         self, start: int, stop: int, batches: Iterable[pa.RecordBatch]
     ) -> Iterator[pa.RecordBatch]:
-        """Writes the parts that are not there yet.
+        """Writes the missing parts.
 
         Yields COUNTS of all texts and, tagged, of those that the rule draws ("drawn"),
-        a sample and the flow: the same where the parts were finished already.
+        a sample and the flow, also of parts that were already finished.
         """
         missing = [i for i in range(start, stop) if not self._exists(i)]
         rows: dict[int, list[pa.RecordBatch]] = {i: [] for i in missing}
@@ -206,7 +206,7 @@ class Gathering:
                 steps.sample(unique, images=self.sample_images, partition=partition),
             )
             counted.append(unique.drop_columns("image_id"))
-        # Once for all, since each time costs as much as there are entries.
+        # Once for all parts, since the cost is proportional to the number of entries.
         table = pa.concat_tables(counted)
         yield Tagged("drawn", steps.count(table.filter(table["drawn"])))
         yield steps.count(table)
@@ -238,12 +238,11 @@ def gather(
     """Adds the stages from the parts of the source to those of the partitions.
 
     Args:
-      pipeline: to which.
-      gathering: what they do.
-      ranges: of partitions, [start, stop): a worker reads the rows of one at a time out
-        of all parts of the source, so that none pass through the runner. None: the
-        runner groups the rows, and each is read once, however many parts there are.
-        That is for engines which keep on disk what they group.
+      pipeline: to add to.
+      gathering: the work of the stages.
+      ranges: of partitions, [start, stop): a worker reads the rows of one range at a
+        time from all parts of the source, so no rows pass through the runner. None: the
+        runner groups the rows, which are read once; for runners that group on disk.
 
     Returns:
       COUNTS of all texts (main), of those that the rule draws ("drawn"), "sample" and

@@ -1,4 +1,4 @@
-"""What became of all downloads of a run: judged, and taken back to be tried again."""
+"""Checks the downloads of a run for too many failures, and reopens them to retry."""
 
 import os
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ PART = "outcomes.parquet"  # images by status of their download
 
 
 def read(folder: str) -> dict[str, int]:
-    """Returns how many images came to each status of the download."""
+    """Returns the number of images by download status."""
     return {
         row["value"]: row["count"] for row in sums.read_sum(folder, PART).to_pylist()
     }
 
 
 def check(folder: str, max_failed_share: float) -> None:
-    """Raises RuntimeError where more than that share of the downloads failed."""
+    """Raises RuntimeError if more than that share of the downloads failed."""
     found = read(folder)
     if failures.too_many(found, max_failed_share):
         raise RuntimeError(
@@ -39,26 +39,26 @@ def check(folder: str, max_failed_share: float) -> None:
 def reopen(
     folder: str, output: str, *, name: str, partitions: int, inputs: Mapping[str, Any]
 ) -> None:
-    """Takes back what was made of the downloads, if some of them may succeed now.
+    """Reopens the images stage and the dataset, if failed downloads may succeed now.
 
-    A run that ends in the midst of it goes on with or without --retry_failed: shards
-    are removed before any download changes, and parts of downloads change whole.
+    A run that is killed meanwhile continues with or without --retry_failed: shards are
+    removed before any download changes, and parts of downloads change atomically.
 
     Args:
       folder: of the images stage.
       output: of the dataset, whose shards are removed.
       name: of the dataset.
       partitions: number of shards.
-      inputs: what both were made from, for `files.finished`.
+      inputs: what decides both, for `files.finished`.
 
-    Raises ValueError where one of the folders is another run's.
+    Raises ValueError if one of the folders belongs to another run.
     """
     if files.finished(folder, inputs) is not None:
         found = read(folder)
         if not failures.any_to_retry(found):
-            logging.info("no download failed in a way that may be better now")
+            logging.info("no download failed for a reason that may be temporary")
             return
-        logging.info("%s; trying them again", failures.describe(found))
+        logging.info("%s; retrying them", failures.describe(found))
     files.reopen(output, inputs)
     for i in range(partitions):
         shard = records.shard_name(name, i, partitions)

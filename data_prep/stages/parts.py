@@ -1,9 +1,9 @@
-"""Part files: what a piece of a stage leaves behind, as Parquet with its accounting.
+"""Part files: Parquet with the output of a piece of a stage and its FLOW rows.
 
 Partition i of n holds the images whose id falls into the i-th n-th of the id
-space. A file exists under its final name only when it is whole, and carries
-the FLOW rows of the stage that wrote it, so that a restarted run counts what a
-finished part lost without doing it again.
+space. A file gets its final name only when it is complete. It has the FLOW rows of the
+stage that wrote it, so that a restarted run counts the drops of a finished part without
+redoing it.
 """
 
 import json
@@ -22,7 +22,7 @@ from metaclip_jax import files
 _FLOW, _BYTES = b"flow", b"bytes"
 _ID_BYTES = 12  # of an image_id, written as 24 hexadecimal digits
 _RUN_BYTES = 64 << 20  # rows that are sorted in memory at a time
-# A range of ids is read in whole row groups: small ones waste little of each.
+# A range of ids is read in whole row groups, so small ones waste little.
 _GROUP_ROWS = 8_192
 
 
@@ -34,7 +34,7 @@ def name(partition: int, partitions: int, suffix: str = "parquet") -> str:
 def partition_of(image_ids: pa.StringArray, partitions: int) -> np.ndarray:
     """Returns int32[n], each row's partition: equal ranges of the image id.
 
-    Raises ValueError where an id is not 24 hexadecimal digits.
+    Raises ValueError if an id is not 24 hexadecimal digits.
     """
     data = bytes.fromhex("".join(image_ids.to_pylist()))
     if len(data) != _ID_BYTES * len(image_ids):
@@ -55,7 +55,7 @@ def first_id(partition: int, partitions: int) -> str:
 
 
 def write(folder: str, part: str, table: pa.Table, flow: pa.RecordBatch) -> None:
-    """Writes a part file: finished under a temporary name first, then named."""
+    """Writes a part file atomically: under a temporary name, then renamed."""
     table = table.replace_schema_metadata({_FLOW: json.dumps(flow.to_pylist())})
     with files.staged(files.path(folder) / part) as local:
         pq.write_table(table, local, compression="zstd")
@@ -70,15 +70,15 @@ def write_sorted(
     by: str,
     flow: Callable[[], pa.RecordBatch],
 ) -> None:
-    """Writes rows of any number as a part file of which `read_range` reads pieces.
+    """Writes any number of rows as a part file from which `read_range` reads ranges.
 
     Args:
       folder, part: where.
-      batches: rows of schema `of`, in any order; they are held some at a time.
+      batches: rows of schema `of`, in any order; not all are held in memory.
       of: their schema.
       by: the column by which they are sorted, of strings. A large part is several
         sorted runs, one after another.
-      flow: gives the FLOW rows, once all batches were taken.
+      flow: returns the FLOW rows, called after the last batch.
     """
     held: list[pa.RecordBatch] = []
     total = size = 0
@@ -167,7 +167,7 @@ def read_size(folder: str, part: str) -> int:
 def fill_empty(
     folder: str, partitions: int, of: pa.Schema, stage: str, suffix: str = "parquet"
 ) -> None:
-    """Writes the parts into which no image fell, so that every partition has one."""
+    """Writes empty parts for partitions without images."""
     there = {p.name for p in files.path(folder).iterdir()}
     flow = drops.flow(stage, entered=0, left=0, drops={})
     for i in range(partitions):
@@ -180,7 +180,7 @@ def fill_empty(
 def blob_writer(folder: str, part: str) -> Iterator[Callable[[bytes], int]]:
     """Gives a function that appends bytes to a blob file and returns their position.
 
-    The file gets its name when the block ends, and none where the block raises.
+    The file gets its name when the block ends, and none if the block raises.
     """
     with files.staged(files.path(folder) / part) as local:
         writer = array_record.ArrayRecordWriter(str(local), "group_size:1")

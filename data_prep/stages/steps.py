@@ -18,8 +18,8 @@ from metaclip_jax.data import balance, records
 
 Vectors = Mapping[str, np.ndarray]
 
-# Which texts are drawn for, and whether at all: every text by itself (MetaCLIP 1), one
-# text of each image (MetaCLIP 2), or none, which leaves balancing to the trainer.
+# Which texts are drawn: every text by itself (MetaCLIP 1), one text of each image
+# (MetaCLIP 2), or none, which leaves balancing to the trainer.
 RULES = ("v1", "v2", "online")
 
 
@@ -32,8 +32,8 @@ def match(
     """Matches CANDIDATES with the metadata of their language; returns MATCHED.
 
     With one metadata matching comes first, since it is several times faster than
-    language identification and drops half the texts; with several, a text's
-    language decides what it is matched with.
+    language identification and drops half the texts; with several, a text's language
+    decides its metadata.
     """
     drops: Counter = Counter()
     table = pa.Table.from_batches([candidates])
@@ -44,7 +44,7 @@ def match(
     else:
         table = _with_language(table, matchers, identify, drops)
         codes = table["metadata"]
-        # Only the matchers of languages that occur are asked for.
+        # Loads only the matchers of languages that occur.
         matched = [
             _match_with(
                 table.filter(pc.equal(codes, code)), code, matchers[code], drops
@@ -81,7 +81,7 @@ def _with_language(
     identify: language.LanguageIdentifier,
     drops: Counter,
 ) -> pa.Table:
-    """Sets `language`; sets `metadata` to its code, or drops rows that have none."""
+    """Sets `language` and `metadata`; drops rows whose language has no metadata."""
     languages = language.resolve(
         table["text"].to_pylist(),
         declared=table["language"].to_pylist(),
@@ -162,15 +162,15 @@ def to_matches(unique: pa.Table, *, seed: int, rule: str) -> pa.Table:
 def draw(
     matches: pa.Table, *, seed: int, keep_probability: Vectors
 ) -> tuple[np.ndarray, pa.RecordBatch]:
-    """Draws once for every match; a text stays if any of its matches is accepted.
+    """Draws once for every match; keeps a text if any of its matches is accepted.
 
     Args:
-      matches: MATCHES; of texts that are not `drawn` no match is accepted.
+      matches: MATCHES; texts that are not `drawn` have no accepted match.
       seed: of the draws: the same seed draws the same numbers for the same texts.
       keep_probability: f64[entries] for each metadata code.
 
     Returns:
-      bool[n], the texts that stay, and COUNTS of the accepted draws.
+      bool[n], the kept texts, and COUNTS of the accepted draws.
     """
     keys, drawn = (matches[name].to_numpy() for name in ("text_key", "drawn"))
     kept = np.zeros(matches.num_rows, bool)
@@ -187,8 +187,8 @@ def draw(
 def sample(matches: pa.Table, *, images: int, partition: int) -> pa.RecordBatch:
     """Returns SAMPLE: all texts of at most `images` images, chosen by hash.
 
-    The images with the smallest suffix of their id, which is a hash, are taken: its
-    prefix already determines the partition. `weight` is how many images of this
+    Takes the images with the smallest suffix of their id, a hash: its prefix already
+    determines the partition. `weight` is how many images of this
     partition each of them represents.
 
     Args:
@@ -225,11 +225,11 @@ def recount(
     pool: Vectors,
     drawn_counts: Vectors,
 ) -> dict[str, np.ndarray]:
-    """Returns the keep probabilities for what survived: as if nothing had been lost.
+    """Returns keep probabilities for the survivors that restore the expected draws.
 
-    An entry gets the accepted draws that the law promises of the pool: t times the
-    part of its matches that is drawn (all of them under v1). Says so where an entry
-    lost more than the slack allowed for: it ends below that.
+    An entry gets as many accepted draws as without losses: t times the share of its
+    matches that is drawn (all with v1). Logs entries that lost more than the slack and
+    so get fewer.
     """
     keep = {}
     for code in accepted:
@@ -250,17 +250,17 @@ def recount(
 
 
 def survivors(accepted: Vectors, thin: Vectors) -> dict[str, np.ndarray]:
-    """Estimates each entry's count in the pool as if only fetchable images were in it.
+    """Estimates each entry's count in a pool of only downloadable images.
 
-    Of the survivors only the accepted draws are a fair sample of an entry (texts
-    thinned for one entry bring their other matches along), so its count is
-    accepted draws / thinning probability: exact where nothing was thinned.
+    Only accepted draws are an unbiased sample of an entry's matches (a kept text brings
+    its other matches along), so the estimate is accepted draws / thinning probability;
+    exact if nothing was thinned.
     """
     return {code: accepted[code] / thin[code] for code in accepted}
 
 
 def text_probabilities(matches: pa.Table, keep_probability: Vectors) -> np.ndarray:
-    """Returns f64[n], the chance of each text to be kept if it is drawn."""
+    """Returns f64[n], the probability that each text is kept if it is drawn."""
     chance = np.zeros(matches.num_rows)
     for code, rows, offsets, entry_ids in _by_metadata(matches):
         p = balance.match_probabilities(keep_probability[code], entry_ids)

@@ -1,4 +1,4 @@
-"""The sums in which pipelines end."""
+"""Sums over a pipeline's output, as Parquet files."""
 
 from collections.abc import Iterable, Iterator
 
@@ -11,7 +11,7 @@ from data_prep.stages import (
     parts,
 )
 
-# In the order of the flow: the rows of the data card's funnel.
+# In pipeline order: the rows of the data card's funnel.
 TEXT_STAGES = (
     "parse",
     "match",
@@ -26,7 +26,7 @@ STAGES = ("read", *TEXT_STAGES)  # files and pages are read
 
 
 class SumCounts(beam.CombineFn):
-    """Sums the counts of all pieces of a pipeline: FLOW, COUNTS or TALLIES rows."""
+    """Sums the counts of FLOW, COUNTS or TALLIES rows over a pipeline."""
 
     def __init__(self, of: pa.Schema) -> None:
         self._schema = of
@@ -49,19 +49,19 @@ class SumCounts(beam.CombineFn):
 
 
 class WriteSum(beam.DoFn):
-    """Writes a pipeline's one summed RecordBatch where the driver reads it."""
+    """Writes a summed RecordBatch to a file that the driver reads."""
 
     def __init__(self, folder: str, part: str) -> None:
         self._folder, self._part = folder, part
 
     def process(self, total: pa.RecordBatch) -> None:
-        """Writes the Parquet file whole or not at all."""
+        """Writes the Parquet file atomically."""
         nothing = schema.one_batch(schema.FLOW.empty_table())
         parts.write(self._folder, self._part, pa.Table.from_batches([total]), nothing)
 
 
 def read_sum(folder: str, part: str) -> pa.RecordBatch:
-    """Returns what a pipeline summed up."""
+    """Returns the sums that a pipeline wrote."""
     return schema.one_batch(parts.read(folder, part))
 
 
@@ -70,8 +70,7 @@ def write_sum(
 ) -> beam.PCollection:
     """Sums `rows` of schema `of` into the Parquet file folder/part.
 
-    Raises TypeError where `rows` would not travel as Arrow: Beam falls back to
-    pickle without a word.
+    Raises TypeError if `rows` have no Arrow type: Beam would silently use pickle.
     """
     _check_element_type(rows, part)
     name = part.removesuffix(".parquet")
@@ -80,7 +79,7 @@ def write_sum(
 
 
 class KeyTogether(beam.DoFn):
-    """RecordBatch -> (0, RecordBatch): all rows meet in one place."""
+    """RecordBatch -> (0, RecordBatch), so that one worker gets all rows."""
 
     def process(self, rows: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yields the rows under the only key."""
@@ -95,7 +94,7 @@ class WriteAll(beam.DoFn):
         self._order = order
 
     def process(self, element: tuple[int, Iterable[pa.RecordBatch]]) -> None:
-        """Puts the batches in order of their first row's `order` column."""
+        """Writes the batches in the order of their first row's column `order`."""
         _, batches = element
         some = [batch for batch in batches if batch.num_rows]
         some.sort(key=lambda batch: batch[self._order][0].as_py())
@@ -109,8 +108,8 @@ def write_all(
 ) -> beam.PCollection:
     """Writes batches of schema `of` into the Parquet file folder/part.
 
-    They are put in the order of column `order`, of which each batch has one value. One
-    worker holds them all. Raises TypeError as `write_sum` does.
+    They are sorted by column `order`, of which each batch has one value. One worker
+    holds all of them. Raises TypeError as `write_sum` does.
     """
     _check_element_type(rows, part)
     name = part.removesuffix(".parquet")
@@ -120,10 +119,10 @@ def write_all(
 
 
 def funnel(workdir: str) -> list[dict]:
-    """What came into each stage, left it and was lost there, over a finished run."""
+    """Returns what entered, left and was dropped at each stage of a finished run."""
     folders = ("matched", "matches", "images", "balance")
     flows = [read_sum(f"{workdir}/{name}", "flow.parquet") for name in folders]
-    # Each stage has its row, also where nothing came to it.
+    # So that each stage has a row, also if nothing entered it.
     flows += [drops.flow(stage, entered=0, left=0, drops={}) for stage in TEXT_STAGES]
     return drops.funnel(schema.sum_counts(flows, schema.FLOW), STAGES)
 

@@ -17,7 +17,7 @@ def answer(headers=b"", status=b"200 OK", body=BODY):
 
 @contextmanager
 def serving(decide, *, context=None, asked=b"\r\n\r\n"):
-    """Serves what `decide` makes of the raw target: the bytes of an answer.
+    """Serves the bytes that `decide` returns for the raw request target.
 
     Or an iterable of its pieces, which are sent one by one; where it raises OSError,
     the connection is reset.

@@ -257,7 +257,7 @@ def test_v2_keeps_one_text_of_an_image(web, tmp_path):
 
 
 def test_t_is_chosen_after_an_explanation_and_online_keeps_all(web, tmp_path):
-    """Match, explain, go on: with the rule that leaves balancing to the trainer."""
+    """Match, explain, continue, with the rule that leaves balancing to the trainer."""
     folder, _ = web
     flags = curation(web, tmp_path, **{"config.balance.rule": "online"})
     run("data_prep.curate", "--stop_after=match", **flags)

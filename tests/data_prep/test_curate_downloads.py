@@ -39,7 +39,7 @@ ILL = {
 
 
 class Web:
-    """The images' server, of which some are ill; what it was asked for."""
+    """A server of images with some faulty answers, which counts requests."""
 
     def __init__(self):
         self.ill = {}

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTITIONS = 2
 
 # Loads everything once, then runs curation in forked children. A child kills itself
-# after its first file that is not in the list yet; the next one goes on. Arguments
+# after its first file that is not in the list yet; the next one continues. Arguments
 # after "+" are for every other child, the first one and the last one included.
 CHAIN = r"""
 import os, re, signal, sys
@@ -109,7 +109,7 @@ def curate(flags, place, *more, kills="", noted="", environment=None):
 
 
 def content(folder):
-    """The files below a folder by name, but for the order in which images arrived."""
+    """The files below a folder by name, without the order in which images arrived."""
     return {
         str(path.relative_to(folder)): without_arrival(path)
         for path in sorted(folder.rglob("*"))

@@ -220,7 +220,7 @@ def read(run):
 
 
 def without_source(record):
-    """The bytes of a record but for the names that its source has for things."""
+    """The bytes of a record, without the names that depend on its source."""
     nothing = ("",) * len(record.texts)
     return records.encode(
         dataclasses.replace(record, page_url="", text_sources=nothing)
@@ -229,7 +229,7 @@ def without_source(record):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The run of each kind of source, made when it is asked for."""
+    """The run of each kind of source, made on first use."""
     made = {}
     served = {path_of(i): body for i, body in enumerate(BODIES)}
 

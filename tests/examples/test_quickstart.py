@@ -315,7 +315,7 @@ def test_a_finished_site_is_left_alone_and_other_flags_are_refused(web):
         build(web, seed=7)
 
 
-# What stands on the pages
+# The content of the pages
 
 
 def test_the_site_has_the_mess_of_the_web(web):

@@ -35,8 +35,8 @@ def write_dataset() -> Callable[..., str]:
         def record(number: int) -> records.Record:
             pixels = rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)
             image = (images or {}).get(number, simplejpeg.encode_jpeg(pixels))
-            told = tuple(f"picture {number} told as {n}" for n in range(1 + number % 3))
-            told = (texts or {}).get(number, told)
+            made = tuple(f"picture {number} told as {n}" for n in range(1 + number % 3))
+            made = (texts or {}).get(number, made)
             url = f"http://images.example/{number}.jpg"
             return records.Record(
                 image=image,
@@ -46,12 +46,12 @@ def write_dataset() -> Callable[..., str]:
                 sha256="0" * 64,
                 width=50,
                 height=40,
-                texts=told,
-                text_sources=(text_sources * len(told))[: len(told)],
-                languages=("en",) * len(told),
-                metadata=("en",) * len(told),
+                texts=made,
+                text_sources=(text_sources * len(made))[: len(made)],
+                languages=("en",) * len(made),
+                metadata=("en",) * len(made),
                 entry_ids=np.zeros(0, np.int32),
-                entry_offsets=np.zeros(len(told) + 1, np.int64),
+                entry_offsets=np.zeros(len(made) + 1, np.int64),
             )
 
         bounds = [record_count * n // shard_count for n in range(shard_count + 1)]

@@ -129,7 +129,7 @@ def test_every_way_to_a_model_gives_the_same_tokens(
         assert again.tokenizer.clean_up == job.tokenizer.clean_up, kind
         for name, value in ids.items():
             assert getattr(again.architecture, name) == value, (kind, name)
-        # Training goes on from there, with the tokenizer that lies there.
+        # Training continues from there, with the tokenizer beside it.
         with config.unlocked():
             config.init_from = str(tmp_path / kind)
             config.tokenizer = str(tmp_path / kind / "tokenizer.json")

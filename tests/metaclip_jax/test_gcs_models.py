@@ -161,7 +161,7 @@ def test_commands_use_models_on_gs(used):
 
 
 def test_the_config_of_an_export_names_no_local_folder(tmp_path):
-    """Wherever it is written, and moved, its tokenizer lies beside it."""
+    """Its tokenizer is beside it wherever it is written or moved."""
     loaded = loading.load(make(tmp_path))
     convert.convert(loaded, "open_clip", str(tmp_path / "open_clip"))
     written = files.read_json(tmp_path / "open_clip" / "open_clip_config.json")

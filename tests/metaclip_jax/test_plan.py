@@ -108,25 +108,26 @@ def memory(lines):
     return float(words[0]), float(words[3])
 
 
-def gib(told):
-    return float(told.split()[0])
+def gib(shown):
+    return float(shown.split()[0])
 
 
 def test_what_does_not_fit_says_by_how_much():
     done = run("vit_b32_400m", "v5e:2x2")
     assert done.returncode == 1
-    told = read(done.stdout)["device memory"]
-    assert told.startswith("DOES NOT FIT: ")
-    wanted, there, too_much = (float(told.split()[n]) for n in (3, 6, 9))
+    shown = read(done.stdout)["device memory"]
+    assert shown.startswith("DOES NOT FIT: ")
+    wanted, there, too_much = (float(shown.split()[n]) for n in (3, 6, 9))
     assert there == 15.75
     assert too_much == pytest.approx(wanted - there, abs=0.011)
     # 151 million parameters and two moments of each, in f32, and 8,192 pairs.
-    told = read(done.stdout)
-    assert gib(told["arguments"]) == pytest.approx(1.7 + 1.15, abs=0.05)
-    least, temporaries = told["temporaries"].rsplit(" ", 2)[:2]
+    shown = read(done.stdout)
+    assert gib(shown["arguments"]) == pytest.approx(1.7 + 1.15, abs=0.05)
+    least, temporaries = shown["temporaries"].rsplit(" ", 2)[:2]
     assert least == "at least"
-    assert float(temporaries) == pytest.approx(wanted - gib(told["arguments"]), abs=0.1)
-    assert told["peak"].startswith("unknown")
+    arguments = gib(shown["arguments"])
+    assert float(temporaries) == pytest.approx(wanted - arguments, abs=0.1)
+    assert shown["peak"].startswith("unknown")
 
 
 def test_slices_split_the_batch_and_nothing_else():

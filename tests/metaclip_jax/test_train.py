@@ -75,7 +75,7 @@ def get_config():
 
 
 def record(index):
-    """A coloured bar; the text says which colour and where it stands."""
+    """A coloured bar; the text names its colour and position."""
     colour = list(COLOURS)[index % 3]
     place = index // 3 % 8
     pixels = np.full((32, 32, 3), 255, np.uint8)

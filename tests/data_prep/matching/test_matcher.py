@@ -413,7 +413,7 @@ def test_two_processes_share_the_memory_of_one_matcher(tmp_path):
     )
     resident, private = map(int, done.stdout.split())
     assert resident > 0.8 * here.table_bytes  # it did touch the tables
-    assert private < 0.02 * resident  # and has hardly a page of its own
+    assert private < 0.02 * resident  # and has hardly any private page
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ HOSTILE = [
 
 
 def jpeg(index: int, side: int = 96) -> bytes:
-    """A disc in a colour of its own on white."""
+    """A disc on white, in a different colour for each."""
     picture = Image.new("RGB", (side, side), "white")
     colour = tuple(60 + (index * step) % 160 for step in (37, 71, 113))
     ImageDraw.Draw(picture).ellipse((8, 8, side - 8, side - 8), fill=colour)

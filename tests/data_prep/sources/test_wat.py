@@ -1,4 +1,4 @@
-"""WAT files: the candidates are those of the pages but for what WAT files lack."""
+"""WAT files: they give the pages' candidates, except what WAT files lack."""
 
 import gzip
 import html.parser

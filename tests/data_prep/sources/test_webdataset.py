@@ -1,4 +1,4 @@
-"""Tars of strangers: no header ends a run, and none makes it go on for ever."""
+"""Untrusted tars: no header ends a run with an error, or makes it endless."""
 
 import io
 import json

@@ -44,6 +44,6 @@ def test_ranges_cover_the_partitions_and_fit_the_memory(partitions, gib, count):
     covered = [i for start, stop in found for i in range(start, stop)]
     assert covered == list(range(partitions))
     assert len(found) >= min(count, partitions)
-    # Three times the rows of a range, for each worker, but for a partition's rounding.
+    # Three times the rows of a range per worker, up to rounding to a partition.
     widest = max(stop - start for start, stop in found)
     assert (widest - 1) / partitions * 3 * gib * count <= 3.0

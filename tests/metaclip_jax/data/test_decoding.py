@@ -59,7 +59,7 @@ def triple(grey):
 
 
 def readers(data):
-    """What each program makes of a file."""
+    """Each program's result for a file."""
     whole = {"key": 1, "scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
     prepare = functools.partial(
         encoder.prepare_image, preprocess=images.Preprocess(SIDE), name="x"

@@ -148,7 +148,7 @@ def test_hosts_and_restarts_on_other_hosts_change_no_batch(folders, values):
     assert 2 * len(np.unique(seen)) < len(seen)  # several epochs
     for hosts in (2, 4):
         assert_same(read(folders, hosts=hosts, **values), straight)
-    # A run that is stopped twice and goes on with other hosts.
+    # A run that is stopped twice and continues with other hosts.
     stops = ((1, 0, 7), (4, 7, 15), (2, 15, 24))
     parts = [read(folders, hosts=h, start=a, stop=b, **values) for h, a, b in stops]
     assert_same([batch for part in parts for batch in part], straight)

@@ -25,7 +25,7 @@ def test_an_epoch_of_blocks_holds_each_record_once(n, size, window, seed, epoch)
 
 @given(n=st.integers(50, 5_000), size=st.integers(1, 60), window=st.integers(1, 20))
 def test_a_window_holds_whole_blocks(n, size, window):
-    """So what a batch needs of a block stands close together."""
+    """So a batch reads adjacent records of a block."""
     blocks = order.Blocks(size, window)
     found = order.shuffle(np.arange(n), n=n, seed=1, epoch=0, blocks=blocks) // size
     last_seen, first_seen = {}, {}

@@ -125,7 +125,7 @@ def other(tmp_path_factory, write_dataset):
 
 @pytest.fixture(params=["plain", "blocks", "mixture", "everything"])
 def values(request, dataset, other):
-    """What `batches` is asked for, besides the usual."""
+    """Arguments of `batches` besides the usual ones."""
     both = {"folders": (dataset, other), "weights": (3.0, 1.0)}
     blocks = {"blocks": order.Blocks(4, 3)}
     varied = {
@@ -330,7 +330,7 @@ def test_an_undecodable_image_is_replaced_and_counted(tmp_path, write_dataset, b
     lost = [(n.image_id, n.reason) for _ in again for n in again.losses.replaced]
     assert (bad, "not_an_image") in lost
     assert len(lost) == stream.replaced.total()
-    # The same record stands in on every host and after a restart.
+    # The same record replaces it on every host and after a restart.
     assert_same(found, list(batches(folder, total_steps=RECORDS // 16 + 1)))
 
 

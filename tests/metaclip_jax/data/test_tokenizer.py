@@ -241,7 +241,7 @@ def test_clip_merges_give_clip_ids(tmp_path):
     others = (f"{a} {b}" for a in letters for b in letters)
     others = [merge for merge in others if merge not in CLIP_MERGES]
     merges = [*CLIP_MERGES, *others][:48_894]
-    # The real file goes on after the merges that CLIP takes.
+    # The real file has more merges than CLIP uses.
     tok = tokenizer.load(
         write_clip_file(tmp_path, [*merges, "not used"]), family="clip"
     )

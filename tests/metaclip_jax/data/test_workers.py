@@ -95,7 +95,7 @@ def test_shared_memory_holds_no_more_than_was_said_and_nothing_afterwards(
     )
     row = 3 * size**2 + 4 * 12 + 44
     one = batch * row
-    # Made before any is asked for.
+    # Made before the first request.
     steady = 4 * count
     waiting.until(lambda: held(batch, size) >= (steady - 0.5) * one)
     most = held(batch, size)

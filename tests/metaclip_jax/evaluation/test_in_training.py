@@ -98,7 +98,7 @@ def test_training_and_the_command_give_the_same_numbers_of_tasks(
 def test_what_is_told_beside_a_task_s_number_has_a_metric_of_its_own(
     config, data_dir, tmp_path
 ):
-    """FMoW's is told as DataComp computes it, and as WILDS means it."""
+    """FMoW's is reported as DataComp computes it, and as WILDS defines it."""
     root = tmp_path / "wilds" / "fmow"
     pictures = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), np.uint8)
     samples = {}

@@ -1,4 +1,4 @@
-"""What the compiler makes of a split batch and split parameters."""
+"""How the compiler partitions a split batch and split parameters."""
 
 import dataclasses
 import math

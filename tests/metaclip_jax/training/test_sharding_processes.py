@@ -1,4 +1,4 @@
-"""Two real processes whose devices lie in the mesh as on real slices: interleaved."""
+"""Two processes whose devices are interleaved in the mesh, as on real slices."""
 
 import json
 import os
@@ -29,7 +29,7 @@ ROWS = {
         [0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 15],
     ),
 }
-# What each makes of a batch, in the order of the rows above.
+# The results of each process for a batch, in the order of the rows above.
 RUNS = {
     "data": (list(range(8)), list(range(8, 16))),
     "fsdp": (list(range(8)), list(range(8, 16))),
