@@ -22,6 +22,7 @@ from metaclip_jax import files
 Array = NDArray[Any]
 
 SINGLE = "model.safetensors"
+_OF_NUMPY = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 _INDEX_END = ".safetensors.index.json"
 # File names in a folder; the first that exists is read.
 _NAMES = (
@@ -174,8 +175,10 @@ def _open_safetensors(path: epath.Path) -> Any:
     """Opens a file. It stays mapped, so the local copy of a gs:// file may go."""
     try:
         with files.local_copy(path) as local:
-            # numpy has no bfloat16; JAX has.
-            return safe_open(local, framework="flax")
+            opened = safe_open(local, framework="numpy")
+            kinds = {opened.get_slice(name).get_dtype() for name in opened.keys()}
+            # JAX has bfloat16, too, but compiles a program for each shape.
+            return opened if kinds <= _OF_NUMPY else safe_open(local, framework="flax")
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}; {_AGAIN}") from error
 
