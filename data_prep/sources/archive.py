@@ -1,9 +1,9 @@
 """Reads the records of WARC and ARC files, also compressed, and survives damaged ones.
 
-Known libraries end a file at its first damaged or empty gzip member, or know header
-names in one case only. Here a file is a series of gzip members, of which those that
-begin with a record are places to go on from. A record is handed out when the checksum
-of its member has been checked, or when its successor has begun within the member.
+Other libraries stop at the first damaged or empty gzip member, or know header names in
+one case only. Here a file is a series of gzip members; after damage, reading continues
+at the next member that begins with a record. A record is returned once its member's
+checksum was verified, or once the next record has begun in the member.
 """
 
 import re
@@ -38,11 +38,11 @@ _NEXT_RECORD = re.compile(rb"\n(?=WARC/\d+\.\d+\r?\n|" + _ARC_LINE + rb")")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A response: its address, what the crawler took it for, and what the server sent.
+    """A response: its URL, the type that the crawler identified, and its bytes.
 
     Or a record of another kind, with its block.
 
-    `block` is cut off after as many bytes as the reader was asked for.
+    `block` is truncated to the reader's `max_block_bytes`.
     """
 
     url: str
@@ -52,35 +52,35 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class LostRecord:
-    """A damaged record, of whatever type; the file goes on after it."""
+    """A damaged record of any type; the file continues after it."""
 
 
 @dataclass(frozen=True, slots=True)
 class LostFile:
     """A file that could not be read to its end; comes last.
 
-    Reasons: empty_file, not_warc, corrupt_warc, truncated_warc. The record in which
-    the damage lies and all after it are lost with the file.
+    Reasons: empty_file, not_warc, corrupt_warc, truncated_warc. The damaged record
+    and all after it are lost.
     """
 
     reason: str
 
 
 class _DamageError(Exception):
-    """A record is not as it says; the file can be read on from where it is."""
+    """A record is malformed; reading can continue at the current position."""
 
 
 def read_records(
     file: BinaryIO, *, max_block_bytes: int, kind: bytes = b"response"
 ) -> Iterator[Record | LostRecord | LostFile]:
-    """Yields the records of a kind in their order, and what is lost of the file.
+    """Yields the records of a kind in file order, and what was lost of the file.
 
     Args:
       file: seekable.
       max_block_bytes: of a record; the rest is skipped.
       kind: the WARC-Type of the records; all of an ARC file are responses.
 
-    Raises OSError where the storage fails.
+    Raises OSError if the storage fails.
     """
     start = file.read(_MAX_HEAD)
     source: BinaryIO | _Zstd = file
@@ -110,7 +110,7 @@ def read_records(
                     yield record
             return
         except (_DamageError, zlib.error, EOFError) as damage:
-            # A damaged member may seem to go on to the end of the file.
+            # A damaged member may seem to extend to the end of the file.
             is_member_broken = not isinstance(damage, _DamageError)
             if not stream.go_on(is_member_broken=is_member_broken):
                 is_cut = isinstance(damage, EOFError)
@@ -188,14 +188,14 @@ class _Plain:
         return bool(block)
 
     def _next_member(self) -> bool:
-        """Goes on to the next gzip member; False at the end of the file."""
+        """Moves to the next gzip member; False at the end of the file."""
         return False
 
     def _begins_with_record(self) -> bool:
         return False
 
     def find_record(self) -> bool:
-        """Goes on to what is no line end; False at the end of the file."""
+        """Skips line ends; False at the end of the file."""
         while True:
             self.buffer = self.buffer.lstrip(b"\r\n")
             if self.buffer:
@@ -219,7 +219,7 @@ class _Plain:
                 return
 
     def take(self, size: int, limit: int) -> bytes:
-        """Reads over `size` bytes; returns them up to `limit`."""
+        """Reads `size` bytes; returns the first `limit` of them."""
         parts = []
         while size > len(self.buffer):
             parts.append(self.buffer[:limit])
@@ -238,7 +238,7 @@ class _Plain:
                 return
 
     def go_on(self, *, is_member_broken: bool) -> bool:
-        """Goes on to the next record after damage; False where there is none."""
+        """Moves to the next record after damage; False if there is none."""
         del is_member_broken
         while True:
             if found := _NEXT_RECORD.search(self.buffer):
@@ -316,7 +316,7 @@ class _Gzip(_Plain):
             raise _DamageError
 
     def go_on(self, *, is_member_broken: bool) -> bool:
-        """Goes on to the next record after damage; False where there is none.
+        """Moves to the next record after damage; False if there is none.
 
         In a broken member nothing can be trusted: the next one that holds a record is
         searched for in the compressed bytes.

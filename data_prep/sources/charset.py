@@ -1,7 +1,7 @@
-"""Turns the bytes of a page into what the HTML parser takes: UTF-8 bytes or text.
+"""Decodes the bytes of a page for the HTML parser: to UTF-8 bytes or text.
 
-Asked in this order, as browsers do: byte-order mark, HTTP header, <meta>, XML
-declaration. Where none declares a charset, a page that is UTF-8 but for a few wrong
+Sources of the charset in order, as in browsers: byte-order mark, HTTP header, <meta>,
+XML declaration. If none declares a charset, a page that is UTF-8 except for a few wrong
 bytes is UTF-8, and any other is windows-1252. Labels mean what the encoding standard
 (https://encoding.spec.whatwg.org) says, which is often more than Python's codec of
 that name knows.
@@ -91,7 +91,7 @@ _SET_HIGH_BIT = bytes(
 
 
 def to_parseable(html: bytes, content_type: str) -> bytes | str:
-    """Returns valid UTF-8 bytes where the page is that, else the decoded text.
+    """Returns the bytes of a page in valid UTF-8, or else the decoded text.
 
     Never fails: bytes that are wrong in the page's charset become U+FFFD.
     """
@@ -185,13 +185,13 @@ def _of_xml_declaration(html: bytes) -> str:
 
 
 def _standard_name(label: str) -> str:
-    """Returns the encoding standard's name of a label, "" where it has none."""
+    """Returns the encoding standard's name of a label, "" if unknown."""
     encoding = webencodings.lookup(label) if label.isascii() else None
     return encoding.name if encoding else ""
 
 
 def _mostly_utf8(html: bytes) -> bool:
-    """Says whether a page that is no valid UTF-8 is meant to be.
+    """Whether a page that is not valid UTF-8 is meant to be.
 
     In other charsets, few letters happen to form a character of UTF-8: with none in
     Western European texts, up to one for three wrong bytes in Thai and Chinese ones.

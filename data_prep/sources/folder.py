@@ -62,7 +62,7 @@ def read(folder: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
 
 
 def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
-    """Yields one image, a file of its own."""
+    """Yields the one image of a file."""
     for _ in positions:
         if files.size(path) > spec.max_image_bytes:
             yield "too_large", b""

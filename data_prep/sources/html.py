@@ -1,9 +1,9 @@
 """Finds the images of a page and the texts that the page gives them.
 
-The parser takes whatever a browser would, so malformed HTML is no error. Pages come
-from strangers: the size of the tree, texts per page, length of texts and of addresses
-are bounded, and what the bounds cut off is counted. No page ends a run: one that cannot
-be read, for whatever reason, is a LostPage.
+The parser accepts what browsers accept, so malformed HTML is no error. Pages are
+untrusted: the size of the tree, texts per page, and lengths of texts and URLs are
+bounded, and drops are counted. No page ends a run: one that cannot be read, for any
+reason, is a LostPage.
 """
 
 import itertools
@@ -40,7 +40,7 @@ _INLINE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class PageText:
-    """What a page says, for the metadata."""
+    """The visible text of a page, for building metadata."""
 
     title: str
     text: str  # one line per block of the page
@@ -59,7 +59,7 @@ def parse_page(
     max_tree_bytes: int,
     identify: language.LanguageIdentifier,
 ) -> tuple[list[texts.Row], Counter] | LostPage:
-    """Returns the rows of CANDIDATES of a page, and how many texts it lost by reason.
+    """Returns the CANDIDATES of a page, and its drops by reason.
 
     Every text attribute of every image is one text, empty ones too; an image without
     any counts as one empty text. So texts found = rows + drops.
@@ -99,7 +99,7 @@ def _read(
     *,
     unless_without: re.Pattern[bytes] | None = None,
 ) -> _Read | LostPage | None:
-    """Applies `read` to the page's tree; None where it lacks what is looked for.
+    """Applies `read` to the page's tree; None if the page has no such element.
 
     Reasons of a LostPage: tree_too_large (more than max_tree_bytes), tree_too_slow
     (nested deeper, or with more attributes in a tag, than the parser does in a second),
@@ -205,7 +205,7 @@ def _parse(
 
 
 def _said(tree: LexborHTMLParser, of_images: Sequence[str]) -> str:
-    """Returns the beginning of what a page says: title, text, texts of its images."""
+    """Returns the beginning of a page's text: title, text, texts of its images."""
     title = _title(tree)
     body = tree.body
     heading = [] if title is None else [title.text()]
@@ -264,7 +264,7 @@ def _figure_of(node: LexborNode) -> LexborNode | None:
 
 
 def _caption_text(caption: LexborNode, max_chars: int) -> str:
-    """Reads a caption, but not much more than may be used of it."""
+    """Reads a caption, up to little more than its usable length."""
     parts: list[str] = []
     chars = 0
     for seen, node in enumerate(caption.traverse(include_text=True)):
@@ -321,7 +321,7 @@ class _Nodes:
         self.language = self.language or meta_language
 
     def language_of(self, node: LexborNode) -> str:
-        """Returns the code of the nearest declaration, "" where there is none."""
+        """Returns the code of the nearest declaration, "" if there is none."""
         if not self._declared:
             return self.language
         passed = []

@@ -1,7 +1,7 @@
 """HTTP responses as crawlers store them: heads, media types, content codings.
 
-Crawlers keep what servers sent, but some undo a coding and leave its header. Servers
-misspell. What browsers make sense of is taken here, too.
+Crawlers store what servers sent, but some decode the body and keep the header of its
+coding. Servers misspell. What browsers accept is accepted here, too.
 """
 
 import io
@@ -106,15 +106,15 @@ def is_html(content_type: str, identified: str) -> bool | None:
 
 
 def looks_like_html(body: bytes) -> bool:
-    """Says whether a body of unknown type is HTML, as the MIME sniffing standard."""
+    """Whether a body of unknown type is HTML, by the MIME sniffing standard."""
     return _HTML_SIGN.match(body) is not None
 
 
 def decode(body: bytes, codings: Sequence[str], *, limit: int) -> bytes:
     """Undoes codings, the last one first, up to `limit` bytes.
 
-    A coding that the body does not have is passed over, as are codings that are none.
-    Of a body that breaks off or is damaged, what could be decoded is returned.
+    Skips a coding that the body does not have, and unknown codings. Of a truncated or
+    damaged body, returns what could be decoded.
 
     Raises ValueError where bytes are left that are neither text nor of those codings.
     """
@@ -134,7 +134,7 @@ def decode(body: bytes, codings: Sequence[str], *, limit: int) -> bytes:
 
 
 def _undo(coding: str, body: bytes, limit: int) -> bytes | None:
-    """Returns the decoded body, None where it is not of this coding."""
+    """Returns the decoded body, None if it is not in this coding."""
     if coding == "chunked":
         return _dechunked(body, limit)
     if coding in ("gzip", "x-gzip", "deflate"):

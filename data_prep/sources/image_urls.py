@@ -1,4 +1,4 @@
-"""Finds the address of an <img> among the many places where pages put it.
+"""Finds the URL of an <img> among the many attributes that pages use.
 
 Lazy loaders keep it in data-src and its like while `src` holds a spacer, so these come
 first; then `src`; then srcset and the <source>s of a <picture>.
@@ -33,9 +33,9 @@ _MAX_WIDTH = 1_600  # pixels; a wider srcset image only costs more to download
 
 
 def base_of(page_url: str, base_href: str | None) -> str:
-    """Returns the page's base: <base href> where it is http(s), else its own URL.
+    """Returns the page's base: <base href> if it is http(s), else its own URL.
 
-    "" where neither is an absolute URL.
+    "" if neither is an absolute URL.
     """
     if not base_href and _PLAIN.fullmatch(page_url):
         return page_url
@@ -173,7 +173,7 @@ def _place(base: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _joined(address: str, base: str) -> str:
-    """Makes an address absolute as browsers do, "" where that cannot be done."""
+    """Makes a URL absolute as browsers do, "" if that is impossible."""
     try:
         return ada_url.URL(address, base or None).href
     except ValueError:

@@ -1,4 +1,4 @@
-"""The kinds of sources, a row each: what the rest of curation knows of them.
+"""The kinds of sources: a table with one row per format.
 
 A new format is a module with a `read` and a row of KINDS.
 """
@@ -84,7 +84,7 @@ KINDS = {
 
 
 def spec_of(config: ConfigDict) -> Spec:
-    """Takes the keys that sources need out of a config of `curate`."""
+    """Returns the options of sources from a config of `curate`."""
     source, kind = config.source.to_dict(), KINDS[config.source.kind]
     paths = source.pop("paths") or ""
     given = source["text_columns"]
@@ -128,7 +128,10 @@ def find(paths: str, spec: Spec) -> list[str]:
         found.remove(path)
         found += _listed(path)
     if not found:
-        raise ValueError(f"config.source.paths={paths!r} matches no file")
+        raise ValueError(
+            "config.source.paths: wanted files, got none for "
+            f"{paths!r}; correct the path"
+        )
     found = sorted(dict.fromkeys(found))
     kind.check(found[0], spec)
     return found
@@ -148,7 +151,7 @@ def _listed(path: str) -> list[str]:
 
 
 def describe(found: Sequence[str], spec: Spec) -> list[tuple[str, int]]:
-    """Returns name and size of each file: what a finished folder is known by."""
+    """Returns name and size of each file, which identify a finished folder's inputs."""
     size = KINDS[spec.kind].size
     return [(os.path.basename(path), size(path)) for path in found]
 

@@ -1,4 +1,4 @@
-"""From the web pages of an archive to batches of candidates."""
+"""Reads the web pages of an archive to batches of candidates."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""From pairs of images and texts, of whatever format, to candidates."""
+"""Converts pairs of images and texts, of any format, to candidates."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -73,7 +73,7 @@ def _list(fields: Mapping[str, Any], column: str) -> list[Any]:
 
 
 def _string(value: Any) -> str:
-    """Returns a value as text: of damaged UTF-8 what can be read of it."""
+    """Returns a value as text; damaged UTF-8 with replacement characters."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return "" if value is None else str(value)

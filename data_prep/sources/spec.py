@@ -1,4 +1,4 @@
-"""What a source is to read, and what it counts as it reads."""
+"""The options of a source, and its counts."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -33,9 +33,9 @@ class Spec:
     root: str = ""  # the folder of all files, with its slash
 
     def name_of(self, path: str) -> str:
-        """Returns what stands for an address in the place of a file's path.
+        """Returns the URL-like name of a file, used in place of an image URL.
 
-        It is the same wherever the folder of all files lies.
+        It does not depend on the location of the source's folder.
         """
         return f"source:{path.removeprefix(self.root)}"
 

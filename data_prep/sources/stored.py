@@ -1,4 +1,4 @@
-"""The bytes of images that a source holds itself.
+"""Reads images whose bytes are in the source itself.
 
 Its reader gives each image a reference to them, and no text of a page or a table can
 become one: sources of pages make none, and no reference is looked at in their runs.
@@ -17,7 +17,7 @@ _SEPARATOR = "@"
 
 
 def reference(path: str, position: str = "") -> str:
-    """Returns where an image is: a file, and a position of which that file's kind."""
+    """Returns a reference to an image: a file, and a position in it."""
     return f"{position}{_SEPARATOR}{path}"
 
 

@@ -89,13 +89,13 @@ def _image(value: Any, spec: Spec) -> tuple[str, bytes]:
 
 
 def check(path: str, spec: Spec) -> None:
-    """Raises ValueError where a file has not the columns that are asked for."""
+    """Raises ValueError if a file lacks a wanted column."""
     for _ in rows(path, spec, Reading()):
         return
 
 
 def check_with_images(path: str, spec: Spec) -> None:
-    """Raises ValueError where a file is no Parquet or has not the columns."""
+    """Raises ValueError if a file is not Parquet or lacks a wanted column."""
     if not path.lower().endswith(".parquet"):
         raise ValueError(f"config.source.paths: wanted a .parquet file, got {path}")
     check(path, dataclasses.replace(spec, extra=(spec.image_column,)))

@@ -1,7 +1,7 @@
 """Reads WAT files, Common Crawl's list of the links of each page.
 
 They hold each <img> with src, alt and title as they are written, <base> and <meta>. So
-their candidates are those of the WARC files but for what is not in them: srcset and
+their candidates are those of the WARC files except what WAT files lack: srcset and
 lazy addresses (an image without src is not listed, one with a placeholder in src has
 that address), data-image-title, captions, declared languages other than that of a
 <meta>, and the page's text, by which its language is identified. Also, images in

@@ -92,7 +92,7 @@ def _pairs(path: str, spec: Spec, reading: Reading) -> Iterator[pairs.Pair]:
 def _samples(
     file: BinaryIO, size: int, reading: Reading
 ) -> Iterator[tuple[str, list[_Member]]]:
-    """Yields (key, members) of each sample; they lie side by side in a tar."""
+    """Yields (key, members) of each sample, whose members are adjacent in a tar."""
     key, members = "", list[_Member]()
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
