@@ -158,4 +158,11 @@ def attribute(written: str | None) -> str | None:
 def _character(found: re.Match[str]) -> str:
     number, name = found.groups()
     # A name without its semicolon counts only where no letter follows, and no "=".
-    return unescape(found[0]) if number or name in html5 else found[0]
+    if not number and name not in html5:
+        return found[0]
+    # Python drops the numbers of control characters, which browsers keep.
+    return unescape(found[0]) or _code_point(found[0].strip("&#;"))
+
+
+def _code_point(digits: str) -> str:
+    return chr(int(digits[1:], 16) if digits[0] in "xX" else int(digits))

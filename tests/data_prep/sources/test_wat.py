@@ -159,6 +159,7 @@ def test_what_is_lost_is_counted(tmp_path):
         ("&notit;", "&notit;"),
         ("&#65=&#x42;", "A=B"),
         ("&;&#;&#x;&", "&;&#;&#x;&"),
+        ("&#1;&#xb&#x80;", "\x01\x0b€"),
         (None, None),
     ],
 )
