@@ -102,9 +102,13 @@ def test_values_that_do_not_go_together_are_refused(program, changes, message):
     [
         ("name", "../x", "config.name: wanted a letter a to z"),
         ("balance.slack", 0.5, "config.balance.slack: wanted a number of at least 1"),
-        ("download.host_map", "a=1.2.3.4:99999", "host_map: a=1.2.3.4:99999"),
-        ("download.host_map", "a=b.example:80", "host_map: a=b.example:80"),
-        ("language.identifier", "no.such:thing", "config.language.identifier="),
+        ("download.host_map", "a=1.2.3.4:99999", "host_map: .* got a=1.2.3.4:99999"),
+        ("download.host_map", "a=b.example:80", "host_map: .* got a=b.example:80"),
+        (
+            "language.identifier",
+            "no.such:thing",
+            "config.language.identifier: wanted .* got .no.such:thing",
+        ),
     ],
 )
 def test_a_plan_refuses_what_the_stages_would_trip_over(tmp_path, key, value, message):

@@ -364,7 +364,7 @@ def check_mutations(count, seed):
     files, statuses = list(originals()), collections.Counter()
     for number in range(count):
         data = mutated(files[number % len(files)], rng)
-        found = curation.inspect(
+        found = curation.screen(
             data, min_side=8, max_side=512, max_aspect=10, max_pixels=1 << 20
         )
         statuses[found.status] += 1
