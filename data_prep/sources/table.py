@@ -4,13 +4,14 @@ As LAION, COYO and DataComp publish them, or of your own. Columns go by their na
 a column of several texts may be a list. A row that cannot be read is counted.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from metaclip_jax import files
 from metaclip_jax.cli import ranges
 
 _BATCH_ROWS = 8_192
-_CSV_BLOCK = 1 << 24  # bytes read at a time; the longest row
+_BLOCK = 1 << 24  # bytes read at a time; the longest row
+_BUFFER = 1 << 17  # bytes
 _COMPRESSION = r"(\.gz|\.bz2|\.zst)?"
 
 # Values of the wanted columns, of some rows.
@@ -65,18 +67,37 @@ def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
 
     Their column has bytes, or as on the Hugging Face hub `bytes` and `path`.
     """
-    with files.local_copy(path) as local, pq.ParquetFile(local) as parquet:
-        sizes = [
-            parquet.metadata.row_group(i).num_rows
-            for i in range(parquet.num_row_groups)
-        ]
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        wanted = np.array(positions, np.int64)
+    wanted = np.array(positions, np.int64)
+    with contextlib.ExitStack() as stack:
+        local = stack.enter_context(files.local_copy(path))
+        try:
+            parquet = stack.enter_context(pq.ParquetFile(local))
+            count, sizes = parquet.num_row_groups, []
+            for i in range(count):
+                sizes.append(parquet.metadata.row_group(i).num_rows)
+        except (pa.ArrowException, OSError) as error:
+            _raise_if_of_storage(error)
+            yield from [("damaged_file", b"")] * len(positions)
+            return
+        starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         groups = np.searchsorted(starts, wanted, side="right") - 1
         for group in np.unique(groups).tolist():  # positions ascend, and so groups do
-            column = parquet.read_row_group(group, columns=[spec.image_column])[0]
-            for row in (wanted[groups == group] - starts[group]).tolist():
+            rows = (wanted[groups == group] - starts[group]).tolist()
+            try:
+                column = parquet.read_row_group(group, columns=[spec.image_column])[0]
+                column.validate(full=True)
+            except (pa.ArrowException, OSError, LookupError) as error:
+                _raise_if_of_storage(error)
+                yield from [("damaged_file", b"")] * len(rows)
+                continue
+            for row in rows:
                 yield _image(column[row].as_py(), spec)
+
+
+def _raise_if_of_storage(error: Exception) -> None:
+    """Raises an error again unless it is about what is stored."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
 
 
 def _image(value: Any, spec: Spec) -> tuple[str, bytes]:
@@ -120,9 +141,8 @@ def rows(path: str, spec: Spec, reading: Reading) -> Iterator[dict[str, Any]]:
             names = list(columns)
             for row in zip(*columns.values(), strict=True):
                 yield dict(zip(names, row, strict=True))
-    except (pa.ArrowException, EOFError, UnicodeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the storage, not what is stored
+    except (pa.ArrowException, csv.Error, EOFError, UnicodeError, OSError) as error:
+        _raise_if_of_storage(error)
         reading.lost_files["damaged_table"] += 1
 
 
@@ -171,7 +191,11 @@ def _read_parquet(path: str, spec: Spec, _: Reading) -> Iterator[_Columns]:
             wanted = _wanted(path, parquet.schema_arrow.names, spec)
             for batch in parquet.iter_batches(_BATCH_ROWS, columns=wanted):
                 batch.validate(full=True)  # else a damaged text fails where it is used
-                yield batch.to_pydict()
+                try:
+                    columns = batch.to_pydict()
+                except (ArithmeticError, LookupError, ValueError) as error:
+                    raise EOFError from error  # a date or time that Python has not
+                yield columns
 
 
 def _read_csv(path: str, spec: Spec, reading: Reading) -> Iterator[_Columns]:
@@ -186,7 +210,7 @@ def _read_csv(path: str, spec: Spec, reading: Reading) -> Iterator[_Columns]:
             reader = pa_csv.open_csv(
                 stream,
                 read_options=pa_csv.ReadOptions(
-                    column_names=spec.header or None, block_size=_CSV_BLOCK
+                    column_names=spec.header or None, block_size=_BLOCK
                 ),
                 parse_options=pa_csv.ParseOptions(
                     delimiter=delimiter,
@@ -206,8 +230,8 @@ def _read_csv(path: str, spec: Spec, reading: Reading) -> Iterator[_Columns]:
 def _head(local: Path, delimiter: str) -> list[str]:
     """Returns the names in the first line of a CSV file."""
     with pa.input_stream(str(local)) as stream:
-        text = io.TextIOWrapper(stream, "utf-8-sig", "replace", newline="")
-        names = next(csv.reader(text, delimiter=delimiter), [])
+        start = stream.read(_BLOCK).decode("utf-8-sig", "replace")
+    names = next(csv.reader(io.StringIO(start, newline=""), delimiter=delimiter), [])
     if not names:
         raise EOFError
     return names
@@ -215,13 +239,36 @@ def _head(local: Path, delimiter: str) -> list[str]:
 
 def _read_json_lines(path: str, spec: Spec, reading: Reading) -> Iterator[_Columns]:
     with files.local_copy(path) as local, pa.input_stream(str(local)) as stream:
-        lines = io.BufferedReader(stream)
         wanted: list[str] = []
-        while some := list(islice(lines, _BATCH_ROWS)):
+        for some in _lines(stream, reading):
             rows = list(_json_rows(some, reading))
             if rows and not wanted:  # a row may lack some of them
                 wanted = _wanted(path, list(dict.fromkeys(chain(*rows))), spec)
             yield {name: [row.get(name) for row in rows] for name in wanted}
+
+
+def _lines(stream: io.RawIOBase, reading: Reading) -> Iterator[list[bytes]]:
+    """Yields the lines of a stream, some at a time.
+
+    A line of more than a block is skipped as a bad row: a small compressed file can
+    have one that fills the memory.
+    """
+    file = io.BufferedReader(stream, _BUFFER)
+    some: list[bytes] = []
+    room = _BLOCK
+    while line := file.readline(_BLOCK):
+        if len(line) == _BLOCK and not line.endswith(b"\n"):
+            while (rest := file.readline(_BLOCK)) and not rest.endswith(b"\n"):
+                pass
+            reading.lost_items["bad_row"] += 1
+            continue
+        some.append(line)
+        room -= len(line)
+        if len(some) == _BATCH_ROWS or room <= 0:
+            yield some
+            some, room = [], _BLOCK
+    if some:
+        yield some
 
 
 def _json_rows(lines: Sequence[bytes], reading: Reading) -> Iterator[dict[str, Any]]:

@@ -1,9 +1,11 @@
 """Tables of pairs: each format gives the same candidates, and no row vanishes."""
 
+import contextlib
 import csv
 import gzip
 import io
 import json
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -179,3 +181,79 @@ def test_a_file_that_breaks_off_is_counted_and_ends_no_run(tmp_path, name, cut):
     found, flow = read(tmp_path / name, spec())
     assert flow["read", "files", "damaged_table" if cut else "empty_file"] == 1
     assert flow["parse", "texts", drops.OUT] == found.num_rows < 20_000
+
+
+@pytest.mark.parametrize("filling", [b"x", b" "])
+def test_a_compressed_line_that_would_fill_the_memory_is_a_bad_row(tmp_path, filling):
+    good = as_json_lines(ROWS[:1])
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb", 1) as file:
+        file.write(good + b'{"URL": "')
+        for _ in range(40):
+            file.write(filling * (1 << 20))
+        file.write(b"\n" + good)
+    with held_memory() as peak:
+        found, flow = read(tmp_path / "a.jsonl.gz", spec())
+    assert found.num_rows == 2 and flow["read", "rows", "bad_row"] == 1
+    assert peak() < 100 << 20
+
+
+@contextlib.contextmanager
+def held_memory():
+    """Gives the most bytes that Python has held since the block began."""
+    tracemalloc.start()
+    try:
+        yield lambda: tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("head", [b"x" * 200_000, b'"' + b"x\n" * 200_000 + b'"'])
+def test_a_head_that_is_no_head_is_a_damaged_table(tmp_path, head):
+    (tmp_path / "a.csv").write_bytes(head + b",URL,TEXT,LANGUAGE\n")
+    found, flow = read(tmp_path / "a.csv", spec())
+    assert not found.num_rows and flow["read", "files", "damaged_table"] == 1
+
+
+TIMES = [
+    pa.array([2**62], pa.timestamp("us")),
+    pa.array([1], pa.timestamp("us", "Mars/Olympus")),
+]
+
+
+@pytest.mark.parametrize("values", TIMES)
+def test_a_column_of_impossible_times_is_a_damaged_table(tmp_path, values):
+    columns = {"URL": ["https://a.example/1.jpg"], "TEXT": values, "LANGUAGE": [""]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    found, flow = read(tmp_path / "a.parquet", spec())
+    assert not found.num_rows and flow["read", "files", "damaged_table"] == 1
+
+
+def test_damaged_row_groups_lose_their_own_images(tmp_path):
+    path = tmp_path / "a.parquet"
+    rows = [{"text": f"cat {i}", "image": b"%d" % i * 400} for i in range(12)]
+    pq.write_table(
+        pa.Table.from_pylist(rows), path, row_group_size=4, use_dictionary=False
+    )
+    wanted = spec(
+        **{
+            "source.kind": "parquet",
+            "source.url_column": "",
+            "source.text_columns": (),
+            "source.language_column": "",
+        }
+    )
+    column = pq.read_metadata(path).row_group(1).column(1)
+    data = bytearray(path.read_bytes())
+    data[column.data_page_offset : column.data_page_offset + 20] = b"\xff" * 20
+    path.write_bytes(data)
+    found, _ = read(path, wanted)
+    references = found["stored_at"].to_pylist()
+    assert len(references) == 12
+    statuses = [status for _, status, _ in kinds.images(references, wanted)]
+    assert statuses == ["ok"] * 4 + ["damaged_file"] * 4 + ["ok"] * 4
+    pq.write_table(pa.table({"text": ["cat"]}), path)  # another file in its place
+    statuses = {status for _, status, _ in kinds.images(references, wanted)}
+    assert statuses == {"damaged_file"}
+    path.write_bytes(b"no Parquet")
+    statuses = [status for _, status, _ in kinds.images(references, wanted)]
+    assert statuses == ["damaged_file"] * 12
