@@ -69,7 +69,7 @@ def _list(folder: str) -> list[tuple[str, bool]]:
     try:
         if files.is_local(folder):
             with os.scandir(folder or ".") as entries:
-                return [(entry.name, entry.is_dir()) for entry in entries]
+                return [(entry.name, _is_folder(entry)) for entry in entries]
         import fsspec  # a slow import
 
         files.path(folder)  # configures gs://
@@ -83,6 +83,13 @@ def _list(folder: str) -> list[tuple[str, bool]]:
         for one in objects
         if one["name"].rstrip("/") != place  # the folder's own placeholder object
     ]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself
+        return False
 
 
 def _is_link(name: str) -> bool:

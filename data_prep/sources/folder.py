@@ -5,6 +5,7 @@ the Hugging Face hub's image folders have it. It covers the folders below its ow
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from data_prep.sources import pairs, stored, table
 from data_prep.sources.spec import Reading, Spec
-from data_prep.sources.webdataset import IMAGES
+from data_prep.sources.webdataset import IMAGES, MAX_TEXT
 from metaclip_jax import files, patterns
 
 _IMAGE = re.compile(rf"(.*)\.({'|'.join(IMAGES)})", re.S | re.I)
@@ -39,7 +40,8 @@ def find(root: str) -> list[str]:
 
 def size(folder: str) -> int:
     """Returns the bytes of a folder's own files."""
-    return sum(files.size(path) for path in patterns.find(f"{folder}/*"))
+    paths = patterns.find(f"{folder}/*")
+    return sum(files.size(path) for path in paths if _is_file(path))
 
 
 def read(folder: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
@@ -47,7 +49,7 @@ def read(folder: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
 
     A text column is the extension of the files beside the pictures, or a column of the
     file of captions. Lost items: no_image (a text or row without picture), bad_name
-    (one that leads out of the folder), bad_row.
+    (one that leads out of the folder or is not UTF-8), bad_row.
 
     Raises OSError where the storage fails.
     """
@@ -64,7 +66,9 @@ def read(folder: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
 def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
     """Yields the one image of a file."""
     for _ in positions:
-        if files.size(path) > spec.max_image_bytes:
+        if not _is_file(path):
+            yield "missing_file", b""
+        elif files.size(path) > spec.max_image_bytes:
             yield "too_large", b""
         else:
             yield stored.OK, files.path(path).read_bytes()
@@ -81,11 +85,35 @@ def _of_files(
             beside.setdefault(stem, {})[extension] = path
     reading.lost_items["no_image"] += len(beside.keys() - pictures.keys())
     for stem, path in pictures.items():
+        if not _is_utf8(path):
+            reading.lost_items["bad_name"] += 1
+            continue
         texts = {
-            extension: files.path(text).read_bytes()
+            extension: _content(text)
             for extension, text in beside.get(stem, {}).items()
+            if _is_file(text)
         }
         yield _pair(path, texts, spec)
+
+
+def _content(path: str) -> bytes:
+    with files.path(path).open("rb") as file:
+        return file.read(MAX_TEXT)
+
+
+def _is_file(path: str) -> bool:
+    """Says whether a path leads to a file, not to a folder, pipe, device or nothing.
+
+    On Google Cloud Storage all that is listed is a file.
+    """
+    return not files.is_local(path) or os.path.isfile(path)
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        return bool(path.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _of_captions(
@@ -102,12 +130,19 @@ def _of_captions(
         name = row[_FILE_NAME]
         name = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
         inside = PurePosixPath(str(name or "/"))
-        if inside.is_absolute() or ".." in inside.parts or "\0" in str(name):
+        is_outside = inside.is_absolute() or ".." in inside.parts
+        if is_outside or "\0" in str(name) or not _is_utf8(str(name)):
             reading.lost_items["bad_name"] += 1
-        elif not files.path(f"{folder}/{inside}").exists():
+        elif not _exists(f"{folder}/{inside}"):
             reading.lost_items["no_image"] += 1
         else:
             yield _pair(f"{folder}/{inside}", row, spec)
+
+
+def _exists(path: str) -> bool:
+    if files.is_local(path):
+        return os.path.isfile(path)
+    return files.path(path).exists() and not files.path(path).is_dir()
 
 
 def _pair(path: str, fields: Mapping[str, Any], spec: Spec) -> pairs.Pair:

@@ -20,7 +20,7 @@ IMAGES = ("jpg", "jpeg", "png", "webp", "avif", "gif", "bmp")
 
 _NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.S)
 _END = b"\0" * tarfile.BLOCKSIZE  # a tar without it may have been cut off
-_MAX_TEXT = 1 << 24  # bytes of a text or of facts; no sample of ours has more
+MAX_TEXT = 1 << 24  # bytes of a text or of facts; no sample of ours has more
 _Member = tuple[str, tarfile.TarInfo]  # extension, member
 
 
@@ -154,4 +154,4 @@ class _Fields(Mapping[str, Any]):
 
 def _content(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
     file.seek(member.offset_data)
-    return file.read(min(member.size, _MAX_TEXT))
+    return file.read(min(member.size, MAX_TEXT))
