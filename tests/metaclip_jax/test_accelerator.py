@@ -79,4 +79,4 @@ def test_without_an_accelerator_it_says_so_and_writes_nothing(tmp_path):
 def test_models_without_batches_and_unknown_ones_are_refused(models):
     done = run(f"--models={models}")
     assert done.returncode != 0
-    assert f"got '{models}'" in done.stdout + done.stderr
+    assert f"got \"['{models}']\"" in done.stderr
