@@ -188,6 +188,7 @@ def test_a_second_run_makes_nothing_again(quickstart, finished):
     assert changed == set()
 
 
+@pytest.mark.slow
 def test_two_fresh_runs_agree_to_the_byte(quickstart, finished, tmp_path):
     workdir, _ = finished
     quickstart(tmp_path / "again")

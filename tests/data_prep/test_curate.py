@@ -212,6 +212,7 @@ def test_retried_bundles_change_no_byte_and_no_count(web, curated, tmp_path):
     assert dataset_bytes(tmp_path) == dataset_bytes(curated)
 
 
+@pytest.mark.slow
 def test_a_portable_job_service_writes_the_same_bytes(web, curated, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -172,6 +172,7 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, several, alone):
         assert rows[-1][key] == alone[-1][key]
 
 
+@pytest.mark.slow
 def test_a_run_of_one_process_goes_on_with_two(folder, alone):
     moved = folder / "moved_alone"
     shutil.copytree(folder / "alone", moved)
@@ -271,6 +272,7 @@ def test_a_process_that_fails_alone_ends_all(folder, members):
         waiting.until(functools.partial(is_gone, process))
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_saves_leaves_nothing_behind_and_goes_on(folder, alone):
     """No process, no broken checkpoint; the losses are those of a run left alone."""
     flags = ("--config.checkpoint_every_steps=1", "--config.data.worker_count=2")
@@ -293,6 +295,7 @@ def test_a_run_killed_while_it_saves_leaves_nothing_behind_and_goes_on(folder, a
     assert not unfinished()
 
 
+@pytest.mark.slow
 def test_several_processes_start_from_the_parameters_of_another_run(folder, alone):
     """From step 10 of a run: the first loss is that of its step 11 on other data."""
     flags = (f"--config.init_from={folder / 'alone'}", "--config.total_steps=1")

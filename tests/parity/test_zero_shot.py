@@ -83,7 +83,9 @@ def opened(request, exported):
     return open_clip.create_model(name).eval(), open_clip.get_tokenizer(name)
 
 
-@pytest.mark.parametrize("data", SETS)
+@pytest.mark.parametrize(
+    "data", ["held_out", pytest.param("fashion_mnist", marks=pytest.mark.slow)]
+)
 def test_the_same_answer_for_every_image(data, opened, exported):
     workdir, folder = exported
     shown = SETS[data](workdir)
