@@ -6,10 +6,11 @@ from sklearn import datasets
 
 from metaclip_jax import config as keys
 from metaclip_jax import metric_rows, train
+from metaclip_jax.data import workers
 from metaclip_jax.data.tokenizer import train as train_tokenizer
 from metaclip_jax.evaluation import in_training, suite, tasks
 from metaclip_jax.inference import model as inference
-from metaclip_jax.training import feed
+from metaclip_jax.training.job import new_state, prepare
 from tests import image_layouts
 
 COUNT = 60
@@ -56,7 +57,7 @@ def config(data_dir, tmp_path_factory, write_dataset):
 
 def measure(config, **changes):
     """What training measures with, for an untrained model."""
-    job = train.prepare(config)
+    job = prepare(config, "unused")
     asked = {"held_out": "", "task_names": TASKS, "best": ""}
     return in_training.make_measure(
         architecture=job.program.architecture,
@@ -72,8 +73,7 @@ def test_training_and_the_command_give_the_same_numbers_of_tasks(
     config, data_dir, tmp_path
 ):
     run = str(tmp_path / "run")
-    with feed.start_pool(config) as pool:
-        train.train(config, run, pool)
+    train.train(config, run, workers.Prefetcher())
     rows = metric_rows.read(run)
     found = [
         {k: v for k, v in row.items() if k.startswith("evaluation/")} for row in rows
@@ -111,8 +111,8 @@ def test_what_is_told_beside_a_task_s_number_has_a_metric_of_its_own(
     (root / "classnames.txt").write_text(names)
     (root / "zeroshot_classification_templates.txt").write_text("{c}\n")
     found = measure(config, task_names="wilds/fmow", data_dir=str(tmp_path))
-    job = train.prepare(config)
-    params = train.new_state(job, config).state.params
+    job = prepare(config, "unused")
+    params = new_state(job, config).state.params
     metric = "evaluation/datacomp38/wilds/fmow"
     assert set(found(params)) == {
         metric,
