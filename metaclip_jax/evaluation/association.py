@@ -44,10 +44,7 @@ def run(
     """
     for name in names(examples):
         found = statistic(encoder, examples, embeddings, name)
-        interval = statistics.bootstrap(
-            found.value, units=found.units, name=name, resamples=resamples
-        )
-        yield Result(name, interval.value, (interval.low, interval.high), found.chance)
+        yield statistics.result(name, found, resamples=resamples)
 
 
 def statistic(

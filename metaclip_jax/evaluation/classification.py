@@ -189,10 +189,7 @@ def extra(
     The other arguments are those of `of_scores`.
     """
     found = of_scores(name, cosines, labels, groups)
-    interval = statistics.bootstrap(
-        found.value, units=found.units, name=name, resamples=resamples
-    )
-    return Result(name, interval.value, (interval.low, interval.high), found.chance)
+    return statistics.result(name, found, resamples=resamples)
 
 
 def of_scores(

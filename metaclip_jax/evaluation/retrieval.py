@@ -128,10 +128,7 @@ def run(
     yield from recall(*found, examples.image_of_text, resamples=resamples)
     if MEAN in examples.metrics:
         mean = mean_recall(*found, examples.image_of_text)
-        interval = statistics.bootstrap(
-            mean.value, units=mean.units, name=MEAN, resamples=resamples
-        )
-        yield Result(MEAN, interval.value, (interval.low, interval.high), mean.chance)
+        yield statistics.result(MEAN, mean, resamples=resamples)
 
 
 def statistic(

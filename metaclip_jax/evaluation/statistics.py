@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from metaclip_jax.evaluation.examples import Result, Statistic
+
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
@@ -20,6 +22,14 @@ class Interval:
     value: float
     low: float
     high: float
+
+
+def result(name: str, statistic: Statistic, *, resamples: int) -> Result:
+    """Returns a statistic of the given examples, with its bootstrap interval."""
+    interval = bootstrap(
+        statistic.value, units=statistic.units, name=name, resamples=resamples
+    )
+    return Result(name, interval.value, (interval.low, interval.high), statistic.chance)
 
 
 def bootstrap(
