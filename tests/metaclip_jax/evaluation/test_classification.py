@@ -19,7 +19,6 @@ from metaclip_jax.data.tokenizer import train as train_tokenizer
 from metaclip_jax.evaluation import evaluator
 from metaclip_jax.inference import loading
 from metaclip_jax.inference import model as inference
-from metaclip_jax.models import clip
 from metaclip_jax.training import sharding
 from tests import small_models, waiting
 
@@ -110,12 +109,7 @@ def saved(tmp_path_factory):
     (root / "t.json").write_text(train_tokenizer(CLASSES * 3, 600).to_str())
     tokenizer = load_tokenizer(root / "t.json", family="clip")
     architecture = small_models.architecture(tokenizer)
-    # Weights so large that images get different answers, and no larger.
-    rng = np.random.default_rng(7)
-    params = jax.tree.map(
-        lambda leaf: np.asarray(rng.normal(scale=0.4, size=leaf.shape), np.float32),
-        clip.init(architecture, jax.random.key(0)),
-    )
+    params = small_models.random_params(architecture)
     preprocess = loading.Preprocess(16, squash=False)
     loaded = loading.Loaded("tiny", architecture, params, tokenizer, preprocess)
     convert.convert(loaded, "huggingface", str(root / "hf"))

@@ -3,7 +3,6 @@
 import itertools
 import json
 
-import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import jaccard_score
 
-from metaclip_jax.data.images import Preprocess
 from metaclip_jax.data.tokenizer import load as load_tokenizer
 from metaclip_jax.data.tokenizer import train as train_tokenizer
 from metaclip_jax.evaluation import (
@@ -24,9 +22,7 @@ from metaclip_jax.evaluation import (
     suite,
     tasks,
 )
-from metaclip_jax.evaluation.encoder import make_encoder, prepare_image
-from metaclip_jax.models import clip
-from metaclip_jax.training import sharding
+from metaclip_jax.evaluation.encoder import prepare_image
 from tests import image_layouts, small_models
 
 IMAGES = 12
@@ -41,21 +37,7 @@ WORDS = {"de": "ein Bild von", "sw": "picha ya", "en": "a photo of"}
 def encoder(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "t.json"
     path.write_text(train_tokenizer([*WORDS.values()] * 9, 600).to_str())
-    tokenizer = load_tokenizer(path, family="clip")
-    architecture = small_models.architecture(tokenizer)
-    rng = np.random.default_rng(7)
-    params = jax.tree.map(
-        lambda leaf: np.asarray(rng.normal(scale=0.4, size=leaf.shape), np.float32),
-        clip.init(architecture, jax.random.key(0)),
-    )
-    return make_encoder(
-        architecture=architecture,
-        tokenizer=tokenizer,
-        preprocess=Preprocess(16),
-        mesh=sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1]),
-        batch=64,
-        params=params,
-    )
+    return small_models.random_encoder(load_tokenizer(path, family="clip"))
 
 
 def captions(language, image):
