@@ -54,6 +54,8 @@ class Run:
     config: ConfigDict
     metadata: Mapping[str, store.Metadata]
     options: PipelineOptions
+    source: kinds.Spec
+    source_files: list[str]
     inputs: dict  # what decides the result; the manifest of a finished folder has it
     match_inputs: dict  # the part of `inputs` that decides the matches
     source_inputs: dict  # the part of `match_inputs` that decides the unsorted matches
@@ -158,6 +160,8 @@ def plan(
     return Run(
         config=config,
         metadata=metadata,
+        source=spec,
+        source_files=found,
         options=pipelines.with_workers(
             options, workers, source_bytes=sum(size for _, size in inputs["source"])
         ),
@@ -195,13 +199,11 @@ def match_sources(run: Run) -> None:
     if files.finished(folder, run.source_inputs) is not None:
         return
     files.claim(folder, run.source_inputs)
-    spec = kinds.spec_of(config)
-    found = kinds.find(config.source.paths, spec)
-    pieces = matches.pieces(found, config.sources_per_part)
+    pieces = matches.pieces(run.source_files, config.sources_per_part)
     stage = matches.MatchSources(
         folder,
         len(pieces),
-        spec=spec,
+        spec=run.source,
         tables=matches.save_matchers(
             run.metadata, config.matching.mode, os.path.join(run.workdir, "matchers")
         ),
@@ -279,7 +281,7 @@ def download(
             run.workdir,
             n,
             draws=draws,
-            source=kinds.spec_of(run.config),
+            source=run.source,
             max_failed_share=fetch.pop("max_failed_share"),
             retry_failed=retry_failed,
             fetch=fetch,

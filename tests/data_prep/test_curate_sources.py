@@ -101,11 +101,15 @@ def as_wat(folder):
     return {"kind": "wat", "paths": folder / "a.wat.gz"}
 
 
-def as_csv(folder):
-    with (folder / "pairs.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(ROWS[0]))
+def write_csv(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows(ROWS)
+        writer.writerows(rows)
+
+
+def as_csv(folder):
+    write_csv(folder / "pairs.csv", ROWS)
     return {"kind": "table", "paths": folder / "*.csv"}
 
 
@@ -152,10 +156,7 @@ def as_folder(folder):
         (folder / f"pictures/{i % 3}").mkdir(parents=True, exist_ok=True)
         (folder / f"pictures/{i % 3}/{i}.jpg").write_bytes(BODIES[i])
     rows = [{"file_name": f"{i % 3}/{i}.jpg", **ROWS[i]} for i in range(COUNT)]
-    with (folder / "pictures/metadata.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(folder / "pictures/metadata.csv", rows)
     return {"kind": "folder", "paths": folder / "pictures"}
 
 
