@@ -66,13 +66,14 @@ def faults(folder: str) -> Iterator[str]:
             f"{list(dataset.shard_lengths)}"
         )
     seen = _Seen()
-    for index, shard in enumerate(tqdm(shards, desc="verify", unit="file")):
-        found = _shard_faults(dataset, index, shard, seen)
-        for shown, fault in enumerate(found):
-            if shown == _SHOWN:
-                yield f"{shard['file']}: and more"
-                break
-            yield f"{shard['file']}: {fault}"
+    with ThreadPoolExecutor() as pool:
+        for index, shard in enumerate(tqdm(shards, desc="verify", unit="file")):
+            found = _shard_faults(dataset, index, shard, seen, pool)
+            for shown, fault in enumerate(found):
+                if shown == _SHOWN:
+                    yield f"{shard['file']}: and more"
+                    break
+                yield f"{shard['file']}: {fault}"
     card = dataset.data_card
     for name, wanted, got in (
         ("records", card["records"], seen.records),
@@ -111,7 +112,11 @@ class _Seen:
 
 
 def _shard_faults(
-    dataset: records.Dataset, index: int, shard: Mapping[str, Any], seen: _Seen
+    dataset: records.Dataset,
+    index: int,
+    shard: Mapping[str, Any],
+    seen: _Seen,
+    pool: ThreadPoolExecutor,
 ) -> Iterator[str]:
     for part in (shard, shard["entries"]):
         yield from _file_faults(dataset.folder, part)
@@ -137,8 +142,7 @@ def _shard_faults(
             except ValueError as error:
                 yield f"record {number}: {error}"
         said = [rows[number : number + 1] for number, _ in whole]
-        with ThreadPoolExecutor() as pool:
-            found_faults = list(pool.map(_record_faults, [r for _, r in whole], said))
+        found_faults = list(pool.map(_record_faults, [r for _, r in whole], said))
         for (number, record), of_record in zip(whole, found_faults, strict=True):
             seen.add(record)
             texts += len(record.texts)
