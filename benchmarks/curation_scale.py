@@ -7,7 +7,8 @@ Generated pages of alt texts, half of them of a Zipf vocabulary and half file na
 WARC files of 20,000 texts. `data_prep.curate --stop_after=match` parses them, matches
 with 500,000 entries, identifies languages, and gathers the matches by image. For each
 size and number of workers: seconds, CPU of all processes, and the peak of their memory
-together (PSS, in which pages that processes share count once).
+together (PSS, in which pages that processes share count once). config.memory_gib is set
+to less than the pools, as on a machine whose pool is larger than its memory.
 
 HTML of ordinary pages is parsed in a run of its own, since its cost goes by bytes.
 """
@@ -36,6 +37,7 @@ _TEXTS_PER_FILE = 20_000
 _IMAGES_PER_PAGE = 20
 _IMAGES_PER_PARTITION = 20_000
 _VOCABULARY = 1_000_000
+_MEMORY_GIB = 0.4  # for the matches of all workers: less than those of a small pool
 _JUNK = 0.5  # file names and the like: about half of all texts match nothing
 _REPEATED = 0.05  # of the images occur again in the same file, with the same text
 _SNAPSHOT_BYTES = 3e9 * 60e3  # a snapshot of Common Crawl: pages, bytes of HTML each
@@ -173,6 +175,7 @@ def curate(crawl: Path, metadata: Path, count: int, workers: str) -> Cost:
                 f"--config.source.paths={crawl}/*.warc.gz",
                 f"--config.metadata={metadata}",
                 f"--config.partitions={partitions}",
+                f"--config.memory_gib={_MEMORY_GIB}",
                 "--config.language.identifier=benchmarks.curation_scale:english",
                 f"--workdir={folder}/work",
                 f"--output={folder}/dataset",

@@ -247,9 +247,6 @@ def gather(run: Run, folder: str) -> None:
         sums.write_sum(written.flow, schema.FLOW, folder, "flow.parquet")
         sums.write_sum(written.main, schema.COUNTS, folder, "counts.parquet")
         sums.write_sum(written.drawn, schema.COUNTS, folder, "drawn.parquet")
-        sums.write_all(
-            written.sample, schema.SAMPLE, folder, "sample.parquet", order="partition"
-        )
     files.write_manifest(folder, inputs=run.match_inputs)
 
 

@@ -19,11 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from absl import app, flags
 
-from data_prep import schema
 from data_prep.matching import Matcher
 from data_prep.metadata import store
 from data_prep.report import dataset_size, explanation
-from data_prep.stages import parts, steps, sums
+from data_prep.stages import matches, steps, sums
 from metaclip_jax import files
 from metaclip_jax.cli import command
 from metaclip_jax.data import balance
@@ -59,7 +58,9 @@ def load(folder: str, metadata: str) -> Pool:
     with files.naming(manifest, "the manifest of a match stage"):
         inputs = files.read_json(manifest)["inputs"]
         matched_with = inputs["metadata"]
-        mode, rule = inputs["config"]["matching"]["mode"], inputs["config"]["rule"]
+        config = inputs["config"]
+        mode, rule = config["matching"]["mode"], config["rule"]
+        partitions = config["partitions"]
     found = store.load(metadata)
     fingerprints = {code: m.fingerprint for code, m in found.items()}
     if fingerprints != matched_with:
@@ -72,7 +73,7 @@ def load(folder: str, metadata: str) -> Pool:
     return Pool(
         metadata=found,
         counts={code: vector.astype(np.float64) for code, vector in counts.items()},
-        sample=parts.read(folder, "sample.parquet").cast(schema.SAMPLE),
+        sample=matches.read_sample(folder, partitions),
         mode=mode,
         rule=rule,
     )

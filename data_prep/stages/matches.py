@@ -1,6 +1,7 @@
 """Stages from the files of a source to parts of unique matches."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from threading import Lock
@@ -23,6 +24,8 @@ from data_prep.stages import (
 
 Tagged = beam.pvalue.TaggedOutput
 _LOADING = Lock()
+_READERS = 16  # files that are read at a time: each on gs:// takes a request's time
+SAMPLE_SUFFIX = "sample.parquet"  # of the names of parts with SAMPLE rows
 
 
 def pieces(found: Sequence[str], size: int) -> list[pa.RecordBatch]:
@@ -110,6 +113,7 @@ def save_matchers(
     for code, each in metadata.items():
         paths[code] = f"{folder}/{code}-{mode}-{each.fingerprint[:16]}"
         Matcher(each.entries, mode=mode).save(paths[code])
+    pa.default_memory_pool().release_unused()  # Arrow would keep it
     return paths
 
 
@@ -184,8 +188,8 @@ class Gathering:
     ) -> Iterator[pa.RecordBatch]:
         """Writes the missing parts.
 
-        Yields COUNTS of all texts and, tagged, of those that the rule draws ("drawn"),
-        a sample and the flow, also of parts that were already finished.
+        Yields COUNTS of all texts and, tagged, of those that the rule draws ("drawn")
+        and the flow, also of parts that were already finished.
         """
         missing = [i for i in range(start, stop) if not self._exists(i)]
         rows: dict[int, list[pa.RecordBatch]] = {i: [] for i in missing}
@@ -195,17 +199,13 @@ class Gathering:
                     rows[partition].append(some)
         for partition in missing:
             self._write(partition, rows.pop(partition))
+        pa.default_memory_pool().release_unused()
         counted = []
         for partition in range(start, stop):
             part = parts.name(partition, self.partitions)
-            columns = ["image_id", "metadata", "entry_ids", "drawn"]
-            unique = parts.read(self.folder, part, columns)
             yield Tagged("flow", parts.read_flow(self.folder, part))
-            yield Tagged(
-                "sample",
-                steps.sample(unique, images=self.sample_images, partition=partition),
-            )
-            counted.append(unique.drop_columns("image_id"))
+            columns = ["metadata", "entry_ids", "drawn"]
+            counted.append(parts.read(self.folder, part, columns))
         # Once for all parts, since the cost is proportional to the number of entries.
         table = pa.concat_tables(counted)
         yield Tagged("drawn", steps.count(table.filter(table["drawn"])))
@@ -215,7 +215,7 @@ class Gathering:
         return parts.exists(self.folder, parts.name(partition, self.partitions))
 
     def _write(self, partition: int, batches: list[pa.RecordBatch]) -> None:
-        """Drops repeated pairs and writes the part."""
+        """Drops repeated pairs; writes the sample, and the part when that is there."""
         table = pa.Table.from_batches(batches, schema=schema.MATCHED)
         unique = steps.to_matches(
             dedup.sort_and_drop_repeats(table), seed=self.seed, rule=self.rule
@@ -226,8 +226,19 @@ class Gathering:
             left=unique.num_rows,
             drops={"repeated_pair": table.num_rows - unique.num_rows},
         )
+        some = steps.sample(unique, images=self.sample_images, partition=partition)
+        name = parts.name(partition, self.partitions, SAMPLE_SUFFIX)
+        parts.write(self.folder, name, pa.Table.from_batches([some]))
         name = parts.name(partition, self.partitions)
         parts.write(self.folder, name, unique, flow)
+
+
+def read_sample(folder: str, partitions: int) -> pa.Table:
+    """Returns the sample of all partitions of a finished folder of matches, SAMPLE."""
+    names = [parts.name(i, partitions, SAMPLE_SUFFIX) for i in range(partitions)]
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(lambda name: parts.read(folder, name), names)
+        return pa.concat_tables(found).cast(schema.SAMPLE)
 
 
 def gather(
@@ -245,7 +256,7 @@ def gather(
         runner groups the rows, which are read once; for runners that group on disk.
 
     Returns:
-      COUNTS of all texts (main), of those that the rule draws ("drawn"), "sample" and
+      COUNTS of all texts (main), of those that the rule draws ("drawn"), and
       "flow".
     """
     if ranges is not None:
@@ -254,14 +265,14 @@ def gather(
             for start, stop in ranges
         ]
         return pipelines.start(pipeline, pieces) | "gather" >> pipelines.tagged(
-            GatherRange(gathering), "drawn", "sample"
+            GatherRange(gathering), "drawn"
         )
     numbers = pipelines.one_each(range(gathering.matched_parts))
     return (
         pipelines.start(pipeline, numbers)
         | "split" >> beam.ParDo(SplitByPartition(gathering))
         | "by partition" >> beam.GroupByKey()
-        | "gather" >> pipelines.tagged(GatherGroup(gathering), "drawn", "sample")
+        | "gather" >> pipelines.tagged(GatherGroup(gathering), "drawn")
     )
 
 

@@ -54,9 +54,12 @@ def first_id(partition: int, partitions: int) -> str:
     return f"{-(-(partition << 32) // partitions):08x}"
 
 
-def write(folder: str, part: str, table: pa.Table, flow: pa.RecordBatch) -> None:
+def write(
+    folder: str, part: str, table: pa.Table, flow: pa.RecordBatch | None = None
+) -> None:
     """Writes a part file atomically: under a temporary name, then renamed."""
-    table = table.replace_schema_metadata({_FLOW: json.dumps(flow.to_pylist())})
+    rows = flow.to_pylist() if flow is not None else []
+    table = table.replace_schema_metadata({_FLOW: json.dumps(rows)})
     with files.staged(files.path(folder) / part) as local:
         pq.write_table(table, local, compression="zstd")
 

@@ -1,6 +1,6 @@
 """Sums over a pipeline's output, as Parquet files."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import apache_beam as beam
 import pyarrow as pa
@@ -56,8 +56,7 @@ class WriteSum(beam.DoFn):
 
     def process(self, total: pa.RecordBatch) -> None:
         """Writes the Parquet file atomically."""
-        nothing = schema.one_batch(schema.FLOW.empty_table())
-        parts.write(self._folder, self._part, pa.Table.from_batches([total]), nothing)
+        parts.write(self._folder, self._part, pa.Table.from_batches([total]))
 
 
 def read_sum(folder: str, part: str) -> pa.RecordBatch:
@@ -76,46 +75,6 @@ def write_sum(
     name = part.removesuffix(".parquet")
     total = rows | f"sum {name}" >> beam.CombineGlobally(SumCounts(of))
     return total | f"write {name}" >> beam.ParDo(WriteSum(folder, part))
-
-
-class KeyTogether(beam.DoFn):
-    """RecordBatch -> (0, RecordBatch), so that one worker gets all rows."""
-
-    def process(self, rows: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yields the rows under the only key."""
-        yield 0, rows
-
-
-class WriteAll(beam.DoFn):
-    """Writes all rows as one Parquet file, sorted."""
-
-    def __init__(self, of: pa.Schema, folder: str, part: str, order: str) -> None:
-        self._schema, self._folder, self._part = of, folder, part
-        self._order = order
-
-    def process(self, element: tuple[int, Iterable[pa.RecordBatch]]) -> None:
-        """Writes the batches in the order of their first row's column `order`."""
-        _, batches = element
-        some = [batch for batch in batches if batch.num_rows]
-        some.sort(key=lambda batch: batch[self._order][0].as_py())
-        table = pa.Table.from_batches(some, schema=self._schema)
-        nothing = schema.one_batch(schema.FLOW.empty_table())
-        parts.write(self._folder, self._part, table, nothing)
-
-
-def write_all(
-    rows: beam.PCollection, of: pa.Schema, folder: str, part: str, *, order: str
-) -> beam.PCollection:
-    """Writes batches of schema `of` into the Parquet file folder/part.
-
-    They are sorted by column `order`, of which each batch has one value. One worker
-    holds all of them. Raises TypeError as `write_sum` does.
-    """
-    _check_element_type(rows, part)
-    name = part.removesuffix(".parquet")
-    together = rows | f"key {name}" >> beam.ParDo(KeyTogether())
-    grouped = together | f"gather {name}" >> beam.GroupByKey()
-    return grouped | f"write {name}" >> beam.ParDo(WriteAll(of, folder, part, order))
 
 
 def funnel(workdir: str) -> list[dict]:

@@ -88,8 +88,8 @@ KINDS = {
     ),
     "work/matchers": "MATCHER",
     "work/matches": (
-        "unfinished.json part-N-of-00002.parquet counts.parquet drawn.parquet "
-        "flow.parquet sample.parquet manifest.json"
+        "unfinished.json part-N-of-00002.parquet part-N-of-00002.sample.parquet "
+        "counts.parquet drawn.parquet flow.parquet manifest.json"
     ),
 }
 
