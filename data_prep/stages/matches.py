@@ -113,7 +113,7 @@ def save_matchers(
     for code, each in metadata.items():
         paths[code] = f"{folder}/{code}-{mode}-{each.fingerprint[:16]}"
         Matcher(each.entries, mode=mode).save(paths[code])
-    pa.default_memory_pool().release_unused()  # Arrow would keep it
+    pipelines.release_memory()
     return paths
 
 
@@ -199,13 +199,14 @@ class Gathering:
                     rows[partition].append(some)
         for partition in missing:
             self._write(partition, rows.pop(partition))
-        pa.default_memory_pool().release_unused()
+        pipelines.release_memory()
         counted = []
         for partition in range(start, stop):
             part = parts.name(partition, self.partitions)
             yield Tagged("flow", parts.read_flow(self.folder, part))
             columns = ["metadata", "entry_ids", "drawn"]
             counted.append(parts.read(self.folder, part, columns))
+        pipelines.release_memory()
         # Once for all parts, since the cost is proportional to the number of entries.
         table = pa.concat_tables(counted)
         yield Tagged("drawn", steps.count(table.filter(table["drawn"])))

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import itertools
 import logging as std_logging
 import os
@@ -138,6 +139,13 @@ def new(options: PipelineOptions) -> beam.Pipeline:
     )
     runner = fn_runner.FnApiRunner(provision_info=fn_runner.ExtendedProvisionInfo(info))
     return beam.Pipeline(runner=runner, options=options)
+
+
+def release_memory() -> None:
+    """Gives the system back what Arrow and the C library keep for later."""
+    pa.default_memory_pool().release_unused()
+    with contextlib.suppress(AttributeError, OSError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def shuffles_on_disk(options: PipelineOptions) -> bool:
