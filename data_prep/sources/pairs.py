@@ -12,17 +12,20 @@ from data_prep.sources.spec import Reading, Spec
 from metaclip_jax.data import records
 
 _BATCH_PAIRS = 8_192
+_BATCH_ROWS = 1 << 16
 
 
 class Pair(NamedTuple):
     """An image with its texts, as a source has them."""
 
     url: str  # absolute, or "" where a source with the bytes does not know it
-    texts: Sequence[tuple[str, str, str]]  # (text source, text, its language or "")
+    # (text source, text, its language or None), the last two as `_string` takes them.
+    texts: Sequence[tuple[str, Any, Any]]
     page_url: str = ""
     # Of a source that has the bytes: what stands for an address, and where they are.
     name: str = ""
     stored_at: str = ""
+    left_out: int = 0  # texts beyond max_texts_per_page
 
 
 def batches(
@@ -31,7 +34,8 @@ def batches(
     """Yields the CANDIDATES of pairs and counts them.
 
     Texts are cleaned, and addresses taken as those of a page are. So texts found = rows
-    + drops, for the reasons empty_text, text_too_long and those of `image_urls.find`.
+    + drops, for the reasons empty_text, text_too_long, too_many_texts and those of
+    `image_urls.find`.
     """
     rest, before = iter(pairs), -1
     while reading.items > before:
@@ -50,21 +54,28 @@ def from_fields(
     A field may be missing, a text column may be a list, and a language column a list
     with one language for each text.
     """
-    texts: list[tuple[str, str, str]] = []
+    found: list[tuple[str, Any, Any]] = []
+    left_out, most = 0, _longest(spec)
     for source in spec.text_columns:
         languages = _list(fields, spec.language_column)
-        found = _list(fields, source)
-        if len(languages) != len(found):
-            languages = (languages or [None])[:1] * len(found)
-        texts += [
-            (source, _string(text), _string(code))
-            for text, code in zip(found, languages, strict=True)
+        of_source = _list(fields, source)
+        if len(languages) != len(of_source):
+            languages = (languages or [None])[:1] * len(of_source)
+        room = spec.max_texts_per_page - len(found)
+        if len(of_source) > room:
+            left_out += len(of_source) - room
+            of_source, languages = of_source[:room], languages[:room]
+        found += [
+            (source, text, code)
+            for text, code in zip(of_source, languages, strict=True)
         ]
     url, page_url = (
-        _string(fields[column]) if column in fields else ""
+        _string(fields[column], most) if column in fields else ""
         for column in (spec.url_column, spec.page_column)
     )
-    return Pair(url, texts, page_url, name, stored_at)
+    if len(page_url) > spec.max_url_chars:
+        page_url = ""
+    return Pair(url, found, page_url, name, stored_at, left_out)
 
 
 def _list(fields: Mapping[str, Any], column: str) -> list[Any]:
@@ -72,11 +83,25 @@ def _list(fields: Mapping[str, Any], column: str) -> list[Any]:
     return found if isinstance(found, list) else [found]
 
 
-def _string(value: Any) -> str:
-    """Returns a value as text; damaged UTF-8 with replacement characters."""
+def _longest(spec: Spec) -> int:
+    """Returns how many characters show that a value is too long.
+
+    Many rows of a small file may share a value of megabytes.
+    """
+    return max(spec.max_text_chars, spec.max_url_chars) + texts.REMOVABLE_CHARS + 1
+
+
+def _string(value: Any, most: int) -> str:
+    """Returns a value as text; of a long one the first `most` characters at least.
+
+    "" for a list or a dict; damaged UTF-8 becomes replacement characters.
+    """
     if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return "" if value is None else str(value)
+        return value[: 4 * most].decode("utf-8", "replace")
+    if value is None or isinstance(value, list | dict):
+        return ""
+    text = str(value)
+    return text if len(text) <= most else text[:most]
 
 
 def _as_utf8(text: str) -> str:
@@ -88,14 +113,18 @@ def _as_utf8(text: str) -> str:
 
 
 def _candidates(pairs: Iterable[Pair], spec: Spec, reading: Reading) -> pa.RecordBatch:
-    rows = []
+    rows, most = [], _longest(spec)
     for pair in pairs:  # one at a time: texts that are too long add up
         reading.items += 1
+        if pair.left_out:
+            reading.lost_texts["too_many_texts"] += pair.left_out
         kept = [
-            (text, source, texts.subtag(language))
+            (text, source, texts.subtag(_string(language, most)))
             for source, found, language in pair.texts
             for _, text in texts.usable(
-                [(source, found)], spec.max_text_chars, reading.lost_texts
+                [(source, _string(found, most))],
+                spec.max_text_chars,
+                reading.lost_texts,
             )
         ]
         if not pair.texts:
@@ -114,4 +143,6 @@ def _candidates(pairs: Iterable[Pair], spec: Spec, reading: Reading) -> pa.Recor
             (image_id, url, _as_utf8(pair.page_url), *of_text, "", pair.stored_at)
             for of_text in kept
         ]
+        if len(rows) >= _BATCH_ROWS:
+            break
     return schema.from_rows(rows, schema.CANDIDATES)

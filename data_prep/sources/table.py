@@ -4,12 +4,12 @@ As LAION, COYO and DataComp publish them, or of your own. Columns go by their na
 a column of several texts may be a list. A row that cannot be read is counted.
 """
 
-import contextlib
 import csv
 import dataclasses
 import io
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -24,10 +24,13 @@ from data_prep.sources import pairs, stored
 from data_prep.sources.spec import Reading, Spec
 from metaclip_jax import files
 from metaclip_jax.cli import ranges
+from metaclip_jax.data import untrusted_parquet
 
 _BATCH_ROWS = 8_192
 _BLOCK = 1 << 24  # bytes read at a time; the longest row
 _BUFFER = 1 << 17  # bytes
+_MAX_IMAGE_PAGE = 1 << 29  # bytes; some writers put a thousand images into a page
+_SHOWN_COLUMNS = 100
 _COMPRESSION = r"(\.gz|\.bz2|\.zst)?"
 
 # Values of the wanted columns, of some rows.
@@ -68,14 +71,14 @@ def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
     Their column has bytes, or as on the Hugging Face hub `bytes` and `path`.
     """
     wanted = np.array(positions, np.int64)
-    with contextlib.ExitStack() as stack:
-        local = stack.enter_context(files.local_copy(path))
+    with files.local_copy(path) as local:
         try:
-            parquet = stack.enter_context(pq.ParquetFile(local))
-            count, sizes = parquet.num_row_groups, []
-            for i in range(count):
-                sizes.append(parquet.metadata.row_group(i).num_rows)
-        except (pa.ArrowException, OSError) as error:
+            sizes = untrusted_parquet.group_rows(local)
+        except (
+            pa.ArrowException,
+            OSError,
+            untrusted_parquet.TooLargeError,
+        ) as error:
             _raise_if_of_storage(error)
             yield from [("damaged_file", b"")] * len(positions)
             return
@@ -83,15 +86,28 @@ def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
         groups = np.searchsorted(starts, wanted, side="right") - 1
         for group in np.unique(groups).tolist():  # positions ascend, and so groups do
             rows = (wanted[groups == group] - starts[group]).tolist()
-            try:
-                column = parquet.read_row_group(group, columns=[spec.image_column])[0]
-                column.validate(full=True)
-            except (pa.ArrowException, OSError, LookupError) as error:
-                _raise_if_of_storage(error)
-                yield from [("damaged_file", b"")] * len(rows)
-                continue
-            for row in rows:
-                yield _image(column[row].as_py(), spec)
+            yield from _of_group(local, group, rows, spec)
+
+
+def _of_group(
+    local: Path, group: int, rows: Sequence[int], spec: Spec
+) -> stored.Bodies:
+    """Yields images of a row group by their rows in it."""
+    start, left, reason = 0, deque(rows), "damaged_file"
+    try:
+        for _, batch in untrusted_parquet.batches(
+            local, [spec.image_column], [group], shared=False, max_page=_MAX_IMAGE_PAGE
+        ):
+            while left and left[0] < start + batch.num_rows:
+                yield _image(batch.column(0)[left.popleft() - start], spec)
+            if not left:
+                return
+            start += batch.num_rows
+    except untrusted_parquet.TooLargeError:
+        reason = "too_large"
+    except (pa.ArrowException, OSError, EOFError, LookupError) as error:
+        _raise_if_of_storage(error)
+    yield from [(reason, b"")] * len(left)
 
 
 def _raise_if_of_storage(error: Exception) -> None:
@@ -100,13 +116,16 @@ def _raise_if_of_storage(error: Exception) -> None:
         raise error
 
 
-def _image(value: Any, spec: Spec) -> tuple[str, bytes]:
-    body = value.get("bytes") if isinstance(value, dict) else value
-    if not isinstance(body, bytes):
+def _image(value: pa.Scalar, spec: Spec) -> tuple[str, bytes]:
+    if isinstance(value, pa.DictionaryScalar):
+        value = value.value
+    if isinstance(value, pa.StructScalar) and "bytes" in value:
+        value = value["bytes"]
+    if not isinstance(value, pa.BinaryScalar) or not value.is_valid:
         return "missing_file", b""
-    if len(body) > spec.max_image_bytes:
+    if value.as_buffer().size > spec.max_image_bytes:
         return "too_large", b""
-    return stored.OK, body
+    return stored.OK, value.as_py()
 
 
 def check(path: str, spec: Spec) -> None:
@@ -125,8 +144,9 @@ def check_with_images(path: str, spec: Spec) -> None:
 def rows(path: str, spec: Spec, reading: Reading) -> Iterator[dict[str, Any]]:
     """Yields the rows of a table, of the columns that `spec` names.
 
-    A file that breaks off is lost from there on (damaged_table, or empty_file), a row
-    that is none is a lost item (bad_row).
+    A file that breaks off is lost from there on (damaged_table, or empty_file), and so
+    is one whose values would fill the memory (table_too_large). A row that is none is a
+    lost item (bad_row).
 
     Raises:
       OSError: the file cannot be opened or the storage fails.
@@ -144,6 +164,8 @@ def rows(path: str, spec: Spec, reading: Reading) -> Iterator[dict[str, Any]]:
     except (pa.ArrowException, csv.Error, EOFError, UnicodeError, OSError) as error:
         _raise_if_of_storage(error)
         reading.lost_files["damaged_table"] += 1
+    except untrusted_parquet.TooLargeError:
+        reading.lost_files["table_too_large"] += 1
 
 
 def _reader(path: str) -> Callable[[str, Spec, Reading], Iterator[_Columns]]:
@@ -171,10 +193,12 @@ def _wanted(path: str, found: Sequence[str], spec: Spec) -> list[str]:
     for name in columns:
         if name not in found and name not in spec.optional:
             near = {other.lower(): other for other in found}.get(name.lower())
-            near = near or ranges.nearest(name, found)
+            near = near or ranges.nearest(name, found[:_SHOWN_COLUMNS])
+            more = len(found) - _SHOWN_COLUMNS
+            shown = f"{list(found[:_SHOWN_COLUMNS])}{f' and {more} more' * (more > 0)}"
             raise ValueError(
                 f"config.source: wanted a column {name!r} in {path}, got "
-                f"{list(found)}; {f'did you mean {near!r}? ' if near else ''}Name "
+                f"{shown}; {f'did you mean {near!r}? ' if near else ''}Name "
                 "columns in config.source.url_column and text_columns, and those of a "
                 "file whose first line has no names in config.source.header"
             )
@@ -189,13 +213,13 @@ def _read_parquet(path: str, spec: Spec, _: Reading) -> Iterator[_Columns]:
             raise EOFError from error
         with parquet:
             wanted = _wanted(path, parquet.schema_arrow.names, spec)
-            for batch in parquet.iter_batches(_BATCH_ROWS, columns=wanted):
-                batch.validate(full=True)  # else a damaged text fails where it is used
-                try:
-                    columns = batch.to_pydict()
-                except (ArithmeticError, LookupError, ValueError) as error:
-                    raise EOFError from error  # a date or time that Python has not
-                yield columns
+        for _group, batch in untrusted_parquet.batches(local, wanted):
+            values = map(untrusted_parquet.to_python, batch.columns)
+            try:
+                columns = dict(zip(batch.schema.names, values, strict=True))
+            except (ArithmeticError, LookupError, ValueError) as error:
+                raise EOFError from error  # a date or time that Python has not
+            yield columns
 
 
 def _read_csv(path: str, spec: Spec, reading: Reading) -> Iterator[_Columns]:
@@ -224,7 +248,8 @@ def _read_csv(path: str, spec: Spec, reading: Reading) -> Iterator[_Columns]:
                 ),
             )
             for batch in reader:
-                yield batch.to_pydict()
+                for start in range(0, batch.num_rows, _BATCH_ROWS):
+                    yield batch.slice(start, _BATCH_ROWS).to_pydict()
 
 
 def _head(local: Path, delimiter: str) -> list[str]:

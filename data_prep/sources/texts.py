@@ -13,6 +13,7 @@ from data_prep.sources import image_urls
 from metaclip_jax.data import records
 
 SAID_CHARS = 300  # of a page's text, to know its language by
+REMOVABLE_CHARS = 1 << 16  # white space and the like, at most, of a usable text
 BREAK = "\0"  # no page has it: the parser replaces it
 _TEXT_ATTRIBUTES = ("alt", "title", "data-image-title")
 _LANGUAGE = re.compile(r"([a-z]{2,3})(?:[-_]|$)", re.I)
@@ -83,6 +84,9 @@ def usable(
         drops["empty_text"] += 1
     kept = []
     for source, raw in texts:
+        if raw and len(raw) > max_text_chars + REMOVABLE_CHARS:
+            drops["text_too_long"] += 1  # without the time that cleaning takes
+            continue
         text = clean(raw or "")
         if not text:
             drops["empty_text"] += 1

@@ -6,11 +6,12 @@ WinoGAViL has a `cue`, the names of `candidates`, those that are its `associatio
 the `candidate_images`.
 """
 
+import contextlib
 import functools
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from metaclip_jax import files
+from metaclip_jax.data import untrusted_parquet
 from metaclip_jax.evaluation import prompts
 from metaclip_jax.evaluation.examples import Choice, Examples
 
 _OF_SPLIT = re.compile(r"\w+-\d+-of-\d+\.parquet")
 _LABELS = ("label", "fine_label", "labels")
 _TEXTS = ("caption", "captions", "text", "texts")
+_MAX_ROWS = 1 << 24
+_MAX_TEXT = 1 << 16  # characters
+_MAX_PAGE = 1 << 29  # bytes, of images
+_MAX_GROUP = 1 << 31  # bytes of the images of a row group
+
+# A row group: (file, number in it, rows).
+_Group = tuple[str, int, int]
 
 
 def is_folder(folder: str | os.PathLike, split: str = "test") -> bool:
@@ -44,19 +53,27 @@ def open_folder(
       asked: prompts that replace the default; classes are matched by name.
 
     Raises:
-      ValueError: a column is missing or of another kind, or a file is damaged.
+      ValueError: a column is missing or of another kind, or a file is damaged or would
+        fill the memory.
     """
-    opened = []
-    for path in _paths(folder, split):
-        try:
-            opened.append(pq.ParquetFile(path))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(
-                f"{path} is damaged ({error}); download it again"
-            ) from error
-    schema = opened[0].schema_arrow
+    paths = _paths(folder, split)
+    sizes: list[_Group] = []
+    for path in paths:
+        with _naming(path):
+            sizes += [
+                (path, group, rows)
+                for group, rows in enumerate(untrusted_parquet.group_rows(path))
+            ]
+    count = sum(rows for _, _, rows in sizes)
+    if count > _MAX_ROWS:
+        raise ValueError(
+            f"{folder}: want at most {_MAX_ROWS:,} rows, got {count:,}; use a part of"
+            " them"
+        )
+    with _naming(paths[0]):
+        schema = pq.read_schema(paths[0])
     if "candidate_images" in schema.names:
-        return _with_choices(folder, opened)
+        return _with_choices(folder, paths, sizes)
     label = next((name for name in _LABELS if name in schema.names), None)
     text = next((name for name in _TEXTS if name in schema.names), None)
     if "image" not in schema.names or (label is None and text is None):
@@ -64,40 +81,68 @@ def open_folder(
             f"{folder}: want the columns image and label (or caption), got"
             f" {schema.names}"
         )
-    value = _values(opened, "image")
+    value = _values(sizes, "image")
     name = os.path.basename(os.path.normpath(folder))
     examples = Examples(
         source=folder,
-        names=[f"{name}/{row}" for row in range(_count(opened))],
+        names=[f"{name}/{row}" for row in range(count)],
         read=lambda rows: [_bytes(value(row)) for row in rows.tolist()],
     )
-    column = pa.concat_tables(
-        [file.read(columns=[label or text]) for file in opened]
-    ).column(0)
     if label is None:
-        return _with_texts(examples, column.to_pylist())
+        values = [row[0] for row in _rows(paths, [text or ""])]
+        return _with_texts(examples, values)
+    column = pa.chunked_array(
+        [batch.column(0) for batch in _batches(paths, [label])],
+        schema.field(label).type,
+    )
     asked = asked or prompts.Prompts(None, prompts.DEFAULT_TEMPLATES)
     return _with_labels(examples, column, _class_names(folder, schema, label), asked)
 
 
-def _count(opened: list[pq.ParquetFile]) -> int:
-    return sum(file.metadata.num_rows for file in opened)
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (*files.CONTENT_ERRORS, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ValueError(f"{path} is damaged ({error}); download it again") from error
 
 
-def _values(opened: list[pq.ParquetFile], column: str) -> Callable[[int], pa.Scalar]:
+def _batches(
+    paths: Sequence[str], columns: list[str], *, shared: bool = False
+) -> Iterator[pa.RecordBatch]:
+    for path in paths:
+        with _naming(path):
+            for _, batch in untrusted_parquet.batches(path, columns, shared=shared):
+                yield batch
+
+
+def _rows(paths: Sequence[str], columns: list[str]) -> Iterator[tuple[Any, ...]]:
+    """Yields the values of each row, in the order of `columns`."""
+    for batch in _batches(paths, columns, shared=True):
+        values = [untrusted_parquet.to_python(batch[name]) for name in columns]
+        yield from zip(*values, strict=True)
+
+
+def _values(sizes: Sequence[_Group], column: str) -> Callable[[int], pa.Scalar]:
     """Returns a function from a row to its value; it caches two row groups."""
-    # (file, row group, rows) of each row group.
-    sizes = [
-        (number, group, file.metadata.row_group(group).num_rows)
-        for number, file in enumerate(opened)
-        for group in range(file.num_row_groups)
-    ]
     ends = np.cumsum([size for _, _, size in sizes])
 
     @functools.lru_cache(maxsize=2)
     def values(index: int) -> pa.ChunkedArray:
-        number, group, _ = sizes[index]
-        return opened[number].read_row_group(group, columns=[column])[column]
+        path, group, _ = sizes[index]
+        parts: list[pa.Array] = []
+        room = _MAX_GROUP
+        with _naming(path):
+            for _, batch in untrusted_parquet.batches(
+                path, [column], [group], max_page=_MAX_PAGE
+            ):
+                parts.append(batch.column(0))
+                room -= parts[-1].nbytes
+                if room < 0:
+                    raise ValueError(f"more than {_MAX_GROUP:,} bytes of images")
+        return pa.chunked_array(parts)
 
     def value(row: int) -> pa.Scalar:
         index = int(np.searchsorted(ends, row, side="right"))
@@ -111,7 +156,9 @@ def _bytes(value: pa.Scalar) -> bytes:
     return found["bytes"] if isinstance(found, dict) else found
 
 
-def _with_choices(folder: str, opened: list[pq.ParquetFile]) -> Examples:
+def _with_choices(
+    folder: str, paths: Sequence[str], sizes: Sequence[_Group]
+) -> Examples:
     """Opens WinoGAViL: a text for each row, and one image for each candidate's name.
 
     Raises:
@@ -119,15 +166,15 @@ def _with_choices(folder: str, opened: list[pq.ParquetFile]) -> Examples:
         its associations.
     """
     wanted = ["cue", "candidates", "associations", "candidate_images"]
-    schema = opened[0].schema_arrow
-    if not set(wanted) <= set(schema.names):
-        raise ValueError(f"{folder}: want the columns {wanted}, got {schema.names}")
-    table = pa.concat_tables([file.read(columns=wanted[:3]) for file in opened])
+    names_of_columns = pq.read_schema(paths[0]).names
+    if not set(wanted) <= set(names_of_columns):
+        raise ValueError(f"{folder}: want the columns {wanted}, got {names_of_columns}")
     picture_of: dict[str, tuple[int, int]] = {}
     row_of: dict[str, int] = {}
-    choices = []
-    for row, item in enumerate(table.to_pylist()):
-        names, right = item["candidates"], set(item["associations"])
+    cues, choices = [], []
+    for row, (cue, names, associations) in enumerate(_rows(paths, wanted[:3])):
+        right = set(associations)
+        cues.append(_cue(cue))
         if not right or not right <= set(names) or len(set(names)) < len(names):
             raise ValueError(
                 f"{folder}: want associations among different candidates, got"
@@ -142,7 +189,10 @@ def _with_choices(folder: str, opened: list[pq.ParquetFile]) -> Examples:
                 np.array([name in right for name in names]),
             )
         )
-    value, places = _values(opened, "candidate_images"), list(picture_of.values())
+    value, places = (
+        _values(sizes, "candidate_images"),
+        list(picture_of.values()),
+    )
 
     def read(rows: np.ndarray) -> list[bytes]:
         found = []
@@ -160,7 +210,7 @@ def _with_choices(folder: str, opened: list[pq.ParquetFile]) -> Examples:
         source=folder,
         names=list(picture_of),
         read=read,
-        texts=[_cue(cue) for cue in table["cue"].to_pylist()],
+        texts=cues,
         choices=choices,
     )
 
@@ -199,6 +249,11 @@ def _with_texts(examples: Examples, values: list[Any]) -> Examples:
         found = [value] if isinstance(value, str) else list(value or ())
         if not found:
             raise ValueError(f"{examples.source}: want a text of row {row}, got none")
+        if max(map(len, found)) > _MAX_TEXT:
+            raise ValueError(
+                f"{examples.source}: want texts of at most {_MAX_TEXT:,} characters,"
+                f" got {max(map(len, found)):,} in row {row}; leave it out"
+            )
         texts += found
         image_of_text += [row] * len(found)
     return examples._replace(texts=texts, image_of_text=np.array(image_of_text))

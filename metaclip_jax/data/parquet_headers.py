@@ -1,0 +1,216 @@
+"""Reads the headers of a Parquet file: where its pages are, and how large they become.
+
+pyarrow does not give the headers of pages, and it ends the process at some damaged
+footers. Both are structs in Thrift's compact protocol.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+
+_MAGIC = b"PAR1"
+_READ = 1 << 14  # bytes read for a page header at first
+_MAX_HEADER = 1 << 24  # bytes; Arrow's own limit
+_MAX_DEPTH = 32
+_DAMAGE = "damaged headers"
+
+DATA_PAGE, DICTIONARY_PAGE, DATA_PAGE_2 = 0, 2, 3
+
+# The fields to keep of a struct, by their numbers; None = as it is.
+_Fields = Mapping[int, Any]
+_CHUNK: _Fields = {3: {5: None, 7: None, 9: None, 11: None}}
+_FOOTER: _Fields = {4: {1: _CHUNK, 3: None}}
+_PAGE: _Fields = {
+    1: None,
+    2: None,
+    3: None,
+    5: {1: None, 2: None},
+    8: {1: None, 4: None},
+}
+
+
+class Chunk(NamedTuple):
+    """A column in a row group: where its pages begin and end in the file, in bytes."""
+
+    start: int
+    end: int
+
+
+class RowGroup(NamedTuple):
+    """A row group: its number of rows, and its columns in the order of the schema."""
+
+    rows: int
+    chunks: list[Chunk]
+
+
+class Page(NamedTuple):
+    """A page: its type, bytes when decompressed, and number of values and encoding."""
+
+    kind: int
+    size: int
+    values: int
+    encoding: int
+
+
+def row_groups(file: BinaryIO, size: int) -> list[RowGroup]:
+    """Returns the row groups of a file of `size` bytes. Raises ArrowInvalid."""
+    file.seek(max(size - 8, 0))
+    tail = file.read(8)
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] != _MAGIC or length > size - 12:
+        raise pa.ArrowInvalid(_DAMAGE)
+    file.seek(size - 8 - length)
+    try:
+        footer, _ = _struct(file.read(length), 0, _FOOTER, 0)
+    except IndexError:
+        raise pa.ArrowInvalid(_DAMAGE) from None
+    return [
+        RowGroup(
+            _number(group, 3), [_chunk(column, size) for column in _structs(group, 1)]
+        )
+        for group in _structs(footer, 4)
+    ]
+
+
+def pages(file: BinaryIO, chunk: Chunk) -> Iterator[Page]:
+    """Yields the pages of a column in a row group. Raises ArrowInvalid."""
+    position = chunk.start
+    while position < chunk.end:
+        fields, length = _page_header(file, position)
+        kind = _number(fields, 1)
+        of_data = fields.get(8 if kind == DATA_PAGE_2 else 5, {})
+        values = encoding = 0
+        if kind in (DATA_PAGE, DATA_PAGE_2):
+            if not isinstance(of_data, dict):
+                raise pa.ArrowInvalid(_DAMAGE)
+            values = _number(of_data, 1)
+            encoding = _number(of_data, 4 if kind == DATA_PAGE_2 else 2)
+        yield Page(kind, _number(fields, 2), values, encoding)
+        position += length + _number(fields, 3)
+
+
+def _chunk(column: dict[int, Any], size: int) -> Chunk:
+    found = column.get(3)
+    if not isinstance(found, dict):
+        raise pa.ArrowInvalid(_DAMAGE)
+    if not _number(found, 5):  # Arrow reads no page, and the offsets mean nothing
+        return Chunk(0, 0)
+    start = _number(found, 9)
+    dictionary = found.get(11, 0)
+    if isinstance(dictionary, int) and 0 < dictionary < start:
+        start = dictionary
+    end = start + _number(found, 7)
+    if end > size:
+        raise pa.ArrowInvalid(_DAMAGE)
+    return Chunk(start, end)
+
+
+def _page_header(file: BinaryIO, position: int) -> tuple[dict[int, Any], int]:
+    """Returns the fields of a page header, and its length in bytes."""
+    length = _READ
+    while True:
+        file.seek(position)
+        data = file.read(length)
+        try:
+            return _struct(data, 0, _PAGE, 0)
+        except IndexError:  # it is longer
+            if len(data) < length or length >= _MAX_HEADER:
+                raise pa.ArrowInvalid(_DAMAGE) from None
+            length *= 32
+
+
+def _number(fields: Mapping[int, Any], field: int) -> int:
+    found = fields.get(field)
+    if not isinstance(found, int) or not 0 <= found < 1 << 62:
+        raise pa.ArrowInvalid(_DAMAGE)
+    return found
+
+
+def _structs(fields: Mapping[int, Any], field: int) -> list[dict[int, Any]]:
+    found = fields.get(field, [])
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise pa.ArrowInvalid(_DAMAGE)
+    return found
+
+
+def _struct(
+    data: bytes, at: int, keep: _Fields, depth: int
+) -> tuple[dict[int, Any], int]:
+    """Reads a struct: the fields to keep, and where it ends.
+
+    Raises IndexError where the data ends before it, ArrowInvalid where it is damaged.
+    """
+    if depth > _MAX_DEPTH:
+        raise pa.ArrowInvalid(_DAMAGE)
+    fields: dict[int, Any] = {}
+    number = 0
+    while head := data[at]:
+        at += 1
+        if head >> 4:
+            number += head >> 4
+        else:
+            number, at = _integer(data, at)
+        kind = head & 15
+        if kind in (1, 2):  # true, false: the type is the value
+            continue
+        value, at = _value(data, at, kind, keep.get(number) or {}, depth)
+        if number in keep:
+            fields[number] = value
+    return fields, at + 1
+
+
+def _value(
+    data: bytes, at: int, kind: int, keep: _Fields, depth: int
+) -> tuple[Any, int]:
+    """Reads a value of some type; strings and the like are passed over."""
+    if kind in (1, 2, 3):  # a byte
+        return None, at + 1
+    if kind in (4, 5, 6):
+        return _integer(data, at)
+    if kind == 7:
+        return None, at + 8
+    if kind == 8:
+        length, at = _varint(data, at)
+        return None, at + length
+    if kind in (9, 10):
+        return _list(data, at, keep, depth)
+    if kind == 12:
+        return _struct(data, at, keep, depth + 1)
+    raise pa.ArrowInvalid(_DAMAGE)  # there are no maps
+
+
+def _list(
+    data: bytes, at: int, keep: _Fields, depth: int
+) -> tuple[list[Any] | None, int]:
+    head = data[at]
+    at += 1
+    count, kind = head >> 4, head & 15
+    if count == 15:
+        count, at = _varint(data, at)
+    if count > len(data):
+        raise pa.ArrowInvalid(_DAMAGE)
+    found = []
+    for _ in range(count):
+        value, at = _value(data, at, kind, keep, depth + 1)
+        if keep:
+            found.append(value)
+    return found if keep else None, at
+
+
+def _integer(data: bytes, at: int) -> tuple[int, int]:
+    value, at = _varint(data, at)
+    return (value >> 1) ^ -(value & 1), at
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise pa.ArrowInvalid(_DAMAGE)
