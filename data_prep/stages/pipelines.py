@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import ctypes
 import itertools
-import logging as std_logging
 import os
 import re
 import threading
@@ -21,22 +20,20 @@ from apache_beam.options.pipeline_options import (
     PipelineOptions,
     StandardOptions,
 )
-from apache_beam.portability.api import beam_provision_api_pb2
-from apache_beam.runners.job import utils as job_utils
-from apache_beam.runners.portability.fn_api_runner import fn_runner
 from tqdm import tqdm
 
 from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
     parts,
+    worker_processes,
 )
 from metaclip_jax import files
 from metaclip_jax.cli import errors
 
 # Their job servers define more options, and refuse unknown ones themselves.
 _HAVE_JOB_SERVERS = ("portable", "flink", "spark", "prism", "kafkastreams")
-# Each of four pipelines starts its workers, in about three seconds of CPU each, and a
-# core reads some ten MB of a compressed crawl a second.
+# Workers take some seconds to start, and a core reads some ten MB of a compressed crawl
+# a second.
 _MANY_BYTES = 200e6
 # They hold the rows of a GroupByKey in memory.
 _IN_MEMORY = ("fnapi", "bundlebaseddirect", "direct", "prism")
@@ -127,18 +124,15 @@ def with_workers(
     return options
 
 
-def new(options: PipelineOptions) -> beam.Pipeline:
-    """Returns a pipeline on the runner of the options."""
-    if options.view_as(DirectOptions).direct_running_mode != "multi_processing":
-        return beam.Pipeline(options=options)
-    # The runner does not pass the options on to its workers, which log every step.
-    std_logging.getLogger("apache_beam").setLevel(std_logging.WARNING)
-    quiet = {"beam:option:default_sdk_harness_log_level:v1": "WARNING"}
-    info = beam_provision_api_pb2.ProvisionInfo(
-        pipeline_options=job_utils.dict_to_struct(quiet)
-    )
-    runner = fn_runner.FnApiRunner(provision_info=fn_runner.ExtendedProvisionInfo(info))
-    return beam.Pipeline(runner=runner, options=options)
+@contextlib.contextmanager
+def new(options: PipelineOptions) -> Iterator[beam.Pipeline]:
+    """Yields a pipeline on the runner of the options, and runs it after the block."""
+    several = options.view_as(DirectOptions).direct_running_mode == "multi_processing"
+    with (
+        worker_processes.forked() if several else contextlib.nullcontext(),
+        beam.Pipeline(options=options) as pipeline,
+    ):
+        yield pipeline
 
 
 def release_memory() -> None:
