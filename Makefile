@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := quickstart_run
 
+# A command starts in half the time once its libraries are compiled to bytecode.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart test test-slow test-parity lint bench docs clean
 
 quickstart: .venv/quickstart

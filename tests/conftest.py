@@ -5,6 +5,7 @@ Cloud Storage on loopback.
 """
 
 import contextlib
+import fcntl
 import os
 import shutil
 import socket
@@ -70,9 +71,19 @@ def quickstart():
 
 @pytest.fixture(scope="session")
 def finished(quickstart, tmp_path_factory):
-    """A finished quick start: its folder, and what it printed."""
-    workdir = tmp_path_factory.mktemp("quickstart") / "run"
-    return workdir, quickstart(workdir)
+    """A finished quick start: its folder, and what it printed.
+
+    The processes of one test run share it: the first that asks makes it.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    printed = folder / "quickstart.txt"
+    with (folder / "quickstart.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            printed.write_text(quickstart(folder / "quickstart"))
+    return folder / "quickstart", printed.read_text()
 
 
 class CloudStorage(NamedTuple):
