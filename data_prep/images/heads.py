@@ -23,7 +23,7 @@ _LENGTH = re.compile(rb"\d{1,18}")
 _ENCODINGS = {b"x-gzip": b"gzip"} | {
     x: x for x in (b"gzip", b"deflate", b"br", b"zstd")
 }
-_PASSED_ON = (b"Location", b"Retry-After", b"X-Robots-Tag")
+_PASSED_ON = (b"Location", b"Retry-After", b"X-Robots-Tag", b"tdm-reservation")
 _REFUSED = b"no head\r\n\r\n"  # aiohttp's parser ends the connection on it
 
 

@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import datetime
+import email.utils
 import errno
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import ada_url
 import aiohttp
 from absl import logging
 from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
+from multidict import CIMultiDictProxy
 from yarl import URL
 
 from data_prep.images import addresses, heads
@@ -64,6 +67,7 @@ async def attempt(
     timeout_seconds: float,
     max_bytes: int,
     grow: Callable[[int], bool],
+    cut: bool = False,
 ) -> Answer:
     """Makes one attempt; returns an Answer whatever the server does.
 
@@ -75,6 +79,7 @@ async def attempt(
       max_bytes: of a body, after decompression.
       grow: called with the bytes of the body so far; if it returns False, the status
         is NO_ROOM.
+      cut: take the first `max_bytes` of a longer body, which is else too_large.
 
     Raises:
       RuntimeError: this machine ran out of files or memory for sockets.
@@ -82,7 +87,7 @@ async def attempt(
     try:
         async with asyncio.timeout(timeout_seconds):
             return await _follow(
-                session, url, pinned=pinned, max_bytes=max_bytes, grow=grow
+                session, url, pinned=pinned, max_bytes=max_bytes, grow=grow, cut=cut
             )
     except TimeoutError:
         return Answer("timeout")
@@ -110,7 +115,7 @@ async def attempt(
 def host_of(url: str) -> str:
     """Returns the host name of a URL in ASCII, "" if it has none."""
     try:
-        return _read_url(url).raw_host or ""
+        return read_url(url).raw_host or ""
     except ValueError:
         return ""
 
@@ -122,25 +127,29 @@ async def _follow(
     pinned: Pinned,
     max_bytes: int,
     grow: Callable[[int], bool],
+    cut: bool,
 ) -> Answer:
     """Requests a URL and follows redirects, with the same checks for each."""
-    hop = _read_url(url)
+    hop = read_url(url)
     for _ in range(_MAX_REDIRECTS + 1):
         reason = _url_reason(hop, pinned)
         if reason is not None:
             return Answer(reason)
         async with session.get(hop, allow_redirects=False) as response:
-            if _opted_out(response.headers.getall("X-Robots-Tag", [])):
+            if _opted_out(response.headers):
                 return Answer("opted_out")
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or not location:
-                return await _receive(response, max_bytes, grow)
-            hop = _read_url(_escaped(location), str(hop))
+                return await _receive(response, max_bytes, grow, cut)
+            hop = read_url(_escaped(location), str(hop))
     return Answer("redirect_limit")
 
 
 async def _receive(
-    response: aiohttp.ClientResponse, max_bytes: int, grow: Callable[[int], bool]
+    response: aiohttp.ClientResponse,
+    max_bytes: int,
+    grow: Callable[[int], bool],
+    cut: bool,
 ) -> Answer:
     """Reads a body in pieces, so that neither size nor gzip can fill the memory."""
     if response.status != 200:
@@ -150,12 +159,16 @@ async def _receive(
         return Answer(status, retry_after=retry_after)
     length = response.content_length or 0
     if length > max_bytes:
-        return Answer("too_large")
+        if not cut:
+            return Answer("too_large")
+        length = max_bytes
     if not grow(length):
         return Answer(NO_ROOM)
     body = bytearray()
     async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
         if len(body) + len(chunk) > max_bytes:
+            if cut:
+                return Answer(OK, bytes(body + chunk)[:max_bytes])
             return Answer("too_large")
         if not grow(len(body) + len(chunk)):
             return Answer(NO_ROOM)
@@ -163,7 +176,7 @@ async def _receive(
     return Answer(OK, bytes(body)) if body else Answer("empty_body")
 
 
-def _read_url(text: str, base: str | None = None) -> URL:
+def read_url(text: str, base: str | None = None) -> URL:
     """Parses a URL as browsers do (the URL standard), without its fragment.
 
     Escapes stay unchanged, since servers may have signed them. Raises ValueError if
@@ -219,23 +232,29 @@ def _raise_if_local(error: BaseException) -> None:
         ) from error
 
 
-def _opted_out(robots_tags: Sequence[str]) -> bool:
-    """Parses X-Robots-Tag headers like "noai, noindex" or "somebot: noai".
+def _opted_out(headers: CIMultiDictProxy[str]) -> bool:
+    """Whether headers opt out: X-Robots-Tag or tdm-reservation.
 
-    An opt-out for any bot counts for us too.
+    X-Robots-Tag is like "noai, noindex" or "somebot: noai"; an opt-out for any bot
+    counts for us too. "tdm-reservation: 1" reserves the rights of text and data mining
+    (the W3C community group's TDM Reservation Protocol).
     """
-    return any(
+    return "1" in headers.getall("tdm-reservation", []) or any(
         word.rpartition(":")[2].strip().lower() in _OPT_OUTS
-        for tag in robots_tags
+        for tag in headers.getall("X-Robots-Tag", [])
         for word in tag.split(",")
     )
 
 
 def _retry_after(header: str) -> float:
-    """Returns the seconds of a Retry-After header; 0 for a date."""
+    """Returns the seconds of a Retry-After header, which may name a date."""
     try:
         seconds = float(header)
     except ValueError:
-        return 0.0
+        try:
+            date = email.utils.parsedate_to_datetime(header)
+            seconds = date.timestamp() - datetime.datetime.now().timestamp()
+        except (ValueError, OverflowError):
+            return 0.0
     # A server may also send nan, which no clock can wait for.
     return min(seconds, _MAX_RETRY_AFTER_SECONDS) if seconds > 0 else 0.0

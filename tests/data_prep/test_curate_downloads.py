@@ -46,6 +46,8 @@ class Web:
         self.asked = Counter()
 
     def __call__(self, target):
+        if target == b"/robots.txt":
+            return answer(b"", b"404 Not Found", b"")
         number = int(re.search(rb"\d+", target)[0])
         self.asked[number] += 1
         replies = LOST | self.ill

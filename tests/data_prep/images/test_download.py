@@ -1,5 +1,6 @@
 """The downloader against a real server on loopback, friendly and hostile."""
 
+import email.utils
 import gzip
 import socket
 import subprocess
@@ -59,7 +60,10 @@ class Handler(BaseHTTPRequestHandler):
         elif path.startswith("/busy/"):  # /busy/STATUS: the third time it works
             self.answer(*((200, BODY) if times > 2 else (int(path[6:]), b"")))
         elif path == "/ask":
-            headers = {"Retry_After": "0.3"} if times == 1 else {}
+            # A date has whole seconds.
+            date = email.utils.formatdate(time.time() + 2, usegmt=True)
+            dated = "date" in self.path
+            headers = {"Retry_After": date if dated else "0.9"} if times == 1 else {}
             self.answer(429 if times == 1 else 200, BODY, **headers)
         elif path == "/together":  # as many at once as a test wants, and then a moment
             waiting.until(lambda: self.server.most_active >= self.server.wanted)
@@ -108,6 +112,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(302)
         elif path == "/robots":
             self.answer(200, BODY, X_Robots_Tag=self.path.partition("?")[2])
+        elif path == "/reserved":
+            self.answer(200, BODY, TDM_Reservation=self.path.partition("?")[2])
         elif path == "/empty":
             self.answer(200)
         else:
@@ -149,6 +155,7 @@ def fetch(server, urls, **options):
         "max_held_bytes": 1 << 20,
         "retries": 0,
         "user_agent": "test-agent/1",
+        "robots_txt": False,
         "backoff_seconds": 0.01,
     }
     return download.fetch(urls, **(settings | options))
@@ -271,23 +278,27 @@ def test_what_will_not_change_is_not_asked_again(server):
 
 def test_a_server_that_asks_to_wait_is_left_alone_that_long(server):
     start = time.monotonic()
-    assert statuses(server, [HOST + "/ask"], retries=1) == ["ok"]
-    assert time.monotonic() - start >= 0.3
+    both = [HOST + "/ask", HOST + "/ask?date"]
+    assert statuses(server, both, retries=1) == ["ok", "ok"]
+    assert time.monotonic() - start >= 0.9
+    assert server.seen["/ask"] == server.seen["/ask?date"] == 2
 
 
 @pytest.mark.parametrize(
-    ("header", "status"),
+    ("target", "status"),
     [
-        ("noai", "opted_out"),
-        ("noindex,NoImageAI", "opted_out"),
-        ("somebot:noai", "opted_out"),
-        ("noml", "opted_out"),
-        ("noindex", "ok"),
-        ("all", "ok"),
+        ("robots?noai", "opted_out"),
+        ("robots?noindex,NoImageAI", "opted_out"),
+        ("robots?somebot:noai", "opted_out"),
+        ("robots?noml", "opted_out"),
+        ("robots?noindex", "ok"),
+        ("robots?all", "ok"),
+        ("reserved?1", "opted_out"),
+        ("reserved?0", "ok"),
     ],
 )
-def test_owners_can_opt_out(server, header, status):
-    assert statuses(server, [f"{HOST}/robots?{header}"]) == [status]
+def test_owners_can_opt_out(server, target, status):
+    assert statuses(server, [f"{HOST}/{target}"]) == [status]
 
 
 def test_a_dripping_server_does_not_hold_us(server):
@@ -358,7 +369,7 @@ def test_running_out_of_sockets_is_an_error_not_a_status(server):
         "list(download.fetch([f'http://images.example/drip?{i}' for i in range(99)],\n"
         "    host_map={'images.example': sys.argv[1]}, concurrency=99, per_host=99,\n"
         "    timeout_seconds=5, max_bytes=99, max_held_bytes=9999, retries=0,\n"
-        "    user_agent='test'))"
+        "    user_agent='test', robots_txt=False))"
     )
     address = f"127.0.0.1:{server.server_address[1]}"
     found = subprocess.run(
