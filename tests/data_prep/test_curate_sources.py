@@ -22,7 +22,7 @@ from tests.data_prep import tiny_web
 from tests.data_prep.sources.test_wat import wat_of
 
 ROOT = Path(__file__).resolve().parents[2]
-COUNT = 40
+COUNT = 1_000
 TEXTS = ("a cat", "one red dog", "a bird", "red cat, dog")
 
 
