@@ -69,11 +69,11 @@ def faults(folder: str) -> Iterator[str]:
     with ThreadPoolExecutor() as pool:
         for index, shard in enumerate(tqdm(shards, desc="verify", unit="file")):
             found = _shard_faults(dataset, index, shard, seen, pool)
-            for shown, fault in enumerate(found):
-                if shown == _SHOWN:
+            for shown, fault in enumerate(found):  # all of them: they count records
+                if shown < _SHOWN:
+                    yield f"{shard['file']}: {fault}"
+                elif shown == _SHOWN:
                     yield f"{shard['file']}: and more"
-                    break
-                yield f"{shard['file']}: {fault}"
     card = dataset.data_card
     for name, wanted, got in (
         ("records", card["records"], seen.records),

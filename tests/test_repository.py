@@ -30,6 +30,7 @@ SHARED = {
     "metaclip_jax.data.parquet_headers",
     "metaclip_jax.data.records",
     "metaclip_jax.data.untrusted_parquet",
+    "metaclip_jax.data.untrusted_tar",
     "metaclip_jax.files",
     "metaclip_jax.metric_rows",
     "metaclip_jax.pages.charts",

@@ -49,12 +49,16 @@ def read(folder: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
 
     A text column is the extension of the files beside the pictures, or a column of the
     file of captions. Lost items: no_image (a text or row without picture), bad_name
-    (one that leads out of the folder or is not UTF-8), bad_row.
+    (one that leads out of the folder or is not UTF-8), outside_link (a file behind a
+    symbolic link out of the source), repeated_name (a.jpg beside a.png), bad_row.
 
     Raises OSError where the storage fails.
     """
     paths = patterns.find(f"{folder}/*")
     captions = [p for p in paths if _CAPTIONS.fullmatch(p.rpartition("/")[2])]
+    if captions and _is_outside(captions[0], spec):
+        reading.lost_files["outside_link"] += 1
+        return
     found = (
         _of_captions(folder, captions[0], spec, reading)
         if captions
@@ -66,7 +70,7 @@ def read(folder: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
 def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
     """Yields the one image of a file."""
     for _ in positions:
-        if not _is_file(path):
+        if not _is_file(path) or _is_outside(path, spec):
             yield "missing_file", b""
         elif files.size(path) > spec.max_image_bytes:
             yield "too_large", b""
@@ -77,7 +81,12 @@ def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
 def _of_files(
     paths: Sequence[str], spec: Spec, reading: Reading
 ) -> Iterator[pairs.Pair]:
-    pictures = {found[1]: path for path in paths if (found := _IMAGE.fullmatch(path))}
+    pictures: dict[str, str] = {}
+    for path in paths:
+        if found := _IMAGE.fullmatch(path):
+            if found[1] in pictures:
+                reading.lost_items["repeated_name"] += 1
+            pictures[found[1]] = path
     beside: dict[str, dict[str, str]] = {}
     for path in paths:
         stem, _, extension = path.rpartition(".")
@@ -88,9 +97,13 @@ def _of_files(
         if not _is_utf8(path):
             reading.lost_items["bad_name"] += 1
             continue
+        of_picture = beside.get(stem, {})
+        if any(_is_outside(one, spec) for one in (path, *of_picture.values())):
+            reading.lost_items["outside_link"] += 1
+            continue
         texts = {
             extension: _content(text)
-            for extension, text in beside.get(stem, {}).items()
+            for extension, text in of_picture.items()
             if _is_file(text)
         }
         yield _pair(path, texts, spec)
@@ -107,6 +120,17 @@ def _is_file(path: str) -> bool:
     On Google Cloud Storage all that is listed is a file.
     """
     return not files.is_local(path) or os.path.isfile(path)
+
+
+def _is_outside(path: str, spec: Spec) -> bool:
+    """Says whether symbolic links lead from a path out of the source's folder.
+
+    A stranger's archive must not bring in private files of this machine.
+    """
+    if not files.is_local(path):
+        return False
+    root = os.path.realpath(spec.root or ".")
+    return os.path.commonpath([root, os.path.realpath(path)]) != root
 
 
 def _is_utf8(path: str) -> bool:
@@ -135,6 +159,8 @@ def _of_captions(
             reading.lost_items["bad_name"] += 1
         elif not _exists(f"{folder}/{inside}"):
             reading.lost_items["no_image"] += 1
+        elif _is_outside(f"{folder}/{inside}", spec):
+            reading.lost_items["outside_link"] += 1
         else:
             yield _pair(f"{folder}/{inside}", row, spec)
 

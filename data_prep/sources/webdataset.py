@@ -15,11 +15,17 @@ import pyarrow as pa
 from data_prep.sources import pairs, stored
 from data_prep.sources.spec import Reading, Spec
 from metaclip_jax import files
+from metaclip_jax.data import untrusted_tar
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "avif", "gif", "bmp")
 
 _NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.S)
-_END = b"\0" * tarfile.BLOCKSIZE  # a tar without it may have been cut off
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
 MAX_TEXT = 1 << 24  # bytes of a text or of facts; no sample of ours has more
 _Member = tuple[str, tarfile.TarInfo]  # extension, member
 
@@ -29,8 +35,8 @@ def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
 
     A text column is an extension of the tar's files (txt) or else a key of its .json.
     A tar that breaks off is lost from there on (damaged_tar, or empty_file). Lost
-    samples: not_a_sample (a name without extension), no_image, repeated_name,
-    bad_facts (.json that is none).
+    samples: not_a_sample (a name without extension), no_image, repeated_name (also of
+    further images of a sample), bad_facts (.json that is none).
 
     Raises OSError where the file cannot be opened or the storage fails.
     """
@@ -41,8 +47,20 @@ def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
 
 
 def check(path: str, spec: Spec) -> None:
-    """Raises ValueError where the first sample has none of the text columns."""
+    """Raises ValueError for a compressed tar.
+
+    And where the first sample has none of the text columns.
+    """
     with files.path(path).open("rb") as file:
+        start = file.read(max(map(len, _COMPRESSED)))
+        for mark, name in _COMPRESSED.items():
+            if start.startswith(mark):
+                raise ValueError(
+                    f"config.source.paths: wanted tars that are not compressed, since "
+                    f"images are read by their places in them, got {name} in {path}; "
+                    "decompress them"
+                )
+        file.seek(0)
         for _, members in _samples(file, files.size(path), Reading()):
             fields = dict(members)
             known = _Fields(file, fields, _facts(file, fields) or {})
@@ -76,6 +94,8 @@ def _pairs(path: str, spec: Spec, reading: Reading) -> Iterator[pairs.Pair]:
                 reason = "repeated_name" if found else "no_image"
                 reading.lost_items[reason] += 1
                 continue
+            if len(found) > 1:  # a.jpg beside a.png
+                reading.lost_items["repeated_name"] += len(found) - 1
             facts = _facts(file, fields)
             if facts is None:
                 reading.lost_items["bad_facts"] += 1
@@ -95,27 +115,19 @@ def _samples(
     """Yields (key, members) of each sample, whose members are adjacent in a tar."""
     key, members = "", list[_Member]()
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                if tar.offset <= member.offset:  # of a negative size: no end
-                    raise tarfile.ReadError("a file that is followed by itself")
-                if not member.isreg():
-                    continue
-                if not 0 <= member.size <= size - member.offset_data:
-                    raise tarfile.ReadError("the last file is cut off")
-                name = _NAME.fullmatch(member.name)
-                if name is None:
-                    reading.lost_items["not_a_sample"] += 1
-                    continue
-                if name[1] != key and members:
-                    yield key, members
-                    members = []
-                key = name[1]
-                members.append((name[2].lower(), member))
-            file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE) != _END:
-                reading.lost_files["damaged_tar"] += 1
-    except (tarfile.TarError, ValueError, EOFError, RecursionError):
+        for member in untrusted_tar.members(file, size):
+            name = _NAME.fullmatch(member.name)
+            if name is None:
+                reading.lost_items["not_a_sample"] += 1
+                continue
+            if name[1] != key and members:
+                yield key, members
+                members = []
+            key = name[1]
+            members.append((name[2].lower(), member))
+    except untrusted_tar.NoEndError:
+        reading.lost_files["damaged_tar"] += 1
+    except tarfile.TarError:
         reading.lost_files["damaged_tar"] += 1
         return  # the sample in which it breaks off may lack its texts
     if members:

@@ -17,6 +17,9 @@ from metaclip_jax.data.image_tags import UndecodableImage
 
 MAX_PIXELS = 1 << 26  # 67 million: 200 MB as RGB; more is an attack or a mistake
 
+# Pillow knows others: the decoder of EPS runs another program, most are hardly used.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF", "PPM", "TGA")
+
 _UPRIGHT = {  # the transposition that brings each EXIF orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -40,11 +43,10 @@ def check_size(width: int, height: int) -> None:
         )
 
 
-def open_image(file: Stripped, formats: tuple[str, ...] | None = None) -> Image.Image:
+def open_image(file: Stripped, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """Opens an image with Pillow, which reads its size but decodes no pixel yet.
 
-    `formats` are the names of the formats that are allowed; None = all.
-    Raises UndecodableImage.
+    `formats` are the names of the formats that are allowed. Raises UndecodableImage.
     """
     try:
         with warnings.catch_warnings():

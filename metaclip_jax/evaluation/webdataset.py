@@ -9,6 +9,7 @@ tar files on demand.
 """
 
 import collections
+import contextlib
 import io
 import os
 import tarfile
@@ -18,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from metaclip_jax import files
+from metaclip_jax.data import untrusted_tar
 from metaclip_jax.evaluation import prompts
 from metaclip_jax.evaluation.examples import Examples
 
@@ -117,7 +119,7 @@ def _with_texts(examples: Examples, samples: list[_Sample]) -> Examples:
     """Returns the examples with the texts of each image, for retrieval."""
     texts, image_of_text = [], []
     for row, sample in enumerate(samples):
-        lines = sample.rest.get("txt", b"").decode().splitlines()
+        lines = sample.rest.get("txt", b"").decode("utf-8", "replace").splitlines()
         found = [line for line in lines if line.strip()]
         if not found:
             raise ValueError(
@@ -152,7 +154,7 @@ def _labels(folder: str, samples: list[_Sample]) -> np.ndarray:
 def _array(folder: str, sample: _Sample) -> np.ndarray:
     try:
         return np.load(io.BytesIO(sample.rest["npy"]), allow_pickle=False)
-    except (KeyError, ValueError, EOFError) as error:
+    except (KeyError, MemoryError, ValueError, EOFError) as error:
         raise ValueError(
             f"{folder}: want {sample.key}.npy, an array; it is missing or damaged"
         ) from error
@@ -170,26 +172,20 @@ def _samples(path: str) -> list[_Sample]:
     images: dict[str, _Place] = {}
     rest: dict[str, dict[str, bytes]] = collections.defaultdict(dict)
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
+        with open(path, "rb") as file, contextlib.suppress(untrusted_tar.NoEndError):
+            for member in untrusted_tar.members(file, os.path.getsize(path)):
                 folder, _, name = member.name.rpartition("/")
                 stem, _, ending = name.partition(".")
                 key, ending = f"{folder}/{stem}" if folder else stem, ending.lower()
-                if not member.isfile() or name.startswith("."):
+                if name.startswith("."):
                     continue
                 if ending in _IMAGES:
-                    place = _Place(path, member.offset_data, member.size)
-                    images[key] = place
+                    images[key] = _Place(path, member.offset_data, member.size)
                 elif ending in _SMALL:
-                    file = tar.extractfile(member)
-                    assert file is not None  # it is a file
-                    rest[key][ending] = file.read()
+                    file.seek(member.offset_data)
+                    rest[key][ending] = file.read(member.size)
     except (tarfile.TarError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}); download it again") from error
-    size = os.path.getsize(path)
-    cut = [key for key, place in images.items() if place.offset + place.length > size]
-    if cut:
-        raise ValueError(f"{path} is truncated at {cut[0]}; download it again")
     return [_Sample(key, place, rest[key]) for key, place in images.items()]
 
 

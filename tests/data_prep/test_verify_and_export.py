@@ -130,6 +130,14 @@ def test_every_damage_is_named(copy, damage, words):
     assert all(word in text for word in words), text
 
 
+def test_records_are_counted_beyond_the_faults_that_are_named(copy, monkeypatch):
+    monkeypatch.setattr(verify, "_SHOWN", 3)
+    swap_sidecars(copy)
+    found = list(verify.faults(copy))
+    assert sum(": and more" in fault for fault in found) == 2
+    assert not [fault for fault in found if "there are" in fault or "says" in fault]
+
+
 def test_the_command_ends_as_it_finds_the_dataset(copy):
     status, said, _ = command("data_prep.verify", copy)
     assert status == 0 and "is as it was written" in said

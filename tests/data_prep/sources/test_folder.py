@@ -58,7 +58,10 @@ def test_a_picture_that_is_no_file_is_missing(tmp_path, what):
     found, counts = read(root)
     assert found.pop("a good cat") == ("ok", b"picture")
     assert set(found.values()) <= {("missing_file", b"")}
-    assert len(found) + counts["images", "no_image"] == 1
+    lost = [
+        counts.get(("images", reason), 0) for reason in ("no_image", "outside_link")
+    ]
+    assert len(found) + sum(lost) == 1
 
 
 @pytest.mark.parametrize("what", OTHERS)
@@ -66,7 +69,8 @@ def test_a_text_that_is_no_file_is_not_read(tmp_path, what):
     root = fill(tmp_path / "in")
     make(root / "good.txt", what)
     found, counts = read(root)
-    assert not found and counts["texts", "empty_text"] == 1
+    lost = ("images", "outside_link") if what == "device" else ("texts", "empty_text")
+    assert not found and counts[lost] == 1
 
 
 @pytest.mark.parametrize("what", OTHERS)
@@ -97,3 +101,53 @@ def test_only_the_beginning_of_a_huge_text_is_read(tmp_path):
     os.truncate(root / "good.txt", 1 << 40)
     found, counts = read(root)
     assert not found and counts["texts", "text_too_long"] == 1
+
+
+def test_links_are_read_within_a_folder_and_not_out_of_it(tmp_path):
+    root = fill(tmp_path / "in")
+    private = fill(tmp_path / "private")
+    (private / "secret.txt").write_text("a secret")
+    (root / "sub").mkdir()
+    (root / "sub" / "real.txt").write_text("a real cat")
+    (root / "good.txt").symlink_to("sub/real.txt")
+    for stem, image, text in (
+        ("1", private / "good.jpg", root / "good.txt"),
+        ("2", root / "good.jpg", private / "secret.txt"),
+        ("3", "../private/good.jpg", "good.txt"),
+        ("4", "good.jpg", "sub/../../private/secret.txt"),
+        ("5", "good.jpg", "sub/real.txt"),
+    ):
+        (root / f"{stem}.jpg").symlink_to(image)
+        (root / f"{stem}.txt").symlink_to(text)
+    found, counts = read(root)
+    assert found == {"a real cat": ("ok", b"picture")}
+    assert counts["images", "outside_link"] == 4
+    assert counts["texts", "<out"] == 2
+    linked = tmp_path / "linked"  # the source itself may be a link
+    linked.symlink_to(root)
+    assert read(linked) == (found, counts)
+
+
+def test_captions_reach_no_file_behind_a_link_out_of_the_folder(tmp_path):
+    root, private = fill(tmp_path / "in"), fill(tmp_path / "private")
+    (root / "out").symlink_to(private)
+    rows = [{"file_name": f"{name}good.jpg", "text": "a cat"} for name in ("", "out/")]
+    captions = "".join(json.dumps(row) + "\n" for row in rows)
+    (root / "metadata.jsonl").write_text(captions)
+    found, counts = read(root)
+    assert found == {"a cat": ("ok", b"picture")}
+    assert counts["images", "outside_link"] == 1
+    (private / "captions").write_text(captions)
+    (root / "metadata.jsonl").unlink()
+    (root / "metadata.jsonl").symlink_to(private / "captions")
+    found, counts = read(root)
+    assert not found and counts["files", "outside_link"] == 1
+
+
+def test_pictures_that_share_a_text_are_counted(tmp_path):
+    root = fill(tmp_path / "in")
+    (root / "good.PNG").write_bytes(b"another")
+    (root / "good.txt").write_text("a cat")
+    found, counts = read(root)
+    assert len(found) == 1 and counts["images", "repeated_name"] == 1
+    assert counts["images", ">in"] == 2 and counts["images", "<out"] == 1

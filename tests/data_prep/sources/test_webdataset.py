@@ -1,11 +1,15 @@
 """Untrusted tars: no header ends a run with an error, or makes it endless."""
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import tarfile
 
 import pyarrow as pa
 import pytest
+import zstandard
 
 from data_prep import config, schema
 from data_prep.sources import kinds
@@ -103,3 +107,23 @@ def test_facts_of_any_type_and_with_lone_surrogates_are_texts(tmp_path):
         )
         assert len(bodies) == found.num_rows
         found.validate(full=True)
+
+
+def test_two_images_of_a_sample_are_one_and_a_repeated_name(tmp_path):
+    two = member("a.png", b"another") + SAMPLE
+    _, bodies, flow = read(tmp_path / "a.tar", two + END)
+    assert bodies == [b"picture"] and flow["samples", "repeated_name"] == 1
+    assert flow["samples", ">in"] == 2 and flow["samples", "<out"] == 1
+
+
+@pytest.mark.parametrize("code", [gzip, bz2, lzma, zstandard])
+def test_a_compressed_tar_is_an_error_with_its_cure(tmp_path, code):
+    (tmp_path / "a.tar.gz").write_bytes(code.compress(SAMPLE + END))
+    with pytest.raises(ValueError, match=r"not compressed, .* got \w+ in .*decompress"):
+        kinds.find(f"{tmp_path}/*", spec())
+
+
+def test_a_header_of_many_digits_costs_no_time(tmp_path):
+    slow = member("x", b"1" * 1_000_000, b"x")  # half an hour in Python 3.11.7
+    *_, flow = read(tmp_path / "a.tar", SAMPLE + slow + SAMPLE + END)
+    assert flow["files", "damaged_tar"] == 1

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from data_prep.images import screening
 from metaclip_jax.data import decoding, images
+from metaclip_jax.data.image_tags import UndecodableImage
 from metaclip_jax.evaluation import encoder
 
 SIDE = 48
@@ -255,6 +256,23 @@ def test_grey_of_an_unknown_range_is_refused(image):
     for given in (image, encode(image, "TIFF")):
         with pytest.raises(ValueError, match="x cannot be used: unsupported.*scale"):
             encoder.prepare_image(given, images.Preprocess(8), name="x")
+
+
+def test_only_formats_of_datasets_are_opened():
+    """EPS above all: Pillow hands it to another program, which runs it."""
+    Image.init()
+    refused = 0
+    for kind in set(Image.SAVE) - set(decoding.FORMATS) - {"MPO", "DIB", "JPEG2000"}:
+        try:
+            data = encode(Image.fromarray(SMOOTH), kind)
+        except (OSError, ValueError, AttributeError, KeyError):
+            continue  # it needs another library, or is no format of one picture
+        with pytest.raises(UndecodableImage, match="not_an_image"):
+            decoding.decode(data)
+        refused += 1
+    assert refused > 5
+    with pytest.raises(UndecodableImage, match="not_an_image"):
+        decoding.decode(encode(Image.fromarray(SMOOTH), "EPS"))
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0)])
