@@ -178,8 +178,8 @@ from data_prep.stages import parts
 
 write, failed = parts.write, set()
 
-def write_and_fail_once(folder, part, table, flow):
-    write(folder, part, table, flow)
+def write_and_fail_once(folder, *arguments):
+    write(folder, *arguments)
     if folder not in failed:
         failed.add(folder)
         raise OSError("injected after the write")
