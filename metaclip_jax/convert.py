@@ -78,7 +78,7 @@ def convert(loaded: loading.Loaded, to: str, output: str) -> None:
 def _write_checkpoint(loaded: loading.Loaded, output: str) -> None:
     if loaded.tokenizer is None:
         raise ValueError(
-            f"want a model with a tokenizer, got {loaded.name} without; copy its"
+            f"wanted a model with a tokenizer, got {loaded.name} without; copy its"
             " tokenizer.json into its folder"
         )
     if checkpoint.latest_step(output) is not None:

@@ -223,18 +223,18 @@ def main(argv: Sequence[str]) -> None:
     if values.tasks:
         if not values.data_dir or not (values.model or values.plan):
             raise app.UsageError(
-                "want --data_dir=DIR and --model (or --plan) with --tasks; add them"
+                "wanted --data_dir=DIR and --model (or --plan) with --tasks; add them"
             )
         evaluate_tasks(values)
         return
     if bool(values.workdir) == bool(values.model):
         got = "both" if values.model else "neither"
         raise app.UsageError(
-            f"want --workdir=RUN, or --model=NAME_OR_PATH and --data, got {got}"
+            f"wanted --workdir=RUN, or --model=NAME_OR_PATH and --data, got {got}"
         )
     if values.model:
         if not values.data:
-            raise app.UsageError("want --data=DIR to measure --model on, got none")
+            raise app.UsageError("wanted --data=DIR to measure --model on, got none")
         evaluate_model(values)
         return
     from metaclip_jax.training import checkpoint  # a slow import, because of Orbax
@@ -243,7 +243,7 @@ def main(argv: Sequence[str]) -> None:
     held_out = values.held_out or config.evaluation.held_out
     if not held_out:
         raise app.UsageError(
-            "want --held_out=DIR, because the run's config has none; add it"
+            "wanted --held_out=DIR, because the run's config has none; add it"
         )
     # The run's options, unless the command line sets them.
     for name, value in (

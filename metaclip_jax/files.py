@@ -43,7 +43,8 @@ def path(p: epath.PathLike) -> epath.Path:
     """
     if not os.fspath(p):
         raise ValueError(
-            "want a file or a folder, got an empty path; write . for the current folder"
+            "wanted a file or a folder, got an empty path; write . for the current"
+            " folder"
         )
     if os.fspath(p).startswith("gs://"):
         _configure_gcs()
@@ -151,7 +152,7 @@ class DiskFullError(OSError):
 _FULL = re.compile(
     "|".join(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 )
-_FULL_MESSAGE = re.compile("want room for .* after the last whole file")
+_FULL_MESSAGE = re.compile("wanted room for .* after the last whole file")
 
 
 def is_full_disk(error: object) -> bool:
@@ -177,7 +178,7 @@ def naming_full_disk(place: epath.PathLike) -> Iterator[None]:
         free = shutil.disk_usage(folder).free / 1e6
         below = re.search(rf"{re.escape(os.fspath(place))}[-/.\w]*", str(error))
         raise DiskFullError(
-            f"want room for {below[0] if below else place}, got {reason[0]!r} with "
+            f"wanted room for {below[0] if below else place}, got {reason[0]!r} with "
             f"{free:,.1f} MB free in {folder}; free some space and run the same "
             "command again, which continues after the last whole file"
         ) from None

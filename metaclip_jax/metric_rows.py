@@ -21,7 +21,7 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """
     return merge(
         (part for _, part in numbered_parts(workdir)),
-        wanted="want a JSON object with a step",
+        wanted="wanted a JSON object with a step",
         cure="remove this file or start the run again",
     )
 

@@ -86,7 +86,7 @@ def describe_slice(topology: str, *, slices: int = 1) -> Slice:
         )
     except (RuntimeError, NotImplementedError) as error:
         raise ValueError(
-            f"want a TPU topology such as v5e:4x4 or v5p:4x4x8, got {topology!r}:"
+            f"wanted a TPU topology such as v5e:4x4 or v5p:4x4x8, got {topology!r}:"
             f' {error}. If libtpu is missing, pip install "metaclip-jax[tpu]"'
         ) from error
     devices = list(described.devices)
@@ -137,7 +137,7 @@ def make_plan(config: ConfigDict, where: Slice) -> Plan:
         )
     if memory is None:
         raise RuntimeError(
-            "want the compiler's memory analysis, got none from this libtpu; install"
+            "wanted the compiler's memory analysis, got none from this libtpu; install"
             " another version"
         )
     # The compiler's peak omits some temporaries, and the sum counts temporaries that
@@ -211,7 +211,7 @@ def _token_ids(config: ConfigDict) -> dict[str, Any]:
         return program.token_ids(program.load_tokenizer(config))
     if not config.vocabulary:
         raise ValueError(
-            "want a tokenizer or a vocabulary, got a recipe without; give"
+            "wanted a tokenizer or a vocabulary, got a recipe without; give"
             f" --config.tokenizer=FILE, or --config.vocabulary as one of"
             f" {', '.join(presets.VOCABULARIES)}"
         )
@@ -241,7 +241,7 @@ def _device_bytes(device: jax.Device) -> int:
         if found:
             return found[1]
         raise
-    raise RuntimeError(f"want a refusal of 4 TiB of memory, got none from {device}")
+    raise RuntimeError(f"wanted a refusal of 4 TiB of memory, got none from {device}")
 
 
 def _too_much(message: str) -> tuple[int, int] | None:

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     labels = [label.strip() for label in values.labels if label.strip()]
     if not labels:
         raise app.UsageError(
-            'want at least one label, got none; for example --labels="cat,dog"'
+            'wanted at least one label, got none; for example --labels="cat,dog"'
         )
     model = model_flags.load(values)
     found = model.classify(

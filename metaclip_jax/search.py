@@ -55,7 +55,7 @@ def nearest(folder: str, query: np.ndarray, *, count: int) -> list[Hit]:
     """
     if query.shape != (embeddings.read_manifest(folder)["embed_dim"],):
         raise ValueError(
-            f"want a query of {embeddings.read_manifest(folder)['embed_dim']}"
+            f"wanted a query of {embeddings.read_manifest(folder)['embed_dim']}"
             f" channels, as {folder} has, got {query.shape}; use the same model"
         )
     best: list[Hit] = []
@@ -141,7 +141,7 @@ def main(argv: Sequence[str]) -> None:
     if bool(values.query) == bool(values.image):
         got = "both" if values.query else "neither"
         raise app.UsageError(
-            f'want either --query="a text" or --image=FILE, got {got}; give one'
+            f'wanted either --query="a text" or --image=FILE, got {got}; give one'
         )
     if values.output and not values.output.endswith((".html", ".png")):
         raise app.UsageError(

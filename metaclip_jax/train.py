@@ -268,9 +268,9 @@ def finish(workdir: str, job: Job, *, step: int) -> None:
     skipped = Totals.from_json(meta["totals"]).skipped_in_a_row
     if skipped:
         raise FloatingPointError(
-            f"want a last step with a finite loss, got {skipped} of {step} steps at the"
-            f" end of {workdir} that were not: it is not marked as finished. Its last"
-            " checkpoint has the parameters before them. Train anew with a lower"
+            f"wanted a last step with a finite loss, got {skipped} of {step} steps at"
+            f" the end of {workdir} that were not: it is not marked as finished. Its"
+            " last checkpoint has the parameters before them. Train anew with a lower"
             " optimizer.peak_lr or a longer optimizer.warmup_steps, or go on from here"
             " with a higher total_steps"
         )

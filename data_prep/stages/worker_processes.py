@@ -41,7 +41,7 @@ def forked() -> Iterator[None]:
         if not died:
             raise
         raise RuntimeError(
-            f"want worker processes that live until the end of the pipeline, but one"
+            f"wanted worker processes that live until the end of the pipeline, but one"
             f" {died[0]}; if memory ran out, give fewer --workers or a lower"
             " config.memory_gib; the same command continues after the last finished"
             " part"

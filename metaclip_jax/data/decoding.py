@@ -184,8 +184,8 @@ def _wide_grey(image: Image.Image) -> Image.Image:
     else:
         raise UndecodableImage(
             "unsupported_image",
-            f"want integers of 8 or 16 bits or floats from 0 to 1, got {low} to {high};"
-            " scale the values",
+            f"wanted integers of 8 or 16 bits or floats from 0 to 1, got {low} to"
+            f" {high}; scale the values",
         )
     clear = image.info.get("transparency")
     if isinstance(clear, int):

@@ -94,7 +94,7 @@ def read_manifest(folder: str) -> dict[str, Any]:
     path = files.path(folder) / files.MANIFEST
     if not path.exists():
         raise FileNotFoundError(
-            f"want finished embeddings in {folder}, but it has no {files.MANIFEST};"
+            f"wanted finished embeddings in {folder}, but it has no {files.MANIFEST};"
             " finish metaclip_jax.embed, or check the path"
         )
     return files.read_json(path)

@@ -211,7 +211,7 @@ def load(source: str | os.PathLike, *, family: str) -> Tokenizer:
     path = files.path(source) if source else None
     if path is None or not path.exists() or path.is_dir():
         raise FileNotFoundError(
-            f"there is no tokenizer {os.fspath(source)!r}: want a tokenizer.json,"
+            f"there is no tokenizer {os.fspath(source)!r}: wanted a tokenizer.json,"
             " CLIP's merges file or 'clip'; python -m metaclip_jax.data.tokenizer"
             " trains one"
         )

@@ -224,7 +224,7 @@ def of_scores(
         return Statistic(value, len(labels), 1 / count)
     if "worst_group" in name:
         if not len(groups):
-            raise ValueError(f"want the groups of the images for {name}, got none")
+            raise ValueError(f"wanted the groups of the images for {name}, got none")
         kept = np.arange(len(labels))
         if name == "zero_shot/worst_group_without_other":
             kept = np.flatnonzero(groups != _OTHER_REGION)

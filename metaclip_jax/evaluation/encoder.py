@@ -282,7 +282,7 @@ def make_encoder(
       ValueError: the batch is negative, or `preprocess` has another image size.
     """
     if batch < 0:
-        raise ValueError(f"want a batch of at least 1, or 0, got {batch}")
+        raise ValueError(f"wanted a batch of at least 1, or 0, got {batch}")
     if preprocess.size != architecture.image_size:
         raise ValueError(
             f"preprocess.size must be the model's {architecture.image_size} pixels, got"
@@ -343,7 +343,7 @@ def prepare_image(image: ImageLike, preprocess: Preprocess, *, name: str) -> np.
             image = _from_array(image)
         if not isinstance(image, Image.Image):
             raise ValueError(
-                "want bytes, a path, a Pillow image or a uint8 array, got"
+                "wanted bytes, a path, a Pillow image or a uint8 array, got"
                 f" {type(image).__name__}"
             )
         decoding.check_size(*image.size)
@@ -389,11 +389,13 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels not in (1, 3):
         raise ValueError(
-            f"want uint8[H, W, 3] or [H, W], got {pixels.dtype}{list(pixels.shape)};"
+            f"wanted uint8[H, W, 3] or [H, W], got {pixels.dtype}{list(pixels.shape)};"
             " use embed_pixels for normalised floats"
         )
     if not pixels.size:
-        raise ValueError(f"want at least one pixel, got the shape {list(pixels.shape)}")
+        raise ValueError(
+            f"wanted at least one pixel, got the shape {list(pixels.shape)}"
+        )
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 

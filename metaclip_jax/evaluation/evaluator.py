@@ -213,7 +213,7 @@ def embed_usable(
     rows = np.setdiff1d(np.arange(len(examples.names)), list(broken))
     if not len(rows):
         raise ValueError(
-            f"{examples.source}: want at least one usable image, but all"
+            f"{examples.source}: wanted at least one usable image, but all"
             f" {len(broken)} are broken; restore the files"
         )
     return Embedded(
@@ -251,7 +251,7 @@ def statistic(encoder: Encoder, embedded: Embedded, name: str) -> Statistic:
         if name in module.names(examples):
             found: Statistic = module.statistic(encoder, examples, embeddings, name)
             return found
-    raise ValueError(f"want one of {', '.join(names(examples))}, got {name}")
+    raise ValueError(f"wanted one of {', '.join(names(examples))}, got {name}")
 
 
 def with_counts(found: Iterator[Result], examples: Examples) -> dict[str, Any]:

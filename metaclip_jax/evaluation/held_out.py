@@ -31,16 +31,16 @@ def load_held_out(folder: str, asked: prompts.Prompts | None = None) -> Examples
             record = records.decode(data)
             if not record.texts:
                 raise ValueError(
-                    f"{folder}: want at least one text per held-out image, got none for"
-                    f" {record.image_id}; remove the image"
+                    f"{folder}: wanted at least one text per held-out image, got none"
+                    f" for {record.image_id}; remove the image"
                 )
             found.append((record.image_id, int(position), record.texts))
     found.sort()
     row_of = {image_id: row for row, (image_id, _, _) in enumerate(found)}
     if len(row_of) < len(found) or not found:
         raise ValueError(
-            f"{folder}: want at least one image and each once, got {len(found)} records"
-            f" of {len(row_of)} images"
+            f"{folder}: wanted at least one image and each once, got {len(found)}"
+            f" records of {len(row_of)} images"
         )
     ids = [image_id for image_id, _, _ in found]
     positions = np.array([position for _, position, _ in found], np.int64)
@@ -63,7 +63,7 @@ def load_held_out(folder: str, asked: prompts.Prompts | None = None) -> Examples
     missing = sorted(task.labels.keys() - row_of.keys())
     if missing:
         raise ValueError(
-            f"{task_path}: want labels of images in {folder}, got {len(missing)}"
+            f"{task_path}: wanted labels of images in {folder}, got {len(missing)}"
             f" others, the first {missing[0]}"
         )
     labels = np.full(len(found), UNLABELLED, np.int64)

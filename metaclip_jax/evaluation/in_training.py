@@ -120,7 +120,7 @@ def _open(task_names: str, data_dir: str) -> Iterator[tuple[tasks.Task, Examples
             logging.warning("no images of %s/%s: %s", task.suite, task.id, why)
     if not there:
         raise ValueError(
-            f"want images of config.evaluation.tasks={task_names!r} in"
+            f"wanted images of config.evaluation.tasks={task_names!r} in"
             f" config.evaluation.data_dir={data_dir!r}, got none of {len(opened)}"
             " tasks; see python -m metaclip_jax.evaluate --plan"
         )

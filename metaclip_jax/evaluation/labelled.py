@@ -45,11 +45,11 @@ def from_folder(folder: str, asked: prompts.Prompts) -> Examples:
     classes = [p.name for p in inside if p.is_dir()]
     if len(classes) < 2:
         raise ValueError(
-            f"{folder}: want at least 2 folders, one per class, got {classes}"
+            f"{folder}: wanted at least 2 folders, one per class, got {classes}"
         )
     if _SPLITS.issuperset(name.lower() for name in classes):
         raise ValueError(
-            f"{folder}: want one folder per class, got the splits {classes}; give one"
+            f"{folder}: wanted one folder per class, got the splits {classes}; give one"
             f" of them, like {root / classes[0]}"
         )
     left_out = [p for p in inside if p.name not in classes]
@@ -119,7 +119,7 @@ def _builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
         return tfds.builder_from_directory(name)
     if path.exists():
         raise FileNotFoundError(
-            f"want a folder or a TFDS dataset, got the file {name}; give its folder"
+            f"wanted a folder or a TFDS dataset, got the file {name}; give its folder"
         )
     if data_dir and not files.path(data_dir).is_dir():
         raise FileNotFoundError(
@@ -129,7 +129,8 @@ def _builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
         builder = tfds.builder(name, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise FileNotFoundError(
-            f"want a folder or a TFDS dataset, got {name}, which is neither; correct it"
+            f"wanted a folder or a TFDS dataset, got {name}, which is neither;"
+            " correct it"
         ) from error
     if not builder.is_prepared():
         raise FileNotFoundError(
@@ -171,17 +172,17 @@ def from_tfds(
     key = next((k for k in (_ONE, _SEVERAL) if k in features), None)
     if "image" not in features or key is None:
         raise ValueError(
-            f"{name}: want the features image and label (or labels), got"
+            f"{name}: wanted the features image and label (or labels), got"
             f" {sorted(features)}"
         )
     feature = features[key] if key == _ONE else features[key].feature
     if not isinstance(feature, tfds.features.ClassLabel):
-        raise ValueError(f"{name}: want {key} to be of classes, got {feature}")
+        raise ValueError(f"{name}: wanted {key} to be of classes, got {feature}")
     try:
         _ = builder.info.splits[split]
     except (KeyError, ValueError) as error:
         raise ValueError(
-            f"{name}: want --split one of {', '.join(builder.info.splits)}, got"
+            f"{name}: wanted --split one of {', '.join(builder.info.splits)}, got"
             f" {split!r}"
         ) from error
     skip = {"image": tfds.decode.SkipDecoding()}
@@ -193,7 +194,7 @@ def from_tfds(
         wrong = labels[(labels < 0) | (labels >= feature.num_classes)]
         if wrong.size:
             raise ValueError(
-                f"{name}: want {key} from 0 to {feature.num_classes - 1}, got"
+                f"{name}: wanted {key} from 0 to {feature.num_classes - 1}, got"
                 f" {wrong[0]} for example {place} of the split {split!r}. TFDS writes"
                 " -1 for hidden labels: this split has no labels, so give another"
                 " --split"
@@ -201,14 +202,14 @@ def from_tfds(
         positive[place, labels] = True
     if not positive.any():
         raise ValueError(
-            f"{name}: want {key} in the split {split!r}, got none in its {count}"
+            f"{name}: wanted {key} in the split {split!r}, got none in its {count}"
             " examples: this split has no labels, so give another --split"
         )
     if len(order):
         if len(order) != feature.num_classes:
             raise ValueError(
-                f"{name}: want {len(order)} classes, got {feature.num_classes}; prepare"
-                " the task's own dataset"
+                f"{name}: wanted {len(order)} classes, got {feature.num_classes};"
+                " prepare the task's own dataset"
             )
         asked = asked._replace(keys=tuple((feature.names[k],) for k in inverse(order)))
     named = prompts.match_classes(name, list(feature.names), asked)

@@ -54,7 +54,7 @@ def open_xm3600(folder: epath.Path) -> OpenLanguage:
             captions.append({"key": row["image/key"], **row})
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{folder / CAPTIONS}:{number}: want an object with image/key and the"
+                f"{folder / CAPTIONS}:{number}: wanted an object with image/key and the"
                 f" captions by language, got {line[:80]!r}; unpack captions.zip again"
             ) from error
     keys = [row["key"] for row in captions]
@@ -62,7 +62,7 @@ def open_xm3600(folder: epath.Path) -> OpenLanguage:
     lost = [key for key in keys if f"{key}.jpg" not in there]
     if lost:
         raise ValueError(
-            f"{folder}: want images/KEY.jpg of the {len(keys)} images of {CAPTIONS},"
+            f"{folder}: wanted images/KEY.jpg of the {len(keys)} images of {CAPTIONS},"
             f" {len(lost)} are missing, the first {lost[0]}; unpack images.tgz again"
         )
     paths = [os.fspath(folder / "images" / f"{key}.jpg") for key in keys]
@@ -76,7 +76,7 @@ def open_xm3600(folder: epath.Path) -> OpenLanguage:
         of_image = [row.get(task.id, {}).get("caption", []) for row in captions]
         rows = np.flatnonzero([len(texts) for texts in of_image])
         if not len(rows):
-            raise ValueError(f"{folder / CAPTIONS}: want captions in {task.id}")
+            raise ValueError(f"{folder / CAPTIONS}: wanted captions in {task.id}")
         return whole.part(rows)._replace(
             texts=[text for row in rows.tolist() for text in of_image[row]],
             image_of_text=np.repeat(
@@ -97,7 +97,7 @@ def _open_babel(imagenet: Examples, lists: tuple[Path, Path]) -> OpenLanguage:
         got = tasks.fingerprint(own), tasks.fingerprint(own_templates)
         if got != task.fingerprints:
             raise ValueError(
-                f"{lists[0].parent}: want lists of {language} of the fingerprints"
+                f"{lists[0].parent}: wanted lists of {language} of the fingerprints"
                 f" {task.fingerprints}, got {got}; use those of clip_benchmark 1.6.2"
             )
         labels, names = own

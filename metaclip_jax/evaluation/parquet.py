@@ -67,7 +67,7 @@ def open_folder(
     count = sum(rows for _, _, rows in sizes)
     if count > _MAX_ROWS:
         raise ValueError(
-            f"{folder}: want at most {_MAX_ROWS:,} rows, got {count:,}; use a part of"
+            f"{folder}: wanted at most {_MAX_ROWS:,} rows, got {count:,}; use a part of"
             " them"
         )
     with _naming(paths[0]):
@@ -78,7 +78,7 @@ def open_folder(
     text = next((name for name in _TEXTS if name in schema.names), None)
     if "image" not in schema.names or (label is None and text is None):
         raise ValueError(
-            f"{folder}: want the columns image and label (or caption), got"
+            f"{folder}: wanted the columns image and label (or caption), got"
             f" {schema.names}"
         )
     value = _values(sizes, "image")
@@ -168,7 +168,9 @@ def _with_choices(
     wanted = ["cue", "candidates", "associations", "candidate_images"]
     names_of_columns = pq.read_schema(paths[0]).names
     if not set(wanted) <= set(names_of_columns):
-        raise ValueError(f"{folder}: want the columns {wanted}, got {names_of_columns}")
+        raise ValueError(
+            f"{folder}: wanted the columns {wanted}, got {names_of_columns}"
+        )
     picture_of: dict[str, tuple[int, int]] = {}
     row_of: dict[str, int] = {}
     cues, choices = [], []
@@ -177,7 +179,7 @@ def _with_choices(
         cues.append(_cue(cue))
         if not right or not right <= set(names) or len(set(names)) < len(names):
             raise ValueError(
-                f"{folder}: want associations among different candidates, got"
+                f"{folder}: wanted associations among different candidates, got"
                 f" {sorted(right)} of {names} in row {row}; download it again"
             )
         for place, name in enumerate(names):
@@ -200,8 +202,8 @@ def _with_choices(
             pictures = value(row)
             if len(pictures) <= place:
                 raise ValueError(
-                    f"{folder}: want an image of each candidate, got {len(pictures)} in"
-                    f" row {row}; download it again"
+                    f"{folder}: wanted an image of each candidate, got {len(pictures)}"
+                    f" in row {row}; download it again"
                 )
             found.append(_bytes(pictures[place]))
         return found
@@ -226,12 +228,12 @@ def _with_labels(
 ) -> Examples:
     if not pa.types.is_integer(column.type):
         raise ValueError(
-            f"{examples.source}: want a number as the label, got {column.type}"
+            f"{examples.source}: wanted a number as the label, got {column.type}"
         )
     labels = column.to_numpy().astype(np.int64)
     if labels.min() < 0 or labels.max() >= len(own):
         raise ValueError(
-            f"{examples.source}: want labels from 0 to {len(own) - 1}, got"
+            f"{examples.source}: wanted labels from 0 to {len(own) - 1}, got"
             f" {labels.min()} to {labels.max()}; this split has no labels, so give"
             " another --split"
         )
@@ -248,10 +250,10 @@ def _with_texts(examples: Examples, values: list[Any]) -> Examples:
     for row, value in enumerate(values):
         found = [value] if isinstance(value, str) else list(value or ())
         if not found:
-            raise ValueError(f"{examples.source}: want a text of row {row}, got none")
+            raise ValueError(f"{examples.source}: wanted a text of row {row}, got none")
         if max(map(len, found)) > _MAX_TEXT:
             raise ValueError(
-                f"{examples.source}: want texts of at most {_MAX_TEXT:,} characters,"
+                f"{examples.source}: wanted texts of at most {_MAX_TEXT:,} characters,"
                 f" got {max(map(len, found)):,} in row {row}; leave it out"
             )
         texts += found
@@ -266,7 +268,7 @@ def _class_names(folder: str, schema: pa.Schema, label: str) -> list[str]:
     names = features.get(label, {}).get("names")
     if not names:
         raise ValueError(
-            f"{folder}: want the names of the column {label} in the file's metadata"
+            f"{folder}: wanted the names of the column {label} in the file's metadata"
             " (of the library datasets), got none; write the files with datasets"
         )
     return list(names)

@@ -105,7 +105,7 @@ def match_names(
     lost += [f"{labels[n]!r} (twice)" for n, p in enumerate(places) if p in places[:n]]
     if lost:
         raise ValueError(
-            f"{where}: want each label to be one of the {len(classes)} {wanted}, got"
+            f"{where}: wanted each label to be one of the {len(classes)} {wanted}, got"
             f" {', '.join(lost[:5])}; {len(lost)} of {len(labels)} do not match. Give"
             " class_names as an object from the label to its name or names"
         )
@@ -128,7 +128,7 @@ def make_task(labels: Sequence[str | Sequence[str]], templates: Sequence[str]) -
             no {}.
     """
     if isinstance(labels, str) or isinstance(templates, str):
-        raise ValueError("want lists of labels and of templates, got a single text")
+        raise ValueError("wanted lists of labels and of templates, got a single text")
     class_names = _names_of_classes("labels", list(labels), at_least=1)
     return Task(class_names, _templates("prompts", list(templates)), labels={})
 
@@ -146,7 +146,7 @@ def load_prompts(path: str) -> Prompts:
     given = files.read_json(path)
     if not isinstance(given, dict) or "templates" not in given:
         raise ValueError(
-            f"{path}: want an object with templates (and class_names), got"
+            f"{path}: wanted an object with templates (and class_names), got"
             f" {_shown(given)}"
         )
     templates = _templates(path, given["templates"])
@@ -169,13 +169,13 @@ def load_task(path: str) -> Task:
     task = files.read_json(path)
     if not isinstance(task, dict):
         raise ValueError(
-            f"{path}: want an object with class_names, templates and labels, got"
+            f"{path}: wanted an object with class_names, templates and labels, got"
             f" {_shown(task)}"
         )
     missing = [key for key in ("class_names", "templates", "labels") if key not in task]
     if missing:
         raise ValueError(
-            f"{path}: want the keys class_names, templates and labels, got"
+            f"{path}: wanted the keys class_names, templates and labels, got"
             f" {sorted(task)}; add {', '.join(missing)}"
         )
     return Task(

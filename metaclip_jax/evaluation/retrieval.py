@@ -50,7 +50,7 @@ def ranks(
         np.unique(image_of_text), np.arange(images)
     ):
         raise ValueError(
-            f"want one image row per text and at least one text per image, got"
+            f"wanted one image row per text and at least one text per image, got"
             f" {images} images, {texts} texts, and"
             f" {len(np.unique(image_of_text))} different rows in image_of_text"
         )
@@ -58,7 +58,7 @@ def ranks(
         broken = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
         if len(broken):
             raise ValueError(
-                f"want finite {name} embeddings, got {len(broken)} with NaN or inf"
+                f"wanted finite {name} embeddings, got {len(broken)} with NaN or inf"
                 f" (first row {broken[0]}); the parameters have diverged, so take an"
                 " earlier checkpoint"
             )
@@ -137,7 +137,7 @@ def statistic(
     """Returns MEAN as a function of the images' weights; see `run`."""
     del encoder
     if name != MEAN:
-        raise ValueError(f"want {MEAN}, got {name}")
+        raise ValueError(f"wanted {MEAN}, got {name}")
     found = ranks(embeddings.image, embeddings.text, examples.image_of_text)
     return mean_recall(*found, examples.image_of_text)
 

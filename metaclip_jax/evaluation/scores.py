@@ -50,7 +50,8 @@ def roc_auc(
     positives, negatives = above.sum(), below.sum()
     if not positives or not negatives:
         raise ValueError(
-            f"want positive and negative examples, got {positives:g} and {negatives:g}"
+            f"wanted positive and negative examples, got {positives:g} and"
+            f" {negatives:g}"
         )
     won = above @ (np.cumsum(below) - below / 2)
     return float(won / (positives * negatives))
@@ -139,7 +140,7 @@ def mean_average_precision(
     of_class = average_precision_11_point if points else average_precision
     seen = np.flatnonzero(positive.any(axis=0))
     if not seen.size:
-        raise ValueError(f"want at least one positive example of {len(scores)}")
+        raise ValueError(f"wanted at least one positive example of {len(scores)}")
     return float(np.mean([of_class(scores[:, k], positive[:, k]) for k in seen]))
 
 
@@ -149,7 +150,7 @@ def _precision_recall(
     """Returns precision and recall f64[thresholds], from the highest score down."""
     _check(scores, positive)
     if not np.any(positive):
-        raise ValueError(f"want at least one positive example of {len(scores)}")
+        raise ValueError(f"wanted at least one positive example of {len(scores)}")
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.diff(scores[order]) != 0, True)  # of its run of equal scores
     found = np.cumsum(positive[order].astype(np.float64))[last]
@@ -162,17 +163,17 @@ def _check_labels(scores: np.ndarray, labels: np.ndarray) -> None:
     classes = scores.shape[1]
     wrong = labels[(labels < 0) | (labels >= classes)]
     if wrong.size:
-        raise ValueError(f"want labels from 0 to {classes - 1}, got {wrong[0]}")
+        raise ValueError(f"wanted labels from 0 to {classes - 1}, got {wrong[0]}")
 
 
 def _check(scores: np.ndarray, right: np.ndarray) -> None:
     if len(scores) != len(right) or not len(scores):
         raise ValueError(
-            f"want scores and labels of equally many examples, at least one; got"
+            f"wanted scores and labels of equally many examples, at least one; got"
             f" {scores.shape} and {right.shape}"
         )
     if not np.isfinite(scores).all():
         raise ValueError(
-            "want finite scores, got NaN or inf; the parameters have diverged, so take"
-            " an earlier checkpoint"
+            "wanted finite scores, got NaN or inf; the parameters have diverged, so"
+            " take an earlier checkpoint"
         )

@@ -62,8 +62,8 @@ def bootstrap(
     """
     if units < 1 or resamples < 1 or not 0 < confidence < 1:
         raise ValueError(
-            f"want units >= 1, resamples >= 1 and 0 < confidence < 1 for {name!r}, got"
-            f" units={units}, resamples={resamples}, confidence={confidence}"
+            f"wanted units >= 1, resamples >= 1 and 0 < confidence < 1 for {name!r},"
+            f" got units={units}, resamples={resamples}, confidence={confidence}"
         )
     value = float(statistic(np.ones(units)))
     # scipy requires at least two of both. Callers that need no interval, such as
@@ -111,7 +111,7 @@ def share(
         ValueError: `hits` is empty.
     """
     if len(hits) == 0:
-        raise ValueError(f"{name}: want at least one result, got none")
+        raise ValueError(f"{name}: wanted at least one result, got none")
     units = np.arange(len(hits)) if unit_of_hit is None else unit_of_hit
     right = np.bincount(units, weights=hits.astype(np.float64))
     size = np.bincount(units).astype(np.float64)

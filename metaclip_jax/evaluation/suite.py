@@ -107,7 +107,7 @@ def numbers_of(task: Task, examples: Examples) -> tuple[str, ...]:
     lost = sorted(set(wanted) - set(there))
     if lost:
         raise ValueError(
-            f"{examples.source}: want images for {', '.join(lost)}, got images for"
+            f"{examples.source}: wanted images for {', '.join(lost)}, got images for"
             f" {', '.join(there)}; give the task's own test set"
         )
     return wanted

@@ -179,8 +179,8 @@ def find(names: Sequence[str]) -> list[Task]:
         if name not in SUITES and name not in known:
             singles = ", ".join(task.id for task in table("clip26"))
             raise ValueError(
-                f"want --tasks of {', '.join(SUITES)}, or single ones ({singles}, ...),"
-                f" got {name!r}"
+                f"wanted --tasks of {', '.join(SUITES)}, or single ones ({singles},"
+                f" ...), got {name!r}"
             )
         for task in table(name) if name in SUITES else (known[name],):
             found.setdefault((task.suite, task.id), task)
@@ -202,7 +202,7 @@ def paper_prompts(task: Task) -> prompts.Prompts:
     got = fingerprint(names), fingerprint(templates)
     if got != task.fingerprints:
         raise ValueError(
-            f"{task.id}: want prompts of the fingerprints {task.fingerprints}, got"
+            f"{task.id}: wanted prompts of the fingerprints {task.fingerprints}, got"
             f" {got}; install the package again"
         )
     classes = tuple((name,) if isinstance(name, str) else tuple(name) for name in names)
@@ -289,14 +289,14 @@ def open_task(task: Task, folder: str) -> Examples:
         examples = parquet.open_folder(folder, asked=asked)
     elif asked is None:
         raise ValueError(
-            f"{folder}: want the hub's WebDataset layout, which has DataComp's class"
+            f"{folder}: wanted the hub's WebDataset layout, which has DataComp's class"
             " names and templates, or Parquet with texts"
         )
     else:
         examples = labelled.from_folder(folder, asked)
     if len(examples.class_names) != task.classes:
         raise ValueError(
-            f"{folder}: want the {task.classes} classes of {task.id}, got"
+            f"{folder}: wanted the {task.classes} classes of {task.id}, got"
             f" {len(examples.class_names)}"
         )
     return examples._replace(metrics=METRICS[task.metric])
@@ -371,7 +371,7 @@ def paper_row(model: str) -> dict[str, float]:
     """
     if model not in paper_rows():
         raise ValueError(
-            f"want --paper one of {', '.join(paper_rows())}, got {model!r}"
+            f"wanted --paper one of {', '.join(paper_rows())}, got {model!r}"
         )
     return paper_rows()[model]
 

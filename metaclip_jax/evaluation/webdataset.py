@@ -72,7 +72,7 @@ def open_folder(
     samples = [s for tar in _tars(root, split) for s in _samples(os.fspath(tar))]
     if not samples:
         raise ValueError(
-            f"{folder}: want images in {split}/*.tar, got none; download it again"
+            f"{folder}: wanted images in {split}/*.tar, got none; download it again"
         )
     examples = Examples(
         source=folder,
@@ -87,7 +87,7 @@ def open_folder(
     if wrong or (labels.ndim == 2 and labels.shape[1] != len(own)):
         most = int(labels.max()) if labels.ndim == 1 else labels.shape[1]
         raise ValueError(
-            f"{folder}: want as many classes as {CLASS_NAMES} has lines, {len(own)},"
+            f"{folder}: wanted as many classes as {CLASS_NAMES} has lines, {len(own)},"
             f" got labels up to {most}; download it again"
         )
     if asked is None:
@@ -123,7 +123,7 @@ def _with_texts(examples: Examples, samples: list[_Sample]) -> Examples:
         found = [line for line in lines if line.strip()]
         if not found:
             raise ValueError(
-                f"{examples.source}: want a text of {sample.key}, got none; download"
+                f"{examples.source}: wanted a text of {sample.key}, got none; download"
                 " it again"
             )
         texts += found
@@ -138,15 +138,15 @@ def _labels(folder: str, samples: list[_Sample]) -> np.ndarray:
             labels = np.array([int(sample.rest["cls"]) for sample in samples], np.int64)
         except ValueError as error:
             raise ValueError(
-                f"{folder}: want a number in each .cls, {error}"
+                f"{folder}: wanted a number in each .cls, {error}"
             ) from error
         if labels.min() < 0:
-            raise ValueError(f"{folder}: want labels from 0, got {labels.min()}")
+            raise ValueError(f"{folder}: wanted labels from 0, got {labels.min()}")
         return labels
     rows = [_array(folder, sample).ravel() for sample in samples]
     if len({len(row) for row in rows}) != 1:
         raise ValueError(
-            f"{folder}: want a .cls, or a .npy of all classes, of each image"
+            f"{folder}: wanted a .cls, or a .npy of all classes, of each image"
         )
     return np.stack(rows).astype(bool)
 
@@ -156,7 +156,7 @@ def _array(folder: str, sample: _Sample) -> np.ndarray:
         return np.load(io.BytesIO(sample.rest["npy"]), allow_pickle=False)
     except (KeyError, MemoryError, ValueError, EOFError) as error:
         raise ValueError(
-            f"{folder}: want {sample.key}.npy, an array; it is missing or damaged"
+            f"{folder}: wanted {sample.key}.npy, an array; it is missing or damaged"
         ) from error
 
 
@@ -197,5 +197,5 @@ def _read(place: _Place) -> Any:
 
 def _lines(path: epath.Path) -> list[str]:
     if not path.exists():
-        raise ValueError(f"want {path}, found no such file; download it again")
+        raise ValueError(f"wanted {path}, found no such file; download it again")
     return path.read_text().rstrip("\n").split("\n")

@@ -89,7 +89,7 @@ def cached_class_embeddings(
             raise ValueError(f"{path} is damaged ({error}); remove it") from error
         if classes.ndim != 2 or len(classes) != len(task.class_names):
             raise ValueError(
-                f"{path} is damaged: want {len(task.class_names)} classes, got"
+                f"{path} is damaged: wanted {len(task.class_names)} classes, got"
                 f" {classes.shape}; remove it"
             )
         return classes

@@ -121,7 +121,7 @@ def _load(
     if not path.exists():
         if not files.is_local(name):
             raise FileNotFoundError(
-                f"want a model at {name}, got an empty path; correct it"
+                f"wanted a model at {name}, got an empty path; correct it"
             )
         path = _from_hub(name)
     if path.is_file():
@@ -259,7 +259,7 @@ def _from_hub(name: str) -> epath.Path:
 
     if name.count("/") != 1:
         raise FileNotFoundError(
-            f"want a folder, or a name on the Hugging Face hub such as "
+            f"wanted a folder, or a name on the Hugging Face hub such as "
             f"facebook/metaclip-b32-400m, got {name}; there is no such folder"
         )
     try:

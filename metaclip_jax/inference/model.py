@@ -111,7 +111,7 @@ class Model:
             isinstance(images, np.ndarray) and images.ndim != 4
         ):
             raise ValueError(
-                "want a list of images (or uint8[n, H, W, 3]), got one"
+                "wanted a list of images (or uint8[n, H, W, 3]), got one"
                 f" {type(images).__name__}; write [image]"
             )
         size, total = self.architecture.image_size, len(images)
@@ -127,7 +127,7 @@ class Model:
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds n texts, f32[n, E], unit norm; long texts are truncated."""
         if isinstance(texts, str):
-            raise ValueError(f"want a list of texts, got one; write [{texts[:40]!r}]")
+            raise ValueError(f"wanted a list of texts, got one; write [{texts[:40]!r}]")
         return self.encoder.encode_texts(texts)
 
     def embed_pixels(self, pixels: np.ndarray) -> np.ndarray:
@@ -141,13 +141,13 @@ class Model:
         """
         if np.asarray(pixels).dtype.kind != "f":
             raise ValueError(
-                f"want normalised float pixels, got {np.asarray(pixels).dtype}; use"
+                f"wanted normalised float pixels, got {np.asarray(pixels).dtype}; use"
                 " embed_images for images"
             )
         pixels = np.asarray(pixels, np.float32)
         size = self.architecture.image_size
         if pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
-            raise ValueError(f"want f32[B, {size}, {size}, 3], got {pixels.shape}")
+            raise ValueError(f"wanted f32[B, {size}, {size}, 3], got {pixels.shape}")
         return self.encoder.encode_pixels(pixels)
 
     def embed_tokens(self, tokens: np.ndarray) -> np.ndarray:
@@ -163,16 +163,16 @@ class Model:
         vocabulary = self.architecture.vocab_size
         if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
             raise ValueError(
-                f"want integers [B, T], got {tokens.dtype}{list(tokens.shape)}"
+                f"wanted integers [B, T], got {tokens.dtype}{list(tokens.shape)}"
             )
         if tokens.shape[1] > longest:
             raise ValueError(
-                f"want at most {longest} tokens a row, got {tokens.shape[1]}; truncate"
-                " them before the end mark"
+                f"wanted at most {longest} tokens a row, got {tokens.shape[1]};"
+                " truncate them before the end mark"
             )
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocabulary:
             raise ValueError(
-                f"want ids from 0 to {vocabulary - 1}, got {tokens.min()} to"
+                f"wanted ids from 0 to {vocabulary - 1}, got {tokens.min()} to"
                 f" {tokens.max()}; use the model's tokenizer"
             )
         tokens = np.pad(

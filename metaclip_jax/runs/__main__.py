@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     """Compares runs from the command line."""
     if len(argv) < 2:
         raise app.UsageError(
-            "want folders of runs, got none; python -m metaclip_jax.runs DIR..."
+            "wanted folders of runs, got none; python -m metaclip_jax.runs DIR..."
         )
     runs = [load.read(workdir) for workdir in load.find(argv[1:])]
     print(table(runs))

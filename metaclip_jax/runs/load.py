@@ -58,8 +58,8 @@ def find(folders: Sequence[str]) -> list[str]:
         inside = [root] if _is_run(root) else sorted(filter(_is_run, root.iterdir()))
         if not inside:
             raise FileNotFoundError(
-                f"{folder} holds no run: want a workdir of metaclip_jax.train, with its"
-                " config.json, or a folder of them"
+                f"{folder} holds no run: wanted a workdir of metaclip_jax.train, with"
+                " its config.json, or a folder of them"
             )
         found += [str(path) for path in inside]
     return list(dict.fromkeys(found))

@@ -187,7 +187,7 @@ def _reading(workdir: str, step: int) -> Iterator[None]:
         others = [other for other in steps(workdir) if other != step]
         lines = str(error).splitlines() or [""]
         raise DamagedError(
-            f"want the checkpoint {workdir}/checkpoints/{step} as it was saved, got"
+            f"wanted the checkpoint {workdir}/checkpoints/{step} as it was saved, got"
             f" {type(error).__name__}: {lines[0][:300]}. If its files are damaged,"
             " resume training from the previous checkpoint with"
             " --config.checkpoint.fallback=True, or give other commands another step;"
@@ -233,7 +233,7 @@ def find_step(workdir: str, step: int | None) -> int:
     existing = steps(workdir)
     if not existing or (step is not None and step not in existing):
         raise FileNotFoundError(
-            f"want a checkpoint {'' if step is None else f'of step {step} '}in"
+            f"wanted a checkpoint {'' if step is None else f'of step {step} '}in"
             f" {workdir}, found {existing or 'none'}; train first or choose another"
             " step"
         )

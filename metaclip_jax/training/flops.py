@@ -111,7 +111,7 @@ def _count_equation(equation: core.JaxprEqn) -> int:
     inner = sum(_count_jaxpr(jaxpr) for jaxpr in core.jaxprs_in_params(params))
     if name == "while" and inner:
         raise ValueError(
-            "want loops of known length, got a while loop with matrix products; use"
+            "wanted loops of known length, got a while loop with matrix products; use"
             " jax.lax.scan"
         )
     if name == "scan":

@@ -335,7 +335,7 @@ class Meter:
         if skipped and in_a_row >= self._max_skipped_steps:
             raise FloatingPointError(
                 f"loss, gradient or parameters were not finite in {in_a_row} steps in"
-                f" a row, up to step {step}; want fewer than max_skipped_steps="
+                f" a row, up to step {step}; wanted fewer than max_skipped_steps="
                 f"{self._max_skipped_steps}. Lower optimizer.peak_lr, lengthen"
                 " optimizer.warmup_steps, or look at the images of these steps: their"
                 f" ids are in {self._workdir}/metrics/skipped"

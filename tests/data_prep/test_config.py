@@ -80,7 +80,11 @@ def test_the_words_of_a_key_are_those_that_the_code_knows(key, choices):
     [
         ("curate", {"images.max_side": 31}, "images.max_side=31: wanted at least"),
         ("curate", {"images.max_pixels": 1_023}, "images.max_pixels=1023: wanted"),
-        ("curate", {"download.max_bytes": 1 << 30}, "max_held_bytes=1073741824: want"),
+        (
+            "curate",
+            {"download.max_bytes": 1 << 30},
+            "max_held_bytes=1073741824: wanted",
+        ),
         (
             "metadata",
             {"max_unigrams": 0, "max_bigrams": 0, "max_titles": 0},

@@ -132,7 +132,7 @@ def test_every_writer_names_the_file_the_folder_and_the_cure(met, writer):
     kind, message = found[writer]
     assert kind == "DiskFullError"
     shape = (
-        r"want room for (\S+), got 'File too large' with [\d,.]+ MB free in (\S+); "
+        r"wanted room for (\S+), got 'File too large' with [\d,.]+ MB free in (\S+); "
         "free some space and run the same command again, which continues after the "
         "last whole file"
     )

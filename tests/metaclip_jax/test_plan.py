@@ -217,12 +217,12 @@ def test_the_vocabulary_is_the_configs_and_unknown_ones_are_refused():
     ):
         plan.make_plan(config, where)
     config.vocabulary = ""
-    with pytest.raises(ValueError, match="want a tokenizer or a vocabulary"):
+    with pytest.raises(ValueError, match="wanted a tokenizer or a vocabulary"):
         plan.make_plan(config, where)
 
 
 def test_an_unknown_slice_is_refused():
-    with pytest.raises(ValueError, match="want a TPU topology such as v5e:4x4"):
+    with pytest.raises(ValueError, match="wanted a TPU topology such as v5e:4x4"):
         plan.describe_slice("v9:2x2")
 
 

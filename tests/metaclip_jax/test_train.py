@@ -324,7 +324,7 @@ def test_a_run_goes_on_before_a_damaged_checkpoint_where_it_may(folder, straight
         file.write_bytes(data)
     status, output = run(folder, "damaged")
     assert status != 0
-    assert f"Error: want the checkpoint {workdir}/checkpoints/20" in output
+    assert f"Error: wanted the checkpoint {workdir}/checkpoints/20" in output
     assert "compiled" not in output and checkpoint.steps(str(workdir)) == [10, 20]
 
     status, output = run(folder, "damaged", "--config.checkpoint.fallback=True")

@@ -198,7 +198,7 @@ def test_a_class_is_found_by_its_name_and_never_by_its_rank(
         # A class without an image is one to be mistaken for.
         assert accuracy(data, [["a wolf"], *names])[1] == 4
         for wrong in (["a", "b"], ["red cat", "blue dog", "bird"]):
-            with pytest.raises(ValueError, match="want each label .* do not match"):
+            with pytest.raises(ValueError, match="wanted each label .* do not match"):
                 accuracy(data, wrong)
         with pytest.raises(ValueError, match="'red.cat' .several classes"):
             accuracy(data, ["red cat", ["a", "RED CAT"], "blue dog", "green bird"])
@@ -280,7 +280,7 @@ def test_an_image_without_pixels_behind_its_header_is_left_out_too(
 
 def test_what_cannot_be_measured_is_named(tmp_path, prepared):
     for missing in (str(tmp_path / "typo"), "typo/folder", "./typo", "typo"):
-        with pytest.raises(FileNotFoundError, match="want a folder or .*typo"):
+        with pytest.raises(FileNotFoundError, match="wanted a folder or .*typo"):
             evaluator.open_data(missing)
     with pytest.raises(FileNotFoundError, match="prepared in .*tfds build mnist"):
         evaluator.open_data("mnist", data_dir=str(tmp_path))
@@ -299,7 +299,7 @@ def test_what_cannot_be_measured_is_named(tmp_path, prepared):
     with pytest.raises(ValueError, match="cat holds no image"):
         evaluator.open_data(str(tmp_path / "images"))
     (tmp_path / "file.png").write_bytes(IMAGES[0][0])
-    with pytest.raises(FileNotFoundError, match="want a folder.*got the file"):
+    with pytest.raises(FileNotFoundError, match="wanted a folder.*got the file"):
         evaluator.open_data(str(tmp_path / "file.png"))
 
 

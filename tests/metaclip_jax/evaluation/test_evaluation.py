@@ -312,5 +312,5 @@ def test_a_task_with_a_wrong_part_is_refused_naming_it(tmp_path, change, message
 def test_a_task_without_a_key_or_of_another_kind_is_refused(tmp_path):
     with pytest.raises(ValueError, match="add templates, labels"):
         prompts.load_task(write(tmp_path, {"class_names": ["cat", "dog"]}))
-    with pytest.raises(ValueError, match="want an object"):
+    with pytest.raises(ValueError, match="wanted an object"):
         prompts.load_task(write(tmp_path, ["cat"]))

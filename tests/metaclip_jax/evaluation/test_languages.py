@@ -110,13 +110,15 @@ def test_what_is_missing_of_xm3600_is_named(tmp_path):
     assert "50,000 images, licence: ImageNet's and BabelNet's" in said
     root = tmp_path / "xm3600"
     write_xm3600(root)
-    with pytest.raises(ValueError, match="want captions in fr"):
+    with pytest.raises(ValueError, match="wanted captions in fr"):
         suite.open_tasks(tasks.find(["xm3600/fr"]), str(tmp_path))
     (root / "images" / f"{3:016x}.jpg").unlink()
     with pytest.raises(ValueError, match="1 are missing, the first 0000000000000003"):
         languages.open_suite("xm3600", str(tmp_path))
     (root / "captions.jsonl").write_text('{"image/key": "a"}\n{"de": {}}\n')
-    with pytest.raises(ValueError, match="captions.jsonl:2: want an object with image"):
+    with pytest.raises(
+        ValueError, match="captions.jsonl:2: wanted an object with image"
+    ):
         languages.open_suite("xm3600", str(tmp_path))
 
 
@@ -141,7 +143,7 @@ def test_babel_imagenet_asks_for_a_language_s_classes_in_its_words(encoder, tmp_
     (lists / "nllb_dist13b_prompts.json").write_text(json.dumps(templates))
     (task,) = tasks.find(["babel/de"])
     open_language = languages.open_suite("babel", str(tmp_path))
-    with pytest.raises(ValueError, match="want lists of DE of the fingerprints"):
+    with pytest.raises(ValueError, match="wanted lists of DE of the fingerprints"):
         open_language(task)
     fingerprints = tuple(tasks.fingerprint(one["DE"]) for one in (own, templates))
     shown = open_language(task._replace(fingerprints=fingerprints))
@@ -280,7 +282,9 @@ def name_of(number):
 
 def test_candidates_that_do_not_fit_are_refused(tmp_path):
     folder = write_winogavil(tmp_path / "a", [("owl", [1, 2, 3, 4, 5], [6])])
-    with pytest.raises(ValueError, match="want associations among different cand.* 6"):
+    with pytest.raises(
+        ValueError, match="wanted associations among different cand.* 6"
+    ):
         evaluator.open_data(folder)
 
 

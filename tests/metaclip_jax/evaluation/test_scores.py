@@ -140,7 +140,7 @@ def test_weighted_areas_equal_scikit_learn_s(seed, n):
     weight = np.random.default_rng(seed).integers(0, 4, n).astype(float)
     positive, score = labels == 1, values[:, 1] - values[:, 0]
     if len(np.unique(positive[weight > 0])) < 2:
-        with pytest.raises(ValueError, match="want positive and negative"):
+        with pytest.raises(ValueError, match="wanted positive and negative"):
             scores.roc_auc(score, positive, weight)
     else:
         expected = metrics.roc_auc_score(positive, score, sample_weight=weight)

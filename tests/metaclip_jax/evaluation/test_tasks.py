@@ -223,7 +223,7 @@ def test_what_is_damaged_in_a_layout_is_named(digits, tmp_path):
     with pytest.raises(ValueError, match="lines, 5, got labels up to 9"):
         webdataset.open_folder(str(path))
     image_layouts.write_webdataset(path, images, [b"one"] * COUNT, DIGITS)
-    with pytest.raises(ValueError, match="want a number in each .cls"):
+    with pytest.raises(ValueError, match="wanted a number in each .cls"):
         webdataset.open_folder(str(path))
     (path / "classnames.txt").unlink()
     with pytest.raises(ValueError, match="classnames.txt, found no such file"):
@@ -250,7 +250,7 @@ def test_another_number_of_classes_is_no_copy_of_a_task(digits, tmp_path):
     path = image_layouts.write_webdataset(
         tmp_path / "mnist", images, rows, [*DIGITS, "10"]
     )
-    with pytest.raises(ValueError, match="want the 10 classes of mnist, got 11"):
+    with pytest.raises(ValueError, match="wanted the 10 classes of mnist, got 11"):
         tasks.open_task(task, path)
 
 

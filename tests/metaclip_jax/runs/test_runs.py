@@ -106,4 +106,4 @@ def test_the_command_prints_and_writes(two):
         capture_output=True,
         timeout=waiting.SECONDS,
     )
-    assert done.returncode == 1 and b"want folders of runs" in done.stderr
+    assert done.returncode == 1 and b"wanted folders of runs" in done.stderr

@@ -35,7 +35,7 @@ def test_loops_count_as_often_as_they_run():
     def until(x):
         return jax.lax.while_loop(lambda x: x[0, 0] > 1, lambda x: x @ x, x)
 
-    with pytest.raises(ValueError, match="want loops of known length"):
+    with pytest.raises(ValueError, match="wanted loops of known length"):
         flops.count(until, shape(3, 3))
 
 

@@ -112,7 +112,7 @@ def test_a_damaged_line_is_an_error_that_names_it(tmp_path):
     out.flush()
     part = tmp_path / "metrics" / "part-000000.jsonl"
     part.write_text(part.read_text() + '{"loss": 1}\n')
-    with pytest.raises(ValueError, match="part-000000.jsonl:2: want a JSON object"):
+    with pytest.raises(ValueError, match="part-000000.jsonl:2: wanted a JSON object"):
         metric_rows.read(str(tmp_path))
 
 
