@@ -6,10 +6,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 from data_prep import drops, schema
-from data_prep.stages import (
-    arrow_coder,  # noqa: F401  registers the coder of RecordBatch
-    parts,
-)
+from data_prep.stages import arrow_coder, parts
 
 # In pipeline order: the rows of the data card's funnel.
 TEXT_STAGES = (
@@ -43,6 +40,10 @@ class SumCounts(beam.CombineFn):
         """Adds the sums of several workers."""
         return schema.sum_counts(totals, self._schema)
 
+    def get_accumulator_coder(self) -> beam.coders.Coder:
+        """Without it Beam pickles the sums that workers exchange."""
+        return arrow_coder.RecordBatchCoder()
+
     def extract_output(self, total: pa.RecordBatch) -> pa.RecordBatch:
         """The sums."""
         return total
@@ -73,7 +74,12 @@ def write_sum(
     """
     _check_element_type(rows, part)
     name = part.removesuffix(".parquet")
-    total = rows | f"sum {name}" >> beam.CombineGlobally(SumCounts(of))
+    # A default value for no rows would pass the sum through the runner twice.
+    nothing = beam.Create([schema.one_batch(of.empty_table())], reshuffle=False)
+    none = rows.pipeline | f"no {name}" >> nothing.with_output_types(pa.RecordBatch)
+    some = (rows, none) | f"all {name}" >> beam.Flatten()
+    combine = beam.CombineGlobally(SumCounts(of)).without_defaults()
+    total = some | f"sum {name}" >> combine
     return total | f"write {name}" >> beam.ParDo(WriteSum(folder, part))
 
 
