@@ -315,6 +315,8 @@ async def _fetch_all(
         some = list(hosts.values())
         for worker in range(per_host):
             some = [host for host in some if len(host.waiting) > worker]
+            if not some:
+                break
             for host in some:
                 group.create_task(work(host))
 

@@ -159,9 +159,9 @@ def ranges(
       options: of the pipeline, which say how many workers there are.
     """
     workers = worker_count(options)
-    memory = memory_gib * 2**30 or machine_memory() / 4
+    memory = max(1, int(memory_gib * 2**30 or machine_memory() / 4))
     # While partitions are made, the rows of a range are there, and sorted copies.
-    wanted = max(workers, -(-3 * size * workers // int(memory)))
+    wanted = max(workers, -(-3 * size * workers // memory))
     if wanted > partitions and wanted > workers:
         logging.warning(
             "a partition takes about %.1f GiB of memory: give more partitions "

@@ -119,6 +119,14 @@ class Range:
         return self._form() if self.type is tuple else self.wanted()
 
 
+def _wanted(row: Range, value: Any) -> str:
+    """Returns a range in words, with the limit of all numbers if a value is beyond."""
+    if row.type is int and isinstance(value, int) and abs(value) > _LARGEST_INT:
+        if row.most is None and row.below is None:
+            return f"{row.wanted()} and at most {_LARGEST_INT}"
+    return row.wanted()
+
+
 def check(
     config: ConfigDict,
     *,
@@ -144,7 +152,8 @@ def check(
     for key, value in flat(config):
         if key in table and not table[key].holds(value):
             wrong.append(
-                f"config.{key}: wanted {table[key].wanted()}, got {_short(value)};"
+                f"config.{key}: wanted {_wanted(table[key], value)}, got"
+                f" {_short(value)};"
                 f" {_cure(table[key], value, defaults[key])}"
             )
     if not wrong:

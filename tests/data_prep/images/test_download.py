@@ -328,6 +328,11 @@ def test_one_host_gets_no_more_requests_than_allowed_at_once(server):
     assert server.most_active == 5
 
 
+def test_as_many_requests_to_a_host_may_be_allowed_as_a_config_can_say(server):
+    found = statuses(server, [f"{HOST}/{i}" for i in range(3)], per_host=2**53)
+    assert len(found) == 3
+
+
 def test_a_slow_host_does_not_block_the_others(server):
     urls = [f"{HOST}/held?{i}" for i in range(6)]
     urls += [f"http://other.example/ok?{i}" for i in range(20)]

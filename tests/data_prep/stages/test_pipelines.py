@@ -47,3 +47,9 @@ def test_ranges_cover_the_partitions_and_fit_the_memory(partitions, gib, count):
     # Three times the rows of a range per worker, up to rounding to a partition.
     widest = max(stop - start for start, stop in found)
     assert (widest - 1) / partitions * 3 * gib * count <= 3.0
+
+
+def test_the_least_memory_gives_a_range_to_each_partition():
+    options = pipelines.with_workers(pipelines.options([]), "1", source_bytes=0)
+    found = pipelines.ranges(3, size=1 << 30, memory_gib=1e-30, options=options)
+    assert found == [(0, 1), (1, 2), (2, 3)]
