@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from metaclip_jax import files
+from metaclip_jax.data import untrusted_parquet
 
 SCHEMA = pa.schema(
     [("entry", pa.string()), ("source", pa.string()), ("score", pa.float64())]
@@ -29,6 +30,7 @@ JSON_SOURCE = "json"
 
 _CODE = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*")
 _SHOWN = 5  # offending entries named in an error
+_SHOWN_CHARS = 200  # of each
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +149,7 @@ def load(source: epath.PathLike) -> dict[str, Metadata]:
 
 def _read(file: epath.Path, code: str, fingerprint: str) -> Metadata:
     with files.naming(file, f"Parquet with the columns {SCHEMA.names}"):
-        columns = files.read_parquet(file, SCHEMA.names).to_pydict()
+        columns = _columns(file)
         metadata = Metadata(
             code,
             tuple(columns["entry"]),
@@ -160,6 +162,20 @@ def _read(file: epath.Path, code: str, fingerprint: str) -> Metadata:
             f"{metadata.fingerprint}; the file was changed, so build the metadata again"
         )
     return metadata
+
+
+def _columns(file: epath.Path) -> dict[str, list[Any]]:
+    """Reads the columns of a file that may be a stranger's: equal values are one."""
+    found: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    with files.local_copy(file) as local:
+        with files.open_parquet(local) as parquet:
+            missing = set(SCHEMA.names) - set(parquet.schema_arrow.names)
+        if missing:
+            raise ValueError(f"it lacks {sorted(missing)}")
+        for _, batch in untrusted_parquet.batches(local, SCHEMA.names):
+            for name, values in found.items():
+                values += untrusted_parquet.to_python(batch[name])
+    return found
 
 
 def _from_json(file: epath.Path) -> Metadata:
@@ -192,7 +208,8 @@ def _check_entries(entries: Sequence[Any], code: str) -> None:
             i for i, entry in enumerate(entries) if first.setdefault(entry, i) != i
         ]
         named = ", ".join(
-            f"{entries[i]!r} at {first[entries[i]]} and {i}" for i in repeats[:_SHOWN]
+            f"{_short(entries[i])} at {first[entries[i]]} and {i}"
+            for i in repeats[:_SHOWN]
         )
         raise ValueError(
             f"metadata {code!r}: {len(repeats)} entries are repeated: {named}"
@@ -202,5 +219,10 @@ def _check_entries(entries: Sequence[Any], code: str) -> None:
 
 
 def _named(entries: Sequence[Any], positions: Sequence[int]) -> str:
-    shown = ", ".join(f"{entries[i]!r} at {i}" for i in positions[:_SHOWN])
+    shown = ", ".join(f"{_short(entries[i])} at {i}" for i in positions[:_SHOWN])
     return shown + (" ..." if len(positions) > _SHOWN else "")
+
+
+def _short(entry: Any) -> str:
+    text = repr(entry[:_SHOWN_CHARS] if isinstance(entry, str) else entry)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."

@@ -5,8 +5,11 @@ import json
 import math
 import subprocess
 import sys
+import tracemalloc
 from urllib.parse import quote
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_prep.metadata import store, wikipedia
@@ -287,6 +290,26 @@ def test_changed_or_broken_files_are_refused(tmp_path):
 def build(folder, *flags):
     command = [sys.executable, "-m", "data_prep.build_metadata", *flags]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def test_a_long_entry_that_repeats_takes_memory_once_and_is_named_in_short(tmp_path):
+    rows = 1_000  # 3 GB if each had its own
+    column = pa.DictionaryArray.from_arrays(
+        pa.array([0] * rows, pa.int32()), ["x" * 3_000_000]
+    )
+    store.save(
+        tmp_path, {"en": store.Metadata("en", ("a",), ("b",), (1.0,))}, inputs={}
+    )
+    table = pa.table({"entry": column, "source": column, "score": [1.0] * rows})
+    pq.write_table(table, tmp_path / "en.parquet", dictionary_pagesize_limit=1 << 30)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="999 entries are repeated") as error:
+            store.load(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 30 << 20
+    finally:
+        tracemalloc.stop()
+    assert len(str(error.value)) < 2_000
 
 
 def test_the_command_builds_once_and_knows_its_inputs(tmp_path, request):
