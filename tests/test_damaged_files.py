@@ -77,6 +77,19 @@ def part(folder):
     return folder / "part-00000", read
 
 
+def sorted_part(folder):
+    ids = [f"{i:024x}" for i in range(400)]
+    rows = pa.RecordBatch.from_pydict({"image_id": ids, "text": ["a cat"] * 400})
+    parts.write_sorted(
+        str(folder), "part", [rows], rows.schema, by="image_id", flow=lambda: FLOW
+    )
+
+    def read():
+        parts.read_range(str(folder), "part", by="image_id", start=ids[9], stop=ids[20])
+
+    return folder / "part", read
+
+
 def counts(folder):
     pq.write_table(pa.table(COUNTS), folder / "counts.parquet")
     dataset = records.Dataset(str(folder), "tiny", (), (), {})
@@ -170,8 +183,8 @@ def rows(folder):
 
 
 READERS = (
-    metadata_parquet, metadata_manifest, metadata_list, part, counts, data_card,
-    dataset_info, dataset_card, dataset_manifest, sidecar, embeddings_part,
+    metadata_parquet, metadata_manifest, metadata_list, part, sorted_part, counts,
+    data_card, dataset_info, dataset_card, dataset_manifest, sidecar, embeddings_part,
     embeddings_manifest, config, rows,
 )  # fmt: skip
 

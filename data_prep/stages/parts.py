@@ -15,9 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from array_record.python import array_record_module as array_record
+from etils import epath
 
 from data_prep import drops, schema
 from metaclip_jax import files
+from metaclip_jax.data import parquet_headers
 
 _FLOW, _BYTES = b"flow", b"bytes"
 _ID_BYTES = 12  # of an image_id, written as 24 hexadecimal digits
@@ -117,15 +119,27 @@ def read_range(
     """Returns the rows of a part of `write_sorted` with start <= `by` < stop."""
     path = files.path(folder) / part
     with files.naming(path, "a part"), files.open_parquet(path) as parquet:
-        column = parquet.schema_arrow.get_field_index(by)
+        column = parquet.schema_arrow.names.index(by)
+        first, last = start.encode(), stop.encode()
         groups = []
-        for i in range(parquet.num_row_groups):
-            found = parquet.metadata.row_group(i).column(column).statistics
-            if found.min < stop and found.max >= start:
+        for i, chunk in enumerate(_chunks(path, column)):
+            if (chunk.least or b"") < last and (
+                chunk.largest is None or chunk.largest >= first
+            ):
                 groups.append(i)
         table = parquet.read_row_groups(groups, use_threads=False)
     inside = pc.and_(pc.greater_equal(table[by], start), pc.less(table[by], stop))
     return schema.one_batch(table.filter(inside).replace_schema_metadata(None))
+
+
+def _chunks(path: epath.Path, column: int) -> list[parquet_headers.Chunk]:
+    """Returns a column in each row group.
+
+    Not by pyarrow's metadata, which ends the process at some damaged files.
+    """
+    with path.open("rb") as file:
+        groups = parquet_headers.row_groups(file, files.size(path))
+    return [group.chunks[column] for group in groups]
 
 
 def read_batches(folder: str, part: str) -> Iterator[pa.RecordBatch]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 _MAGIC = b"PAR1"
 _READ = 1 << 14  # bytes read for a page header at first
 _MAX_HEADER = 1 << 24  # bytes; Arrow's own limit
+_MAX_BOUND = 4096  # bytes of a least or largest value
 _MAX_DEPTH = 32
 _DAMAGE = "damaged headers"
 
@@ -19,7 +20,7 @@ DATA_PAGE, DICTIONARY_PAGE, DATA_PAGE_2 = 0, 2, 3
 
 # The fields to keep of a struct, by their numbers; None = as it is.
 _Fields = Mapping[int, Any]
-_CHUNK: _Fields = {3: {5: None, 7: None, 9: None, 11: None}}
+_CHUNK: _Fields = {3: {5: None, 7: None, 9: None, 11: None, 12: {5: None, 6: None}}}
 _FOOTER: _Fields = {4: {1: _CHUNK, 3: None}}
 _PAGE: _Fields = {
     1: None,
@@ -31,10 +32,15 @@ _PAGE: _Fields = {
 
 
 class Chunk(NamedTuple):
-    """A column in a row group: where its pages begin and end in the file, in bytes."""
+    """A column in a row group: where its pages begin and end in the file, in bytes.
+
+    And the encoded least and largest value, or None; long ones are cut.
+    """
 
     start: int
     end: int
+    least: bytes | None = None
+    largest: bytes | None = None
 
 
 class RowGroup(NamedTuple):
@@ -103,7 +109,11 @@ def _chunk(column: dict[int, Any], size: int) -> Chunk:
     end = start + _number(found, 7)
     if end > size:
         raise pa.ArrowInvalid(_DAMAGE)
-    return Chunk(start, end)
+    statistics = found.get(12)
+    if not isinstance(statistics, dict):
+        return Chunk(start, end)
+    bounds = (statistics.get(field) for field in (6, 5))
+    return Chunk(start, end, *(b if isinstance(b, bytes) else None for b in bounds))
 
 
 def _page_header(file: BinaryIO, position: int) -> tuple[dict[int, Any], int]:
@@ -163,7 +173,7 @@ def _struct(
 def _value(
     data: bytes, at: int, kind: int, keep: _Fields, depth: int
 ) -> tuple[Any, int]:
-    """Reads a value of some type; strings and the like are passed over."""
+    """Reads a value of some type, of a string its beginning; None for some types."""
     if kind in (1, 2, 3):  # a byte
         return None, at + 1
     if kind in (4, 5, 6):
@@ -172,7 +182,7 @@ def _value(
         return None, at + 8
     if kind == 8:
         length, at = _varint(data, at)
-        return None, at + length
+        return data[at : at + min(length, _MAX_BOUND)], at + length
     if kind in (9, 10):
         return _list(data, at, keep, depth)
     if kind == 12:

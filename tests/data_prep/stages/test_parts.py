@@ -74,3 +74,22 @@ def test_rows_go_to_their_partitions_in_order():
     found = {p: part["n"].to_pylist() for p, part in by_partition(rows, 3)}
     assert found == {0: [1, 3], 1: [2], 2: [0, 4]}
     assert list(by_partition(rows.slice(0, 0), 3)) == []
+
+
+def test_a_range_is_read_of_rows_in_any_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "_RUN_BYTES", 20_000)  # several runs
+    monkeypatch.setattr(parts, "_GROUP_ROWS", 100)
+    order = np.random.default_rng(0).permutation(3_000)
+    ids = [f"{i:024x}" for i in range(3_000)]
+    rows = pa.RecordBatch.from_pydict({"image_id": [ids[i] for i in order]})
+    batches = [rows.slice(start, 300) for start in range(0, 3_000, 300)]
+    flow = drops.flow("match", entered=3_000, left=3_000, drops={})
+    parts.write_sorted(
+        tmp_path, "p", batches, rows.schema, by="image_id", flow=lambda: flow
+    )
+    for start, stop in ((0, 3_000), (0, 1), (500, 1_700), (2_999, 3_000), (7, 7)):
+        found = parts.read_range(
+            tmp_path, "p", by="image_id", start=ids[start], stop=(*ids, "g")[stop]
+        )
+        assert sorted(found["image_id"].to_pylist()) == ids[start:stop]
+    assert len(parts._chunks(tmp_path / "p", 0)) > 10
