@@ -58,13 +58,15 @@ def faults(folder: str) -> Iterator[str]:
       ValueError: its manifest, dataset_info.json or data card cannot be read.
     """
     dataset = records.open_dataset(folder, verify=False)
-    shards = records.read_shards(folder)
+    shards = _shards(folder)
     lengths = [shard["count"] for shard in shards]
     if list(dataset.shard_lengths) != lengths:
         yield (
             f"{records.DATASET_INFO}: wanted {lengths} records in the files, got "
             f"{list(dataset.shard_lengths)}"
         )
+    if len(dataset.shards) != len(shards):
+        return  # it is not known which files there should be
     seen = _Seen()
     with ThreadPoolExecutor() as pool:
         for index, shard in enumerate(tqdm(shards, desc="verify", unit="file")):
@@ -74,16 +76,30 @@ def faults(folder: str) -> Iterator[str]:
                     yield f"{shard['file']}: {fault}"
                 elif shown == _SHOWN:
                     yield f"{shard['file']}: and more"
-    card = dataset.data_card
-    for name, wanted, got in (
-        ("records", card["records"], seen.records),
-        ("texts", card["texts"], seen.texts),
-    ):
+    for name, got in (("records", seen.records), ("texts", seen.texts)):
+        wanted = dataset.data_card.get(name)
         if wanted != got:
             yield f"{records.DATA_CARD}: says {wanted} {name}, but there are {got}"
     for image_id in seen.repeated_images()[:_SHOWN]:
         yield f"the image {image_id}... is in the dataset twice"
     yield from _count_faults(folder, seen)
+
+
+def _shards(folder: str) -> list[dict[str, Any]]:
+    """Returns what the manifest says of each file, of the right types."""
+    path = files.path(folder) / files.MANIFEST
+    shards = records.read_shards(folder)
+    with files.naming(path, "the manifest of a dataset"):
+        for shard in shards:
+            numbers = (shard["count"], shard["texts"])
+            parts = (shard, shard["entries"])
+            numbers += tuple(part["bytes"] for part in parts)
+            words = [part[key] for part in parts for key in ("file", "sha256")]
+            if not all(isinstance(n, int) and n >= 0 for n in numbers):
+                raise ValueError(f"wanted counts, got {numbers}")
+            if not all(isinstance(word, str) and "\0" not in word for word in words):
+                raise ValueError(f"wanted names and checksums, got {words}")
+    return shards
 
 
 class _Seen:

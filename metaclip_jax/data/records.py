@@ -274,10 +274,10 @@ def open_dataset(folder: str, *, verify: bool = True) -> Dataset:
     with files.naming(root / DATASET_INFO, "what TFDS reads of a dataset"):
         info = files.read_json(root / DATASET_INFO)
         lengths = tuple(int(length) for length in info["splits"][0]["shardLengths"])
-        names = [
-            shard_name(info["name"], index, len(lengths))
-            for index in range(len(lengths))
-        ]
+        if not all(0 <= length < 1 << 48 for length in lengths):
+            raise ValueError(f"wanted numbers of records, got {lengths}")
+        count = len(lengths)
+        names = [shard_name(info["name"], index, count) for index in range(count)]
     with files.naming(root / DATA_CARD, "a data card"):
         data_card = dict(files.read_json(root / DATA_CARD))
     dataset = Dataset(

@@ -1,6 +1,7 @@
 """A curated dataset is found whole, and every damage is named; other tools read it."""
 
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -128,6 +129,33 @@ def test_every_damage_is_named(copy, damage, words):
     damage(copy)
     text = "\n".join(verify.faults(copy))
     assert all(word in text for word in words), text
+
+
+def wrong_values(found, rng):
+    """Yields copies of what JSON holds, in each of which something is wrong."""
+    places = [found]
+    for place in places:
+        keys = place if isinstance(place, dict) else range(len(place))
+        for key in list(keys):
+            if isinstance(place[key], dict | list):
+                places.append(place[key])
+            held = place[key]
+            place[key] = rng.choice((None, -1, 10**30, "x\0", "../x", [], {}, 1.5))
+            yield json.dumps(found)
+            place[key] = held
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "manifest.json"])
+def test_wrong_values_are_faults_or_an_error_with_the_file(copy, monkeypatch, name):
+    monkeypatch.setattr(verify, "_record_faults", lambda *_: [])  # slow
+    monkeypatch.setattr(verify, "tqdm", lambda found, **_: found)
+    found = files.read_json(copy / name)
+    for text in wrong_values(found, random.Random(name)):
+        (copy / name).write_text(text)
+        try:
+            list(verify.faults(copy))
+        except (ValueError, FileNotFoundError) as error:
+            assert str(copy) in str(error)
 
 
 def test_records_are_counted_beyond_the_faults_that_are_named(copy, monkeypatch):
