@@ -10,12 +10,14 @@ open_clip.create_model_and_transforms("local-dir:DIR") opens the folder.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import flags, logging
+from etils import epath
 
 from metaclip_jax import config as keys
 from metaclip_jax import files
@@ -42,11 +44,13 @@ def convert(loaded: loading.Loaded, to: str, output: str) -> None:
     Args:
       loaded: the model.
       to: one of FORMATS.
-      output: folder, local or gs://. A local folder is locked while it is written. The
-        config is written last, because no library opens a folder without it.
+      output: folder, local or gs://; new, empty, or with files of this format, which
+        are replaced. A local folder is locked while it is written. The config is
+        written last, because no library opens a folder without it.
 
     Raises:
-      ValueError: the format is unknown, or does not support this model.
+      ValueError: the format is unknown, or does not support this model, or the folder
+        has other files.
     """
     if to not in FORMATS:
         raise ValueError(f"wanted --to one of {', '.join(FORMATS)}, got {to!r}")
@@ -58,7 +62,9 @@ def convert(loaded: loading.Loaded, to: str, output: str) -> None:
     rules = theirs.rules(loaded.architecture)
     config = _config(loaded, to)
     root = files.path(output)
+    tokenizer_files = _tokenizer_files(loaded)
     with files.lock(output):
+        _refuse_others(root, [*tokenizer_files, _CONFIGS[to]])
         weights.write_folder(
             output,
             table.to_theirs(
@@ -66,13 +72,30 @@ def convert(loaded: loading.Loaded, to: str, output: str) -> None:
             ),
             name=_WEIGHTS[to],
         )
-        for name, content in _tokenizer_files(loaded).items():
+        for name, content in tokenizer_files.items():
             files.write_bytes(root / name, content.encode())
         if to == "huggingface":
             images = processor.write_huggingface(loaded.preprocess, loaded.architecture)
             files.write_json(root / "preprocessor_config.json", images)
         files.write_bytes(root / "README.md", _card(loaded).encode())
         files.write_json(root / _CONFIGS[to], config)
+
+
+def _refuse_others(root: epath.Path, names: Sequence[str]) -> None:
+    """Refuses a folder that holds more than a converted model."""
+    ours = re.compile(
+        r"\..*|README\.md|preprocessor_config\.json|.*\.safetensors(\.index\.json)?"
+    )
+    others = sorted(
+        path.name
+        for path in root.iterdir()
+        if path.name not in names and not ours.fullmatch(path.name)
+    )
+    if others:
+        raise ValueError(
+            f"wanted a new folder, or one with a model of this format, got {root} with"
+            f" {', '.join(others[:3])}; choose another --output"
+        )
 
 
 def _write_checkpoint(loaded: loading.Loaded, output: str) -> None:

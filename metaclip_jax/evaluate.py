@@ -220,6 +220,8 @@ def main(argv: Sequence[str]) -> None:
     """Evaluates a run, or any model, from the command line."""
     command.refuse_arguments(argv)
     values = flags.FLAGS
+    command.refuse_ending("--page", values.page, ".html")
+    command.refuse_ending("--output", values.output, ".json")
     if values.tasks:
         if not values.data_dir or not (values.model or values.plan):
             raise app.UsageError(

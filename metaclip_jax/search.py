@@ -143,10 +143,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(
             f'wanted either --query="a text" or --image=FILE, got {got}; give one'
         )
-    if values.output and not values.output.endswith((".html", ".png")):
-        raise app.UsageError(
-            f"--output must end with .html or .png, got {values.output}; rename it"
-        )
+    command.refuse_ending("--output", values.output, ".html", ".png")
     manifest = embeddings.read_manifest(values.embeddings)
     dataset = records.open_dataset(values.dataset)
     # The query needs the model and the dtype of the embeddings.

@@ -20,6 +20,7 @@ def main(argv: Sequence[str]) -> None:
     """Builds the page and writes it atomically."""
     command.refuse_arguments(argv)
     values = flags.FLAGS
+    command.refuse_ending("--output", values.output, ".html")
     content = page.build(
         values.dataset, held_out=values.held_out, workdir=values.workdir
     )

@@ -125,6 +125,7 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
 
 def _work(control_address: str, worker_id: str) -> None:
     """Runs in the worker process until the pipeline ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the command, and so us
     sdk_worker.SdkHarness(
         control_address,
         worker_id=worker_id,

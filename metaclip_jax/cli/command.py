@@ -1,16 +1,22 @@
 """Runs a command: --help shows all its flags, and errors are one line."""
 
 import functools
+import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
 
+from metaclip_jax import files
 from metaclip_jax.cli import errors
 
 # The types of errors that a user can cure; other types are bugs.
 _CURABLE = (ValueError, OSError, RuntimeError, FloatingPointError, app.UsageError)
+
+
+_INTERRUPTED = 128 + signal.SIGINT
 
 
 def run(main: Callable[[list[str]], Any]) -> None:
@@ -19,7 +25,7 @@ def run(main: Callable[[list[str]], Any]) -> None:
     --help shows the flags of all our imported modules. A wrong flag, a path on the
     command line that cannot be used, and an error that our own code raised are printed
     in one line, with exit status 1. Other errors, and all errors with --verbosity=1,
-    show the traceback.
+    show the traceback. Ctrl-C ends the command with one line and status 130.
     """
     for module, found in flags.FLAGS.flags_by_module_dict().items():
         if module.partition(".")[0] in errors.PACKAGES:
@@ -42,6 +48,11 @@ def _run(main: Callable[[list[str]], Any], arguments: list[str]) -> Any:
     verbose = logging.get_verbosity() > logging.INFO  # read it before main changes it
     try:
         return main(arguments)
+    except KeyboardInterrupt:
+        if verbose:
+            raise
+        sys.stderr.write("Interrupted. The same command continues or starts again.\n")
+        sys.exit(_INTERRUPTED)
     except _CURABLE as error:
         if verbose:
             raise
@@ -61,6 +72,28 @@ def refuse_arguments(arguments: Sequence[str]) -> None:
     if len(arguments) > 1:
         raise app.UsageError(
             f"wanted only flags, got {' '.join(arguments[1:])!r}; --help lists them"
+        )
+
+
+def refuse_ending(flag: str, path: str | None, *endings: str) -> None:
+    """Checks the ending of a file to write, so that no other file is replaced.
+
+    Args:
+      flag: such as "--output".
+      path: its value; none or "" is no file.
+      endings: those that are allowed, such as ".html".
+
+    Raises:
+      UsageError: the path ends otherwise.
+    """
+    if path and not path.endswith(endings):
+        raise app.UsageError(
+            f"wanted {flag} to end in {' or '.join(endings)}, got {path!r}; rename it"
+        )
+    if path and os.path.basename(path) == files.MANIFEST:
+        raise app.UsageError(
+            f"wanted {flag} to be a new file, got {path!r}, which marks a folder as"
+            " finished; rename it"
         )
 
 

@@ -287,10 +287,7 @@ def main(argv: Sequence[str]) -> None:
     config: ConfigDict = values.config.copy_and_resolve_references().unlock()
     if len(argv) > 2:
         raise app.UsageError(f"name one dataset folder at most, got {argv[1:]}")
-    if values.output and not values.output.endswith((".png", ".html")):
-        raise app.UsageError(
-            f"--output must end in .png or .html, got {values.output!r}"
-        )
+    command.refuse_ending("--output", values.output, ".html", ".png")
     if len(argv) == 2:
         config.dataset, config.data.mixture = argv[1], ()
     keys.check(config)

@@ -7,8 +7,9 @@ manifest.json is there once all steps are done.
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from metaclip_jax import config as keys
@@ -49,6 +50,7 @@ FREE_KEYS = (
     "profile.",
     "evaluation.",
 )
+_OURS = "seed"  # a key of every run's config, and of no model's
 
 
 def claim(
@@ -67,13 +69,16 @@ def claim(
         write: whether this process writes (one of all processes does).
 
     Raises:
-        ValueError: the workdir belongs to a run with another config; names the keys.
+        ValueError: the workdir belongs to a run with another config; names the keys. Or
+            it holds something else, such as a dataset or a model.
     """
     path = files.path(workdir) / "config.json"
     mine = _flat(json.loads(json.dumps(config)))
     if path.exists():
         with files.naming(path, "the config of a run"):
             theirs = _flat(files.read_json(path))
+        if _OURS not in theirs:
+            _refuse(path)
         # Keys that are newer than the run had their default.
         default = _flat(keys.default().to_dict())
         theirs |= {k: default[k] for k in mine if k not in theirs and k in default}
@@ -91,10 +96,21 @@ def claim(
                 f"{workdir} belongs to a run with another config: {listed}. Choose"
                 " another --workdir, or give these keys the values found"
             )
+    else:
+        for name in (files.MANIFEST, files.CLAIM):
+            if path.with_name(name).exists():
+                _refuse(path.with_name(name))
     if write:
         if tokenizer:
             files.write_bytes(path.with_name(TOKENIZER), tokenizer.encode())
         files.write_json(path, config)
+
+
+def _refuse(found: epath.Path) -> NoReturn:
+    raise ValueError(
+        f"wanted a new or empty workdir, or that of a run, got {found.parent}, which"
+        f" holds something else ({found.name}); choose another folder"
+    )
 
 
 def read(workdir: str) -> ConfigDict:

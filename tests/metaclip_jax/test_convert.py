@@ -69,6 +69,24 @@ def test_a_checkpoint_holds_all_of_a_model(family, tmp_path):
         convert.convert(loaded, "checkpoint", str(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("to", ["huggingface", "open_clip"])
+def test_a_model_replaces_nothing_but_a_model_of_its_format(to, tmp_path):
+    loaded = make(tmp_path)
+    for _ in range(2):
+        convert.convert(loaded, to, str(tmp_path / to))
+    convert.convert(loaded, "checkpoint", str(tmp_path / "run"))
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "manifest.json").write_text("{}")
+    other = "open_clip" if to == "huggingface" else "huggingface"
+    for folder in ("run", "dataset", to):
+        held = {p: p.stat().st_mtime_ns for p in (tmp_path / folder).rglob("*")}
+        with pytest.raises(ValueError, match="choose another --output"):
+            convert.convert(
+                loaded, other if folder == to else to, str(tmp_path / folder)
+            )
+        assert {p: p.stat().st_mtime_ns for p in (tmp_path / folder).rglob("*")} == held
+
+
 def test_training_starts_from_any_model_of_its_architecture(tmp_path):
     loaded = make(tmp_path)
     convert.convert(loaded, "checkpoint", str(tmp_path / "run"))

@@ -197,6 +197,38 @@ def test_a_wrong_value_is_one_line_and_a_traceback_only_on_request():
     assert "Traceback" in done.stderr and "metadat" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [
+        ("data_prep.report", "--dataset=x --output=x/features.json"),
+        ("data_prep.report", "--dataset=x --output=x.png"),
+        ("data_prep.explain", "--counts=x --metadata=x --t=2 --plot=x/card.json"),
+        ("metaclip_jax.evaluate", "--workdir=x --output=x/manifest.json"),
+        ("metaclip_jax.runs", "x --output=x/config.json"),
+    ],
+)
+def test_a_file_of_another_kind_is_not_replaced(module, flags):
+    done = run(module, *flags.split())
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"Error: wanted --(output|plot) to .*; rename it\n", done.stderr
+    )
+
+
+def test_ctrl_c_ends_a_command_with_one_line():
+    code = (
+        "import signal, time\n"
+        "from metaclip_jax.cli import command\n"
+        "def main(argv):\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "    time.sleep(60)\n"
+        "command.run(main)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr == "Interrupted. The same command continues or starts again.\n"
+
+
 def test_words_that_are_no_flags_are_refused():
     done = run("data_prep.explain", "counts", "--counts=c", "--metadata=m")
     assert done.returncode == 1

@@ -1,7 +1,10 @@
 """A workdir belongs to one run, which may change some keys and say when it is done."""
 
+import json
+
 import pytest
 
+from metaclip_jax import files
 from metaclip_jax.training import run_config
 
 INPUTS = {"dataset": "d" * 64, "tokenizer": "e" * 64}
@@ -17,6 +20,23 @@ def test_a_workdir_of_another_run_is_refused_naming_the_keys(tmp_path):
         match="optimizer.peak_lr: wanted 0.002, found 0.001; seed: wanted 1, found 0",
     ):
         run_config.claim(str(tmp_path), other, write=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [
+        ("manifest.json", {"inputs": {}, "shards": []}),  # of a dataset
+        (files.CLAIM, {"inputs": {}}),  # of one that is being written
+        ("config.json", {"model_type": "clip", "dtype": "float32"}),
+    ],
+)
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, name, held):
+    (tmp_path / name).write_text(json.dumps(held))
+    for write in (False, True):
+        with pytest.raises(ValueError, match=f"holds something else .{name}."):
+            run_config.claim(str(tmp_path), {"seed": 0}, write=write)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert json.loads((tmp_path / name).read_text()) == held
 
 
 def test_a_run_may_go_on_longer_on_another_mesh(tmp_path):
