@@ -3,6 +3,7 @@
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 SECONDS = 900  # what takes longer will not come
@@ -25,3 +26,12 @@ def until(
         assert time.monotonic() < latest, f"waited {SECONDS} seconds in vain"
         time.sleep(pause)
     return found
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, which has not ended (on Linux)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"

@@ -4,7 +4,7 @@
 
 It prints each of the project's commands and runs it, so that you can repeat and change
 them. A finished command is not run again, so a killed quick start continues; --fresh
-starts over.
+starts over. SIGTERM and SIGINT end the running command too.
 """
 
 import contextlib
@@ -14,14 +14,14 @@ import os
 import resource
 import shlex
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags, logging
 
+from examples.quickstart import children
 from metaclip_jax import files, metric_rows
 from metaclip_jax.cli import command
 
@@ -69,18 +69,35 @@ def main(argv: list[str]) -> None:
     command.refuse_arguments(argv)
     workdir = Path(flags.FLAGS.workdir)
     prepare(workdir, fresh=flags.FLAGS.fresh)
-    with files.lock(workdir), contextlib.ExitStack() as running:
-        record = files.read_json(workdir / _RECORD)
-        host_map = ""
-        for stage in stages(workdir, recipes()):
+    try:
+        with children.interruptible() as call, files.lock(workdir):
+            record = make(stages(workdir, recipes()), workdir, call)
+    except children.Interrupted as error:
+        without = " without --fresh" if flags.FLAGS.fresh else ""
+        say(f"interrupted; the same command{without} continues")
+        raise SystemExit(128 + error.received) from None
+    summarise(workdir, record)
+
+
+def make(
+    wanted: Sequence[Stage], workdir: Path, call: Callable[..., int]
+) -> dict[str, dict]:
+    """Runs the stages that are not finished; returns the record of all.
+
+    `call` runs a command and returns its exit status.
+    """
+    record = files.read_json(workdir / _RECORD)
+    host_map = ""
+    with contextlib.ExitStack() as running:
+        for stage in wanted:
             if is_finished(stage, record):
                 say(f"{stage.title}: finished earlier")
                 continue
             if stage.needs_server and not host_map:
                 host_map = running.enter_context(server(workdir))
-            record[stage.title] = run(stage, host_map)
+            record[stage.title] = run(stage, host_map, call)
             files.write_json(workdir / _RECORD, record)
-    summarise(workdir, record)
+    return record
 
 
 def recipes() -> Path:
@@ -224,7 +241,7 @@ def server(workdir: Path) -> Iterator[str]:
     )
     say(f"Serve the small web (in a separate process)\n  {command}")
     with (workdir / "server.log").open("wb") as log:
-        process = subprocess.Popen(
+        process = children.start(
             [sys.executable, *shlex.split(command)[1:]], stdout=log, stderr=log
         )
     try:
@@ -240,7 +257,7 @@ def server(workdir: Path) -> Iterator[str]:
         process.wait()
 
 
-def run(stage: Stage, host_map: str) -> dict:
+def run(stage: Stage, host_map: str, call: Callable[..., int]) -> dict:
     """Prints and runs a command; returns its seconds, memory and fingerprint.
 
     Raises SystemExit with the command's exit status if it fails.
@@ -248,9 +265,7 @@ def run(stage: Stage, host_map: str) -> dict:
     command = stage.command(host_map)
     say(f"{stage.title}\n  {shlex.join(command)}")
     start = time.monotonic()
-    status = subprocess.run(
-        [sys.executable, *command[1:]], env={**_ENVIRONMENT, **os.environ}
-    ).returncode
+    status = call([sys.executable, *command[1:]], env={**_ENVIRONMENT, **os.environ})
     if status:
         logging.error("%s failed with exit status %d", stage.title, status)
         raise SystemExit(status if status > 0 else 128 - status)
@@ -323,9 +338,14 @@ def say(text: str) -> None:
     print(f"\n{text}", flush=True)
 
 
-if __name__ == "__main__":
+def define_flags() -> None:
+    """Defines the flags of the command line; importing this module defines none."""
     flags.DEFINE_string("workdir", "quickstart_run", "Folder for all output.")
     flags.DEFINE_bool("fresh", False, "Remove an earlier run's files and start over.")
     flags.DEFINE_integer("pictures", 0, "Pictures on the web; 0 = all.", lower_bound=0)
     flags.DEFINE_integer("steps", 0, "Training steps; 0 = the recipe's.", lower_bound=0)
+
+
+if __name__ == "__main__":
+    define_flags()
     command.run(main)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import zlib
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -412,16 +411,7 @@ def test_the_server_ends_when_its_parent_is_killed(web, tmp_path):
         server = int(one.stdout.readline())
         wait_for(file)
         one.send_signal(signal.SIGKILL)
-    waiting.until(lambda: not is_running(server))
-
-
-def is_running(pid):
-    try:
-        return (
-            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        )
-    except FileNotFoundError:
-        return False
+    waiting.until(lambda: not waiting.is_running(server))
 
 
 # The crawl
