@@ -26,7 +26,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from ml_collections import ConfigDict
 
 from data_prep import config as config_lib
-from data_prep import data_card, drops, language, schema
+from data_prep import data_card, language, schema
 from data_prep.images import addresses
 from data_prep.metadata import store
 from data_prep.sinks import array_record as sink
@@ -85,9 +85,7 @@ def main(argv: list[str]) -> None:
     with full, files.lock(run.workdir), files.lock(run.output):
         go_on(run, stop_after=values.stop_after, retry_failed=values.retry_failed)
     if values.stop_after == "write":
-        card = files.read_json(files.path(run.output) / "data_card.json")
-        print(drops.render(card["funnel"]))
-        print(f"{card['records']:,} records, {card['texts']:,} texts in {run.output}")
+        outcomes.report(run.output)
 
 
 def go_on(run: Run, *, stop_after: str = "write", retry_failed: bool = False) -> None:
@@ -216,6 +214,7 @@ def match_sources(run: Run) -> None:
         matched = start(pipeline, pieces) | "match" >> tagged(stage)
         sums.write_sum(matched.flow, schema.FLOW, folder, "flow.parquet")
         sums.write_sum(matched.main, schema.TALLIES, folder, "sizes.parquet")
+    outcomes.check_texts(folder)
     files.write_manifest(folder, inputs=run.source_inputs, parts=len(pieces))
 
 

@@ -103,3 +103,26 @@ def render(table: Sequence[Mapping]) -> str:
         for reason, n in sorted(row["drops"].items(), key=lambda kv: (-kv[1], kv[0])):
             lines.append(f"{'':<12} {'':<6} {n:>12,}    {reason}")
     return "\n".join(lines)
+
+
+def lost(table: Sequence[Mapping]) -> str:
+    """Returns where most was lost of what came last, such as texts or else pages.
+
+    For the end of a sentence: ": of 9 texts, most (8) were lost at screen: too_small".
+    """
+    units = list(dict.fromkeys(row["unit"] for row in table))
+    for unit in reversed(units):
+        rows = [row for row in table if row["unit"] == unit]
+        losses = [
+            (n, row["stage"], reason)
+            for row in rows
+            for reason, n in row["drops"].items()
+        ]
+        if any(n for n, *_ in losses):
+            n, stage, reason = max(losses, key=lambda one: one[0])
+            return (
+                f": of {rows[0]['in']:,} {unit}, most ({n:,}) were lost at {stage}: "
+                f"{reason}"
+            )
+    read = ", ".join(f"{row['in']:,} {row['unit']}" for row in table if row["in"])
+    return f": {read} were read" if read else ""

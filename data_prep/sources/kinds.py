@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from data_prep.sources import (
     array_record,
     folder,
+    formats,
     pages,
     stored,
     table,
@@ -41,6 +42,8 @@ class _Kind:
     # Yields the CANDIDATES of one file and counts what it read.
     read: Callable[[str, Spec, Reading], Iterator[pa.RecordBatch]]
     item: str  # what holds texts, for the funnel
+    formats: tuple[str, ...]  # that it reads, in the words of `formats.of`; (): any
+    glob: str  # of its files in a folder; "": it reads folders
     texts: tuple[str, ...] = ()  # columns of texts, where config names none
     # Reads the images that the source holds. None: they are downloaded.
     images: stored.Reader | None = None
@@ -52,22 +55,39 @@ class _Kind:
 
 _LIST = re.compile(r"\.paths(\.gz)?$")
 KINDS = {
-    "warc": _Kind(pages.read, "pages"),
-    "wat": _Kind(wat.read, "pages"),
-    "table": _Kind(table.read, "rows", ("text",), check=table.check),
+    "warc": _Kind(pages.read, "pages", ("WARC",), "*.warc.gz"),
+    "wat": _Kind(wat.read, "pages", ("WAT",), "*.wat.gz"),
+    "table": _Kind(
+        table.read,
+        "rows",
+        ("Parquet", "text table"),
+        "*.parquet",
+        ("text",),
+        check=table.check,
+    ),
     "parquet": _Kind(
         table.read_with_images,
         "rows",
+        ("Parquet",),
+        "*.parquet",
         ("text",),
         table.images,
         table.check_with_images,
     ),
     "webdataset": _Kind(
-        webdataset.read, "samples", ("txt",), webdataset.images, webdataset.check
+        webdataset.read,
+        "samples",
+        ("tar",),
+        "*.tar",
+        ("txt",),
+        webdataset.images,
+        webdataset.check,
     ),
     "folder": _Kind(
         folder.read,
         "images",
+        (),
+        "",
         ("txt",),
         folder.images,
         find=folder.find,
@@ -76,6 +96,8 @@ KINDS = {
     "array_record": _Kind(
         array_record.read,
         "records",
+        ("ArrayRecord",),
+        "*.array_record*",
         ("texts",),
         array_record.images,
         array_record.check,
@@ -119,9 +141,15 @@ def find(paths: str, spec: Spec) -> list[str]:
     A file that is named .paths, or .paths.gz, lists them, as Common Crawl's do: one a
     line, below the folder of the list or as a whole path.
 
-    Raises ValueError where there is none, or the first does not fit the spec.
+    Raises ValueError where there is none, or the first is of another kind or does not
+    fit the spec.
     """
     kind = KINDS[spec.kind]
+    if kind.glob and files.path(paths).is_dir():
+        raise ValueError(
+            f"config.source.paths: wanted files, got the folder {paths!r}; write "
+            f"{os.path.join(paths, kind.glob)!r}"
+        )
     found = kind.find(paths)
     lists = [path for path in found if _LIST.search(path)]
     for path in lists:
@@ -133,8 +161,26 @@ def find(paths: str, spec: Spec) -> list[str]:
             f"{paths!r}; correct the path"
         )
     found = sorted(dict.fromkeys(found))
+    if kind.formats:
+        _refuse_other_format(found[0], spec.kind)
     kind.check(found[0], spec)
     return found
+
+
+def _refuse_other_format(path: str, name: str) -> None:
+    """Raises ValueError for a file of a format that the kind does not read.
+
+    Unknown formats pass: a damaged file is counted when it is read.
+    """
+    got = formats.of(path)
+    if not got or got in KINDS[name].formats:
+        return
+    readers = [other for other, row in KINDS.items() if got in row.formats]
+    cure = f"choose config.source.kind={' or '.join(readers)}, or other paths"
+    raise ValueError(
+        f"config.source.kind={name}: wanted {' or '.join(KINDS[name].formats)}, got "
+        f"{got} in {path}; {cure if readers else 'correct config.source.paths'}"
+    )
 
 
 def _listed(path: str) -> list[str]:

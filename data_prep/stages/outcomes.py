@@ -1,4 +1,4 @@
-"""Checks the downloads of a run for too many failures, and reopens them to retry."""
+"""Checks what the stages of a run left, and reopens downloads to retry them."""
 
 import os
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from typing import Any
 
 from absl import logging
 
+from data_prep import drops
 from data_prep.images import failures
 from data_prep.sinks import array_record as sink
 from data_prep.stages import sums
@@ -13,6 +14,34 @@ from metaclip_jax import files
 from metaclip_jax.data import records
 
 PART = "outcomes.parquet"  # images by status of their download
+
+
+def check_texts(folder: str) -> None:
+    """Checks that a run's source files had texts, and warns if none of them matched.
+
+    Args:
+      folder: of the matched parts, with the sums of all source files.
+
+    Raises ValueError if there was not a single text.
+    """
+    funnel = drops.funnel(sums.read_sum(folder, "flow.parquet"), sums.STAGES)
+    left = {row["stage"]: row["out"] for row in funnel if row["unit"] == "texts"}
+    if not left.get("parse"):
+        raise ValueError(
+            f"config.source: wanted texts, got none{drops.lost(funnel)}. Correct "
+            "config.source.kind, paths or columns, and choose another --workdir"
+        )
+    if not left.get("match"):
+        logging.warning("no text matched%s", drops.lost(funnel))
+
+
+def report(output: str) -> None:
+    """Prints the funnel of a finished dataset, and why it has no records if so."""
+    card = files.read_json(files.path(output) / records.DATA_CARD)
+    print(drops.render(card["funnel"]))
+    print(f"{card['records']:,} records, {card['texts']:,} texts in {output}")
+    if not card["records"]:
+        logging.warning("0 records%s", drops.lost(card["funnel"]))
 
 
 def read(folder: str) -> dict[str, int]:

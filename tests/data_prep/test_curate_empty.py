@@ -1,4 +1,7 @@
-"""Curation where nothing is left, in a partition or at all: a dataset none the less."""
+"""Curation where nothing is left, in a partition or at all: a dataset none the less.
+
+Only a source without any text is an error, since it is read by the wrong keys.
+"""
 
 import pyarrow as pa
 import pytest
@@ -6,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from data_prep import explain
 from data_prep.report import page
-from data_prep.stages import sums
+from data_prep.stages import outcomes, sums
 from metaclip_jax.data import records
 from tests.data_prep import tiny_web
 
@@ -19,7 +22,6 @@ LATE = {"balance.t": 1, "balance.slack": 9.0}
 
 # Each with the stage after which nothing is left.
 CASES = {
-    "no page": ([], BODIES, {}, "parse"),
     "no match": ([("/0.jpg", "a zebra")], BODIES, {"balance.rule": "online"}, "match"),
     "all thinned": (ALTS, BODIES, RARE | {"seed": 3}, "thin"),
     "all lost": (ALTS, {}, {"balance.rule": "v2"}, "download"),
@@ -39,7 +41,9 @@ def stage_before(stage):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_where_nothing_is_left_there_is_a_dataset_with_empty_shards(tmp_path, case):
+def test_where_nothing_is_left_there_is_a_dataset_with_empty_shards(
+    tmp_path, case, caplog
+):
     alts, bodies, overrides, stage = CASES[case]
     overrides = {"partitions": PARTITIONS} | overrides
     run = tiny_web.run(tmp_path, alts, bodies, **overrides)
@@ -56,6 +60,12 @@ def test_where_nothing_is_left_there_is_a_dataset_with_empty_shards(tmp_path, ca
         assert len(dataset) == card["records"] == card["texts"] == 0
         assert funnel[stage]["out"] == 0
         assert not stage_before(stage) or funnel[stage_before(stage)]["out"] > 0
+    outcomes.report(run.output)
+    said = [one for one in caplog.messages if one.startswith("0 records: of ")]
+    assert len(said) == (stage is not None)
+    assert not stage or f"were lost at {stage}: " in said[0]
+    warned = any(one.startswith("no text matched: of ") for one in caplog.messages)
+    assert warned == (stage == "match")
     rows = [
         pa.ipc.open_file(records.entries_path(p)).read_all().num_rows
         for p in dataset.shards
@@ -66,3 +76,16 @@ def test_where_nothing_is_left_there_is_a_dataset_with_empty_shards(tmp_path, ca
     size, _ = explain.expected(pool, {"en": 3})
     assert size.pool_texts == funnel["dedup"]["out"]
     assert b"tiny" in page.build(run.output, held_out=None, workdir=None)
+
+
+@pytest.mark.parametrize(
+    ("alts", "reason"),
+    [
+        ([], r"of 1 files, most \(1\) were lost at read: empty_file"),
+        ([("/0.jpg", "")], r"of 1 texts, most \(1\) were lost at parse: \w+"),
+    ],
+)
+def test_a_source_without_any_text_is_an_error_in_each_run(tmp_path, alts, reason):
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"wanted texts, got none: {reason}. Corr"):
+            tiny_web.run(tmp_path, alts, BODIES)

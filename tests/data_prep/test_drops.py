@@ -48,3 +48,22 @@ def test_the_rendered_funnel_names_every_reason():
     )
     text = drops.render(drops.funnel(total(parse), ["parse"]))
     assert text.index("empty_text") < text.index("bad_url")
+
+
+def test_the_commonest_loss_is_that_of_the_last_unit_that_lost_anything():
+    files = drops.flow("read", unit="files", entered=3, left=2, drops={"not_warc": 1})
+    pages = drops.flow("read", unit="pages", entered=2, left=0, drops={"bad_http": 2})
+    none = drops.flow("parse", entered=0, left=0, drops={})
+    some = drops.flow("parse", entered=5, left=2, drops={"empty_text": 3})
+    thin = drops.flow("thin", entered=2, left=0, drops={"balanced_away": 2})
+    stages = ["read", "parse", "thin"]
+    for flows, wanted in [
+        ((files,), ": of 3 files, most (1) were lost at read: not_warc"),
+        ((files, pages, none), ": of 2 pages, most (2) were lost at read: bad_http"),
+        ((files, some, thin), ": of 5 texts, most (3) were lost at parse: empty_text"),
+        ((none,), ""),
+    ]:
+        assert drops.lost(drops.funnel(total(*flows), stages)) == wanted
+    read = drops.flow("read", unit="pages", entered=4, left=4, drops={})
+    table = drops.funnel(total(read, none), stages)
+    assert drops.lost(table) == ": 4 pages were read"
