@@ -158,13 +158,16 @@ def recipe(
     return config
 
 
+def _kinds() -> tuple[str, ...]:
+    from data_prep.sources import kinds  # a slow import, which recipes do not need
+
+    return tuple(kinds.KINDS)
+
+
 # The values that each key may have; `Range` lists the forms of a row. A test fails if a
 # key has no row. Rules between keys are in `_curate_rules` and `_metadata_rules`.
 _COUNT = Range(int, least=1)
 _COUNT_OR_NONE = Range(int, least=0)
-_SOURCES = (
-    *("warc", "wat", "table", "parquet", "webdataset", "folder", "array_record"),
-)
 _COLUMN = Range(str, pattern=r"(?s).+", form="the name of a column")
 _PATH = Range(str, pattern=r"(?s).*\S.*", form="a path or glob", also=(None,))
 
@@ -203,7 +206,7 @@ CURATE_RANGES: dict[str, Range] = {
         form="a letter a to z, then letters a to z, digits and _ (100 in all at most)",
     ),
     "seed": Range(int, least=0, most=2**32 - 1),
-    "source.kind": Range(str, choices=_SOURCES),
+    "source.kind": Range(str, choices=_kinds),
     "source.paths": _PATH,
     "source.url_column": Range(str),
     "source.image_column": Range(str),

@@ -30,7 +30,7 @@ def bad_values(row: Range) -> list[Any]:
     elif row.type is str:
         found += [0, True, ("a",), ["a"], "nul \0"]
         if row.choices:
-            found += ["no such", row.choices[-1].upper(), f"{row.choices[-1]} "]
+            found += ["no such", row.words[-1].upper(), f"{row.words[-1]} "]
     else:
         found += ["", "ab", "(1, 2)", 0.5, *_tuples_outside(row)]
     return [one for one in found if one not in row.also or one is not None]

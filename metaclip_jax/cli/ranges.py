@@ -30,7 +30,8 @@ class Range:
       least, most: inclusive bounds of a number.
       above, below: exclusive bounds of a number.
       also: single values that are allowed too, such as -1 or None.
-      choices: the allowed strings; () = any.
+      choices: the allowed strings; () = any. Or a function that returns them, if they
+        are the keys of a table whose import is slow.
       pattern: a regular expression that must match the whole string; "" = any string.
       form: the pattern in words.
       items: the range of each item of a tuple of fixed length.
@@ -43,11 +44,16 @@ class Range:
     above: float | None = None
     below: float | None = None
     also: tuple[Any, ...] = ()
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...] | Callable[[], tuple[str, ...]] = ()
     pattern: str = ""
     form: str = ""
     items: tuple["Range", ...] = ()
     each: "Range | None" = None
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The choices; () = any string."""
+        return self.choices() if callable(self.choices) else self.choices
 
     def holds(self, value: Any) -> bool:
         """Whether a key may have this value."""
@@ -61,7 +67,7 @@ class Range:
             if not isinstance(value, str) or "\0" in value:
                 return False
             if self.choices:
-                return value in self.choices
+                return value in self.words
             return not self.pattern or bool(re.fullmatch(self.pattern, value))
         if not isinstance(value, tuple | list):
             return False
@@ -87,7 +93,7 @@ class Range:
     def wanted(self) -> str:
         """Returns the range in words: "an integer of at least 1, or -1"."""
         if self.choices:
-            text = f"one of {', '.join(map(repr, self.choices))}"
+            text = f"one of {', '.join(map(repr, self.words))}"
         elif self.type is bool:
             text = "True or False"
         elif self.type is tuple:

@@ -52,7 +52,8 @@ def test_a_value_out_of_its_range_is_refused_by_the_name_of_its_key(program, key
         with pytest.raises(ValueError) as error:
             check(config)
         text = str(error.value)
-        assert text.startswith(f"config.{key}: wanted {table[key].wanted()}, got")
+        assert text.startswith(f"config.{key}: wanted {table[key].wanted()}")
+        assert ", got" in text
         assert "; the default is" in text and len(text.splitlines()) == 1
 
 
@@ -65,14 +66,30 @@ def test_every_form_has_malformed_values():
 @pytest.mark.parametrize(
     ("key", "choices"),
     [
-        ("source.kind", tuple(kinds.KINDS)),
         ("matching.mode", (*spacing.MODES, "none")),
         ("matching.engine", matcher.ENGINES),
         ("balance.rule", steps.RULES),
     ],
 )
 def test_the_words_of_a_key_are_those_that_the_code_knows(key, choices):
-    assert keys.CURATE_RANGES[key].choices == choices
+    assert keys.CURATE_RANGES[key].words == choices
+
+
+def test_a_new_source_is_one_row_of_the_table_of_kinds(monkeypatch):
+    config = with_value(keys.curate(), "source.kind", "laion")
+    with pytest.raises(ValueError, match="config.source.kind: wanted one of 'warc', "):
+        keys.check_curate(config)
+    monkeypatch.setitem(kinds.KINDS, "laion", kinds.KINDS["table"])
+    keys.check_curate(config)
+
+
+def test_reading_a_recipe_imports_neither_beam_nor_readers_of_sources():
+    code = (
+        "import sys; from data_prep import config; config.curate(); "
+        "print({'apache_beam', 'data_prep.sources.kinds', 'lxml'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
 
 
 @pytest.mark.parametrize(
