@@ -2,6 +2,8 @@
 
 import gzip
 import importlib.util
+import io
+import zlib
 from pathlib import Path
 
 import tokenizers
@@ -13,6 +15,7 @@ BYTES = 256
 CLIP_FILE = "bpe_simple_vocab_16e6.txt.gz"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _CLIP_VOCABULARY = 49_408
+_MAX_CLIP_BYTES = 1 << 26  # of its merges; they have 3 MB
 
 
 def from_merges(
@@ -72,9 +75,10 @@ def from_clip_file(data: bytes, source: str) -> tokenizers.Tokenizer:
     """
     try:
         if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
+            with gzip.open(io.BytesIO(data)) as file:  # a small one may fill the memory
+                data = file.read(_MAX_CLIP_BYTES)
         lines = data.decode().split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"{source} should be CLIP's merges, but: {error}") from error
     wanted = _CLIP_VOCABULARY - 2 * BYTES - 2
     pairs = [tuple(line.split()) for line in lines[1 : 1 + wanted]]

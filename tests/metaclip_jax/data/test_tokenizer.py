@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+import tracemalloc
 
 import ftfy
 import numpy as np
@@ -268,11 +269,25 @@ def test_clip_without_its_file_says_where_to_get_it(monkeypatch):
         tokenizer.load("clip", family="clip")
 
 
+def test_a_few_merges_that_would_fill_the_memory_are_named(tmp_path):
+    path = tmp_path / "merges.txt.gz"
+    path.write_bytes(gzip.compress(bytes(400 << 20), 1))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="should be CLIP's merges"):
+            tokenizer.load(path, family="clip")
+        assert tracemalloc.get_traced_memory()[1] < 300 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_damaged_clip_merges_are_named(tmp_path):
     path = tmp_path / "merges.txt.gz"
-    path.write_bytes(gzip.compress(b"x" * 1000)[:-12])
-    with pytest.raises(ValueError, match="should be CLIP's merges"):
-        tokenizer.load(path, family="clip")
+    whole = gzip.compress(bytes(range(256)) * 4)
+    for damaged in (whole[:-12], whole[:20] + b"\xff" * 20 + whole[40:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="should be CLIP's merges"):
+            tokenizer.load(path, family="clip")
 
 
 def run(*flags):
