@@ -1,24 +1,28 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU: makes the TPU VM if there is none, copies this checkout to
-# every worker, installs it, and starts the same command on all of them.
+# Trains on a Cloud TPU: makes the TPU VM if there is none, copies this checkout with its
+# changes (but not files that git does not know) to every worker, installs it, and starts
+# the same command on all of them.
 #
 #   ./launch_tpu.sh --name=clip --zone=us-central2-b --type=v4-32 -- \
 #       --config=configs/metaclip.py:vit_b32_400m --workdir=gs://bucket/runs/b32
 #
-# Run it again after a preemption: training goes on from its last checkpoint.
+# Run it again after a preemption: the VM is made anew, and training goes on from its
+# last checkpoint. --spot asks for a VM that is cheaper and may be preempted.
 # --version is the image of the TPU VM; by default what Google names for the type.
 # --dry_run prints the commands without running them.
 set -euo pipefail
 cd "$(dirname "$0")"
 
-name="" zone="" type="" version="" dry_run=""
+name="" zone="" type="" version="" spot="" dry_run=""
 while (($#)); do
   case "$1" in
     --name=*) name="${1#*=}" ;;
     --zone=*) zone="${1#*=}" ;;
     --type=*) type="${1#*=}" ;;
     --version=*) version="${1#*=}" ;;
+    --spot) spot=1 ;;
     --dry_run) dry_run=1 ;;
+    --help) sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0"; exit ;;
     --) shift; break ;;
     *) echo "unknown option $1: see the head of $0" >&2; exit 2 ;;
   esac
@@ -48,13 +52,26 @@ tpu=(gcloud compute tpus tpu-vm)
 at=("--zone=$zone")
 everywhere=("${tpu[@]}" ssh "$name" "${at[@]}" --worker=all --command)
 
-if [[ -n $dry_run ]] || ! "${tpu[@]}" describe "$name" "${at[@]}" >/dev/null 2>&1; then
-  run "${tpu[@]}" create "$name" "${at[@]}" "--accelerator-type=$type" "--version=$version"
+state=""
+if [[ -z $dry_run ]]; then
+  state=$("${tpu[@]}" describe "$name" "${at[@]}" --format='value(state)' 2>/dev/null) || true
+fi
+case "$state" in
+  PREEMPTED | TERMINATED)
+    run "${tpu[@]}" delete "$name" "${at[@]}" --quiet
+    state="" ;;
+  STOPPED) run "${tpu[@]}" start "$name" "${at[@]}" ;;
+esac
+if [[ -z $state ]]; then
+  run "${tpu[@]}" create "$name" "${at[@]}" "--accelerator-type=$type" \
+    "--version=$version" ${spot:+--spot}
 fi
 
 archive="$(mktemp -d)/metaclip-jax.tar.gz"
 trap 'rm -rf "$(dirname "$archive")"' EXIT
-run git archive --format=tar.gz --output="$archive" HEAD
+# A commit of the changes, if there are any; nothing changes here.
+changed=$(git -c user.name=launcher -c user.email=launcher@localhost stash create)
+run git archive --format=tar.gz --output="$archive" "${changed:-HEAD}"
 run "${tpu[@]}" scp "$archive" "$name:metaclip-jax.tar.gz" "${at[@]}" --worker=all
 
 # The images' own Python is older than what we need; uv brings one.

@@ -37,6 +37,8 @@ def run(main: Callable[[list[str]], Any]) -> None:
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
+    except SystemExit:  # after --help, with status 1
+        sys.exit(0)
     # absl raises a ValueError for a value after --no_FLAG.
     except (flags.Error, app.UsageError, ValueError) as error:
         if errors.wants_traceback(argv):

@@ -162,7 +162,8 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("module", COMMANDS)
 def test_help_shows_the_docstring_and_all_flags(results, module):
-    _, shown, _ = results[module][0]
+    status, shown, _ = results[module][0]
+    assert status == 0
     assert flags_of(module) or module in ARGUMENTS_ALONE
     for name in flags_of(module):
         assert re.search(rf"--(\[no\])?{name}:", shown), name
