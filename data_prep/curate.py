@@ -132,6 +132,9 @@ def plan(
         given["--config.metadata"] = config.metadata
     command.refuse_missing({"--workdir": workdir, "--output": output, **given})
     assert workdir and output
+    command.refuse_same_folder(
+        {"--workdir": workdir, "--output": output}, parts.FOLDERS
+    )
     config_lib.check_curate(config)
     addresses.read_host_map(config.download.host_map)
     language.load_identifier(config.language.identifier)

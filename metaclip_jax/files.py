@@ -25,6 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
+from metaclip_jax.cli import differences
+
 MANIFEST = "manifest.json"
 CLAIM = "unfinished.json"  # the inputs of an unfinished folder
 TEMPORARY_PREFIX = ".tmp-"
@@ -285,11 +287,12 @@ def _of_this_run(
     found = read_json(file)
     if not isinstance(found, dict) or not isinstance(found.get("inputs"), dict):
         raise ValueError(f"{file} should be a manifest of ours; choose another folder")
-    differences = _differences(json.loads(_dumps(inputs)), found["inputs"])
-    if differences:
+    if other := differences.other_output(inputs, found["inputs"]):
+        raise ValueError(f"{folder} holds {other}; choose another folder")
+    if wrong := differences.describe(json.loads(_dumps(inputs)), found["inputs"]):
         raise ValueError(
-            f"{folder} is {what} of another run: {'; '.join(differences)}."
-            " Choose another folder, or start over (--fresh, or remove the folder)"
+            f"{folder} is {what} of another run: {wrong}. Choose another folder, or"
+            " remove this one"
         )
     return found
 
@@ -398,28 +401,6 @@ def _remove_temporary(folder: Path) -> None:
 
 def _dumps(obj: Any) -> str:
     return json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-def _differences(want: Any, got: Any, where: str = "") -> list[str]:
-    """Lists the differences of two JSON values as "key: wanted …, found …"."""
-    if isinstance(want, dict) and isinstance(got, dict):
-        return [
-            line
-            for key in sorted(want.keys() | got.keys())
-            for line in _differences(
-                want.get(key, "nothing"),
-                got.get(key, "nothing"),
-                f"{where}.{key}" if where else key,
-            )
-        ]
-    if want == got and type(want) is type(got):
-        return []
-    return [f"{where}: wanted {_short(want)}, found {_short(got)}"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 120 else f"{text[:120]}…"
 
 
 def _configure_gcs() -> None:

@@ -99,6 +99,37 @@ def refuse_ending(flag: str, path: str | None, *endings: str) -> None:
         )
 
 
+def refuse_same_folder(
+    flags_and_folders: Mapping[str, str], subfolders: Sequence[str] = ()
+) -> None:
+    """Checks that a command writes into two different folders.
+
+    Args:
+      flags_and_folders: two folders by their flags.
+      subfolders: of the first, which the second may not be either, nor be inside.
+
+    Raises:
+      UsageError: they are the same.
+    """
+    (first, folder), (second, other) = flags_and_folders.items()
+    plain, inside = (
+        os.path.realpath(p) if files.is_local(p) else os.path.normpath(p)
+        for p in (folder, other)
+    )
+    if inside == plain:
+        raise app.UsageError(
+            f"{first} and {second}: wanted two folders, got {other} twice; choose"
+            f" another {second}"
+        )
+    for name in subfolders:
+        if f"{inside}/".startswith(f"{plain}/{name}/"):
+            raise app.UsageError(
+                f"{second}={other}: wanted a folder outside"
+                f" {os.path.join(folder, name)}, where {first} has files of its own;"
+                f" choose another {second}"
+            )
+
+
 def refuse_missing(values: Mapping[str, Any]) -> None:
     """Checks that required values are not empty.
 

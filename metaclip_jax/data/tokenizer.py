@@ -24,7 +24,7 @@ from tokenizers import (
 )
 
 from metaclip_jax import files
-from metaclip_jax.cli import command
+from metaclip_jax.cli import command, differences
 from metaclip_jax.data import bpe, records
 from metaclip_jax.data.bpe import BOS, EOS
 from metaclip_jax.data.clean_up import canonical, clean
@@ -345,9 +345,11 @@ def main(argv: Sequence[str]) -> None:
     if output.exists():
         found = files.read_json(manifest) if manifest.exists() else None
         if found != inputs:
+            other = f"there is no {manifest.name} that says how it was made"
+            if found is not None:
+                other = f"it is another one: {differences.describe(inputs, found)}"
             raise ValueError(
-                f"{output} exists: wanted it from {inputs}, got it from "
-                f"{found or 'unknown inputs'}; choose another file, or remove this one"
+                f"{output} exists, but {other}; choose another file, or remove this one"
             )
         logging.info("%s is finished already", output)
         return

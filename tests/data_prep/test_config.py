@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import app
 
 from data_prep import config as keys
 from data_prep import curate
@@ -138,6 +139,28 @@ def test_a_plan_refuses_what_the_stages_would_trip_over(tmp_path, key, value, me
     with pytest.raises(ValueError, match=message):
         curate.plan(config, str(tmp_path / "work"), str(tmp_path / "out"), [])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("workdir", "output", "said"),
+    [
+        ("a", "a", "wanted two folders, got .* twice"),
+        ("a", "a/../a/", "wanted two folders, got .* twice"),
+        ("link", "a", "wanted two folders, got .* twice"),
+        ("a", "a/matches", "wanted a folder outside"),
+        ("a", "link/images/dataset", "wanted a folder outside"),
+        ("a", "a/dataset", "got none for 'no"),
+        ("a/work", "a", "got none for 'no"),
+        ("a", "a/matches2", "got none for 'no"),
+    ],
+)
+def test_a_plan_refuses_one_folder_for_two_purposes(tmp_path, workdir, output, said):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    config = with_value(keys.curate(), "matching.mode", "none")
+    config.source.paths = "no.warc.gz"
+    with pytest.raises((ValueError, app.UsageError), match=said):
+        curate.plan(config, f"{tmp_path}/{workdir}", f"{tmp_path}/{output}", [])
 
 
 @pytest.mark.parametrize(

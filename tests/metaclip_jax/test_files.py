@@ -89,7 +89,39 @@ def test_a_folder_of_another_run_is_refused_saying_what_differs(
     files.write_manifest(tmp_path, inputs={"config": {"t": 300}, "seed": 0})
     with pytest.raises(ValueError, match=message) as error:
         files.finished(tmp_path, inputs)
-    assert "another folder" in str(error.value)
+    assert str(error.value).endswith("Choose another folder, or remove this one")
+
+
+OUTPUTS = {
+    "a dataset": {"config": {"seed": 0}, "source": [], "metadata": {"en": "f"}},
+    "metadata": {"config": {"max_titles": 9}, "files": [[["a.warc.gz", 1]]]},
+    "an export": {"form": "parquet", "shards": ["0f" * 32]},
+    "embeddings": {"dataset": "0f" * 32, "model": "0e" * 32},
+    "a training run": {"dataset": "0f" * 32, "tokenizer": "0d" * 32},
+    "a crawl": {"start_url": "http://site.example"},
+    "the output of another command": {"pictures": 9},
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("other", OUTPUTS)
+def test_the_output_of_another_command_is_named_without_its_keys(tmp_path, name, other):
+    files.write_manifest(tmp_path, inputs=OUTPUTS[other])
+    if name == other:
+        assert files.finished(tmp_path, OUTPUTS[name])
+        return
+    with pytest.raises(ValueError) as error:
+        files.finished(tmp_path, OUTPUTS[name])
+    assert str(error.value) == f"{tmp_path} holds {other}; choose another folder"
+
+
+def test_differences_are_short_however_many_and_long(tmp_path):
+    files.write_manifest(tmp_path, inputs={f"key{i}": "0f" * 32 for i in range(99)})
+    with pytest.raises(ValueError) as error:
+        files.finished(tmp_path, {f"key{i}": list(range(999)) for i in range(99)})
+    text = str(error.value).removeprefix(str(tmp_path))
+    assert 'found "0f0f0f0f…"; key1: ' in text and "; and 94 more. Choose" in text
+    assert len(text) < 700
 
 
 def test_a_foreign_manifest_is_refused(tmp_path):
