@@ -1,10 +1,12 @@
 """Packaging. The base install reads datasets; extras add curation and training.
 
-    pip install metaclip-jax              # records and files: no jax, no Beam
-    pip install "metaclip-jax[data]"      # + curation (data_prep)
-    pip install "metaclip-jax[train]"     # + training and evaluation on CPU
-    pip install "metaclip-jax[tpu]"       # + training on TPU  (or [cuda])
-    pip install "metaclip-jax[quickstart]"  # everything that `make quickstart` runs
+In a clone (the project is not on PyPI):
+
+    pip install -c constraints.txt -e .               # records, files: no jax, no Beam
+    pip install -c constraints.txt -e '.[data]'       # + curation (data_prep)
+    pip install -c constraints.txt -e '.[train]'      # + training, evaluation on CPU
+    pip install -c constraints.txt -e '.[tpu]'        # + training on TPU  (or [cuda])
+    pip install -c constraints.txt -e '.[quickstart]' # what `make quickstart` runs
 
 `constraints.txt` pins the versions that the tests ran with.
 """

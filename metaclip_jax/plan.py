@@ -5,7 +5,7 @@
 
 Compiles the train step for that slice, with the command line's --config.KEY=VALUE. This
 takes a minute or two on any Linux machine with libtpu (`pip install
-"metaclip-jax[tpu]"`). Exits with status 1 if the step does not fit into memory.
+"jax[tpu]"`). Exits with status 1 if the step does not fit into memory.
 """
 
 import math
@@ -87,7 +87,7 @@ def describe_slice(topology: str, *, slices: int = 1) -> Slice:
     except (RuntimeError, NotImplementedError) as error:
         raise ValueError(
             f"wanted a TPU topology such as v5e:4x4 or v5p:4x4x8, got {topology!r}:"
-            f' {error}. If libtpu is missing, pip install "metaclip-jax[tpu]"'
+            f' {error}. If libtpu is missing, pip install "jax[tpu]"'
         ) from error
     devices = list(described.devices)
     chips = slices

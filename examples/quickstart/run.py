@@ -14,6 +14,7 @@ import os
 import resource
 import shlex
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from metaclip_jax.cli import command
 _RECORD = "quickstart.json"  # in the workdir: the fingerprints of finished stages
 _HOST_MAP = "HOST_MAP"  # placeholder in a command for the server's address
 _HOSTS = ("sample-web.example", "images.sample-web.example")
+_PORT = 8016  # of the server, if it is free
 _SERVER_START_SECONDS = 30
 # glibc: huge pages for large arrays, which make train steps faster.
 _ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -43,10 +45,10 @@ class Stage:
     result: str
     needs_server: bool = False
 
-    def command(self, host_map: str = "") -> list[str]:
+    def command(self, host_map: str = "", python: str = "python") -> list[str]:
         """The command line, as a user would type it."""
         return [
-            "python",
+            python,
             "-m",
             self.module,
             *(
@@ -234,27 +236,44 @@ def server(workdir: Path) -> Iterator[str]:
     The server ends when this process ends, also when it is killed.
     """
     port_file = workdir / "port"
-    port_file.unlink(missing_ok=True)
-    site = workdir / "site"
-    command = (
-        f"python -m examples.quickstart.serve --site={site} --port_file={port_file}"
-    )
-    say(f"Serve the small web (in a separate process)\n  {command}")
-    with (workdir / "server.log").open("wb") as log:
-        process = children.start(
-            [sys.executable, *shlex.split(command)[1:]], stdout=log, stderr=log
-        )
+    start = [python(), "-m", "examples.quickstart.serve", f"--site={workdir / 'site'}"]
+    for wanted in (_PORT, 0):  # 0 = a free one
+        port_file.unlink(missing_ok=True)
+        options = [f"--port={wanted}", f"--port_file={port_file}"]
+        with (workdir / "server.log").open("wb") as log:
+            process = children.start([*start, *options], stdout=log, stderr=log)
+        if _is_ready(process, port_file):
+            break
+    else:
+        raise RuntimeError(f"the server did not start; {log.name} says why")
     try:
-        deadline = time.monotonic() + _SERVER_START_SECONDS
-        while not port_file.exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the server did not start; {log.name} says why")
-            time.sleep(0.05)
-        address = f"127.0.0.1:{port_file.read_text().strip()}"
-        yield ",".join(f"{host}={address}" for host in _HOSTS)
+        port = port_file.read_text().strip()
+        say(
+            "Serve the small web (in a separate process, until this one ends)\n  "
+            + shlex.join([*start, f"--port={port}"])
+        )
+        yield ",".join(f"{host}=127.0.0.1:{port}" for host in _HOSTS)
     finally:
         process.terminate()
         process.wait()
+
+
+def _is_ready(server: subprocess.Popen, port_file: Path) -> bool:
+    """Waits until the server serves; False if it does not, and then it has ended."""
+    deadline = time.monotonic() + _SERVER_START_SECONDS
+    while server.poll() is None and time.monotonic() < deadline:
+        if port_file.exists():
+            return True
+        time.sleep(0.05)
+    server.kill()
+    server.wait()
+    return False
+
+
+def python() -> str:
+    """Returns this Python as a user types it in the current folder."""
+    below = os.path.relpath(sys.executable)
+    return sys.executable if below.startswith(os.pardir) else below
 
 
 def run(stage: Stage, host_map: str, call: Callable[..., int]) -> dict:
@@ -262,10 +281,10 @@ def run(stage: Stage, host_map: str, call: Callable[..., int]) -> dict:
 
     Raises SystemExit with the command's exit status if it fails.
     """
-    command = stage.command(host_map)
+    command = stage.command(host_map, python())
     say(f"{stage.title}\n  {shlex.join(command)}")
     start = time.monotonic()
-    status = call([sys.executable, *command[1:]], env={**_ENVIRONMENT, **os.environ})
+    status = call(command, env={**_ENVIRONMENT, **os.environ})
     if status:
         logging.error("%s failed with exit status %d", stage.title, status)
         raise SystemExit(status if status > 0 else 128 - status)
@@ -286,7 +305,10 @@ def summarise(workdir: Path, record: Mapping[str, Mapping]) -> None:
     scores = files.read_json(evaluation)
     card = files.read_json(workdir / "dataset" / "data_card.json")
     parsed = next(row for row in card["funnel"] if row["stage"] == "parse")
-    recall = scores["model"]["text_to_image"]["R@1"]
+    ways = {
+        "Image to text": scores["model"]["image_to_text"]["R@1"],
+        "Text to image": scores["model"]["text_to_image"]["R@1"],
+    }
     titles = [stage.title for stage in stages(workdir, recipes())]
     rows = [(title, f"{record[title]['seconds']:.1f} s") for title in titles]
     total = sum(record[title]["seconds"] for title in titles)
@@ -300,10 +322,13 @@ def summarise(workdir: Path, record: Mapping[str, Mapping]) -> None:
             f"{card['texts']:,} in {card['records']:,} images",
         ),
         ("Training waited for data", f"{data_wait(workdir / 'run'):.1%} of its time"),
+    ]
+    rows += [
         (
-            f"Text to image R@1 among {scores['candidates']} held out",
+            f"{way} R@1 among {scores['candidates']} held out",
             f"{recall['value']:.1%} ({recall['value'] / recall['chance']:.0f}x chance)",
-        ),
+        )
+        for way, recall in ways.items()
     ]
     width = max(len(title) for title, _ in rows)
     say("\n".join(f"{title:<{width}}  {value}" for title, value in rows))
@@ -312,12 +337,14 @@ def summarise(workdir: Path, record: Mapping[str, Mapping]) -> None:
         f"""The report: {workdir}/report.html
 
 Try next:
-  python -m metaclip_jax.data.inspect {workdir}/dataset --output={workdir}/inspect.html
-  python -m metaclip_jax.train --config={configs}/quickstart.py \\
+  {python()} -m metaclip_jax.data.inspect --config={configs}/quickstart.py \\
+      --config.dataset={workdir}/dataset --config.tokenizer={workdir}/tokenizer.json \\
+      --output={workdir}/inspect.html
+  {python()} -m metaclip_jax.train --config={configs}/quickstart.py \\
       --config.dataset={workdir}/dataset --config.tokenizer={workdir}/tokenizer.json \\
       --config.total_steps=20 --config.optimizer.warmup_steps=5 \\
       --workdir=/tmp/short_run
-  python -m data_prep.build_metadata --config={configs}/metadata.py:quickstart \\
+  {python()} -m data_prep.build_metadata --config={configs}/metadata.py:quickstart \\
       --config.warc='{workdir}/crawl/*.warc.gz' --config.unigram_min_count=10 \\
       --output=/tmp/smaller_metadata"""
     )

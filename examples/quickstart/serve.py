@@ -98,7 +98,15 @@ async def _serve(handler: Handler, *, port: int, parent: int) -> None:
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", port)
-    await site.start()
+    try:
+        await site.start()
+    except OSError as error:
+        await runner.cleanup()
+        raise RuntimeError(
+            f"wanted to open --port={port} of 127.0.0.1, got"
+            f" {os.strerror(error.errno or 0)!r}; give another port, or --port=0 for a"
+            " free one"
+        ) from error
     found = runner.addresses[0][1]
     logging.info("serving on 127.0.0.1:%d", found)
     if flags.FLAGS.port_file:

@@ -399,6 +399,16 @@ def test_no_request_leaves_the_site(port):
         assert get(port, path)[0] in {400, 404}, path
 
 
+def test_a_used_port_is_refused_in_one_line(web, port):
+    used = command("serve", site=web / "site", port=port)
+    done = subprocess.run(used, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        f"Error: wanted to open --port={port} of 127.0.0.1, got 'Address already in use"
+    )
+    assert "Traceback" not in done.stderr
+
+
 def test_the_server_ends_when_its_parent_is_killed(web, tmp_path):
     file = tmp_path / "port"
     arguments = command("serve", site=web / "site", port_file=file)

@@ -15,7 +15,7 @@ from metaclip_jax.training import sharding
 from tests import waiting
 
 ROOT = Path(__file__).resolve().parents[2]
-pytest.importorskip("libtpu", reason="needs libtpu: pip install 'metaclip-jax[tpu]'")
+pytest.importorskip("libtpu", reason="needs libtpu: pip install 'jax[tpu]'")
 
 
 def run(config, topology, *extra):
