@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
 from data_prep.sinks import exports
@@ -34,13 +34,10 @@ FORMATS: dict[str, tuple[_Writer, Callable[[int, int], str]]] = {
 
 def main(argv: Sequence[str]) -> None:
     """Writes the files that are missing, then prints their number."""
-    if len(argv) != 2:
-        raise app.UsageError(
-            f"wanted one dataset folder after the flags, got {list(argv[1:])}; name one"
-        )
+    folder = command.only_argument(argv, "dataset folder")
     values = flags.FLAGS
     command.refuse_missing({"--format": values.format, "--output": values.output})
-    dataset = records.open_dataset(argv[1])
+    dataset = records.open_dataset(folder)
     with files.naming_full_disk(values.output), files.lock(values.output):
         names = export(dataset, values.output, form=values.format)
     print(f"{len(dataset):,} records in {len(names)} files of {values.output}")

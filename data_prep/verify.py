@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from absl import app
 from tqdm import tqdm
 
 from data_prep.sinks import array_record as sink
@@ -34,20 +33,17 @@ _BATCH = 256  # records read at a time
 
 def main(argv: Sequence[str]) -> None:
     """Prints each fault, and the number of records checked."""
-    if len(argv) != 2:
-        raise app.UsageError(
-            f"wanted one dataset folder, got {list(argv[1:])}; name one"
-        )
+    folder = command.only_argument(argv, "dataset folder")
     count = 0
-    for fault in faults(argv[1]):
+    for fault in faults(folder):
         count += 1
         print(fault)
     if count:
         raise ValueError(
-            f"{argv[1]} has {count} fault{'s'[: count > 1]}; restore the files from a "
+            f"{folder} has {count} fault{'s'[: count > 1]}; restore the files from a "
             "copy, or make them again"
         )
-    print(f"{argv[1]} is as it was written")
+    print(f"{folder} is as it was written")
 
 
 def faults(folder: str) -> Iterator[str]:

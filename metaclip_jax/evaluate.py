@@ -174,10 +174,20 @@ def evaluate_model(values: Any) -> None:
 
 
 def evaluate_tasks(values: Any) -> None:
-    """Runs --tasks on the images in --data_dir; prints a table, writes --output."""
+    """Runs --tasks on the images in --data_dir; prints a table, writes --output.
+
+    Raises:
+        FileNotFoundError: there is no --data_dir.
+        ValueError: it has no images of any of the tasks.
+    """
     asked = tasks.find(values.tasks)
     if values.paper:
         tasks.paper_row(values.paper)  # fails early
+    if not (values.plan or values.download or files.path(values.data_dir).is_dir()):
+        raise FileNotFoundError(
+            f"wanted a folder of images as --data_dir, got {values.data_dir}, which is"
+            " not there; correct it, or add --download or --plan"
+        )
     for task in asked if values.download else ():
         if task.is_on_hub and not tasks.locate(task, values.data_dir):
             tasks.download(task, values.data_dir)
@@ -185,6 +195,12 @@ def evaluate_tasks(values: Any) -> None:
     if values.plan and not values.model:
         print(suite.plan(opened, None))
         return
+    if not values.plan and all(one.examples is None for one in opened):
+        print(suite.plan(opened, None))
+        raise ValueError(
+            f"wanted images of --tasks in {values.data_dir}, got none; get them as said"
+            " above"
+        )
     if not (values.plan or values.skip_broken):
         for examples in suite.image_sets(one.examples for one in opened):
             evaluator.check_headers(examples)  # before a model takes its time
@@ -216,27 +232,43 @@ def evaluate_tasks(values: Any) -> None:
         files.write_json(values.output, facts | found)
 
 
+def check_flags(values: Any) -> None:
+    """Checks that the flags name a model and what to measure it on.
+
+    Raises:
+        UsageError: they do not; says what to add.
+    """
+    if values.tasks:
+        missing = {
+            "--data_dir=DIR": not values.data_dir,
+            "--model=NAME_OR_PATH (or --plan)": not (values.model or values.plan),
+        }
+        if wanted := [flag for flag, is_missing in missing.items() if is_missing]:
+            raise app.UsageError(f"wanted {' and '.join(wanted)} with --tasks; add it")
+    elif bool(values.workdir) == bool(values.model):
+        got = "both" if values.model else "neither"
+        raise app.UsageError(
+            "wanted --workdir=RUN, or --model=NAME_OR_PATH with --data=DIR or with"
+            f" --tasks=NAMES and --data_dir=DIR, got {got}; --help explains them"
+        )
+    elif values.model and not values.data:
+        raise app.UsageError(
+            "wanted --data=DIR, or --tasks=NAMES and --data_dir=DIR, to measure --model"
+            " on, got none"
+        )
+
+
 def main(argv: Sequence[str]) -> None:
     """Evaluates a run, or any model, from the command line."""
     command.refuse_arguments(argv)
     values = flags.FLAGS
     command.refuse_ending("--page", values.page, ".html")
     command.refuse_ending("--output", values.output, ".json")
+    check_flags(values)
     if values.tasks:
-        if not values.data_dir or not (values.model or values.plan):
-            raise app.UsageError(
-                "wanted --data_dir=DIR and --model (or --plan) with --tasks; add them"
-            )
         evaluate_tasks(values)
         return
-    if bool(values.workdir) == bool(values.model):
-        got = "both" if values.model else "neither"
-        raise app.UsageError(
-            f"wanted --workdir=RUN, or --model=NAME_OR_PATH and --data, got {got}"
-        )
     if values.model:
-        if not values.data:
-            raise app.UsageError("wanted --data=DIR to measure --model on, got none")
         evaluate_model(values)
         return
     from metaclip_jax.training import checkpoint  # a slow import, because of Orbax

@@ -8,6 +8,7 @@ takes a minute or two on any Linux machine with libtpu (`pip install
 "jax[tpu]"`). Exits with status 1 if the step does not fit into memory.
 """
 
+import importlib.util
 import math
 import os
 import re
@@ -85,9 +86,14 @@ def describe_slice(topology: str, *, slices: int = 1) -> Slice:
             platform="tpu", topology_name=topology, **options
         )
     except (RuntimeError, NotImplementedError) as error:
+        if importlib.util.find_spec("libtpu") is None:
+            raise ValueError(
+                f"wanted libtpu, which compiles for {topology}, got no such package;"
+                ' pip install "jax[tpu]", or in a checkout pip install -e ".[tpu]"'
+            ) from error
         raise ValueError(
-            f"wanted a TPU topology such as v5e:4x4 or v5p:4x4x8, got {topology!r}:"
-            f' {error}. If libtpu is missing, pip install "jax[tpu]"'
+            f"wanted a TPU topology such as v5e:4x4 or v5p:4x4x8, got {topology!r}"
+            f" ({error}); correct --topology"
         ) from error
     devices = list(described.devices)
     chips = slices

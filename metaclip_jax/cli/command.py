@@ -77,6 +77,24 @@ def refuse_arguments(arguments: Sequence[str]) -> None:
         )
 
 
+def only_argument(arguments: Sequence[str], name: str) -> str:
+    """Returns the one positional argument of a command.
+
+    Args:
+      arguments: the command's name, then its positional arguments.
+      name: of the argument, such as "DATASET".
+
+    Raises:
+      UsageError: there is none, or more than one.
+    """
+    if len(arguments) != 2:
+        got = " ".join(arguments[1:]) or "none"
+        raise app.UsageError(
+            f"wanted one {name} after the flags, got {got}; --help shows the command"
+        )
+    return arguments[1]
+
+
 def refuse_ending(flag: str, path: str | None, *endings: str) -> None:
     """Checks the ending of a file to write, so that no other file is replaced.
 

@@ -286,7 +286,9 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FLAGS
     config: ConfigDict = values.config.copy_and_resolve_references().unlock()
     if len(argv) > 2:
-        raise app.UsageError(f"name one dataset folder at most, got {argv[1:]}")
+        raise app.UsageError(
+            f"wanted one dataset folder at most, got {' '.join(argv[1:])}; name one"
+        )
     command.refuse_ending("--output", values.output, ".html", ".png")
     if len(argv) == 2:
         config.dataset, config.data.mixture = argv[1], ()

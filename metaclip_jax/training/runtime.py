@@ -123,6 +123,9 @@ def start_jax(
             per host, Slurm one per GPU.
         process_count: the number of processes, with HOST:PORT.
         process_index: of this process, with HOST:PORT.
+
+    Raises:
+        ValueError: "auto" outside of a cluster that JAX knows.
     """
     if cpu_devices:
         jax.config.update("jax_platforms", "cpu")
@@ -130,7 +133,14 @@ def start_jax(
     if coordinator:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         if coordinator == "auto":
-            jax.distributed.initialize()
+            try:
+                jax.distributed.initialize()
+            except ValueError as error:
+                raise ValueError(
+                    "wanted a TPU pod or a Slurm job with --coordinator=auto, got"
+                    f" neither ({error}); leave it out for one process, or give"
+                    " HOST:PORT, --process_count and --process_index"
+                ) from error
         else:
             # Without this, JAX detects Slurm and gives each process a single GPU.
             jax.distributed.initialize(

@@ -226,6 +226,16 @@ def test_an_unknown_slice_is_refused():
         plan.describe_slice("v9:2x2")
 
 
+def test_a_missing_libtpu_is_named_with_its_cure(monkeypatch):
+    def refuse(**_):
+        raise NotImplementedError("JAX TPU support not installed")
+
+    monkeypatch.setattr(plan.topologies, "get_topology_desc", refuse)
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(ValueError, match="wanted libtpu, .* pip install .jax"):
+        plan.describe_slice("v5e:4x4")
+
+
 def test_other_errors_of_the_compiler_are_not_taken_for_lack_of_memory():
     assert plan._too_much("INTERNAL: something else") is None
     assert jax.default_backend() == "cpu"

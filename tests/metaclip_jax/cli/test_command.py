@@ -277,3 +277,12 @@ def test_what_is_missing_is_named():
     command.refuse_missing({"--a": "x", "--b": 1})
     with pytest.raises(app.UsageError, match="^wanted --a, --c, got no value"):
         command.refuse_missing({"--a": "", "--b": 1, "--c": None})
+
+
+def test_a_missing_or_a_second_argument_is_named():
+    assert command.only_argument(["verify", "a"], "dataset folder") == "a"
+    for given, got in ([], "none"), (["a", "b"], "a b"):
+        with pytest.raises(
+            app.UsageError, match=f"wanted one dataset folder after .*, got {got};"
+        ):
+            command.only_argument(["verify", *given], "dataset folder")

@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from absl import app
 from sklearn import datasets
 
+from metaclip_jax import evaluate
 from metaclip_jax.data.tokenizer import load as load_tokenizer
 from metaclip_jax.data.tokenizer import train as train_tokenizer
 from metaclip_jax.evaluation import evaluator, page, prompts, suite, tasks, webdataset
@@ -359,3 +362,52 @@ def test_the_page_shows_each_number_and_escapes_what_strangers_wrote(encoder, la
     assert f"{100 * number['value']:.2f}%" in text and "41.5%" in text
     assert text.count("data:image/jpeg;base64,") == len(number["confusions"])
     assert "wds_cifar10_test" in text  # how it is had
+
+
+def evaluate_flags(**given):
+    names = "model tasks data data_dir workdir plan download paper skip_broken"
+    return SimpleNamespace(**dict.fromkeys(names.split(), "") | given)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, "--workdir=RUN, or --model=.* --data=DIR or with --tasks=.*, got neither"),
+        ({"workdir": "a", "model": "b"}, "got both"),
+        ({"model": "b"}, "wanted --data=DIR, or --tasks"),
+        ({"tasks": ["mnist"], "model": "b"}, "wanted --data_dir=DIR with --tasks"),
+        ({"tasks": ["mnist"], "plan": True}, "wanted --data_dir=DIR with --tasks"),
+        ({"tasks": ["mnist"], "data_dir": "a"}, r"wanted --model=\S+ .or --plan. with"),
+        ({"tasks": ["mnist"]}, r"wanted --data_dir=DIR and --model=\S+ .or --plan. w"),
+    ],
+)
+def test_flags_that_are_missing_are_named_and_no_others(given, wanted):
+    with pytest.raises(app.UsageError, match=wanted):
+        evaluate.check_flags(evaluate_flags(**given))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"workdir": "a"},
+        {"model": "b", "data": "a"},
+        {"tasks": ["mnist"], "data_dir": "a", "plan": True},
+        {"tasks": ["mnist"], "data_dir": "a", "model": "b"},
+    ],
+)
+def test_flags_that_are_enough_are_not_refused(given):
+    evaluate.check_flags(evaluate_flags(**given))
+
+
+def test_to_measure_nothing_is_an_error_but_to_plan_it_is_not(tmp_path, capsys):
+    asked = {"tasks": ["mnist", "cifar10"], "model": "no model is loaded"}
+    with pytest.raises(FileNotFoundError, match="--data_dir, got .*none, which is not"):
+        evaluate.evaluate_tasks(evaluate_flags(**asked, data_dir=f"{tmp_path}/none"))
+    with pytest.raises(ValueError, match="wanted images of --tasks in .*, got none"):
+        evaluate.evaluate_tasks(evaluate_flags(**asked, data_dir=str(tmp_path)))
+    shown = capsys.readouterr().out
+    assert shown.count("  missing  ") == 2 and "0 of 2 tasks" in shown
+    for folder in (tmp_path, tmp_path / "none"):
+        flags = evaluate_flags(**asked | {"model": ""}, data_dir=folder, plan=True)
+        evaluate.evaluate_tasks(flags)
+        assert "0 of 2 tasks" in capsys.readouterr().out
