@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from data_prep import config as curation_keys
+from metaclip_jax import config as training_keys
+from metaclip_jax.cli import ranges
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("metaclip_jax", "data_prep")
 EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
@@ -371,3 +375,31 @@ def test_the_launcher_passes_its_flags_to_training():
     for extra in (["--zome=z"], ["--type=v99-8", "--", *flags]):
         wrong = subprocess.run([*command, *extra], cwd=ROOT, capture_output=True)
         assert wrong.returncode == 2
+
+
+def names_in(path):
+    """Returns the names that a module reads, takes or passes."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.arg | ast.keyword):
+            yield node.arg
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value  # values["key"]
+
+
+@pytest.mark.parametrize(
+    ("package", "configs"),
+    [
+        ("metaclip_jax", [training_keys.default]),
+        ("data_prep", [curation_keys.curate, curation_keys.metadata]),
+    ],
+)
+def test_every_config_key_is_named_where_it_is_used(package, configs):
+    config = ROOT / package / "config.py"
+    modules = [p for p in SOURCES if inside(module_name(p), package) and p != config]
+    named = set().union(*map(names_in, modules))
+    wanted = {key for make in configs for key, _ in ranges.flat(make())}
+    assert not {key for key in wanted if key.rpartition(".")[2] not in named}

@@ -9,6 +9,10 @@ from ml_collections import ConfigDict
 
 from metaclip_jax.data import images, mixture, order, texts
 
+# Keys of config.data that are no field of the options: from_config reads the last two,
+# and the others say only who makes batches, and how many are ahead.
+ELSEWHERE = ("worker_count", "prefetch", "device_prefetch", "mixture", "order")
+
 
 @dataclass(frozen=True)
 class DataOptions:
@@ -60,9 +64,16 @@ class DataOptions:
         """Returns the options of a training config.
 
         Raises:
-          ValueError: values do not fit together.
+          ValueError: values do not fit together, or there is a key without an option.
         """
         data = config.data
+        groups = (cls, order.Blocks, images.Augmentation, texts.Choice)
+        read = {field.name for group in groups for field in dataclasses.fields(group)}
+        if unread := set(data) - read - {*ELSEWHERE}:
+            raise ValueError(
+                f"config.data: wanted keys that an option reads, got {sorted(unread)};"
+                " give DataOptions or one of its groups a field of that name"
+            )
         folders, weights = mixture.members(config.dataset, data.mixture)
         return cls(
             folders=folders,

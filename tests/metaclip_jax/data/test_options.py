@@ -4,7 +4,7 @@ import pytest
 
 from metaclip_jax import config as keys
 from metaclip_jax.data import images, order
-from metaclip_jax.data.options import DataOptions
+from metaclip_jax.data.options import ELSEWHERE, DataOptions
 
 # Another value of each key that decides what batches hold, with what it needs.
 CHANGES = {
@@ -23,8 +23,6 @@ CHANGES = {
     "max_replaced_share": {"max_replaced_share": 0.5},
     "read_threads": {"read_threads": 3},
 }
-# Those that only say who makes batches, and how many are ahead.
-ELSEWHERE = {"worker_count", "prefetch", "device_prefetch"}
 
 
 def options(**changes):
@@ -36,12 +34,19 @@ def options(**changes):
 
 
 def test_every_key_of_the_data_is_used():
-    assert CHANGES.keys() | ELSEWHERE == set(keys.default().data)
+    assert CHANGES.keys() | set(ELSEWHERE) == set(keys.default().data)
     seen = {options()}
     for key, changes in CHANGES.items():
         changed = options(**changes)
         assert changed not in seen, key
         seen.add(changed)
+
+
+def test_a_key_without_an_option_is_refused():
+    with pytest.raises(
+        ValueError, match=r"config.data: wanted .* got \['grey'\]; give"
+    ):
+        options(grey=True)
 
 
 def test_the_defaults_are_those_of_the_config():
