@@ -17,7 +17,7 @@ PARTITIONS = 2
 # Loads everything once, then runs curation in forked children. A child kills itself
 # after its first file that is not in the list yet; the next one continues. Arguments
 # after "+" are for every other child, the first one and the last one included. The list
-# gets a line "read SOURCE" whenever a file of the source is opened.
+# gets a line "read SOURCE" whenever a file of the source is read.
 CHAIN = r"""
 import os, re, signal, sys
 
@@ -26,6 +26,7 @@ from absl import app
 
 from data_prep import curate
 from data_prep.matching import Matcher
+from data_prep.sources import kinds
 from metaclip_jax import files
 
 Matcher(["cat"]).match(["a cat"])  # brings the kernels
@@ -50,10 +51,13 @@ def dies(write, position):
     return wrapped
 
 
-def note_sources(event, arguments):
-    if event == "open" and str(arguments[0]).endswith(".warc.gz"):
+def notes(read):
+    def wrapped(path, *args):
         with open(noted, "a") as file:
-            file.write(f"read {os.path.basename(arguments[0])}\n")
+            file.write(f"read {os.path.basename(path)}\n")
+        return read(path, *args)
+
+    return wrapped
 
 
 while True:
@@ -61,7 +65,7 @@ while True:
     child = os.fork()
     if child == 0:
         if which:
-            sys.addaudithook(note_sources)
+            kinds.read = notes(kinds.read)
             files.publish = dies(files.publish, 1)
             files.write_bytes = dies(files.write_bytes, 0)
         sys.argv = ["curate", *arguments[:split]]
