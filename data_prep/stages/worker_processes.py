@@ -108,19 +108,25 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
         self._stopped.set()
         self._watcher.join()
         self._process.join()
+        if (self._process.exitcode or 0) < 0:  # Beam noticed it before the watcher
+            self._note_death()
 
     def _watch(self) -> None:
         while not self._stopped.wait(0.5):
-            code = self._process.exitcode
-            if code:
-                how = signal.Signals(-code).name if code < 0 else f"status {code}"
-                self._died.append(f"ended with {how}")
+            if self._process.exitcode:
+                self._note_death()
             if self._died:
+                self._process.terminate()  # `close` may be waiting for it
                 # Again and again, since Beam may still send new requests.
                 with contextlib.suppress(RuntimeError):  # their number changes
                     self.control_conn.abort(RuntimeError(self._died[0]))
                 with contextlib.suppress(grpc.RpcError):
                     self.data_conn.close()
+
+    def _note_death(self) -> None:
+        code = self._process.exitcode or 0
+        how = signal.Signals(-code).name if code < 0 else f"status {code}"
+        self._died.append(f"ended with {how}")
 
 
 def _work(control_address: str, worker_id: str) -> None:
