@@ -188,10 +188,11 @@ def match(run: Run) -> Pool:
     if files.finished(folder, run.match_inputs) is None:
         match_sources(run)
         gather(run, folder)
-    return Pool(
-        counts=steps.to_vectors(sums.read_sum(folder, "counts.parquet"), run.sizes),
-        drawn=steps.to_vectors(sums.read_sum(folder, "drawn.parquet"), run.sizes),
-    )
+    total = sums.read_sum(folder, "counts.parquet")
+    counts = drawn = steps.to_vectors(total, run.sizes)
+    if run.config.balance.rule == "v2":  # other rules draw all texts
+        drawn = steps.to_vectors(sums.read_sum(folder, "drawn.parquet"), run.sizes)
+    return Pool(counts, drawn)
 
 
 def match_sources(run: Run) -> None:

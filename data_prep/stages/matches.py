@@ -188,8 +188,8 @@ class Gathering:
     ) -> Iterator[pa.RecordBatch]:
         """Writes the missing parts.
 
-        Yields COUNTS of all texts and, tagged, of those that the rule draws ("drawn")
-        and the flow, also of parts that were already finished.
+        Yields COUNTS of all texts and, tagged, of those that the rule v2 draws
+        ("drawn"), and the flow, also of parts that were already finished.
         """
         missing = [i for i in range(start, stop) if not self._exists(i)]
         rows: dict[int, list[pa.RecordBatch]] = {i: [] for i in missing}
@@ -209,7 +209,8 @@ class Gathering:
         pipelines.release_memory()
         # Once for all parts, since the cost is proportional to the number of entries.
         table = pa.concat_tables(counted)
-        yield Tagged("drawn", steps.count(table.filter(table["drawn"])))
+        if self.rule == "v2":  # other rules draw all texts
+            yield Tagged("drawn", steps.count(table.filter(table["drawn"])))
         yield steps.count(table)
 
     def _exists(self, partition: int) -> bool:
@@ -257,7 +258,7 @@ def gather(
         runner groups the rows, which are read once; for runners that group on disk.
 
     Returns:
-      COUNTS of all texts (main), of those that the rule draws ("drawn"), and
+      COUNTS of all texts (main), of those that the rule v2 draws ("drawn"), and
       "flow".
     """
     if ranges is not None:
