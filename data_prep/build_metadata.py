@@ -20,12 +20,13 @@ from tqdm import tqdm
 from data_prep import config as config_lib
 from data_prep import language
 from data_prep.metadata import store, wikipedia
-from data_prep.sources import html, warc
+from data_prep.sources import formats, html, warc
 from metaclip_jax import files, patterns
 from metaclip_jax.cli import command, config_flag
 
 # Written without spaces between words, so a "word" would be a whole phrase.
 _WITHOUT_SPACES = frozenset("bo dz ja km lo my th wuu yue zh".split())
+_WANTED = {"warc": "WARC files", "pageviews": "lines of page views"}
 _IDENTIFIED_CHARS = 1_000  # of a page's text, enough to identify its language
 
 
@@ -36,8 +37,8 @@ def main(argv: list[str]) -> None:
     command.refuse_missing({"--output": output, "--config.warc": config.warc})
     config_lib.check_metadata(config)
     check_languages(config.languages)
-    pages = _matching(config.warc, "warc")
-    views = _matching(config.pageviews, "pageviews") if config.pageviews else []
+    pages = find(config.warc, "warc")
+    views = find(config.pageviews, "pageviews") if config.pageviews else []
     inputs = _inputs(config, pages, views)
     with files.lock(output):
         if files.finished(output, inputs) is None:
@@ -174,11 +175,21 @@ def select(
     )
 
 
-def _matching(pattern: str, key: str) -> list[str]:
+def find(pattern: str, key: str) -> list[str]:
+    """Returns the files of a config key, "warc" or "pageviews".
+
+    Raises ValueError if there are none, or the first is of a format that is not read.
+    """
     found = patterns.find(pattern)
     if not found:
+        got, cure = f"none for {pattern!r}", "correct the path"
+        if files.path(pattern).is_dir():
+            got, cure = f"the folder {pattern!r}", "add a name, such as /*.gz"
+        raise ValueError(f"config.{key}: wanted files, got {got}; {cure}")
+    if (got := formats.of(found[0])) not in ("", "WARC" if key == "warc" else ""):
         raise ValueError(
-            f"config.{key}: wanted files, got none for {pattern!r}; correct the path"
+            f"config.{key}: wanted {_WANTED[key]}, got {got} in {found[0]}; correct the"
+            " path"
         )
     return found
 

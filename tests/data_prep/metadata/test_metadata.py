@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_prep import build_metadata
 from data_prep.metadata import store, wikipedia
 from data_prep.metadata.store import Metadata
 from metaclip_jax import files
+from tests.data_prep import tiny_web
 
 TEXT = "The red fox, the red dog's bone. the T-shirt  of\nNew York"
 
@@ -355,3 +357,21 @@ def test_the_command_builds_once_and_knows_its_inputs(tmp_path, request):
     assert "config.unigram_min_count: wanted 1, found 2" in other.stderr
     unspaced = build(tmp_path, *flags, "--config.languages=('en','ja')")
     assert unspaced.returncode != 0 and "; remove ja" in unspaced.stderr
+
+
+def test_files_of_another_format_and_folders_are_refused_before_reading(tmp_path):
+    tiny_web.write_warc(tmp_path / "a.warc.gz", {"http://site.example/": "a cat"})
+    pq.write_table(pa.table({"text": ["a cat"]}), tmp_path / "a.parquet")
+    (tmp_path / "views.txt").write_text("en A_cat 1 0\n")
+    good = {"warc": "a.warc.gz", "pageviews": "views.txt"}
+    for key, name in good.items():
+        path = str(tmp_path / name)
+        assert build_metadata.find(path, key) == [path]
+        with pytest.raises(ValueError, match=f"{key}: wanted .*, got Parquet in "):
+            build_metadata.find(f"{tmp_path}/*.parquet", key)
+        with pytest.raises(ValueError, match=f"{key}: wanted files, got the folder "):
+            build_metadata.find(str(tmp_path), key)
+        with pytest.raises(ValueError, match=f"{key}: wanted files, got none for "):
+            build_metadata.find(f"{tmp_path}/*.none", key)
+    with pytest.raises(ValueError, match="wanted lines of page views, got WARC in "):
+        build_metadata.find(str(tmp_path / good["warc"]), "pageviews")
