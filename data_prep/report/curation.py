@@ -57,7 +57,7 @@ def funnel(stages: Sequence[Stage]) -> dict[str, Any]:
         (n, words(r), words(stage.name)) for stage in texts for r, n in stage.drops
     ]
     worst = dict(zip(("count", "name", "stage"), max(losses, default=()), strict=False))
-    pages = [stage.received for stage in stages if stage.unit == "pages"]
+    pages = [stage.passed for stage in stages if stage.unit == "pages"]
     return {
         "rows": rows,
         "first": texts[0] if texts else None,

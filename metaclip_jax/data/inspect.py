@@ -52,7 +52,9 @@ class Example:
     text: str
     stored: tuple[str, ...]
     dataset: str
-    source: str  # of the text: alt, title, ...; "" if two texts look the same
+    source: (
+        str  # of the text: alt; "alt or title" if two texts look the same once cleaned
+    )
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def first_examples(
             text = tokenize.decode(tokens.tolist())
             pairs = zip(record.texts, record.text_sources, strict=True)
             sources = {source for one, source in pairs if is_shown(one, text)}
-            source = sources.pop() if len(sources) == 1 else ""
+            source = " or ".join(sorted(sources))
             examples.append(Example(image, text, record.texts, names[member], source))
         if len(examples) >= count:
             break
@@ -162,7 +164,7 @@ def text_facts(
 ) -> list[tuple[str, str]]:
     """Returns (what, figure) rows about texts; `room` is the tokens that fit."""
     middle, high, most = np.percentile(lengths if lengths.size else [0], [50, 95, 100])
-    sources = collections.Counter(example.source or "?" for example in examples)
+    sources = collections.Counter(example.source or "unknown" for example in examples)
     shown = ", ".join(
         f"{name} {count / len(examples):.0%}" for name, count in sources.most_common()
     )

@@ -289,6 +289,7 @@ def test_headline_leads_from_texts_seen_to_recall(report: str) -> None:
     examples_seen, recall = headline.index("15,360"), headline.index("33.6%")
     assert seen < kept < examples_seen < recall
     assert "134\u00d7 chance" in headline
+    assert "on 115 pages" in headline  # of 120 answers
 
 
 def without_scripts(source: str) -> str:

@@ -76,6 +76,23 @@ def test_the_examples_are_the_rows_of_training(config, report):
     assert "made" in {example.source for example in report.examples}
 
 
+def test_texts_that_look_the_same_once_cleaned_show_both_sources(
+    config, tmp_path, write_dataset
+):
+    folder = write_dataset(
+        tmp_path / "twice",
+        record_count=8,
+        texts={n: ("Told as a picture", "told as a picture") for n in range(8)},
+        text_sources=("title", "alt"),
+    )
+    config = config.copy_and_resolve_references()
+    config.dataset, config.data.mixture = folder, ()
+    config.data.text_source_weights, config.data.synthetic_sources = (), ()
+    config.data.synthetic_share = 0.0
+    report = inspect.look(config, examples=8, seconds=0.1)
+    assert dict(report.facts)["text sources shown"] == "alt or title 100%"
+
+
 def test_the_figures_are_those_of_the_data(report):
     rows = report.facts
     assert [figure for what, figure in rows if what == "dataset"] == [
