@@ -5,11 +5,10 @@
         --workdir=curation --output=dataset -- --runner=FnApiRunner
 
 Beam's pipeline options follow `--`. Four pipelines run in turn, each from files to
-files: match (drops half of all texts), gather (by image, each match once), download (of
-the images that balancing can keep), write. A killed run continues after its last
-finished part. With --stop_after=match it stops before the download, so that
-`data_prep.explain` can predict the dataset's size for each t; the same command with the
-chosen t then continues.
+files: match (keeps texts with an entry), gather (groups matches by image, drops
+repeats), download (images that balancing can keep), write. A killed run continues after
+its last finished part. With --stop_after=match it stops before the download: then
+`data_prep.explain` predicts the size for each t, and the same command continues.
 """
 
 import dataclasses
@@ -154,7 +153,7 @@ def plan(
         "source": kinds.describe(found, spec),
         "metadata": {code: m.fingerprint for code, m in metadata.items()},
     }
-    # Without what may be chosen after the matches are made.
+    # Leaves out keys that may still change after matching.
     later = ("name", "images", "balance")
     early = {key: value for key, value in values.items() if key not in later}
     reading = {key: values[key] for key in ("source", "pages", "matching", "language")}
@@ -259,7 +258,8 @@ def thresholds(run: Run, counts: steps.Vectors) -> dict[str, int]:
     if wanted.rule == "online":
         return {}
     t = balance.thresholds(counts, t=wanted.t, tail_share=wanted.tail_share)
-    logging.info("accepted draws per entry: t = %s", t)
+    shown = ", ".join(f"{code} {value:,}" for code, value in t.items())
+    logging.info("t (accepted draws per entry): %s", shown)
     return t
 
 

@@ -1,4 +1,4 @@
-"""Writes docs/tasks.md: every task of evaluation, its licence, and how it is had.
+"""Writes docs/tasks.md: every task of evaluation, its licence, and how to get it.
 
     python docs/write_tasks.py
 
@@ -83,7 +83,7 @@ def paper() -> list[str]:
     return [
         PAPER,
         *_rows(
-            "id | classes | images | metric | licence | how it is had | same | proven"
+            "id | classes | images | metric | licence | how to get it | same | proven"
             " | note",
             rows,
         ),
@@ -104,7 +104,7 @@ def datacomp() -> list[str]:
     )
     return [
         DATACOMP,
-        *_rows("id | images | metric | licence | how it is had", rows),
+        *_rows("id | images | metric | licence | how to get it", rows),
     ]
 
 
@@ -118,7 +118,7 @@ def languages() -> list[str]:
         rows.append((f"`{suite}/CODE`", found[0].metric, found[0].licence, how, codes))
     return [
         LANGUAGES,
-        *_rows("id | metric | licence | how it is had | codes", rows),
+        *_rows("id | metric | licence | how to get it | codes", rows),
     ]
 
 

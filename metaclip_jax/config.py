@@ -56,7 +56,7 @@ def default() -> ConfigDict:
     config.mesh.data = -1  # devices that split the batch; -1 = all that are left
     config.mesh.fsdp = 1  # devices that split the batch and the parameters
     config.mesh.tensor = 1  # devices that split heads and MLP width
-    config.mesh.slices = -1  # TPU slices, among data; -1 = as many as there are
+    config.mesh.slices = -1  # TPU slices over which mesh.data is split; -1 = all
 
     config.model = _model()
     config.optimizer = _optimizer()
@@ -95,11 +95,11 @@ def _model() -> ConfigDict:
     model.patch_size = 32  # pixels
     model.vision_width = 768  # channels
     model.vision_layers = 12  # transformer blocks
-    model.vision_heads = 12  # attention heads; must divide vision_width
+    model.vision_heads = 12  # attention heads; vision_width must be a multiple of it
     model.vision_mlp_width = 0  # channels; 0 = 4 * vision_width
     model.text_width = 512  # channels
     model.text_layers = 12  # transformer blocks
-    model.text_heads = 8  # attention heads; must divide text_width
+    model.text_heads = 8  # attention heads; text_width must be a multiple of it
     model.text_mlp_width = 0  # channels; 0 = 4 * text_width
     model.context_length = 77  # tokens, begin and end marks included
     model.embed_dim = 512  # channels of the shared embedding
@@ -127,8 +127,8 @@ def _optimizer() -> ConfigDict:
 def _data() -> ConfigDict:
     """The input pipeline of one process."""
     data = ConfigDict()
-    # Several datasets instead of config.dataset: ((folder, weight), ...), where weights
-    # are shares of the examples up to a factor.
+    # Several datasets instead of config.dataset: ((folder, weight), ...). The
+    # weights are relative: (4, 5) means 4/9 and 5/9 of the examples.
     data.mixture = ()
     data.order = "global"  # of records, or of "blocks" of them: large reads, for gs://
     data.block_records = 128  # consecutive records that stay together

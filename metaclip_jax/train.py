@@ -80,7 +80,7 @@ def train(config: ConfigDict, workdir: str, prefetcher: workers.Prefetcher) -> N
         stack.callback(batches.close)
         job, state, totals = resumed.carried if resumed else new_state(job, config)
         scores_of = make_measure(job, config)
-        # Now that all fits: the workdir of a refused config would be of no use.
+        # Write only now, so that a refused config leaves no workdir.
         claim(write=chief)
         if chief:
             run_config.clear_finished(workdir)
@@ -122,7 +122,7 @@ def train(config: ConfigDict, workdir: str, prefetcher: workers.Prefetcher) -> N
             if stop or last or due(step, config.checkpoint_every_steps):
                 with meter.paused():
                     meter.sum_up()
-                    # Rows first: where a checkpoint is, the rows before it are too.
+                    # Flush rows first: a checkpoint must never exist without them.
                     writer.flush()
                     if chief:
                         totals.write_replaced(workdir)
@@ -314,7 +314,7 @@ def define_flags(to: flags.FlagValues) -> None:
     number("process_count", 1, "Processes, with HOST:PORT.", lower_bound=1)
     number("process_index", 0, "This process, with HOST:PORT.", lower_bound=0)
     flags.mark_flags_as_required(["config", "workdir"], flag_values=to)
-    # Or each process would train alone, or wait for one that never comes.
+    # Otherwise each process would train alone, or wait forever.
     flags.register_multi_flags_validator(
         ["coordinator", "process_count", "process_index"],
         lambda got: (

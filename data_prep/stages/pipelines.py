@@ -112,12 +112,13 @@ def with_workers(
                 f" direct_num_workers, got {runner}; remove one of the options"
             )
         return options
-    count, why = os.cpu_count() or 1, f"{source_bytes / 1e9:,.1f} GB of sources"
+    size = f"{source_bytes / 1e9:,.1f} GB"
+    count, why = os.cpu_count() or 1, f"one for each core, for {size} of sources"
     if workers != "auto":
-        count, why = int(workers), "--workers"
+        count, why = int(workers), "as --workers says"
     elif source_bytes < _MANY_BYTES:
-        count, why = 1, f"{why} take less time than more workers take to start"
-    logging.info("worker processes: %d (%s)", count, why)
+        count, why = 1, f"the source is small ({size})"
+    logging.info("%d worker process%s: %s", count, "es" if count > 1 else "", why)
     if count > 1:
         direct.direct_num_workers = count
         direct.direct_running_mode = "multi_processing"

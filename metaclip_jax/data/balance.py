@@ -10,8 +10,8 @@ The rules, all from MetaCLIP, differ in which texts are drawn:
 v1      every text; an image keeps the texts that survive.
 v2      one text of each image (`choose_texts`), so an image keeps one text or none.
         Counts still include all texts, as in MetaCLIP 2. So where images have several
-        texts, a head entry gets fewer accepted draws than t: t times the drawn share of
-        its matches.
+        texts, a head entry gets fewer accepted draws than t: with three texts for each
+        image, about t / 3.
 online  as v2, in the trainer, with new draws in each epoch (data/online.py).
 
 A draw is a hash of (seed, text key, entry id), not the next number of a generator. So
@@ -65,10 +65,11 @@ def thresholds(
 def threshold(counts: ArrayLike, tail_share: float) -> int:
     """Returns the t of one metadata whose tail has `tail_share` of its matches.
 
-    MetaCLIP 2's rule: of the sorted counts, the one whose cumulative share is nearest
-    (on ties the smaller). It is at least 1, even if that count is 0 or there are no
-    matches, so that small languages keep their matches. It is not the exact inverse of
-    `share_below`, which excludes entries with a count of exactly t.
+    MetaCLIP 2's rule: the count at which the cumulative share of matches, in ascending
+    order of counts, is nearest to `tail_share` (on ties the smaller). It is at least 1,
+    even if that count is 0 or there are no matches, so that small languages keep their
+    matches. It is not the exact inverse of `share_below`, which excludes entries with a
+    count of exactly t.
 
     Raises:
       ValueError: `tail_share` is not within 0 to 1.

@@ -12,7 +12,6 @@ epochs that balancing thins.
 """
 
 import collections
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -292,7 +291,7 @@ def _check_rows(rows: np.ndarray | None, global_batch: int) -> np.ndarray:
 
 
 def _log_plan(make: batch.MakeBatch, steps: range) -> None:
-    """Says how often the steps see each dataset."""
+    """Says how often the steps show the records of each dataset, on average."""
     global_batch, seed = make.options.global_batch, make.options.seed
     before, after = (
         mixture.examples_seen(step * global_batch, shares=make.shares, seed=seed)
@@ -300,23 +299,17 @@ def _log_plan(make: batch.MakeBatch, steps: range) -> None:
     )
     rows = zip(batch.names(make.datasets), make.datasets, make.shares, strict=True)
     for member, (name, dataset, share) in enumerate(rows):
-        # Epochs that are balanced online differ a little in size.
-        epoch = make.sources[member].size(0) if steps else len(dataset)
-        epochs = int(after[member]) / epoch
+        shown = int(after[member] - before[member]) / max(1, len(dataset))
         logging.info(
-            "%s (%s): %d records, %.4g of the examples; steps %d to %d see %d "
-            "examples of it; %.2f epochs of %d records by then, so a record repeats "
-            "up to %d times",
+            "%s (%s): %s records, %.3g%% of the examples; steps %d to %d show each"
+            " about %s times",
             name,
             dataset.folder,
-            len(dataset),
-            share,
+            f"{len(dataset):,}",
+            100 * share,
             steps.start,
             steps.stop,
-            int(after[member] - before[member]),
-            epochs,
-            epoch,
-            max(0, math.ceil(epochs) - 1),
+            f"{shown:,.0f}" if shown >= 10 else f"{shown:.2g}",
         )
         if len(dataset.shards) > records.MAX_OPEN_FILES and not make.readers[member]:
             logging.warning(

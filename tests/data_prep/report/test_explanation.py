@@ -48,6 +48,11 @@ def test_texts_of_strangers_stay_text(made: str) -> None:
     assert made.count("<script") == made.count("</script>") == 4
 
 
+def test_why_an_entry_can_never_match_is_said_in_words(made: str) -> None:
+    assert "texts get spaces around this mark" in made
+    assert "mark_without_its_spaces" not in made
+
+
 def test_the_counts_are_shown_from_the_largest_down(made: str) -> None:
     data = re.findall(r'<script type="application/json">(.*?)</script>', made)
     rows = json.loads(data[1])["data"]["values"]

@@ -361,7 +361,7 @@ def test_the_page_shows_each_number_and_escapes_what_strangers_wrote(encoder, la
     assert "<script" not in text and "<b>model" not in text
     assert f"{100 * number['value']:.2f}%" in text and "41.5%" in text
     assert text.count("data:image/jpeg;base64,") == len(number["confusions"])
-    assert "wds_cifar10_test" in text  # how it is had
+    assert "wds_cifar10_test" in text  # how to get it
 
 
 def evaluate_flags(**given):
