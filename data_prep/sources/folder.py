@@ -29,7 +29,10 @@ def find(root: str) -> list[str]:
     Raises ValueError where it is no folder.
     """
     if not files.path(root).is_dir():
-        raise ValueError(f"config.source.paths: wanted a folder, got {root!r}")
+        raise ValueError(
+            f"config.source.paths: wanted a folder, got {root!r}; correct the path, or "
+            "choose the config.source.kind of these files"
+        )
     folders: dict[str, bool] = {}  # whether it has a file of captions
     for path in patterns.find(f"{root.rstrip('/')}/**"):
         folder, _, name = path.rpartition("/")
