@@ -51,6 +51,13 @@ def test_every_stage_is_shown_as_a_command(finished):
         assert f"python -m {module} --" in output
 
 
+def test_the_shown_commands_ask_the_server_that_the_shown_command_starts(finished):
+    _, output = finished
+    port = re.search(r"quickstart\.serve .*--port=(\d+)", output)[1]
+    asked = re.findall(r"host_map=\S+=127\.0\.0\.1:(\d+)", output)
+    assert asked == [port] * 2
+
+
 def test_no_lock_is_left_anywhere(finished):
     workdir, _ = finished
     assert not list(workdir.rglob(".lock"))
