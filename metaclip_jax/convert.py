@@ -88,7 +88,7 @@ def _refuse_others(root: epath.Path, names: Sequence[str]) -> None:
     )
     others = sorted(
         path.name
-        for path in root.iterdir()
+        for path in (root.iterdir() if root.exists() else ())
         if path.name not in names and not ours.fullmatch(path.name)
     )
     if others:

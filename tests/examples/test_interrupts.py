@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from examples.quickstart import children
 from tests import waiting
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,6 +106,20 @@ def test_the_stage_of_a_killed_quick_start_ends(running):
 
 
 def test_a_second_sigint_kills_a_command_that_ignores_sigterm():
-    stubborn = "trap '' TERM; while :; do kill -INT $PPID; sleep 0.1; done"
-    with children.interruptible() as call, pytest.raises(children.Interrupted):
-        call(["sh", "-c", stubborn])
+    code = (
+        "from examples.quickstart import children\n"
+        "stubborn = \"trap '' TERM; while :; do kill -INT $PPID; sleep 0.1; done\"\n"
+        "with children.interruptible() as call:\n"
+        "    try:\n"
+        "        call(['sh', '-c', stubborn])\n"
+        "    except children.Interrupted as error:\n"
+        "        print(error.received.name)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=waiting.SECONDS,
+    )
+    assert done.stdout == "SIGINT\n", done.stderr
