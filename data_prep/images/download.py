@@ -80,7 +80,7 @@ def fetch(
     max_bytes: int,
     retries: int,
     user_agent: str,
-    robots_txt: bool,
+    robots_txt: bool = False,
     max_held_bytes: int | None = None,
     backoff_seconds: float = 0.5,
     progress: Callable[[int, int], None] | None = None,

@@ -83,6 +83,5 @@ def fetch_settings(port, hosts=("images.example",)):
         "max_held_bytes": 1 << 20,
         "retries": 0,
         "user_agent": "test-agent/1",
-        "robots_txt": False,
         "backoff_seconds": 0.01,
     }

@@ -155,7 +155,6 @@ def fetch(server, urls, **options):
         "max_held_bytes": 1 << 20,
         "retries": 0,
         "user_agent": "test-agent/1",
-        "robots_txt": False,
         "backoff_seconds": 0.01,
     }
     return download.fetch(urls, **(settings | options))
@@ -374,7 +373,7 @@ def test_running_out_of_sockets_is_an_error_not_a_status(server):
         "list(download.fetch([f'http://images.example/drip?{i}' for i in range(99)],\n"
         "    host_map={'images.example': sys.argv[1]}, concurrency=99, per_host=99,\n"
         "    timeout_seconds=5, max_bytes=99, max_held_bytes=9999, retries=0,\n"
-        "    user_agent='test', robots_txt=False))"
+        "    user_agent='test'))"
     )
     address = f"127.0.0.1:{server.server_address[1]}"
     found = subprocess.run(
