@@ -84,8 +84,9 @@ async def refusals(
                 continue
             text = relevant(_decode(answer.body), product)
             rules.put(origin, product, text)
-        # In a thread: fifty thousand rules take milliseconds a URL.
-        refused |= await asyncio.to_thread(_disallowed, text, some, product)
+        if text:  # most hosts have none
+            # In a thread: fifty thousand rules take milliseconds a URL.
+            refused |= await asyncio.to_thread(_disallowed, text, some, product)
     return refused
 
 
@@ -103,8 +104,6 @@ def relevant(text: str, product: str) -> str:
 
 
 def _disallowed(text: str, urls: Mapping[int, str], product: str) -> dict[int, str]:
-    if not text:
-        return {}
     rules = Protego.parse(text)
     return {
         position: DISALLOWED

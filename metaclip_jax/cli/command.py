@@ -14,8 +14,6 @@ from metaclip_jax.cli import errors
 
 # The types of errors that a user can cure; other types are bugs.
 _CURABLE = (ValueError, OSError, RuntimeError, FloatingPointError, app.UsageError)
-
-
 _INTERRUPTED = 128 + signal.SIGINT
 
 

@@ -52,9 +52,8 @@ class Example:
     text: str
     stored: tuple[str, ...]
     dataset: str
-    source: (
-        str  # of the text: alt; "alt or title" if two texts look the same once cleaned
-    )
+    # Of the text: alt; "alt or title" if two texts look the same once cleaned.
+    source: str
 
 
 @dataclass(frozen=True)
