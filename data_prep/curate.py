@@ -60,6 +60,7 @@ class Run:
     source_inputs: dict  # the part of `match_inputs` that decides the unsorted matches
     workdir: str
     output: str
+    max_failed_sources: int
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -78,7 +79,9 @@ def main(argv: list[str]) -> None:
     """Runs the stages that are not finished, then prints the funnel."""
     values = flags.FLAGS
     run = plan(
-        values.config, values.workdir, values.output, argv[1:], workers=values.workers
+        *(values.config, values.workdir, values.output, argv[1:]),
+        workers=values.workers,
+        max_failed_sources=values.max_failed_sources,
     )
     full = files.naming_full_disk(run.output)
     with full, files.lock(run.workdir), files.lock(run.output):
@@ -122,7 +125,9 @@ def plan(
     workdir: str | None,
     output: str | None,
     arguments: list[str],
+    *,
     workers: str = "auto",
+    max_failed_sources: int = 0,
 ) -> Run:
     """Checks the command line before anything is written; returns the run."""
     keeps_all = config.matching.mode == "none"
@@ -178,6 +183,7 @@ def plan(
         },
         workdir=workdir,
         output=output,
+        max_failed_sources=max_failed_sources,
     )
 
 
@@ -217,6 +223,7 @@ def match_sources(run: Run) -> None:
         matched = start(pipeline, pieces) | "match" >> tagged(stage)
         sums.write_sum(matched.flow, schema.FLOW, folder, "flow.parquet")
         sums.write_sum(matched.main, schema.TALLIES, folder, "sizes.parquet")
+    outcomes.check_failed(folder, most=run.max_failed_sources)
     outcomes.check_texts(folder)
     files.write_manifest(folder, inputs=run.source_inputs, parts=len(pieces))
 
@@ -249,6 +256,7 @@ def gather(run: Run, folder: str) -> None:
         sums.write_sum(written.flow, schema.FLOW, folder, "flow.parquet")
         sums.write_sum(written.main, schema.COUNTS, folder, "counts.parquet")
         sums.write_sum(written.drawn, schema.COUNTS, folder, "drawn.parquet")
+    outcomes.check_failed(folder)
     files.write_manifest(folder, inputs=run.match_inputs)
 
 
@@ -328,6 +336,7 @@ def download(
             sums.write_sum(flow, schema.FLOW, folder, "flow.parquet")
             sums.write_sum(accepted, schema.COUNTS, folder, "accepted.parquet")
             sums.write_sum(fetched.outcomes, schema.TALLIES, folder, outcomes.PART)
+        outcomes.check_failed(folder)
         outcomes.check(folder, run.config.download.max_failed_share)
         parts.fill_empty(folder, n, schema.IMAGES, "image_dedup")
         parts.fill_empty(folder, n, schema.MOVED, "image_dedup", downloads.MOVED_SUFFIX)
@@ -355,10 +364,7 @@ def write(
         draws={"seed": config.seed, "keep_probability": keep},
     )
     files.claim(run.output, run.inputs)
-    with (
-        progress(run.output, n, "write"),
-        pipelines.new(run.options) as pipeline,
-    ):
+    with progress(run.output, n, "write"), pipelines.new(run.options) as pipeline:
         shards = start(pipeline, one_each(range(n))) | "balance" >> tagged(
             stage, "accepted", "shards", "tallies"
         )
@@ -367,6 +373,7 @@ def write(
         sums.write_sum(shards.accepted, schema.COUNTS, folder, "accepted.parquet")
         sums.write_sum(shards.tallies, schema.TALLIES, folder, "tallies.parquet")
         sums.write_sum(shards.shards, schema.SHARDS, folder, "shards.parquet")
+    outcomes.check_failed(folder)
     vectors = {
         "pool_count": pool,
         "survivor_count": steps.survivors(accepted, thin),
@@ -385,7 +392,7 @@ def write(
         data_card=data_card.build(
             name=config.name,
             config=run.inputs["config"],
-            balanced=balanced(run, t),
+            t=t,
             metadata=run.metadata,
             funnel=sums.funnel(run.workdir),
             shares=sums.read_tallies(folder, "tallies.parquet"),
@@ -395,19 +402,6 @@ def write(
         counts=counts,
         inputs=run.inputs,
     )
-
-
-def balanced(run: Run, t: Mapping[str, int]) -> dict | None:
-    """Returns the data card's `balanced`; a trainer refuses to balance twice."""
-    if run.config.balance.rule == "online":
-        return None
-    wanted = run.config.balance
-    return {
-        "rule": wanted.rule,
-        "t": dict(t),
-        "seed": run.config.seed,
-        "slack": wanted.slack,
-    }
 
 
 def define_flags() -> None:
@@ -431,6 +425,12 @@ def define_flags() -> None:
         False,
         "Download images again whose failure may be temporary, and redo the stages "
         "that ran without them.",
+    )
+    flags.DEFINE_integer(
+        "max_failed_sources",
+        0,
+        "How many source files may fail three times; they are lost, and counted.",
+        lower_bound=0,
     )
     flags.mark_flags_as_required(["config", "workdir", "output"])
 

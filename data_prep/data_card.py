@@ -34,7 +34,7 @@ def build(
     *,
     name: str,
     config: Mapping[str, Any],
-    balanced: Mapping[str, Any] | None,
+    t: Mapping[str, int],
     metadata: Mapping[str, store.Metadata],
     funnel: Sequence[Mapping[str, Any]],
     shares: Mapping[str, Mapping[str, int]],
@@ -46,7 +46,7 @@ def build(
     Args:
       name: of the dataset.
       config: all values that decide its content.
-      balanced: rule, t of each metadata, seed and slack; None if nothing was thinned.
+      t: accepted draws per entry, of each metadata.
       metadata: code -> metadata.
       funnel: drops.funnel of the whole run.
       shares: kept texts by value, for "language", "text_source" and "metadata".
@@ -59,7 +59,7 @@ def build(
         "records": n_records,
         "texts": funnel[-1]["out"],
         "config": dict(config),
-        "balanced": balanced,
+        "balanced": _balanced(config, t),
         "metadata": {
             code: {
                 "entries": len(m.entries),
@@ -74,6 +74,15 @@ def build(
         "text_sources": dict(shares["text_source"]),
         "texts_by_metadata": dict(shares["metadata"]),
     }
+
+
+def _balanced(config: Mapping[str, Any], t: Mapping[str, int]) -> dict[str, Any] | None:
+    """Returns None if nothing was thinned. A trainer refuses to balance twice."""
+    wanted = config["balance"]
+    if wanted["rule"] == "online":
+        return None
+    kept = {key: wanted[key] for key in ("rule", "slack")}
+    return {**kept, "t": dict(t), "seed": config["seed"]}
 
 
 def entry_summary(counts: pa.Table) -> dict[str, Any]:

@@ -13,6 +13,9 @@ import pyarrow as pa
 from data_prep import schema
 
 IN, OUT = ">in", "<out"  # no reason starts with these
+FAILED = "failed"  # stage of the rows that name what failed; not in the funnel
+_FAILED_SOURCE = "failed_"  # begins the reason of a source that could not be read
+_ERROR_CHARS = 300
 
 
 def flow(
@@ -43,6 +46,29 @@ def flow(
     )
 
 
+def failed(unit: str, name: str, error: Exception) -> pa.RecordBatch:
+    """Returns the FLOW row of a source or a partition that failed, with the error."""
+    row = (FAILED, unit, f"{name}: {in_one_line(error)}", 1)
+    return schema.from_rows([row], schema.FLOW)
+
+
+def failed_source(error: Exception) -> pa.RecordBatch:
+    """Returns the FLOW rows of a source that failed, of which nothing is kept."""
+    reason = _FAILED_SOURCE + type(error).__name__
+    return flow("read", unit="files", entered=1, left=0, drops={reason: 1})
+
+
+def any_failed_source(flow: pa.RecordBatch) -> bool:
+    """Whether one of the sources of a part failed."""
+    return any(r.startswith(_FAILED_SOURCE) for r in flow["reason"].to_pylist())
+
+
+def in_one_line(error: Exception) -> str:
+    """Returns the type and the message of an error, shortened."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= _ERROR_CHARS else f"{text[:_ERROR_CHARS]}..."
+
+
 def funnel(total: pa.RecordBatch, stages: Sequence[str]) -> list[dict]:
     """Turns summed FLOW rows into the data card's funnel, in the order of `stages`.
 
@@ -51,6 +77,8 @@ def funnel(total: pa.RecordBatch, stages: Sequence[str]) -> list[dict]:
     """
     counts: dict[tuple[str, str], Counter] = {}
     for row in total.to_pylist():
+        if row["stage"] == FAILED:
+            continue
         counts.setdefault((row["stage"], row["unit"]), Counter())[row["reason"]] += row[
             "count"
         ]

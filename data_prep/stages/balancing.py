@@ -13,6 +13,7 @@ from data_prep import drops, schema
 from data_prep.sinks import array_record as sink
 from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
+    attempts,
     dedup,
     parts,
     steps,
@@ -41,6 +42,10 @@ class WriteShard(beam.DoFn):
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Writes the shard if it is missing; yields its counts and drops."""
         (partition,) = element["value"].to_pylist()
+        name = f"file shard of partition {partition}"
+        yield from attempts.thrice(name, lambda: self._outputs(partition))
+
+    def _outputs(self, partition: int) -> Iterator[pa.RecordBatch]:
         part = parts.name(partition, self._partitions)
         matches = parts.read(f"{self._workdir}/matches", part)
         images = parts.read(f"{self._workdir}/images", part)

@@ -14,6 +14,7 @@ from data_prep.images import download, failures, screening
 from data_prep.sources import kinds
 from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
+    attempts,
     dedup,
     parts,
     steps,
@@ -54,6 +55,10 @@ class Download(beam.DoFn):
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Yields the part's IMAGES rows, its flow and its downloads by outcome."""
         (partition,) = element["value"].to_pylist()
+        name = f"downloads of partition {partition}"
+        yield from attempts.thrice(name, lambda: self._outputs(partition))
+
+    def _outputs(self, partition: int) -> Iterator[pa.RecordBatch]:
         part = parts.name(partition, self._partitions)
         downloads = f"{self._workdir}/downloads"
         blobs = downloads, parts.name(partition, self._partitions, "images")
@@ -263,6 +268,10 @@ class WriteImages(beam.DoFn):
     ]:
         """Writes the part; yields MOVED rows, and the survivors' accepted draws."""
         partition, batches = element
+        name = f"images of partition {partition}"
+        yield from attempts.thrice(name, lambda: self._outputs(partition, batches))
+
+    def _outputs(self, partition: int, batches: Iterable[pa.RecordBatch]) -> Iterator:
         part = parts.name(partition, self._partitions)
         table = pa.Table.from_batches(batches, schema=schema.IMAGES)
         repeated = table.filter(pc.equal(table["status"], "repeated_image"))
@@ -327,6 +336,12 @@ class MergeTexts(beam.DoFn):
     ) -> Iterator[pa.RecordBatch]:
         """Writes the part of new texts; yields their accepted draws."""
         partition, batches = element
+        name = f"moved texts of partition {partition}"
+        yield from attempts.thrice(name, lambda: self._outputs(partition, batches))
+
+    def _outputs(
+        self, partition: int, batches: Iterable[pa.RecordBatch]
+    ) -> Iterator[pa.RecordBatch]:
         moved = pa.Table.from_batches(batches, schema=schema.MOVED)
         own = parts.read(
             f"{self._workdir}/matches", parts.name(partition, self._partitions)

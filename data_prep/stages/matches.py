@@ -1,9 +1,9 @@
 """Stages from the files of a source to parts of unique matches."""
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from threading import Lock
 
 import apache_beam as beam
@@ -16,6 +16,7 @@ from data_prep.metadata import store
 from data_prep.sources import kinds
 from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
+    attempts,
     dedup,
     parts,
     pipelines,
@@ -41,7 +42,7 @@ class MatchSources(beam.DoFn):
     """Some source files -> a part of MATCHED sorted by image id, and its size.
 
     Elements have a row per file: `part`, the same in all rows, and `path`. The files of
-    a finished part are not read.
+    a finished part are not read, unless one of them failed.
     """
 
     def __init__(
@@ -55,20 +56,25 @@ class MatchSources(beam.DoFn):
     ) -> None:
         self._folder, self._count = folder, count
         self._spec, self._tables, self._engine = spec, dict(tables), engine
+        self._sources = attempts.Sources()
 
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Yields the bytes of the part's rows as TALLIES, and its flow."""
         part = parts.name(element["part"][0].as_py(), self._count)
-        if not parts.exists(self._folder, part):
-            flow: list[pa.RecordBatch] = []
+
+        def write(paths: list[str], flow: list[pa.RecordBatch]) -> None:
             parts.write_sorted(
                 self._folder,
                 part,
-                self._matched(element["path"].to_pylist(), flow),
+                self._sources.read(paths, lambda path: self._matched(path, flow)),
                 schema.MATCHED,
                 by="image_id",
                 flow=lambda: schema.sum_counts(flow, schema.FLOW),
             )
+
+        if not self._is_whole(part):
+            for failed in self._sources.thrice(element["path"].to_pylist(), write):
+                yield Tagged("flow", failed)
         yield Tagged("flow", parts.read_flow(self._folder, part))
         row = {
             "column": "matched",
@@ -77,26 +83,28 @@ class MatchSources(beam.DoFn):
         }
         yield pa.RecordBatch.from_pylist([row], schema=schema.TALLIES)
 
+    def _is_whole(self, part: str) -> bool:
+        return parts.exists(self._folder, part) and not drops.any_failed_source(
+            parts.read_flow(self._folder, part)
+        )
+
     def _matched(
-        self, paths: Iterable[str], flow: list[pa.RecordBatch]
+        self, path: str, flow: list[pa.RecordBatch]
     ) -> Iterator[pa.RecordBatch]:
-        """Yields MATCHED rows of the files; `flow` gets their FLOW rows."""
+        """Yields MATCHED rows of a file; `flow` gets their FLOW rows."""
         matchers = _LazyMatchers(self._tables, self._engine)
         identify = language.shared_identifier(self._spec.identifier)
-        for path in paths:
-            for candidates in kinds.read(path, self._spec, flow):
-                rows, lost = steps.match(
-                    candidates, matchers=matchers, identify=identify
+        for candidates in kinds.read(path, self._spec, flow):
+            rows, lost = steps.match(candidates, matchers=matchers, identify=identify)
+            flow.append(
+                drops.flow(
+                    "match",
+                    entered=candidates.num_rows,
+                    left=rows.num_rows,
+                    drops=lost,
                 )
-                flow.append(
-                    drops.flow(
-                        "match",
-                        entered=candidates.num_rows,
-                        left=rows.num_rows,
-                        drops=lost,
-                    )
-                )
-                yield rows
+            )
+            yield rows
 
 
 def save_matchers(
@@ -135,7 +143,7 @@ class _LazyMatchers(Mapping[str, Matcher | EveryText]):
         return len(self._paths)
 
 
-@cache
+@functools.cache
 def _matcher(path: str, engine: str) -> Matcher | EveryText:
     """The matcher at `path`, whose name has the fingerprint of its content."""
     return Matcher.load(path, engine=engine) if path else EveryText()
@@ -197,14 +205,23 @@ class Gathering:
             for partition, some in by_partition(batch, self.partitions):
                 if partition in rows:
                     rows[partition].append(some)
+        lost = set()
         for partition in missing:
-            self._write(partition, rows.pop(partition))
+            name = f"matches of partition {partition}"
+            for failed in attempts.thrice(
+                name, functools.partial(self._write, partition, rows[partition])
+            ):
+                lost.add(partition)
+                yield failed
+            del rows[partition]
         pipelines.release_memory()
-        counted = []
+        columns = ["metadata", "entry_ids", "drawn"]
+        counted = [schema.MATCHES.empty_table().select(columns)]
         for partition in range(start, stop):
+            if partition in lost:
+                continue
             part = parts.name(partition, self.partitions)
             yield Tagged("flow", parts.read_flow(self.folder, part))
-            columns = ["metadata", "entry_ids", "drawn"]
             counted.append(parts.read(self.folder, part, columns))
         pipelines.release_memory()
         # Once for all parts, since the cost is proportional to the number of entries.

@@ -15,6 +15,8 @@ from metaclip_jax.data import records
 
 PART = "outcomes.parquet"  # images by status of their download
 
+_SHOWN = 5  # of what failed
+
 
 def check_texts(folder: str) -> None:
     """Checks that a run's source files had texts, and warns if none of them matched.
@@ -33,6 +35,34 @@ def check_texts(folder: str) -> None:
         )
     if not left.get("match"):
         logging.warning("no text matched%s", drops.lost(funnel))
+
+
+def check_failed(folder: str, *, most: int = 0) -> None:
+    """Checks that nothing failed three times, but for `most` sources.
+
+    Args:
+      folder: of a stage, with the sum of its flow.
+      most: how many sources may fail; they are counted as lost.
+
+    Raises RuntimeError that lists what failed.
+    """
+    found: dict[str, list[str]] = {"sources": [], "partitions": []}
+    for row in sums.read_sum(folder, "flow.parquet").to_pylist():
+        if row["stage"] == drops.FAILED:
+            found[row["unit"]].append(row["reason"])
+    for line in (each for lines in found.values() for each in lines):
+        logging.error("failed three times: %s", line)
+    sources, partitions = map(len, found.values())
+    if partitions or sources > most:
+        every = [*found["sources"], *found["partitions"]]
+        more = f"; and {len(every) - _SHOWN} more, in the log" * (len(every) > _SHOWN)
+        cure = f"--max_failed_sources={sources} goes on without these sources"
+        raise RuntimeError(
+            f"wanted at most {most} sources and no partition to fail three times, but "
+            f"{sources} and {partitions} failed: {'; '.join(every[:_SHOWN])}{more}. "
+            "Everything else of this stage is finished. The same command tries them "
+            f"again{f'; {cure}' * bool(sources)}"
+        )
 
 
 def report(output: str) -> None:

@@ -1,0 +1,203 @@
+"""A source or partition that fails is lost alone: everything else is finished."""
+
+import pytest
+
+from data_prep import config as config_lib
+from data_prep import curate, language
+from data_prep.sources import kinds
+from data_prep.stages import attempts, parts, steps
+from metaclip_jax import files
+from tests.conftest import server_program
+from tests.data_prep import tiny_web
+
+PARTITIONS = 3
+LONG = "of a very long description in many words"  # so that its language is identified
+ALTS = [(f"/{n}.jpg", f"a red cat and dog number {n} {LONG}") for n in range(24)]
+WITHOUT = [pair for n, pair in enumerate(ALTS) if n % 3 != 1]
+BODIES = {path: tiny_web.picture(n) for n, (path, _) in enumerate(ALTS)}
+POISON = {path for path, _ in ALTS} - {path for path, _ in WITHOUT}
+
+
+def identifier():
+    """A language identifier with a fault: texts with a fish make it fail."""
+    identify = language.Lid176()
+
+    def answer(texts, /, *, expected):
+        if any("fish" in text for text in texts):
+            raise ValueError("a fish")
+        return identify(texts, expected=expected)
+
+    return answer
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory):
+    """Flags for three files, the second of which fails, and for the two others."""
+    place = tmp_path_factory.mktemp("web")
+    alts = [(p, f"{alt} of fish" if p in POISON else alt) for p, alt in ALTS]
+    common = {"config.language.identifier": f"{__name__}:identifier"}
+    with tiny_web.serve(BODIES) as common["config.download.host_map"]:
+        ill = tiny_web.write(place / "ill", alts, warcs=3) | common
+        well = tiny_web.write(place / "well", alts, warcs=3) | common
+        (place / "well/pages-1.warc.gz").unlink()
+        yield {"ill": ill, "well": well}
+
+
+def planned(flags, folder, *arguments, workers="1", most=0, **overrides):
+    config = config_lib.curate()
+    values = {k.removeprefix("config."): v for k, v in flags.items() if "." in k}
+    values |= {"partitions": PARTITIONS} | overrides
+    config.update_from_flattened_dict(values)
+    place = f"{folder}/work", f"{folder}/dataset"
+    return curate.plan(
+        config, *place, list(arguments), workers=workers, max_failed_sources=most
+    )
+
+
+def shards(run):
+    found = files.path(run.output).iterdir()
+    names = ("array_record", "entries", "counts")
+    return {p.name: p.read_bytes() for p in found if any(n in p.name for n in names)}
+
+
+@pytest.fixture(scope="module")
+def without(web, tmp_path_factory):
+    """The dataset without the file that fails."""
+    run = planned(web["well"], tmp_path_factory.mktemp("without"))
+    curate.go_on(run)
+    return shards(run)
+
+
+@pytest.mark.parametrize("engine", ["one process", "two workers", "prism"])
+def test_a_source_that_fails_is_lost_alone(web, without, tmp_path, engine):
+    arguments = []
+    if engine == "prism":
+        location = server_program("prism")
+        arguments = ["--runner=PrismRunner", f"--prism_location={location}"]
+    workers = {"one process": "1", "two workers": "2", "prism": "auto"}[engine]
+    run = planned(web["ill"], tmp_path, *arguments, workers=workers)
+    with pytest.raises(RuntimeError, match=r"pages-1\.warc\.gz: ValueError: a fish\."):
+        curate.go_on(run, stop_after="match")
+    assert len(list((tmp_path / "work/matched").glob("part-*"))) == 3
+    run = planned(web["ill"], tmp_path, *arguments, workers=workers, most=1)
+    curate.go_on(run, stop_after="match" if engine == "prism" else "write")
+    if engine != "prism":
+        assert shards(run) == without
+        card = files.read_json(tmp_path / "dataset/data_card.json")
+        (read,) = [row for row in card["funnel"] if row["unit"] == "files"]
+        assert (read["in"], read["out"]) == (3, 2)
+        assert read["drops"] == {"failed_ValueError": 1}
+
+
+def test_only_the_parts_with_a_failed_source_are_read_again(
+    web, without, tmp_path, monkeypatch
+):
+    """With two files in a part, the other file of it too."""
+    opened = []
+    read = kinds.read
+
+    def noting(path, *more):
+        opened.append(path[-len("0.warc.gz")])
+        return read(path, *more)
+
+    monkeypatch.setattr(kinds, "read", noting)
+    run = planned(web["ill"], tmp_path, sources_per_part=2)
+    with pytest.raises(RuntimeError, match=r"max_failed_sources=1 goes on"):
+        curate.go_on(run)
+    assert sorted(opened) == ["0"] * 4 + ["1"] * 3 + ["2"]
+    opened.clear()
+    run = planned(web["ill"], tmp_path, most=1, sources_per_part=2)
+    curate.go_on(run)
+    assert sorted(opened) == ["0"] * 4 + ["1"] * 3
+    assert shards(run) == without
+
+
+@pytest.mark.parametrize(
+    ("stage", "damaged", "made"),
+    [
+        ("match", "work/matches/part-00001-of-00003.parquet", "work/downloads"),
+        ("download", "work/downloads/part-00001-of-00003.images", "dataset"),
+    ],
+)
+def test_a_partition_that_fails_is_lost_alone(
+    web, without, tmp_path, stage, damaged, made
+):
+    run = planned(web["well"], tmp_path)
+    curate.go_on(run, stop_after=stage)
+    content = (tmp_path / damaged).read_bytes()
+    (tmp_path / damaged).write_bytes(content[: len(content) // 2])
+    with pytest.raises(RuntimeError, match="failed: .* of partition 1: "):
+        curate.go_on(run)
+    found = {path.name for path in (tmp_path / made).glob("*-of-00003*")}
+    assert {int(name.split("-of-")[0][-5:]) for name in found} == {0, 2}
+    assert not (tmp_path / "dataset" / files.MANIFEST).exists()
+    (tmp_path / damaged).write_bytes(content)
+    curate.go_on(run)
+    assert shards(run) == without
+
+
+def test_other_partitions_of_a_range_are_gathered(web, without, tmp_path, monkeypatch):
+    to_matches = steps.to_matches
+
+    def failing(unique, **more):
+        if 1 in parts.partition_of(unique["image_id"].combine_chunks(), PARTITIONS):
+            raise IndexError("one too far")
+        return to_matches(unique, **more)
+
+    run = planned(web["well"], tmp_path)
+    monkeypatch.setattr(steps, "to_matches", failing)
+    with pytest.raises(RuntimeError, match="of partition 1: IndexError: one too far"):
+        curate.go_on(run)
+    found = (tmp_path / "work/matches").glob("part-*-of-00003.parquet")
+    assert sorted(int(path.name[5:10]) for path in found) == [0, 2]
+    monkeypatch.setattr(steps, "to_matches", to_matches)
+    curate.go_on(run)
+    assert shards(run) == without
+
+
+def reading(*failing, reason):
+    """Sources that fail; returns a function for `Sources.thrice`, and what it read."""
+    sources, done = attempts.Sources(), []
+
+    def read(path):
+        if path in failing:
+            raise reason
+        yield path
+
+    def work(paths, lost):
+        done[:] = [*sources.read(paths, read), len(lost)]
+
+    return sources, work, done
+
+
+def test_a_storage_that_fails_gets_time(monkeypatch):
+    slept = []
+    monkeypatch.setattr(attempts.time, "sleep", slept.append)
+    sources, work, done = reading("b", reason=OSError("away"))
+    (row,) = sources.thrice(["a", "b", "c"], work)
+    assert row["reason"].to_pylist() == ["b: OSError: away"]
+    assert done == ["a", "c", 1] and slept == [1, 4]
+
+
+def test_many_sources_that_fail_one_after_the_other_end_the_run():
+    names = [str(n) for n in range(30)]
+    sources, work, _ = reading(*names, reason=ValueError("all are ill"))
+    with pytest.raises(ValueError, match="all are ill"):
+        sources.thrice(names, work)
+    sources, work, done = reading(*names[::2], reason=ValueError("some are ill"))
+    assert len(sources.thrice(names, work)) == 15
+    assert done == [*names[1::2], 15]
+
+
+@pytest.mark.parametrize("failures", [0, 2])
+def test_a_partition_that_gets_well_is_yielded_once(failures):
+    outcomes = [ValueError("ill")] * failures + [["a", "b"]]
+
+    def work():
+        found = outcomes.pop(0)
+        yield "half"
+        if isinstance(found, Exception):
+            raise found
+        yield from found
+
+    assert list(attempts.thrice("partition 3", work)) == ["half", "a", "b"]
