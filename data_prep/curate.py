@@ -286,12 +286,12 @@ def download(
         most = screen.pop("max_moved_texts")
         draws = {"seed": run.config.seed, "keep_probability": thin}
         stage = downloads.Download(
-            run.workdir,
-            n,
+            *(run.workdir, n),
             draws=draws,
             source=run.source,
             max_failed_share=fetch.pop("max_failed_share"),
             retry_failed=retry_failed,
+            processes=pipelines.worker_count(run.options),
             fetch=fetch,
             screen=screen,
         )

@@ -39,18 +39,20 @@ class _Result(NamedTuple):
 
 
 class Room:
-    """A byte budget for bodies, granted in order of request."""
+    """A byte budget for bodies, granted in order of request; for several threads."""
 
     def __init__(self, size: int) -> None:
         self._free = size
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._lock = threading.Lock()
 
     async def enter(self, size: int) -> None:
         """Takes `size` bytes, after all earlier requests were granted."""
-        if not self._waiting and self.extend(size):
-            return
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append((size, turn))
+        with self._lock:
+            if not self._waiting and self._take(size):
+                return
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append((size, turn))
         await turn
 
     def extend(self, size: int) -> bool:
@@ -58,16 +60,27 @@ class Room:
 
         A holder must not wait for more, or all holders could wait for each other.
         """
+        with self._lock:
+            return self._take(size)
+
+    def leave(self, size: int) -> None:
+        """Gives `size` bytes back. Wakes the event loop only if a request waits."""
+        with self._lock:
+            self._free += size
+            while self._waiting and self._take(self._waiting[0][0]):
+                turn = self._waiting.popleft()[1]
+                turn.get_loop().call_soon_threadsafe(_grant, turn)
+
+    def _take(self, size: int) -> bool:
         if size > self._free:
             return False
         self._free -= size
         return True
 
-    def leave(self, size: int) -> None:
-        """Gives `size` bytes back."""
-        self._free += size
-        while self._waiting and self.extend(self._waiting[0][0]):
-            self._waiting.popleft()[1].set_result(None)
+
+def _grant(turn: asyncio.Future[None]) -> None:
+    if not turn.done():  # it may have been cancelled
+        turn.set_result(None)
 
 
 def fetch(
@@ -82,15 +95,16 @@ def fetch(
     user_agent: str,
     robots_txt: bool = False,
     max_held_bytes: int | None = None,
+    held: int = 1,
     backoff_seconds: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Fetched]:
     """Fetches URLs and yields one result for each, in the order they finish.
 
     At most 2 * `concurrency` bodies are held, and at most `max_held_bytes` in total,
-    including the one last yielded; a slow caller slows the downloads. A body that
-    exceeds the free budget is fetched again once `max_bytes` are free. Leaving the loop
-    early (or `close()`) ends all downloads.
+    including the last `held` ones yielded; a slow caller slows the downloads. A body
+    that exceeds the free budget is fetched again once `max_bytes` are free. Leaving the
+    loop early (or `close()`) ends all downloads.
 
     Args:
       urls: absolute http(s) URLs.
@@ -103,8 +117,9 @@ def fetch(
       retries: further attempts after a busy server (429, 5xx) or a lost connection.
       user_agent: the User-Agent header; its first word is our name in a robots.txt.
       robots_txt: ask each host's robots.txt first, and obey it.
-      max_held_bytes: of all bodies at any time; at least 2 * `max_bytes`. None: enough
-        for 2 * `concurrency` bodies.
+      max_held_bytes: of all bodies at any time; at least (`held` + 1) * `max_bytes`.
+        None: enough for 2 * `concurrency` bodies besides those held.
+      held: bodies that the caller holds at the same time, that last yielded included.
       backoff_seconds: wait before the first retry; it doubles each time, up to a
         minute. A longer Retry-After of the server is obeyed, up to a minute.
       progress: called with (results so far, all URLs) at each result.
@@ -117,12 +132,12 @@ def fetch(
       tdm-reservation: 1), http_404 and other 4xx, http_5xx.
 
     Raises:
-      ValueError: `max_held_bytes` is less than 2 * `max_bytes`.
+      ValueError: `max_held_bytes` is less than (`held` + 1) * `max_bytes`.
       RuntimeError: this machine ran out of files or memory for sockets.
     """
     pinned = addresses.parse_host_map(host_map)
     results: queue.SimpleQueue[_Result | BaseException] = queue.SimpleQueue()
-    share, room = _make_room(max_held_bytes, max_bytes, concurrency)
+    share, room = _make_room(max_held_bytes, max_bytes, concurrency, held)
 
     async def run() -> None:
         async with request.session(pinned, user_agent) as session:
@@ -146,12 +161,12 @@ def fetch(
                 user_agent=user_agent if robots_txt else None,
             )
 
-    with _running(run, results) as loop:
+    with _running(run, results):
         for done in range(1, len(urls) + 1):
             result = results.get()
             if isinstance(result, BaseException):
                 raise result
-            loop.call_soon_threadsafe(room.leave, result.bytes)
+            room.leave(result.bytes)
             if progress is not None:
                 progress(done, len(urls))
             yield result.fetched
@@ -159,17 +174,17 @@ def fetch(
 
 
 def _make_room(
-    max_held_bytes: int | None, max_bytes: int, concurrency: int
+    max_held_bytes: int | None, max_bytes: int, concurrency: int, held: int
 ) -> tuple[int, Room]:
     """Returns the bytes reserved per body in flight, and the whole budget."""
     if max_held_bytes is None:
-        max_held_bytes = (2 * concurrency + 1) * max_bytes
-    if max_held_bytes < 2 * max_bytes:
+        max_held_bytes = (2 * concurrency + held) * max_bytes
+    if max_held_bytes < (least := (held + 1) * max_bytes):
         raise ValueError(
-            f"wanted max_held_bytes of at least 2 * max_bytes ({2 * max_bytes}), got "
+            f"wanted max_held_bytes of at least {held + 1} * max_bytes ({least}), got "
             f"{max_held_bytes}; raise it or lower max_bytes"
         )
-    free = max_held_bytes - max_bytes  # the rest is reserved for the body last yielded
+    free = max_held_bytes - held * max_bytes  # the rest is for bodies yielded
     share = max(1, min(max_bytes, free // (2 * concurrency)))
     return share, Room(max(max_bytes, 2 * concurrency * share))
 
@@ -204,7 +219,7 @@ class _Held:
 def _running(
     main: Callable[[], Coroutine[Any, Any, None]],
     results: queue.SimpleQueue[_Result | BaseException],
-) -> Iterator[asyncio.AbstractEventLoop]:
+) -> Iterator[None]:
     """Runs `main` in its own thread, so that a slow consumer causes no timeouts.
 
     Its exceptions go into `results`. Leaving the block early cancels it.
@@ -226,7 +241,7 @@ def _running(
     thread = threading.Thread(target=drive, name="download", daemon=True)
     thread.start()
     try:
-        yield loop
+        yield
     except BaseException:  # the consumer left early
         loop.call_soon_threadsafe(task.cancel)
         raise

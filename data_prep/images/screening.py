@@ -8,7 +8,10 @@ ignore profiles, as CLIP's processors do; applying them here would re-encode eve
 wide-gamut photo.
 """
 
+import contextlib
 import hashlib
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -31,6 +34,14 @@ _HASH_SIDE = 64  # least decoded size for the fingerprint
 # read and decode in training. Photos of the best quality have 1 to 2.
 _BYTES_PER_PIXEL = 2
 _TABLES = 4096
+# The largest part of its size at which a JPEG is decoded in less time than whole: the
+# library has no vector code for 6/8 and 7/8.
+_QUICK_SCALE = 5 / 8
+# Bilinear scaling reads two pixels in each direction, which is enough down to this part
+# of the size. There it is nearer to a Lanczos filter than the mean of an area is, in a
+# third of the time, and the same on every machine.
+_BILINEAR_SCALE = 0.6
+_MOST_PIXELS = 1 << 26  # that threads decode at a time
 
 
 @dataclass(frozen=True)
@@ -92,14 +103,40 @@ def screen(
             and file.orientation == 1
             and len(file.data) <= _TABLES + _BYTES_PER_PIXEL * width * height
         )
-        kept = _keep(file, image) if stays else None
-        return kept or _reencode(file, image, max_side)
+        with _DECODED.taken(width * height):
+            kept = _keep(file, image) if stays else None
+            return kept or _reencode(file, image, max_side)
     except UndecodableImage as error:
         logging.debug("image dropped: %s", error)
         return Screened(error.reason)
     except Exception as error:  # decoders raise many types
         logging.debug("image dropped: %s: %s", type(error).__name__, error)
         return Screened("damaged_image")
+
+
+class _Pixels:
+    """Bounds the memory for pixels that threads decode at the same time."""
+
+    def __init__(self, most: int) -> None:
+        self._most = self._free = most
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, count: int) -> Iterator[None]:
+        """Waits until `count` pixels are free; an image of more is decoded alone."""
+        count = min(count, self._most)
+        with self._changed:
+            self._changed.wait_for(lambda: count <= self._free)
+            self._free -= count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += count
+                self._changed.notify_all()
+
+
+_DECODED = _Pixels(_MOST_PIXELS)
 
 
 def _size_reason(
@@ -141,9 +178,13 @@ def _reencode(
 ) -> Screened:
     pixels, icc = None, file.icc
     if file.structure:
-        size = _within(*file.structure.header[:2], max_side)
+        stored = file.structure.header[:2]
+        size = _within(*stored, max_side)
+        quick = max(size) <= _QUICK_SCALE * max(stored)
         pixels = decoding.decode_jpeg(
-            file.structure, min_width=size[0], min_height=size[1]
+            file.structure,
+            min_width=size[0] if quick else 0,
+            min_height=size[1] if quick else 0,
         )
     if pixels is None:
         image = image or decoding.open_image(file, _FORMATS)
@@ -151,7 +192,9 @@ def _reencode(
         icc = icc or image.info.get("icc_profile") or b""
         size = _within(pixels.shape[1], pixels.shape[0], max_side)
     if pixels.shape[1::-1] != size:
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+        near = max(size) >= _BILINEAR_SCALE * max(pixels.shape[:2])
+        kind = cv2.INTER_LINEAR_EXACT if near else cv2.INTER_AREA
+        pixels = cv2.resize(pixels, size, interpolation=kind)
     if file.orientation > 1:
         upright = decoding.turn(Image.fromarray(pixels), file.orientation)
         pixels = np.asarray(upright)

@@ -1,16 +1,18 @@
 """Stages from matches to screened images without repeats."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 
 import apache_beam as beam
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep import drops, schema
-from data_prep.images import download, failures, screening
+from data_prep.images import download, failures, screening, threads
 from data_prep.sources import kinds
 from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
@@ -44,9 +46,11 @@ class Download(beam.DoFn):
         screen: Mapping,
         source: kinds.Spec,
         max_failed_share: float,
+        processes: int = 1,
         retry_failed: bool = False,
     ) -> None:
         self._workdir, self._partitions = workdir, partitions
+        self._processes = processes  # that share a machine
         self._draws = dict(draws)
         self._fetch, self._screen = dict(fetch), dict(screen)
         self._source = source
@@ -119,6 +123,7 @@ class Download(beam.DoFn):
             fetch=self._fetch,
             screen=self._screen,
             source=self._source,
+            cores=-(-(os.cpu_count() or 1) // self._processes),
             watch=failures.Watch(part, self._max_failed_share),
         )
 
@@ -135,9 +140,10 @@ def download_and_screen(
     screen: Mapping,
     source: kinds.Spec,
     kept: int = 0,
+    cores: int = 1,
     watch: Callable[[str], None] = lambda status: None,
 ) -> pa.Table:
-    """Fetches images into one blob file, in the order of their arrival.
+    """Fetches images into one blob file, in the order in which they are screened.
 
     Args:
       wanted: image_id, image_url, stored_at, texts.
@@ -146,6 +152,8 @@ def download_and_screen(
       screen: keyword arguments of screening.screen.
       source: its spec; images that it holds are read, not downloaded.
       kept: blobs that the file already has; new ones are appended.
+      cores: images to screen at the same time; fewer where twice as many could fill
+        half of fetch's max_held_bytes.
       watch: called with the status of each download.
 
     Returns:
@@ -163,18 +171,32 @@ def download_and_screen(
         "stage": ["download"] * n,
         "position": [-1] * n,
     }
+    # Two a core: one waits while another is screened.
+    held = min(2 * cores, max(1, fetch["max_held_bytes"] // fetch["max_bytes"] // 2))
+    cv2.setNumThreads(1)  # the parallel parts are images, not rows of pixels
+
+    def screened(
+        body: tuple[int, str, bytes],
+    ) -> tuple[int, str, screening.Screened | None]:
+        index, status, content = body
+        is_there = status == download.OK
+        return index, status, screening.screen(content, **screen) if is_there else None
+
     with parts.blob_writer(*blobs) as write_blob:
         for blob in parts.read_blobs(*blobs, range(kept)) if kept else ():
             write_blob(blob)
+        bodies: Iterator[tuple[int, str, bytes]] | None
         bodies = kinds.images(wanted["stored_at"].to_pylist(), source)
         if bodies is None:
-            bodies = download.fetch(wanted["image_url"].to_pylist(), **fetch)
-        for index, status, body in bodies:
+            urls = wanted["image_url"].to_pylist()
+            bodies = download.fetch(urls, held=held, **fetch)
+        for index, status, image in threads.apply(
+            screened, bodies, threads=cores, held=held
+        ):
             watch(status)
             columns["status"][index] = status
-            if status != download.OK:
+            if image is None:
                 continue
-            image = screening.screen(body, **screen)
             columns["stage"][index] = "screen"
             columns["status"][index] = image.status
             if image.status != "ok":

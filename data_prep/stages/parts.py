@@ -204,7 +204,9 @@ def blob_writer(folder: str, part: str) -> Iterator[Callable[[bytes], int]]:
     The file gets its name when the block ends, and none if the block raises.
     """
     with files.staged(files.path(folder) / part) as local:
-        writer = array_record.ArrayRecordWriter(str(local), "group_size:1")
+        # Images are compressed as they are.
+        options = "group_size:1,uncompressed"
+        writer = array_record.ArrayRecordWriter(str(local), options)
         written = 0
 
         def write_blob(blob: bytes) -> int:

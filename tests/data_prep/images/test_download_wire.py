@@ -352,3 +352,5 @@ def test_too_little_memory_for_a_body_is_an_error():
         ValueError, match="at least 2 \\* max_bytes \\(8000\\), got 7999"
     ):
         fetch(80, [HOST], max_held_bytes=7999)
+    with pytest.raises(ValueError, match="at least 4 \\* max_bytes"):
+        fetch(80, [HOST], max_held_bytes=15999, held=3)

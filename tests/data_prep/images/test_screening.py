@@ -4,7 +4,10 @@ import hashlib
 import io
 import re
 import struct
+import threading
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -96,6 +99,41 @@ def test_large_images_are_scaled_to_the_longest_side_allowed():
         assert (found.width, found.height) == (128, 64)
         wanted = np.asarray(picture(128, 64)).astype(int)
         assert np.abs(pixels(found.image) - wanted).mean() < 6
+
+
+@pytest.mark.parametrize("side", [129, 140, 180, 200, 208, 224, 304, 512, 1104])
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+def test_a_scaled_image_is_near_to_what_lanczos_makes_of_it(image_format, side):
+    """At each scale of decoding, and at both ways to scale the rest."""
+    noise = np.random.default_rng(side).integers(0, 255, (12, 24), dtype=np.uint8)
+    whole = Image.fromarray(noise).resize((side, side // 2), Image.Resampling.BICUBIC)
+    options = {"quality": 98} if image_format == "JPEG" else {}
+    found = check(
+        encode(whole.convert("RGB"), image_format, **options), max_pixels=10**7
+    )
+    size = (128, round(side // 2 * 128 / side))
+    assert (found.width, found.height) == size
+    wanted = np.asarray(whole.resize(size, Image.Resampling.LANCZOS)).astype(int)
+    assert np.abs(pixels(found.image)[:, :, 1] - wanted).mean() < 2.5
+
+
+def test_threads_decode_no_more_pixels_at_a_time_than_allowed():
+    bound = screening._Pixels(100)
+    inside, most, lock = 0, 0, threading.Lock()
+
+    def decode(count):
+        nonlocal inside, most
+        with bound.taken(count):
+            with lock:
+                inside += min(count, 100)
+                most = max(most, inside)
+            time.sleep(0.001)
+            with lock:
+                inside -= min(count, 100)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decode, [30, 40, 1000, 60, 100, 10, 50, 99] * 4))
+    assert most <= 100
 
 
 def test_transparency_becomes_white():
