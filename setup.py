@@ -42,6 +42,7 @@ DATA = [
     "pyahocorasick",
     "selectolax>=1.0",  # has the option that ends copying of <option>s
     "simplejpeg",
+    "urllib3>=2",
     "webencodings",
     "zstandard",
 ]

@@ -68,6 +68,9 @@ def curate() -> ConfigDict:
             "source": {
                 "kind": "warc",  # the format: a row of data_prep/sources/kinds.py
                 "paths": config_dict.placeholder(str),  # glob of the files to read
+                # Put before the lines of a list of files, such as
+                # https://data.commoncrawl.org/; "": the list's folder.
+                "prefix": "",
                 # Names of columns of a table, features of a record, extensions in a tar
                 # or folder. Here the image's address; "": `url`, if it is there.
                 "url_column": "",
@@ -208,6 +211,7 @@ CURATE_RANGES: dict[str, Range] = {
     "seed": Range(int, least=0, most=2**32 - 1),
     "source.kind": Range(str, choices=_kinds),
     "source.paths": _PATH,
+    "source.prefix": Range(str),
     "source.url_column": Range(str),
     "source.image_column": Range(str),
     "source.text_columns": Range(tuple, each=_COLUMN),

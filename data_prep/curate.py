@@ -152,7 +152,8 @@ def plan(
     del values["download"], values["metadata"], values["memory_gib"]
     sources_per_part = values.pop("sources_per_part")
     spec = kinds.spec_of(config)
-    found = kinds.find(values["source"].pop("paths"), spec)
+    paths, prefix = (values["source"].pop(key) for key in ("paths", "prefix"))
+    found = kinds.find(paths, spec, prefix=prefix)
     inputs = {
         "config": values,
         "source": kinds.describe(found, spec),
@@ -168,7 +169,7 @@ def plan(
         source=spec,
         source_files=found,
         options=pipelines.with_workers(
-            options, workers, source_bytes=sum(size for _, size in inputs["source"])
+            options, workers, source_bytes=kinds.total_bytes(inputs["source"])
         ),
         inputs=inputs,
         match_inputs=inputs
@@ -296,10 +297,9 @@ def download(
             screen=screen,
         )
         files.claim(folder, run.inputs)
+        fetching = os.path.join(run.workdir, "downloads")
         with (
-            progress(
-                os.path.join(run.workdir, "downloads"), n, "download", stage="thin"
-            ),
+            progress(fetching, n, "download", stage="thin"),
             pipelines.new(run.options) as pipeline,
         ):
             fetched = start(pipeline, one_each(range(n))) | "download" >> tagged(

@@ -155,8 +155,8 @@ async def _receive(
     if response.status != 200:
         server_error = 500 <= response.status < 600
         status = "http_5xx" if server_error else f"http_{response.status}"
-        retry_after = _retry_after(response.headers.get("Retry-After", ""))
-        return Answer(status, retry_after=retry_after)
+        wait = seconds_to_wait(response.headers.get("Retry-After", ""))
+        return Answer(status, retry_after=wait)
     length = response.content_length or 0
     if length > max_bytes:
         if not cut:
@@ -246,7 +246,7 @@ def _opted_out(headers: CIMultiDictProxy[str]) -> bool:
     )
 
 
-def _retry_after(header: str) -> float:
+def seconds_to_wait(header: str) -> float:
     """Returns the seconds of a Retry-After header, which may name a date."""
     try:
         seconds = float(header)

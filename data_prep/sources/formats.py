@@ -3,7 +3,7 @@
 import re
 import zlib
 
-from metaclip_jax import files
+from data_prep.sources import remote
 
 _BLOCK = 1 << 16  # bytes read, and decompressed
 _GZIP = b"\x1f\x8b"
@@ -17,7 +17,7 @@ _TEXT_TABLE = re.compile(r"\.([ct]sv|jsonl|ndjson)(\.gz|\.bz2|\.zst)?$")
 _RECORD = re.compile(rb"^WARC-Type: *(\w+)", re.M | re.I)
 
 
-def of(path: str) -> str:
+def of(path: str, *, user_agent: str = remote.USER_AGENT) -> str:
     """Returns the format of a file, "" where nothing identifies it.
 
     One of: WARC, WAT, WET, Parquet, tar, ArrayRecord, zip, text table. gzip files are
@@ -25,7 +25,7 @@ def of(path: str) -> str:
 
     Raises OSError where the file cannot be opened or the storage fails.
     """
-    with files.path(path).open("rb") as file:
+    with remote.open_file(path, user_agent=user_agent) as file:
         start = file.read(_BLOCK)
     if _TEXT_TABLE.search(path.lower()):
         return "text table" if start else ""

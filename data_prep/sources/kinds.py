@@ -6,6 +6,7 @@ A new format is a module with a `read` and a row of KINDS.
 import gzip
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from data_prep.sources import (
     folder,
     formats,
     pages,
+    remote,
     stored,
     table,
     wat,
@@ -50,13 +52,15 @@ class _Kind:
     # Raises ValueError where the keys of `source` do not fit a file.
     check: Callable[[str, Spec], None] = lambda path, spec: None
     find: Callable[[str], list[str]] = patterns.find
+    is_streamed: bool = False  # read once from start to end, also from a web server
     size: Callable[[str], int] = files.size
 
 
 _LIST = re.compile(r"\.paths(\.gz)?$")
+_MAX_LIST_BYTES = 256 << 20  # of all lines; those of a crawl have 15 MB
 KINDS = {
-    "warc": _Kind(pages.read, "pages", ("WARC",), "*.warc.gz"),
-    "wat": _Kind(wat.read, "pages", ("WAT",), "*.wat.gz"),
+    "warc": _Kind(pages.read, "pages", ("WARC",), "*.warc.gz", is_streamed=True),
+    "wat": _Kind(wat.read, "pages", ("WAT",), "*.wat.gz", is_streamed=True),
     "table": _Kind(
         table.read,
         "rows",
@@ -108,7 +112,7 @@ KINDS = {
 def spec_of(config: ConfigDict) -> Spec:
     """Returns the options of sources from a config of `curate`."""
     source, kind = config.source.to_dict(), KINDS[config.source.kind]
-    paths = source.pop("paths") or ""
+    paths, _ = source.pop("paths") or "", source.pop("prefix")
     given = source["text_columns"]
     optional = {"url"} if kind.images is not None and not source["url_column"] else ()
     source |= {
@@ -122,6 +126,7 @@ def spec_of(config: ConfigDict) -> Spec:
         **config.pages.to_dict(),
         identifier=config.language.identifier,
         max_image_bytes=config.download.max_bytes,
+        user_agent=config.download.user_agent,
         optional=frozenset(optional),
         root=_root(paths),
     )
@@ -129,50 +134,60 @@ def spec_of(config: ConfigDict) -> Spec:
 
 def _root(paths: str) -> str:
     """Returns the folder before all wildcards, with its slash."""
+    if remote.is_on_web(paths):
+        return paths[: paths.rfind("/") + 1]
     if files.path(paths or ".").is_dir():
         return f"{paths.rstrip('/')}/"
     folder, slash, _ = re.split(r"[*?\[]", paths)[0].rpartition("/")
     return folder + slash
 
 
-def find(paths: str, spec: Spec) -> list[str]:
+def find(paths: str, spec: Spec, *, prefix: str = "") -> list[str]:
     """Returns the files of a source, sorted; each is read by itself.
 
     A file that is named .paths, or .paths.gz, lists them, as Common Crawl's do: one a
-    line, below the folder of the list or as a whole path.
+    line, a whole path, or one below `prefix`, or else below the folder of the list.
 
-    Raises ValueError where there is none, or the first is of another kind or does not
-    fit the spec.
+    Raises:
+      ValueError: there is none, or the first is of another kind or does not fit the
+        spec; a list is too large.
+      OSError: the storage of a list, or of the first file, fails.
     """
     kind = KINDS[spec.kind]
-    if kind.glob and files.path(paths).is_dir():
+    is_on_web = remote.is_on_web(paths)
+    if kind.glob and not is_on_web and files.path(paths).is_dir():
         raise ValueError(
             f"config.source.paths: wanted files, got the folder {paths!r}; write "
             f"{os.path.join(paths, kind.glob)!r}"
         )
-    found = kind.find(paths)
+    found = [paths] if is_on_web else kind.find(paths)
     lists = [path for path in found if _LIST.search(path)]
     for path in lists:
         found.remove(path)
-        found += _listed(path)
+        found += _listed(path, prefix, spec.user_agent)
     if not found:
         raise ValueError(
             "config.source.paths: wanted files, got none for "
             f"{paths!r}; correct the path"
         )
     found = sorted(dict.fromkeys(found))
+    if not kind.is_streamed and any(map(remote.is_on_web, found)):
+        raise ValueError(
+            f"config.source.kind={spec.kind}: wanted local files or gs://, got "
+            f"{next(filter(remote.is_on_web, found))}; download them first"
+        )
     if kind.formats:
-        _refuse_other_format(found[0], spec.kind)
+        _refuse_other_format(found[0], spec)
     kind.check(found[0], spec)
     return found
 
 
-def _refuse_other_format(path: str, name: str) -> None:
+def _refuse_other_format(path: str, spec: Spec) -> None:
     """Raises ValueError for a file of a format that the kind does not read.
 
     Unknown formats pass: a damaged file is counted when it is read.
     """
-    got = formats.of(path)
+    name, got = spec.kind, formats.of(path, user_agent=spec.user_agent)
     if not got or got in KINDS[name].formats:
         return
     readers = [other for other, row in KINDS.items() if got in row.formats]
@@ -183,23 +198,44 @@ def _refuse_other_format(path: str, name: str) -> None:
     )
 
 
-def _listed(path: str) -> list[str]:
-    data = files.path(path).read_bytes()
-    if path.endswith(".gz"):
-        data = gzip.decompress(data)
-    folder = path.rpartition("/")[0]
-    lines = [line.strip() for line in data.decode().splitlines()]
+def _listed(path: str, prefix: str, user_agent: str) -> list[str]:
+    """Reads a list of files. Raises ValueError if it is too large or damaged."""
+    with (
+        remote.open_file(path, user_agent=user_agent) as file,
+        files.naming(path, "a list"),
+    ):
+        try:
+            source = gzip.open(file) if path.endswith(".gz") else file
+            data = source.read(_MAX_LIST_BYTES + 1)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"damaged: {error}") from error
+        if len(data) > _MAX_LIST_BYTES:
+            raise ValueError(f"more than {_MAX_LIST_BYTES >> 20} MiB of lines")
+        lines = [line.strip() for line in data.decode().splitlines()]
+    base = prefix or path[: path.rfind("/") + 1]
     return [
-        line if line.startswith("/") or "://" in line else os.path.join(folder, line)
+        line if line.startswith("/") or "://" in line else base + line
         for line in lines
         if line
     ]
 
 
 def describe(found: Sequence[str], spec: Spec) -> list[tuple[str, int]]:
-    """Returns name and size of each file, which identify a finished folder's inputs."""
+    """Returns name and size of each file, which identify a finished folder's inputs.
+
+    Of a file on a web server, its address, and -1 for its size, which is not asked: a
+    crawl has a hundred thousand files.
+    """
     size = KINDS[spec.kind].size
-    return [(os.path.basename(path), size(path)) for path in found]
+    return [
+        (path, -1) if remote.is_on_web(path) else (os.path.basename(path), size(path))
+        for path in found
+    ]
+
+
+def total_bytes(described: Sequence[tuple[str, int]]) -> int:
+    """Returns the size of files as `describe` has them; unknown ones have a GB."""
+    return sum(size if size >= 0 else 10**9 for _, size in described)
 
 
 def read(path: str, spec: Spec, flow: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -46,7 +46,9 @@ def batches(parsed: Iterable[Parsed], reading: Reading) -> Iterator[pa.RecordBat
 
 def _parsed(path: str, spec: Spec) -> Iterator[Parsed]:
     identify = language.shared_identifier(spec.identifier)
-    for page in warc.read_pages(path, max_page_bytes=spec.max_page_bytes):
+    for page in warc.read_pages(
+        path, max_page_bytes=spec.max_page_bytes, user_agent=spec.user_agent
+    ):
         if not isinstance(page, warc.Page):
             yield page
             continue

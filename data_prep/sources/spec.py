@@ -28,6 +28,7 @@ class Spec:
     max_url_chars: int
     identifier: str  # of languages
     max_image_bytes: int
+    user_agent: str  # what web servers are told
     extra: tuple[str, ...] = ()  # columns to read besides
     optional: frozenset[str] = frozenset()  # columns that a file may lack
     root: str = ""  # the folder of all files, with its slash

@@ -7,11 +7,8 @@ page as a LostPage, a file that cannot be read on as a LostFile, after its good 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from etils import epath
-
-from data_prep.sources import archive, http
+from data_prep.sources import archive, http, remote
 from data_prep.sources.archive import LostFile
-from metaclip_jax import files
 
 _MAX_HEAD = 1 << 16  # bytes of HTTP's head
 
@@ -37,17 +34,18 @@ class LostPage:
 
 
 def read_pages(
-    path: epath.PathLike, *, max_page_bytes: int
+    path: str, *, max_page_bytes: int, user_agent: str = remote.USER_AGENT
 ) -> Iterator[Page | LostPage | LostFile]:
     """Yields the pages of a WARC or ARC file, plain or gzip, in their order.
 
     Args:
-      path: local or gs://.
+      path: local, gs:// or http(s)://.
       max_page_bytes: a longer page, as stored or decoded, is a LostPage.
+      user_agent: what a web server is told.
 
     Raises OSError where the file cannot be opened or the storage fails.
     """
-    with files.path(path).open("rb") as file:
+    with remote.open_file(path, user_agent=user_agent) as file:
         for record in archive.read_records(
             file, max_block_bytes=max_page_bytes + _MAX_HEAD + 1
         ):

@@ -18,9 +18,8 @@ import msgspec
 import pyarrow as pa
 
 from data_prep import language
-from data_prep.sources import archive, image_urls, pages, texts, warc
+from data_prep.sources import archive, image_urls, pages, remote, texts, warc
 from data_prep.sources.spec import Reading, Spec
-from metaclip_jax import files
 
 _REFERENCE = re.compile(
     r"&(?:(#(?:[0-9]+|[xX][0-9a-fA-F]+);?)|([A-Za-z][A-Za-z0-9]*+(?:;|(?!=))))"
@@ -89,7 +88,7 @@ def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
 
 def _parsed(path: str, spec: Spec) -> Iterator[pages.Parsed]:
     identify = language.shared_identifier(spec.identifier)
-    with files.path(path).open("rb") as file:
+    with remote.open_file(path, user_agent=spec.user_agent) as file:
         for record in archive.read_records(
             file, max_block_bytes=spec.max_page_bytes + 1, kind=b"metadata"
         ):
