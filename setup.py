@@ -37,6 +37,7 @@ DATA = [
     "msgspec",
     "numba",
     "opencv-python-headless",
+    "pdqhash",
     "pillow",
     "protego>=0.7",  # matches wildcards in linear time
     "pyahocorasick",

@@ -59,6 +59,32 @@ def metadata() -> ConfigDict:
     )
 
 
+def _images() -> dict:
+    """Limits on an image, and its form."""
+    return {
+        "min_side": 32,  # pixels; smaller images are dropped
+        "max_side": 512,  # pixels; larger images are scaled down to it
+        "max_aspect": 4.0,  # longer side / shorter side
+        "max_pixels": 50_000_000,  # width * height; larger images are dropped
+        # Texts that an image takes over from other URLs with the same bytes;
+        # placeholder images have a million URLs.
+        "max_moved_texts": 1_000,
+    }
+
+
+def _duplicates() -> dict:
+    """Which images are dropped for what other images are."""
+    return {
+        # Bits, of 256, in which the perceptual fingerprints (PDQ) of near
+        # duplicates differ at most; the largest is kept. 0: all are kept. 40
+        # finds copies of other size, quality or format, and slight crops.
+        "near_bits": 0,
+        # Different texts that one image may have at its addresses. More make
+        # it a placeholder, which is dropped; 0: none is.
+        "placeholder_texts": 0,
+    }
+
+
 def curate() -> ConfigDict:
     """Keys of `python -m data_prep.curate`."""
     return _locked(
@@ -131,15 +157,8 @@ def curate() -> ConfigDict:
                 # 100 images.
                 "max_failed_share": 0.5,
             },
-            "images": {
-                "min_side": 32,  # pixels; smaller images are dropped
-                "max_side": 512,  # pixels; larger images are scaled down to it
-                "max_aspect": 4.0,  # longer side / shorter side
-                "max_pixels": 50_000_000,  # width * height; larger images are dropped
-                # Texts that an image takes over from other URLs with the same bytes;
-                # placeholder images have a million URLs.
-                "max_moved_texts": 1_000,
-            },
+            "images": _images(),
+            "duplicates": _duplicates(),
         }
     )
 
@@ -258,6 +277,8 @@ CURATE_RANGES: dict[str, Range] = {
     "images.max_aspect": Range(float, least=1),
     "images.max_pixels": _COUNT,
     "images.max_moved_texts": _COUNT_OR_NONE,
+    "duplicates.near_bits": Range(int, least=0, most=80),
+    "duplicates.placeholder_texts": _COUNT_OR_NONE,
 }
 
 

@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import apache_beam as beam
 import numpy as np
-import pyarrow as pa
 from absl import flags, logging
 from apache_beam.options.pipeline_options import PipelineOptions
 from ml_collections import ConfigDict
@@ -33,6 +32,7 @@ from data_prep.sources import kinds
 from data_prep.stages import (
     balancing,
     downloads,
+    image_dedup,
     matches,
     outcomes,
     parts,
@@ -160,7 +160,7 @@ def plan(
         "metadata": {code: m.fingerprint for code, m in metadata.items()},
     }
     # Leaves out keys that may still change after matching.
-    later = ("name", "images", "balance")
+    later = ("name", "images", "duplicates", "balance")
     early = {key: value for key, value in values.items() if key not in later}
     reading = {key: values[key] for key in ("source", "pages", "matching", "language")}
     return Run(
@@ -305,41 +305,25 @@ def download(
             fetched = start(pipeline, one_each(range(n))) | "download" >> tagged(
                 stage, "outcomes"
             )
-            repeated = (
-                fetched.main
-                | "key by bytes" >> beam.ParDo(downloads.KeyByBytes())
-                | "by bytes" >> beam.GroupByKey()
-                | "find repeated" >> beam.ParDo(downloads.FindRepeated())
+            deduplicated = image_dedup.add(
+                fetched.main,
+                workdir=run.workdir,
+                partitions=n,
+                draws=draws,
+                rule=run.config.balance.rule,
+                rules=image_dedup.Rules(most, **run.config.duplicates.to_dict()),
             )
-            written = (
-                (fetched.main, repeated)
-                | "statuses" >> beam.Flatten()
-                | "key by partition" >> beam.ParDo(downloads.KeyByPartition(n))
-                | "by partition" >> beam.GroupByKey()
-                | "image dedup"
-                >> tagged(
-                    downloads.WriteImages(
-                        run.workdir, n, draws=draws, rule=run.config.balance.rule
-                    ),
-                    "accepted",
-                    main=tuple[int, pa.RecordBatch],
-                )
-            )
-            merged = (
-                written.main
-                | "by kept image" >> beam.GroupByKey()
-                | "merge texts"
-                >> tagged(downloads.MergeTexts(run.workdir, n, draws=draws, most=most))
-            )
-            flow = (fetched.flow, written.flow, merged.flow) | "flows" >> beam.Flatten()
-            accepted = (written.accepted, merged.main) | "draws" >> beam.Flatten()
+            flow = (fetched.flow, *deduplicated["flow"]) | "flows" >> beam.Flatten()
+            accepted = deduplicated["accepted"] | "draws" >> beam.Flatten()
             sums.write_sum(flow, schema.FLOW, folder, "flow.parquet")
             sums.write_sum(accepted, schema.COUNTS, folder, "accepted.parquet")
             sums.write_sum(fetched.outcomes, schema.TALLIES, folder, outcomes.PART)
         outcomes.check_failed(folder)
         outcomes.check(folder, run.config.download.max_failed_share)
         parts.fill_empty(folder, n, schema.IMAGES, "image_dedup")
-        parts.fill_empty(folder, n, schema.MOVED, "image_dedup", downloads.MOVED_SUFFIX)
+        parts.fill_empty(
+            folder, n, schema.MOVED, "image_dedup", image_dedup.MOVED_SUFFIX
+        )
         files.write_manifest(folder, inputs=run.inputs)
     return steps.to_vectors(sums.read_sum(folder, "accepted.parquet"), run.sizes)
 

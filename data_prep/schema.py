@@ -43,21 +43,36 @@ MATCHES = pa.schema(
 )
 
 # One row per image after the download; `status` is "ok", "repeated_image" (the bytes
-# of another image) or the drop reason.
+# of another image, which takes over its texts) or the drop reason.
 IMAGES = pa.schema(
     [
         ("image_id", pa.string()),
         ("image_url", pa.string()),
         ("status", pa.string()),
         ("texts", pa.int64()),  # number of texts of this image
+        ("text_hash", pa.uint64()),  # of its first text in lower case
         ("sha256", pa.string()),  # of the bytes kept, "" if none
-        ("fingerprint", pa.uint64()),  # perceptual, images.fingerprint
+        ("fingerprint", pa.binary()),  # perceptual, images.fingerprint; b"" if none
         ("width", pa.int32()),
         ("height", pa.int32()),
-        # For a repeated image, the id of the kept image with the same bytes; else "".
+        # For a repeated image, the id of the kept image with the same bytes; for a near
+        # duplicate, that of a better one; else "".
         ("kept_as", pa.string()),
         # Index of its bytes in the partition's file of images, -1 if none are kept.
         ("position", pa.int64()),
+    ]
+)
+
+# Images of which a comparison with others changes the status.
+MARKS = pa.schema([IMAGES.field(name) for name in ("image_id", "status", "kept_as")])
+
+# What decides which images are near duplicates.
+PRINTS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("digest", pa.string()),  # first digits of the sha256
+        ("fingerprint", pa.binary()),
+        ("pixels", pa.int64()),
     ]
 )
 

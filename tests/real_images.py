@@ -63,14 +63,18 @@ def digits(count: int) -> Labelled:
     )
 
 
+def whole_photos() -> list[Image.Image]:
+    """scikit-learn's two photos, of 640 x 427 pixels: a temple and a flower."""
+    folder = resources.files("sklearn.datasets").joinpath("images")
+    return [
+        Image.open(io.BytesIO(folder.joinpath(f"{name}.jpg").read_bytes()))
+        for name in ("china", "flower")
+    ]
+
+
 def photos(count: int) -> Labelled:
     """Crops of scikit-learn's two photos, of odd sizes and shapes, as JPEG."""
-    names = ("china", "flower")
-    folder = resources.files("sklearn.datasets").joinpath("images")
-    whole = [
-        Image.open(io.BytesIO(folder.joinpath(f"{name}.jpg").read_bytes()))
-        for name in names
-    ]
+    names, whole = ("china", "flower"), whole_photos()
     rng = np.random.default_rng(0)
     images = []
     for number in range(count):

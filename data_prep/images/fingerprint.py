@@ -1,28 +1,28 @@
-"""Perceptual fingerprints: similar images get 64-bit numbers that differ little.
+"""Perceptual fingerprints: similar pictures get numbers that differ in few bits.
 
-The fingerprint is a DCT hash. The image is scaled to 32 x 32 grey pixels. The 64 low
-frequencies (1 to 8 in both directions, so without brightness) of its two-dimensional
-cosine transform give one bit each: above their median or not. Scaling and recompression
-flip a few bits; an unrelated image differs in about half.
+The fingerprint is PDQ (Facebook's ThreatExchange), 256 bits from the low frequencies of
+a cosine transform of 64 x 64 grey pixels. Scaling and recompression flip a few bits, an
+unrelated picture differs in about half. benchmarks/near_duplicates.py compares it with
+other hashes.
 """
 
 import cv2
 import numpy as np
+import pdqhash
 
-_SIDE = 32
-_FREQUENCIES = 8
+BITS = 256
+BYTES = BITS // 8
+_SIDE = 64
+# PDQ's measure of how much there is to see, 0 to 100. Below this it is a flat picture,
+# whose bits are noise.
+_LEAST_QUALITY = 3
 
-# Rows are the cosines of frequencies 1 to 8 at 32 sample points. f64[8, 32]
-_BASIS = np.cos(
-    np.pi / _SIDE * np.outer(np.arange(1, _FREQUENCIES + 1), np.arange(_SIDE) + 0.5)
-)
 
+def fingerprint(grey: np.ndarray) -> bytes:
+    """Returns the 32 bytes of a grey picture u8[H, W] of any size.
 
-def fingerprint(grey: np.ndarray) -> int:
-    """Returns the 64-bit fingerprint of a grey picture u8[H, W] of any size."""
+    b"" for a picture with too few features to be told from others, such as a flat one.
+    """
     small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
-    spectrum = _BASIS @ small.astype(np.float64) @ _BASIS.T
-    # Rounded, so that the bits of a flat image do not depend on rounding errors.
-    spectrum = np.round(spectrum, 3).ravel()
-    bits = spectrum > np.median(spectrum)
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+    bits, quality = pdqhash.compute(cv2.cvtColor(small, cv2.COLOR_GRAY2RGB))
+    return np.packbits(bits).tobytes() if quality >= _LEAST_QUALITY else b""

@@ -49,7 +49,7 @@ class Screened:
     """A screened image. It has bytes only if `status` is "ok".
 
     `image` is JPEG or WebP, `width` and `height` its upright size in pixels, `sha256`
-    its hash in hex, `fingerprint` the perceptual one (64 bits).
+    its hash in hex, `fingerprint` the perceptual one.
     """
 
     status: str
@@ -57,7 +57,7 @@ class Screened:
     width: int = 0
     height: int = 0
     sha256: str = ""
-    fingerprint: int = 0
+    fingerprint: bytes = b""
 
 
 def screen(

@@ -18,7 +18,7 @@ from data_prep.stages import (
     parts,
     steps,
 )
-from data_prep.stages.downloads import MOVED_SUFFIX
+from data_prep.stages.image_dedup import MOVED_SUFFIX
 from metaclip_jax.data import records
 
 Tagged = beam.pvalue.TaggedOutput

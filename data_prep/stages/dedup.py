@@ -1,4 +1,4 @@
-"""Exact duplicates: of (image, text) rows, and of images with the same bytes."""
+"""Duplicates: of (image, text) rows, of images with the same bytes, of similar ones."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -8,6 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep import schema
+from data_prep.images import similarity
+
+# Why an image is dropped for what others are; the first that holds is its status.
+REASONS = ("placeholder", "near_duplicate", "repeated_image")
 
 
 def sort_and_drop_repeats(table: pa.Table) -> pa.Table:
@@ -54,6 +58,73 @@ def repeated_images(images: pa.Table) -> pa.Table:
     for name, values in columns.items():
         ok = ok.set_column(ok.column_names.index(name), name, values)
     return ok.filter(pa.array(~first))
+
+
+def placeholders(images: pa.Table, *, most: int) -> pa.Table:
+    """Returns the rows of an IMAGES table whose bytes have too many different texts.
+
+    Placeholders ("image not found") come from many addresses with unrelated texts; a
+    logo comes from as many, mostly with one text. An address counts with its first
+    text. They have status "placeholder".
+
+    Args:
+      images: of which those with equal bytes are in one table.
+      most: different texts that an image may have.
+    """
+    ok = images.filter(pc.equal(images["status"], "ok"))
+    texts = ok.group_by("sha256").aggregate([("text_hash", "count_distinct")])
+    many = texts.filter(pc.greater(texts["text_hash_count_distinct"], most))["sha256"]
+    return _with_status(ok.filter(pc.is_in(ok["sha256"], many)), "placeholder")
+
+
+def near_duplicates(prints: pa.Table, *, band: int, most_bits: int) -> pa.Table:
+    """Returns MARKS of the images that resemble a better one.
+
+    An image is better than another if it has more pixels, or as many and a smaller id.
+    It is dropped if any better image is similar, also one that is dropped itself.
+    `kept_as` is the best similar image.
+
+    Args:
+      prints: PRINTS.
+      band: of the fingerprints, in which compared images agree.
+      most_bits: of the fingerprints, in which similar images differ.
+    """
+    ids = prints["image_id"].to_pylist()
+    rank = similarity.ranks(
+        ids, prints["digest"].to_pylist(), prints["pixels"].to_numpy()
+    )
+    better = similarity.better_like(
+        similarity.Fingerprints.of(prints["fingerprint"]),
+        rank,
+        band=band,
+        most_bits=most_bits,
+    )
+    rows = [(ids[i], "near_duplicate", ids[j]) for i, j in enumerate(better) if j >= 0]
+    return pa.Table.from_batches([schema.from_rows(rows, schema.MARKS)])
+
+
+def mark(images: pa.Table, marks: pa.Table) -> pa.Table:
+    """Returns IMAGES, sorted by image_id, with the status that MARKS give them.
+
+    Of several marks of an image the first in the order of REASONS counts, then the
+    smallest `kept_as`.
+    """
+    images = images.sort_by("image_id")
+    order = pc.index_in(marks["status"], pa.array(REASONS))
+    marks = marks.append_column("order", order)
+    marks = marks.sort_by([("order", "ascending"), ("kept_as", "ascending")])
+    rows = pc.index_in(images["image_id"], marks["image_id"].combine_chunks())
+    for name in ("status", "kept_as"):
+        at = images.column_names.index(name)
+        values = pc.coalesce(marks[name].take(rows), images[name])
+        images = images.set_column(at, name, values)
+    return images
+
+
+def _with_status(images: pa.Table, status: str) -> pa.Table:
+    at = images.column_names.index("status")
+    values = pa.array([status] * images.num_rows, pa.string())
+    return images.set_column(at, "status", values)
 
 
 def moved_texts(

@@ -2,8 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
 
 import apache_beam as beam
 import cv2
@@ -17,14 +16,11 @@ from data_prep.sources import kinds
 from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
     attempts,
-    dedup,
     parts,
     steps,
 )
-from data_prep.stages.matches import by_partition
 
 Tagged = beam.pvalue.TaggedOutput
-MOVED_SUFFIX = "moved.parquet"  # ends the names of parts with MOVED rows
 
 
 class Download(beam.DoFn):
@@ -102,7 +98,8 @@ class Download(beam.DoFn):
             self._retry_failed or failures.share(found) > self._max_failed_share
         ):
             return
-        wanted = images.filter(failed).select(["image_id", "image_url", "texts"])
+        columns = ["image_id", "image_url", "texts", "text_hash"]
+        wanted = images.filter(failed).select(columns)
         # Without images in the source itself, where a retry cannot help.
         nowhere = pa.array([""] * wanted.num_rows, pa.string())
         wanted = wanted.append_column("stored_at", nowhere)
@@ -146,7 +143,7 @@ def download_and_screen(
     """Fetches images into one blob file, in the order in which they are screened.
 
     Args:
-      wanted: image_id, image_url, stored_at, texts.
+      wanted: as `steps.images_of` returns it.
       blobs: folder and name of the file for the bytes of the images that pass.
       fetch: keyword arguments of download.fetch.
       screen: keyword arguments of screening.screen.
@@ -164,7 +161,7 @@ def download_and_screen(
     columns: dict[str, list] = {
         "status": [""] * n,
         "sha256": [""] * n,
-        "fingerprint": [0] * n,
+        "fingerprint": [b""] * n,
         "width": [0] * n,
         "height": [0] * n,
         "kept_as": [""] * n,
@@ -232,152 +229,3 @@ def _image_flow(images: pa.Table) -> Iterator[pa.RecordBatch]:
         left = entered - sum(lost.values())
         yield drops.flow(stage, entered=entered, left=left, drops=lost)
         entered = left
-
-
-class KeyByBytes(beam.DoFn):
-    """IMAGES -> (first digits of the sha256, IMAGES), to group equal images."""
-
-    def process(self, images: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """Yields the rows of each group; dropped images, without bytes, are omitted."""
-        ok = images.filter(pc.equal(images["status"], "ok"))
-        heads = pc.utf8_slice_codeunits(ok["sha256"], 0, 2)
-        for head in sorted(pc.unique(heads).to_pylist()):
-            yield head, ok.filter(pc.equal(heads, head))
-
-
-class FindRepeated(beam.DoFn):
-    """(digits, IMAGES batches) -> the images that repeat another's bytes."""
-
-    def process(
-        self, element: tuple[str, Iterable[pa.RecordBatch]]
-    ) -> Iterator[pa.RecordBatch]:
-        """Yields those rows with their new status."""
-        _, batches = element
-        images = pa.Table.from_batches(batches, schema=schema.IMAGES)
-        yield schema.one_batch(dedup.repeated_images(images))
-
-
-class KeyByPartition(beam.DoFn):
-    """IMAGES -> (partition, IMAGES)."""
-
-    def __init__(self, partitions: int) -> None:
-        self._partitions = partitions
-
-    def process(self, images: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yields the rows of each partition."""
-        yield from by_partition(images, self._partitions)
-
-
-class WriteImages(beam.DoFn):
-    """(partition, IMAGES batches) -> the final status of each image.
-
-    The batches hold every image of the partition once, and the repeated ones a
-    second time with their new status. Yields the texts of the repeated ones for the
-    partitions of the images that are kept, and COUNTS of the survivors.
-    """
-
-    def __init__(
-        self, workdir: str, partitions: int, *, draws: Mapping, rule: str
-    ) -> None:
-        self._workdir, self._partitions = workdir, partitions
-        # Under v2 an image has one text, so it does not need those of its repeats.
-        self._draws, self._moves = dict(draws), rule != "v2"
-
-    def process(
-        self, element: tuple[int, Iterable[pa.RecordBatch]]
-    ) -> Iterator[
-        tuple[int, pa.RecordBatch] | Tagged[Literal["flow", "accepted"], pa.RecordBatch]
-    ]:
-        """Writes the part; yields MOVED rows, and the survivors' accepted draws."""
-        partition, batches = element
-        name = f"images of partition {partition}"
-        yield from attempts.thrice(name, lambda: self._outputs(partition, batches))
-
-    def _outputs(self, partition: int, batches: Iterable[pa.RecordBatch]) -> Iterator:
-        part = parts.name(partition, self._partitions)
-        table = pa.Table.from_batches(batches, schema=schema.IMAGES)
-        repeated = table.filter(pc.equal(table["status"], "repeated_image"))
-        again = pc.is_in(table["image_id"], repeated["image_id"].combine_chunks())
-        images = pa.concat_tables([table.filter(pc.invert(again)), repeated])
-        images = images.sort_by("image_id")
-        ok = images.filter(pc.equal(images["status"], "ok"))
-        flow = _dedup_flow(ok, repeated, moves=self._moves)
-        parts.write(f"{self._workdir}/images", part, images, flow)
-        yield Tagged("flow", flow)
-        matches = parts.read(f"{self._workdir}/matches", part)
-        _, accepted = steps.draw(_texts_of(ok, matches), **self._draws)
-        yield Tagged("accepted", accepted)
-        # Every partition with images rewrites its part of moved texts.
-        yield partition, schema.one_batch(schema.MOVED.empty_table())
-        if self._moves:
-            texts = _texts_of(repeated, matches)
-            kept, _ = steps.draw(texts, **self._draws)
-            texts = texts.filter(pa.array(kept))
-            rows = pc.index_in(texts["image_id"], repeated["image_id"].combine_chunks())
-            moved = texts.append_column("kept_as", repeated["kept_as"].take(rows))
-            yield from by_partition(
-                schema.one_batch(moved), self._partitions, by="kept_as"
-            )
-
-
-def _dedup_flow(ok: pa.Table, repeated: pa.Table, *, moves: bool) -> pa.RecordBatch:
-    """FLOW of repeated images, whose texts are moved or dropped."""
-    lost, left = (pc.sum(images["texts"]).as_py() or 0 for images in (repeated, ok))
-    texts = drops.flow(
-        "image_dedup",
-        entered=left if moves else left + lost,  # MergeTexts counts what is moved
-        left=left,
-        drops={} if moves else {"repeated_image": lost},
-    )
-    images = drops.flow(
-        "image_dedup",
-        unit="images",
-        entered=ok.num_rows + repeated.num_rows,
-        left=ok.num_rows,
-        drops={"repeated_image": repeated.num_rows},
-    )
-    return schema.sum_counts([texts, images], schema.FLOW)
-
-
-def _texts_of(images: pa.Table, matches: pa.Table) -> pa.Table:
-    ids = images["image_id"].combine_chunks()
-    return matches.filter(pc.is_in(matches["image_id"], ids))
-
-
-class MergeTexts(beam.DoFn):
-    """(partition, MOVED batches) -> texts that its images take over from repeats."""
-
-    def __init__(
-        self, workdir: str, partitions: int, *, draws: Mapping, most: int
-    ) -> None:
-        self._workdir, self._partitions = workdir, partitions
-        self._draws, self._most = dict(draws), most
-
-    def process(
-        self, element: tuple[int, Iterable[pa.RecordBatch]]
-    ) -> Iterator[pa.RecordBatch]:
-        """Writes the part of new texts; yields their accepted draws."""
-        partition, batches = element
-        name = f"moved texts of partition {partition}"
-        yield from attempts.thrice(name, lambda: self._outputs(partition, batches))
-
-    def _outputs(
-        self, partition: int, batches: Iterable[pa.RecordBatch]
-    ) -> Iterator[pa.RecordBatch]:
-        moved = pa.Table.from_batches(batches, schema=schema.MOVED)
-        own = parts.read(
-            f"{self._workdir}/matches", parts.name(partition, self._partitions)
-        )
-        own = own.filter(pc.is_in(own["image_id"], pc.unique(moved["kept_as"])))
-        kept, _ = steps.draw(own, **self._draws)
-        new, lost = dedup.moved_texts(
-            moved, own.filter(pa.array(kept)), most=self._most
-        )
-        flow = drops.flow(
-            "image_dedup", entered=moved.num_rows, left=new.num_rows, drops=lost
-        )
-        part = parts.name(partition, self._partitions, MOVED_SUFFIX)
-        parts.write(f"{self._workdir}/images", part, new, flow)
-        yield Tagged("flow", flow)
-        _, accepted = steps.draw(new, **self._draws)
-        yield accepted

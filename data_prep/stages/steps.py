@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 from absl import logging
 
 from data_prep import language, schema
@@ -311,12 +312,18 @@ def tally(matches: pa.Table) -> pa.RecordBatch:
 
 
 def images_of(matches: pa.Table) -> pa.Table:
-    """Returns image_id, image_url, stored_at and the number of texts, by image_id."""
+    """Returns image_id, image_url, stored_at, texts and text_hash, by image_id."""
     images = matches.group_by("image_id").aggregate(
-        [("image_url", "min"), ("stored_at", "min"), ("text", "count")]
+        [("image_url", "min"), ("stored_at", "min"), ("text", "count"), ("text", "min")]
     )
-    names = ["image_id", "image_url", "stored_at", "texts"]
-    return images.rename_columns(names).sort_by("image_id")
+    names = ["image_id", "image_url", "stored_at", "texts", "text_hash"]
+    images = images.rename_columns(names).sort_by("image_id")
+    hashes = [
+        xxhash.xxh3_64_intdigest(text.casefold().encode())
+        for text in images["text_hash"].to_pylist()
+    ]
+    at = len(names) - 1
+    return images.set_column(at, "text_hash", pa.array(hashes, pa.uint64()))
 
 
 def to_records(

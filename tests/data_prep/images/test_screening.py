@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import re
 import struct
 import threading
@@ -16,6 +17,7 @@ from PIL import Image, ImageCms
 
 from data_prep.images import fingerprint, screening
 from metaclip_jax.data import containers
+from tests import real_images
 
 LIMITS = {"min_side": 16, "max_side": 128, "max_aspect": 3.0, "max_pixels": 10**6}
 SECRET = b"52.5200N 13.4050E"
@@ -327,34 +329,45 @@ def test_stray_bytes_do_not_cost_the_image():
 
 
 def bits_that_differ(a, b):
-    return np.bitwise_count(np.asarray(a, np.uint64) ^ np.asarray(b, np.uint64))
+    """Of two fingerprints, 256 for one without features."""
+    if not a or not b:
+        return 256
+    return (int.from_bytes(a) ^ int.from_bytes(b)).bit_count()
+
+
+def photo(seed):
+    """A crop of a real photograph."""
+    return Image.open(io.BytesIO(real_images.photos(seed + 1).images[seed]))
 
 
 def test_fingerprints_survive_scaling_and_compression_and_tell_pictures_apart():
     prints = []
     for seed in range(20):
+        image = photo(seed).resize((96, 64))
+        if np.asarray(image).std() < 40:  # mostly sky
+            continue
         versions = [
-            encode(picture(seed=seed), "JPEG", quality=95),
-            encode(picture(seed=seed), "JPEG", quality=40),
-            encode(picture(seed=seed), "PNG"),
-            encode(picture(192, 128, seed=seed), "WEBP"),
+            encode(image, "JPEG", quality=95),
+            encode(image, "JPEG", quality=40),
+            encode(image, "PNG"),
+            encode(image.resize((192, 128)), "WEBP"),
         ]
         found = [check(body).fingerprint for body in versions]
-        assert bits_that_differ(found[0], found).max() <= 8
+        assert max(bits_that_differ(found[0], one) for one in found) <= 24
         prints.append(found[0])
-    grid = bits_that_differ(np.array(prints, np.uint64)[:, None], np.array(prints))
-    assert grid[~np.eye(20, dtype=bool)].min() >= 12
+    assert len(prints) >= 10
+    for one, other in itertools.combinations(prints, 2):
+        assert bits_that_differ(one, other) >= 60
 
 
-def test_a_fingerprint_has_64_bits_and_half_are_set():
-    grey = np.asarray(picture().convert("L"))
-    found = fingerprint.fingerprint(grey)
-    assert found.bit_count() == 32
-    assert found < 2**64
+def test_a_fingerprint_has_256_bits_and_half_are_set():
+    found = fingerprint.fingerprint(np.asarray(photo(0).convert("L")))
+    assert len(found) == 32
+    assert 120 <= int.from_bytes(found).bit_count() <= 136
 
 
 def test_brightness_does_not_change_a_fingerprint_and_a_flat_picture_has_none():
-    grey = np.asarray(picture().convert("L")) // 2
+    grey = np.asarray(photo(0).convert("L")) // 2
     brighter = fingerprint.fingerprint(grey + 50)
-    assert bits_that_differ(fingerprint.fingerprint(grey), brighter) <= 1
-    assert fingerprint.fingerprint(np.full((40, 30), 77, np.uint8)) == 0
+    assert bits_that_differ(fingerprint.fingerprint(grey), brighter) <= 2
+    assert fingerprint.fingerprint(np.full((40, 30), 77, np.uint8)) == b""

@@ -51,7 +51,8 @@ def images(rows):
     for image_id, status, sha256 in rows:
         values = {"image_id": image_id, "status": status, "sha256": sha256}
         for name in columns:
-            default = "" if schema.IMAGES.field(name).type == pa.string() else 1
+            defaults = {pa.string(): "", pa.binary(): b""}
+            default = defaults.get(schema.IMAGES.field(name).type, 1)
             columns[name].append(values.get(name, default))
     return pa.table(columns, schema=schema.IMAGES)
 

@@ -42,6 +42,7 @@ def wanted(tmp_path_factory):
             "image_url": [f"source:{name}" for name in names],
             "stored_at": [stored.reference(f"{folder}/{name}") for name in names],
             "texts": [1] * (COUNT + 1),
+            "text_hash": pa.array([0] * (COUNT + 1), pa.uint64()),
         }
     )
 

@@ -1,0 +1,322 @@
+"""Stages that compare images with each other, and merge the texts of equal ones."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_prep import drops, schema
+from data_prep.images import similarity
+from data_prep.stages import (
+    arrow_coder,  # noqa: F401  registers the coder of RecordBatch
+    attempts,
+    dedup,
+    parts,
+    pipelines,
+    steps,
+)
+from data_prep.stages.matches import by_partition
+
+Tagged = beam.pvalue.TaggedOutput
+MOVED_SUFFIX = "moved.parquet"  # ends the names of parts with MOVED rows
+# Partitions whose images one call of FindNear holds, by band: some hundred bytes each.
+_PARTITIONS_TOGETHER = 64
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which images are dropped for what others are.
+
+    Attributes:
+      max_moved_texts: texts that an image takes over from others of equal bytes.
+      near_bits: bits in which fingerprints of near duplicates differ; 0: all are kept.
+      placeholder_texts: different texts that one image may have at its addresses; 0:
+        any number.
+    """
+
+    max_moved_texts: int
+    near_bits: int
+    placeholder_texts: int
+
+
+def add(
+    images: beam.PCollection,
+    *,
+    workdir: str,
+    partitions: int,
+    draws: Mapping,
+    rule: str,
+    rules: Rules,
+) -> dict[str, tuple[beam.PCollection, ...]]:
+    """Adds the stages from IMAGES to parts of images and of the texts they take over.
+
+    Args:
+      images: IMAGES of every partition.
+      workdir: for the parts.
+      partitions: their number.
+      draws: keyword arguments of steps.draw.
+      rule: of balancing.
+      rules: which images are dropped.
+
+    Returns:
+      FLOW ("flow") and COUNTS of the survivors ("accepted").
+    """
+    marks = (
+        images
+        | "key by bytes" >> beam.ParDo(KeyByBytes())
+        | "by bytes" >> beam.GroupByKey()
+        | "find repeated" >> beam.ParDo(FindRepeated(rules.placeholder_texts))
+    )
+    statuses = [images, marks]
+    if rules.near_bits:
+        statuses.append(
+            images
+            | "key by band" >> beam.ParDo(KeyByBand(partitions))
+            | "by band" >> beam.GroupByKey()
+            | "find near" >> beam.ParDo(FindNear(rules.near_bits))
+        )
+    written = (
+        statuses
+        | "statuses" >> beam.Flatten()
+        | "key by partition" >> beam.ParDo(KeyByPartition(partitions))
+        | "by partition" >> beam.GroupByKey()
+        | "image dedup"
+        >> pipelines.tagged(
+            WriteImages(workdir, partitions, draws=draws, rule=rule),
+            "accepted",
+            main=tuple[int, pa.RecordBatch],
+        )
+    )
+    merging = MergeTexts(workdir, partitions, draws=draws, most=rules.max_moved_texts)
+    merged = (
+        written.main
+        | "by kept image" >> beam.GroupByKey()
+        | "merge texts" >> pipelines.tagged(merging)
+    )
+    return {
+        "flow": (written.flow, merged.flow),
+        "accepted": (written.accepted, merged.main),
+    }
+
+
+class KeyByBytes(beam.DoFn):
+    """IMAGES -> (first digits of the sha256, IMAGES), to group equal images."""
+
+    def process(self, images: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """Yields the rows of each group; dropped images, without bytes, are omitted."""
+        ok = images.filter(pc.equal(images["status"], "ok"))
+        heads = pc.utf8_slice_codeunits(ok["sha256"], 0, 2)
+        for head in sorted(pc.unique(heads).to_pylist()):
+            yield head, ok.filter(pc.equal(heads, head))
+
+
+class FindRepeated(beam.DoFn):
+    """(digits, IMAGES batches) -> MARKS of images that repeat another's bytes."""
+
+    def __init__(self, placeholder_texts: int) -> None:
+        self._placeholder_texts = placeholder_texts
+
+    def process(
+        self, element: tuple[str, Iterable[pa.RecordBatch]]
+    ) -> Iterator[pa.RecordBatch]:
+        """Yields the images with their new status."""
+        _, batches = element
+        images = pa.Table.from_batches(batches, schema=schema.IMAGES)
+        marks = [dedup.repeated_images(images)]
+        if self._placeholder_texts:
+            marks.append(dedup.placeholders(images, most=self._placeholder_texts))
+        for found in marks:
+            yield schema.one_batch(found.select(schema.MARKS.names))
+
+
+class KeyByBand(beam.DoFn):
+    """IMAGES -> ((band, range of its values), PRINTS), to group similar images."""
+
+    def __init__(self, partitions: int) -> None:
+        self._ranges = min(
+            -(-partitions // _PARTITIONS_TOGETHER), similarity.BAND_VALUES
+        )
+
+    def process(
+        self, images: pa.RecordBatch
+    ) -> Iterator[tuple[tuple[int, int], pa.RecordBatch]]:
+        """Yields each image with a fingerprint once for every band."""
+        seen = pc.and_(
+            pc.equal(images["status"], "ok"),
+            pc.greater(pc.binary_length(images["fingerprint"]), 0),
+        )
+        images = images.filter(seen)
+        columns = {
+            "image_id": images["image_id"],
+            "digest": pc.utf8_slice_codeunits(images["sha256"], 0, 16),
+            "fingerprint": images["fingerprint"],
+            "pixels": pc.multiply(
+                images["width"].cast(pa.int64()), images["height"].cast(pa.int64())
+            ),
+        }
+        prints = schema.from_columns(columns, schema.PRINTS)
+        bands = similarity.Fingerprints.of(prints["fingerprint"]).bands
+        numbers = bands.astype(np.int64) * self._ranges // similarity.BAND_VALUES
+        for band in range(similarity.BANDS):
+            for number in np.unique(numbers[:, band]).tolist():
+                here = pa.array(numbers[:, band] == number)
+                yield (band, number), prints.filter(here)
+
+
+class FindNear(beam.DoFn):
+    """((band, range), PRINTS batches) -> MARKS of images that resemble a better one."""
+
+    def __init__(self, most_bits: int) -> None:
+        self._most_bits = most_bits
+
+    def process(
+        self, element: tuple[tuple[int, int], Iterable[pa.RecordBatch]]
+    ) -> Iterator[pa.RecordBatch]:
+        """Yields the images with their new status."""
+        (band, _), batches = element
+        prints = pa.Table.from_batches(batches, schema=schema.PRINTS)
+        yield schema.one_batch(
+            dedup.near_duplicates(prints, band=band, most_bits=self._most_bits)
+        )
+
+
+class KeyByPartition(beam.DoFn):
+    """IMAGES or MARKS -> (partition, their rows)."""
+
+    def __init__(self, partitions: int) -> None:
+        self._partitions = partitions
+
+    def process(self, images: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yields the rows of each partition."""
+        yield from by_partition(images, self._partitions)
+
+
+class WriteImages(beam.DoFn):
+    """(partition, IMAGES and MARKS batches) -> the final status of each image.
+
+    Yields the texts of repeated images for the partitions of the images that are kept,
+    and COUNTS of the survivors.
+    """
+
+    def __init__(
+        self, workdir: str, partitions: int, *, draws: Mapping, rule: str
+    ) -> None:
+        self._workdir, self._partitions = workdir, partitions
+        # Under v2 an image has one text, so it does not need those of its repeats.
+        self._draws, self._moves = dict(draws), rule != "v2"
+
+    def process(
+        self, element: tuple[int, Iterable[pa.RecordBatch]]
+    ) -> Iterator[
+        tuple[int, pa.RecordBatch] | Tagged[Literal["flow", "accepted"], pa.RecordBatch]
+    ]:
+        """Writes the part; yields MOVED rows, and the survivors' accepted draws."""
+        partition, batches = element
+        name = f"images of partition {partition}"
+        yield from attempts.thrice(name, lambda: self._outputs(partition, batches))
+
+    def _outputs(self, partition: int, batches: Iterable[pa.RecordBatch]) -> Iterator:
+        part = parts.name(partition, self._partitions)
+        images = _marked(batches)
+        flow = _dedup_flow(images, moves=self._moves)
+        parts.write(f"{self._workdir}/images", part, images, flow)
+        yield Tagged("flow", flow)
+        matches = parts.read(f"{self._workdir}/matches", part)
+        ok = images.filter(pc.equal(images["status"], "ok"))
+        _, accepted = steps.draw(_texts_of(ok, matches), **self._draws)
+        yield Tagged("accepted", accepted)
+        # Every partition with images rewrites its part of moved texts.
+        yield partition, schema.one_batch(schema.MOVED.empty_table())
+        if self._moves:
+            repeated = images.filter(pc.equal(images["status"], "repeated_image"))
+            texts = _texts_of(repeated, matches)
+            kept, _ = steps.draw(texts, **self._draws)
+            texts = texts.filter(pa.array(kept))
+            rows = pc.index_in(texts["image_id"], repeated["image_id"].combine_chunks())
+            moved = texts.append_column("kept_as", repeated["kept_as"].take(rows))
+            yield from by_partition(
+                schema.one_batch(moved), self._partitions, by="kept_as"
+            )
+
+
+def _marked(batches: Iterable[pa.RecordBatch]) -> pa.Table:
+    """Returns the IMAGES among the batches with the status of the MARKS among them."""
+    images: list[pa.RecordBatch] = []
+    marks: list[pa.RecordBatch] = []
+    for batch in batches:
+        (marks if batch.schema.names == schema.MARKS.names else images).append(batch)
+    return dedup.mark(
+        pa.Table.from_batches(images, schema=schema.IMAGES),
+        pa.Table.from_batches(marks, schema=schema.MARKS),
+    )
+
+
+def _dedup_flow(images: pa.Table, *, moves: bool) -> pa.RecordBatch:
+    """FLOW of the images of a partition; MergeTexts counts texts that are moved."""
+    reasons = (*dedup.REASONS, "ok")
+    of = {
+        status: images.filter(pc.equal(images["status"], status)) for status in reasons
+    }
+    texts = {status: pc.sum(rows["texts"]).as_py() or 0 for status, rows in of.items()}
+    counts = {status: rows.num_rows for status, rows in of.items()}
+    if moves:
+        del texts["repeated_image"]
+    flows = []
+    for unit, by_status in (("texts", texts), ("images", counts)):
+        entered, left = sum(by_status.values()), by_status.pop("ok")
+        lost = {reason: n for reason, n in by_status.items() if n}
+        # A run in which nothing is repeated says so.
+        if "repeated_image" in by_status:
+            lost["repeated_image"] = by_status["repeated_image"]
+        flows.append(
+            drops.flow("image_dedup", unit=unit, entered=entered, left=left, drops=lost)
+        )
+    return schema.sum_counts(flows, schema.FLOW)
+
+
+def _texts_of(images: pa.Table, matches: pa.Table) -> pa.Table:
+    ids = images["image_id"].combine_chunks()
+    return matches.filter(pc.is_in(matches["image_id"], ids))
+
+
+class MergeTexts(beam.DoFn):
+    """(partition, MOVED batches) -> texts that its images take over from repeats."""
+
+    def __init__(
+        self, workdir: str, partitions: int, *, draws: Mapping, most: int
+    ) -> None:
+        self._workdir, self._partitions = workdir, partitions
+        self._draws, self._most = dict(draws), most
+
+    def process(
+        self, element: tuple[int, Iterable[pa.RecordBatch]]
+    ) -> Iterator[pa.RecordBatch]:
+        """Writes the part of new texts; yields their accepted draws."""
+        partition, batches = element
+        name = f"moved texts of partition {partition}"
+        yield from attempts.thrice(name, lambda: self._outputs(partition, batches))
+
+    def _outputs(
+        self, partition: int, batches: Iterable[pa.RecordBatch]
+    ) -> Iterator[pa.RecordBatch]:
+        moved = pa.Table.from_batches(batches, schema=schema.MOVED)
+        own = parts.read(
+            f"{self._workdir}/matches", parts.name(partition, self._partitions)
+        )
+        own = own.filter(pc.is_in(own["image_id"], pc.unique(moved["kept_as"])))
+        kept, _ = steps.draw(own, **self._draws)
+        new, lost = dedup.moved_texts(
+            moved, own.filter(pa.array(kept)), most=self._most
+        )
+        flow = drops.flow(
+            "image_dedup", entered=moved.num_rows, left=new.num_rows, drops=lost
+        )
+        part = parts.name(partition, self._partitions, MOVED_SUFFIX)
+        parts.write(f"{self._workdir}/images", part, new, flow)
+        yield Tagged("flow", flow)
+        _, accepted = steps.draw(new, **self._draws)
+        yield accepted
