@@ -82,6 +82,12 @@ def _duplicates() -> dict:
         # Different texts that one image may have at its addresses. More make
         # it a placeholder, which is dropped; 0: none is.
         "placeholder_texts": 0,
+        # Folders, or globs of pictures, tars, Parquet or ArrayRecord. Images that are
+        # in these sets are dropped, and listed in the dataset.
+        "evaluation_sets": (),
+        # Bits, of 256, in which the fingerprints of one picture differ at most; 0: only
+        # equal bytes or fingerprints count.
+        "evaluation_bits": 40,
     }
 
 
@@ -279,6 +285,10 @@ CURATE_RANGES: dict[str, Range] = {
     "images.max_moved_texts": _COUNT_OR_NONE,
     "duplicates.near_bits": Range(int, least=0, most=80),
     "duplicates.placeholder_texts": _COUNT_OR_NONE,
+    "duplicates.evaluation_sets": Range(
+        tuple, each=Range(str, pattern=r"(?s).*\S.*", form="a folder or glob")
+    ),
+    "duplicates.evaluation_bits": Range(int, least=0, most=80),
 }
 
 

@@ -31,6 +31,7 @@ from data_prep.sinks import array_record as sink
 from data_prep.sources import kinds
 from data_prep.stages import (
     balancing,
+    contamination,
     downloads,
     image_dedup,
     matches,
@@ -159,6 +160,9 @@ def plan(
         "source": kinds.describe(found, spec),
         "metadata": {code: m.fingerprint for code, m in metadata.items()},
     }
+    compared = {}
+    if sets := config.duplicates.evaluation_sets:
+        compared["evaluation_sets"] = contamination.describe(sets)
     # Leaves out keys that may still change after matching.
     later = ("name", "images", "duplicates", "balance")
     early = {key: value for key, value in values.items() if key not in later}
@@ -171,7 +175,7 @@ def plan(
         options=pipelines.with_workers(
             options, workers, source_bytes=kinds.total_bytes(inputs["source"])
         ),
-        inputs=inputs,
+        inputs=inputs | compared,
         match_inputs=inputs
         | {
             "config": early | {"rule": config.balance.rule},
@@ -297,6 +301,9 @@ def download(
             screen=screen,
         )
         files.claim(folder, run.inputs)
+        rules = image_dedup.Rules(most, **run.config.duplicates.to_dict())
+        if sets := rules.evaluation_sets:
+            contamination.read_sets(sets, folder, screen=screen, options=run.options)
         fetching = os.path.join(run.workdir, "downloads")
         with (
             progress(fetching, n, "download", stage="thin"),
@@ -311,13 +318,16 @@ def download(
                 partitions=n,
                 draws=draws,
                 rule=run.config.balance.rule,
-                rules=image_dedup.Rules(most, **run.config.duplicates.to_dict()),
+                rules=rules,
             )
             flow = (fetched.flow, *deduplicated["flow"]) | "flows" >> beam.Flatten()
             accepted = deduplicated["accepted"] | "draws" >> beam.Flatten()
             sums.write_sum(flow, schema.FLOW, folder, "flow.parquet")
             sums.write_sum(accepted, schema.COUNTS, folder, "accepted.parquet")
             sums.write_sum(fetched.outcomes, schema.TALLIES, folder, outcomes.PART)
+            if rules.evaluation_sets:
+                (listed,) = deduplicated["evaluated"]
+                sums.write_sum(listed, schema.EVALUATED, folder, contamination.LIST)
         outcomes.check_failed(folder)
         outcomes.check(folder, run.config.download.max_failed_share)
         parts.fill_empty(folder, n, schema.IMAGES, "image_dedup")
@@ -367,6 +377,8 @@ def write(
         vectors[column] = steps.to_vectors(total, run.sizes)
     entries = {code: m.entries for code, m in run.metadata.items()}
     counts = steps.counts_table(entries, vectors)
+    if config.duplicates.evaluation_sets:
+        contamination.copy_list(os.path.join(run.workdir, "images"), run.output)
     shards = sums.read_sum(folder, "shards.parquet")
     facts = [json.loads(text) for text in shards["facts"].to_pylist()]
     sink.write_dataset(

@@ -56,7 +56,8 @@ IMAGES = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         # For a repeated image, the id of the kept image with the same bytes; for a near
-        # duplicate, that of a better one; else "".
+        # duplicate, that of a better one; for an image of an evaluation set, the
+        # picture there; else "".
         ("kept_as", pa.string()),
         # Index of its bytes in the partition's file of images, -1 if none are kept.
         ("position", pa.int64()),
@@ -65,6 +66,26 @@ IMAGES = pa.schema(
 
 # Images of which a comparison with others changes the status.
 MARKS = pa.schema([IMAGES.field(name) for name in ("image_id", "status", "kept_as")])
+
+# Pictures of evaluation sets; `sha256` is that of the form that records have, "" if it
+# cannot be decoded.
+PICTURES = pa.schema(
+    [
+        ("picture", pa.string()),  # file, and name or number in it
+        *(IMAGES.field(name) for name in ("sha256", "fingerprint")),
+        ("count", pa.uint64()),
+    ]
+)
+
+# Images that were dropped since they are in an evaluation set.
+EVALUATED = pa.schema(
+    [
+        *(IMAGES.field(name) for name in ("image_id", "image_url")),
+        PICTURES.field("picture"),
+        ("bits", pa.int32()),  # in which the fingerprints differ; 0 for equal bytes
+        ("count", pa.uint64()),  # addresses
+    ]
+)
 
 # What decides which images are near duplicates.
 PRINTS = pa.schema(

@@ -34,7 +34,7 @@ def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
     reader = ArrayRecordReader(path)
     for start in range(0, len(positions), _BATCH):
         for data in _read(reader, [int(p) for p in positions[start : start + _BATCH]]):
-            body = (_fields(data) or {}).get(spec.image_column)
+            body = (fields_of(data) or {}).get(spec.image_column)
             if not isinstance(body, bytes):
                 yield "damaged_file", b""
             elif len(body) > spec.max_image_bytes:
@@ -48,7 +48,7 @@ def check(path: str, spec: Spec) -> None:
     reader = ArrayRecordReader(path)
     if not reader.ok() or not reader.num_records():
         return
-    fields = _fields(_read(reader, [0])[0])
+    fields = fields_of(_read(reader, [0])[0])
     if fields is None:
         return
     for name in (spec.image_column, *spec.text_columns):
@@ -69,7 +69,7 @@ def _pairs(path: str, spec: Spec, reading: Reading) -> Iterator[pairs.Pair]:
     for start in range(0, count, _BATCH):
         indices = list(range(start, min(start + _BATCH, count)))
         for index, data in zip(indices, _read(reader, indices), strict=True):
-            fields = _fields(data)
+            fields = fields_of(data)
             if fields is None:
                 reading.lost_items["damaged_record"] += 1
             elif not isinstance(fields.get(spec.image_column), bytes):
@@ -95,7 +95,7 @@ def _read(reader: ArrayRecordReader, indices: list[int]) -> list[bytes]:
     return [_read(reader, [one])[0] for one in indices]
 
 
-def _fields(data: bytes) -> dict[str, Any] | None:
+def fields_of(data: bytes) -> dict[str, Any] | None:
     """Returns the features of a record by name: one value, or a list; None if none."""
     example = tf_example_pb2.Example()
     try:

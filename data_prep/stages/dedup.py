@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 from data_prep import schema
 from data_prep.images import similarity
 
+EVALUATION = "in_evaluation_set"
 # Why an image is dropped for what others are; the first that holds is its status.
-REASONS = ("placeholder", "near_duplicate", "repeated_image")
+REASONS = (EVALUATION, "placeholder", "near_duplicate", "repeated_image")
 
 
 def sort_and_drop_repeats(table: pa.Table) -> pa.Table:

@@ -1,6 +1,6 @@
 """Stages that compare images with each other, and merge the texts of equal ones."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,7 @@ from data_prep.images import similarity
 from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
     attempts,
+    contamination,
     dedup,
     parts,
     pipelines,
@@ -36,11 +37,15 @@ class Rules:
       near_bits: bits in which fingerprints of near duplicates differ; 0: all are kept.
       placeholder_texts: different texts that one image may have at its addresses; 0:
         any number.
+      evaluation_sets: not to be in; `contamination.PART` has their pictures.
+      evaluation_bits: bits in which fingerprints of one picture differ.
     """
 
     max_moved_texts: int
     near_bits: int
     placeholder_texts: int
+    evaluation_sets: Sequence[str] = ()
+    evaluation_bits: int = 0
 
 
 def add(
@@ -63,7 +68,7 @@ def add(
       rules: which images are dropped.
 
     Returns:
-      FLOW ("flow") and COUNTS of the survivors ("accepted").
+      FLOW ("flow"), COUNTS of the survivors ("accepted"), and EVALUATED ("evaluated").
     """
     marks = (
         images
@@ -86,8 +91,9 @@ def add(
         | "by partition" >> beam.GroupByKey()
         | "image dedup"
         >> pipelines.tagged(
-            WriteImages(workdir, partitions, draws=draws, rule=rule),
+            WriteImages(workdir, partitions, draws=draws, rule=rule, rules=rules),
             "accepted",
+            "evaluated",
             main=tuple[int, pa.RecordBatch],
         )
     )
@@ -100,6 +106,7 @@ def add(
     return {
         "flow": (written.flow, merged.flow),
         "accepted": (written.accepted, merged.main),
+        "evaluated": (written.evaluated,),
     }
 
 
@@ -203,16 +210,23 @@ class WriteImages(beam.DoFn):
     """
 
     def __init__(
-        self, workdir: str, partitions: int, *, draws: Mapping, rule: str
+        self,
+        workdir: str,
+        partitions: int,
+        *,
+        draws: Mapping,
+        rule: str,
+        rules: Rules,
     ) -> None:
-        self._workdir, self._partitions = workdir, partitions
+        self._workdir, self._partitions, self._rules = workdir, partitions, rules
         # Under v2 an image has one text, so it does not need those of its repeats.
         self._draws, self._moves = dict(draws), rule != "v2"
 
     def process(
         self, element: tuple[int, Iterable[pa.RecordBatch]]
     ) -> Iterator[
-        tuple[int, pa.RecordBatch] | Tagged[Literal["flow", "accepted"], pa.RecordBatch]
+        tuple[int, pa.RecordBatch]
+        | Tagged[Literal["flow", "accepted", "evaluated"], pa.RecordBatch]
     ]:
         """Writes the part; yields MOVED rows, and the survivors' accepted draws."""
         partition, batches = element
@@ -221,7 +235,16 @@ class WriteImages(beam.DoFn):
 
     def _outputs(self, partition: int, batches: Iterable[pa.RecordBatch]) -> Iterator:
         part = parts.name(partition, self._partitions)
-        images = _marked(batches)
+        images, marks = _split(batches)
+        if self._rules.evaluation_sets:
+            evaluated = contamination.find(
+                images,
+                f"{self._workdir}/images/{contamination.PART}",
+                most_bits=self._rules.evaluation_bits,
+            )
+            marks = pa.concat_tables([marks, contamination.marks(evaluated)])
+            yield Tagged("evaluated", schema.one_batch(evaluated))
+        images = dedup.mark(images, marks)
         flow = _dedup_flow(images, moves=self._moves)
         parts.write(f"{self._workdir}/images", part, images, flow)
         yield Tagged("flow", flow)
@@ -243,13 +266,13 @@ class WriteImages(beam.DoFn):
             )
 
 
-def _marked(batches: Iterable[pa.RecordBatch]) -> pa.Table:
-    """Returns the IMAGES among the batches with the status of the MARKS among them."""
+def _split(batches: Iterable[pa.RecordBatch]) -> tuple[pa.Table, pa.Table]:
+    """Returns the IMAGES and the MARKS among the batches."""
     images: list[pa.RecordBatch] = []
     marks: list[pa.RecordBatch] = []
     for batch in batches:
         (marks if batch.schema.names == schema.MARKS.names else images).append(batch)
-    return dedup.mark(
+    return (
         pa.Table.from_batches(images, schema=schema.IMAGES),
         pa.Table.from_batches(marks, schema=schema.MARKS),
     )

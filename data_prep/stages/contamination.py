@@ -1,0 +1,159 @@
+"""Finds images of evaluation sets among those of a run.
+
+An image is one of a set's if its bytes, in the form of records, or its perceptual
+fingerprint agree.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from absl import logging
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from data_prep import schema
+from data_prep.images import screening, similarity
+from data_prep.sources import pictures
+from data_prep.stages import dedup, parts, pipelines, sums
+from metaclip_jax import files
+
+PART = "evaluation_sets.parquet"  # PICTURES
+LIST = "evaluation_images.parquet"  # what was dropped, EVALUATED
+_FILES = 256  # pictures in a piece of work
+_SCREENED_AS_ANY = {"min_side": 1, "max_aspect": 65_536.0}
+
+
+def describe(sets: Sequence[str]) -> str:
+    """Returns a fingerprint of names and sizes of the files of sets.
+
+    Raises ValueError for a set without files that can be read.
+    """
+    found = [(path, files.size(path)) for path in pictures.find(sets)]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def read_sets(
+    sets: Sequence[str], folder: str, *, screen: Mapping, options: PipelineOptions
+) -> None:
+    """Writes PICTURES of evaluation sets to folder/PART, if they are not there.
+
+    Args:
+      sets: globs or folders.
+      folder: for the table.
+      screen: keyword arguments of screening.screen; its bounds on shapes do not hold.
+      options: of the pipeline.
+    """
+    if parts.exists(folder, PART):  # an unfinished run continues
+        return
+    found = pictures.find(sets)
+    single = [path for path in found if pictures.is_picture(path)]
+    several = [path for path in found if not pictures.is_picture(path)]
+    pieces = [single[i : i + _FILES] for i in range(0, len(single), _FILES)]
+    pieces += [[path] for path in several]
+    work = [pa.RecordBatch.from_pydict({"path": piece}) for piece in pieces]
+    with pipelines.new(options) as pipeline:
+        rows = pipelines.start(pipeline, work) | beam.ParDo(Read(screen))
+        sums.write_sum(rows, schema.PICTURES, folder, PART)
+    table = parts.read(folder, PART)
+    bad = table.filter(pc.equal(table["sha256"], ""))
+    logging.info(
+        "%d pictures in %d files of evaluation sets", table.num_rows, len(found)
+    )
+    if bad.num_rows:
+        logging.warning(
+            "%d pictures of evaluation sets cannot be decoded and so not be found, such"
+            " as %s",
+            bad.num_rows,
+            bad["picture"][0].as_py(),
+        )
+
+
+class Read(beam.DoFn):
+    """Paths -> PICTURES of these files."""
+
+    def __init__(self, screen: Mapping) -> None:
+        self._screen = dict(screen) | _SCREENED_AS_ANY
+
+    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Yields the rows of each file."""
+        for path in element["path"].to_pylist():
+            rows = []
+            for name, data in pictures.read(path):
+                found = screening.screen(data, **self._screen)
+                rows.append((name, found.sha256, found.fingerprint, 1))
+            yield schema.from_rows(rows, schema.PICTURES)
+
+
+class _Known(NamedTuple):
+    by_digest: pa.Table
+    by_fingerprint: pa.Table
+    prints: similarity.Index
+
+
+@cache
+def _load(path: str) -> _Known:
+    table = files.read_parquet(path)
+    usable = pc.greater(pc.binary_length(table["fingerprint"]), 0)
+    similar = table.filter(usable).combine_chunks()
+    prints = similarity.Index(similarity.Fingerprints.of(similar["fingerprint"]))
+    digests = table.filter(pc.not_equal(table["sha256"], "")).combine_chunks()
+    return _Known(digests, similar, prints)
+
+
+def find(images: pa.Table, path: str, *, most_bits: int) -> pa.Table:
+    """Returns EVALUATED: the images that are in an evaluation set, and the pictures.
+
+    Args:
+      images: IMAGES; only those with status "ok" are compared.
+      path: of PICTURES.
+      most_bits: in which fingerprints of one picture differ.
+    """
+    known = _load(path)
+    ok = images.filter(pc.equal(images["status"], "ok")).combine_chunks()
+    pictures_of = np.full(ok.num_rows, None, object)
+    bits = np.zeros(ok.num_rows, np.int32)
+    some = pc.greater(pc.binary_length(ok["fingerprint"]), 0).to_numpy()
+    nearest, differing = known.prints.nearest(
+        similarity.Fingerprints.of(ok["fingerprint"].filter(pa.array(some))),
+        most_bits=most_bits,
+    )
+    rows, hits = np.flatnonzero(some), nearest >= 0
+    names = known.by_fingerprint["picture"].take(pa.array(nearest[hits]))
+    pictures_of[rows[hits]] = names.to_pylist()
+    bits[rows[hits]] = differing[hits]
+    same = pc.index_in(ok["sha256"], known.by_digest["sha256"].combine_chunks())
+    for row, at in enumerate(same.to_pylist()):
+        if at is not None:
+            pictures_of[row], bits[row] = known.by_digest["picture"][at].as_py(), 0
+    found = np.flatnonzero(pictures_of)
+    of = ok.take(pa.array(found))
+    columns = {
+        "image_id": of["image_id"].combine_chunks(),
+        "image_url": of["image_url"].combine_chunks(),
+        "picture": pictures_of[found].tolist(),
+        "bits": bits[found],
+        "count": np.ones(found.size, np.uint64),
+    }
+    return pa.Table.from_batches([schema.from_columns(columns, schema.EVALUATED)])
+
+
+def marks(found: pa.Table) -> pa.Table:
+    """Returns MARKS for EVALUATED."""
+    columns = {
+        "image_id": found["image_id"].combine_chunks(),
+        "status": [dedup.EVALUATION] * found.num_rows,
+        "kept_as": found["picture"].combine_chunks(),
+    }
+    return pa.Table.from_batches([schema.from_columns(columns, schema.MARKS)])
+
+
+def copy_list(folder: str, output: str) -> None:
+    """Copies the list of dropped images into the dataset's folder."""
+    content = (files.path(folder) / LIST).read_bytes()
+    files.write_bytes(files.path(output) / LIST, content)
