@@ -12,9 +12,10 @@ unexport PYTHONDONTWRITEBYTECODE
 quickstart: .venv/quickstart
 	$(BIN)/python -m examples.quickstart.run --workdir=$(RUN) $(ARGS)
 
-# By two processes, file by file: what tests of a file share is made once.
+# By two processes, file by file in the order of conftest: what tests of a file share is
+# made once.
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: .venv/dev
 	$(BIN)/pytest -m slow $(ARGS)

@@ -44,6 +44,11 @@ def pytest_make_parametrize_id(val, argname):
     return argname if isinstance(val, bytes) else None
 
 
+def pytest_collection_modifyitems(items):
+    """Commands before their parts: at the end no long file keeps one process busy."""
+    items.sort(key=lambda item: len(item.path.relative_to(ROOT).parts))
+
+
 @pytest.fixture(scope="session")
 def quickstart():
     """Runs it, with fewer pictures and steps, in a folder; returns what it prints."""

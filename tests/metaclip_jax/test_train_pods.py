@@ -208,7 +208,7 @@ def test_one_process_that_is_terminated_stops_all_with_a_checkpoint(folder):
         waiting.until(functools.partial(is_gone, process))
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_signal_to_loaders_too_saves_and_leaves_nothing(folder, processes):
     """SIGTERM to whole process groups, as a scheduler sends it."""
     workdir = f"stopped_{processes}"
