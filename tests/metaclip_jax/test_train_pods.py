@@ -20,7 +20,7 @@ from metaclip_jax.training import checkpoint
 from tests import stopping, waiting
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS, DEVICES = 20, 4
+STEPS, SAVED, DEVICES = 12, 6, 4  # a step of two processes takes a second
 
 RECIPE = """
 from metaclip_jax import config as keys
@@ -32,7 +32,7 @@ def get_config():
     config.global_batch = 32
     config.total_steps = {steps}
     config.log_every_steps = 1
-    config.checkpoint_every_steps = 10
+    config.checkpoint_every_steps = {saved}
     config.image_size = 16
     config.dtype = "float32"
     config.mesh.fsdp = 2
@@ -65,7 +65,9 @@ def folder(tmp_path_factory, write_dataset):
     )
     texts = [f"picture {n} told as {n % 3}" for n in range(100)]
     (folder / "tokenizer.json").write_text(tokenizer.train(texts, 560).to_str())
-    (folder / "recipe.py").write_text(RECIPE.format(folder=folder, steps=STEPS))
+    (folder / "recipe.py").write_text(
+        RECIPE.format(folder=folder, steps=STEPS, saved=SAVED)
+    )
     return folder
 
 
@@ -137,9 +139,9 @@ def assert_alike(rows, others):
 
 
 def test_several_processes_train_like_one(several, alone):
-    """Twenty steps on as many devices, of real processes that talk over gloo."""
+    """Twelve steps on as many devices, of real processes that talk over gloo."""
     assert_alike(metric_rows.read(str(several)), alone)
-    assert checkpoint.steps(str(several)) == [10, 20]
+    assert checkpoint.steps(str(several)) == [SAVED, STEPS]
 
 
 def test_all_processes_count_what_they_mend_together(folder, several, alone):
@@ -158,15 +160,15 @@ def test_all_processes_count_what_they_mend_together(folder, several, alone):
 
 
 def test_a_run_goes_on_with_another_number_of_processes(folder, several, alone):
-    """From the checkpoint of step 10, on as many devices."""
+    """From the first checkpoint, on as many devices."""
     moved = folder / f"moved_{several.name}"
     shutil.copytree(several, moved)
-    shutil.rmtree(moved / "checkpoints" / "20")
+    shutil.rmtree(moved / "checkpoints" / f"{STEPS}")
     shutil.rmtree(moved / "metrics")
     statuses, output = run(folder, moved.name)
     assert statuses == [0], output
-    assert "goes on from step 10" in output[0]
-    rows = alone[:10] + metric_rows.read(str(moved))
+    assert f"goes on from step {SAVED}" in output[0]
+    rows = alone[:SAVED] + metric_rows.read(str(moved))
     assert_alike(rows, alone)
     for key in ("replaced_images", "truncated_texts"):
         assert rows[-1][key] == alone[-1][key]
@@ -176,11 +178,11 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, several, alone):
 def test_a_run_of_one_process_goes_on_with_two(folder, alone):
     moved = folder / "moved_alone"
     shutil.copytree(folder / "alone", moved)
-    shutil.rmtree(moved / "checkpoints" / "20")
+    shutil.rmtree(moved / "checkpoints" / f"{STEPS}")
     shutil.rmtree(moved / "metrics")
     statuses, output = run(folder, moved.name, processes=2)
     assert statuses == [0, 0], output
-    assert_alike(alone[:10] + metric_rows.read(str(moved)), alone)
+    assert_alike(alone[:SAVED] + metric_rows.read(str(moved)), alone)
 
 
 def is_gone(process):
@@ -196,7 +198,7 @@ def test_one_process_that_is_terminated_stops_all_with_a_checkpoint(folder):
     flags = ("--config.total_steps=100000", "--config.data.worker_count=1")
     started = start_all(folder, "terminated", processes=2, flags=flags)
     checkpoints = folder / "terminated" / "checkpoints"
-    waiting.until((checkpoints / "10").exists, started[1])
+    waiting.until((checkpoints / f"{SAVED}").exists, started[1])
     started[1].send_signal(signal.SIGTERM)
     output = [process.communicate(timeout=waiting.SECONDS)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], output
@@ -261,13 +263,13 @@ def test_a_process_that_fails_alone_ends_all(folder, members):
     workdir = "failing"
     flags = ("--config.total_steps=100000", "--config.data.worker_count=1")
     started = start_all(folder, workdir, processes=2, flags=flags)
-    waiting.until((folder / workdir / "checkpoints" / "10").exists, started[1])
+    waiting.until((folder / workdir / "checkpoints" / f"{SAVED}").exists, started[1])
     (loader,) = loaders(members(started[1].pid))
     os.kill(loader, signal.SIGKILL)
     output = [process.communicate(timeout=waiting.SECONDS)[0] for process in started]
     assert all(process.returncode for process in started), output
     assert "worker" in output[1] and "process 1 fails" in output[1]
-    assert checkpoint.latest_step(str(folder / workdir)) >= 10
+    assert checkpoint.latest_step(str(folder / workdir)) >= SAVED
     for process in started:
         waiting.until(functools.partial(is_gone, process))
 
@@ -297,7 +299,7 @@ def test_a_run_killed_while_it_saves_leaves_nothing_behind_and_goes_on(folder, a
 
 @pytest.mark.slow
 def test_several_processes_start_from_the_parameters_of_another_run(folder, alone):
-    """From step 10 of a run: the first loss is that of its step 11 on other data."""
+    """From its last step: the first loss is that of a step more, on other data."""
     flags = (f"--config.init_from={folder / 'alone'}", "--config.total_steps=1")
     flags += ("--config.optimizer.warmup_steps=0",)
     losses = []
