@@ -29,6 +29,7 @@ SHARED = {
     "metaclip_jax.cli.config_flag",
     "metaclip_jax.cli.errors",
     "metaclip_jax.data.balance",
+    "metaclip_jax.data.colour",
     "metaclip_jax.data.containers",
     "metaclip_jax.data.decoding",
     "metaclip_jax.data.image_tags",

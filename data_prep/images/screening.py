@@ -3,9 +3,7 @@
 Sizes are read from the header, so an image that would fill the memory is refused before
 decoding. A good JPEG or WebP keeps its coded pixels; everything else, and images that
 are too large, are encoded as a plain JPEG: one frame, upright, transparency on white,
-three channels. Metadata is removed except colour profiles other than sRGB. Our decoders
-ignore profiles, as CLIP's processors do; applying them here would re-encode every
-wide-gamut photo.
+three channels, sRGB. All metadata is removed.
 """
 
 import contextlib
@@ -21,7 +19,7 @@ from absl import logging
 from PIL import Image
 
 from data_prep.images import fingerprint
-from metaclip_jax.data import containers, decoding, image_tags
+from metaclip_jax.data import colour, containers, decoding
 from metaclip_jax.data.image_tags import UndecodableImage
 
 OK = "ok"
@@ -101,6 +99,7 @@ def screen(
             and (image is None or image.mode == "RGB")
             and max(width, height) <= max_side
             and file.orientation == 1
+            and not colour.changes(file.icc)
             and len(file.data) <= _TABLES + _BYTES_PER_PIXEL * width * height
         )
         with _DECODED.taken(width * height):
@@ -169,8 +168,7 @@ def _keep(file: containers.Stripped, image: Image.Image | None) -> Screened | No
         if decoded is None:
             return None
         grey, size = decoded[:, :, 0], file.structure.header[:2]
-    data = containers.with_profile(file.data, file.icc) if file.icc else file.data
-    return _screened(data, *size, grey)
+    return _screened(file.data, *size, grey)
 
 
 def _reencode(
@@ -188,21 +186,19 @@ def _reencode(
         )
     if pixels is None:
         image = image or decoding.open_image(file, _FORMATS)
-        pixels = np.asarray(decoding.upright_rgb(image))
-        icc = icc or image.info.get("icc_profile") or b""
+        pixels, icc = np.asarray(decoding.upright_rgb(image, file.icc)), b""
         size = _within(pixels.shape[1], pixels.shape[0], max_side)
     if pixels.shape[1::-1] != size:
         near = max(size) >= _BILINEAR_SCALE * max(pixels.shape[:2])
         kind = cv2.INTER_LINEAR_EXACT if near else cv2.INTER_AREA
         pixels = cv2.resize(pixels, size, interpolation=kind)
+    pixels = colour.pixels_to_srgb(pixels, icc)
     if file.orientation > 1:
         upright = decoding.turn(Image.fromarray(pixels), file.orientation)
         pixels = np.asarray(upright)
     data = simplejpeg.encode_jpeg(
         np.ascontiguousarray(pixels), JPEG_QUALITY, "RGB", "420"
     )
-    if icc := image_tags.profile(icc, channels=3):
-        data = containers.with_profile(data, icc)
     height, width = pixels.shape[:2]
     return _screened(data, width, height, cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
 

@@ -5,13 +5,10 @@ decoders time and memory, or make them refuse an intact picture. This module wal
 format's structure, in time linear in the bytes, and keeps what makes the pixels.
 """
 
-import io
 import re
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
-
-from PIL import Image
 
 from metaclip_jax.data import image_tags, jpeg
 from metaclip_jax.data.image_tags import UndecodableImage
@@ -29,7 +26,7 @@ _PNG_USED = (b"IHDR", b"PLTE", b"tRNS", b"iCCP")  # chunks before the pixels
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _PNG_TRANSPARENCY = {0: (2, 2), 2: (6, 6), 3: (1, 256)}  # bytes, by colour type
 _PNG_PALETTE = 3
-_VP8X_ANIMATION, _VP8X_ALPHA, _VP8X_PROFILE = 0x02, 0x10, 0x20
+_VP8X_ANIMATION, _VP8X_ALPHA = 0x02, 0x10
 _GIF_BLOCK = re.compile(rb"[!,;]")  # an extension, an image, the end
 _GIF_CONTROL = 0xF9  # the extension that gives the transparent colour
 _AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")
@@ -42,7 +39,8 @@ class Stripped(NamedTuple):
       kind: Pillow's name of the format; "" if the format is unknown.
       data: the file.
       orientation: EXIF's, 1 to 8, of a JPEG, PNG or WebP; Pillow reads other formats'.
-      icc: the colour profile of a JPEG, PNG or WebP, if it changes the colours.
+      icc: the colour profile of a JPEG, PNG or WebP, if it is not sRGB; Pillow reads
+        other formats'.
       plain: a JPEG or WebP of one frame that all decoders decode equally and fast.
       structure: of a JPEG.
     """
@@ -79,23 +77,13 @@ def strip(data: bytes) -> Stripped:
     return Stripped("", data)
 
 
-def with_profile(data: bytes, icc: bytes) -> bytes:
-    """Puts a colour profile into a stripped JPEG or WebP, or into a new JPEG."""
-    if jpeg.is_jpeg(data):
-        return jpeg.with_profile(data, icc)
-    with Image.open(io.BytesIO(data)) as image:
-        size = b"".join((side - 1).to_bytes(3, "little") for side in image.size)
-    head = _webp_chunk(b"VP8X", bytes([_VP8X_PROFILE, 0, 0, 0]) + size)
-    return _webp(head, _webp_chunk(b"ICCP", icc), data[12:])
-
-
 def _strip_jpeg(data: bytes) -> Stripped:
     found = jpeg.strip(data)
     return Stripped(
         "JPEG",
         found.data,
         orientation=found.header.orientation,
-        icc=found.icc,
+        icc=found.header.icc,
         plain=found.header.channels in (1, 3) and found.scans <= _PLAIN_SCANS,
         structure=found,
     )

@@ -1,7 +1,8 @@
-"""Decodes image files to 8-bit RGB, upright, with transparency on white.
+"""Decodes image files to 8-bit sRGB, upright, with transparency on white.
 
 Curation, training, evaluation and inference all use these functions, so that a file has
-the same pixels everywhere. 16-bit channels keep their upper 8 bits.
+the same pixels everywhere. 16-bit channels keep their upper 8 bits. Colours are
+converted by the file's profile.
 """
 
 import io
@@ -11,7 +12,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from metaclip_jax.data import containers, jpeg
+from metaclip_jax.data import colour, containers, image_tags, jpeg
 from metaclip_jax.data.containers import Stripped
 from metaclip_jax.data.image_tags import UndecodableImage
 
@@ -70,11 +71,13 @@ def decode(data: bytes) -> Image.Image:
     check_size(*image.size)
     if file.structure and not file.structure.ended:
         check_jpeg(file.structure)
-    return turn(upright_rgb(image), file.orientation)
+    return turn(upright_rgb(image, file.icc), file.orientation)
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """Returns a Pillow image as RGB, upright, with transparent pixels on white.
+def upright_rgb(image: Image.Image, icc: bytes = b"") -> Image.Image:
+    """Returns a Pillow image as sRGB, upright, with transparent pixels on white.
+
+    `icc` is the file's colour profile, if it is not the image's own.
 
     Raises UndecodableImage: unsupported_image for grey values of an unknown range, and
     all reasons of decoding if the image is not decoded yet.
@@ -82,7 +85,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and palettes
-            flat = _to_rgb(image)
+            flat = _to_rgb(image, icc or _profile(image))
             return turn(flat, _orientation(image))
     except Exception as error:
         raise _failure(error) from error
@@ -158,14 +161,27 @@ def check_jpeg(file: jpeg.Jpeg) -> None:
     decode_jpeg(file, colours="GRAY", min_width=1, min_height=1)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Returns an image of any mode as RGB, with transparent pixels on white."""
+def _profile(image: Image.Image) -> bytes:
+    icc = image.info.get("icc_profile")
+    channels = {"CMYK": 4, "L": 1, "LA": 1, "1": 1}.get(image.mode, 3)
+    if image.mode.startswith("I"):
+        channels = 1
+    return image_tags.profile(icc, channels=channels) if icc else b""
+
+
+def _to_rgb(image: Image.Image, icc: bytes) -> Image.Image:
+    """Returns an image of any mode as sRGB, with transparent pixels on white."""
     if image.mode.startswith("I") or image.mode == "F":
-        return _wide_grey(image)
+        return colour.to_srgb(_wide_grey(image), icc)
+    if image.mode == "CMYK":
+        return colour.to_srgb(image, icc)
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return colour.to_srgb(image.convert("RGB"), icc)
+    whole = image.convert("RGBA")
+    converted = colour.to_srgb(whole.convert("RGB"), icc)
+    converted.putalpha(whole.getchannel("A"))
     white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return Image.alpha_composite(white, converted).convert("RGB")
 
 
 def _wide_grey(image: Image.Image) -> Image.Image:

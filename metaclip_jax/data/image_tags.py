@@ -5,13 +5,13 @@ The other metadata (GPS data, names, thumbnails) do not change the pixels.
 
 import struct
 
-MAX_PROFILE_BYTES = 65_519  # what one JPEG segment holds
+MAX_PROFILE_BYTES = 4 << 20  # printers' profiles have one or two million
 _ORIENTATION = 0x0112  # EXIF tag
 _SHORT, _LONG = 3, 4  # EXIF types
 _PROFILE_HEADER = 128  # bytes; the table of tags follows
 _MAX_PROFILE_TAGS = 100
 # Colour spaces in a profile, by the image's number of channels.
-_COLOUR_SPACES = {1: b"GRAY", 3: b"RGB "}
+_COLOUR_SPACES = {1: b"GRAY", 3: b"RGB ", 4: b"CMYK"}
 
 
 class UndecodableImage(ValueError):
@@ -49,8 +49,8 @@ def orientation(exif: bytes) -> int:
 def profile(icc: bytes, *, channels: int) -> bytes:
     """Returns the colour profile if it changes the image's colours, else b"".
 
-    It does not if it is invalid, of another number of channels, or sRGB, which is the
-    default. Bytes after the profile are cut off.
+    It does not if it is invalid, of another number of channels, or named sRGB, which is
+    the default. Bytes after the profile are cut off.
     """
     size = int.from_bytes(icc[:4], "big")
     if not _PROFILE_HEADER + 4 <= size <= min(len(icc), MAX_PROFILE_BYTES):

@@ -14,6 +14,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from metaclip_jax.data import colour as colour_profiles
 from metaclip_jax.data import containers, decoding, draws, jpeg
 from metaclip_jax.data.image_tags import UndecodableImage as UndecodableImage
 
@@ -127,7 +128,7 @@ def decode_train(
         width, height = header.width, header.height
         decoding.check_size(width, height)
         box = crop_box(width, height, key=key, scale=scale, ratio=ratio)
-        if header.orientation == 1:
+        if header.orientation == 1 and not colour_profiles.changes(header.icc):
             decoded = _decode_box(data, width, height, box, size)
     if decoded is None:
         pixels = _decode_whole(data)
@@ -229,7 +230,7 @@ def _decode_box(
 
 
 def _decode_whole(data: bytes) -> np.ndarray:
-    """Decodes any image at full size: u8[H, W, 3], RGB, upright, alpha on white."""
+    """Decodes any image at full size: u8[H, W, 3], sRGB, upright, alpha on white."""
     file = containers.strip(data)
     pixels = None
     if file.structure:
@@ -239,6 +240,7 @@ def _decode_whole(data: bytes) -> np.ndarray:
         pixels = _by_opencv(file.data)
     if pixels is None:
         return np.asarray(decoding.decode(data))
+    pixels = colour_profiles.pixels_to_srgb(pixels, file.icc)
     if file.orientation > 1:
         pixels = np.asarray(decoding.turn(Image.fromarray(pixels), file.orientation))
     return pixels

@@ -47,12 +47,16 @@ _WHOLE_SPECTRUM = b"\0\x3f\0"  # coefficients 0 to 63 at full precision
 
 
 class Header(NamedTuple):
-    """Facts from before the first scan; sizes in pixels, as stored."""
+    """Facts from before the first scan; sizes in pixels, as stored.
+
+    `icc` is the colour profile, b"" if there is none (see `image_tags.profile`).
+    """
 
     width: int
     height: int
     channels: int
     orientation: int
+    icc: bytes = b""
 
 
 class Jpeg(NamedTuple):
@@ -60,17 +64,15 @@ class Jpeg(NamedTuple):
 
     Attributes:
       data: the file.
-      header: its size, channels and EXIF orientation.
+      header: its size, channels, EXIF orientation and colour profile.
       scans: the number of scans.
       ended: whether it had an end marker; without one, the last scan may be truncated.
-      icc: its colour profile, b"" if there is none (see `image_tags.profile`).
     """
 
     data: bytes
     header: Header
     scans: int
     ended: bool
-    icc: bytes
 
 
 class _Frame(NamedTuple):
@@ -146,19 +148,7 @@ def strip(data: bytes) -> Jpeg:
         header=_header(frame, tags),
         scans=scans,
         ended=ended,
-        icc=tags.profile(frame),
     )
-
-
-def with_profile(data: bytes, icc: bytes) -> bytes:
-    """Puts a colour profile into a JPEG without one; at most MAX_PROFILE_BYTES."""
-    place = 2
-    for mark in (_JFIF, _ADOBE):
-        if data[place : place + 2] == mark[:2]:
-            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    payload = _ICC + b"\1\1" + icc  # piece 1 of 1
-    length = (len(payload) + 2).to_bytes(2, "big")
-    return data[:place] + b"\xff\xe2" + length + payload + data[place:]
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -195,7 +185,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _plain_header(data: bytes) -> Header | None:
-    """Reads the header of an ordinary file without EXIF in a fifth of the time."""
+    """Reads an ordinary header, without EXIF or profile, in a fifth of the time."""
     position, frame = 2, b""
     try:
         while data[position] == 0xFF:
@@ -207,6 +197,8 @@ def _plain_header(data: bytes) -> Header | None:
             if code in (_BASELINE, _PROGRESSIVE):
                 frame = data[position + 4 : position + 2 + length]
             elif code not in _ORDINARY or length < 2:
+                return None
+            elif code == _APP2 and data[position + 4 : position + 16] == _ICC:
                 return None
             position += 2 + length
     except IndexError:
@@ -271,7 +263,8 @@ def _complete(frame: _Frame, missing: dict[int, bytearray]) -> bool:
 
 def _header(frame: _Frame, tags: "_Tags") -> Header:
     orientation = image_tags.orientation(tags.exif)
-    return Header(frame.width, frame.height, len(frame.components), orientation)
+    channels = len(frame.components)
+    return Header(frame.width, frame.height, channels, orientation, tags.profile(frame))
 
 
 class _Tags:
