@@ -303,7 +303,7 @@ def limit(port: int, bodies: Sequence[bytes]) -> float:
     """Returns seconds of CPU for a request and a check of one image."""
     urls = [f"http://{_HOST}/{number}.jpg" for number in range(len(bodies))]
     begin = time.process_time()
-    for _, status, body in fetching.fetch(
+    for _, status, body, _ in fetching.fetch(
         urls,
         host_map={_HOST: f"127.0.0.1:{port}"},
         concurrency=_IN_FLIGHT,

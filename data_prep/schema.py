@@ -97,6 +97,26 @@ PRINTS = pa.schema(
     ]
 )
 
+# Facts of a download, beside those of IMAGES in the rows of its stage.
+DOWNLOADED = pa.schema(
+    [
+        ("stage", pa.string()),  # that gave the status: download or screen
+        ("http_status", pa.int32()),  # null if no whole answer came
+        ("bytes", pa.int64()),  # of the body, as it came; null if there is none
+        ("body_sha256", pa.string()),  # of the body, likewise
+    ]
+)
+
+# One row per image whose download was asked for, beside the dataset.
+URLS = pa.schema(
+    [
+        ("url", pa.string()),
+        *(IMAGES.field(name) for name in ("image_id", "status", "kept_as")),
+        ("in_dataset", pa.bool_()),  # false also for what balancing left out
+        *(field for field in DOWNLOADED if field.name != "stage"),
+    ]
+)
+
 # Texts of repeated images, which move to the kept images. They are drawn with the key
 # of their original image.
 MOVED = pa.schema([*MATCHES, IMAGES.field("kept_as")])

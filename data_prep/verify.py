@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from data_prep.sinks import array_record as sink
@@ -79,6 +80,7 @@ def faults(folder: str) -> Iterator[str]:
     for image_id in seen.repeated_images()[:_SHOWN]:
         yield f"the image {image_id}... is in the dataset twice"
     yield from _count_faults(folder, seen)
+    yield from _url_faults(folder, lengths)
 
 
 def _shards(folder: str) -> list[dict[str, Any]]:
@@ -214,6 +216,24 @@ def _count_faults(folder: str, seen: _Seen) -> Iterator[str]:
             f"{sink.COUNTS}: says that {said[code, entry]} texts match entry {entry} "
             f"of {code!r}, but {seen.entries[code, entry]} do"
         )
+
+
+def _url_faults(folder: str, lengths: Sequence[int]) -> Iterator[str]:
+    """Compares the rows of URLs, which older datasets lack, with the records."""
+    paths = [
+        os.path.join(folder, sink.urls_name(index, len(lengths)))
+        for index in range(len(lengths))
+    ]
+    if not any(files.path(path).exists() for path in paths):
+        return
+    for path, count in zip(paths, lengths, strict=True):
+        try:
+            inside = files.read_parquet(path, ["in_dataset"])["in_dataset"]
+        except (ValueError, FileNotFoundError) as error:
+            yield str(error)
+            continue
+        if (pc.sum(inside).as_py() or 0) != count:
+            yield f"{path}: wanted {count} URLs in the dataset, got {pc.sum(inside)}"
 
 
 def _to_counter(table: pa.Table) -> Counter[tuple[str, int]]:

@@ -31,6 +31,7 @@ class Fetched(NamedTuple):
     position: int
     status: str
     body: bytes
+    code: int = 0  # HTTP's status, 0 if there was no whole answer
 
 
 class _Result(NamedTuple):
@@ -301,7 +302,8 @@ async def _fetch_all(
             return answer
 
         answer = await retrying(once)
-        return _Result(Fetched(index, answer.status, answer.body), held.size)
+        fetched = Fetched(index, answer.status, answer.body, answer.code)
+        return _Result(fetched, held.size)
 
     async def work(host: _Host) -> None:
         while host.waiting:

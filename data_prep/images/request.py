@@ -39,6 +39,7 @@ class Answer(NamedTuple):
     status: str  # "ok" or the reason
     body: bytes = b""  # empty unless ok
     retry_after: float = 0.0  # seconds that the server asks to wait
+    code: int = 0  # HTTP's status, 0 if there was no whole answer
 
 
 def session(pinned: Pinned, user_agent: str) -> aiohttp.ClientSession:
@@ -137,10 +138,11 @@ async def _follow(
             return Answer(reason)
         async with session.get(hop, allow_redirects=False) as response:
             if _opted_out(response.headers):
-                return Answer("opted_out")
+                return Answer("opted_out", code=response.status)
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or not location:
-                return await _receive(response, max_bytes, grow, cut)
+                answer = await _receive(response, max_bytes, grow, cut)
+                return answer._replace(code=response.status)
             hop = read_url(_escaped(location), str(hop))
     return Answer("redirect_limit")
 

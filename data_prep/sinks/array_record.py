@@ -79,6 +79,11 @@ def read_facts(final_path: str, *, texts: int) -> dict[str, Any] | None:
     }
 
 
+def urls_name(index: int, total: int) -> str:
+    """Returns the name of the Parquet file with schema.URLS of a partition."""
+    return f"urls-{index:05d}-of-{total:05d}.parquet"
+
+
 def remove_shard(final_path: str) -> None:
     """Removes a shard and its sidecar, if they exist."""
     for path in (records.entries_path(final_path), final_path):

@@ -48,8 +48,8 @@ class WriteShard(beam.DoFn):
     def _outputs(self, partition: int) -> Iterator[pa.RecordBatch]:
         part = parts.name(partition, self._partitions)
         matches = parts.read(f"{self._workdir}/matches", part)
-        images = parts.read(f"{self._workdir}/images", part)
-        images = images.filter(pc.equal(images["status"], "ok"))
+        asked_for = parts.read(f"{self._workdir}/images", part)
+        images = asked_for.filter(pc.equal(asked_for["status"], "ok"))
         matches = matches.filter(
             pc.is_in(matches["image_id"], images["image_id"].combine_chunks())
         )
@@ -74,6 +74,12 @@ class WriteShard(beam.DoFn):
                 left["position"].to_pylist(),
             )
             facts = sink.write_shard(path, steps.to_records(balanced, left, bodies))
+        urls = sink.urls_name(partition, self._partitions)
+        if not parts.exists(self._output, urls):
+            downloads = parts.read(f"{self._workdir}/downloads", part)
+            inside = pc.is_in(asked_for["image_id"], left["image_id"].combine_chunks())
+            table = _urls(asked_for, downloads, in_dataset=inside)
+            parts.write(self._output, urls, table)
         entered = (pc.sum(images["texts"]).as_py() or 0) + moved.num_rows
         yield Tagged(
             "flow",
@@ -88,6 +94,25 @@ class WriteShard(beam.DoFn):
         yield Tagged("shards", _shard_row(facts))
         yield Tagged("tallies", steps.tally(balanced))
         yield steps.count(balanced)
+
+
+def _urls(
+    images: pa.Table, downloads: pa.Table, *, in_dataset: pa.ChunkedArray
+) -> pa.Table:
+    """Returns the URLS of a partition, sorted by image id.
+
+    Args:
+      images: IMAGES with their final statuses.
+      downloads: those of the download stage, with DOWNLOADED.
+      in_dataset: which of `images` have a record.
+    """
+    rows = pc.index_in(images["image_id"], downloads["image_id"].combine_chunks())
+    facts = downloads.select(schema.DOWNLOADED.names).take(rows)
+    columns = {name: images[name] for name in images.column_names}
+    columns |= {name: facts[name] for name in facts.column_names}
+    columns |= {"url": images["image_url"], "in_dataset": in_dataset}
+    found = pa.table([columns[name] for name in schema.URLS.names], schema.URLS)
+    return found.sort_by("image_id")
 
 
 def _shard_row(facts: Mapping[str, Any]) -> pa.RecordBatch:

@@ -1,5 +1,7 @@
 """Stages from matches to screened images without repeats."""
 
+import hashlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -154,10 +156,10 @@ def download_and_screen(
       watch: called with the status of each download.
 
     Returns:
-      The rows of `wanted` as IMAGES, with `stage`: which of download and screen gave
-      the status.
+      The rows of `wanted` as IMAGES with the columns of DOWNLOADED.
     """
     n = wanted.num_rows
+    fields = {field.name: field for field in (*schema.IMAGES, *schema.DOWNLOADED)}
     columns: dict[str, list] = {
         "status": [""] * n,
         "sha256": [""] * n,
@@ -167,31 +169,43 @@ def download_and_screen(
         "kept_as": [""] * n,
         "stage": ["download"] * n,
         "position": [-1] * n,
+        "http_status": [None] * n,
+        "bytes": [None] * n,
+        "body_sha256": [None] * n,
     }
     # Two a core: one waits while another is screened.
     held = min(2 * cores, max(1, fetch["max_held_bytes"] // fetch["max_bytes"] // 2))
     cv2.setNumThreads(1)  # the parallel parts are images, not rows of pixels
 
     def screened(
-        body: tuple[int, str, bytes],
-    ) -> tuple[int, str, screening.Screened | None]:
-        index, status, content = body
-        is_there = status == download.OK
-        return index, status, screening.screen(content, **screen) if is_there else None
+        fetched: download.Fetched,
+    ) -> tuple[download.Fetched, dict, screening.Screened | None]:
+        facts: dict = {"status": fetched.status}
+        if fetched.code:
+            facts["http_status"] = fetched.code
+        if fetched.status != download.OK:
+            return fetched, facts, None
+        facts["bytes"] = len(fetched.body)
+        facts["body_sha256"] = hashlib.sha256(fetched.body).hexdigest()
+        image = screening.screen(fetched.body, **screen)
+        return fetched._replace(body=b""), facts, image
 
     with parts.blob_writer(*blobs) as write_blob:
         for blob in parts.read_blobs(*blobs, range(kept)) if kept else ():
             write_blob(blob)
-        bodies: Iterator[tuple[int, str, bytes]] | None
-        bodies = kinds.images(wanted["stored_at"].to_pylist(), source)
-        if bodies is None:
+        stored = kinds.images(wanted["stored_at"].to_pylist(), source)
+        if stored is None:
             urls = wanted["image_url"].to_pylist()
             bodies = download.fetch(urls, held=held, **fetch)
-        for index, status, image in threads.apply(
+        else:
+            bodies = itertools.starmap(download.Fetched, stored)
+        for fetched, facts, image in threads.apply(
             screened, bodies, threads=cores, held=held
         ):
-            watch(status)
-            columns["status"][index] = status
+            index = fetched.position
+            watch(fetched.status)
+            for key, value in facts.items():
+                columns[key][index] = value
             if image is None:
                 continue
             columns["stage"][index] = "screen"
@@ -202,9 +216,8 @@ def download_and_screen(
             for key in ("sha256", "fingerprint", "width", "height"):
                 columns[key][index] = getattr(image, key)
     for name, values in columns.items():
-        kind = schema.IMAGES.field(name).type if name in schema.IMAGES.names else None
-        wanted = wanted.append_column(name, pa.array(values, kind))
-    return wanted.select([*schema.IMAGES.names, "stage"])
+        wanted = wanted.append_column(name, pa.array(values, fields[name].type))
+    return wanted.select(list(fields))
 
 
 def _outcome_rows(found: Mapping[str, int]) -> pa.RecordBatch:

@@ -1,15 +1,18 @@
 """Downloads that fail: too many are an error, and what may succeed is tried again."""
 
+import hashlib
 import re
 from collections import Counter
 from contextlib import contextmanager
 
+import pyarrow as pa
 import pytest
 
 from data_prep import config as config_lib
 from data_prep import curate
 from data_prep.images import failures
 from metaclip_jax import files
+from metaclip_jax.data import records
 from tests.data_prep import tiny_web
 from tests.data_prep.raw_server import answer, serving
 
@@ -112,6 +115,42 @@ def test_a_dead_server_is_an_error_and_the_same_command_mends_it(healthy, tmp_pa
     with serving_web() as (_, port):
         run(configured(tmp_path, port), tmp_path)
     assert content(tmp_path) == healthy
+
+
+def test_beside_the_dataset_is_a_row_of_each_address_that_was_asked_for(tmp_path):
+    """Also where answers differ in every way, and images repeat."""
+    with serving_web() as (web, port):
+        repeats = {n: answer(body=PICTURES[100]) for n in range(101, 110)}
+        web.ill = ILL | repeats
+        config = configured(tmp_path, port)
+        config.balance.t, config.balance.slack = 50, 1.2
+        run(config, tmp_path)
+    dataset = records.open_dataset(str(tmp_path / "dataset"))
+    found = map(records.decode, records.read(dataset, range(len(dataset))))
+    inside = {record.image_url for record in found}
+    rows = pa.concat_tables(
+        files.read_parquet(path) for path in (tmp_path / "dataset").glob("urls-*")
+    ).to_pylist()
+    numbers = {int(re.search(r"(\d+)\.jpg", row["url"])[1]): row for row in rows}
+    assert len(numbers) == len(rows)
+    assert numbers.keys() == web.asked.keys() and len(rows) < N  # others were thinned
+    assert {row["url"] for row in rows if row["in_dataset"]} == inside
+    codes = {"ok": 200, "repeated_image": 200, "not_an_image": 200, "opted_out": 200}
+    codes |= {"http_403": 403, "http_404": 404, "http_429": 429, "http_5xx": 503}
+    codes |= dict.fromkeys(("truncated_body", "bad_http", "private_address"))
+    codes["connection"] = None
+    assert codes.keys() == {row["status"] for row in rows}
+    for number, row in numbers.items():
+        assert row["http_status"] == codes[row["status"]]
+        body = PICTURES[100 if number in repeats else number]
+        if row["status"] in ("ok", "repeated_image"):
+            assert row["body_sha256"] == hashlib.sha256(body).hexdigest()
+            assert row["bytes"] == len(body)
+        elif row["status"] != "not_an_image":
+            assert (row["bytes"], row["body_sha256"]) == (None, None)
+        if row["status"] == "repeated_image":
+            (kept,) = (r for r in rows if r["image_id"] == row["kept_as"])
+            assert kept["body_sha256"] == row["body_sha256"]
 
 
 def test_a_larger_share_goes_on_without_the_images(tmp_path):

@@ -83,8 +83,8 @@ while True:
 KINDS = {
     "dataset": (
         "unfinished.json tiny-train.array_record-N-of-00002 "
-        "tiny-train.entries-N-of-00002.arrow counts.parquet data_card.json "
-        "dataset_info.json features.json manifest.json"
+        "tiny-train.entries-N-of-00002.arrow urls-N-of-00002.parquet "
+        "counts.parquet data_card.json dataset_info.json features.json manifest.json"
     ),
     "work/balance": (
         "accepted.parquet flow.parquet kept.parquet shards.parquet tallies.parquet"

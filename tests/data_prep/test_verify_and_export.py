@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -99,6 +100,15 @@ def rewrite(folder, change):
     files.write_json(folder / files.MANIFEST, manifest)
 
 
+def lose_urls(folder):
+    Path(folder, "urls-00001-of-00002.parquet").unlink()
+
+
+def other_urls(folder):
+    path = Path(folder, "urls-00000-of-00002.parquet")
+    pq.write_table(pq.read_table(path).slice(1), path)
+
+
 def other_image(folder):
     def change(found):
         body = tiny_web.picture(999, side=40)
@@ -120,6 +130,8 @@ def repeat(folder):
         (swap_sidecars, ["its row in the sidecar differs"]),
         (other_card, ["data_card.json: says 41 texts, but there are 40"]),
         (other_counts, ["counts.parquet: says that"]),
+        (lose_urls, ["urls-00001-of-00002.parquet"]),
+        (other_urls, ["urls-00000-of-00002.parquet: wanted"]),
         (other_image, ["wanted an image of sha256", "got (40, 40)"]),
         (repeat, ["is in the dataset twice"]),
     ],
