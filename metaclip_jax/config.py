@@ -84,7 +84,6 @@ def default() -> ConfigDict:
     config.evaluation.data_dir = ""  # folder of the images of tasks
     config.evaluation.batch = 0  # images or texts encoded at a time; 0 = by the device
     config.evaluation.bootstrap_samples = 1_000  # resamples behind each interval
-
     return config.lock()
 
 
@@ -105,8 +104,9 @@ def _model() -> ConfigDict:
     model.embed_dim = 512  # channels of the shared embedding
     model.activation = "quick_gelu"  # of the MLPs: quick_gelu, gelu or gelu_tanh
     model.text_pool = "eos"  # read at the first "eos", "argmax" of ids, "last" (siglip)
-    model.attention = "xla"  # implementation: xla or cudnn
+    model.attention = "xla"  # xla, jax (its own gradient, wider weights) or cudnn
     model.remat = "none"  # what the backward pass recomputes: none, dots or full
+    model.chunk = -1  # rows of a device at a time in a layer; 0 = all, -1 = 32 on TPUs
     model.unroll = False  # compile each layer by itself and not a loop, for GPUs
     return model
 
@@ -215,8 +215,9 @@ RANGES: dict[str, Range] = {
     "model.embed_dim": _WIDTH,
     "model.activation": Range(str, choices=("quick_gelu", "gelu", "gelu_tanh")),
     "model.text_pool": Range(str, choices=("eos", "argmax", "last")),
-    "model.attention": Range(str, choices=("xla", "cudnn")),
+    "model.attention": Range(str, choices=("xla", "jax", "cudnn")),
     "model.remat": Range(str, choices=("none", "dots", "full")),
+    "model.chunk": Range(int, least=-1),
     "model.unroll": Range(bool),
     "optimizer.peak_lr": Range(float, above=0),
     "optimizer.warmup_steps": _COUNT_OR_NONE,
@@ -426,9 +427,8 @@ def architecture(
 
     model = config.model.to_dict()
     for tower in ("vision", "text"):
-        model[f"{tower}_mlp_width"] = (
-            model[f"{tower}_mlp_width"] or 4 * model[f"{tower}_width"]
-        )
+        key = f"{tower}_mlp_width"
+        model[key] = model[key] or 4 * model[f"{tower}_width"]
     return Architecture(
         **model,
         logit_bias=config.loss == "sigmoid",

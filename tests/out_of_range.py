@@ -50,8 +50,8 @@ def _numbers_outside(row: Range) -> Iterator[float]:
         yield row.most + 1 if whole else nextafter(row.most, inf)
     if row.below is not None:
         yield from (row.below, row.below + 1)
-    lowest = max(row.least or 0, row.above or 0)
-    if (row.least, row.above) != (None, None) and lowest >= 0 and -1 not in row.also:
+    lowest = [bound for bound in (row.least, row.above) if bound is not None]
+    if lowest and max(lowest) >= 0 and -1 not in row.also:
         yield from (-1, -5)
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from metaclip_jax.models import attention, layers, siglip, text, vit
+from metaclip_jax.models import attention, layers, siglip, stack, text, vit
 
 Params = dict[str, Any]
 
@@ -27,7 +27,7 @@ DTYPES = ("float32", "bfloat16")
 FAMILIES = ("clip", "siglip")
 TEXT_POOLS = ("eos", "argmax", "last")
 # Fields of an architecture that change how it is computed, not what it computes.
-EXECUTION_FIELDS = ("attention", "remat", "unroll")
+EXECUTION_FIELDS = ("attention", "remat", "unroll", "chunk")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,7 @@ class Architecture:
     attention: str = "xla"
     remat: str = "none"
     unroll: bool = False
+    chunk: int = -1
 
     @property
     def patches(self) -> int:
@@ -139,20 +140,20 @@ def encode_image(
     images: jax.Array,
     patches: jax.Array | None = None,
     *,
-    constrain: layers.Constrain = layers.unconstrained,
+    rows: stack.Rows = stack.ANYWHERE,
 ) -> jax.Array:
     """Returns f32[B, E] of unit norm for images [B, H, W, 3].
 
     uint8 images are normalised on the device; f32 images must be normalised already.
     `patches`, int32[B, n], are those that the tower sees; None = all.
-    `constrain` gives arrays [B, ...] the sharding of the images.
+    `rows` says how the images are spread over devices.
     """
     size = architecture.image_size
     if images.ndim != 4 or images.shape[1:] != (size, size, 3):
         raise ValueError(f"images must be [B, {size}, {size}, 3], got {images.shape}")
     image_graph, _ = _graphs(architecture)
     tower = nnx.merge(image_graph, params["image"])
-    return _unit_norm(tower(images, patches, constrain=constrain))
+    return _unit_norm(tower(images, patches, rows=rows))
 
 
 def encode_text(
@@ -160,11 +161,11 @@ def encode_text(
     params: Params,
     tokens: jax.Array,
     *,
-    constrain: layers.Constrain = layers.unconstrained,
+    rows: stack.Rows = stack.ANYWHERE,
 ) -> jax.Array:
     """Returns f32[B, E] of unit norm for tokens int32[B, T], T <= context_length.
 
-    `constrain` gives arrays [B, ...] the sharding of the tokens.
+    `rows` says how the tokens are spread over devices.
     """
     longest = architecture.context_length
     if tokens.ndim != 2 or tokens.shape[1] > longest:
@@ -173,7 +174,7 @@ def encode_text(
         raise ValueError(f"tokens must be padded to [B, {longest}], got {tokens.shape}")
     _, text_graph = _graphs(architecture)
     tower = nnx.merge(text_graph, params["text"])
-    return _unit_norm(tower(tokens, constrain=constrain))
+    return _unit_norm(tower(tokens, rows=rows))
 
 
 def parameter_count(architecture: Architecture) -> dict[str, int]:

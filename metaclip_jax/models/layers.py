@@ -17,22 +17,13 @@ from flax import nnx
 from flax.nnx import initializers
 from jax.extend.core import Primitive
 
-from metaclip_jax.models import attention, norm, product
+from metaclip_jax.models import attention, norm, product, stack
 
 Activation = Callable[[jax.Array], jax.Array]
 # The whole sequence [B, T, D], or its segments, [B, N, D] each.
 Segments = jax.Array | tuple[jax.Array, ...]
-# Applies a sharding constraint to [B, ...]. Training passes one so that the compiler
-# gathers the parameters and does not move the batch.
-Constrain = Callable[[jax.Array], jax.Array]
-
 # TPUs compute in tiles of this many positions: one position more costs a whole tile.
 TILE = 128
-
-
-def unconstrained(x: jax.Array) -> jax.Array:
-    """Leaves the sharding of `x` to the compiler."""
-    return x
 
 
 class BlockShape(NamedTuple):
@@ -204,7 +195,8 @@ class Attention(nnx.Module):
                 query, key, value, causal=self.causal, positions=positions
             )
         else:
-            mixed = attention.plain(query, key, value, causal=self.causal)
+            attend = attention.plain if self.attention == "xla" else attention.by_jax
+            mixed = attend(query, key, value, causal=self.causal)
         return self.out(mixed)
 
     def read(
@@ -278,12 +270,21 @@ class Block(nnx.Module):
         self.mlp = Mlp(shape, init, rngs=rngs)
         self.unroll = shape.unroll
 
-    def __call__(self, x: Segments, positions: int | None = None) -> Segments:
+    def __call__(
+        self,
+        x: Segments,
+        positions: int | None = None,
+        statistics: Any = None,
+    ) -> Segments:
         """Maps [B, T, D], or each segment, to the same shape, in x's dtype.
 
-        Positions from `positions` on are padding; None means no padding.
+        Positions from `positions` on are padding; None means no padding. `statistics`
+        are those of `ln_1` for x, or for each segment.
         """
-        x = jax.tree.map(jnp.add, x, self.attn(jax.tree.map(self.ln_1, x), positions))
+        if statistics is None:
+            statistics = jax.tree.map(self.ln_1.statistics, x)
+        mixed = self.attn(jax.tree.map(self.ln_1, x, statistics), positions)
+        x = jax.tree.map(jnp.add, x, mixed)
         return jax.tree.map(lambda segment: segment + self.mlp(self.ln_2(segment)), x)
 
     def read(self, x: jax.Array, position: jax.Array | int) -> jax.Array:
@@ -320,7 +321,7 @@ def split_last(blocks: Block) -> tuple[Block, Block]:
 
 
 def run_blocks(
-    blocks: Block, x: jax.Array, *, remat: str, constrain: Constrain = unconstrained
+    blocks: Block, x: jax.Array, *, remat: str, rows: stack.Rows = stack.ANYWHERE
 ) -> jax.Array:
     """Applies the stack to [B, T, D], in a loop over layers or unrolled.
 
@@ -328,24 +329,44 @@ def run_blocks(
     cuDNN, the sequence is padded to an even length. Neither changes the result.
     """
     attn, positions = blocks.attn, x.shape[1]
+    graph, stacks = nnx.split(blocks)
+    spread = rows.constrain if rows.chunks(len(x)) == 1 else lambda x: x
 
-    def apply(x: Segments, block: Block) -> Segments:
-        return jax.tree.map(constrain, block(jax.tree.map(constrain, x), positions))
+    def apply(layer: nnx.State, x: Segments, statistics: Any) -> Segments:
+        block = nnx.merge(graph, layer)
+        return jax.tree.map(
+            spread, block(jax.tree.map(spread, x), positions, statistics)
+        )
 
-    scan = nnx.scan(
+    run = functools.partial(
+        stack.run,
         _remat(apply, remat, unroll=blocks.unroll),
-        unroll=blocks.unroll or 1,
-        in_axes=(nnx.Carry, 0),
-        out_axes=nnx.Carry,
+        functools.partial(jax.tree.map, blocks.ln_1.statistics),
+        cast_products(stacks, attn.qkv.dtype),
+        rows=rows,
+        unroll=blocks.unroll,
     )
     if attn.attention == "cudnn":
         # Pad once here: padding in each layer would copy queries, keys and values.
         x = jnp.pad(x, ((0, 0), (0, positions % 2), (0, 0)))
-        return scan(x, blocks)[:, :positions]
+        return run(x)[:, :positions]
     one_too_many = positions > 1 and positions % TILE == 1
     if one_too_many and not attn.causal:
-        return jnp.concatenate(scan((x[:, :1], x[:, 1:]), blocks), axis=1)
-    return scan(x, blocks)
+        return jnp.concatenate(run((x[:, :1], x[:, 1:])), axis=1)
+    return run(x)
+
+
+def cast_products(stacks: nnx.State, dtype: Any) -> nnx.State:
+    """Casts the parameters of attention and MLP to the dtype that they multiply in.
+
+    Before the loop over layers: so their gradients are stored in that dtype too.
+    """
+
+    def cast(path: Any, leaf: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path[:1], simple=True)
+        return leaf if name in ("ln_1", "ln_2") else leaf.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, stacks)
 
 
 def read_block(
@@ -354,7 +375,7 @@ def read_block(
     position: jax.Array | int,
     *,
     remat: str,
-    constrain: Constrain = unconstrained,
+    rows: stack.Rows = stack.ANYWHERE,
 ) -> jax.Array:
     """Maps [B, T, D] to a block's output [B, D] at `position`, one int or int32[B].
 
@@ -362,10 +383,13 @@ def read_block(
     blocks are a twelfth of a B/32's matmul FLOPs; this leaves a sixth of those.
     """
 
-    def apply(x: jax.Array, block: Block) -> jax.Array:
-        return constrain(block.read(constrain(x), position))
+    graph, params = nnx.split(block)
 
-    return _remat(apply, remat, unroll=block.unroll)(x, block)
+    def apply(params: nnx.State, x: jax.Array) -> jax.Array:
+        read = nnx.merge(graph, params).read
+        return rows.constrain(read(rows.constrain(x), position))
+
+    return _remat(apply, remat, unroll=block.unroll)(params, x)
 
 
 def _remat(
@@ -374,7 +398,7 @@ def _remat(
     if remat == "none":
         return apply
     # Outside a loop, common subexpression elimination would undo the rematerialisation.
-    return nnx.remat(apply, prevent_cse=unroll, policy=REMAT_POLICIES[remat])
+    return jax.checkpoint(apply, prevent_cse=unroll, policy=REMAT_POLICIES[remat])
 
 
 def _save_products(primitive: Primitive, *inputs: Any, **params: Any) -> bool:

@@ -1,46 +1,58 @@
 """LayerNorm with a hand-written gradient that stores x, the mean and 1 / deviation."""
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+Statistics = tuple[jax.Array, jax.Array]  # mean and 1 / deviation, f32[..., 1]
+
 
 class LayerNorm(nnx.LayerNorm):
     """Normalises the last axis in f32 and returns f32 for any dtype of x."""
 
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        """Maps [..., D] to f32[..., D]; `mask` must be None."""
-        assert mask is None and self.scale is not None and self.bias is not None
-        return _normalise(self.epsilon, x, self.scale[...], self.bias[...])
+    def __call__(  # type: ignore[override]
+        self, x: jax.Array, statistics: Statistics | None = None
+    ) -> jax.Array:
+        """Maps [..., D] to f32[..., D]; `statistics` are those of x, if they exist."""
+        assert self.scale is not None and self.bias is not None
+        if statistics is None:
+            statistics = self.statistics(x)
+        return _normalise(x, self.scale[...], self.bias[...], statistics)
+
+    def statistics(self, x: jax.Array) -> Statistics:
+        """Returns the statistics of [..., D]. They pass no gradient on to x."""
+        wide = jax.lax.stop_gradient(x).astype(jnp.float32)
+        mean = jnp.mean(wide, axis=-1, keepdims=True)
+        # E[x²] - E[x]²: one pass over x gives both sums.
+        variance = jnp.mean(wide * wide, axis=-1, keepdims=True) - mean * mean
+        factor = jax.lax.rsqrt(jnp.maximum(variance, 0) + self.epsilon)
+        return _computed_first((mean, factor))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@jax.custom_vjp
 def _normalise(
-    epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array
+    x: jax.Array, scale: jax.Array, bias: jax.Array, statistics: Statistics
 ) -> jax.Array:
-    return _forward(epsilon, x, scale, bias)[0]
+    return _forward(x, scale, bias, statistics)[0]
 
 
 def _forward(
-    epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array
+    x: jax.Array, scale: jax.Array, bias: jax.Array, statistics: Statistics
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    mean, factor = statistics
     wide = x.astype(jnp.float32)
-    mean = jnp.mean(wide, axis=-1, keepdims=True)
-    # E[x²] - E[x]²: one pass over x gives both sums.
-    variance = jnp.mean(wide * wide, axis=-1, keepdims=True) - mean * mean
-    mean, factor = _computed_first(
-        (mean, jax.lax.rsqrt(jnp.maximum(variance, 0) + epsilon))
-    )
     return (wide - mean) * (factor * scale) + bias, (x, mean, factor, scale)
 
 
 def _backward(
-    epsilon: float, residuals: tuple[jax.Array, ...], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the gradients of x, of the scale and of the bias."""
+    residuals: tuple[jax.Array, ...], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    """Returns the gradients of x, of the scale and of the bias.
+
+    That of x includes how its statistics depend on it.
+    """
     x, mean, factor, scale = residuals
     normalised = (x.astype(jnp.float32) - mean) * factor
     scaled = gradient * scale
@@ -56,6 +68,7 @@ def _backward(
         x_gradient.astype(x.dtype),
         jnp.sum(gradient * normalised, axis=rows),
         jnp.sum(gradient, axis=rows),
+        None,
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from flax.nnx import initializers
 
-from metaclip_jax.models import layers, norm, positions, text, vit
+from metaclip_jax.models import layers, norm, positions, stack, text, vit
 
 LAYER_NORM_EPSILON = 1e-6
 # Per channel: this scales pixels to [-1, 1].
@@ -75,20 +75,22 @@ class ImageTower(nnx.Module):
         images: jax.Array,
         patches: jax.Array | None = None,
         *,
-        constrain: layers.Constrain = layers.unconstrained,
+        rows: stack.Rows = stack.ANYWHERE,
     ) -> jax.Array:
         """Maps images [B, H, W, 3] to f32[B, E], not of unit norm; E is the width.
 
         uint8 images are normalised here; f32 images must be normalised already.
         `patches`, int32[B, n], are those that the tower sees; None = all.
         """
-        x = constrain(self.patch_embed(vit.normalise(images, IMAGE_MEAN, IMAGE_STD)))
+        x = rows.constrain(
+            self.patch_embed(vit.normalise(images, IMAGE_MEAN, IMAGE_STD))
+        )
         table = self.patch_bias[...] + self.position_embedding[...]
         x = positions.add(x, table.astype(self.dtype))
         x = vit.select_patches(x, patches)
-        x = layers.run_blocks(self.blocks, x, remat=self.remat, constrain=constrain)
+        x = layers.run_blocks(self.blocks, x, remat=self.remat, rows=rows)
         embedding = self.head(self.ln_post(x).astype(self.dtype))
-        return constrain(embedding.astype(jnp.float32))
+        return rows.constrain(embedding.astype(jnp.float32))
 
 
 class TextTower(nnx.Module):
@@ -129,17 +131,15 @@ class TextTower(nnx.Module):
         self,
         tokens: jax.Array,
         *,
-        constrain: layers.Constrain = layers.unconstrained,
+        rows: stack.Rows = stack.ANYWHERE,
     ) -> jax.Array:
         """Maps tokens int32[B, context_length] to f32[B, E], not of unit norm."""
-        x = constrain(jnp.take(self.token_embedding[...], tokens, axis=0))
+        x = rows.constrain(jnp.take(self.token_embedding[...], tokens, axis=0))
         x = positions.add(x, self.position_embedding[: tokens.shape[1]])
         x = x.astype(self.dtype)
-        x = layers.run_blocks(self.blocks, x, remat=self.remat, constrain=constrain)
-        features = layers.read_block(
-            self.last, x, -1, remat=self.remat, constrain=constrain
-        )
+        x = layers.run_blocks(self.blocks, x, remat=self.remat, rows=rows)
+        features = layers.read_block(self.last, x, -1, remat=self.remat, rows=rows)
         features = self.ln_final(features).astype(self.dtype)
         embedding = features @ self.projection[...].astype(self.dtype)
         embedding += self.projection_bias[...].astype(self.dtype)
-        return constrain(embedding.astype(jnp.float32))
+        return rows.constrain(embedding.astype(jnp.float32))

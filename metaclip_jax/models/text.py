@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx import initializers
 
-from metaclip_jax.models import layers, norm, positions
+from metaclip_jax.models import layers, norm, positions, stack
 
 # A stored token table is padded to a multiple of this many rows, so that meshes divide
 # it and TPUs fill their lanes. The rows past the vocabulary are zero and never read.
@@ -68,21 +68,21 @@ class TextTower(nnx.Module):
         self,
         tokens: jax.Array,
         *,
-        constrain: layers.Constrain = layers.unconstrained,
+        rows: stack.Rows = stack.ANYWHERE,
     ) -> jax.Array:
         """Maps tokens int32[B, T] to f32[B, E], not of unit norm."""
-        x = constrain(jnp.take(self.token_embedding[...], tokens, axis=0))
+        x = rows.constrain(jnp.take(self.token_embedding[...], tokens, axis=0))
         x = positions.add(x, self.position_embedding[: tokens.shape[1]])
         x = x.astype(self.dtype)
-        x = layers.run_blocks(self.blocks, x, remat=self.remat, constrain=constrain)
+        x = layers.run_blocks(self.blocks, x, remat=self.remat, rows=rows)
         # With causal attention, padding after the end mark cannot change the result.
         end = end_position(tokens, pool=self.pool, eos_id=self.eos_id)
         features = layers.read_block(  # [B, D]
-            self.last, x, end, remat=self.remat, constrain=constrain
+            self.last, x, end, remat=self.remat, rows=rows
         )
         features = self.ln_final(features).astype(self.dtype)
         embedding = features @ self.projection[...].astype(self.dtype)
-        return constrain(embedding.astype(jnp.float32))
+        return rows.constrain(embedding.astype(jnp.float32))
 
 
 def end_position(tokens: jax.Array, *, pool: str, eos_id: int) -> jax.Array:

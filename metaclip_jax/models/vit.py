@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 from flax.nnx import initializers
 
-from metaclip_jax.models import layers, norm, positions
+from metaclip_jax.models import layers, norm, positions, stack
 
 # OpenAI's channel statistics; every MetaCLIP model uses them.
 IMAGE_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -87,7 +87,7 @@ class ImageTower(nnx.Module):
         images: jax.Array,
         patches: jax.Array | None = None,
         *,
-        constrain: layers.Constrain = layers.unconstrained,
+        rows: stack.Rows = stack.ANYWHERE,
     ) -> jax.Array:
         """Maps images [B, H, W, 3] to f32[B, E], not of unit norm.
 
@@ -95,7 +95,7 @@ class ImageTower(nnx.Module):
         `patches`, int32[B, n], are those that the tower sees; None = all.
         """
         images = normalise(images, IMAGE_MEAN, IMAGE_STD)
-        x = constrain(self.patch_embed(images))  # [B, N, D]
+        x = rows.constrain(self.patch_embed(images))  # [B, N, D]
         x = positions.add(x, self.position_embedding[1:])
         x = select_patches(x, patches)
         class_token = self.class_embedding[...].astype(self.dtype)
@@ -104,10 +104,10 @@ class ImageTower(nnx.Module):
         )
         x = jnp.concatenate([class_token, x], axis=1)  # [B, N + 1, D]
         x = self.ln_pre(x).astype(self.dtype)
-        x = layers.run_blocks(self.blocks, x, remat=self.remat, constrain=constrain)
+        x = layers.run_blocks(self.blocks, x, remat=self.remat, rows=rows)
         features = layers.read_block(  # [B, D]
-            self.last, x, 0, remat=self.remat, constrain=constrain
+            self.last, x, 0, remat=self.remat, rows=rows
         )
         features = self.ln_post(features).astype(self.dtype)
         embedding = features @ self.projection[...].astype(self.dtype)
-        return constrain(embedding.astype(jnp.float32))
+        return rows.constrain(embedding.astype(jnp.float32))

@@ -38,6 +38,7 @@ FREE_KEYS = (
     "model.attention",
     "model.remat",
     "model.unroll",
+    "model.chunk",
     "data.mixture",
     "data.max_replaced_share",
     "data.read_threads",

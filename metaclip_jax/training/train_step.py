@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from metaclip_jax.models import clip
+from metaclip_jax.models import clip, stack
 from metaclip_jax.training import losses, sharding
 from metaclip_jax.training.optimizer import Schedule
 from metaclip_jax.training.train_state import TrainState, shardings
 
 MAX_LOG_LOGIT_SCALE = math.log(100)
+# Rows of a device that a layer computes at a time, if architecture.chunk is -1.
+TPU_CHUNK = 32
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -115,7 +117,12 @@ def _encode(
     architecture: clip.Architecture, mesh: Mesh, params: clip.Params, batch: Batch
 ) -> tuple[jax.Array, jax.Array]:
     """Returns f32[B, E] of images and texts; gathers parameters, not the batch."""
-    split = sharding.split_batch(mesh)
+    chunk = architecture.chunk
+    if chunk == -1:
+        chunk = TPU_CHUNK if mesh.devices.flat[0].platform == "tpu" else 0
+    if mesh.shape["tensor"] > 1:
+        chunk = 0  # a chunk's device would have to hold whole layers
+    rows = stack.Rows(mesh, sharding.BATCH_AXES, chunk)
     tokens = batch["tokens"]
     table = sharding.collect_table(
         mesh, params["text"]["token_embedding"], lookups=tokens.size
@@ -123,9 +130,9 @@ def _encode(
     params = params | {"text": params["text"] | {"token_embedding": table}}
     return (
         clip.encode_image(
-            architecture, params, batch["image"], batch.get("patches"), constrain=split
+            architecture, params, batch["image"], batch.get("patches"), rows=rows
         ),
-        clip.encode_text(architecture, params, tokens, constrain=split),
+        clip.encode_text(architecture, params, tokens, rows=rows),
     )
 
 

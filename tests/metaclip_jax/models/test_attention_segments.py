@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.extend import core
 
-from metaclip_jax.models import attention, clip, layers
+from metaclip_jax.models import attention, clip, layers, stack
 from metaclip_jax.training import sharding, train_step
 
 SMALL = clip.Architecture(
@@ -99,7 +99,7 @@ def test_sharded_segments_equal_unsharded_ones(params):
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     spread = jax.device_put(params, sharding.tree_shardings(mesh, params))
     images = sharding.put_batch(mesh, {"image": IMAGES})["image"]
-    step = graded(change(remat="dots"), constrain=sharding.split_batch(mesh))
+    step = graded(change(remat="dots"), rows=stack.Rows(mesh, sharding.BATCH_AXES))
     assert_near(step(spread, images, None), graded(SMALL)(params, IMAGES, None))
 
 
