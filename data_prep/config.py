@@ -112,6 +112,8 @@ def curate() -> ConfigDict:
                 "image_column": "",  # of the images' bytes; "": `image`
                 "language_column": "",  # of the texts' language, if there is one
                 "page_column": "",  # of the page's address, if there is one
+                # Of numbers, which scores-*.parquet beside the dataset has by text.
+                "score_columns": (),
                 "header": (),  # the columns of a CSV file whose first line has no names
             },
             "metadata": config_dict.placeholder(str),  # folder, or a JSON list
@@ -242,6 +244,7 @@ CURATE_RANGES: dict[str, Range] = {
     "source.text_columns": Range(tuple, each=_COLUMN),
     "source.language_column": Range(str),
     "source.page_column": Range(str),
+    "source.score_columns": Range(tuple, each=_COLUMN),
     "source.header": Range(tuple, each=_COLUMN),
     "metadata": _PATH,
     "sources_per_part": _COUNT,
@@ -328,6 +331,11 @@ def _curate_rules(config: ConfigDict) -> list[ranges.Rule]:
     """Returns the rules between keys; each key by itself is in its range."""
     images, download = config.images, config.download
     return [
+        (
+            "source.score_columns",
+            {"image_id", "text", "text_source"}.isdisjoint(config.source.score_columns),
+            "other names than image_id, text and text_source; rename those columns",
+        ),
         (
             "download.max_held_bytes",
             download.max_held_bytes >= 2 * download.max_bytes,

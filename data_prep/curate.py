@@ -353,9 +353,9 @@ def write(
     stage = balancing.WriteShard(
         run.workdir,
         run.output,
-        config.name,
-        n,
+        *(config.name, n),
         draws={"seed": config.seed, "keep_probability": keep},
+        scores=run.source.score_columns,
     )
     files.claim(run.output, run.inputs)
     with progress(run.output, n, "write"), pipelines.new(run.options) as pipeline:

@@ -21,6 +21,8 @@ CANDIDATES = pa.schema(
         ("page_language", pa.string()),
         # Where the source holds the image's bytes (sources.stored), "" if it does not.
         ("stored_at", pa.string()),
+        # JSON list of the numbers in config.source.score_columns, "" without any.
+        ("scores", pa.string()),
     ]
 )
 
@@ -115,6 +117,11 @@ URLS = pa.schema(
         ("in_dataset", pa.bool_()),  # false also for what balancing left out
         *(field for field in DOWNLOADED if field.name != "stage"),
     ]
+)
+
+# One row per text of a record, beside the dataset; and one f64 column per score.
+SCORES = pa.schema(
+    [CANDIDATES.field(name) for name in ("image_id", "text", "text_source")]
 )
 
 # Texts of repeated images, which move to the kept images. They are drawn with the key

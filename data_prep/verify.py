@@ -221,7 +221,7 @@ def _count_faults(folder: str, seen: _Seen) -> Iterator[str]:
 def _url_faults(folder: str, lengths: Sequence[int]) -> Iterator[str]:
     """Compares the rows of URLs, which older datasets lack, with the records."""
     paths = [
-        os.path.join(folder, sink.urls_name(index, len(lengths)))
+        os.path.join(folder, sink.table_name("urls", index, len(lengths)))
         for index in range(len(lengths))
     ]
     if not any(files.path(path).exists() for path in paths):

@@ -79,9 +79,12 @@ def read_facts(final_path: str, *, texts: int) -> dict[str, Any] | None:
     }
 
 
-def urls_name(index: int, total: int) -> str:
-    """Returns the name of the Parquet file with schema.URLS of a partition."""
-    return f"urls-{index:05d}-of-{total:05d}.parquet"
+def table_name(table: str, index: int, total: int) -> str:
+    """Returns the name of a partition's Parquet file beside the shards.
+
+    `table` is "urls" (schema.URLS) or "scores" (schema.SCORES).
+    """
+    return f"{table}-{index:05d}-of-{total:05d}.parquet"
 
 
 def remove_shard(final_path: str) -> None:

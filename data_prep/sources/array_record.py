@@ -51,7 +51,7 @@ def check(path: str, spec: Spec) -> None:
     fields = fields_of(_read(reader, [0])[0])
     if fields is None:
         return
-    for name in (spec.image_column, *spec.text_columns):
+    for name in (spec.image_column, *spec.text_columns, *spec.score_columns):
         if name not in fields:
             raise ValueError(
                 f"config.source: wanted a feature {name!r} in {path}, got "

@@ -151,7 +151,8 @@ def _of_captions(
         text_columns=spec.caption_columns,
         extra=(_FILE_NAME,),
         header=(),
-        optional=spec.optional | {spec.language_column, spec.page_column},
+        optional=spec.optional
+        | {spec.language_column, spec.page_column, *spec.score_columns},
     )
     for row in table.rows(captions, spec, reading):
         name = row[_FILE_NAME]

@@ -154,6 +154,11 @@ def find(paths: str, spec: Spec, *, prefix: str = "") -> list[str]:
       OSError: the storage of a list, or of the first file, fails.
     """
     kind = KINDS[spec.kind]
+    if kind.is_streamed and spec.score_columns:
+        raise ValueError(
+            f"config.source.score_columns: wanted none for config.source.kind="
+            f"{spec.kind}, whose pages have no scores, got {spec.score_columns}"
+        )
     is_on_web = remote.is_on_web(paths)
     if kind.glob and not is_on_web and files.path(paths).is_dir():
         raise ValueError(

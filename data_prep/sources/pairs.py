@@ -1,6 +1,8 @@
 """Converts pairs of images and texts, of any format, to candidates."""
 
 import itertools
+import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +28,7 @@ class Pair(NamedTuple):
     name: str = ""
     stored_at: str = ""
     left_out: int = 0  # texts beyond max_texts_per_page
+    scores: str = ""  # as in CANDIDATES
 
 
 def batches(
@@ -75,7 +78,22 @@ def from_fields(
     )
     if len(page_url) > spec.max_url_chars:
         page_url = ""
-    return Pair(url, found, page_url, name, stored_at, left_out)
+    scores = ""
+    if spec.score_columns:
+        scores = json.dumps([_number(fields, name) for name in spec.score_columns])
+    return Pair(url, found, page_url, name, stored_at, left_out, scores)
+
+
+def _number(fields: Mapping[str, Any], column: str) -> float | None:
+    """Returns a finite number, None for anything else."""
+    value = fields[column] if column in fields else None
+    if isinstance(value, list) and len(value) == 1:  # as records hold one
+        value = value[0]
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _list(fields: Mapping[str, Any], column: str) -> list[Any]:
@@ -138,10 +156,9 @@ def _candidates(pairs: Iterable[Pair], spec: Spec, reading: Reading) -> pa.Recor
         if not url:
             reading.lost_texts[reason] += len(kept)
             continue
-        image_id = records.image_id(url)
+        begin = records.image_id(url), url, _as_utf8(pair.page_url)
         rows += [
-            (image_id, url, _as_utf8(pair.page_url), *of_text, "", pair.stored_at)
-            for of_text in kept
+            (*begin, *of_text, "", pair.stored_at, pair.scores) for of_text in kept
         ]
         if len(rows) >= _BATCH_ROWS:
             break

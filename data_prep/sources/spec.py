@@ -20,6 +20,7 @@ class Spec:
     caption_columns: tuple[str, ...]  # of a folder's file of captions
     language_column: str
     page_column: str
+    score_columns: tuple[str, ...]
     header: tuple[str, ...]
     max_page_bytes: int
     max_tree_bytes: int

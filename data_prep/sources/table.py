@@ -188,6 +188,7 @@ def _wanted(path: str, found: Sequence[str], spec: Spec) -> list[str]:
         spec.url_column,
         *spec.text_columns,
         *(name for name in (spec.language_column, spec.page_column) if name),
+        *spec.score_columns,
         *spec.extra,
     )
     for name in columns:

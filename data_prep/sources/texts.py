@@ -21,7 +21,7 @@ _LANGUAGE = re.compile(r"([a-z]{2,3})(?:[-_]|$)", re.I)
 _UNWANTED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]+")
 
 # The fields of schema.CANDIDATES.
-Row = tuple[str, str, str, str, str, str, str, str]
+Row = tuple[str, str, str, str, str, str, str, str, str]
 # Image URL, text, text source, declared language.
 Text = tuple[str, str, str, str]
 
@@ -122,7 +122,7 @@ def to_rows(
     unknown = {code for code in {one[-1] for one in found} if not language.known(code)}
     image_ids = {url: records.image_id(url) for url in {one[0] for one in found}}
     return [
-        (image_ids[url], url, page_url, text, source, code, identified, "")
+        (image_ids[url], url, page_url, text, source, code, identified, "", "")
         for url, text, source, code in found
         for identified in (of_page if code in unknown else "",)
     ]

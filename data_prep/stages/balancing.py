@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -35,8 +35,10 @@ class WriteShard(beam.DoFn):
         partitions: int,
         *,
         draws: Mapping,
+        scores: Sequence[str] = (),
     ) -> None:
         self._workdir, self._output, self._name = workdir, output, name
+        self._scores = tuple(scores)
         self._partitions, self._draws = partitions, dict(draws)
 
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -74,7 +76,10 @@ class WriteShard(beam.DoFn):
                 left["position"].to_pylist(),
             )
             facts = sink.write_shard(path, steps.to_records(balanced, left, bodies))
-        urls = sink.urls_name(partition, self._partitions)
+        name = sink.table_name("scores", partition, self._partitions)
+        if self._scores and not parts.exists(self._output, name):
+            parts.write(self._output, name, _scores(balanced, self._scores))
+        urls = sink.table_name("urls", partition, self._partitions)
         if not parts.exists(self._output, urls):
             downloads = parts.read(f"{self._workdir}/downloads", part)
             inside = pc.is_in(asked_for["image_id"], left["image_id"].combine_chunks())
@@ -94,6 +99,16 @@ class WriteShard(beam.DoFn):
         yield Tagged("shards", _shard_row(facts))
         yield Tagged("tallies", steps.tally(balanced))
         yield steps.count(balanced)
+
+
+def _scores(texts: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Returns the SCORES of MATCHED rows, with a column for each of `names`."""
+    values = [json.loads(scores) for scores in texts["scores"].to_pylist()]
+    found = texts.select(schema.SCORES.names)
+    for at, name in enumerate(names):
+        column = pa.array([of_text[at] for of_text in values], pa.float64())
+        found = found.append_column(name, column)
+    return found
 
 
 def _urls(

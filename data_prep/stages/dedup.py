@@ -18,10 +18,10 @@ REASONS = (EVALUATION, "placeholder", "near_duplicate", "repeated_image")
 def sort_and_drop_repeats(table: pa.Table) -> pa.Table:
     """Returns the rows of a MATCHED table with unique (image_id, text), sorted.
 
-    Of equal pairs the one with the smallest text source and page URL is kept, so the
-    result does not depend on the order of rows.
+    Of equal pairs the one with the smallest text source, page URL and so on is kept, so
+    the result does not depend on the order of rows.
     """
-    order = ["image_id", "text", "text_source", "page_url", "stored_at"]
+    order = ["image_id", "text", "text_source", "page_url", "stored_at", "scores"]
     table = table.sort_by([(k, "ascending") for k in order]).combine_chunks()
     if table.num_rows == 0:
         return table

@@ -120,8 +120,9 @@ def reopen(
         logging.info("%s; retrying them", failures.describe(found))
     files.reopen(output, inputs)
     for i in range(partitions):
-        urls = files.path(output) / sink.urls_name(i, partitions)
-        urls.unlink(missing_ok=True)
+        for table in ("urls", "scores"):
+            path = files.path(output) / sink.table_name(table, i, partitions)
+            path.unlink(missing_ok=True)
         shard = records.shard_name(name, i, partitions)
         sink.remove_shard(os.path.join(output, shard))
     files.reopen(folder, inputs)

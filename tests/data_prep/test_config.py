@@ -100,6 +100,11 @@ def test_reading_a_recipe_imports_neither_beam_nor_readers_of_sources():
         ("curate", {"images.max_pixels": 1_023}, "images.max_pixels=1023: wanted"),
         (
             "curate",
+            {"source.score_columns": ("text",)},
+            "score_columns=.*: wanted other",
+        ),
+        (
+            "curate",
             {"download.max_bytes": 1 << 30},
             "max_held_bytes=1073741824: wanted",
         ),

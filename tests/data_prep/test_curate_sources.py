@@ -5,6 +5,7 @@ import dataclasses
 import gzip
 import io
 import json
+import math
 import tarfile
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from data_prep import config as config_lib
 from data_prep import curate
+from data_prep.sources import kinds
+from metaclip_jax import files
 from metaclip_jax.data import records
 from tests.data_prep import tiny_web
 from tests.data_prep.sources.test_wat import wat_of
@@ -290,6 +293,65 @@ def test_without_metadata_every_text_of_a_good_picture_is_kept(tmp_path):
     assert card["texts"] == len(good)
     lost = {why for row in card["funnel"] for why, n in row["drops"].items() if n}
     assert lost == {"too_small", "repeated_image"}
+
+
+SCORES = [0.25, None, math.nan, -1.5, 7, 0.1, math.inf, 2.0]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_scores_of_a_source_are_beside_the_dataset_by_text(tmp_path, kind):
+    """Two captions of a row have its scores; what is no finite number is null."""
+    n = len(SCORES)
+    rows = [
+        {"url": url_of(i), "text": f"a cat {i}", "synthetic": f"a red dog {i}"}
+        | {"similarity": SCORES[i], "aesthetic": f"{i}.5"}
+        for i in range(n)
+    ]
+    if kind == "parquet":
+        found = [row | {"image": {"bytes": BODIES[i]}} for i, row in enumerate(rows)]
+        pq.write_table(pa.Table.from_pylist(found), tmp_path / "a.parquet")
+    else:
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            for i, row in enumerate(rows):
+                for ending, body in (
+                    ("jpg", BODIES[i]),
+                    ("json", json.dumps(row).encode()),
+                ):
+                    member = tarfile.TarInfo(f"{i}.{ending}")
+                    member.size = len(body)
+                    tar.addfile(member, io.BytesIO(body))
+    source = {
+        "kind": kind,
+        "paths": f"{tmp_path}/a.*",
+        "text_columns": ("text", "synthetic"),
+        "score_columns": ("similarity", "aesthetic"),
+    }
+    run = curated(tmp_path, source, **{"matching.mode": "none"})
+    table = pa.concat_tables(
+        files.read_parquet(path) for path in sorted(tmp_path.glob("dataset/scores-*"))
+    )
+    found = {(row.pop("image_id"), row.pop("text")): row for row in table.to_pylist()}
+    inside = [(r.image_id, text) for r in read(run)[0] for text in r.texts]
+    assert sorted(found) == sorted(inside) and len(inside) > n
+    for row in rows:
+        similarity = row["similarity"]
+        good = similarity is not None and math.isfinite(similarity)
+        for column in ("text", "synthetic"):
+            of_text = found.get((records.image_id(row["url"]), row[column]))
+            assert of_text in (
+                None,  # of a picture that is too small
+                {
+                    "text_source": column,
+                    "similarity": similarity if good else None,
+                    "aesthetic": float(row["aesthetic"]),
+                },
+            )
+
+
+def test_pages_have_no_scores(runs):
+    spec = dataclasses.replace(runs("warc").source, score_columns=("similarity",))
+    with pytest.raises(ValueError, match="whose pages have no scores"):
+        kinds.find(str(runs("warc").source_files[0]), spec)
 
 
 def test_a_folder_needs_neither_addresses_nor_captions_in_one_file(tmp_path):

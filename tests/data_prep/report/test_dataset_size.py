@@ -36,6 +36,7 @@ def matches():
             "text_source": ["alt"] * n,
             "language": ["en"] * n,
             "stored_at": [""] * n,
+            "scores": [""] * n,
             "metadata": ["en"] * n,
             "entry_ids": [row[3] for row in rows],
         },

@@ -13,6 +13,7 @@ def matches(rows):
     table |= {
         "image_url": [""] * n,
         "stored_at": [""] * n,
+        "scores": [""] * n,
         "language": ["en"] * n,
         "metadata": ["en"] * n,
     }

@@ -26,6 +26,7 @@ def candidates(texts, languages=None):
         "language": languages or ["en"] * n,
         "page_language": [""] * n,
         "stored_at": [""] * n,
+        "scores": [""] * n,
     }
     return schema.from_columns(columns, schema.CANDIDATES)
 
