@@ -15,6 +15,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from yarl import URL
+
 from data_prep.images import addresses, request, robots
 
 OK = request.OK
@@ -117,7 +119,8 @@ def fetch(
       max_bytes: of a body, after decompression.
       retries: further attempts after a busy server (429, 5xx) or a lost connection.
       user_agent: the User-Agent header; its first word is our name in a robots.txt.
-      robots_txt: ask each host's robots.txt first, and obey it.
+      robots_txt: ask the robots.txt of each host first, also of those that a redirect
+        names, and obey it.
       max_held_bytes: of all bodies at any time; at least (`held` + 1) * `max_bytes`.
         None: enough for 2 * `concurrency` bodies besides those held.
       held: bodies that the caller holds at the same time, that last yielded included.
@@ -268,9 +271,11 @@ async def _fetch_all(
 ) -> None:
     """Runs up to `per_host` workers on the queue of each host.
 
-    With a `user_agent`, it asks the robots.txt of a host first.
+    With a `user_agent`, it asks the robots.txt of a host first, and of a host to which
+    an image is redirected.
     """
     in_flight = asyncio.Semaphore(concurrency)
+    redirected: dict[str, asyncio.Task[robots.Known]] = {}
     hosts: dict[str, _Host] = defaultdict(_Host)
     for index, url in enumerate(urls):
         hosts[request.host_of(url)].waiting.append(index)
@@ -278,26 +283,47 @@ async def _fetch_all(
         _retrying, retries=retries, backoff_seconds=backoff_seconds
     )
 
+    def ask_again(url: str) -> Awaitable[request.Answer]:
+        return attempt(
+            url, max_bytes=robots.MAX_BYTES, grow=lambda size: True, cut=True
+        )
+
     async def ask_robots(url: str) -> request.Answer:
         async def once() -> request.Answer:
             async with in_flight:
-                return await attempt(
-                    url, max_bytes=robots.MAX_BYTES, grow=lambda size: True, cut=True
-                )
+                return await ask_again(url)
 
         return await retrying(once)
+
+    async def refusal(url: URL) -> str | None:
+        """Asks the robots.txt of a redirect's host, once for all its redirects.
+
+        The request that was redirected has its place in flight meanwhile.
+        """
+        assert user_agent is not None
+        origin = str(url.origin())
+        if origin not in redirected:
+            asking = robots.read(
+                origin, lambda url: retrying(lambda: ask_again(url)), user_agent
+            )
+            redirected[origin] = group.create_task(asking)
+        known = await asyncio.shield(redirected[origin])
+        return (await known.refusals({0: str(url)})).get(0)
+
+    asked = None if user_agent is None else refusal
+    fetch_image = functools.partial(attempt, refusal=asked)
 
     async def result(index: int, held: _Held) -> _Result:
         url = urls[index]
 
         async def once() -> request.Answer:
             async with in_flight:
-                answer = await attempt(url, grow=held.grow)
+                answer = await fetch_image(url, grow=held.grow)
             if answer.status == request.NO_ROOM:
                 held.shrink(0)
                 await held.wait_for(max_bytes)
                 async with in_flight:
-                    answer = await attempt(url, grow=held.grow)
+                    answer = await fetch_image(url, grow=held.grow)
             held.shrink(max(share, len(answer.body)))
             return answer
 

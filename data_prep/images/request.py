@@ -5,7 +5,7 @@ import contextlib
 import datetime
 import email.utils
 import errno
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 import ada_url
@@ -21,6 +21,8 @@ OK = "ok"
 NO_ROOM = "no_room"  # `grow` refused; retry with a larger budget
 
 Pinned = Mapping[str, tuple[str, int]]
+# Returns why a URL must not be requested, None if it may be.
+Refusal = Callable[[URL], Awaitable[str | None]]
 
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -69,6 +71,7 @@ async def attempt(
     max_bytes: int,
     grow: Callable[[int], bool],
     cut: bool = False,
+    refusal: Refusal | None = None,
 ) -> Answer:
     """Makes one attempt; returns an Answer whatever the server does.
 
@@ -81,6 +84,7 @@ async def attempt(
       grow: called with the bytes of the body so far; if it returns False, the status
         is NO_ROOM.
       cut: take the first `max_bytes` of a longer body, which is else too_large.
+      refusal: asked for each URL that a redirect names.
 
     Raises:
       RuntimeError: this machine ran out of files or memory for sockets.
@@ -88,7 +92,13 @@ async def attempt(
     try:
         async with asyncio.timeout(timeout_seconds):
             return await _follow(
-                session, url, pinned=pinned, max_bytes=max_bytes, grow=grow, cut=cut
+                session,
+                url,
+                pinned=pinned,
+                max_bytes=max_bytes,
+                grow=grow,
+                cut=cut,
+                refusal=refusal,
             )
     except TimeoutError:
         return Answer("timeout")
@@ -129,11 +139,14 @@ async def _follow(
     max_bytes: int,
     grow: Callable[[int], bool],
     cut: bool,
+    refusal: Refusal | None,
 ) -> Answer:
     """Requests a URL and follows redirects, with the same checks for each."""
     hop = read_url(url)
-    for _ in range(_MAX_REDIRECTS + 1):
+    for redirects in range(_MAX_REDIRECTS + 1):
         reason = _url_reason(hop, pinned)
+        if reason is None and redirects and refusal is not None:
+            reason = await refusal(hop)
         if reason is not None:
             return Answer(reason)
         async with session.get(hop, allow_redirects=False) as response:

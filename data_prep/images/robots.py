@@ -6,6 +6,7 @@ import re
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
 
 from protego import Protego
 
@@ -57,18 +58,12 @@ async def refusals(
 ) -> dict[int, str]:
     """Returns which URLs must not be fetched: position -> reason.
 
-    Only the host in the URL is asked, not those that it redirects to.
-    A robots.txt that does not exist (4xx) allows all. One whose server fails disallows
-    all, with "robots_unavailable". Any other failure (dns, timeout, ...) becomes the
-    status of the origin's images, which are not asked for.
-
     Args:
       urls: by position; what is no URL is left out.
       ask: fetches a robots.txt, at most its first MAX_BYTES.
       user_agent: its first word, without a version, is our name in a robots.txt.
       rules: those known already; new ones are added.
     """
-    product = re.split(r"[\s/]", user_agent.lower())[0]
     by_origin: dict[str, dict[int, str]] = defaultdict(dict)
     for position, url in urls.items():
         with contextlib.suppress(ValueError):
@@ -76,18 +71,52 @@ async def refusals(
             by_origin[str(parsed.origin())][position] = str(parsed)
     refused: dict[int, str] = {}
     for origin, some in by_origin.items():
-        text = rules.get(origin, product)
-        if text is None:
-            answer = await ask(f"{origin}/robots.txt")
-            if reason := _refusal(answer.status):
-                refused |= dict.fromkeys(some, reason)
-                continue
-            text = relevant(_decode(answer.body), product)
-            rules.put(origin, product, text)
-        if text:  # most hosts have none
-            # In a thread: fifty thousand rules take milliseconds a URL.
-            refused |= await asyncio.to_thread(_disallowed, text, some, product)
+        known = await read(origin, ask, user_agent, rules)
+        refused |= await known.refusals(some)
     return refused
+
+
+class Known(NamedTuple):
+    """What is known of the robots.txt of an origin."""
+
+    product: str  # our name in it
+    text: str = ""  # what `relevant` left of it
+    reason: str = ""  # why all URLs are refused, "" if the text decides
+
+    async def refusals(self, urls: Mapping[int, str]) -> dict[int, str]:
+        """Returns which of the origin's URLs must not be fetched: position -> reason.
+
+        By whole URLs.
+        """
+        if self.reason:
+            return dict.fromkeys(urls, self.reason)
+        if not self.text:  # most hosts have none
+            return {}
+        # In a thread: fifty thousand rules take milliseconds a URL.
+        return await asyncio.to_thread(_disallowed, self.text, urls, self.product)
+
+
+async def read(
+    origin: str,
+    ask: Callable[[str], Awaitable[request.Answer]],
+    user_agent: str,
+    rules: Rules = _RULES,
+) -> Known:
+    """Reads the robots.txt of an origin, unless it is known; arguments as `refusals`.
+
+    A robots.txt that does not exist (4xx) allows all. One whose server fails disallows
+    all, with "robots_unavailable". Any other failure (dns, timeout, ...) becomes the
+    status of the origin's images, which are not asked for.
+    """
+    product = re.split(r"[\s/]", user_agent.lower())[0]
+    text = rules.get(origin, product)
+    if text is None:
+        answer = await ask(f"{origin}/robots.txt")
+        if reason := _refusal(answer.status):
+            return Known(product, reason=reason)
+        text = relevant(_decode(answer.body), product)
+        rules.put(origin, product, text)
+    return Known(product, text)
 
 
 def relevant(text: str, product: str) -> str:

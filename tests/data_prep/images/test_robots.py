@@ -28,6 +28,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.server.seen.append(self.path)
+        if self.path.startswith("/to/"):  # redirects to the rest as a URL
+            self.send_response(302)
+            self.send_header("Location", "http://" + self.path.removeprefix("/to/"))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if self.path == "/robots.txt":
+            host = self.headers["Host"]
+            self.server.asked.append(host)
+            if host in self.server.others:
+                answer = self.server.others[host]
+                self.send_response(answer[0])
+                self.send_header("Content-Length", str(len(answer[1])))
+                self.end_headers()
+                self.wfile.write(answer[1])
+                return
         answers = self.server.robots if self.path == "/robots.txt" else [(200, IMAGE)]
         status, body, *headers = answers.pop(0) if len(answers) > 1 else answers[0]
         if status is None:  # hangs up
@@ -45,6 +61,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def server():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.others, server.asked = {}, []  # robots.txt of other hosts
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -53,11 +70,15 @@ def server():
         thread.join()
 
 
-def statuses(server, answers, paths, host=None, **options):
-    """Fetches paths of a host, a new one by default, that gives its robots.txt so."""
+def statuses(server, answers, paths, host=None, others=None, **options):
+    """Fetches paths of a host, a new one by default, that gives its robots.txt so.
+
+    `others` are the answers of other hosts for their robots.txt.
+    """
     host = host or next(_hosts)
     server.robots, server.seen = list(answers), []
-    settings = fetch_settings(server.server_address[1], [host])
+    server.others, server.asked = others or {}, []
+    settings = fetch_settings(server.server_address[1], [host, *server.others])
     settings |= {"robots_txt": True, "user_agent": "our-bot/2.1 me@x.example"}
     urls = [f"http://{host}{path}" for path in paths]
     found = sorted(download.fetch(urls, **settings | options))
@@ -96,6 +117,43 @@ def test_images_that_robots_txt_disallows_are_not_asked_for(server):
 )
 def test_each_answer_for_robots_txt_has_its_effect(server, answer, status):
     assert statuses(server, [answer], ["/a.jpg", "/b.jpg"]) == [status] * 2
+
+
+def test_hosts_that_redirects_name_are_asked_too(server):
+    """Once each, and also where the path on the own host is another one."""
+    own, allows, forbids, broken = (next(_hosts) for _ in range(4))
+    others = {allows: (200, RULES), forbids: (200, b"User-agent: *\nDisallow: /")}
+    others[broken] = (500, b"")
+    paths = {
+        f"/to/{allows}/a.jpg": "ok",
+        f"/to/{allows}/private/b.jpg": "robots_disallowed",
+        f"/to/{forbids}/a.jpg": "robots_disallowed",
+        f"/to/{broken}/a.jpg": "robots_unavailable",
+        f"/to/{allows}/to/{forbids}/c.jpg": "robots_disallowed",
+        f"/to/{own}/private/b.jpg": "robots_disallowed",
+        f"/to/{own}/a.jpg": "ok",
+        "/to/127.0.0.1/a.jpg": "private_address",
+    }
+    for concurrency in (1, 16):
+        asked = [*paths] * 3
+        found = statuses(
+            server,
+            [(200, RULES)],
+            asked,
+            host=own,
+            others=others,
+            concurrency=concurrency,
+            per_host=concurrency,
+        )
+        assert found == [*paths.values()] * 3
+        # What failed is asked again by the next partition.
+        wanted = sorted(server.asked)
+        assert wanted == ([broken] if concurrency > 1 else sorted([own, *others]))
+        assert not {"/c.jpg", "/private/b.jpg"} & set(server.seen)
+    found = statuses(
+        server, [(200, RULES)], [*paths], host=own, others=others, robots_txt=False
+    )
+    assert found == ["ok"] * 7 + ["private_address"] and not server.asked
 
 
 def test_a_busy_server_is_asked_again_for_its_robots_txt(server):
