@@ -38,6 +38,7 @@ from data_prep.stages import (
     outcomes,
     parts,
     pipelines,
+    rejects,
     steps,
     sums,
 )
@@ -360,8 +361,9 @@ def write(
     files.claim(run.output, run.inputs)
     with progress(run.output, n, "write"), pipelines.new(run.options) as pipeline:
         shards = start(pipeline, one_each(range(n))) | "balance" >> tagged(
-            stage, "accepted", "shards", "tallies"
+            stage, "accepted", "shards", "tallies", "rejects"
         )
+        rejects.write(shards.rejects, run.workdir)
         sums.write_sum(shards.flow, schema.FLOW, folder, "flow.parquet")
         sums.write_sum(shards.main, schema.COUNTS, folder, "kept.parquet")
         sums.write_sum(shards.accepted, schema.COUNTS, folder, "accepted.parquet")

@@ -124,6 +124,18 @@ SCORES = pa.schema(
     [CANDIDATES.field(name) for name in ("image_id", "text", "text_source")]
 )
 
+# Some of what was dropped.
+REJECTS = pa.schema(
+    [
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        *(IMAGES.field(name) for name in ("image_id", "image_url", "kept_as")),
+        ("text", pa.string()),
+        ("picture", pa.binary()),  # a small JPEG, b"" if there is none
+        ("count", pa.uint64()),
+    ]
+)
+
 # Texts of repeated images, which move to the kept images. They are drawn with the key
 # of their original image.
 MOVED = pa.schema([*MATCHES, IMAGES.field("kept_as")])

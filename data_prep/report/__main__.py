@@ -4,7 +4,8 @@
         --output=report.html
 
 The report is one self-contained HTML file. Without --workdir and --held_out it is about
-curation only, and says so.
+curation only, and says so. With --curation, the workdir of `data_prep.curate`, it shows
+some of what each reason dropped.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,10 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FLAGS
     command.refuse_ending("--output", values.output, ".html")
     content = page.build(
-        values.dataset, held_out=values.held_out, workdir=values.workdir
+        values.dataset,
+        held_out=values.held_out,
+        workdir=values.workdir,
+        curation_workdir=values.curation,
     )
     files.write_bytes(values.output, content)
     logging.info("wrote %s, %d kB", values.output, len(content) // 1000)
@@ -34,5 +38,8 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("held_out", None, "Folder of the held-out dataset.")
     flags.DEFINE_string("workdir", None, "Folder of the training run.")
+    flags.DEFINE_string(
+        "curation", None, "Workdir of the curation, with a sample of what was dropped."
+    )
     flags.DEFINE_string("output", None, "HTML file to write.", required=True)
     command.run(main)

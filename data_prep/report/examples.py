@@ -7,13 +7,14 @@ reach the page.
 import base64
 import io
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from data_prep.report.load import EntryCounts
+from data_prep.report.load import EntryCounts, Stage
 from metaclip_jax.data import records
 
 _BATCH = 256  # records read at once
@@ -114,6 +115,48 @@ def head_and_tail(
         )
 
     return [show(row) for row in head_rows], [show(row) for row in tail_rows]
+
+
+def dropped(
+    rows: Sequence[Mapping[str, Any]],
+    funnel: Sequence[Stage],
+    *,
+    side: int,
+    most: int = 6,
+) -> list[dict[str, Any]]:
+    """Returns reasons in the funnel's order, with up to `most` examples each.
+
+    Examples with a picture come first.
+
+    Args:
+      rows: the sample of what was dropped, `load.rejects`.
+      funnel: the stages, with how many texts each reason dropped.
+      side: pixels of a picture.
+      most: examples of a reason.
+    """
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for stage in funnel:
+        for reason, count in stage.drops:
+            key = stage.name, reason
+            own = [row for row in rows if (row["stage"], row["reason"]) == key]
+            if not own or key in found and stage.unit != "texts":
+                continue
+            own = sorted(own, key=lambda row: not row["picture"])[:most]
+            shown = [
+                Example(
+                    row["text"] or row["image_url"],
+                    thumbnail(row["picture"], side=side) if row["picture"] else "",
+                )
+                for row in own
+            ]
+            found[key] = {
+                "stage": stage.name,
+                "reason": reason,
+                "count": count,
+                "unit": stage.unit,
+                "examples": shown,
+            }
+    return list(found.values())
 
 
 def thumbnails(

@@ -165,6 +165,14 @@ def _entry_counts(table: pa.Table, t: Mapping[str, float]) -> list[EntryCounts]:
     return sorted(result, key=lambda counts: (-int(counts.pool.sum()), counts.code))
 
 
+def rejects(workdir: str) -> list[dict[str, Any]]:
+    """Reads the sample of what a curation dropped: rows of schema.REJECTS."""
+    path = files.path(workdir) / "rejects" / "rejects.parquet"
+    _require(path, cure="give --curation the workdir of a finished `data_prep.curate`")
+    rows: list[dict[str, Any]] = files.read_parquet(path).to_pylist()
+    return rows
+
+
 def run(workdir: str) -> Run | None:
     """Reads a run's config and metrics; None if it has not logged a step yet."""
     folder = files.path(workdir)

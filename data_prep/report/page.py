@@ -11,16 +11,22 @@ from data_prep.matching import spacing
 from data_prep.report import curation, examples, load, training
 from metaclip_jax.pages import page
 
+_DROPPED_SIDE = 96  # px
 _PICTURE_SIDE = 176  # px, twice what a card shows
 
 
 def build(
-    dataset: str, *, held_out: str | None = None, workdir: str | None = None
+    dataset: str,
+    *,
+    held_out: str | None = None,
+    workdir: str | None = None,
+    curation_workdir: str | None = None,
 ) -> bytes:
     """Returns the report as UTF-8 HTML.
 
     The page says what `workdir` does not have yet; without `held_out` the cards of
-    held-out images have no pictures. Raises ValueError or FileNotFoundError, with the
+    held-out images have no pictures, and without `curation_workdir` the page has no
+    sample of what was dropped. Raises ValueError or FileNotFoundError, with the
     file's name, if the dataset is unfinished or a file is malformed.
     """
     card = load.card(dataset)
@@ -36,6 +42,10 @@ def build(
         curation.group(each, card) | {"examples": examples.head_and_tail(dataset, each)}
         for each in counts[: curation.MAX_METADATA]
     ]
+    dropped = None
+    if curation_workdir:
+        rows = load.rejects(curation_workdir)
+        dropped = examples.dropped(rows, load.funnel(card), side=_DROPPED_SIDE)
     return page.render(
         __package__,
         "report.html",
@@ -47,6 +57,7 @@ def build(
             "balanced": card["balanced"] if "balanced" in card else None,
             "funnel": curation.funnel(load.funnel(card)),
             "shares": curation.shares(card),
+            "dropped": dropped,
             "groups": groups,
             "codes": len(counts),
             "run": training.curves(run) if run else None,

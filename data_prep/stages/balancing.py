@@ -16,6 +16,7 @@ from data_prep.stages import (
     attempts,
     dedup,
     parts,
+    rejects,
     steps,
 )
 from data_prep.stages.image_dedup import MOVED_SUFFIX
@@ -85,6 +86,7 @@ class WriteShard(beam.DoFn):
             inside = pc.is_in(asked_for["image_id"], left["image_id"].combine_chunks())
             table = _urls(asked_for, downloads, in_dataset=inside)
             parts.write(self._output, urls, table)
+        yield from self._rejects(part, asked_for, texts.filter(pa.array(~kept)))
         entered = (pc.sum(images["texts"]).as_py() or 0) + moved.num_rows
         yield Tagged(
             "flow",
@@ -99,6 +101,21 @@ class WriteShard(beam.DoFn):
         yield Tagged("shards", _shard_row(facts))
         yield Tagged("tallies", steps.tally(balanced))
         yield steps.count(balanced)
+
+    def _rejects(
+        self, part: str, images: pa.Table, lost: pa.Table
+    ) -> Iterator[pa.RecordBatch]:
+        folder = f"{self._workdir}/downloads"
+        place = {"folder": folder, "part": part}
+        downloads = parts.read(folder, part, ["image_id", "stage"])
+        rows = pc.index_in(images["image_id"], downloads["image_id"].combine_chunks())
+        texts = parts.read(f"{self._workdir}/matches", part, ["image_id", "text"])
+        stage = downloads["stage"].take(rows)
+        yield Tagged("rejects", rejects.of_images(images, texts, stage, **place))
+        yield Tagged(
+            "rejects",
+            rejects.of_texts(images, lost, **place),
+        )
 
 
 def _scores(texts: pa.Table, names: Sequence[str]) -> pa.Table:

@@ -19,6 +19,7 @@ from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
     attempts,
     parts,
+    rejects,
     steps,
 )
 
@@ -113,18 +114,28 @@ class Download(beam.DoFn):
         self._write(part, images.sort_by("image_id"), thin)
 
     def _fetch_and_screen(
-        self, part: str, wanted: pa.Table, blobs: tuple[str, str], kept: int = 0
+        self,
+        part: str,
+        wanted: pa.Table,
+        blobs: tuple[str, str],
+        kept: int | None = None,
     ) -> pa.Table:
-        return download_and_screen(
+        """`kept` is the number of blobs where images are fetched again, else None."""
+        images, dropped = download_and_screen(
             wanted,
             blobs=blobs,
-            kept=kept,
+            kept=kept or 0,
             fetch=self._fetch,
             screen=self._screen,
             source=self._source,
             cores=-(-(os.cpu_count() or 1) // self._processes),
             watch=failures.Watch(part, self._max_failed_share),
         )
+        folder, name = blobs[0], rejects.part_of(part)
+        if kept is not None:
+            dropped = pa.concat_tables([parts.read(folder, name), dropped])
+        parts.write(folder, name, dropped)
+        return images
 
     def _write(self, part: str, images: pa.Table, thin: pa.RecordBatch) -> None:
         flow = schema.sum_counts([thin, *_image_flow(images)], schema.FLOW)
@@ -141,7 +152,7 @@ def download_and_screen(
     kept: int = 0,
     cores: int = 1,
     watch: Callable[[str], None] = lambda status: None,
-) -> pa.Table:
+) -> tuple[pa.Table, pa.Table]:
     """Fetches images into one blob file, in the order in which they are screened.
 
     Args:
@@ -156,7 +167,8 @@ def download_and_screen(
       watch: called with the status of each download.
 
     Returns:
-      The rows of `wanted` as IMAGES with the columns of DOWNLOADED.
+      The rows of `wanted` as IMAGES with the columns of DOWNLOADED; and some pictures
+      that screening dropped, `rejects.Pictures.table`.
     """
     n = wanted.num_rows
     fields = {field.name: field for field in (*schema.IMAGES, *schema.DOWNLOADED)}
@@ -169,10 +181,9 @@ def download_and_screen(
         "kept_as": [""] * n,
         "stage": ["download"] * n,
         "position": [-1] * n,
-        "http_status": [None] * n,
-        "bytes": [None] * n,
-        "body_sha256": [None] * n,
     }
+    columns |= {name: [None] * n for name in ("http_status", "bytes", "body_sha256")}
+    ids, dropped = wanted["image_id"].to_pylist(), rejects.Pictures()
     # Two a core: one waits while another is screened.
     held = min(2 * cores, max(1, fetch["max_held_bytes"] // fetch["max_bytes"] // 2))
     cv2.setNumThreads(1)  # the parallel parts are images, not rows of pixels
@@ -185,9 +196,11 @@ def download_and_screen(
             facts["http_status"] = fetched.code
         if fetched.status != download.OK:
             return fetched, facts, None
-        facts["bytes"] = len(fetched.body)
-        facts["body_sha256"] = hashlib.sha256(fetched.body).hexdigest()
+        digest = hashlib.sha256(fetched.body).hexdigest()
+        facts |= {"bytes": len(fetched.body), "body_sha256": digest}
         image = screening.screen(fetched.body, **screen)
+        if image.status != screening.OK:
+            dropped.offer(image.status, ids[fetched.position], fetched.body)
         return fetched._replace(body=b""), facts, image
 
     with parts.blob_writer(*blobs) as write_blob:
@@ -210,14 +223,14 @@ def download_and_screen(
                 continue
             columns["stage"][index] = "screen"
             columns["status"][index] = image.status
-            if image.status != "ok":
+            if image.status != screening.OK:
                 continue
             columns["position"][index] = write_blob(image.image)
             for key in ("sha256", "fingerprint", "width", "height"):
                 columns[key][index] = getattr(image, key)
     for name, values in columns.items():
         wanted = wanted.append_column(name, pa.array(values, fields[name].type))
-    return wanted.select(list(fields))
+    return wanted.select(list(fields)), dropped.table()
 
 
 def _outcome_rows(found: Mapping[str, int]) -> pa.RecordBatch:

@@ -22,7 +22,15 @@ from metaclip_jax import files
 from metaclip_jax.data import parquet_headers
 
 # The folders of the stages in a workdir.
-FOLDERS = ("matchers", "matched", "matches", "downloads", "images", "balance")
+FOLDERS = (
+    "matchers",
+    "matched",
+    "matches",
+    "downloads",
+    "images",
+    "rejects",
+    "balance",
+)
 _FLOW, _BYTES = b"flow", b"bytes"
 _ID_BYTES = 12  # of an image_id, written as 24 hexadecimal digits
 _RUN_BYTES = 64 << 20  # rows that are sorted in memory at a time

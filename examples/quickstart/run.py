@@ -215,6 +215,7 @@ def stages(workdir: Path, configs: Path) -> list[Stage]:
                 "dataset": workdir / "dataset",
                 "held_out": workdir / "held_out",
                 "workdir": workdir / "run",
+                "curation": workdir / "curation",
                 "output": workdir / "report.html",
             },
             result=f"{workdir}/report.html",

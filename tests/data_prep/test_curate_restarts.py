@@ -89,11 +89,14 @@ KINDS = {
     "work/balance": (
         "accepted.parquet flow.parquet kept.parquet shards.parquet tallies.parquet"
     ),
-    "work/downloads": "part-N-of-00002.images part-N-of-00002.parquet",
+    "work/downloads": (
+        "part-N-of-00002.images part-N-of-00002.parquet part-N-of-00002.rejects.parquet"
+    ),
     "work/images": (
         "unfinished.json part-N-of-00002.parquet part-N-of-00002.moved.parquet "
         "accepted.parquet flow.parquet outcomes.parquet manifest.json"
     ),
+    "work/rejects": "rejects.parquet",
     "work/matched": (
         "unfinished.json part-N-of-00001.parquet flow.parquet sizes.parquet "
         "manifest.json"
@@ -214,7 +217,7 @@ def test_a_kill_in_the_midst_of_a_retry_changes_no_byte(healed, tmp_path):
     noted = tmp_path / "noted"
     once_more = ("--retry_failed", "--stop_after=download")
     curate(flags, tmp_path / "run", *once_more, kills="kind", noted=noted)
-    assert len(noted.read_text().splitlines()) == 10  # of dataset, downloads, images
+    assert len(noted.read_text().splitlines()) == 11  # of dataset, downloads, images
     curate(flags, tmp_path / "run", "--retry_failed")
     assert content(tmp_path / "run") == well
 

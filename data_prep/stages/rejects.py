@@ -1,0 +1,191 @@
+"""A sample of what was dropped, by reason: people want to see what they lose.
+
+At most MOST rows for each stage and reason, those with the smallest hash, so that the
+sample does not depend on workers, partitions or retries. It stays in the workdir: what
+was dropped is not part of a dataset.
+"""
+
+import heapq
+import io
+import threading
+from collections.abc import Iterable
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+from PIL import Image
+
+from data_prep import schema
+from data_prep.stages import arrow_coder, dedup, parts, sums
+from metaclip_jax.data import decoding
+from metaclip_jax.data.image_tags import UndecodableImage
+
+FOLDER, PART = "rejects", "rejects.parquet"
+MOST = 12  # rows for each stage and reason
+_BALANCED_AWAY = "balanced_away"
+_SIDE = 160  # pixels of the longer side of a picture
+# Dropped for what a whole picture would cost.
+_NOT_DECODED = frozenset({"too_many_pixels", "too_many_scans", "too_many_chunks"})
+
+
+def part_of(part: str) -> str:
+    """Returns the name of the pictures that screening dropped, beside a part."""
+    return f"{part.removesuffix('.parquet')}.rejects.parquet"
+
+
+def thumbnail(image: bytes) -> bytes:
+    """Returns a picture as a small JPEG, b"" if it cannot be decoded."""
+    try:
+        whole = decoding.decode(image)
+    except UndecodableImage:
+        return b""
+    whole.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC, reducing_gap=2)
+    out = io.BytesIO()
+    whole.save(out, "JPEG", quality=80)
+    return out.getvalue()
+
+
+class Pictures:
+    """Collects pictures that screening drops, from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # By reason: (negative hash, image id, picture), the largest hash first.
+        self._kept: dict[str, list[tuple[int, str, bytes]]] = {}
+
+    def offer(self, reason: str, image_id: str, body: bytes) -> None:
+        """Keeps the picture if its hash is among the smallest of its reason."""
+        key = -_hash(image_id)
+        with self._lock:
+            kept = self._kept.setdefault(reason, [])
+            if len(kept) == MOST and key <= kept[0][0]:
+                return
+        picture = b"" if reason in _NOT_DECODED else thumbnail(body)
+        with self._lock:
+            heapq.heappush(kept, (key, image_id, picture))
+            if len(kept) > MOST:
+                heapq.heappop(kept)
+
+    def table(self) -> pa.Table:
+        """Returns `image_id` and `picture`, sorted."""
+        rows = sorted(row[1:] for kept in self._kept.values() for row in kept)
+        ids, pictures = zip(*rows, strict=True) if rows else ((), ())
+        columns = {"image_id": ids, "picture": pictures}
+        names = [schema.REJECTS.field(name) for name in columns]
+        return pa.table(columns, pa.schema(names))
+
+
+def of_images(
+    images: pa.Table, texts: pa.Table, stage: pa.ChunkedArray, *, folder: str, part: str
+) -> pa.RecordBatch:
+    """Returns REJECTS of a partition's images that have no record.
+
+    Args:
+      images: IMAGES with their final status.
+      texts: MATCHES; an image is shown with its first text.
+      stage: which gave each image of `images` its status before images were compared.
+      folder: of the download stage, with its pictures.
+      part: name of the partition's parts.
+    """
+    compared = pc.is_in(images["status"], pa.array(dedup.REASONS))
+    of = {name: images[name] for name in ("image_id", "image_url", "kept_as")}
+    rows = pa.table(
+        {
+            **of,
+            "stage": pc.if_else(compared, "image_dedup", stage),
+            "reason": images["status"],
+            "position": images["position"],
+        }
+    )
+    rows = _smallest(rows.filter(pc.not_equal(rows["reason"], "ok")))
+    first = pc.index_in(rows["image_id"], texts["image_id"].combine_chunks())
+    rows = rows.append_column("text", pc.fill_null(texts["text"].take(first), ""))
+    return _with_pictures(rows, folder, part)
+
+
+def of_texts(
+    images: pa.Table, texts: pa.Table, *, folder: str, part: str
+) -> pa.RecordBatch:
+    """Returns REJECTS of texts (MOVED) that balancing drops, of images (IMAGES)."""
+    rows = texts.select(["text"]).append_column("image_id", texts["kept_as"])
+    n = rows.num_rows
+    where = {"stage": "balance", "reason": _BALANCED_AWAY, "kept_as": ""}
+    for name, value in where.items():
+        rows = rows.append_column(name, pa.array([value] * n, pa.string()))
+    rows = _smallest(rows)
+    at = pc.index_in(rows["image_id"], images["image_id"].combine_chunks())
+    for name in ("image_url", "position"):
+        rows = rows.append_column(name, images[name].take(at))
+    return _with_pictures(rows, folder, part)
+
+
+def _with_pictures(rows: pa.Table, folder: str, part: str) -> pa.RecordBatch:
+    """Turns `position` into `picture`: from the blobs, or what screening dropped."""
+    kept = rows["position"].to_pylist()
+    places = sorted({at for at in kept if at is not None and at >= 0})
+    blobs = part.removesuffix("parquet") + "images"
+    bodies = parts.read_blobs(folder, blobs, places) if places else iter(())
+    small = {at: thumbnail(blob) for at, blob in zip(places, bodies, strict=True)}
+    screened = parts.read(folder, part_of(part)).to_pydict()
+    dropped = dict(zip(screened["image_id"], screened["picture"], strict=True))
+    pictures = [
+        small[at] if at in small else dropped.get(image_id, b"")
+        for at, image_id in zip(kept, rows["image_id"].to_pylist(), strict=True)
+    ]
+    columns = {name: rows[name].combine_chunks() for name in rows.column_names}
+    columns |= {"picture": pictures, "count": np.ones(len(pictures), np.uint64)}
+    return schema.from_columns(columns, schema.REJECTS)
+
+
+def _hash(*key: str) -> int:
+    return xxhash.xxh3_64_intdigest("\0".join(key).encode())
+
+
+def _smallest(rows: pa.Table) -> pa.Table:
+    """Returns the rows with the smallest hashes of each stage and reason."""
+    keys = [rows[name].to_pylist() for name in ("stage", "reason", "image_id")]
+    texts = rows["text"].to_pylist() if "text" in rows.column_names else []
+    texts = texts or [""] * rows.num_rows
+    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for row, (stage, reason, image_id, text) in enumerate(
+        zip(*keys, texts, strict=True)
+    ):
+        key = _hash(image_id, text) if reason == _BALANCED_AWAY else _hash(image_id)
+        found.setdefault((stage, reason), []).append((key, row))
+    chosen = [row for some in found.values() for _, row in sorted(some)[:MOST]]
+    return rows.take(pa.array(chosen, pa.int64()))
+
+
+class _Smallest(beam.CombineFn):
+    """Keeps the rows of the smallest hashes over a pipeline."""
+
+    def create_accumulator(self) -> pa.RecordBatch:
+        """No rows yet."""
+        return schema.one_batch(schema.REJECTS.empty_table())
+
+    def add_input(self, kept: pa.RecordBatch, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Adds the rows of one batch."""
+        return self.merge_accumulators([kept, rows])
+
+    def merge_accumulators(self, some: Iterable[pa.RecordBatch]) -> pa.RecordBatch:
+        """Adds the rows of several workers."""
+        kept = _smallest(pa.Table.from_batches(some, schema.REJECTS))
+        order = ("stage", "reason", "image_id", "text")
+        return schema.one_batch(kept.sort_by([(name, "ascending") for name in order]))
+
+    def get_accumulator_coder(self) -> beam.coders.Coder:
+        """Without it Beam pickles the rows that workers exchange."""
+        return arrow_coder.RecordBatchCoder()
+
+    def extract_output(self, kept: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows, sorted."""
+        return kept
+
+
+def write(rows: beam.PCollection, workdir: str) -> None:
+    """Writes the sample of a pipeline's REJECTS to WORKDIR/rejects/rejects.parquet."""
+    smallest = beam.CombineGlobally(_Smallest())
+    kept = rows | "choose rejects" >> smallest
+    kept | "write rejects" >> beam.ParDo(sums.WriteSum(f"{workdir}/{FOLDER}", PART))

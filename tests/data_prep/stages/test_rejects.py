@@ -1,0 +1,102 @@
+"""A sample of what was dropped: bounded, the same for any partitions, with pictures."""
+
+import io
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.report import load
+from data_prep.report import page as report_page
+from data_prep.stages import rejects
+from tests.data_prep import tiny_web
+
+
+def jpeg(*size):
+    out = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(out, "JPEG")
+    return out.getvalue()
+
+
+# Good ones, some of equal bytes; too small, too long, no image, gone.
+WEB = {f"/good{n}.jpg": tiny_web.picture(n % 25) for n in range(30)}
+WEB |= {f"/small{n}.jpg": jpeg(20, 10 + n) for n in range(20)}
+WEB |= {"/long.jpg": jpeg(300, 40), "/text.jpg": b"not an image", "/gone.jpg": 404}
+ALTS = [(path, f"a cat at {path[1:-4]}") for path in WEB]
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """All are kept by balancing, so that each bad image has its reason."""
+    values = {"balance.rule": "online", "partitions": 3}
+    return tiny_web.run(tmp_path_factory.mktemp("all"), ALTS, WEB, **values)
+
+
+def rows_of(run):
+    return load.rejects(run.workdir)
+
+
+def test_each_reason_has_its_images_with_text_and_picture(everything):
+    rows = rows_of(everything)
+    counts = Counter((row["stage"], row["reason"]) for row in rows)
+    assert counts == {
+        ("download", "http_404"): 1,
+        ("screen", "not_an_image"): 1,
+        ("screen", "bad_aspect"): 1,
+        ("screen", "too_small"): rejects.MOST,
+        ("image_dedup", "repeated_image"): 5,
+    }
+    for row in rows:
+        name = row["image_url"].rpartition("/")[2]
+        assert row["text"] == f"a cat at {name[:-4]}"
+        has_picture = row["reason"] not in ("http_404", "not_an_image")
+        assert bool(row["picture"]) == has_picture
+        if has_picture:
+            with Image.open(io.BytesIO(row["picture"])) as picture:
+                assert max(picture.size) <= 160
+    (wide,) = [row for row in rows if row["reason"] == "bad_aspect"]
+    assert Image.open(io.BytesIO(wide["picture"])).size == (160, 21)
+
+
+def test_the_sample_does_not_depend_on_partitions(everything, tmp_path):
+    values = {"balance.rule": "online", "partitions": 1}
+    again = tiny_web.run(tmp_path, ALTS, WEB, **values)
+    assert rows_of(again) == rows_of(everything)
+
+
+def test_texts_that_balancing_drops_are_shown_with_their_image(tmp_path):
+    values = {"balance.t": 10, "balance.slack": 3.0}
+    run = tiny_web.run(tmp_path, ALTS, WEB, **values)
+    rows = [row for row in rows_of(run) if row["reason"] == "balanced_away"]
+    assert 0 < len(rows) <= rejects.MOST
+    assert all(row["picture"] and "a cat at good" in row["text"] for row in rows)
+
+
+def test_the_report_shows_pictures_and_texts_of_each_reason(everything):
+    dataset, workdir = everything.output, everything.workdir
+    html = report_page.build(dataset, curation_workdir=workdir).decode()
+    section = html.partition('<section id="dropped">')[2].partition("</section>")[0]
+    for reason in ("too small", "bad aspect", "not an image", "repeated image"):
+        assert reason in section
+    # Six of 12 that are too small, one of a wrong shape.
+    assert section.count("<img") >= 7
+    assert "a cat at long" in section
+    assert 'id="dropped"' not in report_page.build(dataset).decode()
+
+
+def test_a_picture_of_the_smallest_hash_is_kept_whatever_the_order():
+    body = tiny_web.picture(0)
+    ids = [f"{n:024x}" for n in range(100)]
+    tables = []
+    for order in (ids, ids[::-1]):
+        pictures = rejects.Pictures()
+        for image_id in order:
+            pictures.offer("too_small", image_id, body)
+        pictures.offer("too_many_pixels", "a", body)
+        tables.append(pictures.table())
+    assert tables[0] == tables[1]
+    assert tables[0].num_rows == rejects.MOST + 1
+    (whole,) = [r for r in tables[0].to_pylist() if r["image_id"] == "a"]
+    assert whole["picture"] == b""
