@@ -41,6 +41,7 @@ from metaclip_jax.data import (
     online,
     order,
     pipeline,
+    record_files,
     records,
     texts,
     tokenizer,
@@ -51,7 +52,7 @@ from metaclip_jax.data.options import DataOptions
 _SHARD_RECORDS = 20_000  # the sink's size
 _BATCH, _READ_ROUNDS = 4_096, 6
 _ENTRIES = 2_000
-_MANY_SHARDS = 2 * records.MAX_OPEN_FILES
+_MANY_SHARDS = 2 * record_files.MAX_OPEN_FILES
 _WORKERS = 8  # per host, to count processes
 
 
@@ -244,8 +245,8 @@ def print_scale(folder: str, *, image: float) -> None:
     reading = sum(read_time(many, order.WholeDataset(len(many), seed=0)))
     print(
         f"records: {reading * 1e6:.0f} us to find and read one in "
-        f"{len(many.shards):,} file shards, of which {records.MAX_OPEN_FILES} stay "
-        f"open, in batches of {_BATCH:,}\n"
+        f"{len(many.shards):,} file shards, of which {record_files.MAX_OPEN_FILES} "
+        f"stay open, in batches of {_BATCH:,}\n"
         f"records: {(image + reading) / (image + times[0]):.2f}x the time per image "
         f"with {len(opened[0]):,} records, with {len(many.shards):,} file shards"
     )

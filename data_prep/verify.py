@@ -25,7 +25,7 @@ from tqdm import tqdm
 from data_prep.sinks import array_record as sink
 from metaclip_jax import files
 from metaclip_jax.cli import command
-from metaclip_jax.data import decoding, records
+from metaclip_jax.data import decoding, record_files, records
 from metaclip_jax.data.image_tags import UndecodableImage
 
 _SHOWN = 20  # faults of one file that are named
@@ -135,7 +135,7 @@ def _shard_faults(
     for part in (shard, shard["entries"]):
         yield from _file_faults(dataset.folder, part)
     path = dataset.shards[index]
-    found = records.count_records(path)
+    found = record_files.count_records(path)
     if found != shard["count"]:
         yield f"wanted {shard['count']} records, {found} can be read"
         return

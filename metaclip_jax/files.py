@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import re
 import secrets
@@ -405,10 +406,15 @@ def _dumps(obj: Any) -> str:
 
 def _configure_gcs() -> None:
     """Sets defaults of gcsfs, without overriding the environment's settings."""
+    # gcsfs reads these while it is imported. It logs a traceback of each error.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     import fsspec
 
+    from metaclip_jax.data import cloud_storage
+
+    cloud_storage.register()
     # Cached listings hide new objects of other processes.
     fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     if "STORAGE_EMULATOR_HOST" in os.environ:  # an emulator has no credentials
         os.environ.setdefault("FSSPEC_GCS_TOKEN", "anon")

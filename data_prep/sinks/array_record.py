@@ -18,7 +18,7 @@ from etils import epath
 from google.protobuf.json_format import MessageToDict
 
 from metaclip_jax import files
-from metaclip_jax.data import records
+from metaclip_jax.data import record_files, records
 
 COUNTS = "counts.parquet"
 
@@ -47,7 +47,7 @@ def write_shard(
     entries_path = records.entries_path(final_path)
     with files.staged(entries_path) as sidecar, files.staged(final_path) as shard:
         count, texts = _write(shard, sidecar, shard_records)
-        found = records.count_records(str(shard))
+        found = record_files.count_records(str(shard))
         if found != count:
             raise OSError(
                 f"{final_path}: wanted to read back {count} records, got {found}; "
@@ -73,7 +73,7 @@ def read_facts(final_path: str, *, texts: int) -> dict[str, Any] | None:
         return None
     return {
         **_file_facts(final_path, shard),
-        "count": records.count_records(os.fspath(shard)),
+        "count": record_files.count_records(os.fspath(shard)),
         "texts": texts,
         "entries": _file_facts(os.fspath(sidecar), sidecar),
     }

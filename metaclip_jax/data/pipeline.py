@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
+from metaclip_jax import files
 from metaclip_jax.data import (
     batch,
     blocks,
@@ -25,6 +26,7 @@ from metaclip_jax.data import (
     mixture,
     online,
     order,
+    record_files,
     records,
     shared_memory,
     tokenizer,
@@ -259,7 +261,10 @@ def _held_bytes(make: batch.MakeBatch, host_batch: int) -> int:
     held = 2 * host_batch  # two batches are made at a time
     stored = mean * min(held, 2 * sum(map(len, datasets)))
     opened = sum(
-        records.open_files_bytes(dataset, ahead=reader is not None)
+        record_files.open_bytes(
+            dataset.shard_lengths,
+            ahead=reader is not None and not files.is_local(dataset.folder),
+        )
         for dataset, reader in zip(datasets, make.readers, strict=True)
     )
     kept = sum(
@@ -311,13 +316,16 @@ def _log_plan(make: batch.MakeBatch, steps: range) -> None:
             steps.stop,
             f"{shown:,.0f}" if shown >= 10 else f"{shown:.2g}",
         )
-        if len(dataset.shards) > records.MAX_OPEN_FILES and not make.readers[member]:
+        if (
+            len(dataset.shards) > record_files.MAX_OPEN_FILES
+            and not make.readers[member]
+        ):
             logging.warning(
                 "%s has %d file shards, of which %d stay open: in the global order "
                 "most records open a file anew; data.order=blocks reads them faster",
                 name,
                 len(dataset.shards),
-                records.MAX_OPEN_FILES,
+                record_files.MAX_OPEN_FILES,
             )
         if share * global_batch > len(dataset):
             logging.warning(

@@ -6,11 +6,8 @@ written last. Curation writes such folders (data_prep.sinks.array_record) and tr
 reads them through this module; neither needs the other's dependencies.
 """
 
-import contextlib
 import hashlib
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import tensorflow_datasets as tfds
 import xxhash
-from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from metaclip_jax import files
+from metaclip_jax.data import record_files
 
 DATASET_INFO = "dataset_info.json"
 DATA_CARD = "data_card.json"
@@ -40,14 +37,6 @@ ENTRIES = pa.schema(
     ]
 )
 
-# An open file costs a descriptor and the memory of its index; opening a file of 20k
-# records takes about as long as decoding an image.
-MAX_OPEN_FILES = 512
-_INDEX_BYTES = 21  # per record, about
-_READ_AHEAD_BYTES = 16 << 20  # without, each record of a gs:// file is a request
-_MAX_IDLE_READERS = 64  # each may hold a read-ahead buffer
-# How array_record's error starts if the stored bytes are damaged.
-_DAMAGED = "Corrupted Riegeli/records file"
 _CURE = "use a dataset that data_prep wrote"
 
 
@@ -198,44 +187,6 @@ def entries_path(shard_path: str) -> str:
     return folder + slash + file_name.replace(".array_record-", ".entries-") + ".arrow"
 
 
-class _Readers:
-    """A thread-safe LRU cache of open readers by path.
-
-    An evicted reader closes when the last thread that uses it drops it.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._open: OrderedDict[str, ArrayRecordReader] = OrderedDict()
-        self._idle: OrderedDict[str, ArrayRecordReader] = OrderedDict()
-
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return _Readers, ()  # another process opens its own files
-
-    def get(self, shard_path: str) -> ArrayRecordReader:
-        with self._lock:
-            if shard_path not in self._open:
-                self._open[shard_path] = ArrayRecordReader(shard_path)
-                if len(self._open) > MAX_OPEN_FILES:
-                    self._open.popitem(last=False)
-            self._open.move_to_end(shard_path)
-            return self._open[shard_path]
-
-    @contextlib.contextmanager
-    def borrow(self, shard_path: str) -> Iterator[ArrayRecordReader]:
-        """Lends a reader with read-ahead to one thread at a time."""
-        with self._lock:
-            reader = self._idle.pop(shard_path, None)
-        reader = reader or ArrayRecordReader(
-            shard_path, f"readahead_buffer_size:{_READ_AHEAD_BYTES}"
-        )
-        yield reader
-        with self._lock:
-            self._idle[shard_path] = reader
-            if len(self._idle) > _MAX_IDLE_READERS:
-                self._idle.popitem(last=False)
-
-
 @dataclass(eq=False)
 class Dataset:
     """A finished dataset folder, from `open_dataset`.
@@ -249,7 +200,9 @@ class Dataset:
     shards: tuple[str, ...]  # paths
     shard_lengths: tuple[int, ...]  # records in each
     data_card: dict[str, Any]
-    _readers: _Readers = field(default_factory=_Readers, repr=False)
+    _readers: record_files.Readers = field(
+        default_factory=record_files.Readers, repr=False
+    )
 
     def __len__(self) -> int:
         return sum(self.shard_lengths)
@@ -276,8 +229,7 @@ def open_dataset(folder: str, *, verify: bool = True) -> Dataset:
         lengths = tuple(int(length) for length in info["splits"][0]["shardLengths"])
         if not all(0 <= length < 1 << 48 for length in lengths):
             raise ValueError(f"wanted numbers of records, got {lengths}")
-        count = len(lengths)
-        names = [shard_name(info["name"], index, count) for index in range(count)]
+        names = [shard_name(info["name"], n, len(lengths)) for n in range(len(lengths))]
     with files.naming(root / DATA_CARD, "a data card"):
         data_card = dict(files.read_json(root / DATA_CARD))
     dataset = Dataset(
@@ -289,7 +241,7 @@ def open_dataset(folder: str, *, verify: bool = True) -> Dataset:
     )
     if verify:
         with ThreadPoolExecutor(16) as pool:
-            counts = list(pool.map(count_records, dataset.shards))
+            counts = list(pool.map(record_files.count_records, dataset.shards))
         for shard, count, length in zip(dataset.shards, counts, lengths, strict=True):
             if count != length:
                 raise ValueError(
@@ -298,24 +250,6 @@ def open_dataset(folder: str, *, verify: bool = True) -> Dataset:
                     "again"
                 )
     return dataset
-
-
-def count_records(shard_path: str) -> int:
-    """Returns a file's number of records; 0 if it is missing or truncated."""
-    reader = ArrayRecordReader(shard_path)
-    return reader.num_records() if reader.ok() else 0
-
-
-def open_files_bytes(dataset: Dataset, *, ahead: bool) -> int:
-    """Returns the most memory that a process's open files of a dataset take, in bytes.
-
-    `ahead` is the option of `read`. The memory for counting records is not included.
-    """
-    largest = sorted(dataset.shard_lengths)
-    if ahead and not files.is_local(dataset.folder):
-        count = min(_MAX_IDLE_READERS, len(largest))
-        return count * _READ_AHEAD_BYTES + _INDEX_BYTES * sum(largest[-count:])
-    return _INDEX_BYTES * sum(largest[-MAX_OPEN_FILES:])
 
 
 def read(
@@ -358,9 +292,11 @@ def read(
         try:
             if ahead and not files.is_local(shard_path):
                 with dataset._readers.borrow(shard_path) as reader:
-                    found = _read_sound(reader, wanted)
+                    found = record_files.read_sound(reader, wanted)
             else:
-                found = _read_sound(dataset._readers.get(shard_path), wanted)
+                found = record_files.read_sound(
+                    dataset._readers.get(shard_path), wanted
+                )
         except RuntimeError as error:
             raise ValueError(f"{shard_path} cannot be read: {error}") from error
         for place, data in zip(places.tolist(), found, strict=True):
@@ -369,22 +305,6 @@ def read(
     for _ in run(read_shard, np.unique(shard_of).tolist()):
         pass
     return result
-
-
-def _read_sound(reader: ArrayRecordReader, wanted: list[int]) -> list[bytes]:
-    """Reads records of a file; a damaged record gives b"".
-
-    Other errors are raised: a network error is not the record's, and skipping it would
-    change which records are used.
-    """
-    try:
-        return reader.read(wanted)
-    except RuntimeError as error:
-        if not str(error).startswith(_DAMAGED):
-            raise
-    if len(wanted) == 1:
-        return [b""]
-    return [_read_sound(reader, [one])[0] for one in wanted]
 
 
 def read_entries(dataset: Dataset, shard: int) -> pa.Table:

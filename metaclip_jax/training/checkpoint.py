@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
 from metaclip_jax import files
+from metaclip_jax.data import cloud_storage
 from metaclip_jax.data.images import Preprocess
 from metaclip_jax.models import clip
 from metaclip_jax.training import checksums, sharding
@@ -180,10 +181,21 @@ def restore(
 
 @contextlib.contextmanager
 def _reading(workdir: str, step: int) -> Iterator[None]:
-    """Turns any exception into a DamagedError that names the checkpoint."""
+    """Turns any exception into a DamagedError that names the checkpoint.
+
+    But a refusal of Cloud Storage, for which nobody may remove a checkpoint, stays one.
+    """
     try:
         yield
+    except cloud_storage.StorageError:
+        raise
     except Exception as error:  # Orbax and tensorstore raise many types
+        if not files.is_local(workdir) and (refused := cloud_storage.refusal(error)):
+            raise cloud_storage.StorageError(
+                f"wanted {workdir}/checkpoints/{step}, got {refused} from Cloud"
+                f" Storage: {str(error)[:300]}; the checkpoint may be sound: see that"
+                " this account may read it, and run the same command again"
+            ) from error
         others = [other for other in steps(workdir) if other != step]
         lines = str(error).splitlines() or [""]
         raise DamagedError(

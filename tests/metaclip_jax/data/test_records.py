@@ -14,7 +14,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
 from metaclip_jax import files
-from metaclip_jax.data import records
+from metaclip_jax.data import record_files, records
 
 
 def make_record(index=0, texts=("a cat", "кот"), entry_ids=((0, 5), (7,))):
@@ -171,7 +171,7 @@ def test_threads_and_pickled_copies_read_the_same(tmp_path):
 
 
 def test_more_shards_than_open_files_read_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "MAX_OPEN_FILES", 2)
+    monkeypatch.setattr(record_files, "MAX_OPEN_FILES", 2)
     dataset = records.open_dataset(write_folder(tmp_path, [1] * 5))
     for positions in ([0, 1, 2, 3, 4], [4, 0, 4, 2, 0]):
         found = [records.decode(data) for data in records.read(dataset, positions)]

@@ -1,0 +1,144 @@
+"""Google Cloud Storage whose errors say what it refused, and never look like absence.
+
+gcsfs answers "no such folder" for a bucket that nobody may read, and for one whose name
+is mistyped. Here both are a StorageError: wanted which object, got which refusal, cure.
+"""
+
+import asyncio
+import contextlib
+import errno
+import re
+import urllib.parse
+from collections.abc import Iterator
+from typing import Any
+
+import aiohttp
+import fsspec
+import google.auth.exceptions
+import requests
+from gcsfs.core import GCSFileSystem
+from gcsfs.retry import HttpError
+
+_CREDENTIALS = (
+    "log in by `gcloud auth application-default login`, or give this machine a service"
+    " account"
+)
+_QUOTA = "wait and run the same command again, with fewer workers or a higher quota"
+_LATER = "run the same command again later; it continues"
+_CURES = {
+    401: ("no valid login", _CREDENTIALS),
+    403: ("no permission", "have the bucket's owner grant it to this account"),
+    404: ("no such bucket", "correct the path, or create the bucket"),
+    429: ("too many requests", _QUOTA),
+}
+_ABOUT_QUOTA = re.compile("quota|rate.?limit", re.IGNORECASE)
+_OFFLINE = (
+    aiohttp.ClientConnectionError,
+    asyncio.TimeoutError,
+    requests.exceptions.ConnectionError,
+    google.auth.exceptions.TransportError,
+)
+# How C++ libraries, array_record's and tensorstore, name what is not the file's fault.
+_STATUS = re.compile(
+    r"\b(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|RESOURCE_EXHAUSTED"
+    r"|DEADLINE_EXCEEDED|ABORTED)\b"
+)
+# An object in the addresses that gcsfs asks.
+_OBJECT = re.compile(r"\bb/(?P<bucket>[^/?{]+)(/o/(?P<key>[^?{]+))?")
+
+
+class StorageError(OSError):
+    """Cloud Storage refused a request, or was not reached.
+
+    Its errno says that no file's content is to blame.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.errno = errno.EREMOTEIO
+
+
+class FileSystem(GCSFileSystem):
+    """gcsfs's, with StorageErrors.
+
+    They are raised after gcsfs's own retries, which take half a minute.
+    """
+
+    async def _request(self, method: str, path: str, *args: str, **kwargs: Any) -> Any:
+        with _naming(path, args):
+            return await super()._request(method, path, *args, **kwargs)
+
+    async def _get_file_request(self, rpath: str, *args: Any, **kwargs: Any) -> Any:
+        with _naming(self.url(rpath), ()):
+            return await super()._get_file_request(rpath, *args, **kwargs)
+
+    async def _isdir(self, path: str) -> bool:
+        try:
+            return (await self._info(path))["type"] == "directory"
+        except FileNotFoundError:
+            return False
+
+
+def register() -> None:
+    """Makes gs:// of fsspec, and so of epath, this file system."""
+    for protocol in ("gs", "gcs"):
+        fsspec.register_implementation(protocol, FileSystem, clobber=True)
+
+
+def refusal(error: object) -> str:
+    """Returns the status by which a C++ library says that storage refused; else ""."""
+    found = _STATUS.search(str(error))
+    return found[0] if found else ""
+
+
+@contextlib.contextmanager
+def _naming(address: str, parts: tuple[str, ...]) -> Iterator[None]:
+    """Turns an error of a request into a StorageError, unless an object is missing."""
+    try:
+        yield
+    except Exception as error:
+        got, cure = _cause(error, of_object=len(parts) > 1 or "/o/" in address)
+        if not got:
+            raise
+        said = ""
+        if not isinstance(error, FileNotFoundError):  # which says the address again
+            said = ": " + " ".join(re.sub("^Forbidden: .*", "", str(error)).split())
+        raise StorageError(
+            f"wanted {_name(address, parts)}, got {got}{said[:300]}; {cure}"
+        ) from error
+
+
+def _cause(error: Exception, *, of_object: bool) -> tuple[str, str]:
+    """Returns what was got and its cure; two "" for an error of another kind."""
+    if isinstance(error, FileNotFoundError):
+        return ("", "") if of_object else _CURES[404]
+    code = getattr(error, "code", None) if isinstance(error, HttpError) else None
+    if isinstance(error, OSError) and str(error).startswith("Forbidden: "):
+        code = 403
+    if code in (403, 429) and _ABOUT_QUOTA.search(str(error)):
+        code = 429
+    if code is not None and str(code).isdigit():
+        code = int(code)
+        if code >= 500:
+            return f"status {code} of the service", _LATER
+        return _CURES.get(code, (f"status {code}", "see what it says"))
+    if isinstance(error, requests.exceptions.ProxyError):  # gcsfs's word for it
+        return "status 502 of the service", _LATER
+    if isinstance(error, _OFFLINE):
+        return "no connection", f"check this machine's network; {_LATER}"
+    if isinstance(error, google.auth.exceptions.GoogleAuthError):
+        return _CURES[401]
+    return "", ""
+
+
+def _name(address: str, parts: tuple[str, ...]) -> str:
+    """Returns gs://BUCKET/OBJECT of a request, as far as it names one."""
+    if parts:
+        return "gs://" + "/".join(parts)
+    found = _OBJECT.search(address)
+    if not found:
+        return address
+    name = f"gs://{found['bucket']}"
+    if found["key"]:
+        name += "/" + urllib.parse.unquote(found["key"])
+    return name
