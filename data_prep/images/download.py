@@ -271,59 +271,36 @@ async def _fetch_all(
 ) -> None:
     """Runs up to `per_host` workers on the queue of each host.
 
-    With a `user_agent`, it asks the robots.txt of a host first, and of a host to which
-    an image is redirected.
+    With a `user_agent`, it asks the robots.txt of a host first, also after a redirect.
     """
     in_flight = asyncio.Semaphore(concurrency)
-    redirected: dict[str, asyncio.Task[robots.Known]] = {}
-    hosts: dict[str, _Host] = defaultdict(_Host)
-    for index, url in enumerate(urls):
-        hosts[request.host_of(url)].waiting.append(index)
     retrying = functools.partial(
         _retrying, retries=retries, backoff_seconds=backoff_seconds
     )
+    refusal: request.Refusal | None = None
 
-    def ask_again(url: str) -> Awaitable[request.Answer]:
-        return attempt(
-            url, max_bytes=robots.MAX_BYTES, grow=lambda size: True, cut=True
-        )
-
-    async def ask_robots(url: str) -> request.Answer:
+    async def ask_robots(
+        url: str, place: contextlib.AbstractAsyncContextManager = in_flight
+    ) -> request.Answer:
         async def once() -> request.Answer:
-            async with in_flight:
-                return await ask_again(url)
+            async with place:
+                return await attempt(
+                    url, max_bytes=robots.MAX_BYTES, grow=lambda size: True, cut=True
+                )
 
         return await retrying(once)
-
-    async def refusal(url: URL) -> str | None:
-        """Asks the robots.txt of a redirect's host, once for all its redirects.
-
-        The request that was redirected has its place in flight meanwhile.
-        """
-        assert user_agent is not None
-        origin = str(url.origin())
-        if origin not in redirected:
-            asking = robots.read(
-                origin, lambda url: retrying(lambda: ask_again(url)), user_agent
-            )
-            redirected[origin] = group.create_task(asking)
-        known = await asyncio.shield(redirected[origin])
-        return (await known.refusals({0: str(url)})).get(0)
-
-    asked = None if user_agent is None else refusal
-    fetch_image = functools.partial(attempt, refusal=asked)
 
     async def result(index: int, held: _Held) -> _Result:
         url = urls[index]
 
         async def once() -> request.Answer:
             async with in_flight:
-                answer = await fetch_image(url, grow=held.grow)
+                answer = await attempt(url, grow=held.grow, refusal=refusal)
             if answer.status == request.NO_ROOM:
                 held.shrink(0)
                 await held.wait_for(max_bytes)
                 async with in_flight:
-                    answer = await fetch_image(url, grow=held.grow)
+                    answer = await attempt(url, grow=held.grow, refusal=refusal)
             held.shrink(max(share, len(answer.body)))
             return answer
 
@@ -354,14 +331,40 @@ async def _fetch_all(
             )
 
     async with asyncio.TaskGroup() as group:
+        if user_agent is not None:
+            # The redirected request has a place in flight meanwhile.
+            ask = functools.partial(ask_robots, place=contextlib.nullcontext())
+            refusal = _redirect_refusals(ask, user_agent, group)
         # Round-robin over hosts, so that no host gets a burst of requests.
-        some = list(hosts.values())
+        some = _by_host(urls)
         for worker in range(per_host):
             some = [host for host in some if len(host.waiting) > worker]
             if not some:
                 break
             for host in some:
                 group.create_task(work(host))
+
+
+def _redirect_refusals(
+    ask: Callable[[str], Awaitable[request.Answer]],
+    user_agent: str,
+    group: asyncio.TaskGroup,
+) -> request.Refusal:
+    """Returns a function that judges the URLs that redirects name by robots.txt.
+
+    A host is asked once for all of them, by a task that goes on if a request that waits
+    for it runs out of time.
+    """
+    asking: dict[str, asyncio.Task[robots.Known]] = {}
+
+    async def refusal(url: URL) -> str | None:
+        origin = str(url.origin())
+        if origin not in asking:
+            asking[origin] = group.create_task(robots.read(origin, ask, user_agent))
+        known = await asyncio.shield(asking[origin])
+        return (await known.refusals({0: str(url)})).get(0)
+
+    return refusal
 
 
 class _Host:
@@ -371,6 +374,13 @@ class _Host:
         self.waiting: deque[int] = deque()  # positions
         self.refused: dict[int, str] | None = None  # None: robots.txt was not read yet
         self.asking = asyncio.Lock()
+
+
+def _by_host(urls: Sequence[str]) -> list[_Host]:
+    hosts: dict[str, _Host] = defaultdict(_Host)
+    for index, url in enumerate(urls):
+        hosts[request.host_of(url)].waiting.append(index)
+    return list(hosts.values())
 
 
 async def _retrying(
