@@ -327,6 +327,14 @@ def _log_plan(make: batch.MakeBatch, steps: range) -> None:
                 len(dataset.shards),
                 record_files.MAX_OPEN_FILES,
             )
+        if not files.is_local(dataset.folder) and not make.readers[member]:
+            logging.warning(
+                "%s: the global order asks Cloud Storage for each record by itself, "
+                "%s requests in these steps, which are billed; data.order=blocks "
+                "asks for many records at once",
+                name,
+                f"{int(after[member] - before[member]):,}",
+            )
         if share * global_batch > len(dataset):
             logging.warning(
                 "global_batch=%d takes more than the %d records of %s: images repeat "

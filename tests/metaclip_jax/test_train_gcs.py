@@ -204,7 +204,8 @@ def test_a_run_on_gs_that_is_killed_goes_on_as_if_it_had_not(
         again = start(environment, **remote)
         output, _ = again.communicate(timeout=waiting.SECONDS)
         assert again.returncode == 0, output
-        assert "goes on from step" in output
+        (step,) = map(int, re.findall(r"goes on from step (\d+)", output))
+        assert f" {(STEPS - step) * 16} requests in these steps" in output
         found = json.loads(python(environment, ROWS, remote["workdir"]))
     output, _ = straight.communicate(timeout=waiting.SECONDS)
     assert straight.returncode == 0, output
