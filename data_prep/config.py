@@ -59,6 +59,22 @@ def metadata() -> ConfigDict:
     )
 
 
+def _selection() -> dict:
+    """Which pairs are left out before matches are counted, by lists and scores."""
+    return {
+        # Globs of Parquet with a column image_id or url, of images to leave out.
+        "exclude": (),
+        # Globs of Parquet with such a column and one of scores; pairs without a score
+        # are left out.
+        "scores": (),
+        # Name of the column of scores. "": text_scores by text_keys, which
+        # metaclip_jax.embed writes. Without `scores`: one of source.score_columns.
+        "score": "",
+        "least_score": config_dict.placeholder(float),  # of pairs that are kept
+        "top_share": 1.0,  # share of all given scores, the highest, that is kept
+    }
+
+
 def _images() -> dict:
     """Limits on an image, and its form."""
     return {
@@ -116,6 +132,7 @@ def curate() -> ConfigDict:
                 "score_columns": (),
                 "header": (),  # the columns of a CSV file whose first line has no names
             },
+            "selection": _selection(),
             "metadata": config_dict.placeholder(str),  # folder, or a JSON list
             # Source files whose matches make one part file. A killed run reads the
             # source files of an unfinished part again.
@@ -201,6 +218,8 @@ _COUNT_OR_NONE = Range(int, least=0)
 _COLUMN = Range(str, pattern=r"(?s).+", form="the name of a column")
 _PATH = Range(str, pattern=r"(?s).*\S.*", form="a path or glob", also=(None,))
 
+_GLOB = Range(str, pattern=r"(?s).*\S.*", form="a folder or glob")
+
 _PAGES: dict[str, Range] = {
     "pages.max_page_bytes": _COUNT,
     "pages.max_tree_bytes": _COUNT,
@@ -246,6 +265,11 @@ CURATE_RANGES: dict[str, Range] = {
     "source.page_column": Range(str),
     "source.score_columns": Range(tuple, each=_COLUMN),
     "source.header": Range(tuple, each=_COLUMN),
+    "selection.exclude": Range(tuple, each=_GLOB),
+    "selection.scores": Range(tuple, each=_GLOB),
+    "selection.score": Range(str),
+    "selection.least_score": Range(float, also=(None,)),
+    "selection.top_share": Range(float, above=0, most=1),
     "metadata": _PATH,
     "sources_per_part": _COUNT,
     "memory_gib": Range(float, least=0),
@@ -288,9 +312,7 @@ CURATE_RANGES: dict[str, Range] = {
     "images.max_moved_texts": _COUNT_OR_NONE,
     "duplicates.near_bits": Range(int, least=0, most=80),
     "duplicates.placeholder_texts": _COUNT_OR_NONE,
-    "duplicates.evaluation_sets": Range(
-        tuple, each=Range(str, pattern=r"(?s).*\S.*", form="a folder or glob")
-    ),
+    "duplicates.evaluation_sets": Range(tuple, each=_GLOB),
     "duplicates.evaluation_bits": Range(int, least=0, most=80),
 }
 
@@ -329,8 +351,26 @@ def _metadata_rules(config: ConfigDict) -> list[ranges.Rule]:
 
 def _curate_rules(config: ConfigDict) -> list[ranges.Rule]:
     """Returns the rules between keys; each key by itself is in its range."""
-    images, download = config.images, config.download
+    images, download, selection = config.images, config.download, config.selection
+    carried = selection.score in config.source.score_columns
     return [
+        (
+            "selection.score",
+            not selection.score or bool(selection.scores) or carried,
+            "a name in config.source.score_columns, or files in"
+            " config.selection.scores",
+        ),
+        (
+            "selection.least_score",
+            selection.least_score is None or bool(selection.scores or selection.score),
+            "None, or files in config.selection.scores, or a column of the source in"
+            " config.selection.score",
+        ),
+        (
+            "selection.top_share",
+            selection.top_share == 1 or bool(selection.scores),
+            "1, or files in config.selection.scores",
+        ),
         (
             "source.score_columns",
             {"image_id", "text", "text_source"}.isdisjoint(config.source.score_columns),

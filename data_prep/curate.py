@@ -39,6 +39,7 @@ from data_prep.stages import (
     parts,
     pipelines,
     rejects,
+    selection,
     steps,
     sums,
 )
@@ -161,9 +162,7 @@ def plan(
         "source": kinds.describe(found, spec),
         "metadata": {code: m.fingerprint for code, m in metadata.items()},
     }
-    compared = {}
-    if sets := config.duplicates.evaluation_sets:
-        compared["evaluation_sets"] = contamination.describe(sets)
+    chosen, compared = selection.inputs(config), contamination.inputs(config)
     # Leaves out keys that may still change after matching.
     later = ("name", "images", "duplicates", "balance")
     early = {key: value for key, value in values.items() if key not in later}
@@ -176,8 +175,9 @@ def plan(
         options=pipelines.with_workers(
             options, workers, source_bytes=kinds.total_bytes(inputs["source"])
         ),
-        inputs=inputs | compared,
+        inputs=inputs | chosen | compared,
         match_inputs=inputs
+        | chosen
         | {
             "config": early | {"rule": config.balance.rule},
             "columns": schema.MATCHES.names,  # they differ between versions
@@ -247,13 +247,11 @@ def gather(run: Run, folder: str) -> None:
         seed=config.seed,
         rule=config.balance.rule,
         sample_images=-(-config.sample_images // n),
+        selected=selection.prepare(config, run.workdir, run.options),
     )
-    ranges = None
-    if not pipelines.shuffles_on_disk(run.options):
-        sizes = sums.read_sum(matched, "sizes.parquet")["count"].to_pylist()
-        ranges = pipelines.ranges(
-            n, size=sum(sizes), memory_gib=config.memory_gib, options=run.options
-        )
+    ranges = matches.ranges(
+        matched, n, memory_gib=config.memory_gib, options=run.options
+    )
     with (
         progress(folder, n, "gather", stage="dedup"),
         pipelines.new(run.options) as pipeline,

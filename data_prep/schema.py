@@ -124,6 +124,16 @@ SCORES = pa.schema(
     [CANDIDATES.field(name) for name in ("image_id", "text", "text_source")]
 )
 
+# Images that are excluded, and scores of images or of single texts.
+SELECTED = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("text_key", pa.uint64()),  # null: of all texts of the image
+        ("score", pa.float64()),  # null where there is none
+        ("excluded", pa.bool_()),
+    ]
+)
+
 # Some of what was dropped.
 REJECTS = pa.schema(
     [

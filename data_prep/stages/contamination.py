@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from absl import logging
 from apache_beam.options.pipeline_options import PipelineOptions
+from ml_collections import ConfigDict
 
 from data_prep import schema
 from data_prep.images import screening, similarity
@@ -29,13 +30,17 @@ _FILES = 256  # pictures in a piece of work
 _SCREENED_AS_ANY = {"min_side": 1, "max_aspect": 65_536.0}
 
 
-def describe(sets: Sequence[str]) -> str:
-    """Returns a fingerprint of names and sizes of the files of sets.
+def inputs(config: ConfigDict) -> dict[str, str]:
+    """Returns a fingerprint of names and sizes of the files of a run's sets, if any.
 
     Raises ValueError for a set without files that can be read.
     """
+    sets = config.duplicates.evaluation_sets
+    if not sets:
+        return {}
     found = [(path, files.size(path)) for path in pictures.find(sets)]
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    return {"evaluation_sets": digest}
 
 
 def read_sets(

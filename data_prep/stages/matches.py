@@ -9,6 +9,7 @@ from threading import Lock
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from data_prep import drops, language, schema
 from data_prep.matching import EveryText, Matcher
@@ -20,7 +21,9 @@ from data_prep.stages import (
     dedup,
     parts,
     pipelines,
+    selection,
     steps,
+    sums,
 )
 
 Tagged = beam.pvalue.TaggedOutput
@@ -172,6 +175,7 @@ class Gathering:
       partitions: number of parts of MATCHES.
       seed, rule: of steps.to_matches.
       sample_images: how many images of each partition are sampled.
+      selected: which pairs are kept, None for all.
     """
 
     matched: str
@@ -181,6 +185,7 @@ class Gathering:
     seed: int
     rule: str
     sample_images: int
+    selected: selection.Selection | None = None
 
     def read(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         """Yields the rows of the partitions from `start` up to `stop`."""
@@ -236,20 +241,33 @@ class Gathering:
     def _write(self, partition: int, batches: list[pa.RecordBatch]) -> None:
         """Drops repeated pairs; writes the sample, and the part when that is there."""
         table = pa.Table.from_batches(batches, schema=schema.MATCHED)
-        unique = steps.to_matches(
-            dedup.sort_and_drop_repeats(table), seed=self.seed, rule=self.rule
-        )
+        texts = dedup.sort_and_drop_repeats(table)
+        lost = {"repeated_pair": table.num_rows - texts.num_rows}
+        if self.selected is not None:
+            edges = (parts.first_id(partition + i, self.partitions) for i in (0, 1))
+            texts, others = self.selected.apply(texts, self.selected.read(*edges))
+            lost |= others
+        unique = steps.to_matches(texts, seed=self.seed, rule=self.rule)
         flow = drops.flow(
-            "dedup",
-            entered=table.num_rows,
-            left=unique.num_rows,
-            drops={"repeated_pair": table.num_rows - unique.num_rows},
+            "dedup", entered=table.num_rows, left=unique.num_rows, drops=lost
         )
         some = steps.sample(unique, images=self.sample_images, partition=partition)
         name = parts.name(partition, self.partitions, SAMPLE_SUFFIX)
         parts.write(self.folder, name, pa.Table.from_batches([some]))
         name = parts.name(partition, self.partitions)
         parts.write(self.folder, name, unique, flow)
+
+
+def ranges(
+    matched: str, partitions: int, *, memory_gib: float, options: PipelineOptions
+) -> list[tuple[int, int]] | None:
+    """Returns the ranges of partitions for `gather`, of the parts in `matched`."""
+    if pipelines.shuffles_on_disk(options):
+        return None
+    sizes = sums.read_sum(matched, "sizes.parquet")["count"].to_pylist()
+    return pipelines.ranges(
+        partitions, size=sum(sizes), memory_gib=memory_gib, options=options
+    )
 
 
 def read_sample(folder: str, partitions: int) -> pa.Table:

@@ -25,6 +25,7 @@ from metaclip_jax.data import parquet_headers
 FOLDERS = (
     "matchers",
     "matched",
+    "selection",
     "matches",
     "downloads",
     "images",

@@ -1,0 +1,254 @@
+"""Chooses pairs by lists of images and by scores, before matches are counted.
+
+Lists and scores are Parquet by image id, or by address; scores may also be columns of
+the source. They are sorted by image id once, so that each partition reads its own.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from absl import logging
+from apache_beam.options.pipeline_options import PipelineOptions
+from ml_collections import ConfigDict
+
+from data_prep import drops, schema
+from data_prep.stages import parts, pipelines, sums
+from metaclip_jax import files, patterns
+from metaclip_jax.data import records
+
+FOLDER = "selection"
+_KEYS, _SCORES = "text_keys", "text_scores"  # of metaclip_jax.embed
+_ADDRESSES = ("url", "URL")
+_ROWS = 8_192
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which pairs are kept.
+
+    Attributes:
+      folder: of SELECTED, sorted by image id.
+      files: number of parts there.
+      scored: whether a pair without a score is dropped.
+      column: index of the score among those that the source carries, -1 for those in
+        `folder`.
+      least: the score that a pair must have.
+    """
+
+    folder: str
+    files: int
+    scored: bool
+    column: int
+    least: float
+
+    def read(self, first: str, last: str) -> pa.Table:
+        """Returns SELECTED of the image ids first <= id < last."""
+        batches = [
+            parts.read_range(
+                self.folder,
+                parts.name(i, self.files),
+                by="image_id",
+                start=first,
+                stop=last,
+            )
+            for i in range(self.files)
+        ]
+        return pa.Table.from_batches(batches, schema=schema.SELECTED)
+
+    def apply(self, texts: pa.Table, rows: pa.Table) -> tuple[pa.Table, Counter]:
+        """Returns the pairs that are kept, and what is dropped.
+
+        Args:
+          texts: MATCHED.
+          rows: SELECTED of their images.
+        """
+        listed = rows.filter(rows["excluded"])["image_id"].combine_chunks()
+        excluded = pc.is_in(texts["image_id"], listed).to_numpy()
+        none = low = np.zeros(texts.num_rows, bool)
+        if self.scored:
+            scores = self._scores(texts, rows)
+            none = np.isnan(scores) & ~excluded
+            low = (scores < self.least) & ~excluded
+        lost = Counter(
+            excluded=int(excluded.sum()), no_score=int(none.sum()), low_score=low.sum()
+        )
+        return texts.filter(pa.array(~(excluded | none | low))), +lost
+
+    def _scores(self, texts: pa.Table, rows: pa.Table) -> np.ndarray:
+        """Returns f64[n], NaN for a pair without a score."""
+        if self.column >= 0:
+            found = [json.loads(one) for one in texts["scores"].to_pylist()]
+            values = [one[self.column] for one in found]
+            return np.array([np.nan if v is None else v for v in values], float)
+        rows = rows.filter(pc.is_valid(rows["score"])).to_pydict()
+        known = dict(
+            zip(
+                zip(rows["image_id"], rows["text_key"], strict=True),
+                rows["score"],
+                strict=True,
+            )
+        )
+        ids = texts["image_id"].to_pylist()
+        keys = records.text_keys(ids, texts["text"].to_pylist()).tolist()
+        of_image = [known.get((image, None), np.nan) for image in ids]
+        pairs = zip(ids, keys, of_image, strict=True)
+        return np.array([known.get((image, key), one) for image, key, one in pairs])
+
+
+def find(config: ConfigDict) -> dict[str, list[str]]:
+    """Returns the files of a config's `selection`, by what they are.
+
+    Raises ValueError where a glob has none.
+    """
+    found: dict[str, list[str]] = {}
+    for name in ("exclude", "scores"):
+        paths: set[str] = set()
+        for pattern in config.selection[name]:
+            here = patterns.find(pattern)
+            if not here:
+                raise ValueError(
+                    f"config.selection.{name}: wanted Parquet files, got none for"
+                    f" {pattern!r}; correct the path"
+                )
+            paths.update(here)
+        found[name] = sorted(paths)
+    return found
+
+
+def inputs(config: ConfigDict) -> dict[str, list[tuple[str, int]]]:
+    """Returns names and sizes of these files, if any: they decide a run's result."""
+    found = [path for some in find(config).values() for path in some]
+    return {"selection": [(path, files.size(path)) for path in found]} if found else {}
+
+
+def prepare(
+    config: ConfigDict, workdir: str, options: PipelineOptions
+) -> Selection | None:
+    """Sorts lists and scores into WORKDIR/selection; None where there are none.
+
+    Raises ValueError for a file without the columns.
+    """
+    wanted, folder = config.selection, f"{workdir}/{FOLDER}"
+    found = find(config)
+    work = [(name, path) for name, some in found.items() for path in some]
+    column = -1
+    if wanted.score and not found["scores"]:
+        column = list(config.source.score_columns).index(wanted.score)
+    scored = bool(found["scores"]) or column >= 0
+    if not work and not scored:
+        return None
+    pieces = [
+        pa.RecordBatch.from_pydict({"kind": [kind], "path": [path], "number": [i]})
+        for i, (kind, path) in enumerate(work)
+    ]
+    if pieces:
+        stage = Sort(folder, len(pieces), wanted.score or _SCORES)
+        with pipelines.new(options) as pipeline:
+            rows = pipelines.start(pipeline, pieces) | beam.ParDo(stage)
+            sums.write_sum(rows, schema.TALLIES, folder, "sizes.parquet")
+    least = -math.inf if wanted.least_score is None else wanted.least_score
+    if found["scores"] and wanted.top_share < 1:
+        least = max(least, _quantile(folder, len(pieces), wanted.top_share))
+    if scored:
+        logging.info("pairs are kept from a score of %g on", least)
+    return Selection(folder, len(pieces), scored, column, least)
+
+
+def _quantile(folder: str, count: int, top_share: float) -> float:
+    """Returns the least of the given share of all scores, the highest ones."""
+    names = [parts.name(i, count) for i in range(count)]
+    columns = [parts.read(folder, name, ["score"]) for name in names]
+    scores = pa.concat_tables(columns)["score"].drop_null().to_numpy()
+    if not scores.size:
+        return -math.inf
+    kept = max(1, math.ceil(top_share * scores.size))
+    return float(np.partition(scores, scores.size - kept)[scores.size - kept])
+
+
+class Sort(beam.DoFn):
+    """Parquet file -> a part of SELECTED, sorted by image id."""
+
+    def __init__(self, folder: str, count: int, score: str) -> None:
+        self._folder, self._count, self._score = folder, count, score
+
+    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Writes the part; yields its number of rows."""
+        (row,) = element.to_pylist()
+        batches, count = [], 0
+        score = "" if row["kind"] == "exclude" else self._score
+        for batch in _read(row["path"], score):
+            batches.append(batch)
+            count += batch.num_rows
+        nothing = drops.flow("dedup", entered=0, left=0, drops={})
+        parts.write_sorted(
+            self._folder,
+            parts.name(row["number"], self._count),
+            batches,
+            schema.SELECTED,
+            by="image_id",
+            flow=lambda: nothing,
+        )
+        yield schema.from_rows([(row["kind"], row["path"], count)], schema.TALLIES)
+
+
+def _read(path: str, score: str) -> Iterator[pa.RecordBatch]:
+    """Yields SELECTED of a file: of its scores, or "" for a list to exclude."""
+    with files.naming(path, "a list or scores by image"), files.open_parquet(path) as p:
+        names = p.schema_arrow.names
+        by = [name for name in ("image_id", *_ADDRESSES) if name in names]
+        lists = score == _SCORES
+        columns = [*by[:1], *([score] if score else []), *([_KEYS] if lists else [])]
+        missing = [name for name in columns if name not in names]
+        if not by or missing:
+            wanted = ["image_id or url", *columns[bool(by) :]]
+            raise ValueError(
+                f"{path}: wanted columns {wanted}, got {names}; rename them"
+            )
+        for batch in p.iter_batches(_ROWS, columns=columns):
+            ids = _image_ids(batch[by[0]].to_pylist(), by[0])
+            if not score:
+                yield _rows(ids, [None] * len(ids), [None] * len(ids), excluded=True)
+            elif lists:
+                yield _of_texts(ids, batch[_KEYS].to_pylist(), batch[score].to_pylist())
+            else:
+                yield _rows(ids, [None] * len(ids), batch[score].to_pylist())
+
+
+def _image_ids(values: Sequence[str], column: str) -> list[str]:
+    if column == "image_id":
+        return list(values)
+    return [records.image_id(url.partition("#")[0]) for url in values]
+
+
+def _of_texts(
+    ids: Sequence[str], keys: Sequence[list | None], scores: Sequence[list | None]
+) -> pa.RecordBatch:
+    flat = [
+        (image, key, score)
+        for image, own, of_own in zip(ids, keys, scores, strict=True)
+        if own is not None and of_own is not None
+        for key, score in zip(own, of_own, strict=True)
+    ]
+    images, text_keys, values = zip(*flat, strict=True) if flat else ((), (), ())
+    return _rows(list(images), list(text_keys), list(values))
+
+
+def _rows(
+    ids: list[str], keys: list, scores: list, *, excluded: bool = False
+) -> pa.RecordBatch:
+    return schema.from_columns(
+        {
+            "image_id": ids,
+            "text_key": keys,
+            "score": scores,
+            "excluded": [excluded] * len(ids),
+        },
+        schema.SELECTED,
+    )
