@@ -16,6 +16,9 @@ from metaclip_jax.training.optimizer import Schedule
 from metaclip_jax.training.train_state import TrainState, shardings
 
 MAX_LOG_LOGIT_SCALE = math.log(100)
+# More than Adam's direction has per parameter (17 for beta1=0.9, beta2=0.98), and than
+# a weight decay.
+LARGEST_DIRECTION = 1_000.0
 # Rows of a device that a layer computes at a time, if architecture.chunk is -1.
 TPU_CHUNK = 32
 
@@ -47,9 +50,9 @@ def make_train_step(
 
     `encode_in_microbatches` explains microbatches, `choose_patches` patch_dropout.
 
-    If the loss, the gradient or the new parameters are not finite, parameters and
-    optimizer state do not change, `skipped` is 1, and only `step`, which counts
-    batches, advances.
+    If the loss or the gradient is not finite, or the new parameters might not be
+    (`largest_norm`), parameters and optimizer state do not change, `skipped` is 1, and
+    only `step`, which counts batches, advances.
     """
 
     def loss_of(params: clip.Params, batch: Batch) -> tuple[jax.Array, Metrics]:
@@ -88,9 +91,8 @@ def make_train_step(
         )
         if loss == "softmax":  # SigLIP's scale is not clamped; it ends above 100
             params |= {"log_logit_scale": clamp(params["log_logit_scale"])}
-        # With a learning rate that is too high, the parameters overflow first.
-        norms = jnp.stack([value, gradient_norm, optax.tree.norm(params)])
-        finite = jnp.isfinite(norms).all()
+        reach = largest_norm(state.params, learning_rate)
+        finite = jnp.isfinite(jnp.stack([value, gradient_norm, reach])).all()
         params = choose(finite, params, state.params)
         opt = choose(finite, opt, state.opt_state)
         metrics = {
@@ -142,6 +144,19 @@ def head_scalars(params: clip.Params) -> Metrics:
     if "logit_bias" in params:
         found["logit_bias"] = params["logit_bias"]
     return found
+
+
+def largest_norm(params: clip.Params, learning_rate: jax.Array) -> jax.Array:
+    """Bounds the squared norm f32[] of the parameters after a step; inf if too large.
+
+    With a learning rate that is too high, the parameters overflow before anything else.
+    This is known before Adam's update is computed, so that the update, the choice
+    whether to apply it and the parameters' norm are one pass over the state.
+    """
+    norm = optax.tree.norm(params)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    change = LARGEST_DIRECTION * (math.sqrt(size) + norm)
+    return jnp.square(norm + learning_rate * change)
 
 
 def choose(condition: jax.Array, one: Any, other: Any) -> Any:

@@ -316,6 +316,19 @@ def test_a_gradient_that_is_not_finite_changes_only_the_step_count(initial):
     )
 
 
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_the_new_parameters_norm_is_known_to_be_finite_before_the_update(scale):
+    params = {"kernel": scale * np.ones((30, 40), np.float32)}
+    gradient = {"kernel": np.float32(np.linspace(-1, 1, 1_200)).reshape(30, 40)}
+    direction, _ = ADAMW.update(gradient, ADAMW.init(params), params)
+    for rate in (0.0, 1e-3, 1.0, 1e6):
+        after = params["kernel"] - rate * np.asarray(direction["kernel"], np.float64)
+        bound = train_step.largest_norm(params, jnp.float32(rate))
+        assert (after**2).sum() <= 1.001 * bound < np.inf
+    for rate in (1e20, 1e38, np.inf, np.nan):
+        assert not np.isfinite(train_step.largest_norm(params, jnp.float32(rate)))
+
+
 def test_a_step_takes_the_memory_of_the_state_it_is_given(initial):
     mesh, step = program((2, 4, 1))
     before = put(initial, mesh)
