@@ -7,7 +7,7 @@ RUN := quickstart_run
 # A command starts in half the time once its libraries are compiled to bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-slow test-parity lint bench docs clean
+.PHONY: quickstart test test-slow test-parity lint bench docs plans clean
 
 quickstart: .venv/quickstart
 	$(BIN)/python -m examples.quickstart.run --workdir=$(RUN) $(ARGS)
@@ -39,6 +39,10 @@ bench: .venv/parity
 docs: .venv/dev
 	$(BIN)/python docs/write_config.py
 	$(BIN)/python docs/write_tasks.py
+
+# Compiles for TPUs for about an hour, or what has changed; writes docs/tpu_plans.md.
+plans: .venv/parity
+	$(BIN)/python -m benchmarks.tpu_plans $(ARGS)
 
 clean:
 	rm -rf .venv build *.egg-info $(RUN)

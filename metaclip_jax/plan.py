@@ -6,15 +6,20 @@
 Compiles the train step for that slice, with the command line's --config.KEY=VALUE. This
 takes a minute or two on any Linux machine with libtpu (`pip install
 "jax[tpu]"`). Exits with status 1 if the step does not fit into memory.
+
+With --find=batch it also compiles twice and half the batch, and so on, and reports the
+largest that fits; with --find=mesh the mesh that fits and splits parameters the least.
+--cache=DIR remembers what was compiled.
+
+The cycles and the time made of them are the compiler's own estimate: no TPU has
+confirmed them.
 """
 
 import importlib.util
 import math
 import os
-import re
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,22 +32,24 @@ from ml_collections import ConfigDict
 from metaclip_jax import config as keys
 from metaclip_jax.cli import command, config_flag
 from metaclip_jax.models import presets
-from metaclip_jax.training import flops, program, sharding
+from metaclip_jax.training import compiled, flops, program, sharding
 
 _GIB = 2**30
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_TOO_MUCH = re.compile(
-    r"\(?([\d.]+)([KMGT]?)\)? exceeds available[^\d]*([\d.]+)([KMGT]?)"
-)
 
 
 class Slice(NamedTuple):
     """A described TPU slice."""
 
     topology: str
+    slices: int
     devices: list[jax.Device]
     chips: int  # a chip may be two devices
     device_bytes: int  # memory that a program may use
+
+    @property
+    def name(self) -> str:
+        """The topology, and how many of them if not one: "2 x v5e:4x4"."""
+        return self.topology if self.slices == 1 else f"{self.slices} x {self.topology}"
 
 
 class Plan(NamedTuple):
@@ -59,6 +66,8 @@ class Plan(NamedTuple):
     model_flops: int  # of a step, over all devices
     peak_flops: float | None  # of a chip, per second
     compile_seconds: float
+    cycles: int = 0  # the compiler's estimate, without collectives; 0 = unknown
+    collective_bytes: Mapping[str, int] = {}
 
     @property
     def fits(self) -> bool:
@@ -99,20 +108,21 @@ def describe_slice(topology: str, *, slices: int = 1) -> Slice:
     chips = slices
     for size in topology.rpartition(":")[2].split("x"):
         chips *= int(size)
-    return Slice(topology, devices, chips, _device_bytes(devices[0]))
+    return Slice(topology, slices, devices, chips, _device_bytes(devices[0]))
 
 
-def make_plan(config: ConfigDict, where: Slice) -> Plan:
+def make_plan(config: ConfigDict, where: Slice, *, cache: str = "") -> Plan:
     """Compiles the config's train step for a slice.
 
     Args:
         config: the recipe.
         where: from `describe_slice`.
+        cache: folder of results of earlier compilations; "" = none.
 
     Raises:
         ValueError: the recipe contradicts itself or does not fit the slice.
     """
-    asked = program.make(config, **_token_ids(config), devices=where.devices)
+    asked = program.make(config, **token_ids(config), devices=where.devices)
     found = Plan(
         devices=len(where.devices),
         chips=where.chips,
@@ -126,41 +136,79 @@ def make_plan(config: ConfigDict, where: Slice) -> Plan:
         peak_flops=flops.peak(where.devices[0]),
         compile_seconds=0.0,
     )
-    start = time.monotonic()
-    try:
-        memory = program.lower(asked, config).compile().memory_analysis()
-    except jax.errors.JaxRuntimeError as error:
-        too_much = _too_much(str(error))
-        if too_much is None:
-            raise
-        wanted, arguments = too_much[0], found.argument_bytes
+    done = compiled.compile(
+        program.lower(asked, config), topology=where.name, cache=cache
+    )
+    found = found._replace(compile_seconds=done.seconds)
+    if done.refusal:
+        refused = compiled.too_much(done.refusal)
+        assert refused is not None
+        wanted, arguments = refused[0], found.argument_bytes
         # The compiler stops at the first sum that is too large.
-        temporary = wanted if "temporaries" in str(error) else wanted - arguments
+        temporary = wanted if "temporaries" in done.refusal else wanted - arguments
         return found._replace(
-            temporary_bytes=temporary,
-            needed_bytes=arguments + temporary,
-            compile_seconds=time.monotonic() - start,
+            temporary_bytes=temporary, needed_bytes=arguments + temporary
         )
-    if memory is None:
-        raise RuntimeError(
-            "wanted the compiler's memory analysis, got none from this libtpu; install"
-            " another version"
-        )
-    # The compiler's peak omits some temporaries, and the sum counts temporaries that
-    # never exist at the same time. The larger of the two is a safe estimate.
-    together = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-    )
     return found._replace(
-        argument_bytes=memory.argument_size_in_bytes,
-        temporary_bytes=memory.temp_size_in_bytes,
-        peak_bytes=memory.peak_memory_in_bytes,
-        needed_bytes=max(memory.peak_memory_in_bytes, together),
-        compile_seconds=time.monotonic() - start,
+        argument_bytes=done.argument_bytes,
+        temporary_bytes=done.temporary_bytes,
+        peak_bytes=done.peak_bytes,
+        needed_bytes=done.needed_bytes,
+        cycles=done.cycles,
+        collective_bytes=done.collective_bytes,
     )
+
+
+def find_batch(
+    config: ConfigDict, where: Slice, *, cache: str = ""
+) -> tuple[ConfigDict, Plan]:
+    """Returns the recipe with the largest batch that fits, and its plan.
+
+    Batches are the recipe's, doubled or halved. Prints a line per try. If none fits,
+    the last one is returned.
+    """
+    tried = _copy(config)
+    plan = _try_batch(tried, where, cache)
+    fits, best = plan.fits, (tried, plan)
+    while plan.fits == fits:
+        tried = _copy(tried)
+        tried.global_batch = tried.global_batch * 2 if fits else tried.global_batch // 2
+        try:
+            plan = _try_batch(tried, where, cache)
+        except ValueError:  # the devices cannot share so small a batch
+            break
+        if plan.fits or not fits:
+            best = (tried, plan)
+    return best
+
+
+def _try_batch(config: ConfigDict, where: Slice, cache: str) -> Plan:
+    plan = make_plan(config, where, cache=cache)
+    print(f"batch {config.global_batch:,}: {_verdict(plan)}", flush=True)
+    return plan
+
+
+def find_mesh(
+    config: ConfigDict, where: Slice, *, cache: str = ""
+) -> tuple[ConfigDict, Plan]:
+    """Returns the recipe with the cheapest mesh that fits, and its plan.
+
+    Splitting parameters costs communication, and `tensor` more of it than `fsdp`: so
+    `fsdp` grows first, and then `tensor`. Prints a line per try. If none fits, the last
+    one is returned.
+    """
+    count = len(where.devices) // where.slices
+    sizes = [2**n for n in range(count.bit_length()) if count % 2**n == 0]
+    meshes = [(fsdp, 1) for fsdp in sizes]
+    meshes += [(sizes[-1] // tensor, tensor) for tensor in sizes[1:4]]
+    for fsdp, tensor in meshes:
+        tried = _copy(config)
+        tried.mesh.update({"data": -1, "fsdp": fsdp, "tensor": tensor})
+        plan = make_plan(tried, where, cache=cache)
+        print(f"mesh fsdp {fsdp} x tensor {tensor}: {_verdict(plan)}", flush=True)
+        if plan.fits:
+            break
+    return tried, plan
 
 
 def report(config: ConfigDict, where: Slice, plan: Plan) -> str:
@@ -208,10 +256,21 @@ def report(config: ConfigDict, where: Slice, plan: Plan) -> str:
             f" steps, if chips only compute model FLOPs at their peak of"
             f" {plan.peak_flops / 1e12:.0f} TFLOP/s"
         )
+    chip = compiled.chip(where.devices[0])
+    if plan.cycles and chip is not None:
+        moved = compiled.transfer_seconds(plan.collective_bytes, chip)
+        seconds = plan.cycles / chip.hertz
+        total = (seconds + moved) * config.total_steps / 3600
+        lines.append(
+            f"estimated time   {seconds:.3g} s per step: {plan.cycles / 1e6:,.0f} M"
+            f" cycles by the compiler's estimate, at {chip.hertz / 1e9:g} GHz; and"
+            f" {moved:.3g} s of collectives, if nothing overlaps; {total:,.1f} h for"
+            f" {config.total_steps:,} steps. No TPU has confirmed this"
+        )
     return "\n".join(lines)
 
 
-def _token_ids(config: ConfigDict) -> dict[str, Any]:
+def token_ids(config: ConfigDict) -> dict[str, Any]:
     """Returns the ids of the recipe's tokenizer, or of its vocabulary."""
     if config.tokenizer:
         return program.token_ids(program.load_tokenizer(config))
@@ -243,27 +302,31 @@ def _device_bytes(device: jax.Device) -> int:
     try:
         jax.jit(lambda x: x + 1).lower(huge).compile()
     except jax.errors.JaxRuntimeError as error:
-        found = _too_much(str(error))
+        found = compiled.too_much(str(error))
         if found:
             return found[1]
         raise
     raise RuntimeError(f"wanted a refusal of 4 TiB of memory, got none from {device}")
 
 
-def _too_much(message: str) -> tuple[int, int] | None:
-    """Returns the needed and the available bytes; None if it is another error."""
-    found = _TOO_MUCH.search(message)
-    if found is None:
-        return None
-    needed, needed_unit, limit, limit_unit = found.groups()
-    return (
-        round(float(needed) * _UNITS[needed_unit]),
-        round(float(limit) * _UNITS[limit_unit]),
-    )
+def _verdict(plan: Plan) -> str:
+    """Says whether a plan fits, on one line."""
+    share = f"{_gib(plan.needed_bytes)} of {_gib(plan.limit_bytes)}"
+    return f"fits, {share}" if plan.fits else f"does not fit, {share}"
+
+
+def _copy(config: ConfigDict) -> ConfigDict:
+    return config.copy_and_resolve_references()
 
 
 def _gib(size: float) -> str:
     return f"{size / _GIB:.2f} GiB"
+
+
+def _planned(
+    config: ConfigDict, where: Slice, *, cache: str = ""
+) -> tuple[ConfigDict, Plan]:
+    return config, make_plan(config, where, cache=cache)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -273,8 +336,9 @@ def main(argv: Sequence[str]) -> None:
     keys.check(values.config)
     jax.config.update("jax_platforms", "cpu")  # a TPU is not needed
     where = describe_slice(values.topology, slices=values.slices)
-    plan = make_plan(values.config, where)
-    print(report(values.config, where, plan))
+    find = {"": _planned, "batch": find_batch, "mesh": find_mesh}[values.find]
+    config, plan = find(values.config, where, cache=values.cache)
+    print(report(config, where, plan))
     if not plan.fits:
         sys.exit(1)
 
@@ -283,5 +347,9 @@ if __name__ == "__main__":
     config_flag.define(keys.RANGES)
     flags.DEFINE_string("topology", None, "Slice, for example v5e:4x4 or v5p:4x4x8.")
     flags.DEFINE_integer("slices", 1, "Number of such slices.", lower_bound=1)
+    flags.DEFINE_enum(
+        "find", "", ["", "batch", "mesh"], "What to search; empty = none."
+    )
+    flags.DEFINE_string("cache", "", "Folder that remembers what was compiled.")
     flags.mark_flags_as_required(["config", "topology"])
     command.run(main)

@@ -1,12 +1,17 @@
 """The page that `make bench` writes."""
 
 import ast
+import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import pytest
 
-from benchmarks import run_all
+from benchmarks import run_all, tpu_plans, tpu_step
+from metaclip_jax import plan
+from metaclip_jax.training import program
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,7 +24,9 @@ def test_a_benchmark_says_how_it_is_run(name):
 
 def test_the_benchmarks_are_those_that_can_be_run():
     assert {"matching", "loader", "train_step"} <= set(run_all.names())
-    assert not {"run_all", "accelerator"} & set(run_all.names())
+    assert not {"run_all", "accelerator", "tpu_plans", "tpu_step"} & set(
+        run_all.names()
+    )
 
 
 @pytest.mark.parametrize("name", run_all.names())
@@ -55,3 +62,59 @@ def test_the_page_has_a_table_of_ratios_and_the_output_of_each_benchmark():
     _, first, second = page.split("## benchmarks.")
     assert "\n".join(lines[:2]) in first and "61 s" in first and "failed" not in first
     assert "failed with status 1" in second
+
+
+def test_a_row_of_the_page_of_plans_says_what_a_recipe_needs():
+    device = SimpleNamespace(device_kind="TPU v5")
+    where = plan.Slice("v5p:4x4x4", 1, [device], 64, 95 * 2**30)
+    row = tpu_plans.Row("metaclip:vit_b32_400m", "v5p:4x4x4", {"model.remat": "dots"})
+    config = tpu_plans.config_of(row)
+    assert config.model.remat == "dots"
+    made = plan.Plan(
+        devices=64,
+        chips=64,
+        mesh={},
+        argument_bytes=0,
+        temporary_bytes=0,
+        peak_bytes=0,
+        needed_bytes=19 * 2**30,
+        limit_bytes=95 * 2**30,
+        model_flops=64 * 459 * 10**12,
+        peak_flops=459e12,
+        compile_seconds=1.0,
+        cycles=3_500_000_000,
+        collective_bytes={"all-gather": 300 * 10**9},
+    )
+    cells = tpu_plans.line(row, config, where, made).strip("| ").split(" | ")
+    assert len(cells) == len(tpu_plans.COLUMNS)
+    found = dict(zip(tpu_plans.COLUMNS, cells, strict=True))
+    assert found["recipe"] == "metaclip.py:vit_b32_400m"
+    assert found["memory a chip"] == "19.0 of 95.0 GiB"
+    assert (found["floor"], found["estimated"]) == ("1.000 s", "2.000 s")
+    assert found["with collectives"] == "3.000 s"  # 300 GB at 300 GB/s
+    assert found["hours"] == f"{3 * config.total_steps / 3600:,.0f}"
+    assert found["pairs/s"] == f"{config.global_batch / 3:,.0f}"
+    made = made._replace(needed_bytes=96 * 2**30)
+    assert "does not fit" in tpu_plans.line(row, config, where, made)
+
+
+@pytest.mark.parametrize("row", tpu_plans.PLANS, ids=str)
+def test_the_rows_of_the_page_of_plans_are_recipes(row):
+    tpu_plans.config_of(row)
+
+
+@pytest.mark.parametrize("name", ["b16_512_full", "l14_v5e"])
+def test_the_plain_step_has_our_sizes(name):
+    """Equal parameters, but for the padding of our token table and its bias."""
+    line = tpu_step.LINES[name]
+    config = tpu_step.config_of(line)
+    config.mesh.fsdp, config.global_batch = 1, 8
+    devices = jax.devices()[:1]
+    asked = program.make(config, **plan.token_ids(config), devices=devices)
+    lowered = tpu_step.lower_plain(config, asked, split_parameters=line.fsdp > 1)
+    states = lowered.args_info[0][0], program.abstract_state(asked)
+    plain, ours = (
+        sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
+        for state in states
+    )
+    assert plain == pytest.approx(ours, rel=0.002)

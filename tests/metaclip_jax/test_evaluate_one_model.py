@@ -108,7 +108,7 @@ def test_every_way_to_a_model_gives_the_same_tokens(
     job = prepare(config, str(tmp_path))
     want, _ = job.tokenizer(TEXTS, 12)
     ids = {"eos_id": job.tokenizer.eos_id, "pad_id": job.tokenizer.pad_id}
-    assert plan._token_ids(config) == ids | {"vocab_size": job.tokenizer.vocab_size}
+    assert plan.token_ids(config) == ids | {"vocab_size": job.tokenizer.vocab_size}
 
     # What the step is fed.
     stream = pipeline.batches(job.data, job.tokenizer)

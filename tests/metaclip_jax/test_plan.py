@@ -11,7 +11,7 @@ import pytest
 
 from metaclip_jax import config as keys
 from metaclip_jax import plan
-from metaclip_jax.training import sharding
+from metaclip_jax.training import compiled, sharding
 from tests import waiting
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,16 +192,47 @@ def test_mesh_axes_may_take_a_part_of_a_torus(described):
     assert (of_slice == of_slice[:, :1, :1]).all()
 
 
-def test_a_step_compiles_for_two_slices():
-    where = plan.describe_slice("v5e:2x2", slices=2)
+def tiny():
+    """Narrow towers on two positions."""
     config = keys.default()
     config.vocabulary = "clip"
     config.global_batch = 64
     config.image_size = config.model.patch_size = 32
-    config.mesh.fsdp = 4
     for tower in ("vision", "text"):
         config.model[f"{tower}_width"] = 128
         config.model[f"{tower}_heads"] = 2
+    return config
+
+
+@pytest.mark.slow
+def test_the_largest_batch_and_the_cheapest_mesh_that_fit(tmp_path, capsys):
+    where, config, cache = plan.describe_slice("v5e:2x2"), tiny(), str(tmp_path)
+    first = plan.make_plan(config, where, cache=cache)
+    second = plan.make_plan(config, where, cache=cache)
+    assert first == second and first.cycles > 0 and first.collective_bytes
+    assert "estimated time" in plan.report(config, where, first)
+
+    tight = where._replace(device_bytes=first.needed_bytes - 1)
+    found, made = plan.find_mesh(config, tight, cache=cache)
+    assert (found.mesh.fsdp, found.mesh.tensor) == (2, 1) and made.fits
+
+    tight = where._replace(device_bytes=first.needed_bytes)
+    found, made = plan.find_batch(config, tight, cache=cache)
+    assert found.global_batch == 64 and made == first._replace(
+        limit_bytes=tight.device_bytes
+    )
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.partition(",")[0] for line in shown] == [
+        "mesh fsdp 1 x tensor 1: does not fit",
+        "mesh fsdp 2 x tensor 1: fits",
+        "batch 64: fits",
+        "batch 128: does not fit",
+    ]
+
+
+def test_a_step_compiles_for_two_slices():
+    where, config = plan.describe_slice("v5e:2x2", slices=2), tiny()
+    config.mesh.fsdp = 4
     found = plan.make_plan(config, where)
     assert found.mesh == {"data": 2, "fsdp": 4, "tensor": 1}
     assert found.fits
@@ -237,6 +268,6 @@ def test_a_missing_libtpu_is_named_with_its_cure(monkeypatch):
 
 
 def test_other_errors_of_the_compiler_are_not_taken_for_lack_of_memory():
-    assert plan._too_much("INTERNAL: something else") is None
+    assert compiled.too_much("INTERNAL: something else") is None
     assert jax.default_backend() == "cpu"
     assert os.environ["JAX_PLATFORMS"] == "cpu"
