@@ -10,17 +10,18 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import tensorflow_datasets as tfds
 import xxhash
 from google.protobuf.message import DecodeError
-from tensorflow_datasets.proto import tf_example_pb2
 
 from metaclip_jax import files
 from metaclip_jax.data import record_files
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 DATASET_INFO = "dataset_info.json"
 DATA_CARD = "data_card.json"
@@ -103,7 +104,7 @@ def encode(record: Record) -> bytes:
     Raises ValueError if the lengths of the record's lists contradict each other.
     """
     _check(record)
-    example = tf_example_pb2.Example()
+    example = new_example()
     feature = example.features.feature
     feature["image"].bytes_list.value.append(record.image)
     for name in _STRINGS:
@@ -126,7 +127,7 @@ def decode(data: bytes) -> Record:
     """Parses the bytes from `encode`. Raises ValueError if they are not a record."""
     if not data:
         raise ValueError("a record has no bytes: its chunk of the file is damaged")
-    example = tf_example_pb2.Example()
+    example = new_example()
     try:
         example.ParseFromString(data)
     except DecodeError as error:
@@ -152,8 +153,21 @@ def decode(data: bytes) -> Record:
     return Record(**fields)
 
 
-def features() -> tfds.features.FeaturesDict:
+def new_example() -> Any:
+    """Returns an empty tf.train.Example.
+
+    TFDS has its definition, and takes as long to import as a small model takes to load:
+    only commands that read or write records wait for it.
+    """
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    return tf_example_pb2.Example()
+
+
+def features() -> "tfds.features.FeaturesDict":
     """Returns TFDS's description of a record (features.json)."""
+    import tensorflow_datasets as tfds
+
     return tfds.features.FeaturesDict(
         {
             # Without a fixed format, TFDS decodes both JPEG and WebP.

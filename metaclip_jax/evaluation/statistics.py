@@ -49,7 +49,7 @@ def bootstrap(
         units: the number of independent units, for example images: texts of one image
             are dependent, so they are drawn together.
         name: of the metric; seeds the draws, together with `seed`.
-        resamples: the number of resampled data sets.
+        resamples: the number of resampled data sets; 1 = no interval, as in training.
         seed: another seed gives other draws.
         confidence: the share of resamples inside the interval.
 
@@ -66,8 +66,7 @@ def bootstrap(
             f" got units={units}, resamples={resamples}, confidence={confidence}"
         )
     value = float(statistic(np.ones(units)))
-    # scipy requires at least two of both. Callers that need no interval, such as
-    # training, ask for one resample.
+    # scipy requires at least two of both.
     if min(units, resamples) == 1:
         return Interval(value, value, value)
     from scipy import stats  # a slow import that few commands need
@@ -117,7 +116,7 @@ def share(
     size = np.bincount(units).astype(np.float64)
     occupied = size > 0
     right, size = right[occupied], size[occupied]
-    if size.max() == 1:
+    if size.max() == 1 and resamples > 1:
         from scipy import stats
 
         found = stats.binomtest(int(right.sum()), len(size))

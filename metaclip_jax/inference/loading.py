@@ -146,9 +146,7 @@ def read_params(source: table.Weights, architecture: clip.Architecture) -> clip.
     theirs = open_clip if "visual.conv1.weight" in source.names() else huggingface
     shapes = {
         path: leaf.shape
-        for path, leaf in flat_params(
-            jax.eval_shape(lambda: clip.init(architecture, jax.random.key(0)))
-        ).items()
+        for path, leaf in flat_params(clip.param_shapes(architecture)).items()
     }
     rows = architecture.vocab_size, architecture.text_width
     params: clip.Params = {}

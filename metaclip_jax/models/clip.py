@@ -121,17 +121,28 @@ class Architecture:
 def init(architecture: Architecture, key: jax.Array) -> Params:
     """Returns new f32 parameters, initialised as in the reference."""
     image_key, text_key = jax.random.split(key)
-    image = _image_tower(architecture, nnx.Rngs(image_key))
-    text_tower = _text_tower(architecture, nnx.Rngs(text_key))
     params = {
-        "image": nnx.to_pure_dict(nnx.state(image, nnx.Param)),
-        "text": nnx.to_pure_dict(nnx.state(text_tower, nnx.Param)),
+        "image": _values(_image_tower(architecture, nnx.Rngs(image_key))),
+        "text": _values(_text_tower(architecture, nnx.Rngs(text_key))),
         "log_logit_scale": jnp.float32(INITIAL_LOG_LOGIT_SCALE),
     }
     if architecture.logit_bias:
         params["log_logit_scale"] = jnp.float32(SIGLIP_LOG_LOGIT_SCALE)
         params["logit_bias"] = jnp.float32(SIGLIP_LOGIT_BIAS)
     return params
+
+
+def param_shapes(architecture: Architecture) -> Params:
+    """Returns the shapes and dtypes of `init`'s parameters, without tracing it again.
+
+    Each leaf is a jax.ShapeDtypeStruct.
+    """
+    shapes = {
+        name: _values(tower)
+        for name, tower in zip(("image", "text"), _towers(architecture), strict=True)
+    }
+    scalars = ["log_logit_scale"] + ["logit_bias"] * architecture.logit_bias
+    return shapes | dict.fromkeys(scalars, jax.ShapeDtypeStruct((), jnp.float32))
 
 
 def encode_image(
@@ -151,8 +162,8 @@ def encode_image(
     size = architecture.image_size
     if images.ndim != 4 or images.shape[1:] != (size, size, 3):
         raise ValueError(f"images must be [B, {size}, {size}, 3], got {images.shape}")
-    image_graph, _ = _graphs(architecture)
-    tower = nnx.merge(image_graph, params["image"])
+    graph = nnx.graphdef(_towers(architecture)[0])  # what `nnx.merge` needs
+    tower = nnx.merge(graph, params["image"])
     return _unit_norm(tower(images, patches, rows=rows))
 
 
@@ -172,14 +183,14 @@ def encode_text(
         raise ValueError(f"tokens must be [B, at most {longest}], got {tokens.shape}")
     if architecture.text_pool == "last" and tokens.shape[1] != longest:
         raise ValueError(f"tokens must be padded to [B, {longest}], got {tokens.shape}")
-    _, text_graph = _graphs(architecture)
-    tower = nnx.merge(text_graph, params["text"])
+    graph = nnx.graphdef(_towers(architecture)[1])
+    tower = nnx.merge(graph, params["text"])
     return _unit_norm(tower(tokens, rows=rows))
 
 
 def parameter_count(architecture: Architecture) -> dict[str, int]:
     """Returns the parameter counts of "image", "text" and "total", without padding."""
-    shapes = jax.eval_shape(lambda: init(architecture, jax.random.key(0)))
+    shapes = param_shapes(architecture)
     count = {
         tower: sum(leaf.size for leaf in jax.tree.leaves(shapes[tower]))
         for tower in ("image", "text")
@@ -211,11 +222,17 @@ def _unit_norm(x: jax.Array) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=16)
-def _graphs(architecture: Architecture) -> tuple[Any, Any]:
-    """Returns the graph definitions of both towers, which `nnx.merge` needs."""
-    image = nnx.eval_shape(lambda: _image_tower(architecture, nnx.Rngs(0)))
-    text_tower = nnx.eval_shape(lambda: _text_tower(architecture, nnx.Rngs(0)))
-    return nnx.split(image)[0], nnx.split(text_tower)[0]
+def _towers(architecture: Architecture) -> tuple[nnx.Module, nnx.Module]:
+    """Returns both towers with shapes as their parameters."""
+    return (
+        nnx.eval_shape(lambda: _image_tower(architecture, nnx.Rngs(0))),
+        nnx.eval_shape(lambda: _text_tower(architecture, nnx.Rngs(0))),
+    )
+
+
+def _values(tower: nnx.Module) -> Params:
+    """Returns a tower's parameters, or their shapes, as a nested dict."""
+    return nnx.to_pure_dict(nnx.state(tower, nnx.Param))
 
 
 def _image_tower(

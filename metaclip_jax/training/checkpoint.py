@@ -311,7 +311,7 @@ def restore_params(
     meta = read_meta(workdir, step)
     _check_architecture(str(folder), meta, architecture)
     check_inputs(str(folder), want=inputs or {}, got=meta["inputs"])
-    shapes = jax.eval_shape(lambda: clip.init(architecture, jax.random.key(0)))
+    shapes = clip.param_shapes(architecture)
     target = {"params": shapes}
     restore_args: Any = jax.tree.map(
         lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target

@@ -56,7 +56,7 @@ def create_params(
     *, architecture: clip.Architecture, mesh: Mesh, seed: int
 ) -> clip.Params:
     """Returns the parameters of `create` without the optimizer: the untrained model."""
-    shapes = jax.eval_shape(lambda: clip.init(architecture, jax.random.key(0)))
+    shapes = clip.param_shapes(architecture)
     return _run_once(
         lambda key: clip.init(architecture, key),
         sharding.tree_shardings(mesh, shapes),

@@ -68,9 +68,16 @@ def test_the_interval_covers_the_truth_about_95_times_in_100(together):
 
 def test_all_hits_leave_room_for_a_miss():
     """After n hits in a row, Wilson's lower end is n / (n + z^2)."""
-    interval = statistics.share(np.ones(40, bool), name="a", resamples=1)
+    interval = statistics.share(np.ones(40, bool), name="a", resamples=2)
     assert interval.value == interval.high == 1
     assert interval.low == pytest.approx(40 / (40 + 1.959964**2))
+
+
+def test_one_resample_gives_the_value_without_an_interval():
+    hits = np.arange(200) < 60
+    value = statistics.share(hits, name="a", resamples=500).value
+    alone = statistics.share(hits, name="a", resamples=1)
+    assert alone == statistics.Interval(value, value, value)
 
 
 def test_one_unit_has_an_interval_without_width():

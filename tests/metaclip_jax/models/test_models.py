@@ -36,6 +36,13 @@ def params():
     return jax.jit(lambda key: clip.init(TINY, key))(jax.random.key(0))
 
 
+@pytest.mark.parametrize("logit_bias", [False, True])
+def test_the_shapes_of_parameters_are_those_of_new_ones(logit_bias):
+    architecture = change(logit_bias=logit_bias)
+    new = jax.eval_shape(lambda: clip.init(architecture, jax.random.key(0)))
+    assert clip.param_shapes(architecture) == new
+
+
 @pytest.mark.parametrize(
     ("patch", "width", "layers", "text_width", "embed", "millions"),
     [
