@@ -75,6 +75,14 @@ def _selection() -> dict:
     }
 
 
+def _safety() -> dict:
+    """What is dropped as unsafe."""
+    return {
+        # File with a word or phrase a line: texts that contain one are dropped.
+        "words": config_dict.placeholder(str),
+    }
+
+
 def _images() -> dict:
     """Limits on an image, and its form."""
     return {
@@ -133,6 +141,7 @@ def curate() -> ConfigDict:
                 "header": (),  # the columns of a CSV file whose first line has no names
             },
             "selection": _selection(),
+            "safety": _safety(),
             "metadata": config_dict.placeholder(str),  # folder, or a JSON list
             # Source files whose matches make one part file. A killed run reads the
             # source files of an unfinished part again.
@@ -270,6 +279,7 @@ CURATE_RANGES: dict[str, Range] = {
     "selection.score": Range(str),
     "selection.least_score": Range(float, also=(None,)),
     "selection.top_share": Range(float, above=0, most=1),
+    "safety.words": _PATH,
     "metadata": _PATH,
     "sources_per_part": _COUNT,
     "memory_gib": Range(float, least=0),

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from data_prep import config as config_lib
 from data_prep import data_card, language, schema
 from data_prep.images import addresses
+from data_prep.matching import words
 from data_prep.metadata import store
 from data_prep.sinks import array_record as sink
 from data_prep.sources import kinds
@@ -248,6 +249,7 @@ def gather(run: Run, folder: str) -> None:
         rule=config.balance.rule,
         sample_images=-(-config.sample_images // n),
         selected=selection.prepare(config, run.workdir, run.options),
+        unsafe_words=words.read(config.safety.words) if config.safety.words else (),
     )
     ranges = matches.ranges(
         matched, n, memory_gib=config.memory_gib, options=run.options

@@ -12,7 +12,7 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from data_prep import drops, language, schema
-from data_prep.matching import EveryText, Matcher
+from data_prep.matching import EveryText, Matcher, words
 from data_prep.metadata import store
 from data_prep.sources import kinds
 from data_prep.stages import (
@@ -176,6 +176,7 @@ class Gathering:
       seed, rule: of steps.to_matches.
       sample_images: how many images of each partition are sampled.
       selected: which pairs are kept, None for all.
+      unsafe_words: texts that contain one are dropped.
     """
 
     matched: str
@@ -186,6 +187,7 @@ class Gathering:
     rule: str
     sample_images: int
     selected: selection.Selection | None = None
+    unsafe_words: Sequence[str] = ()
 
     def read(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         """Yields the rows of the partitions from `start` up to `stop`."""
@@ -243,6 +245,10 @@ class Gathering:
         table = pa.Table.from_batches(batches, schema=schema.MATCHED)
         texts = dedup.sort_and_drop_repeats(table)
         lost = {"repeated_pair": table.num_rows - texts.num_rows}
+        if self.unsafe_words:
+            unsafe = words.contains(texts["text"].combine_chunks(), self.unsafe_words)
+            lost["unsafe_text"] = int(unsafe.sum())
+            texts = texts.filter(pa.array(~unsafe))
         if self.selected is not None:
             edges = (parts.first_id(partition + i, self.partitions) for i in (0, 1))
             texts, others = self.selected.apply(texts, self.selected.read(*edges))

@@ -4,11 +4,13 @@ Lists and scores are Parquet by image id, or by address; scores may also be colu
 the source. They are sorted by image id once, so that each partition reads its own.
 """
 
+import hashlib
 import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -19,6 +21,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from ml_collections import ConfigDict
 
 from data_prep import drops, schema
+from data_prep.matching import words
 from data_prep.stages import parts, pipelines, sums
 from metaclip_jax import files, patterns
 from metaclip_jax.data import records
@@ -122,10 +125,18 @@ def find(config: ConfigDict) -> dict[str, list[str]]:
     return found
 
 
-def inputs(config: ConfigDict) -> dict[str, list[tuple[str, int]]]:
-    """Returns names and sizes of these files, if any: they decide a run's result."""
-    found = [path for some in find(config).values() for path in some]
-    return {"selection": [(path, files.size(path)) for path in found]} if found else {}
+def inputs(config: ConfigDict) -> dict[str, Any]:
+    """Returns what decides which pairs are kept, if any are dropped.
+
+    Names and sizes of these files, and the words of `config.safety.words`.
+    """
+    given: dict[str, Any] = {}
+    if found := [path for some in find(config).values() for path in some]:
+        given["selection"] = [(path, files.size(path)) for path in found]
+    if config.safety.words:
+        unsafe = "\n".join(words.read(config.safety.words))
+        given["unsafe_words"] = hashlib.sha256(unsafe.encode()).hexdigest()
+    return given
 
 
 def prepare(

@@ -27,6 +27,7 @@ MALFORMED = {
     "source.paths": ("", " "),
     "metadata": ("", " "),
     "pageviews": ("", " "),
+    "safety.words": ("", " "),
     "language.identifier": ("", "lid", "lid218", "a:b:c", ":make", "module:"),
     "download.host_map": ("a", "a=b", "a=:1", "=b:1", "a=b:x", "a=b:1;c=d:2", "a=b:1 "),
     "download.user_agent": ("", " ", "a\nCookie: b", "caf\u00e9", " a", "a "),

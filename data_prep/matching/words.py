@@ -1,0 +1,44 @@
+"""Finds texts with words of a list, such as those of a safety filter."""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from data_prep.matching.matcher import Matcher
+from metaclip_jax import files
+
+
+def read(path: str) -> tuple[str, ...]:
+    """Reads a list: a word or phrase a line; empty lines and those with # are none.
+
+    Raises ValueError for a list without words, or a word that no text can contain.
+    """
+    with files.naming(path, "a list of words"):
+        lines = files.path(path).read_text().splitlines()
+        found = [line.strip() for line in lines if not line.startswith("#")]
+        words = tuple(dict.fromkeys(word.lower() for word in found if word))
+        if not words:
+            raise ValueError(f"{path}: wanted a word a line, got none; write some")
+        if dead := _matcher(words).dead_entries():
+            raise ValueError(
+                f"{path}: wanted words that a text can contain, got {dead[0].entry!r};"
+                " remove it"
+            )
+    return words
+
+
+def contains(texts: pa.StringArray, words: Sequence[str]) -> np.ndarray:
+    """Returns bool[n]: texts that contain one of the words, as whole words.
+
+    In any case and between any punctuation; a word of a script without spaces may be
+    anywhere.
+    """
+    offsets, _ = _matcher(tuple(words)).match(texts)
+    return np.diff(offsets) > 0
+
+
+@functools.cache
+def _matcher(words: tuple[str, ...]) -> Matcher:
+    return Matcher(words, mode="fixed", ignore_case=True)
