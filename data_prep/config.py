@@ -138,6 +138,11 @@ def curate() -> ConfigDict:
                 "page_column": "",  # of the page's address, if there is one
                 # Of numbers, which scores-*.parquet beside the dataset has by text.
                 "score_columns": (),
+                # Of pages: the texts of an image. "aria-label" may be added.
+                "page_texts": ("alt", "title", "data-image-title", "figcaption"),
+                # Of pages: whether the largest image in srcset and <picture> (up to
+                # 1,600 pixels wide, AVIF too) is taken in place of `src`.
+                "prefer_larger": False,
                 "header": (),  # the columns of a CSV file whose first line has no names
             },
             "selection": _selection(),
@@ -273,6 +278,14 @@ CURATE_RANGES: dict[str, Range] = {
     "source.language_column": Range(str),
     "source.page_column": Range(str),
     "source.score_columns": Range(tuple, each=_COLUMN),
+    "source.page_texts": Range(
+        tuple,
+        each=Range(
+            str,
+            choices=("alt", "title", "data-image-title", "figcaption", "aria-label"),
+        ),
+    ),
+    "source.prefer_larger": Range(bool),
     "source.header": Range(tuple, each=_COLUMN),
     "selection.exclude": Range(tuple, each=_GLOB),
     "selection.scores": Range(tuple, each=_GLOB),

@@ -58,6 +58,8 @@ def parse_page(
     max_url_chars: int,
     max_tree_bytes: int,
     identify: language.LanguageIdentifier,
+    text_sources: Sequence[str] = texts.SOURCES,
+    prefer_larger: bool = False,
 ) -> tuple[list[texts.Row], Counter] | LostPage:
     """Returns the CANDIDATES of a page, and its drops by reason.
 
@@ -70,12 +72,22 @@ def parse_page(
 
     Where the page declares no language for some of its texts, `identify` is asked once,
     for that of the page.
+
+    `text_sources` are those of texts.SOURCES to read, and other attributes of images
+    such as aria-label. With `prefer_larger`, the largest address in srcset and
+    <picture> comes before `src`; the drops then count images too (texts.LARGER).
     """
     parsed = _read(
         page,
         max_tree_bytes,
         lambda tree: _parse(
-            page.url, tree, max_texts_per_page, max_text_chars, max_url_chars
+            page.url,
+            tree,
+            max_texts_per_page=max_texts_per_page,
+            max_text_chars=max_text_chars,
+            max_url_chars=max_url_chars,
+            text_sources=text_sources,
+            prefer_larger=prefer_larger,
         ),
         unless_without=_IMAGE,
     )
@@ -172,9 +184,12 @@ def _visible(body: LexborNode) -> Iterator[str]:
 def _parse(
     page_url: str,
     tree: LexborHTMLParser,
+    *,
     max_texts_per_page: int,
     max_text_chars: int,
     max_url_chars: int,
+    text_sources: Sequence[str],
+    prefer_larger: bool,
 ) -> tuple[list[texts.Text], Counter, str]:
     """Returns the texts of a page, its drops, and what to know its language by.
 
@@ -183,7 +198,7 @@ def _parse(
     nodes = _Nodes(tree)
     if not nodes.images:
         return [], Counter(), ""
-    captions = _captions(nodes, max_text_chars)
+    captions = _captions(nodes, max_text_chars) if "figcaption" in text_sources else {}
     found, drops = texts.texts_of(
         (
             texts.Image(
@@ -198,6 +213,8 @@ def _parse(
         max_texts_per_page=max_texts_per_page,
         max_text_chars=max_text_chars,
         max_url_chars=max_url_chars,
+        text_sources=text_sources,
+        prefer_larger=prefer_larger,
     )
     if all(map(language.known, {declared for *_, declared in found})):
         return found, drops, ""

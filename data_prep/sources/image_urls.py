@@ -29,6 +29,7 @@ _PLAIN_RELATIVE = re.compile(
 )
 _TOO_LONG = "image_url_too_long"
 _SPACES = "".join(map(chr, range(33)))  # what the URL standard strips at both ends
+_TYPES = ("", *(f"image/{x}" for x in ("jpeg", "png", "webp", "gif", "avif")))
 _MAX_WIDTH = 1_600  # pixels; a wider srcset image only costs more to download
 
 
@@ -75,6 +76,28 @@ def find(
             return url, ""
         first_reason = first_reason or reason
     return "", first_reason or "no_image_url"
+
+
+def larger(image: Attributes, sources: Iterable[Attributes]) -> str:
+    """Returns the largest address that srcset or <picture> offer in place of `src`.
+
+    By its descriptor, such as 800w or 2x; of <source>s, those whose type can be
+    screened. "" if none is said to be larger, or if it is that in `src`.
+
+    Args:
+      image: attributes of the <img>.
+      sources: attributes of the <source>s of its <picture>.
+    """
+    offered = [
+        candidate
+        for one in (image, *sources)
+        if (one.get("type") or "") in _TYPES
+        for name in (*_LAZY_SETS, "srcset")
+        for candidate in _candidates(one.get(name) or "")
+    ]
+    address, descriptor = max(offered, key=lambda one: _size(one[1]), default=("", ""))
+    is_larger = _size(descriptor) > 1 and address != image.get("src")
+    return address if is_larger else ""
 
 
 def _addresses(image: Attributes, sources: Iterable[Attributes]) -> Iterator[str]:

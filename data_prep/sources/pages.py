@@ -34,6 +34,9 @@ def batches(parsed: Iterable[Parsed], reading: Reading) -> Iterator[pa.RecordBat
         else:
             found, lost = page
             rows += found
+            for counted in (texts.LARGER, texts.AS_WRITTEN):
+                if count := lost.pop(counted, 0):
+                    reading.addresses[counted] += count
             reading.lost_texts.update(lost)
             reading.items += 1
             reading.texts += len(found)
@@ -59,4 +62,6 @@ def _parsed(path: str, spec: Spec) -> Iterator[Parsed]:
             max_url_chars=spec.max_url_chars,
             max_tree_bytes=spec.max_tree_bytes,
             identify=identify,
+            text_sources=spec.page_texts,
+            prefer_larger=spec.prefer_larger,
         )

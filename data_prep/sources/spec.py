@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from data_prep import drops
+from data_prep.sources import texts
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Spec:
     language_column: str
     page_column: str
     score_columns: tuple[str, ...]
+    page_texts: tuple[str, ...]
+    prefer_larger: bool
     header: tuple[str, ...]
     max_page_bytes: int
     max_tree_bytes: int
@@ -54,6 +57,7 @@ class Reading:
     lost_files: Counter[str] = field(default_factory=Counter)
     lost_items: Counter[str] = field(default_factory=Counter)
     lost_texts: Counter[str] = field(default_factory=Counter)
+    addresses: Counter[str] = field(default_factory=Counter)  # of images, how chosen
 
     def flow(self, item: str) -> Iterator[pa.RecordBatch]:
         """Yields the FLOW rows of a file that was read; `item` is what it holds."""
@@ -68,6 +72,14 @@ class Reading:
             left=self.items,
             drops=self.lost_items,
         )
+        if self.addresses:
+            yield drops.flow(
+                "parse",
+                unit="addresses",
+                entered=self.addresses.total(),
+                left=self.addresses[texts.AS_WRITTEN],
+                drops={texts.LARGER: self.addresses[texts.LARGER]},
+            )
         yield drops.flow(
             "parse",
             entered=self.texts + self.lost_texts.total(),

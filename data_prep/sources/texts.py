@@ -15,7 +15,10 @@ from metaclip_jax.data import records
 SAID_CHARS = 300  # of a page's text, to know its language by
 REMOVABLE_CHARS = 1 << 16  # white space and the like, at most, of a usable text
 BREAK = "\0"  # no page has it: the parser replaces it
-_TEXT_ATTRIBUTES = ("alt", "title", "data-image-title")
+# Attributes of an image; figcaption is the caption of its figure.
+SOURCES = ("alt", "title", "data-image-title", "figcaption")
+# How many images got a larger address than that in `src`, and how many did not.
+LARGER, AS_WRITTEN = "larger_address", "address_as_written"
 _LANGUAGE = re.compile(r"([a-z]{2,3})(?:[-_]|$)", re.I)
 # Control characters that are no white space, and lone surrogates (no valid UTF-8).
 _UNWANTED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]+")
@@ -42,15 +45,19 @@ def texts_of(
     max_texts_per_page: int,
     max_text_chars: int,
     max_url_chars: int,
+    text_sources: Sequence[str] = SOURCES,
+    prefer_larger: bool = False,
 ) -> tuple[list[Text], Counter]:
     """Returns the usable texts of a page's images, and how many were lost by reason.
 
-    `base` is what `image_urls.base_of` returned; the reasons are in `parse_page`.
+    `base` is what `image_urls.base_of` returned; the reasons are in `parse_page`. With
+    `prefer_larger`, it also counts images as LARGER and AS_WRITTEN.
     """
     drops: Counter = Counter()
     rows: list[Text] = []
+    names = tuple(name for name in text_sources if name != "figcaption")
     for attributes, sources, caption, declared in images:
-        texts = [(n, attributes[n]) for n in _TEXT_ATTRIBUTES if n in attributes]
+        texts = [(n, attributes[n]) for n in names if n in attributes]
         if caption is not None:
             texts.append(("figcaption", caption))
         if len(rows) >= max_texts_per_page:
@@ -59,12 +66,26 @@ def texts_of(
         kept = usable(texts, max_text_chars, drops)
         if not kept:
             continue
+        larger = ""
+        if prefer_larger:
+            sources = list(sources)
+            larger = image_urls.larger(attributes, sources)
         url, reason = image_urls.find(
-            attributes, sources, base, max_url_chars=max_url_chars
+            {"src": larger} if larger else attributes,
+            sources,
+            base,
+            max_url_chars=max_url_chars,
         )
+        if larger and not url:
+            larger = ""
+            url, reason = image_urls.find(
+                attributes, sources, base, max_url_chars=max_url_chars
+            )
         if not url:
             drops[reason] += len(kept)
             continue
+        if prefer_larger:
+            drops[LARGER if larger else AS_WRITTEN] += 1
         code = declared()
         rows += [(url, text, source, code) for source, text in kept]
     if len(rows) > max_texts_per_page:

@@ -134,6 +134,7 @@ def _page(
         max_texts_per_page=spec.max_texts_per_page,
         max_text_chars=spec.max_text_chars,
         max_url_chars=spec.max_url_chars,
+        text_sources=spec.page_texts,
     )
     said = ""
     if found and not language.known(declared):

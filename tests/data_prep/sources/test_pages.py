@@ -14,9 +14,11 @@ HEAD = (("Content-Type", "text/html"), ("Date", "Thu, 01 Jan 2026 00:00:00 GMT")
 @pytest.fixture
 def parse(tmp_path):
     """Writes one page for each body; returns the batches and the flow of the file."""
-    spec = kinds.spec_of(config.curate())
 
-    def run(*bodies):
+    def run(*bodies, **keys):
+        values = config.curate()
+        values.source.update(keys)
+        spec = kinds.spec_of(values)
         path = tmp_path / "x.warc.gz"
         answers = [
             warc_file.Answer(f"https://a.example/{i}", 200, HEAD, body)
@@ -74,3 +76,54 @@ def test_the_work_is_in_proportion_to_the_pages(parse, body):
         return count
 
     assert calls(800) < 4.4 * calls(200)
+
+
+LARGER = {
+    "<img src=s.jpg srcset='m.jpg 400w, l.jpg 800w' alt=cat>": "l.jpg",
+    "<img src=s.jpg srcset='s.jpg 1x, l.jpg 2x' alt=cat>": "l.jpg",
+    "<picture><source type=image/avif srcset='l.avif 900w'>"
+    "<img src=s.jpg srcset='m.jpg 800w' alt=cat></picture>": "l.avif",
+    "<img src=s.jpg srcset='huge.jpg 1601w, l.jpg 1600w' alt=cat>": "l.jpg",
+}
+AS_WRITTEN = {
+    "<img src=s.jpg alt=cat>": "s.jpg",
+    "<img src=s.jpg srcset='s.jpg 800w, m.jpg 400w' alt=cat>": "s.jpg",
+    "<img src=s.jpg srcset='other.jpg' alt=cat>": "s.jpg",
+    "<img src=s.jpg srcset='javascript:a 800w' alt=cat>": "s.jpg",
+    "<picture><source type=image/jxl srcset='l.jxl 900w'>"
+    "<img src=s.jpg alt=cat></picture>": "s.jpg",
+}
+
+
+def test_larger_images_come_before_src_where_asked_for_and_are_counted(parse):
+    markup = "".join(LARGER | AS_WRITTEN).encode()
+    for prefers in (False, True):
+        (batch,), flow = parse(markup, prefer_larger=prefers)
+        found = [url.rpartition("/")[2] for url in batch["image_url"].to_pylist()]
+        larger = list(LARGER.values()) if prefers else ["s.jpg"] * len(LARGER)
+        assert found == larger + list(AS_WRITTEN.values())
+        counted = {r["reason"]: r["count"] for r in flow if r["unit"] == "addresses"}
+        if prefers:
+            assert counted == {
+                drops.IN: len(found),
+                drops.OUT: len(AS_WRITTEN),
+                "larger_address": len(LARGER),
+            }
+        else:
+            assert not counted
+
+
+def test_the_texts_of_an_image_are_those_that_are_asked_for(parse):
+    markup = (
+        b"<figure><img src=a.jpg alt=one title=two aria-label=three>"
+        b"<figcaption>four</figcaption></figure>"
+    )
+    for sources, wanted in (
+        (("alt", "title", "figcaption"), ["one", "two", "four"]),
+        (("aria-label", "alt"), ["three", "one"]),
+        (("figcaption",), ["four"]),
+    ):
+        (batch,), flow = parse(markup, page_texts=sources)
+        assert batch["text"].to_pylist() == wanted
+        assert set(batch["text_source"].to_pylist()) == set(sources)
+    assert not parse(markup, page_texts=())[0]
