@@ -29,6 +29,7 @@ from data_prep.stages import (
 Tagged = beam.pvalue.TaggedOutput
 _LOADING = Lock()
 _READERS = 16  # files that are read at a time: each on gs:// takes a request's time
+_HELD_BYTES = 16 << 20  # of the rows of a range that are split by partition at a time
 SAMPLE_SUFFIX = "sample.parquet"  # of the names of parts with SAMPLE rows
 
 
@@ -190,13 +191,26 @@ class Gathering:
     unsafe_words: Sequence[str] = ()
 
     def read(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
-        """Yields the rows of the partitions from `start` up to `stop`."""
+        """Yields the rows of the partitions from `start` up to `stop`.
+
+        In batches of many parts: each batch is split by partition, and what a slice
+        takes besides its rows would grow with the number of parts.
+        """
         first, last = (parts.first_id(i, self.partitions) for i in (start, stop))
+        held: list[pa.RecordBatch] = []
+        size = 0
         for i in range(self.matched_parts):
             part = parts.name(i, self.matched_parts)
-            yield parts.read_range(
+            rows = parts.read_range(
                 self.matched, part, by="image_id", start=first, stop=last
             )
+            held.append(rows)
+            size += rows.nbytes
+            if size >= _HELD_BYTES:
+                yield schema.one_batch(pa.Table.from_batches(held))
+                held, size = [], 0
+        if held:
+            yield schema.one_batch(pa.Table.from_batches(held))
 
     def finish(
         self, start: int, stop: int, batches: Iterable[pa.RecordBatch]

@@ -4,12 +4,13 @@ import glob
 import hashlib
 import json
 
+import pyarrow as pa
 import pytest
 
 from data_prep import config as config_lib
 from data_prep import curate
 from data_prep.sources import kinds
-from data_prep.stages import parts
+from data_prep.stages import matches, parts
 from metaclip_jax import files
 from metaclip_jax.data import records
 from tests.data_prep import tiny_web
@@ -118,6 +119,20 @@ def test_a_finished_part_is_not_read_again(web, straight, tmp_path, monkeypatch)
     assert sorted(opened) == sorted(glob.glob(web["config.source.paths"]))
     assert len(finished) == WARCS
     assert content(run) == content(straight)
+
+
+def test_rows_of_many_parts_are_gathered_together(straight):
+    """Else the memory of a range would grow with the number of sources."""
+    matched = f"{straight.workdir}/matched"
+    gathering = matches.Gathering(
+        **{"matched": matched, "matched_parts": WARCS, "folder": "unused"},
+        **{"partitions": PARTITIONS, "seed": 0, "rule": "v1", "sample_images": 0},
+    )
+    (rows,) = gathering.read(1, PARTITIONS)
+    every = [parts.read(matched, parts.name(i, WARCS)) for i in range(WARCS)]
+    ids = sorted(pa.concat_tables(every)["image_id"].to_pylist())
+    first = parts.first_id(1, PARTITIONS)
+    assert sorted(rows["image_id"].to_pylist()) == [i for i in ids if i >= first]
 
 
 def test_other_partitions_are_gathered_without_reading_the_source(
