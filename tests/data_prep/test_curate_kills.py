@@ -19,8 +19,16 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 WARCS, PARTITIONS = 3, 2
-ALTS = [(f"/{n}.jpg", f"a red cat and dog number {n % 7}") for n in range(40)]
-BODIES = {path: tiny_web.picture(n % 30) for n, (path, _) in enumerate(ALTS)}
+LARGER = 12  # times the pages, files and partitions
+
+
+def alts(count):
+    return [(f"/{n}.jpg", f"a red cat and dog number {n % 7}") for n in range(count)]
+
+
+ALTS = alts(40)
+MORE_ALTS = alts(40 * LARGER)
+BODIES = {path: tiny_web.picture(n % 30) for n, (path, _) in enumerate(MORE_ALTS)}
 
 # Python runs this first in every process: it writes down which sources are opened.
 HOOK = """
@@ -36,13 +44,23 @@ sys.addaudithook(note)
 
 
 @pytest.fixture(scope="module")
-def web(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("web")
-    with tiny_web.serve(BODIES) as host_map:
-        yield tiny_web.write(folder, ALTS, warcs=WARCS) | {
-            "config.download.host_map": host_map,
-            "config.partitions": PARTITIONS,
-        }
+def host_map():
+    with tiny_web.serve(BODIES) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory, host_map):
+    flags = tiny_web.write(tmp_path_factory.mktemp("web"), ALTS, warcs=WARCS)
+    places = {"config.download.host_map": host_map, "config.partitions": PARTITIONS}
+    return flags | places
+
+
+@pytest.fixture(scope="module")
+def larger_web(tmp_path_factory, web):
+    folder = tmp_path_factory.mktemp("larger")
+    flags = tiny_web.write(folder, MORE_ALTS, warcs=WARCS * LARGER)
+    return web | flags | {"config.partitions": PARTITIONS * LARGER}
 
 
 class Curation:
@@ -121,16 +139,26 @@ def test_all_is_killed_after_each_finished_file(web, undisturbed, tmp_path, work
     assert curation.dataset() == undisturbed
 
 
+@pytest.fixture(scope="module")
+def larger_undisturbed(larger_web, tmp_path_factory):
+    place = tmp_path_factory.mktemp("larger_undisturbed")
+    curation = Curation(larger_web, place / "run", 1)
+    assert curation.run() == 0, curation.log.read_text()[-4000:]
+    return curation.dataset()
+
+
 @pytest.mark.parametrize("workers", [1, 2])
-def test_all_is_killed_at_random_moments(web, undisturbed, tmp_path, workers):
+def test_all_is_killed_at_random_moments(
+    larger_web, larger_undisturbed, tmp_path, workers
+):
     """Later and later, so that the run ends on any machine."""
-    curation = Curation(web, tmp_path / "run", workers)
+    curation = Curation(larger_web, tmp_path / "run", workers)
     rng = random.Random(workers)
     for turn in itertools.count():
         end = time.monotonic() + rng.uniform(1, 4 + 2 * turn)
         if not curation.run(lambda end=end: time.monotonic() > end):
             break
-    assert curation.dataset() == undisturbed
+    assert curation.dataset() == larger_undisturbed
 
 
 def below(process):
