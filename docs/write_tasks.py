@@ -19,6 +19,10 @@ are run, and what was proven, is in [evaluation.md](evaluation.md).
 
 Data sets are not ours. A licence here is what a data set's makers state, "none stated"
 where we found nothing: read it before you download. `DIR` is what `--data_dir` names.
+Sizes are those of the test files in the hub's listings. After "~" it is the size of the
+same images in clip-benchmark's repository, which may differ (Country211 takes 3.8 GB
+there and 4.5 GB here); "unknown" means that we found no listing.
+[sizes.tsv](../metaclip_jax/evaluation/texts/sizes.tsv) says which repository was read.
 No image of these tasks was at hand where this project was made.
 """
 PAPER = """
@@ -72,6 +76,7 @@ def paper() -> list[str]:
             task.classes,
             _count(task.images),
             task.metric,
+            tasks.size(task),
             task.licence,
             f"`{tasks.how(task, 'DIR')}`",
             "yes" if task.same else "no",
@@ -83,8 +88,8 @@ def paper() -> list[str]:
     return [
         PAPER,
         *_rows(
-            "id | classes | images | metric | licence | how to get it | same | proven"
-            " | note",
+            "id | classes | images | metric | size | licence | how to get it | same"
+            " | proven | note",
             rows,
         ),
     ]
@@ -97,6 +102,7 @@ def datacomp() -> list[str]:
             f"`{task.id}`",
             _count(task.images),
             task.metric,
+            tasks.size(task),
             task.licence,
             f"`{tasks.how(task, 'DIR')}`",
         )
@@ -104,7 +110,7 @@ def datacomp() -> list[str]:
     )
     return [
         DATACOMP,
-        *_rows("id | images | metric | licence | how to get it", rows),
+        *_rows("id | images | metric | size | licence | how to get it", rows),
     ]
 
 

@@ -52,6 +52,7 @@ _HOW = {
     " nllb_dist13b_prompts.json of `pip install --no-deps clip_benchmark==1.6.2`, or"
     " in {data_dir}/babel_imagenet",
 }
+_TRAINING = "train/*"  # files of the hub that no task needs
 # TFDS's label -> the paper's class, where the names do not match.
 _SWAPS = {"food101": (16, 17), "sun397": (206, 207)}
 _CALTECH_FIRST = {0: 5, 1: 6, 2: 7, 3: 8, 4: 0, 37: 1, 38: 2, 57: 3, 66: 4}
@@ -302,12 +303,34 @@ def open_task(task: Task, folder: str) -> Examples:
     return examples._replace(metrics=METRICS[task.metric])
 
 
+@functools.cache
+def _sizes() -> dict[str, str]:
+    """Returns the size of each repository's test files, as the hub lists them.
+
+    A size after "~" is that of another repository with the same images.
+    """
+    found = {}
+    for row in csv.DictReader(_text("sizes.tsv").splitlines(), delimiter="\t"):
+        megabytes = int(row["megabytes"])
+        size = f"{megabytes / 1000:.1f} GB" if megabytes >= 1000 else f"{megabytes} MB"
+        found[row["repo"]] = size if row["listed"] == row["repo"] else f"~{size}"
+    return found
+
+
+def size(task: Task) -> str:
+    """Returns the size of a task's download, "unknown" if we found none."""
+    return _sizes().get(task.repo, "unknown")
+
+
 def missing(task: Task, data_dir: str) -> str:
-    """Returns the number of a task's images, their licence, and how to get them."""
+    """Returns a task's number of images, their size, licence, and how to get them."""
     images = 50_000 if task.suite == "babel" else task.images  # all of ImageNet's
     count = f"{images:,}" if images else "some"
     what = "texts with images" if task.metric == _JACCARD else "images"
-    return f"{count} {what}, licence: {task.licence}: {how(task, data_dir)}"
+    return (
+        f"{count} {what}, size: {size(task)}, licence: {task.licence}:"
+        f" {how(task, data_dir)}"
+    )
 
 
 def how(task: Task, data_dir: str) -> str:
@@ -324,8 +347,10 @@ def how(task: Task, data_dir: str) -> str:
         how = f"put them into {data_dir}/{task.id}/CLASS"
         return f"{how}, or prepare {task.tfds} by TFDS" if task.tfds else how
     revision = f" --revision {task.revision}" if task.revision else ""
+    # clip-benchmark's repositories also hold the training sets.
+    test = "" if task.repo.endswith("_test") else f" --exclude '{_TRAINING}'"
     return (
-        f"hf download {task.repo} --repo-type dataset{revision} --local-dir"
+        f"hf download {task.repo} --repo-type dataset{revision}{test} --local-dir"
         f" {data_dir}/{task.folder}"
     )
 
@@ -344,6 +369,7 @@ def download(task: Task, data_dir: str) -> None:
             task.repo,
             repo_type="dataset",
             revision=task.revision or None,
+            ignore_patterns=_TRAINING,
             local_dir=os.path.join(data_dir, task.folder),
         )
     except (HfHubHTTPError, OSError) as error:

@@ -284,7 +284,22 @@ def test_what_is_missing_is_named_and_never_averaged_over(encoder, layouts):
     said = suite.summary(found)
     assert "over 1 of the 26 tasks of clip26 (not comparable)" in said
     assert "hf download djghosh/wds_cifar10_test --repo-type dataset --revision" in said
+    assert "10,000 images, size: 56 MB, licence: none stated: hf download" in said
     json.dumps(found)
+
+
+def test_only_test_sets_are_downloaded(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *_, **given: asked.append(given)
+    )
+    coco, cifar = tasks.find(
+        ["retrieval/mscoco_2014_5k_test_image_text_retrieval", "cifar10"]
+    )
+    tasks.download(coco, str(tmp_path))
+    assert asked[0]["ignore_patterns"] == "train/*"
+    assert "--exclude 'train/*'" in tasks.how(coco, "DIR")
+    assert "--exclude" not in tasks.how(cifar, "DIR")
 
 
 def test_the_plan_is_made_without_a_model(layouts):
