@@ -21,7 +21,7 @@ test-slow: .venv/dev
 	$(BIN)/pytest -m slow $(ARGS)
 
 # Against torch, transformers and open_clip themselves. Also brings what some tests skip
-# without: the TPU compiler and W&B.
+# without: the TPU compiler, W&B and a server of s3://.
 test-parity: .venv/parity
 	$(BIN)/pytest tests/parity $(ARGS)
 

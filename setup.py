@@ -6,6 +6,7 @@ In a clone (the project is not on PyPI):
     pip install -c constraints.txt -e '.[data]'       # + curation (data_prep)
     pip install -c constraints.txt -e '.[train]'      # + training, evaluation on CPU
     pip install -c constraints.txt -e '.[tpu]'        # + training on TPU  (or [cuda])
+    pip install -c constraints.txt -e '.[data,s3]'    # + reading of s3://
     pip install -c constraints.txt -e '.[quickstart]' # what `make quickstart` runs
 
 `constraints.txt` pins the versions that the tests ran with.
@@ -106,6 +107,7 @@ setup(
         "tpu": [*TRAIN, "jax[tpu]>=0.10.2"],
         "cuda": [*TRAIN, "jax[cuda13]>=0.10.2"],
         "quickstart": QUICKSTART,
+        "s3": ["s3fs"],  # reads s3://
         "dev": DEV,
     },
 )

@@ -1,5 +1,7 @@
 """Atomic files and finished folders, local or on Google Cloud Storage (gs://).
 
+Files on s3:// can be read.
+
 A file is written under a temporary name and renamed when it is complete. A folder is
 finished if it has a manifest. gs:// files are written locally and then uploaded: a
 gs:// file that is open for writing is committed half written if an exception closes it.
@@ -18,7 +20,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -51,6 +53,8 @@ def path(p: epath.PathLike) -> epath.Path:
         )
     if os.fspath(p).startswith("gs://"):
         _configure_gcs()
+    if os.fspath(p).startswith("s3://") and not util.find_spec("s3fs"):
+        raise ValueError(f"wanted s3fs to read {p}, got no such package; install s3fs")
     return epath.Path(p)
 
 
