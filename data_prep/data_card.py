@@ -40,6 +40,7 @@ def build(
     shares: Mapping[str, Mapping[str, int]],
     n_records: int,
     counts: pa.Table,
+    models: Mapping[str, Any],
 ) -> Card:
     """Returns the content of data_card.json.
 
@@ -52,8 +53,9 @@ def build(
       shares: kept texts by value, for "language", "text_source" and "metadata".
       n_records: images.
       counts: steps.counts_table with pool_count and kept_count, as in counts.parquet.
+      models: that dropped images, by their key, with name and threshold.
     """
-    return {
+    card = {
         "name": name,
         "version": files.version(),
         "records": n_records,
@@ -74,6 +76,7 @@ def build(
         "text_sources": dict(shares["text_source"]),
         "texts_by_metadata": dict(shares["metadata"]),
     }
+    return card | {"models": dict(models)} if models else card
 
 
 def _balanced(config: Mapping[str, Any], t: Mapping[str, int]) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ import simplejpeg
 from absl import logging
 from PIL import Image
 
-from data_prep.images import fingerprint
+from data_prep.images import fingerprint, safety
 from metaclip_jax.data import colour, containers, decoding
 from metaclip_jax.data.image_tags import UndecodableImage
 
@@ -59,7 +59,14 @@ class Screened:
 
 
 def screen(
-    body: bytes, *, min_side: int, max_side: int, max_aspect: float, max_pixels: int
+    body: bytes,
+    *,
+    min_side: int,
+    max_side: int,
+    max_aspect: float,
+    max_pixels: int,
+    scorer: str = "",
+    max_score: float = 1.0,
 ) -> Screened:
     """Screens an image, and converts it to the form of records.
 
@@ -69,12 +76,26 @@ def screen(
       max_side: pixels that the longer side may have; a larger image is scaled down.
       max_aspect: longer side / shorter side that an image may have.
       max_pixels: largest width * height to decode.
+      scorer: of how unsafe images are, for `safety.load`; "" for none.
+      max_score: that an image may have.
 
     Returns:
       A `Screened` with status "ok", or with one of the reasons not_an_image,
       too_many_pixels, too_many_scans, too_many_chunks, too_small, bad_aspect,
-      truncated_image, damaged_image, unsupported_image. Never raises because of `body`.
+      truncated_image, damaged_image, unsupported_image, unsafe_image. Never raises
+      because of `body`.
     """
+    found = _screen(body, min_side, max_side, max_aspect, max_pixels)
+    if scorer and found.status == OK:
+        pixels = np.asarray(decoding.decode(found.image))
+        if safety.load(scorer).score(pixels) > max_score:
+            return Screened("unsafe_image")
+    return found
+
+
+def _screen(
+    body: bytes, min_side: int, max_side: int, max_aspect: float, max_pixels: int
+) -> Screened:
     try:
         file = containers.strip(body)
         if file.kind not in _FORMATS:

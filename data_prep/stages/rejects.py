@@ -26,8 +26,10 @@ FOLDER, PART = "rejects", "rejects.parquet"
 MOST = 12  # rows for each stage and reason
 _BALANCED_AWAY = "balanced_away"
 _SIDE = 160  # pixels of the longer side of a picture
-# Dropped for what a whole picture would cost.
-_NOT_DECODED = frozenset({"too_many_pixels", "too_many_scans", "too_many_chunks"})
+# Dropped for what a whole picture would cost, or for what nobody should look at.
+_NOT_SHOWN = frozenset(
+    {"too_many_pixels", "too_many_scans", "too_many_chunks", "unsafe_image"}
+)
 
 
 def part_of(part: str) -> str:
@@ -62,7 +64,7 @@ class Pictures:
             kept = self._kept.setdefault(reason, [])
             if len(kept) == MOST and key <= kept[0][0]:
                 return
-        picture = b"" if reason in _NOT_DECODED else thumbnail(body)
+        picture = b"" if reason in _NOT_SHOWN else thumbnail(body)
         with self._lock:
             heapq.heappush(kept, (key, image_id, picture))
             if len(kept) > MOST:

@@ -28,6 +28,7 @@ MALFORMED = {
     "metadata": ("", " "),
     "pageviews": ("", " "),
     "safety.words": ("", " "),
+    "safety.image_scorer": ("nsfw", "a:b:c", ":make", "module:", " "),
     "language.identifier": ("", "lid", "lid218", "a:b:c", ":make", "module:"),
     "download.host_map": ("a", "a=b", "a=:1", "=b:1", "a=b:x", "a=b:1;c=d:2", "a=b:1 "),
     "download.user_agent": ("", " ", "a\nCookie: b", "caf\u00e9", " a", "a "),
