@@ -156,6 +156,8 @@ def start_jax(
             logging.warning("compilation_cache is not used on several CPU devices")
         else:
             jax.config.update("jax_compilation_cache_dir", compilation_cache)
+            # JAX's default, one second, excludes the programs of small models.
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def gather(value: Mapping[str, Any]) -> list[dict[str, Any]]:
