@@ -5,21 +5,27 @@
         --output=metadata
 
 For each language: the frequent words of its pages, bigrams with high pointwise mutual
-information, and titles with many page views. One process; counts are kept in memory.
+information, and titles with many page views. One process; counts that exceed
+config.memory_gib go to disk, in the output's folder if it is local.
 """
 
+import itertools
 import os
+import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from absl import flags, logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data_prep import config as config_lib
 from data_prep import language
-from data_prep.metadata import store, wikipedia
+from data_prep.metadata import counts, store, wikipedia
 from data_prep.sources import formats, html, warc
 from metaclip_jax import files, patterns
 from metaclip_jax.cli import command, config_flag
@@ -42,25 +48,39 @@ def main(argv: list[str]) -> None:
     inputs = _inputs(config, pages, views)
     with files.lock(output):
         if files.finished(output, inputs) is None:
-            read: Counter[str] = Counter()
-            counts = count_pages(
-                tqdm(pages, desc="pages", unit="file"),
-                languages=config.languages,
-                max_page_bytes=config.pages.max_page_bytes,
-                max_tree_bytes=config.pages.max_tree_bytes,
-                identify=language.Lid176(),
-                read=read,
-            )
-            titles = count_views(views, languages=config.languages, read=read)
-            metadata = {
-                code: select(code, counts[code], titles[code], config)
-                for code in config.languages
-            }
-            store.save(output, metadata, inputs=inputs, read=dict(read))
+            metadata, read = build(config, pages, views, output)
+            store.save(output, metadata, inputs=inputs, read=read)
         described = files.read_json(files.path(output) / files.MANIFEST)
     for code, facts in described["metadata"].items():
         sources = ", ".join(f"{n:,} {name}s" for name, n in facts["sources"].items())
         print(f"{code}: {facts['entries']:,} entries ({sources}) in {output}")
+
+
+def build(
+    config: ConfigDict, pages: Iterable[str], views: Iterable[str], output: str
+) -> tuple[dict[str, store.Metadata], dict[str, int]]:
+    """Returns the metadata of each language, and counts of what was read."""
+    read: Counter[str] = Counter()
+    place = output if files.is_local(output) else None
+    with tempfile.TemporaryDirectory(
+        prefix=files.TEMPORARY_PREFIX, dir=place
+    ) as folder:
+        spill = counts.Spill(Path(folder), config.memory_gib * 2**30)
+        ngrams = count_pages(
+            tqdm(pages, desc="pages", unit="file"),
+            languages=config.languages,
+            max_page_bytes=config.pages.max_page_bytes,
+            max_tree_bytes=config.pages.max_tree_bytes,
+            identify=language.Lid176(),
+            read=read,
+            spill=spill,
+        )
+        titles = count_views(views, languages=config.languages, read=read, spill=spill)
+        metadata = {
+            code: select(code, ngrams[code], titles[code], config, spill)
+            for code in config.languages
+        }
+    return metadata, dict(read)
 
 
 def check_languages(languages: Collection[str]) -> None:
@@ -82,6 +102,7 @@ def count_pages(
     max_tree_bytes: int,
     identify: language.LanguageIdentifier,
     read: Counter[str],
+    spill: counts.Spill,
 ) -> dict[str, wikipedia.NgramCounts]:
     """Counts the words of the pages of each language.
 
@@ -92,8 +113,11 @@ def count_pages(
       max_tree_bytes: as in `html.page_text`.
       identify: for pages that declare no language.
       read: counts of what was read and lost, by reason; added to.
+      spill: for the counts that do not fit the memory.
     """
-    counts = {code: wikipedia.NgramCounts() for code in languages}
+    found = {code: wikipedia.NgramCounts() for code in languages}
+    counters = {f"{code} unigrams": found[code].unigrams for code in found}
+    counters |= {f"{code} bigrams": found[code].bigrams for code in found}
     for text in _page_texts(paths, max_page_bytes, max_tree_bytes, read):
         (code,) = language.resolve(
             [text.text[:_IDENTIFIED_CHARS]],
@@ -101,13 +125,14 @@ def count_pages(
             identified=[""],
             identify=identify,
         )
-        if code in counts:
+        if code in found:
             read["pages"] += 1
-            wikipedia.count_ngrams([text.title, text.text], into=counts[code])
+            wikipedia.count_ngrams([text.title, text.text], into=found[code])
+            spill.relieve(counters)
         else:
             read["page: other_language"] += 1
     logging.info("read %s", dict(sorted(read.items())))
-    return counts
+    return found
 
 
 def _page_texts(
@@ -134,10 +159,18 @@ def _page_texts(
 
 
 def count_views(
-    paths: Iterable[str], *, languages: Collection[str], read: Counter[str]
+    paths: Iterable[str],
+    *,
+    languages: Collection[str],
+    read: Counter[str],
+    spill: counts.Spill,
 ) -> dict[str, Counter[str]]:
-    """Sums the views of each language's titles over page view files."""
+    """Sums the views of each language's titles over page view files.
+
+    The titles of one file are in memory; `spill` is for those of all.
+    """
     views: dict[str, Counter[str]] = {code: Counter() for code in languages}
+    counters = {f"{code} titles": views[code] for code in views}
     for path in paths:
         found, malformed = wikipedia.read_pageviews(path, languages=languages)
         if malformed:
@@ -145,34 +178,44 @@ def count_views(
             read["page views: malformed_line"] += malformed
         for code, titles in found.items():
             views[code].update(titles)
+        spill.relieve(counters)
     return views
 
 
 def select(
     code: str,
-    counts: wikipedia.NgramCounts,
-    views: Mapping[str, int],
+    ngrams: wikipedia.NgramCounts,
+    views: Counter[str],
     config: ConfigDict,
+    spill: counts.Spill,
 ) -> store.Metadata:
     """Returns the metadata of one language by the thresholds and caps of `config`."""
+    caps = config.max_unigrams, config.max_bigrams, config.max_titles
+    # Of the best of a source, earlier sources may have all that they may add.
+    most_unigrams, most_bigrams, most_titles = itertools.accumulate(caps)
+    least = min(config.unigram_min_count, config.bigram_min_count)
+    words = pa.concat_tables(spill.sums(f"{code} unigrams", ngrams.unigrams, least))
+    frequent = words.filter(pc.greater_equal(words["count"], config.unigram_min_count))
     bigrams = wikipedia.select_bigrams(
-        counts, min_pmi=config.bigram_min_pmi, min_count=config.bigram_min_count
+        spill.sums(f"{code} bigrams", ngrams.bigrams, config.bigram_min_count),
+        words,
+        tokens=ngrams.tokens,
+        min_pmi=config.bigram_min_pmi,
+        most=most_bigrams,
     )
     if not bigrams and config.max_bigrams:
         logging.warning(
             "%s: no bigram reaches bigram_min_pmi=%g with %d words of text",
-            code, config.bigram_min_pmi, counts.tokens,
+            code, config.bigram_min_pmi, ngrams.tokens,
         )  # fmt: skip
-    unigrams = wikipedia.select_unigrams(counts, min_count=config.unigram_min_count)
-    titles = wikipedia.select_titles(views, min_views=config.title_min_views)
-    return wikipedia.merge(
-        code,
-        [
-            wikipedia.Source("unigram", unigrams, config.max_unigrams),
-            wikipedia.Source("bigram", bigrams, config.max_bigrams),
-            wikipedia.Source("title", titles, config.max_titles),
-        ],
+    titles = spill.sums(f"{code} titles", views, config.title_min_views)
+    ranked = (
+        wikipedia.select_frequent([frequent], most=most_unigrams),
+        bigrams,
+        wikipedia.select_frequent(titles, most=most_titles),
     )
+    names = ("unigram", "bigram", "title")
+    return wikipedia.merge(code, list(map(wikipedia.Source, names, ranked, caps)))
 
 
 def find(pattern: str, key: str) -> list[str]:
@@ -197,7 +240,7 @@ def find(pattern: str, key: str) -> list[str]:
 def _inputs(config: ConfigDict, *groups: list[str]) -> dict[str, Any]:
     """Returns what decides the result; files by name and size, in any folder."""
     values = config.to_dict()
-    del values["warc"], values["pageviews"]
+    del values["warc"], values["pageviews"], values["memory_gib"]
     named = [[(os.path.basename(p), files.size(p)) for p in g] for g in groups]
     return {"config": values, "files": named}
 

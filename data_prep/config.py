@@ -54,6 +54,7 @@ def metadata() -> ConfigDict:
             "max_bigrams": 100_646,  # entries (paper, Table 1)
             "title_min_views": 70,  # views (paper, Table 1: 70)
             "max_titles": 61_235,  # entries (paper, Table 1)
+            "memory_gib": 4.0,  # GiB of counts in memory; more go to disk
             "pages": _pages(),
         }
     )
@@ -264,6 +265,7 @@ METADATA_RANGES: dict[str, Range] = {
     "max_bigrams": _COUNT_OR_NONE,
     "title_min_views": _COUNT_OR_NONE,
     "max_titles": _COUNT_OR_NONE,
+    "memory_gib": Range(float, above=0),
     **_PAGES,
 }
 

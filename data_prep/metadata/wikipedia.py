@@ -6,22 +6,28 @@ is frequent enough.
 """
 
 import gzip
+import heapq
 import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from etils import epath
 
 from data_prep.metadata.store import Metadata
 from metaclip_jax import files
 
+_ROUNDING = 1e-6  # nats
+COLUMNS = ("key", "count")  # of counted words, bigrams and titles
 Ranked = list[tuple[str, float]]  # entries with their scores, best first
 
 # Wikimedia counts mobile page views separately: en.m, and formerly en.zero.
@@ -63,7 +69,7 @@ def count_ngrams(
     with exactly one space between, since words separated by a comma or a line end never
     match as one entry. Languages written without spaces must be segmented before.
 
-    All counts are kept in memory: about 100 bytes per distinct bigram.
+    All counts are kept in memory; `counts.Spill` moves them to disk.
     """
     counts = NgramCounts() if into is None else into
     words = _words()
@@ -83,42 +89,70 @@ def count_ngrams(
     return counts
 
 
-def select_unigrams(counts: NgramCounts, *, min_count: int) -> Ranked:
-    """Returns the words that occur `min_count` times or more; the score is the count.
+def select_frequent(counted: Iterable[pa.Table], *, most: int) -> Ranked:
+    """Returns the `most` most frequent words, or titles; the score is the count.
 
     Best first; equal scores in alphabetical order.
+
+    Args:
+      counted: `key` and `count` of those that are frequent enough.
+      most: how many at most.
     """
-    return _ranked((w, n) for w, n in counts.unigrams.items() if n >= min_count)
+    return _ranked(
+        (
+            pair
+            for table in counted
+            for pair in zip(*(table[c].to_pylist() for c in COLUMNS), strict=True)
+        ),
+        most,
+    )
 
 
-def select_bigrams(counts: NgramCounts, *, min_pmi: float, min_count: int) -> Ranked:
+def select_bigrams(
+    bigrams: Iterable[pa.Table],
+    unigrams: pa.Table,
+    *,
+    tokens: int,
+    min_pmi: float,
+    most: int,
+) -> Ranked:
     """Returns the bigrams whose words occur together more often than by chance.
 
     The score is the pointwise mutual information in nats,
     ln(count(a b) · tokens / (count(a) · count(b))), best first; equal scores in
-    alphabetical order. It cannot exceed ln(tokens / min_count). `min_count` drops rare
-    pairs, whose PMI is mostly noise.
+    alphabetical order. It cannot exceed ln(tokens / min_count), where pairs rarer than
+    min_count were dropped, since their PMI is mostly noise.
 
     Args:
-      counts: of the language.
+      bigrams: `key` and `count` of the bigrams that are frequent enough.
+      unigrams: `key` and `count` of all words that are as frequent.
+      tokens: number of all words.
       min_pmi: nats.
-      min_count: occurrences.
+      most: how many bigrams at most.
     """
-    scored = []
-    for bigram, n in counts.bigrams.items():
-        if n < min_count:
-            continue
-        first, _, second = bigram.partition(" ")
-        expected = counts.unigrams[first] * counts.unigrams[second]
-        pmi = math.log(n * counts.tokens / expected)
-        if pmi >= min_pmi:
-            scored.append((bigram, pmi))
-    return _ranked(scored)
 
+    def scored() -> Iterator[tuple[str, float]]:
+        words, times = unigrams["key"].combine_chunks(), unigrams["count"]
+        for table in bigrams:
+            pairs = pc.list_flatten(pc.split_pattern(table["key"], " "))
+            occurring = times.take(pc.index_in(pairs, words)).to_numpy()
+            first, second, n = (
+                occurring[::2],
+                occurring[1::2],
+                table["count"].to_numpy(),
+            )
+            near = np.log(n * float(tokens)) - np.log(first * second.astype(float))
+            rows = np.flatnonzero(near > min_pmi - _ROUNDING)
+            for bigram, *numbers in zip(
+                table["key"].take(pa.array(rows)).to_pylist(),
+                *(each[rows].tolist() for each in (n, first, second)),
+                strict=True,
+            ):
+                pmi = math.log(numbers[0] * tokens / (numbers[1] * numbers[2]))
+                if pmi >= min_pmi:
+                    yield bigram, pmi
 
-def select_titles(views: Mapping[str, int], *, min_views: int) -> Ranked:
-    """Returns the titles with `min_views` or more; the score is the number of views."""
-    return _ranked((title, n) for title, n in views.items() if n >= min_views)
+    return _ranked(scored(), most)
 
 
 def read_pageviews(
@@ -179,10 +213,9 @@ def merge(code: str, sources: Sequence[Source]) -> Metadata:
     )
 
 
-def _ranked(scored: Iterable[tuple[str, float]]) -> Ranked:
-    ranked = [(entry, float(score)) for entry, score in scored]
-    ranked.sort(key=lambda pair: (-pair[1], pair[0]))
-    return ranked
+def _ranked(scored: Iterable[tuple[str, float]], most: int) -> Ranked:
+    best = heapq.nsmallest(most, scored, key=lambda pair: (-pair[1], pair[0]))
+    return [(entry, float(score)) for entry, score in best]
 
 
 def _is_title(title: str, language: str) -> bool:

@@ -3,9 +3,12 @@
 import gzip
 import json
 import math
+import random
+import signal
 import subprocess
 import sys
 import tracemalloc
+from collections import Counter
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -13,9 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep import build_metadata
-from data_prep.metadata import store, wikipedia
+from data_prep.metadata import counts, store, wikipedia
 from data_prep.metadata.store import Metadata
 from metaclip_jax import files
+from tests import stopping
 from tests.data_prep import tiny_web
 
 TEXT = "The red fox, the red dog's bone. the T-shirt  of\nNew York"
@@ -27,17 +31,17 @@ def metadata(*entries, code="en"):
 
 
 def test_words_keep_their_case_hyphens_apostrophes_and_marks():
-    counts = wikipedia.count_ngrams([TEXT, "हिन्दी a_b 3D x-"])
-    assert counts.unigrams == {
+    found = wikipedia.count_ngrams([TEXT, "हिन्दी a_b 3D x-"])
+    assert found.unigrams == {
         "The": 1, "red": 2, "fox": 1, "the": 2, "dog's": 1, "bone": 1, "T-shirt": 1,
         "of": 1, "New": 1, "York": 1, "हिन्दी": 1, "a": 1, "b": 1, "3D": 1, "x": 1,
     }  # fmt: skip
-    assert counts.tokens == counts.unigrams.total() == 17
+    assert found.tokens == found.unigrams.total() == 17
 
 
 def test_bigrams_are_words_with_one_space_between():
-    counts = wikipedia.count_ngrams([TEXT])
-    assert sorted(counts.bigrams) == [
+    found = wikipedia.count_ngrams([TEXT])
+    assert sorted(found.bigrams) == [
         "New York", "The red", "dog's bone", "red dog's", "red fox", "the T-shirt",
         "the red",
     ]  # fmt: skip
@@ -49,28 +53,59 @@ def test_counts_add_up_over_calls():
     assert once == twice
 
 
-def test_unigrams_are_ranked_by_count_then_text():
-    counts = wikipedia.count_ngrams(["b a c b a d b"])
-    assert wikipedia.select_unigrams(counts, min_count=1) == [
-        ("b", 3.0), ("a", 2.0), ("c", 1.0), ("d", 1.0),
-    ]  # fmt: skip
-    assert wikipedia.select_unigrams(counts, min_count=2) == [("b", 3.0), ("a", 2.0)]
+def best_bigrams(ngrams, *, min_count, min_pmi, most=100):
+    return wikipedia.select_bigrams(
+        counts.tables(ngrams.bigrams, min_count),
+        pa.concat_tables(counts.tables(ngrams.unigrams, min_count)),
+        tokens=ngrams.tokens,
+        min_pmi=min_pmi,
+        most=most,
+    )
+
+
+def test_words_and_titles_are_ranked_by_count_then_text():
+    counter = Counter("b a c b a d b".split())
+    ranked = [("b", 3.0), ("a", 2.0), ("c", 1.0), ("d", 1.0)]
+    for most in range(6):
+        found = wikipedia.select_frequent(counts.tables(counter, 1), most=most)
+        assert found == ranked[:most]
+    assert wikipedia.select_frequent(counts.tables(counter, 2), most=9) == ranked[:2]
 
 
 def test_bigrams_are_scored_by_pointwise_mutual_information():
-    counts = wikipedia.count_ngrams(["New York a", "New York b", "a b", "a b a"])
-    found = dict(wikipedia.select_bigrams(counts, min_pmi=-9, min_count=1))
+    ngrams = wikipedia.count_ngrams(["New York a", "New York b", "a b", "a b a"])
+    found = dict(best_bigrams(ngrams, min_pmi=-9, min_count=1))
     assert found["New York"] == pytest.approx(math.log(2 * 11 / (2 * 2)))
     assert found["a b"] == pytest.approx(math.log(2 * 11 / (4 * 3)))
-    best = wikipedia.select_bigrams(counts, min_pmi=1.0, min_count=2)
+    best = best_bigrams(ngrams, min_pmi=1.0, min_count=2)
     assert [bigram for bigram, _ in best] == ["New York"]
 
 
-def test_titles_are_ranked_by_views():
-    views = {"B": 5, "A": 5, "C": 9, "D": 1}
-    assert wikipedia.select_titles(views, min_views=5) == [
-        ("C", 9.0), ("A", 5.0), ("B", 5.0),
-    ]  # fmt: skip
+@pytest.mark.parametrize("least", [1, 4])
+@pytest.mark.parametrize("run_keys", [3, 1_000])
+@pytest.mark.parametrize("budget", [1, 40, 10_000])
+def test_counts_on_disk_are_those_in_memory(
+    tmp_path, monkeypatch, budget, run_keys, least
+):
+    monkeypatch.setattr(counts, "_RUN_KEYS", run_keys)
+    monkeypatch.setattr(counts, "_RANGES", 5)
+    rng = random.Random(budget)
+    spill = counts.Spill(tmp_path, budget * counts._KEY_BYTES)
+    held = {"a": Counter(), "b": Counter(), "none": Counter()}
+    wanted = {name: Counter() for name in held}
+    letters = "aZ é\U0001f600\uffff"
+    for _ in range(60):
+        keys = ["".join(rng.choices(letters, k=rng.randint(1, 3))) for _ in range(20)]
+        name = rng.choice("ab")
+        held[name].update(keys)
+        wanted[name].update(keys)
+        spill.relieve(held)
+        assert sum(map(len, held.values())) <= budget
+    for name, counter in held.items():
+        sums = pa.concat_tables(spill.sums(name, counter, least))
+        found = dict(zip(*sums.to_pydict().values(), strict=True))
+        assert found == {k: n for k, n in wanted[name].items() if n >= least}
+        assert not counter
 
 
 PAGEVIEWS = """\
@@ -357,6 +392,26 @@ def test_the_command_builds_once_and_knows_its_inputs(tmp_path, request):
     assert "config.unigram_min_count: wanted 1, found 2" in other.stderr
     unspaced = build(tmp_path, *flags, "--config.languages=('en','ja')")
     assert unspaced.returncode != 0 and "; remove ja" in unspaced.stderr
+    assert_counts_on_disk_and_a_kill_change_no_byte(tmp_path, flags)
+
+
+def assert_counts_on_disk_and_a_kill_change_no_byte(folder, flags):
+    flags = [*flags[:-1], "--config.memory_gib=1e-9", "--output=tight"]
+    killed = stopping.command(
+        *("data_prep.build_metadata", *flags),
+        function="pyarrow.ipc.new_file",
+        argument="bigrams-0",
+    )
+    assert subprocess.run(killed, cwd=folder).returncode == -signal.SIGKILL
+    (left,) = (folder / "tight").glob(f"{files.TEMPORARY_PREFIX}*")
+    assert (left / "en bigrams-0.arrow").exists()
+    again = build(folder, *flags)
+    assert again.returncode == 0, again.stderr
+    contents = [
+        {path.name: path.read_bytes() for path in (folder / name).iterdir()}
+        for name in ("out", "tight")
+    ]
+    assert contents[0] == contents[1]
 
 
 def test_files_of_another_format_and_folders_are_refused_before_reading(tmp_path):
