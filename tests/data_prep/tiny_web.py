@@ -108,11 +108,18 @@ def run(
     **overrides: object,
 ) -> curate.Run:
     """Curates such a web in this process, into folder/work and folder/dataset."""
+    with serve(images) as host_map:
+        planned = plan(folder, alts, **{"download.host_map": host_map} | overrides)
+        curate.go_on(planned)
+    return planned
+
+
+def plan(
+    folder: Path, alts: Sequence[tuple[str, str]], **overrides: object
+) -> curate.Run:
+    """Returns the run that would curate such a web, which is written."""
     flags = write(folder, alts)
     config = config_lib.curate()
     values = {k.removeprefix("config."): v for k, v in flags.items() if "." in k}
     config.update_from_flattened_dict(values | overrides)
-    with serve(images) as config.download.host_map:
-        planned = curate.plan(config, f"{folder}/work", f"{folder}/dataset", [])
-        curate.go_on(planned)
-    return planned
+    return curate.plan(config, f"{folder}/work", f"{folder}/dataset", [])

@@ -1,7 +1,6 @@
 """Images of evaluation sets, in each form of these, are dropped and listed."""
 
 import io
-import json
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_prep import curate
 from data_prep.sources import pictures
 from metaclip_jax.data import records
 from tests import image_layouts, real_images
@@ -91,7 +89,17 @@ def dropped(run):
     }
 
 
-@pytest.mark.parametrize("layout", [folder, tar, parquet], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("layout", [folder, tar, parquet])
+def test_the_pictures_of_a_set_are_read_from_each_form(tmp_path, layout):
+    (path, *more) = pictures.find([layout(tmp_path)])
+    found = [body for one in (path, *more) for _, body in pictures.read(one)]
+    assert found == EVALUATION
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [folder, *(pytest.param(f, marks=pytest.mark.slow) for f in (tar, parquet))],
+)
 def test_images_of_an_evaluation_set_are_dropped_with_the_picture_they_equal(
     tmp_path, layout
 ):
@@ -118,9 +126,13 @@ def test_images_of_an_evaluation_set_are_dropped_with_the_picture_they_equal(
     assert row["drops"]["in_evaluation_set"] == 4
 
 
-def test_pictures_of_tfds_and_of_our_own_datasets_are_read(tmp_path):
+def test_pictures_of_tfds_are_read(tmp_path):
     names = [name for name, _ in pictures.read(pictures.find([tfds(tmp_path)])[0])]
     assert len(names) == 3
+
+
+@pytest.mark.slow
+def test_pictures_of_our_own_datasets_are_read(tmp_path):
     run = curated(tmp_path / "own", (), partitions=2)
     own = pictures.find([run.output])
     bodies = [body for path in own for _, body in pictures.read(path)]
@@ -137,9 +149,10 @@ def test_a_set_without_pictures_is_refused_before_anything_is_read(tmp_path):
 
 def test_other_pictures_in_a_set_are_another_run(tmp_path):
     (tmp_path / "sets").mkdir()
-    sets = (folder(tmp_path / "sets"),)
-    run = curated(tmp_path, sets)
+    alts = [(path, "a cat") for path in WEB]
+    values = {"duplicates.evaluation_sets": (folder(tmp_path / "sets"),)}
+    run = tiny_web.plan(tmp_path, alts, **values)
     (tmp_path / "sets" / "val" / "new.png").write_bytes(EVALUATION[1])
-    again = curate.plan(run.config, run.workdir, run.output, [])
-    assert json.dumps(again.match_inputs) == json.dumps(run.match_inputs)
+    again = tiny_web.plan(tmp_path, alts, **values)
+    assert again.match_inputs == run.match_inputs
     assert again.inputs != run.inputs

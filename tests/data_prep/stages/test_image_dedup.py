@@ -96,12 +96,14 @@ def test_each_near_duplicate_names_a_better_one_and_is_counted(near):
     assert rows_of(card, "texts") == {"near_duplicate": len(dropped)}
 
 
+@pytest.mark.slow
 def test_partitions_do_not_change_which_near_duplicates_are_dropped(near, tmp_path):
     again = run(tmp_path, 1, **{"duplicates.near_bits": 40})
     columns = ["image_id", "status", "kept_as"]
     assert images_of(again).select(columns) == images_of(near).select(columns)
 
 
+@pytest.mark.slow
 def test_no_near_duplicate_is_dropped_where_none_is_asked_for(tmp_path):
     images = images_of(run(tmp_path, 2))
     assert pc.sum(pc.equal(images["status"], "ok")).as_py() == 12

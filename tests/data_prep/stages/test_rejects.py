@@ -60,12 +60,14 @@ def test_each_reason_has_its_images_with_text_and_picture(everything):
     assert Image.open(io.BytesIO(wide["picture"])).size == (160, 21)
 
 
+@pytest.mark.slow
 def test_the_sample_does_not_depend_on_partitions(everything, tmp_path):
     values = {"balance.rule": "online", "partitions": 1}
     again = tiny_web.run(tmp_path, ALTS, WEB, **values)
     assert rows_of(again) == rows_of(everything)
 
 
+@pytest.mark.slow
 def test_texts_that_balancing_drops_are_shown_with_their_image(tmp_path):
     values = {"balance.t": 10, "balance.slack": 3.0}
     run = tiny_web.run(tmp_path, ALTS, WEB, **values)

@@ -40,6 +40,7 @@ def test_texts_with_a_listed_word_are_dropped_before_the_download(tmp_path):
     drops, texts = funnel(run)
     assert drops["dedup"] == {"repeated_pair": 0, "unsafe_text": 2}
     assert texts == ["a cat of Essex", "a nice cat"]
+    assert "models" not in records.open_dataset(run.output).data_card
     # Other words in the file are another run.
     listed.write_text("essex\n")
     again = curate.plan(run.config, run.workdir, run.output, [])
@@ -93,11 +94,6 @@ def test_images_above_the_score_are_dropped_and_the_card_names_the_model(tmp_pat
     # Nobody has to look at them.
     rows = [r for r in load.rejects(run.workdir) if r["reason"] == "unsafe_image"]
     assert [row["picture"] for row in rows] == [b"", b""]
-
-
-def test_without_a_scorer_the_card_names_no_model(tmp_path):
-    run = tiny_web.run(tmp_path, ALTS, BODIES, **{"balance.rule": "online"})
-    assert "models" not in records.open_dataset(run.output).data_card
 
 
 def test_opennsfw_calls_photos_of_a_temple_and_a_flower_safe():

@@ -210,7 +210,7 @@ def test_a_broken_profile_is_as_none(broken):
 def test_garbage_in_a_profile_never_raises():
     random = np.random.default_rng(0)
     for whole in (colour_profiles.rgb("Display P3"), colour_profiles.cmyk()):
-        for _ in range(60):
+        for _ in range(12):
             broken = bytearray(whole)
             start = random.integers(0, len(broken) - 4)
             broken[start : start + 4] = random.bytes(4)
