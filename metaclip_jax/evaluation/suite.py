@@ -79,13 +79,13 @@ def plan(found: Sequence[Found], seconds: Callable[[int, int], float] | None) ->
     for task, examples, why in found:
         title = f"{task.suite}/{task.id}"
         if examples is None:
-            line = f"  missing  {_missing_name(task):<34}{why}"
+            line = f"  missing  {_missing_name(task):<34} {why}"
             if line not in lines:
                 lines.append(line)
             continue
         texts += prompt_count(examples)
         lines.append(
-            f"  there    {title:<34}{_count(task, examples)} images in"
+            f"  there    {title:<34} {_count(task, examples)} images in"
             f" {examples.source}"
         )
     there = sum(examples is not None for _, examples, _ in found)
