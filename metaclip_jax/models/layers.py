@@ -22,7 +22,9 @@ from metaclip_jax.models import attention, norm, product, stack
 Activation = Callable[[jax.Array], jax.Array]
 # The whole sequence [B, T, D], or its segments, [B, N, D] each.
 Segments = jax.Array | tuple[jax.Array, ...]
-# TPUs compute in tiles of this many positions: one position more costs a whole tile.
+# TPUs compute in tiles of this many positions: one position more costs a whole tile. By
+# the compiler's estimate, L/14's blocks for images take 334 M cycles with the class
+# token apart and 358 M without (v5e:4x4, batch 512, forward and backward).
 TILE = 128
 
 

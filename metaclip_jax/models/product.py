@@ -60,25 +60,16 @@ def _backward(
 
     The kernel's gradient sums over the batch axes of x, usually [B, T]. With two axes,
     XLA transposes x in memory: on CPUs with one thread, about a tenth of a train step,
-    and on GPUs where blocks are unrolled. So CPUs and GPUs get one axis, [B * T]. On
-    TPUs it is the reshape that copies.
+    and on GPUs where blocks are unrolled. So it gets one axis, [B * T]. TPUs compute
+    both alike.
     """
     x, kernel, bias = residuals
     rows = range(x.ndim - contracted)
     features = range(len(rows), gradient.ndim)
     x_gradient = _contract(gradient, kernel, features, range(contracted, kernel.ndim))
-
-    def unflattened(x: jax.Array, gradient: jax.Array) -> jax.Array:
-        return _contract(x, gradient, rows, rows)
-
-    def flattened(x: jax.Array, gradient: jax.Array) -> jax.Array:
-        x, gradient = (a.reshape(-1, *a.shape[len(rows) :]) for a in (x, gradient))
-        return _contract(x, gradient, range(1), range(1))
-
-    kernel_gradient = jax.lax.platform_dependent(
-        x, gradient, cpu=flattened, cuda=flattened, default=unflattened
-    )
     bias_gradient = None if bias is None else jnp.sum(gradient, axis=tuple(rows))
+    x, gradient = (a.reshape(-1, *a.shape[len(rows) :]) for a in (x, gradient))
+    kernel_gradient = _contract(x, gradient, range(1), range(1))
     return x_gradient, kernel_gradient, bias_gradient
 
 
