@@ -196,7 +196,11 @@ def one_each(values: Iterable[int]) -> list[pa.RecordBatch]:
 def start(
     pipeline: beam.Pipeline, elements: Sequence[pa.RecordBatch]
 ) -> beam.PCollection:
-    """Distributes RecordBatches, each a piece of work, over the workers."""
+    """Distributes RecordBatches, each a piece of work, over the workers.
+
+    Without the Reshuffle an engine fuses the next stage with the list of the pieces,
+    and one worker does all of them.
+    """
     create = beam.Create(elements).with_output_types(pa.RecordBatch)
     return pipeline | create | beam.Reshuffle()
 

@@ -2,8 +2,11 @@
 
 import os
 
+import apache_beam as beam
+import pyarrow as pa
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions
+from apache_beam.portability import common_urns
 
 from data_prep.stages import pipelines
 
@@ -53,3 +56,16 @@ def test_the_least_memory_gives_a_range_to_each_partition():
     options = pipelines.with_workers(pipelines.options([]), "1", source_bytes=0)
     found = pipelines.ranges(3, size=1 << 30, memory_gib=1e-30, options=options)
     assert found == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_no_stage_is_fused_with_the_list_of_the_work():
+    """Else one worker of a cluster would do all of it."""
+    pipeline = beam.Pipeline(options=pipelines.options([]))
+    work = pipelines.start(pipeline, pipelines.one_each(range(3)))
+    work | "stage" >> beam.ParDo(beam.DoFn()).with_output_types(pa.RecordBatch)
+    every = pipeline.to_runner_api().components.transforms.values()
+    found = {each.unique_name: each for each in every}
+    assert found["Reshuffle"].spec.urn == common_urns.composites.RESHUFFLE.urn
+    assert list(found["stage"].inputs.values()) == list(
+        found["Reshuffle"].outputs.values()
+    )
