@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import urllib3
 from absl import logging
+from etils import epath
 
 from data_prep.images import request
 from metaclip_jax import files
@@ -35,12 +36,12 @@ class WebFileError(OSError):
     """A web server does not give a file, or no longer the same one."""
 
 
-def is_on_web(path: str) -> bool:
+def is_on_web(path: epath.PathLike) -> bool:
     """Returns whether a path is an address on a web server."""
-    return path.lower().startswith(("https://", "http://"))
+    return os.fspath(path).lower().startswith(("https://", "http://"))
 
 
-def open_file(path: str, *, user_agent: str = USER_AGENT) -> BinaryIO:
+def open_file(path: epath.PathLike, *, user_agent: str = USER_AGENT) -> BinaryIO:
     """Opens a file for reading; it can seek.
 
     Args:
@@ -51,7 +52,7 @@ def open_file(path: str, *, user_agent: str = USER_AGENT) -> BinaryIO:
     there is no such file, WebFileError if a server refuses for about ten minutes.
     """
     if is_on_web(path):
-        return io.BufferedReader(_WebFile(path, user_agent), _BLOCK)
+        return io.BufferedReader(_WebFile(os.fspath(path), user_agent), _BLOCK)
     return files.path(path).open("rb")
 
 

@@ -7,6 +7,8 @@ page as a LostPage, a file that cannot be read on as a LostFile, after its good 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from etils import epath
+
 from data_prep.sources import archive, http, remote
 from data_prep.sources.archive import LostFile
 
@@ -34,7 +36,7 @@ class LostPage:
 
 
 def read_pages(
-    path: str, *, max_page_bytes: int, user_agent: str = remote.USER_AGENT
+    path: epath.PathLike, *, max_page_bytes: int, user_agent: str = remote.USER_AGENT
 ) -> Iterator[Page | LostPage | LostFile]:
     """Yields the pages of a WARC or ARC file, plain or gzip, in their order.
 

@@ -271,7 +271,7 @@ def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(
         assert last == lines[-1]
         assert not any("Traceback" in line for line in lines)
         met.append(re.match(rf"Error: wanted room for {place}/work/(\w+)/", last)[1])
-    assert met == ["matchers", "matched", "downloads"]
+    assert met == ["matched", "matched", "downloads"]
     assert content(place) == undisturbed
 
 
