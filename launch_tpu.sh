@@ -1,86 +1,257 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU: makes the TPU VM if there is none, copies this checkout with its
-# changes (but not files that git does not know) to every worker, installs it, and starts
-# the same command on all of them.
+# Trains on a Cloud TPU until the run is complete: makes the TPU VM if there is none,
+# copies this checkout with its changes (but not files that git does not know) to every
+# worker, installs it, and starts the same command on all of them. Each worker starts it
+# again after an error, so that training outlives this terminal. Then this script shows
+# the log of worker 0, and after a preemption it makes the VM anew.
 #
-#   ./launch_tpu.sh --name=clip --zone=us-central2-b --type=v4-32 -- \
+#   ./launch_tpu.sh --name=clip --zone=us-central2-b --type=v4-32 --spot -- \
 #       --config=configs/metaclip.py:vit_b32_400m --workdir=gs://bucket/runs/b32
 #
-# Run it again after a preemption: the VM is made anew, and training goes on from its
-# last checkpoint. --spot asks for a VM that is cheaper and may be preempted.
-# --version is the image of the TPU VM; by default what Google names for the type.
-# --dry_run prints the commands without running them.
+# Run it again at any time: where training runs already, it only shows the log.
+#
+#   --spot      a VM that is cheaper and may be preempted
+#   --reserved  a VM of your reservation
+#   --queued    ask by a queued resource, which waits for capacity
+#   --version   the image of the TPU VM; by default what Google names for the type
+#   --stop      stop training on all workers; each saves a checkpoint first
+#   --delete    delete the VM; with training flags, once the run is complete
+#   --dry_run   print the commands of a first start without running them
 set -euo pipefail
 cd "$(dirname "$0")"
 
-name="" zone="" type="" version="" spot="" dry_run=""
+# What a worker runs: training, again after each error, unless five come in a row.
+on_worker() {
+  local failures=0 began workdir="" flag
+  for flag; do [[ $flag != --workdir=* ]] || workdir="${flag#*=}"; done
+  echo running >../metaclip-jax.state
+  trap 'kill -TERM "$trainer" || true; wait "$trainer" || true
+    echo stopped >../metaclip-jax.state; exit' TERM
+  while true; do
+    began=$SECONDS
+    .venv/bin/python -m metaclip_jax.train --coordinator=auto "$@" &
+    trainer=$!
+    # Training that is asked to stop ends without an error, before the run is complete.
+    if wait "$trainer" && .venv/bin/python -c '
+import sys
+from metaclip_jax import files
+sys.exit(not (files.path(sys.argv[1]) / files.MANIFEST).exists())' "$workdir"; then
+      echo finished >../metaclip-jax.state
+      return
+    fi
+    if ((SECONDS - began > 600)); then failures=0; fi
+    failures=$((failures + 1))
+    if ((failures == 5)); then
+      echo failed >../metaclip-jax.state
+      return 1
+    fi
+    echo "Training ended before the run is complete; it starts again."
+    sleep "${LAUNCH_PAUSE_SECONDS:-30}"
+  done
+}
+if [[ ${1-} == --on_worker ]]; then
+  shift
+  on_worker "$@"
+  exit
+fi
+
+name="" zone="" type="" version="" spot="" queued="" stop="" delete="" dry_run=""
 while (($#)); do
   case "$1" in
     --name=*) name="${1#*=}" ;;
     --zone=*) zone="${1#*=}" ;;
     --type=*) type="${1#*=}" ;;
     --version=*) version="${1#*=}" ;;
-    --spot) spot=1 ;;
+    --spot | --reserved) spot="$1" ;;
+    --queued) queued=1 ;;
+    --stop) stop=1 ;;
+    --delete) delete=1 ;;
     --dry_run) dry_run=1 ;;
     --help) sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0"; exit ;;
     --) shift; break ;;
-    *) echo "unknown option $1: see the head of $0" >&2; exit 2 ;;
+    *) echo "wanted an option that --help lists, got $1" >&2; exit 2 ;;
   esac
   shift
 done
-if [[ -z $name || -z $zone || -z $type || $# -eq 0 ]]; then
-  echo "wanted --name, --zone, --type and, after --, the flags of metaclip_jax.train" >&2
+if [[ -z $name || -z $zone ]]; then
+  echo "wanted --name and --zone, got neither or one of them; --help shows an example" >&2
   exit 2
 fi
-
-if [[ -z $version ]]; then
-  case "$type" in
-    v[234]-*) version=tpu-ubuntu2204-base ;;
-    v5litepod-*) version=v2-alpha-tpuv5-lite ;;
-    v5p-*) version=v2-alpha-tpuv5 ;;
-    v6e-*) version=v2-alpha-tpuv6e ;;
-    *) echo "no image is known for --type=$type: give --version, one of those that" \
-         "'gcloud compute tpus tpu-vm versions list --zone=$zone' prints" >&2; exit 2 ;;
-  esac
-fi
+poll="${LAUNCH_POLL_SECONDS:-30}"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 
 run() {
   printf '%q ' "$@"; printf '\n'
   if [[ -z $dry_run ]]; then "$@"; fi
 }
-tpu=(gcloud compute tpus tpu-vm)
+tpu=(gcloud compute tpus)
 at=("--zone=$zone")
-everywhere=("${tpu[@]}" ssh "$name" "${at[@]}" --worker=all --command)
 
-state=""
-if [[ -z $dry_run ]]; then
-  state=$("${tpu[@]}" describe "$name" "${at[@]}" --format='value(state)' 2>/dev/null) || true
-fi
-case "$state" in
-  PREEMPTED | TERMINATED)
-    run "${tpu[@]}" delete "$name" "${at[@]}" --quiet
-    state="" ;;
-  STOPPED) run "${tpu[@]}" start "$name" "${at[@]}" ;;
-esac
-if [[ -z $state ]]; then
-  run "${tpu[@]}" create "$name" "${at[@]}" "--accelerator-type=$type" \
-    "--version=$version" ${spot:+--spot}
-fi
+# A connection that is dead ends in a minute.
+ssh=("${tpu[@]}" tpu-vm ssh "$name" "${at[@]}"
+  "--ssh-flag=-o ConnectTimeout=30 -o ServerAliveInterval=15")
 
-archive="$(mktemp -d)/metaclip-jax.tar.gz"
-trap 'rm -rf "$(dirname "$archive")"' EXIT
-# A commit of the changes, if there are any; nothing changes here.
-changed=$(git -c user.name=launcher -c user.email=launcher@localhost stash create)
-run git archive --format=tar.gz --output="$archive" "${changed:-HEAD}"
-run "${tpu[@]}" scp "$archive" "$name:metaclip-jax.tar.gz" "${at[@]}" --worker=all
+# Prints the state of a tpu-vm or of queued-resources; nothing if there is none.
+state() {
+  local field=state
+  if [[ $1 == queued-resources ]]; then field=state.state; fi
+  if ! "${tpu[@]}" "$1" describe "$name" "${at[@]}" "--format=value($field)" 2>"$scratch/said"; then
+    if ! grep -q NOT_FOUND "$scratch/said"; then
+      cat "$scratch/said" >&2
+      exit 1
+    fi
+  fi
+}
 
-# The images' own Python is older than what we need; uv brings one.
-install='mkdir -p metaclip-jax && tar -xzf metaclip-jax.tar.gz -C metaclip-jax &&
+remove() {
+  if [[ -n $queued ]]; then
+    run "${tpu[@]}" queued-resources delete "$name" "${at[@]}" --force --quiet
+  else
+    run "${tpu[@]}" tpu-vm delete "$name" "${at[@]}" --quiet
+  fi
+}
+
+# Makes the VM, and tries again for as long as the zone has no capacity.
+create() {
+  local asked=("${tpu[@]}" tpu-vm create "$name" "${at[@]}" "--accelerator-type=$type" "--version=$version")
+  if [[ -n $queued ]]; then
+    asked=("${tpu[@]}" queued-resources create "$name" "${at[@]}" "--node-id=$name"
+      "--accelerator-type=$type" "--runtime-version=$version")
+  fi
+  until run "${asked[@]}" ${spot:+"$spot"} 2>"$scratch/said"; do
+    cat "$scratch/said" >&2
+    if grep -qi quota "$scratch/said" ||
+      ! grep -qi 'capacity\|RESOURCE_EXHAUSTED\|UNAVAILABLE\|INTERNAL' "$scratch/said"; then
+      exit 1
+    fi
+    sleep "$poll"
+  done
+}
+
+# Returns once the VM is ready; makes it if it is missing or was preempted.
+make_vm() {
+  local found
+  if [[ -n $dry_run ]]; then create; return; fi
+  while true; do
+    if [[ -n $queued ]]; then
+      found=$(state queued-resources)
+      case "$found" in
+        ACTIVE) ;;
+        "") create; continue ;;
+        SUSPENDED | FAILED) remove; continue ;;
+        *) sleep "$poll"; continue ;;
+      esac
+    fi
+    found=$(state tpu-vm)
+    case "$found" in
+      READY) return ;;
+      "") if [[ -z $queued ]]; then create; else sleep "$poll"; fi ;;
+      PREEMPTED | TERMINATED) remove ;;
+      STOPPED) run "${tpu[@]}" tpu-vm start "$name" "${at[@]}" ;;
+      *) sleep "$poll" ;;
+    esac
+  done
+}
+
+# Installs this checkout and starts training on all workers, unless they train already.
+start() {
+  local archive="$scratch/metaclip-jax.tar.gz" changed install flags
+  # A commit of the changes, if there are any; nothing changes here.
+  changed=$(git -c user.name=launcher -c user.email=launcher@localhost stash create)
+  run git archive --format=tar.gz --output="$archive" "${changed:-HEAD}" || return
+  run "${tpu[@]}" tpu-vm scp "$archive" "$name:metaclip-jax.tar.gz" "${at[@]}" --worker=all || return
+  # The images' own Python is older than what we need; uv brings one.
+  # shellcheck disable=SC2016 # the worker's shell expands it
+  install='flock -n metaclip-jax.lock true || exit 0
+mkdir -p metaclip-jax && tar -xzf metaclip-jax.tar.gz -C metaclip-jax &&
 cd metaclip-jax && python3 -m pip install -q --user uv && uv="python3 -m uv" &&
 $uv venv -q --allow-existing --python=3.11 .venv &&
 $uv pip install -q --python=.venv -c constraints.txt -e ".[tpu]"'
-run "${everywhere[@]}" "$install"
+  run "${ssh[@]}" --worker=all --command "$install" || return
+  printf -v flags '%q ' "$@"
+  run "${ssh[@]}" --worker=all --command "flock -n metaclip-jax.lock true || exit 0
+echo running >metaclip-jax.state
+setsid nohup flock -n metaclip-jax.lock metaclip-jax/launch_tpu.sh --on_worker $flags \
+>metaclip-jax.log 2>&1 </dev/null &"
+}
 
-printf -v flags '%q ' "$@"
-train=".venv/bin/python -m metaclip_jax.train --coordinator=auto $flags"
-run "${everywhere[@]}" "cd metaclip-jax && $train"
+# Shows worker 0's log; returns the run's state, or "gone" if the VM is no longer ready.
+follow() {
+  local seen=0 silent=0 new="$scratch/new"
+  outcome=""
+  while true; do
+    if "${ssh[@]}" --worker=0 >"$new" --command \
+      "cat metaclip-jax.state; tail -c +$((seen + 1)) metaclip-jax.log"; then
+      silent=0
+      sed 1d "$new"
+      seen=$((seen + $(sed 1d "$new" | wc -c)))
+      outcome=$(head -n 1 "$new")
+      if [[ $outcome != running ]]; then return; fi
+    else
+      silent=$((silent + 1))
+    fi
+    if [[ $(state tpu-vm) != READY ]]; then outcome=gone; return; fi
+    if ((silent == 10)); then outcome=silent; return; fi
+    sleep "$poll"
+  done
+}
+
+if [[ -n $stop ]]; then
+  # The trainers get the signal by their shells, save, and leave the lock.
+  run "${ssh[@]}" --worker=all --command \
+    'pkill -TERM -f "launch_tpu.sh --on_worke[r]"; flock metaclip-jax.lock true'
+fi
+if (($# == 0)); then
+  if [[ -n $delete ]]; then remove; fi
+  if [[ -n $stop$delete ]]; then exit; fi
+fi
+case " $*" in
+  *" --workdir=gs://"*) ;;
+  *) echo "wanted, after --, the flags of metaclip_jax.train with a --workdir on gs://," \
+       "since the VM's disk is lost with it" >&2; exit 2 ;;
+esac
+case "${version:-$type}" in
+  "") echo "wanted --type, for example v4-32, got none" >&2; exit 2 ;;
+  v[234]-*) version="${version:-tpu-ubuntu2204-base}" ;;
+  v5litepod-*) version="${version:-v2-alpha-tpuv5-lite}" ;;
+  v5p-*) version="${version:-v2-alpha-tpuv5}" ;;
+  v6e-*) version="${version:-v2-alpha-tpuv6e}" ;;
+  *)
+    if [[ -z $version ]]; then
+      echo "no image is known for --type=$type: give --version, one of those that" \
+        "'gcloud compute tpus tpu-vm versions list --zone=$zone' prints" >&2
+      exit 2
+    fi ;;
+esac
+
+attempts=0
+while true; do
+  make_vm
+  if ! start "$@"; then
+    attempts=$((attempts + 1))
+    if ((attempts == 5)); then
+      echo "wanted all workers to install and start, got the error above 5 times" >&2
+      exit 1
+    fi
+    sleep "$poll"
+    continue
+  fi
+  if [[ -n $dry_run ]]; then exit; fi
+  attempts=0
+  follow
+  case "$outcome" in
+    finished) echo "The run is complete."; break ;;
+    gone) echo "The VM is gone; it is made anew." ;;
+    failed)
+      echo "Training failed five times in a row: see above. The VM is still there;" \
+        "--delete deletes it." >&2
+      exit 1 ;;
+    stopped) echo "Training was stopped; the same command continues."; exit ;;
+    *)
+      echo "wanted an answer of worker 0, got none ten times. Training may go on: run" \
+        "the same command again, or --delete the VM." >&2
+      exit 1 ;;
+  esac
+done
+if [[ -n $delete ]]; then remove; fi

@@ -3,9 +3,7 @@
 import ast
 import importlib.metadata
 import importlib.util
-import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -329,55 +327,6 @@ def test_every_command_in_the_readme_exists():
     targets = set(re.findall(r"^make ([\w-]+)", README, re.MULTILINE))
     makefile = (ROOT / "Makefile").read_text()
     assert targets and all(f"\n{t}:" in makefile for t in targets)
-
-
-@pytest.mark.parametrize(
-    ("state", "wanted"),
-    [
-        ("", ["create"]),
-        ("READY", []),
-        ("PREEMPTED", ["delete", "create"]),
-        ("TERMINATED", ["delete", "create"]),
-        ("STOPPED", ["start"]),
-    ],
-)
-def test_the_launcher_makes_the_vm_that_is_missing(tmp_path, state, wanted):
-    """With a gcloud that says this state and notes what it is asked for."""
-    gcloud, notes = tmp_path / "gcloud", tmp_path / "notes"
-    gcloud.write_text(
-        f'#!/bin/sh\necho "$4" $(echo "$*" | grep -o -- --spot) >> {notes}\n'
-        f'[ "$4" != describe ] || {{ [ -n "{state}" ] && echo {state}; }}\n'
-    )
-    gcloud.chmod(0o755)
-    command = ["./launch_tpu.sh", "--spot", "--name=n", "--zone=z", "--type=v4-32"]
-    subprocess.run(
-        [*command, "--", "--workdir=gs://b/run"],
-        cwd=ROOT,
-        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
-        capture_output=True,
-        check=True,
-    )
-    wanted = [f"{verb} --spot" if verb == "create" else verb for verb in wanted]
-    asked = notes.read_text().splitlines()
-    assert asked == ["describe", *wanted, "scp", "ssh", "ssh"]
-
-
-def test_the_launcher_passes_its_flags_to_training():
-    command = ["./launch_tpu.sh", "--dry_run", "--name=n", "--zone=z", "--type=v4-32"]
-    flags = ["--config=configs/metaclip.py:vit_b32_400m", "--workdir=gs://b/a folder"]
-    done = subprocess.run(
-        [*command, "--", *flags], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    local = shlex.split(done.stdout.splitlines()[-1])
-    remote = shlex.split(local[-1])  # the workers' shells split once more
-    assert "--worker=all" in local and "metaclip_jax.train" in remote
-    # Without it the workers would not connect.
-    assert remote[-3:] == ["--coordinator=auto", *flags]
-    assert "--version=tpu-ubuntu2204-base" in done.stdout
-    assert "-c constraints.txt" in shlex.split(done.stdout.splitlines()[-2])[-1]
-    for extra in (["--zome=z"], ["--type=v99-8", "--", *flags]):
-        wrong = subprocess.run([*command, *extra], cwd=ROOT, capture_output=True)
-        assert wrong.returncode == 2
 
 
 def names_in(path):

@@ -1,0 +1,379 @@
+"""launch_tpu.sh against a stand-in for gcloud, whose workers are folders here."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import waiting
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAGS = ["--config=configs/metaclip.py:vit_b32_400m", "--workdir=gs://b/a folder"]
+
+# Plays Google's side. "plan.json" holds, by what is asked, the errors to give first;
+# "vm" the VM's state, "queued" the queued resource's; "asked" all that was asked.
+GCLOUD = """\
+#!{python}
+import fcntl, json, os, pathlib, shutil, subprocess, sys
+
+cloud = pathlib.Path({cloud!r})
+words = sys.argv[1:]
+group, verb = words[2:4]
+options = dict(w[2:].split("=", 1) for w in words if w.startswith("--") and "=" in w)
+with (cloud / "lock").open("w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with (cloud / "asked").open("a") as file:
+        short = "queued-" if group == "queued-resources" else ""
+        kinds = [word for word in words if word in ("--spot", "--reserved")]
+        print(short + verb, *kinds, file=file)
+    plan = json.loads((cloud / "plan.json").read_text())
+    errors = plan.get(verb, [])
+    error = errors.pop(0) if errors else ""
+    (cloud / "plan.json").write_text(json.dumps(plan))
+if error:
+    sys.exit(error)
+vm, queued = cloud / "vm", cloud / "queued"
+if verb == "describe":
+    place = vm if group == "tpu-vm" else queued
+    if not place.exists():
+        sys.exit("ERROR: NOT_FOUND: no such resource")
+    states = place.read_text().split()
+    print(states[0])
+    if len(states) > 1:
+        place.write_text(" ".join(states[1:]))
+elif verb == "create":
+    for old in cloud.glob("worker_*"):
+        shutil.rmtree(old)
+    for number in range(2):
+        (cloud / f"worker_{{number}}").mkdir()
+    if group == "queued-resources":
+        queued.write_text("WAITING_FOR_RESOURCES PROVISIONING ACTIVE")
+    vm.write_text("CREATING READY" if group == "tpu-vm" else "READY")
+elif verb == "delete":
+    vm.unlink(missing_ok=True)
+    queued.unlink(missing_ok=True)
+elif verb == "start":
+    vm.write_text("READY")
+elif verb in ("scp", "ssh"):
+    if vm.read_text().split()[0] != "READY":
+        sys.exit("ERROR: the VM cannot be reached")
+    every = sorted(cloud.glob("worker_*"))
+    chosen = every if options["worker"] == "all" else every[: 1]
+    for home in chosen:
+        if verb == "scp":
+            shutil.copy(words[4], home / words[5].partition(":")[2])
+            continue
+        environment = os.environ | {{"HOME": str(home), "WORKER": home.name}}
+        environment["PATH"] = f"{{cloud}}/bin:" + os.environ["PATH"]
+        command = words[words.index("--command") + 1]
+        done = subprocess.run(["bash", "-c", command], cwd=home, env=environment)
+        if done.returncode:
+            sys.exit(done.returncode)
+"""
+# A worker's python3: it "installs" a python that plays training.
+PYTHON3 = """\
+#!/bin/bash
+echo "$WORKER $*" >> {cloud}/installed
+if [[ $* == "-m uv venv"* ]]; then
+  mkdir -p .venv/bin && cp {cloud}/bin/trainer .venv/bin/python
+fi
+"""
+# Plays what "training" in the plan lists: how each start of worker 0 ends.
+TRAINER = """\
+#!{python}
+import json, os, pathlib, signal, sys, time
+cloud = pathlib.Path({cloud!r})
+if sys.argv[1] == "-c":
+    sys.exit(not (cloud / "complete").exists())
+print("training", os.environ["WORKER"], *sys.argv[3:], flush=True)
+if os.environ["WORKER"] != "worker_0":
+    while not (cloud / "complete").exists() and (cloud / "vm").exists():
+        time.sleep(0.05)
+    sys.exit()
+plan = json.loads((cloud / "training.json").read_text())
+act = plan.pop(0) if plan else "complete"
+(cloud / "training.json").write_text(json.dumps(plan))
+if act == "complete":
+    print("step 20", flush=True)
+    (cloud / "complete").touch()
+elif act == "fail":
+    sys.exit("Error: wanted a dataset, got none")
+elif act == "preempt":
+    (cloud / "queued").write_text("SUSPENDED")
+    (cloud / "vm").write_text("PREEMPTED")
+    while not (cloud / "complete").exists():  # as good as gone
+        time.sleep(0.05)
+elif act == "run":
+    signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit()))
+    while True:
+        time.sleep(0.05)
+"""
+
+
+class Cloud:
+    """The folder of a stand-in for gcloud, and starts of the launcher in it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        (folder / "bin").mkdir()
+        names = {"python": sys.executable, "cloud": str(folder)}
+        for name, text in (
+            ("gcloud", GCLOUD),
+            ("python3", PYTHON3),
+            ("trainer", TRAINER),
+        ):
+            place = folder / "bin" / name
+            place.write_text(text.format(**names))
+            place.chmod(place.stat().st_mode | stat.S_IXUSR)
+        self.plan({}, [])
+
+    def plan(self, errors, training):
+        (self.folder / "plan.json").write_text(json.dumps(errors))
+        (self.folder / "training.json").write_text(json.dumps(training))
+
+    def start(self, *options, flags=FLAGS):
+        # python3 is the workers' alone.
+        shutil.copy(self.folder / "bin" / "gcloud", self.folder / "gcloud")
+        command = ["./launch_tpu.sh", "--name=n", "--zone=z", *options]
+        return subprocess.Popen(
+            [*command, "--", *flags] if flags else command,
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "PATH": f"{self.folder}:{os.environ['PATH']}",
+                "LAUNCH_POLL_SECONDS": "0.1",
+                "LAUNCH_PAUSE_SECONDS": "0.1",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *options, **values):
+        process = self.start(*options, **values)
+        output, _ = process.communicate(timeout=waiting.SECONDS)
+        return process.returncode, output
+
+    def asked(self, *verbs):
+        lines = (self.folder / "asked").read_text().splitlines()
+        return [line for line in lines if line.split()[0] in verbs]
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    yield Cloud(tmp_path)
+    (tmp_path / "complete").touch()  # workers that still train end
+
+
+def test_a_run_is_installed_followed_and_complete(cloud):
+    status, output = cloud.run("--type=v4-32", "--spot")
+    assert status == 0, output
+    assert cloud.asked("create", "delete") == ["create --spot"]
+    installed = (cloud.folder / "installed").read_text()
+    for worker in ("worker_0", "worker_1"):
+        assert (
+            f"{worker} -m uv pip install -q --python=.venv -c constraints" in installed
+        )
+        log = (cloud.folder / worker / "metaclip-jax.log").read_text()
+        assert f"training {worker} --coordinator=auto {' '.join(FLAGS)}" in log
+        copied = cloud.folder / worker / "metaclip-jax" / "launch_tpu.sh"
+        assert copied.read_bytes() == (ROOT / "launch_tpu.sh").read_bytes()
+    assert output.count("step 20\n") == 1
+    assert output.endswith("The run is complete.\n")
+
+
+def test_a_second_start_only_follows(cloud):
+    cloud.plan({}, ["run"])
+    first = cloud.start("--type=v4-32")
+    log = cloud.folder / "worker_0" / "metaclip-jax.log"
+    waiting.until(lambda: log.exists() and "training" in log.read_text(), first)
+    first.kill()  # as a terminal that is closed
+    first.communicate()
+    second = cloud.start("--type=v4-32")
+    assert any("training worker_0" in line for line in second.stdout)
+    status, output = cloud.run("--stop", flags=())
+    assert status == 0, output
+    output, _ = second.communicate(timeout=waiting.SECONDS)
+    assert second.returncode == 0
+    assert output.endswith("Training was stopped; the same command continues.\n")
+    # One start of each worker, whose trainer was asked to save.
+    assert log.read_text().count("training worker_0") == 1
+    assert log.read_text().endswith("saved\n")
+    assert (cloud.folder / "installed").read_text().count("uv venv") == 2
+
+
+@pytest.mark.parametrize("queued", [(), ("--queued",)])
+def test_a_preempted_vm_is_made_anew_until_the_run_is_complete(cloud, queued):
+    cloud.plan({}, ["preempt", "preempt", "complete"])
+    status, output = cloud.run("--type=v5p-256", "--delete", *queued)
+    assert status == 0, output
+    prefix = "queued-" if queued else ""
+    made = [f"{prefix}create", f"{prefix}delete"]
+    assert cloud.asked(*made) == 3 * made  # the last by --delete
+    assert output.count("The VM is gone") == 2
+    assert "step 20" in output
+
+
+def test_a_trainer_that_fails_starts_again(cloud):
+    cloud.plan({}, ["fail", "fail", "complete"])
+    status, output = cloud.run("--type=v4-32")
+    assert status == 0, output
+    assert output.count("Error: wanted a dataset") == 2
+    assert output.count("it starts again") == 2
+    assert len(cloud.asked("create")) == 1
+
+
+def test_a_trainer_that_always_fails_ends_the_launcher_and_keeps_the_vm(cloud):
+    cloud.plan({}, ["fail"] * 9)
+    status, output = cloud.run("--type=v4-32", "--delete")
+    assert status == 1
+    assert output.count("Error: wanted a dataset") == 5
+    assert "failed five times in a row" in output
+    assert not cloud.asked("delete")
+
+
+def test_capacity_is_waited_for_and_other_errors_end(cloud):
+    none = "ERROR: There is no more capacity in the zone"
+    cloud.plan({"create": [none, none]}, [])
+    status, output = cloud.run("--type=v4-32")
+    assert status == 0, output
+    assert len(cloud.asked("create")) == 3 and output.count(none) == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "ERROR: RESOURCE_EXHAUSTED: Quota limit 'TPUV4' has been exceeded",
+        "ERROR: PERMISSION_DENIED: you may not create",
+    ],
+)
+def test_an_error_that_waiting_does_not_cure_ends(cloud, error):
+    cloud.plan({"create": [error]}, [])
+    status, output = cloud.run("--type=v4-32")
+    assert status == 1 and error in output
+    assert len(cloud.asked("create")) == 1
+
+
+def test_a_state_that_cannot_be_asked_makes_no_vm(cloud):
+    cloud.plan({"describe": ["ERROR: UNAUTHENTICATED: log in"]}, [])
+    status, output = cloud.run("--type=v4-32")
+    assert status == 1 and "UNAUTHENTICATED" in output
+    assert not cloud.asked("create")
+
+
+def test_a_worker_that_fails_to_install_is_tried_again(cloud):
+    cloud.plan({"ssh": ["pip: no connection", "pip: no connection"]}, [])
+    status, output = cloud.run("--type=v4-32")
+    assert status == 0, output
+    assert output.count("pip: no connection") == 2
+
+    cloud.plan({"ssh": ["pip: no connection"] * 9}, [])
+    status, output = cloud.run("--type=v4-32")
+    assert status == 1 and "got the error above 5 times" in output
+
+
+def test_a_worker_that_does_not_answer_is_named(cloud):
+    cloud.plan({}, ["run"])
+    first = cloud.start("--type=v4-32")
+    log = cloud.folder / "worker_0" / "metaclip-jax.log"
+    waiting.until(lambda: log.exists() and "training" in log.read_text(), first)
+    cloud.plan({"ssh": ["ssh: no answer"] * 99}, [])
+    output, _ = first.communicate(timeout=waiting.SECONDS)
+    assert first.returncode == 1
+    assert "wanted an answer of worker 0, got none ten times" in output
+    cloud.plan({}, [])
+    assert cloud.run("--stop", "--delete", flags=())[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("state", "wanted"),
+    [
+        ("READY", []),
+        ("PREEMPTED", ["delete", "create"]),
+        ("TERMINATED", ["delete", "create"]),
+        ("STOPPED", ["start"]),
+    ],
+)
+def test_a_vm_in_any_state_is_made_ready(cloud, state, wanted):
+    for number in range(2):
+        (cloud.folder / f"worker_{number}").mkdir()
+    (cloud.folder / "vm").write_text(state)
+    status, output = cloud.run("--type=v4-32")
+    assert status == 0, output
+    assert cloud.asked("create", "delete", "start") == wanted
+
+
+def dry_lines(*options):
+    command = ["./launch_tpu.sh", "--dry_run", "--name=n", "--zone=z", *options]
+    done = subprocess.run(
+        [*command, "--", *FLAGS], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    lines = re.split(r"\n(?=gcloud|git)", done.stdout)
+    return [
+        subprocess.check_output(["bash", "-c", f"printf '%s\\0' {line}"], text=True)
+        .rstrip("\0")
+        .split("\0")
+        for line in lines
+    ]
+
+
+def test_a_dry_run_prints_the_commands():
+    create, _, _, install, start = dry_lines("--type=v4-32")
+    assert "--version=tpu-ubuntu2204-base" in create
+    assert "-c constraints.txt" in install[-1]
+    assert "--worker=all" in start
+    flags = shlex.split(start[-1].partition("--on_worker ")[2].partition(">")[0])
+    assert flags == FLAGS  # the workers' shells split once more
+
+
+@pytest.mark.parametrize(
+    ("options", "flags", "said"),
+    [
+        (["--zome=z"], FLAGS, "--zome=z"),
+        (["--type=v99-8"], FLAGS, "no image is known for --type=v99-8"),
+        ([], FLAGS, "wanted --type"),
+        (["--type=v4-32"], [], "wanted, after --"),
+        (["--type=v4-32"], ["--workdir=run"], "--workdir on gs://"),
+    ],
+)
+def test_a_wrong_option_is_named_and_nothing_is_asked(cloud, options, flags, said):
+    status, output = cloud.run(*options, flags=flags)
+    assert status == 2 and said in output
+    assert not (cloud.folder / "asked").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("gcloud"), reason="no gcloud here")
+@pytest.mark.parametrize(
+    "options", [["--spot"], ["--reserved"], ["--queued", "--spot"]]
+)
+def test_gcloud_itself_knows_the_options(options, tmp_path):
+    """It parses the command line before it asks for a login."""
+    for line in dry_lines("--type=v4-32", *options):
+        if line[0] != "gcloud":
+            continue
+        done = subprocess.run(
+            line,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "CLOUDSDK_CONFIG": str(tmp_path)},
+            timeout=waiting.SECONDS,
+        )
+        assert done.returncode == 1, done.stderr  # 2 for a wrong command line
+        assert "unrecognized arguments" not in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="no shellcheck here")
+def test_shellcheck_finds_nothing():
+    done = subprocess.run(
+        ["shellcheck", "launch_tpu.sh"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
