@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +181,50 @@ def test_the_commands_about_data_of_your_own_run_as_they_stand(beside):
     assert len(table) == len(tars) == len(whole) > len(folder) > 0
     assert table.data_card["balanced"]["rule"] == "v1"
     assert (beside / "my_run" / "from_folder" / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_the_commands_about_the_cloud_run_as_they_stand(
+    beside, cloud_storage, tmp_path
+):
+    """On what the quick start crawled, in a bucket, with the quick start's recipes."""
+    run, bucket = beside / "quickstart_run", tmp_path / "bucket1"
+    shutil.copytree(run / "crawl", bucket / "pages")
+    shutil.copytree(run / "held_out", bucket / "held_out")
+    shutil.copy(run / "site" / "pageviews.txt", bucket)
+    port = tmp_path / "port"
+    serve = [f"--site={run}/site", f"--port_file={port}"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "examples.quickstart.serve", *serve], cwd=ROOT
+    )
+    try:
+        waiting.until(port.exists, server)
+        address = f"127.0.0.1:{port.read_text().strip()}"
+        host = "sample-web.example"
+        values = {
+            "BUCKET": "bucket1",
+            "PAGES": "gs://bucket1/pages/*.warc.gz",
+            "PAGEVIEWS": "gs://bucket1/pageviews.txt",
+            "METADATA": "quickstart",
+            "CURATE": "quickstart",
+            "CURATE_FLAGS": "--config.download.host_map="
+            f"{host}={address},images.{host}={address}",
+        }
+        document = (ROOT / "docs" / "cloud.md").read_text()
+        assert all(f" {name}=" in document for name in values)
+        with cloud_storage(tmp_path) as storage:
+            for block in re.findall(r"```bash\n(.*?)```", document, re.S):
+                values |= storage.environment
+                run_commands("docs/cloud.md", beside, about=block, **values)
+    finally:
+        server.kill()
+        server.wait()
+    made, wanted = (
+        [path.read_bytes() for path in sorted(folder.glob("*.array_record*"))]
+        for folder in (bucket / "dataset", run / "dataset")
+    )
+    assert made == wanted != []
+    assert (bucket / "models" / "small" / "model.safetensors").exists()
 
 
 def test_a_second_run_makes_nothing_again(quickstart, finished):

@@ -153,7 +153,7 @@ def _wrong_value(line: str, values: flags.FlagValues) -> str:
     if row is not None and isinstance(default, list):
         default = tuple(default)
     cure = f"the default is {default!r}"
-    if default is None:
+    if default is None and row is None:
         cure = f"--help shows its form ({_help(flag)})"
     return f"--{name}: wanted {wanted}, got {got!r}; {cure}"
 
