@@ -4,7 +4,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -183,15 +182,22 @@ def test_the_commands_about_data_of_your_own_run_as_they_stand(beside):
     assert (beside / "my_run" / "from_folder" / "report.html").exists()
 
 
+UPLOAD = """
+import sys
+from metaclip_jax import files
+for given in map(files.path, sys.argv[1:]):
+    target = files.path("gs://bucket1")
+    for path in given.iterdir() if given.is_dir() else [given]:
+        path.copy(target / path.relative_to(given.parent))
+"""
+
+
 @pytest.mark.slow
 def test_the_commands_about_the_cloud_run_as_they_stand(
     beside, cloud_storage, tmp_path
 ):
     """On what the quick start crawled, in a bucket, with the quick start's recipes."""
-    run, bucket = beside / "quickstart_run", tmp_path / "bucket1"
-    shutil.copytree(run / "crawl", bucket / "pages")
-    shutil.copytree(run / "held_out", bucket / "held_out")
-    shutil.copy(run / "site" / "pageviews.txt", bucket)
+    run, buckets = beside / "quickstart_run", tmp_path / "buckets"
     port = tmp_path / "port"
     serve = [f"--site={run}/site", f"--port_file={port}"]
     server = subprocess.Popen(
@@ -203,7 +209,7 @@ def test_the_commands_about_the_cloud_run_as_they_stand(
         host = "sample-web.example"
         values = {
             "BUCKET": "bucket1",
-            "PAGES": "gs://bucket1/pages/*.warc.gz",
+            "PAGES": "gs://bucket1/crawl/*.warc.gz",
             "PAGEVIEWS": "gs://bucket1/pageviews.txt",
             "METADATA": "quickstart",
             "CURATE": "quickstart",
@@ -212,9 +218,16 @@ def test_the_commands_about_the_cloud_run_as_they_stand(
         }
         document = (ROOT / "docs" / "cloud.md").read_text()
         assert all(f" {name}=" in document for name in values)
-        with cloud_storage(tmp_path) as storage:
+        with cloud_storage(buckets) as storage:
+            bucket = buckets / "bucket1"
+            values |= dict(storage.environment.items() - os.environ.items())
+            given = [run / "crawl", run / "held_out", run / "site" / "pageviews.txt"]
+            subprocess.run(
+                [sys.executable, "-c", UPLOAD, *map(str, given)],
+                env=storage.environment,
+                check=True,
+            )
             for block in re.findall(r"```bash\n(.*?)```", document, re.S):
-                values |= storage.environment
                 run_commands("docs/cloud.md", beside, about=block, **values)
     finally:
         server.kill()
