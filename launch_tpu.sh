@@ -20,13 +20,19 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
+# Writes a worker's state, which is never seen empty or half written.
+say() {
+  echo "$1" >../metaclip-jax.state.new
+  mv ../metaclip-jax.state.new ../metaclip-jax.state
+}
+
 # What a worker runs: training, again after each error, unless five come in a row.
 on_worker() {
   local failures=0 began workdir="" flag
   for flag; do [[ $flag != --workdir=* ]] || workdir="${flag#*=}"; done
-  echo running >../metaclip-jax.state
+  say running
   trap 'kill -TERM "$trainer" || true; wait "$trainer" || true
-    echo stopped >../metaclip-jax.state; exit' TERM
+    say stopped; exit' TERM
   while true; do
     began=$SECONDS
     .venv/bin/python -m metaclip_jax.train --coordinator=auto "$@" &
@@ -36,13 +42,13 @@ on_worker() {
 import sys
 from metaclip_jax import files
 sys.exit(not (files.path(sys.argv[1]) / files.MANIFEST).exists())' "$workdir"; then
-      echo finished >../metaclip-jax.state
+      say finished
       return
     fi
     if ((SECONDS - began > 600)); then failures=0; fi
     failures=$((failures + 1))
     if ((failures == 5)); then
-      echo failed >../metaclip-jax.state
+      say failed
       return 1
     fi
     echo "Training ended before the run is complete; it starts again."
@@ -171,7 +177,7 @@ $uv pip install -q --python=.venv -c constraints.txt -e ".[tpu]"'
   run "${ssh[@]}" --worker=all --command "$install" || return
   printf -v flags '%q ' "$@"
   run "${ssh[@]}" --worker=all --command "flock -n metaclip-jax.lock true || exit 0
-echo running >metaclip-jax.state
+echo running >metaclip-jax.state.new && mv metaclip-jax.state.new metaclip-jax.state
 setsid nohup flock -n metaclip-jax.lock metaclip-jax/launch_tpu.sh --on_worker $flags \
 >metaclip-jax.log 2>&1 </dev/null &"
 }

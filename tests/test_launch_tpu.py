@@ -181,8 +181,12 @@ def test_a_run_is_installed_followed_and_complete(cloud):
         assert (
             f"{worker} -m uv pip install -q --python=.venv -c constraints" in installed
         )
-        log = (cloud.folder / worker / "metaclip-jax.log").read_text()
-        assert f"training {worker} --coordinator=auto {' '.join(FLAGS)}" in log
+        # Worker 1 may begin after worker 0 is done, as they do not wait for each other.
+        log, said = cloud.folder / worker / "metaclip-jax.log", f"training {worker} "
+        waiting.until(
+            lambda log=log, said=said: log.exists() and said in log.read_text()
+        )
+        assert f"{said}--coordinator=auto {' '.join(FLAGS)}" in log.read_text()
         copied = cloud.folder / worker / "metaclip-jax" / "launch_tpu.sh"
         assert copied.read_bytes() == (ROOT / "launch_tpu.sh").read_bytes()
     assert output.count("step 20\n") == 1
