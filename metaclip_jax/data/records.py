@@ -10,18 +10,19 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import tensorflow_datasets as tfds
 import xxhash
 from google.protobuf.message import DecodeError
 
+# At the top: two threads that import TFDS at once wait for each other forever.
+from tensorflow_datasets.proto import tf_example_pb2
+
 from metaclip_jax import files
 from metaclip_jax.data import record_files
-
-if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
 
 DATASET_INFO = "dataset_info.json"
 DATA_CARD = "data_card.json"
@@ -154,20 +155,12 @@ def decode(data: bytes) -> Record:
 
 
 def new_example() -> Any:
-    """Returns an empty tf.train.Example.
-
-    TFDS has its definition, and takes as long to import as a small model takes to load:
-    only commands that read or write records wait for it.
-    """
-    from tensorflow_datasets.proto import tf_example_pb2
-
+    """Returns an empty tf.train.Example."""
     return tf_example_pb2.Example()
 
 
-def features() -> "tfds.features.FeaturesDict":
+def features() -> tfds.features.FeaturesDict:
     """Returns TFDS's description of a record (features.json)."""
-    import tensorflow_datasets as tfds
-
     return tfds.features.FeaturesDict(
         {
             # Without a fixed format, TFDS decodes both JPEG and WebP.
