@@ -40,11 +40,6 @@ CONTENT_ERRORS = (
     RecursionError, TypeError, ValueError,
 )  # fmt: skip
 
-# gcsfs, which TFDS imports too, reads the first while it is imported. It logs that, and
-# a traceback of each error that we name in one line.
-os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-
 
 def path(p: epath.PathLike) -> epath.Path:
     """Returns `p` as an epath.Path, and configures gs:// at the first use.
@@ -415,6 +410,9 @@ def _dumps(obj: Any) -> str:
 
 def _configure_gcs() -> None:
     """Sets defaults of gcsfs, without overriding the environment's settings."""
+    # gcsfs reads these while it is imported. It logs a traceback of each error.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     import fsspec
 
     from metaclip_jax.data import cloud_storage

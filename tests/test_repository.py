@@ -49,6 +49,7 @@ LEAVES = {
     "metaclip_jax.cli.differences",
     "metaclip_jax.cli.ranges",
     "metaclip_jax.data.cloud_storage",
+    "metaclip_jax.data.storage_errors",
     "metaclip_jax.files",
     "metaclip_jax.training.losses",
     "metaclip_jax.training.optimizer",

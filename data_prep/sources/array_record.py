@@ -14,6 +14,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from data_prep.sources import pairs, stored
 from data_prep.sources.spec import Reading, Spec
+from metaclip_jax.data import record_files
 
 _BATCH = 256  # records read at a time
 
@@ -84,15 +85,11 @@ def _pairs(path: str, spec: Spec, reading: Reading) -> Iterator[pairs.Pair]:
 
 
 def _read(reader: ArrayRecordReader, indices: list[int]) -> list[bytes]:
-    """Reads records, b"" for those that are damaged."""
+    """Reads records, b"" for those that are damaged. Raises OSError for the storage."""
     try:
-        return reader.read(indices)
+        return record_files.read_sound(reader, indices)
     except RuntimeError as error:
-        if not str(error).startswith("Corrupted Riegeli/records file"):
-            raise OSError(f"records cannot be read: {error}") from error
-    if len(indices) == 1:
-        return [b""]
-    return [_read(reader, [one])[0] for one in indices]
+        raise OSError(f"records cannot be read: {error}") from error
 
 
 def fields_of(data: bytes) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ is mistyped. Here both are a StorageError: wanted which object, got which refusa
 
 import asyncio
 import contextlib
-import errno
+import functools
 import re
 import urllib.parse
 from collections.abc import Iterator
@@ -18,6 +18,8 @@ import google.auth.exceptions
 import requests
 from gcsfs.core import GCSFileSystem
 from gcsfs.retry import HttpError
+
+from metaclip_jax.data import storage_errors
 
 _CREDENTIALS = (
     "log in by `gcloud auth application-default login`, or give this machine a service"
@@ -38,24 +40,8 @@ _OFFLINE = (
     requests.exceptions.ConnectionError,
     google.auth.exceptions.TransportError,
 )
-# How C++ libraries, array_record's and tensorstore, name what is not the file's fault.
-_STATUS = re.compile(
-    r"\b(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|RESOURCE_EXHAUSTED"
-    r"|DEADLINE_EXCEEDED|ABORTED)\b"
-)
 # An object in the addresses that gcsfs asks.
 _OBJECT = re.compile(r"\bb/(?P<bucket>[^/?{]+)(/o/(?P<key>[^?{]+))?")
-
-
-class StorageError(OSError):
-    """Cloud Storage refused a request, or was not reached.
-
-    Its errno says that no file's content is to blame.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.errno = errno.EREMOTEIO
 
 
 class FileSystem(GCSFileSystem):
@@ -79,16 +65,11 @@ class FileSystem(GCSFileSystem):
             return False
 
 
+@functools.cache
 def register() -> None:
     """Makes gs:// of fsspec, and so of epath, this file system."""
     for protocol in ("gs", "gcs"):
         fsspec.register_implementation(protocol, FileSystem, clobber=True)
-
-
-def refusal(error: object) -> str:
-    """Returns the status by which a C++ library says that storage refused; else ""."""
-    found = _STATUS.search(str(error))
-    return found[0] if found else ""
 
 
 @contextlib.contextmanager
@@ -103,7 +84,7 @@ def _naming(address: str, parts: tuple[str, ...]) -> Iterator[None]:
         said = ""
         if not isinstance(error, FileNotFoundError):  # which says the address again
             said = ": " + " ".join(re.sub("^Forbidden: .*", "", str(error)).split())
-        raise StorageError(
+        raise storage_errors.StorageError(
             f"wanted {_name(address, parts)}, got {got}{said[:300]}; {cure}"
         ) from error
 

@@ -105,7 +105,7 @@ def encode(record: Record) -> bytes:
     Raises ValueError if the lengths of the record's lists contradict each other.
     """
     _check(record)
-    example = new_example()
+    example = tf_example_pb2.Example()
     feature = example.features.feature
     feature["image"].bytes_list.value.append(record.image)
     for name in _STRINGS:
@@ -128,7 +128,7 @@ def decode(data: bytes) -> Record:
     """Parses the bytes from `encode`. Raises ValueError if they are not a record."""
     if not data:
         raise ValueError("a record has no bytes: its chunk of the file is damaged")
-    example = new_example()
+    example = tf_example_pb2.Example()
     try:
         example.ParseFromString(data)
     except DecodeError as error:
@@ -152,11 +152,6 @@ def decode(data: bytes) -> Record:
     for name, dtype in _INTEGER_LISTS.items():
         fields[name] = np.array(feature[name].int64_list.value, dtype)
     return Record(**fields)
-
-
-def new_example() -> Any:
-    """Returns an empty tf.train.Example."""
-    return tf_example_pb2.Example()
 
 
 def features() -> tfds.features.FeaturesDict:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
 from metaclip_jax import files
-from metaclip_jax.data import cloud_storage
+from metaclip_jax.data import storage_errors
 from metaclip_jax.data.images import Preprocess
 from metaclip_jax.models import clip
 from metaclip_jax.training import checksums, sharding
@@ -187,11 +187,11 @@ def _reading(workdir: str, step: int) -> Iterator[None]:
     """
     try:
         yield
-    except cloud_storage.StorageError:
+    except storage_errors.StorageError:
         raise
     except Exception as error:  # Orbax and tensorstore raise many types
-        if not files.is_local(workdir) and (refused := cloud_storage.refusal(error)):
-            raise cloud_storage.StorageError(
+        if not files.is_local(workdir) and (refused := storage_errors.refusal(error)):
+            raise storage_errors.StorageError(
                 f"wanted {workdir}/checkpoints/{step}, got {refused} from Cloud"
                 f" Storage: {str(error)[:300]}; the checkpoint may be sound: see that"
                 " this account may read it, and run the same command again"

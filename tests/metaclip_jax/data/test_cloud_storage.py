@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from metaclip_jax.data import cloud_storage
+from metaclip_jax.data import storage_errors
 from tests import waiting
 from tests.metaclip_jax.cli.test_command import COMMANDS, ROOT
 
@@ -51,14 +51,14 @@ DONE = {
 SCRIPT = """
 import json, sys
 from metaclip_jax import files
-from metaclip_jax.data import cloud_storage, record_files, records
+from metaclip_jax.data import record_files, records, storage_errors
 from metaclip_jax.training import checkpoint
 for bucket in sys.argv[2:]:
     p = files.path(f"gs://{bucket}/folder/file")
     for name, code in json.loads(sys.argv[1]).items():
         try:
             said = repr(eval(code))
-        except cloud_storage.StorageError as error:
+        except storage_errors.StorageError as error:
             said = f"StorageError: {error}"
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
@@ -157,7 +157,7 @@ def test_a_missing_object_of_a_bucket_is_missing(cloud_storage):
 
 
 def test_an_error_goes_through_another_process():
-    error = cloud_storage.StorageError("wanted gs://b, got no permission")
+    error = storage_errors.StorageError("wanted gs://b, got no permission")
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.errno) == (str(error), error.errno)
 
@@ -166,12 +166,12 @@ def test_an_error_goes_through_another_process():
 def test_a_refusal_of_the_library_of_checkpoints_is_known(refused, bucket):
     code = """
 import sys, tensorstore
-from metaclip_jax.data import cloud_storage
+from metaclip_jax.data import storage_errors
 array = {"driver": "zarr", "kvstore": f"gs://{sys.argv[1]}/array/"}
 try:
     tensorstore.open(array).result()
 except Exception as error:
-    print(cloud_storage.refusal(error), error)
+    print(storage_errors.refusal(error), error)
 """
     run = subprocess.run(
         [sys.executable, "-c", code, bucket],
@@ -194,7 +194,7 @@ except Exception as error:
     ],
 )
 def test_the_status_of_a_library_tells_a_refusal(text, status):
-    assert cloud_storage.refusal(RuntimeError(text)) == status
+    assert storage_errors.refusal(RuntimeError(text)) == status
 
 
 GS = "gs://403"
