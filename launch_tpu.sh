@@ -30,7 +30,6 @@ say() {
 on_worker() {
   local failures=0 began workdir="" flag
   for flag; do [[ $flag != --workdir=* ]] || workdir="${flag#*=}"; done
-  say running
   trap 'kill -TERM "$trainer" || true; wait "$trainer" || true
     say stopped; exit' TERM
   while true; do
@@ -184,7 +183,7 @@ setsid nohup flock -n metaclip-jax.lock metaclip-jax/launch_tpu.sh --on_worker $
 
 # Shows worker 0's log; returns the run's state, or "gone" if the VM is no longer ready.
 follow() {
-  local seen=0 silent=0 new="$scratch/new"
+  local seen=0 silent=0 vm new="$scratch/new"
   outcome=""
   while true; do
     if "${ssh[@]}" --worker=0 >"$new" --command \
@@ -197,7 +196,8 @@ follow() {
     else
       silent=$((silent + 1))
     fi
-    if [[ $(state tpu-vm) != READY ]]; then outcome=gone; return; fi
+    # gcloud may fail for a moment: then nothing is known, and the VM is not gone.
+    if vm=$(state tpu-vm) && [[ $vm != READY ]]; then outcome=gone; return; fi
     if ((silent == 10)); then outcome=silent; return; fi
     sleep "$poll"
   done
@@ -217,19 +217,22 @@ case " $*" in
   *) echo "wanted, after --, the flags of metaclip_jax.train with a --workdir on gs://," \
        "since the VM's disk is lost with it" >&2; exit 2 ;;
 esac
-case "${version:-$type}" in
-  "") echo "wanted --type, for example v4-32, got none" >&2; exit 2 ;;
-  v[234]-*) version="${version:-tpu-ubuntu2204-base}" ;;
-  v5litepod-*) version="${version:-v2-alpha-tpuv5-lite}" ;;
-  v5p-*) version="${version:-v2-alpha-tpuv5}" ;;
-  v6e-*) version="${version:-v2-alpha-tpuv6e}" ;;
-  *)
-    if [[ -z $version ]]; then
+if [[ -z $type ]]; then
+  echo "wanted --type, for example v4-32, got none" >&2
+  exit 2
+fi
+if [[ -z $version ]]; then
+  case "$type" in
+    v[234]-*) version="tpu-ubuntu2204-base" ;;
+    v5litepod-*) version=v2-alpha-tpuv5-lite ;;
+    v5p-*) version=v2-alpha-tpuv5 ;;
+    v6e-*) version=v2-alpha-tpuv6e ;;
+    *)
       echo "no image is known for --type=$type: give --version, one of those that" \
         "'gcloud compute tpus tpu-vm versions list --zone=$zone' prints" >&2
-      exit 2
-    fi ;;
-esac
+      exit 2 ;;
+  esac
+fi
 
 attempts=0
 while true; do

@@ -232,8 +232,9 @@ def _url_faults(folder: str, lengths: Sequence[int]) -> Iterator[str]:
         except (ValueError, FileNotFoundError) as error:
             yield str(error)
             continue
-        if (pc.sum(inside).as_py() or 0) != count:
-            yield f"{path}: wanted {count} URLs in the dataset, got {pc.sum(inside)}"
+        found = pc.sum(inside).as_py() or 0
+        if found != count:
+            yield f"{path}: wanted {count} URLs in the dataset, got {found}"
 
 
 def _to_counter(table: pa.Table) -> Counter[tuple[str, int]]:

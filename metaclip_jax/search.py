@@ -7,7 +7,6 @@ reads the output of metaclip_jax.embed, prints the best images, and renders them
 contact sheet: a self-contained HTML file or a PNG, by the name's ending.
 """
 
-import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,7 +16,6 @@ from absl import app, flags
 from metaclip_jax import files, predict
 from metaclip_jax.cli import command
 from metaclip_jax.data import decoding, embeddings, records, sheet
-from metaclip_jax.data.image_tags import UndecodableImage
 from metaclip_jax.inference import model_flags
 
 _SIDE = 256  # pixels of a picture on the sheet
@@ -88,7 +86,9 @@ def pictures(dataset: records.Dataset, hits: Sequence[Hit]) -> list[Picture]:
             " differ; give --dataset the one that metaclip_jax.embed read"
         )
     return [
-        Picture(hit, record.texts, _thumbnail(record.image))
+        Picture(
+            hit, record.texts, decoding.thumbnail(record.image, side=_SIDE, quality=90)
+        )
         for hit, record in zip(hits, read, strict=True)
     ]
 
@@ -120,18 +120,6 @@ def to_sheet(query: str, found: Sequence[Picture]) -> sheet.Sheet:
     ]
     note = "Each with its rank and its cosine with the query."
     return sheet.Sheet(title=query, cells=cells, note=note)
-
-
-def _thumbnail(data: bytes) -> bytes:
-    """Returns a JPEG within _SIDE x _SIDE pixels, b"" if `data` cannot be decoded."""
-    try:
-        image = decoding.decode(data)
-    except UndecodableImage:
-        return b""
-    image.thumbnail((_SIDE, _SIDE))
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=90)
-    return out.getvalue()
 
 
 def main(argv: Sequence[str]) -> None:

@@ -283,6 +283,20 @@ def test_a_worker_that_fails_to_install_is_tried_again(cloud):
     assert status == 1 and "got the error above 5 times" in output
 
 
+def test_a_state_that_cannot_be_asked_while_it_trains_is_no_lost_vm(cloud):
+    cloud.plan({}, ["run"])
+    first = cloud.start("--type=v4-32")
+    log = cloud.folder / "worker_0" / "metaclip-jax.log"
+    waiting.until(lambda: log.exists() and "training" in log.read_text(), first)
+    cloud.plan({"describe": ["ERROR: UNAVAILABLE"] * 3}, [])
+    left = cloud.folder / "plan.json"
+    waiting.until(lambda: json.loads(left.read_text() or "{}") == {"describe": []})
+    assert cloud.run("--stop", flags=())[0] == 0
+    output, _ = first.communicate(timeout=waiting.SECONDS)
+    assert first.returncode == 0 and "The VM is gone" not in output
+    assert len(cloud.asked("create")) == len(cloud.asked("scp")) == 1
+
+
 def test_a_worker_that_does_not_answer_is_named(cloud):
     cloud.plan({}, ["run"])
     first = cloud.start("--type=v4-32")
@@ -343,6 +357,7 @@ def test_a_dry_run_prints_the_commands():
         (["--zome=z"], FLAGS, "--zome=z"),
         (["--type=v99-8"], FLAGS, "no image is known for --type=v99-8"),
         ([], FLAGS, "wanted --type"),
+        (["--version=v2-alpha-tpuv5"], FLAGS, "wanted --type"),
         (["--type=v4-32"], [], "wanted, after --"),
         (["--type=v4-32"], ["--workdir=run"], "--workdir on gs://"),
     ],

@@ -82,8 +82,6 @@ def _load(spec: str) -> ImageScorer:
 def keywords(config: ConfigDict) -> dict[str, Any]:
     """Returns the keyword arguments of screening.screen that choose the scorer."""
     wanted = config.safety
-    if not wanted.image_scorer:
-        return {}
     return {"scorer": wanted.image_scorer, "max_score": wanted.max_image_score}
 
 

@@ -87,9 +87,10 @@ def screen(
     """
     found = _screen(body, min_side, max_side, max_aspect, max_pixels)
     if scorer and found.status == OK:
-        pixels = np.asarray(decoding.decode(found.image))
-        if safety.load(scorer).score(pixels) > max_score:
-            return Screened("unsafe_image")
+        with _DECODED.taken(found.width * found.height):
+            pixels = np.asarray(decoding.decode(found.image))
+            if safety.load(scorer).score(pixels) > max_score:
+                return Screened("unsafe_image")
     return found
 
 

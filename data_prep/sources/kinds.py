@@ -112,7 +112,8 @@ KINDS = {
 def spec_of(config: ConfigDict) -> Spec:
     """Returns the options of sources from a config of `curate`."""
     source, kind = config.source.to_dict(), KINDS[config.source.kind]
-    paths, _ = source.pop("paths") or "", source.pop("prefix")
+    paths = source.pop("paths") or ""
+    del source["prefix"]  # only `find` reads it
     given = source["text_columns"]
     optional = {"url"} if kind.images is not None and not source["url_column"] else ()
     source |= {
@@ -176,10 +177,11 @@ def find(paths: str, spec: Spec, *, prefix: str = "") -> list[str]:
             f"{paths!r}; correct the path"
         )
     found = sorted(dict.fromkeys(found))
-    if not kind.is_streamed and any(map(remote.is_on_web, found)):
+    on_web = [path for path in found if remote.is_on_web(path)]
+    if on_web and not kind.is_streamed:
         raise ValueError(
             f"config.source.kind={spec.kind}: wanted local files or gs://, got "
-            f"{next(filter(remote.is_on_web, found))}; download them first"
+            f"{on_web[0]}; download them first"
         )
     if kind.formats:
         _refuse_other_format(found[0], spec)

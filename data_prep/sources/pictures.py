@@ -5,9 +5,9 @@ files of TFDS and of our datasets. It is the user's own: damage is an error.
 """
 
 import re
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 
-import pyarrow as pa
 from array_record.python.array_record_module import ArrayRecordReader
 
 from data_prep.sources import array_record
@@ -52,13 +52,14 @@ def find(sets: Sequence[str]) -> list[str]:
 
 
 def _inside(folder: str) -> list[str]:
-    here = [path for path in patterns.find(f"{folder}/**") if _reader(path)]
+    here = {path: _reader(path) for path in patterns.find(f"{folder}/**")}
     # A dataset of ours has tables beside its records.
-    datasets = {p.rpartition("/")[0] for p in here if _reader(p) is _of_records}
+    datasets = {p.rpartition("/")[0] for p in here if here[p] is _of_records}
     return [
         path
-        for path in here
-        if _reader(path) is not _of_parquet or path.rpartition("/")[0] not in datasets
+        for path, reader in here.items()
+        if reader
+        and (reader is not _of_parquet or path.rpartition("/")[0] not in datasets)
     ]
 
 
@@ -71,9 +72,13 @@ def read(path: str) -> Pictures:
     assert reader is not None
     with files.naming(path, "a file of pictures"):
         count = 0
-        for picture in reader(path):
-            yield picture
-            count += 1
+        try:
+            for picture in reader(path):
+                yield picture
+                count += 1
+        # array_record's own errors have this type.
+        except (tarfile.TarError, RuntimeError) as error:
+            raise ValueError(str(error)) from error
         if not count:
             raise ValueError(f"{path}: wanted pictures, got none; leave the file out")
 
@@ -85,13 +90,7 @@ def is_picture(path: str) -> bool:
 
 def _reader(path: str) -> Callable[[str], Pictures] | None:
     name = path.rpartition("/")[2].lower()
-    readers = {
-        _ENDINGS: _of_picture,
-        r"\.tar$": _of_tar,
-        r"\.parquet$": _of_parquet,
-        r"\.array_record": _of_records,
-    }
-    return next((readers[end] for end in readers if re.search(end, name)), None)
+    return next((read for end, read in _READERS.items() if re.search(end, name)), None)
 
 
 def _of_picture(path: str) -> Pictures:
@@ -116,10 +115,9 @@ def _of_parquet(path: str) -> Pictures:
             )
         row = 0
         for batch in parquet.iter_batches(_BATCH, columns=names[:1]):
-            column = batch.column(0)
-            if pa.types.is_struct(column.type):
-                column = column.field("bytes")
-            for value in column.to_pylist():
+            for value in batch.column(0).to_pylist():
+                if isinstance(value, dict):  # the hub's {bytes, path}
+                    value = value["bytes"]
                 if value is not None:
                     yield f"{path}/{row}", value
                 row += 1
@@ -135,3 +133,11 @@ def _of_records(path: str) -> Pictures:
             found = [fields[name] for name in _COLUMNS if name in fields]
             if found and isinstance(found[0], bytes):
                 yield f"{path}/{number}", found[0]
+
+
+_READERS = {
+    _ENDINGS: _of_picture,
+    r"\.tar$": _of_tar,
+    r"\.parquet$": _of_parquet,
+    r"\.array_record": _of_records,
+}

@@ -66,18 +66,15 @@ def texts_of(
         kept = usable(texts, max_text_chars, drops)
         if not kept:
             continue
-        larger = ""
+        url = ""
         if prefer_larger:
             sources = list(sources)
-            larger = image_urls.larger(attributes, sources)
-        url, reason = image_urls.find(
-            {"src": larger} if larger else attributes,
-            sources,
-            base,
-            max_url_chars=max_url_chars,
-        )
-        if larger and not url:
-            larger = ""
+            if larger := image_urls.larger(attributes, sources):
+                url, _ = image_urls.find(
+                    {"src": larger}, (), base, max_url_chars=max_url_chars
+                )
+        is_larger = bool(url)
+        if not url:
             url, reason = image_urls.find(
                 attributes, sources, base, max_url_chars=max_url_chars
             )
@@ -85,7 +82,7 @@ def texts_of(
             drops[reason] += len(kept)
             continue
         if prefer_larger:
-            drops[LARGER if larger else AS_WRITTEN] += 1
+            drops[LARGER if is_larger else AS_WRITTEN] += 1
         code = declared()
         rows += [(url, text, source, code) for source, text in kept]
     if len(rows) > max_texts_per_page:

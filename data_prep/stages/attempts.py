@@ -29,14 +29,14 @@ def thrice(name: str, work: Callable[[], Iterable | None]) -> Iterator:
       name: of the partition, and of what is made of it.
       work: may be called again after an error.
 
-    Raises OSError at once: storage is not a partition's own data.
+    Raises errors of the storage at once: they are not of a partition's own data.
     """
     for left in reversed(range(_TRIES)):
         try:
             found = list(work() or ())
-        except OSError:
-            raise
         except Exception as error:
+            if isinstance(error, OSError) or files.is_full_disk(error):
+                raise
             logging.warning("%s failed: %s", name, drops.in_one_line(error))
             logging.debug("%s", name, exc_info=True)
             if not left:

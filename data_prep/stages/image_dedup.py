@@ -291,10 +291,8 @@ def _dedup_flow(images: pa.Table, *, moves: bool) -> pa.RecordBatch:
     flows = []
     for unit, by_status in (("texts", texts), ("images", counts)):
         entered, left = sum(by_status.values()), by_status.pop("ok")
-        lost = {reason: n for reason, n in by_status.items() if n}
         # A run in which nothing is repeated says so.
-        if "repeated_image" in by_status:
-            lost["repeated_image"] = by_status["repeated_image"]
+        lost = {r: n for r, n in by_status.items() if n or r == "repeated_image"}
         flows.append(
             drops.flow("image_dedup", unit=unit, entered=entered, left=left, drops=lost)
         )

@@ -50,11 +50,11 @@ def check_failed(folder: str, *, most: int = 0) -> None:
     for row in sums.read_sum(folder, "flow.parquet").to_pylist():
         if row["stage"] == drops.FAILED:
             found[row["unit"]].append(row["reason"])
-    for line in (each for lines in found.values() for each in lines):
+    every = [*found["sources"], *found["partitions"]]
+    for line in every:
         logging.error("failed three times: %s", line)
     sources, partitions = map(len, found.values())
     if partitions or sources > most:
-        every = [*found["sources"], *found["partitions"]]
         more = f"; and {len(every) - _SHOWN} more, in the log" * (len(every) > _SHOWN)
         cure = f"--max_failed_sources={sources} goes on without these sources"
         raise RuntimeError(

@@ -6,7 +6,6 @@ was dropped is not part of a dataset.
 """
 
 import heapq
-import io
 import threading
 from collections.abc import Iterable
 
@@ -15,20 +14,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
-from PIL import Image
 
 from data_prep import schema
-from data_prep.stages import arrow_coder, dedup, parts, sums
-from metaclip_jax.data import decoding
-from metaclip_jax.data.image_tags import UndecodableImage
+from data_prep.stages import dedup, parts, sums
+from metaclip_jax.data import decoding, records
 
 FOLDER, PART = "rejects", "rejects.parquet"
 MOST = 12  # rows for each stage and reason
 _BALANCED_AWAY = "balanced_away"
 _SIDE = 160  # pixels of the longer side of a picture
-# Dropped for what a whole picture would cost, or for what nobody should look at.
+# Dropped for what a whole picture would cost, for what nobody should look at, or for a
+# format whose decoder gets no bytes of strangers.
 _NOT_SHOWN = frozenset(
-    {"too_many_pixels", "too_many_scans", "too_many_chunks", "unsafe_image"}
+    {
+        "not_an_image",
+        "too_many_pixels",
+        "too_many_scans",
+        "too_many_chunks",
+        "unsafe_image",
+    }
 )
 
 
@@ -39,14 +43,7 @@ def part_of(part: str) -> str:
 
 def thumbnail(image: bytes) -> bytes:
     """Returns a picture as a small JPEG, b"" if it cannot be decoded."""
-    try:
-        whole = decoding.decode(image)
-    except UndecodableImage:
-        return b""
-    whole.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC, reducing_gap=2)
-    out = io.BytesIO()
-    whole.save(out, "JPEG", quality=80)
-    return out.getvalue()
+    return decoding.thumbnail(image, side=_SIDE, quality=80)
 
 
 class Pictures:
@@ -141,8 +138,8 @@ def _with_pictures(rows: pa.Table, folder: str, part: str) -> pa.RecordBatch:
     return schema.from_columns(columns, schema.REJECTS)
 
 
-def _hash(*key: str) -> int:
-    return xxhash.xxh3_64_intdigest("\0".join(key).encode())
+def _hash(image_id: str) -> int:
+    return xxhash.xxh3_64_intdigest(image_id.encode())
 
 
 def _smallest(rows: pa.Table) -> pa.Table:
@@ -154,22 +151,15 @@ def _smallest(rows: pa.Table) -> pa.Table:
     for row, (stage, reason, image_id, text) in enumerate(
         zip(*keys, texts, strict=True)
     ):
-        key = _hash(image_id, text) if reason == _BALANCED_AWAY else _hash(image_id)
+        of_text = reason == _BALANCED_AWAY
+        key = records.text_key(image_id, text) if of_text else _hash(image_id)
         found.setdefault((stage, reason), []).append((key, row))
     chosen = [row for some in found.values() for _, row in sorted(some)[:MOST]]
     return rows.take(pa.array(chosen, pa.int64()))
 
 
-class _Smallest(beam.CombineFn):
+class _Smallest(sums.SumCounts):
     """Keeps the rows of the smallest hashes over a pipeline."""
-
-    def create_accumulator(self) -> pa.RecordBatch:
-        """No rows yet."""
-        return schema.one_batch(schema.REJECTS.empty_table())
-
-    def add_input(self, kept: pa.RecordBatch, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """Adds the rows of one batch."""
-        return self.merge_accumulators([kept, rows])
 
     def merge_accumulators(self, some: Iterable[pa.RecordBatch]) -> pa.RecordBatch:
         """Adds the rows of several workers."""
@@ -177,17 +167,8 @@ class _Smallest(beam.CombineFn):
         order = ("stage", "reason", "image_id", "text")
         return schema.one_batch(kept.sort_by([(name, "ascending") for name in order]))
 
-    def get_accumulator_coder(self) -> beam.coders.Coder:
-        """Without it Beam pickles the rows that workers exchange."""
-        return arrow_coder.RecordBatchCoder()
-
-    def extract_output(self, kept: pa.RecordBatch) -> pa.RecordBatch:
-        """The rows, sorted."""
-        return kept
-
 
 def write(rows: beam.PCollection, workdir: str) -> None:
     """Writes the sample of a pipeline's REJECTS to WORKDIR/rejects/rejects.parquet."""
-    smallest = beam.CombineGlobally(_Smallest())
-    kept = rows | "choose rejects" >> smallest
-    kept | "write rejects" >> beam.ParDo(sums.WriteSum(f"{workdir}/{FOLDER}", PART))
+    of = schema.REJECTS
+    sums.write_sum(rows, of, f"{workdir}/{FOLDER}", PART, combine=_Smallest(of))

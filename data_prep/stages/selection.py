@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from data_prep import drops, schema
 from data_prep.matching import words
-from data_prep.stages import parts, pipelines, sums
+from data_prep.stages import parts, pipelines
 from metaclip_jax import files, patterns
 from metaclip_jax.data import records
 
@@ -162,8 +162,7 @@ def prepare(
     if pieces:
         stage = Sort(folder, len(pieces), wanted.score or _SCORES)
         with pipelines.new(options) as pipeline:
-            rows = pipelines.start(pipeline, pieces) | beam.ParDo(stage)
-            sums.write_sum(rows, schema.TALLIES, folder, "sizes.parquet")
+            _ = pipelines.start(pipeline, pieces) | beam.ParDo(stage)
     least = -math.inf if wanted.least_score is None else wanted.least_score
     if found["scores"] and wanted.top_share < 1:
         least = max(least, _quantile(folder, len(pieces), wanted.top_share))
@@ -189,24 +188,19 @@ class Sort(beam.DoFn):
     def __init__(self, folder: str, count: int, score: str) -> None:
         self._folder, self._count, self._score = folder, count, score
 
-    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Writes the part; yields its number of rows."""
+    def process(self, element: pa.RecordBatch) -> None:
+        """Writes the part."""
         (row,) = element.to_pylist()
-        batches, count = [], 0
         score = "" if row["kind"] == "exclude" else self._score
-        for batch in _read(row["path"], score):
-            batches.append(batch)
-            count += batch.num_rows
         nothing = drops.flow("dedup", entered=0, left=0, drops={})
         parts.write_sorted(
             self._folder,
             parts.name(row["number"], self._count),
-            batches,
+            _read(row["path"], score),
             schema.SELECTED,
             by="image_id",
             flow=lambda: nothing,
         )
-        yield schema.from_rows([(row["kind"], row["path"], count)], schema.TALLIES)
 
 
 def _read(path: str, score: str) -> Iterator[pa.RecordBatch]:
@@ -235,7 +229,7 @@ def _read(path: str, score: str) -> Iterator[pa.RecordBatch]:
 def _image_ids(values: Sequence[str], column: str) -> list[str]:
     if column == "image_id":
         return list(values)
-    return [records.image_id(url.partition("#")[0]) for url in values]
+    return [records.image_id(url) for url in values]
 
 
 def _of_texts(

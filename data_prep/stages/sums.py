@@ -34,7 +34,7 @@ class SumCounts(beam.CombineFn):
 
     def add_input(self, total: pa.RecordBatch, rows: pa.RecordBatch) -> pa.RecordBatch:
         """Adds the rows of one batch."""
-        return schema.sum_counts([total, rows], self._schema)
+        return self.merge_accumulators([total, rows])
 
     def merge_accumulators(self, totals: Iterable[pa.RecordBatch]) -> pa.RecordBatch:
         """Adds the sums of several workers."""
@@ -66,9 +66,14 @@ def read_sum(folder: str, part: str) -> pa.RecordBatch:
 
 
 def write_sum(
-    rows: beam.PCollection, of: pa.Schema, folder: str, part: str
+    rows: beam.PCollection,
+    of: pa.Schema,
+    folder: str,
+    part: str,
+    *,
+    combine: SumCounts | None = None,
 ) -> beam.PCollection:
-    """Sums `rows` of schema `of` into the Parquet file folder/part.
+    """Sums `rows` of schema `of`, or combines them, into the Parquet file folder/part.
 
     Raises TypeError if `rows` have no Arrow type: Beam would silently use pickle.
     """
@@ -78,8 +83,8 @@ def write_sum(
     nothing = beam.Create([schema.one_batch(of.empty_table())], reshuffle=False)
     none = rows.pipeline | f"no {name}" >> nothing.with_output_types(pa.RecordBatch)
     some = (rows, none) | f"all {name}" >> beam.Flatten()
-    combine = beam.CombineGlobally(SumCounts(of)).without_defaults()
-    total = some | f"sum {name}" >> combine
+    whole = beam.CombineGlobally(combine or SumCounts(of)).without_defaults()
+    total = some | f"sum {name}" >> whole
     return total | f"write {name}" >> beam.ParDo(WriteSum(folder, part))
 
 

@@ -74,6 +74,18 @@ def decode(data: bytes) -> Image.Image:
     return turn(upright_rgb(image, file.icc), file.orientation)
 
 
+def thumbnail(data: bytes, *, side: int, quality: int) -> bytes:
+    """Returns a JPEG within side x side pixels, b"" if `data` cannot be decoded."""
+    try:
+        image = decode(data)
+    except UndecodableImage:
+        return b""
+    image.thumbnail((side, side))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
 def upright_rgb(image: Image.Image, icc: bytes = b"") -> Image.Image:
     """Returns a Pillow image as sRGB, upright, with transparent pixels on white.
 

@@ -316,10 +316,8 @@ def _log_plan(make: batch.MakeBatch, steps: range) -> None:
             steps.stop,
             f"{shown:,.0f}" if shown >= 10 else f"{shown:.2g}",
         )
-        if (
-            len(dataset.shards) > record_files.MAX_OPEN_FILES
-            and not make.readers[member]
-        ):
+        is_global = not make.readers[member]
+        if is_global and len(dataset.shards) > record_files.MAX_OPEN_FILES:
             logging.warning(
                 "%s has %d file shards, of which %d stay open: in the global order "
                 "most records open a file anew; data.order=blocks reads them faster",
@@ -327,7 +325,7 @@ def _log_plan(make: batch.MakeBatch, steps: range) -> None:
                 len(dataset.shards),
                 record_files.MAX_OPEN_FILES,
             )
-        if not files.is_local(dataset.folder) and not make.readers[member]:
+        if is_global and not files.is_local(dataset.folder):
             logging.warning(
                 "%s: the global order asks Cloud Storage for each record by itself, "
                 "%s requests in these steps, which are billed; data.order=blocks "

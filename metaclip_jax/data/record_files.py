@@ -80,8 +80,10 @@ def count_records(shard_path: str) -> int:
     Raises a StorageError if Cloud Storage refuses it.
     """
     reader = ArrayRecordReader(shard_path)
-    if reader.ok() or files.is_local(shard_path) or not files.path(shard_path).exists():
-        return reader.num_records() if reader.ok() else 0
+    if reader.ok():
+        return reader.num_records()
+    if files.is_local(shard_path) or not files.path(shard_path).exists():
+        return 0
     # Its error does not tell a refusal from damage; a copy does.
     with files.local_copy(shard_path) as local:
         return count_records(str(local))

@@ -92,6 +92,9 @@ AS_WRITTEN = {
     "<img src=s.jpg srcset='javascript:a 800w' alt=cat>": "s.jpg",
     "<picture><source type=image/jxl srcset='l.jxl 900w'>"
     "<img src=s.jpg alt=cat></picture>": "s.jpg",
+    # The larger one cannot be used; nor can a source, of an unknown type, be instead.
+    "<picture><source type=image/jxl srcset=l.jxl>"
+    "<img src=s.jpg srcset='javascript:a 800w' alt=cat></picture>": "s.jpg",
 }
 
 
