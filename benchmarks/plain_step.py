@@ -8,7 +8,6 @@ that is not finite; ours reports accuracies, this one the norm of the update. In
 big_vision's favour, its text tower computes in bf16, which is published in f32.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -293,8 +292,10 @@ def lower(
         return {"params": params, "opt": opt}, metrics
 
     state = jax.eval_shape(init, jax.random.key(0))
-    place = functools.partial(_layout, mesh=mesh) if split_parameters else None
-    layout = jax.tree.map(lambda leaf: place(leaf.shape) if place else copied, state)
+    layout = jax.tree.map(
+        lambda leaf: _layout(leaf.shape, mesh=mesh) if split_parameters else copied,
+        state,
+    )
     state = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=where

@@ -142,8 +142,7 @@ def config_of(row: Row) -> ConfigDict:
 def line(row: Row, config: ConfigDict, where: plan.Slice, made: plan.Plan) -> str:
     """Returns a row of the table."""
     chip = compiled.chip(where.devices[0])
-    assert chip is not None and made.peak_flops is not None
-    floor = made.model_flops / made.peak_flops / made.chips
+    assert chip is not None and made.floor_seconds is not None
     cells = [
         row.recipe.replace(":", ".py:"),
         ", ".join(f"{key}={value}" for key, value in row.values.items()),
@@ -152,12 +151,11 @@ def line(row: Row, config: ConfigDict, where: plan.Slice, made: plan.Plan) -> st
         f"{config.global_batch:,}",
         f"{made.needed_bytes / 2**30:.1f} of {made.limit_bytes / 2**30:.1f} GiB",
         f"{made.model_flops / 1e15:,.1f}",
-        f"{floor:.3f} s",
+        f"{made.floor_seconds:.3f} s",
     ]
     if not made.fits:
         return f"| {' | '.join([*cells, 'does not fit', '', '', '', ''])} |"
-    seconds = made.cycles / chip.hertz
-    moved = compiled.transfer_seconds(made.collective_bytes, chip)
+    seconds, moved = compiled.step_seconds(made.cycles, made.collective_bytes, chip)
     cells += [
         f"{made.cycles / 1e6:,.0f} M",
         f"{seconds:.3f} s",
@@ -195,7 +193,7 @@ def main(argv: Sequence[str]) -> None:
     page = [HEAD.format(**versions)]
     page += [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     for row in PLANS:
-        config, where = config_of(row), plan.describe_slice(row.topology)
+        config, where = config_of(row), tpu_step.describe_slice(row.topology)
         made = plan.make_plan(config, where, cache=values.cache)
         page.append(line(row, config, where, made))
         print(page[-1], flush=True)

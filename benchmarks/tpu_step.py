@@ -17,6 +17,7 @@ Compiled steps are remembered in --cache by what was compiled, so that a second 
 compiles only what has changed.
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -70,25 +71,16 @@ def config_of(line: Line) -> ConfigDict:
     return config
 
 
-def ours(line: Line, where: plan.Slice, cache: str) -> compiled.Compiled:
-    """Compiles our step."""
-    config = config_of(line)
-    asked = program.make(config, **plan.token_ids(config), devices=where.devices)
-    return compiled.compile(
-        program.lower(asked, config), topology=where.name, cache=cache
-    )
-
-
-def plain(line: Line, where: plan.Slice, cache: str) -> compiled.Compiled:
-    """Compiles the plain step, with our sizes, mesh and optimizer."""
-    config = config_of(line)
-    asked = program.make(config, **plan.token_ids(config), devices=where.devices)
-    lowered = lower_plain(config, asked, split_parameters=line.fsdp > 1)
-    return compiled.compile(lowered, topology=where.name, cache=cache)
+# Each description compiles a small program.
+describe_slice = functools.cache(plan.describe_slice)
 
 
 def lower_plain(
-    config: ConfigDict, asked: program.Program, *, split_parameters: bool
+    config: ConfigDict,
+    asked: program.Program,
+    *,
+    split_parameters: bool,
+    clip_gradient: bool = True,
 ) -> jax.stages.Lowered:
     """Returns the plain step of a config of ours."""
     return plain_step.lower(
@@ -99,13 +91,14 @@ def lower_plain(
         loss=config.loss,
         optimizer=config.optimizer.to_dict(),
         total_steps=config.total_steps,
+        clip_gradient=clip_gradient,
     )
 
 
 def with_collectives(step: compiled.Compiled, chip: compiled.Chip) -> float:
     """Returns the cycles with those of the transfers, as if nothing overlapped."""
-    seconds = compiled.transfer_seconds(step.collective_bytes, chip)
-    return step.cycles + seconds * chip.hertz
+    seconds = compiled.step_seconds(step.cycles, step.collective_bytes, chip)
+    return sum(seconds) * chip.hertz
 
 
 def describe(name: str, step: compiled.Compiled, chip: compiled.Chip) -> str:
@@ -118,13 +111,21 @@ def describe(name: str, step: compiled.Compiled, chip: compiled.Chip) -> str:
     )
 
 
-def compare(name: str, cache: str) -> list[str]:
+def compare(name: str, cache: str, *, clip_gradient: bool = True) -> list[str]:
     """Compiles both steps of a line, and returns what is printed about them."""
     line = LINES[name]
-    where = plan.describe_slice(line.topology)
+    where = describe_slice(line.topology)
     chip = compiled.chip(where.devices[0])
     assert chip is not None
-    mine, theirs = ours(line, where, cache), plain(line, where, cache)
+    config = config_of(line)
+    asked = program.make(config, **plan.token_ids(config), devices=where.devices)
+    plain = lower_plain(
+        config, asked, split_parameters=line.fsdp > 1, clip_gradient=clip_gradient
+    )
+    mine, theirs = (
+        compiled.compile(lowered, topology=where.name, cache=cache)
+        for lowered in (program.lower(asked, config), plain)
+    )
     for step in (mine, theirs):
         if step.refusal:
             raise RuntimeError(f"{name} does not fit: {step.refusal}")
@@ -150,7 +151,8 @@ def main(argv: Sequence[str]) -> None:
             f" {', '.join(unknown)}; correct them"
         )
     for name in values.only or LINES:
-        print("\n".join(compare(name, values.cache)), flush=True)
+        lines = compare(name, values.cache, clip_gradient=values.clip_gradient)
+        print("\n".join(lines), flush=True)
 
 
 if __name__ == "__main__":
@@ -158,4 +160,5 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "cache", str(_ROOT / ".tpu_cache"), "Folder of compiled results; empty = none."
     )
+    flags.DEFINE_bool("clip_gradient", True, "Whether the plain step clips it.")
     command.run(main)

@@ -74,6 +74,13 @@ class Plan(NamedTuple):
         """Whether the step fits into memory."""
         return self.needed_bytes <= self.limit_bytes
 
+    @property
+    def floor_seconds(self) -> float | None:
+        """A step's time if chips only compute model FLOPs at their peak, if known."""
+        if self.peak_flops is None:
+            return None
+        return self.model_flops / self.peak_flops / self.chips
+
 
 def describe_slice(topology: str, *, slices: int = 1) -> Slice:
     """Describes a slice by name ("v5e:4x4", "v5p:4x4x8"), or several connected ones.
@@ -123,37 +130,33 @@ def make_plan(config: ConfigDict, where: Slice, *, cache: str = "") -> Plan:
         ValueError: the recipe contradicts itself or does not fit the slice.
     """
     asked = program.make(config, **token_ids(config), devices=where.devices)
-    found = Plan(
-        devices=len(where.devices),
-        chips=where.chips,
-        mesh=dict(asked.mesh.shape),
-        argument_bytes=_argument_bytes(asked, config),
-        temporary_bytes=0,
-        peak_bytes=None,
-        needed_bytes=0,
-        limit_bytes=where.device_bytes,
-        model_flops=program.model_flops(asked, config),
-        peak_flops=flops.peak(where.devices[0]),
-        compile_seconds=0.0,
-    )
+    model_flops = program.model_flops(asked, config)
     done = compiled.compile(
         program.lower(asked, config), topology=where.name, cache=cache
     )
-    found = found._replace(compile_seconds=done.seconds)
     if done.refusal:
         refused = compiled.too_much(done.refusal)
         assert refused is not None
-        wanted, arguments = refused[0], found.argument_bytes
+        arguments, wanted = _argument_bytes(asked, config), refused[0]
         # The compiler stops at the first sum that is too large.
         temporary = wanted if "temporaries" in done.refusal else wanted - arguments
-        return found._replace(
-            temporary_bytes=temporary, needed_bytes=arguments + temporary
+        done = done._replace(
+            argument_bytes=arguments,
+            temporary_bytes=temporary,
+            needed_bytes=arguments + temporary,
         )
-    return found._replace(
+    return Plan(
+        devices=len(where.devices),
+        chips=where.chips,
+        mesh=dict(asked.mesh.shape),
         argument_bytes=done.argument_bytes,
         temporary_bytes=done.temporary_bytes,
-        peak_bytes=done.peak_bytes,
+        peak_bytes=None if done.refusal else done.peak_bytes,
         needed_bytes=done.needed_bytes,
+        limit_bytes=where.device_bytes,
+        model_flops=model_flops,
+        peak_flops=flops.peak(where.devices[0]),
+        compile_seconds=done.seconds,
         cycles=done.cycles,
         collective_bytes=done.collective_bytes,
     )
@@ -248,8 +251,8 @@ def report(config: ConfigDict, where: Slice, plan: Plan) -> str:
         f"model FLOPs      {plan.model_flops / 1e12:,.1f} T per step,"
         f" {plan.model_flops / config.global_batch / 1e9:,.1f} G per pair"
     )
-    if plan.peak_flops is not None:
-        seconds = plan.model_flops / plan.peak_flops / plan.chips
+    if plan.peak_flops is not None and plan.floor_seconds is not None:
+        seconds = plan.floor_seconds
         lines.append(
             f"compute floor    {seconds:.3g} s per step,"
             f" {seconds * config.total_steps / 3600:,.1f} h for {config.total_steps:,}"
@@ -258,8 +261,7 @@ def report(config: ConfigDict, where: Slice, plan: Plan) -> str:
         )
     chip = compiled.chip(where.devices[0])
     if plan.cycles and chip is not None:
-        moved = compiled.transfer_seconds(plan.collective_bytes, chip)
-        seconds = plan.cycles / chip.hertz
+        seconds, moved = compiled.step_seconds(plan.cycles, plan.collective_bytes, chip)
         total = (seconds + moved) * config.total_steps / 3600
         lines.append(
             f"estimated time   {seconds:.3g} s per step: {plan.cycles / 1e6:,.0f} M"

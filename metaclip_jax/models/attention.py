@@ -21,7 +21,7 @@ def plain(
     """
     if causal:
         mask = jnp.tri(query.shape[1], key.shape[1], dtype=bool)
-    return over_segments(query, (key,), (value,), mask=mask)
+    return _attend(query, (key,), (value,), mask)
 
 
 def by_jax(
@@ -65,18 +65,10 @@ def fused(
 
 
 def over_segments(
-    query: jax.Array,
-    keys: tuple[jax.Array, ...],
-    values: tuple[jax.Array, ...],
-    *,
-    mask: jax.Array | None = None,
+    query: jax.Array, keys: tuple[jax.Array, ...], values: tuple[jax.Array, ...]
 ) -> jax.Array:
-    """Computes `plain` with the S positions of keys and values split into segments.
-
-    `mask`, which broadcasts to bool[B, H, T, S], is for a single segment.
-    """
-    assert mask is None or len(keys) == 1
-    return _attend(query, keys, values, mask)
+    """Computes `plain` with the S positions of keys and values split into segments."""
+    return _attend(query, keys, values, None)
 
 
 Arrays = tuple[jax.Array, ...]
@@ -95,6 +87,7 @@ def _forward(
 ) -> tuple[jax.Array, _Residuals]:
     """Stores the weights in the dtype of the inputs, in which they are multiplied.
 
+    `mask`, which broadcasts to bool[B, H, T, S], is for a single segment.
     Scores and sums are f32. In f32, the weights are those of jax.nn.softmax.
     """
     scale = query.shape[-1] ** -0.5

@@ -8,6 +8,7 @@ reduced over devices once per layer, in the parameters' dtype.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,7 +31,8 @@ class Rows(NamedTuple):
     def constrain(self, x: jax.Array) -> jax.Array:
         """Keeps [B, ...] split over the batch's axes.
 
-        So the compiler gathers the parameters and does not move the batch.
+        So the compiler gathers the parameters and does not move the batch: else it may
+        split other axes as the parameters are, and give each device the whole batch.
         """
         if self.mesh is None:
             return x
@@ -41,9 +43,7 @@ class Rows(NamedTuple):
         """Returns into how many chunks a device splits its share of `count` rows."""
         if self.mesh is None or not self.chunk:
             return 1
-        own = count
-        for axis in self.axes:
-            own //= self.mesh.shape[axis]
+        own = count // math.prod(self.mesh.shape[axis] for axis in self.axes)
         return next(n for n in range(-(-own // self.chunk), own + 1) if own % n == 0)
 
 

@@ -63,6 +63,13 @@ def transfer_seconds(collective_bytes: Mapping[str, int], chip: Chip) -> float:
     return moved / chip.link_bytes
 
 
+def step_seconds(
+    cycles: int, collective_bytes: Mapping[str, int], chip: Chip
+) -> tuple[float, float]:
+    """Returns the seconds of a step's cycles, and of its transfers."""
+    return cycles / chip.hertz, transfer_seconds(collective_bytes, chip)
+
+
 def compile(lowered: jax.stages.Lowered, *, topology: str, cache: str = "") -> Compiled:
     """Compiles a lowered program, unless `cache` has its result.
 

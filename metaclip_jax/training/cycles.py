@@ -5,6 +5,7 @@ The estimates have not been compared with a TPU: they rank programs, they do not
 them. The compiler estimates no cycles for collectives, whose bytes are counted instead.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ COLLECTIVES = (
     "collective-permute",
     "all-to-all",
 )
-_BITS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8}
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+)\b.*\{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
@@ -26,7 +26,7 @@ _CALLED = re.compile(
     r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
 )
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
 
 class Estimate(NamedTuple):
@@ -159,10 +159,7 @@ def _called(instruction: _Instruction) -> list[str]:
 def _result_bytes(instruction: _Instruction) -> int:
     """Returns the bytes of a result, which may be a tuple."""
     size = 0
-    for dtype, dimensions in _ARRAY.findall(instruction.shape):
-        bits = _BITS.get(dtype) or int(re.sub(r"\D", "", dtype) or 0)
-        count = 1
-        for dimension in filter(None, dimensions.split(",")):
-            count *= int(dimension)
-        size += count * bits // 8
+    for bits, dimensions in _ARRAY.findall(instruction.shape):
+        count = math.prod(map(int, filter(None, dimensions.split(","))))
+        size += count * int(bits or 8) // 8  # pred has no number, and 8 bits
     return size

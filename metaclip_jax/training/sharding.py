@@ -8,7 +8,7 @@ spells them.
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -149,15 +149,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis is split over `data` and `fsdp`, in this order."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-
-
-def split_batch(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-    """Returns a function that keeps [B, ...] split as a batch is, inside jit.
-
-    Without it the compiler may split the other axes as the parameters are, and compute
-    the whole batch on each device.
-    """
-    return lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
 def collect_table(mesh: Mesh, table: jax.Array, *, lookups: int) -> jax.Array:

@@ -78,7 +78,8 @@ def make_train_step(
             key = jax.random.fold_in(jax.random.key(seed), state.step)
             shape = (len(batch["image"]), architecture.patches)
             patches = choose_patches(key, *shape, dropout=patch_dropout)
-            batch = dict(batch, patches=sharding.split_batch(mesh)(patches))
+            rows = stack.Rows(mesh, sharding.BATCH_AXES)
+            batch = dict(batch, patches=rows.constrain(patches))
         (value, accuracies), gradients = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, batch
         )
@@ -122,8 +123,9 @@ def _encode(
     chunk = architecture.chunk
     if chunk == -1:
         chunk = TPU_CHUNK if mesh.devices.flat[0].platform == "tpu" else 0
-    if mesh.shape["tensor"] > 1:
-        chunk = 0  # a chunk's device would have to hold whole layers
+    # Only the loop has chunks, and a chunk's device has to hold whole layers.
+    if architecture.unroll or mesh.shape["tensor"] > 1:
+        chunk = 0
     rows = stack.Rows(mesh, sharding.BATCH_AXES, chunk)
     tokens = batch["tokens"]
     table = sharding.collect_table(

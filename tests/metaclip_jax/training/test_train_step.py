@@ -260,6 +260,24 @@ def test_compiling_does_not_grow_with_depth():
     assert lengths[0] == lengths[1]
 
 
+def test_layers_that_are_compiled_by_themselves_have_no_chunks():
+    """So that the batch stays split in each of them."""
+    mesh, _ = program((8, 1, 1))
+    texts = []
+    for chunk in (0, 1):
+        architecture = dataclasses.replace(ARCHITECTURE, unroll=True, chunk=chunk)
+        state = train_state.abstract(architecture=architecture, optimizer=ADAMW)
+        step = train_step.make_train_step(
+            architecture=architecture,
+            mesh=mesh,
+            state=state,
+            optimizer=ADAMW,
+            schedule=SCHEDULE,
+        )
+        texts.append(step.lower(state, batch_of(mesh, 0)).as_text())
+    assert texts[0] == texts[1]
+
+
 def test_metrics_tell_the_step(on_one_device):
     first = on_one_device[0]
     assert set(first) == {
