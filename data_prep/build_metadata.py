@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from data_prep import config as config_lib
 from data_prep import language
-from data_prep.metadata import counts, store, wikipedia
+from data_prep.metadata import counts, ngrams, ranking, store, titles
 from data_prep.sources import formats, html, warc
 from metaclip_jax import files, patterns
 from metaclip_jax.cli import command, config_flag
@@ -66,7 +66,7 @@ def build(
         prefix=files.TEMPORARY_PREFIX, dir=place
     ) as folder:
         spill = counts.Spill(Path(folder), config.memory_gib * 2**30)
-        ngrams = count_pages(
+        counted = count_pages(
             tqdm(pages, desc="pages", unit="file"),
             languages=config.languages,
             max_page_bytes=config.pages.max_page_bytes,
@@ -75,9 +75,9 @@ def build(
             read=read,
             spill=spill,
         )
-        titles = count_views(views, languages=config.languages, read=read, spill=spill)
+        viewed = count_views(views, languages=config.languages, read=read, spill=spill)
         metadata = {
-            code: select(code, ngrams[code], titles[code], config, spill)
+            code: select(code, counted[code], viewed[code], config, spill)
             for code in config.languages
         }
     return metadata, dict(read)
@@ -103,7 +103,7 @@ def count_pages(
     identify: language.LanguageIdentifier,
     read: Counter[str],
     spill: counts.Spill,
-) -> dict[str, wikipedia.NgramCounts]:
+) -> dict[str, ngrams.NgramCounts]:
     """Counts the words of the pages of each language.
 
     Args:
@@ -115,7 +115,7 @@ def count_pages(
       read: counts of what was read and lost, by reason; added to.
       spill: for the counts that do not fit the memory.
     """
-    found = {code: wikipedia.NgramCounts() for code in languages}
+    found = {code: ngrams.NgramCounts() for code in languages}
     counters = {f"{code} unigrams": found[code].unigrams for code in found}
     counters |= {f"{code} bigrams": found[code].bigrams for code in found}
     for text in _page_texts(paths, max_page_bytes, max_tree_bytes, read):
@@ -127,7 +127,7 @@ def count_pages(
         )
         if code in found:
             read["pages"] += 1
-            wikipedia.count_ngrams([text.title, text.text], into=found[code])
+            ngrams.count_ngrams([text.title, text.text], into=found[code])
             spill.relieve(counters)
         else:
             read["page: other_language"] += 1
@@ -172,19 +172,19 @@ def count_views(
     views: dict[str, Counter[str]] = {code: Counter() for code in languages}
     counters = {f"{code} titles": views[code] for code in views}
     for path in paths:
-        found, malformed = wikipedia.read_pageviews(path, languages=languages)
+        found, malformed = titles.read_pageviews(path, languages=languages)
         if malformed:
             logging.warning("%s has %d malformed lines", path, malformed)
             read["page views: malformed_line"] += malformed
-        for code, titles in found.items():
-            views[code].update(titles)
+        for code, of_titles in found.items():
+            views[code].update(of_titles)
         spill.relieve(counters)
     return views
 
 
 def select(
     code: str,
-    ngrams: wikipedia.NgramCounts,
+    counted: ngrams.NgramCounts,
     views: Counter[str],
     config: ConfigDict,
     spill: counts.Spill,
@@ -194,28 +194,28 @@ def select(
     # Of the best of a source, earlier sources may have all that they may add.
     most_unigrams, most_bigrams, most_titles = itertools.accumulate(caps)
     least = min(config.unigram_min_count, config.bigram_min_count)
-    words = pa.concat_tables(spill.sums(f"{code} unigrams", ngrams.unigrams, least))
+    words = pa.concat_tables(spill.sums(f"{code} unigrams", counted.unigrams, least))
     frequent = words.filter(pc.greater_equal(words["count"], config.unigram_min_count))
-    bigrams = wikipedia.select_bigrams(
-        spill.sums(f"{code} bigrams", ngrams.bigrams, config.bigram_min_count),
+    bigrams = ngrams.select_bigrams(
+        spill.sums(f"{code} bigrams", counted.bigrams, config.bigram_min_count),
         words,
-        tokens=ngrams.tokens,
+        tokens=counted.tokens,
         min_pmi=config.bigram_min_pmi,
         most=most_bigrams,
     )
     if not bigrams and config.max_bigrams:
         logging.warning(
             "%s: no bigram reaches bigram_min_pmi=%g with %d words of text",
-            code, config.bigram_min_pmi, ngrams.tokens,
+            code, config.bigram_min_pmi, counted.tokens,
         )  # fmt: skip
-    titles = spill.sums(f"{code} titles", views, config.title_min_views)
+    popular = spill.sums(f"{code} titles", views, config.title_min_views)
     ranked = (
-        wikipedia.select_frequent([frequent], most=most_unigrams),
+        ranking.select_frequent([frequent], most=most_unigrams),
         bigrams,
-        wikipedia.select_frequent(titles, most=most_titles),
+        ranking.select_frequent(popular, most=most_titles),
     )
     names = ("unigram", "bigram", "title")
-    return wikipedia.merge(code, list(map(wikipedia.Source, names, ranked, caps)))
+    return ranking.merge(code, list(map(ranking.Source, names, ranked, caps)))
 
 
 def find(pattern: str, key: str) -> list[str]:

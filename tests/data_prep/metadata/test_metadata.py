@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep import build_metadata
-from data_prep.metadata import counts, store, wikipedia
+from data_prep.metadata import counts, ngrams, ranking, store, titles
 from data_prep.metadata.store import Metadata
 from metaclip_jax import files
 from tests import stopping
@@ -31,7 +31,7 @@ def metadata(*entries, code="en"):
 
 
 def test_words_keep_their_case_hyphens_apostrophes_and_marks():
-    found = wikipedia.count_ngrams([TEXT, "हिन्दी a_b 3D x-"])
+    found = ngrams.count_ngrams([TEXT, "हिन्दी a_b 3D x-"])
     assert found.unigrams == {
         "The": 1, "red": 2, "fox": 1, "the": 2, "dog's": 1, "bone": 1, "T-shirt": 1,
         "of": 1, "New": 1, "York": 1, "हिन्दी": 1, "a": 1, "b": 1, "3D": 1, "x": 1,
@@ -40,7 +40,7 @@ def test_words_keep_their_case_hyphens_apostrophes_and_marks():
 
 
 def test_bigrams_are_words_with_one_space_between():
-    found = wikipedia.count_ngrams([TEXT])
+    found = ngrams.count_ngrams([TEXT])
     assert sorted(found.bigrams) == [
         "New York", "The red", "dog's bone", "red dog's", "red fox", "the T-shirt",
         "the red",
@@ -48,16 +48,16 @@ def test_bigrams_are_words_with_one_space_between():
 
 
 def test_counts_add_up_over_calls():
-    once = wikipedia.count_ngrams([TEXT, TEXT])
-    twice = wikipedia.count_ngrams([TEXT], into=wikipedia.count_ngrams([TEXT]))
+    once = ngrams.count_ngrams([TEXT, TEXT])
+    twice = ngrams.count_ngrams([TEXT], into=ngrams.count_ngrams([TEXT]))
     assert once == twice
 
 
-def best_bigrams(ngrams, *, min_count, min_pmi, most=100):
-    return wikipedia.select_bigrams(
-        counts.tables(ngrams.bigrams, min_count),
-        pa.concat_tables(counts.tables(ngrams.unigrams, min_count)),
-        tokens=ngrams.tokens,
+def best_bigrams(found, *, min_count, min_pmi, most=100):
+    return ngrams.select_bigrams(
+        counts.tables(found.bigrams, min_count),
+        pa.concat_tables(counts.tables(found.unigrams, min_count)),
+        tokens=found.tokens,
         min_pmi=min_pmi,
         most=most,
     )
@@ -67,17 +67,17 @@ def test_words_and_titles_are_ranked_by_count_then_text():
     counter = Counter("b a c b a d b".split())
     ranked = [("b", 3.0), ("a", 2.0), ("c", 1.0), ("d", 1.0)]
     for most in range(6):
-        found = wikipedia.select_frequent(counts.tables(counter, 1), most=most)
+        found = ranking.select_frequent(counts.tables(counter, 1), most=most)
         assert found == ranked[:most]
-    assert wikipedia.select_frequent(counts.tables(counter, 2), most=9) == ranked[:2]
+    assert ranking.select_frequent(counts.tables(counter, 2), most=9) == ranked[:2]
 
 
 def test_bigrams_are_scored_by_pointwise_mutual_information():
-    ngrams = wikipedia.count_ngrams(["New York a", "New York b", "a b", "a b a"])
-    found = dict(best_bigrams(ngrams, min_pmi=-9, min_count=1))
+    counted = ngrams.count_ngrams(["New York a", "New York b", "a b", "a b a"])
+    found = dict(best_bigrams(counted, min_pmi=-9, min_count=1))
     assert found["New York"] == pytest.approx(math.log(2 * 11 / (2 * 2)))
     assert found["a b"] == pytest.approx(math.log(2 * 11 / (4 * 3)))
-    best = best_bigrams(ngrams, min_pmi=1.0, min_count=2)
+    best = best_bigrams(counted, min_pmi=1.0, min_count=2)
     assert [bigram for bigram, _ in best] == ["New York"]
 
 
@@ -130,7 +130,7 @@ def test_pageviews_of_wanted_wikipedias_are_summed_and_the_rest_left(tmp_path, n
     data = PAGEVIEWS.encode() + b"en \xff 1 0\n"
     path = tmp_path / name
     path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-    views, malformed = wikipedia.read_pageviews(path, languages=["en", "de", "it"])
+    views, malformed = titles.read_pageviews(path, languages=["en", "de", "it"])
     assert views == {
         "en": {"Red apple": 7, "Café": 1, "Alien: Covenant": 2},
         "de": {"Apfel": 6},
@@ -142,7 +142,7 @@ def test_pageviews_of_wanted_wikipedias_are_summed_and_the_rest_left(tmp_path, n
 def views_of(tmp_path, lines, languages):
     path = tmp_path / "views.txt"
     path.write_text("".join(f"{line} 1 0\n" for line in lines))
-    views, malformed = wikipedia.read_pageviews(path, languages=languages)
+    views, malformed = titles.read_pageviews(path, languages=languages)
     assert malformed == 0
     return views
 
@@ -181,20 +181,20 @@ OTHERS = {
 def test_a_colon_parts_a_namespace_from_a_title_only_if_the_wiki_has_it(
     tmp_path, language
 ):
-    titles = TITLES.get(language, ())
+    own = TITLES.get(language, ())
     forms = (
         lambda title: title.replace(" ", "_"),
         lambda title: quote(title.replace(" ", "_")),
         lambda title: quote(title),
     )
     for form in forms:
-        lines = [f"{language} {form(title)}" for title in (*titles, *OTHERS[language])]
+        lines = [f"{language} {form(title)}" for title in (*own, *OTHERS[language])]
         views = views_of(tmp_path, lines, [language])
-        assert set(views[language]) == set(titles)
+        assert set(views[language]) == set(own)
 
 
 def test_every_namespace_of_every_wiki_is_known_in_any_letter_case(tmp_path):
-    table = wikipedia._NAMESPACES.read_text("utf-8").splitlines()
+    table = titles._NAMESPACES.read_text("utf-8").splitlines()
     names = dict(line.split("\t") for line in table if not line.startswith("#"))
     shared = names.pop("*").split("|")
     assert len(names) > 300 and "Template talk" in shared
@@ -211,12 +211,12 @@ def test_every_namespace_of_every_wiki_is_known_in_any_letter_case(tmp_path):
 
 
 def test_an_entry_belongs_to_its_first_source_and_caps_count_new_entries():
-    merged = wikipedia.merge(
+    merged = ranking.merge(
         "en",
         [
-            wikipedia.Source("unigram", [("a", 3.0), ("b", 2.0), ("c", 1.0)], 2),
-            wikipedia.Source("bigram", [], 5),
-            wikipedia.Source("title", [("b", 9.0), ("d", 8.0), ("c", 7.0)], 1),
+            ranking.Source("unigram", [("a", 3.0), ("b", 2.0), ("c", 1.0)], 2),
+            ranking.Source("bigram", [], 5),
+            ranking.Source("title", [("b", 9.0), ("d", 8.0), ("c", 7.0)], 1),
         ],
     )
     assert merged.entries == ("a", "b", "d")
@@ -227,7 +227,7 @@ def test_an_entry_belongs_to_its_first_source_and_caps_count_new_entries():
 
 def test_metadata_without_any_entry_is_refused():
     with pytest.raises(ValueError, match="wanted entries, got none.*unigram.*lower"):
-        wikipedia.merge("en", [wikipedia.Source("unigram", [], 5)])
+        ranking.merge("en", [ranking.Source("unigram", [], 5)])
 
 
 @pytest.mark.parametrize(
