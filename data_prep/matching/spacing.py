@@ -28,6 +28,7 @@ No mode normalises Unicode: give texts and entries in the same form (NFC).
 """
 
 import functools
+import re
 import string
 import unicodedata
 
@@ -43,6 +44,17 @@ BREAKS = "\t\n\r"
 # Character classes. A text is cut into atoms: runs of PLAIN characters, single MARKs
 # and SINGLEs. EXTENDS (combining marks) joins the atom before it.
 PLAIN, SPACE, MARK, SINGLE, IGNORED, EXTENDS = range(6)
+
+# What a key has, and no spaced text. Between two characters that are not marks, a text
+# has at most one space; beside a mark also the mark's own.
+_FAULTS = (
+    ("mark_without_its_spaces", re.compile(rf"(?<=[^ ])[{MARKS}]|[{MARKS}](?=[^ ])")),
+    ("marks_share_a_space", re.compile(rf"[{MARKS}] [{MARKS}]")),
+    (
+        "too_many_spaces",
+        re.compile(rf"[^ {MARKS}](?:  +[^ {MARKS}]|   )|   [^ {MARKS}]|    "),
+    ),
+)
 
 # Separates the atoms of a text in fixed mode; control characters count as spaces
 # there, so no atom contains it.
@@ -128,26 +140,24 @@ def key(entry: str, *, mode: str) -> str:
 
 
 def dead_reason(entry: str, *, mode: str) -> str | None:
-    """Returns why no text can match `entry`, or None if one can."""
+    """Returns why no text can match `entry`, or None if one can.
+
+    Texts are as `sources.texts.clean` returns them: without control characters, and
+    with no white space but single spaces between other characters.
+    """
     if mode == "fixed":
-        return None if pieces(entry) else "nothing_left"
-    if any(c in entry for c in BREAKS):
-        return "tab_or_newline"  # a space in spaced texts
+        found = any(map(str.isalnum, entry)) or bool(pieces(entry))
+        return None if found else "nothing_left"
+    if entry.isalnum():
+        return None
+    for character in entry:
+        if character.isspace() and character != " ":
+            return "other_white_space"
+        if unicodedata.category(character) == "Cc":
+            return "control_character"
+    # The ends of a key may need spaces that are not part of it.
     searched = key(entry, mode=mode)
-    for mark in MARKS:
-        if mark not in entry:
-            continue
-        for position, character in enumerate(searched):
-            if character != mark:
-                continue
-            # The ends of a key may need spaces that are not part of it.
-            before = searched[:position][-1:]
-            behind = searched[position + 1 :][:3]
-            if before not in ("", " ") or behind[:1] not in ("", " "):
-                return "mark_without_its_spaces"
-            if len(behind) > 1 and behind[1] in MARKS:
-                return "marks_share_a_space"  # spaced texts have one for each mark
-    return None
+    return next((why for why, fault in _FAULTS if fault.search(searched)), None)
 
 
 @functools.cache

@@ -14,7 +14,9 @@ TOP = 20  # entries shown
 _NEVER_MATCHES = {  # by the reason of `spacing.dead_reason`
     "mark_without_its_spaces": "texts get spaces around this mark, the entry has none",
     "marks_share_a_space": "texts get two spaces between marks, the entry has one",
-    "tab_or_newline": "texts get spaces for tabs and line breaks, the entry has one",
+    "too_many_spaces": "texts never have as many spaces side by side",
+    "other_white_space": "texts get plain spaces for all other white space",
+    "control_character": "texts lose their control characters",
     "nothing_left": "the rule for spacing leaves nothing of the entry",
 }
 

@@ -1,7 +1,9 @@
 """Matching finds exactly what `in` finds on spaced strings, in every mode."""
 
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.matching import Matcher, spacing
+from data_prep.sources.texts import clean
 
 # Few letters, so that entries overlap, nest and share prefixes; and one character of
 # each kind that some mode treats in its own way.
-ALPHABET = "aab  .,?'+(\t\n東京さ서กี\u0301\u200d\u3000عé😀ー」𠀀"
+ALPHABET = "aab  .,?'+(\t\n\x07\xa0東京さ서กี\u0301\u200d\u3000عé😀ー」𠀀"
 WORDS = ["New", "York", "a", "C++", "東京", "さくら", "cat's", "ที่", "U.S.", "👩‍💻"]
 
 pieces = st.one_of(st.text(ALPHABET, max_size=3), st.sampled_from(WORDS))
@@ -193,44 +196,57 @@ def test_fixed_finds_every_entry_that_is_spaced_to_the_same_form():
     assert found(matcher, ["(U.S.)"]) == [[0, 1, 2, 3]]
 
 
-@pytest.mark.parametrize("mode", ["v1", "v2"])
-def test_dead_entries_match_nothing_and_all_others_match_something(mode):
+@pytest.mark.parametrize("mode", spacing.MODES)
+def test_dead_entries_match_no_clean_text_and_all_others_match_one_of_their_own(mode):
     @settings(max_examples=300)
     @given(entries=entries_, texts=texts_)
     def check(entries, texts):
         matcher = Matcher(entries, mode=mode)
         dead = {d.entry_id for d in matcher.dead_entries()}
-        candidates = [*entries, *map(witness_of, entries), *texts]
-        matches = found(matcher, candidates)
-        for entry_id in range(len(entries)):
-            alive = any(entry_id in ids for ids in matches)
-            assert alive == (entry_id not in dead)
+        around = [
+            f"{a}{e}{b}"
+            for e in entries
+            for a, b in zip(texts, texts[::-1], strict=True)
+        ]
+        candidates = [*entries, *own_texts(entries), *texts, *around]
+        cleaned = sorted({clean(text) for text in candidates})
+        matched = {i for ids in found(matcher, cleaned) for i in ids}
+        assert dead == set(range(len(entries))) - matched
 
-    def witness_of(entry):
-        # Without each mark's own spaces, which come back when the text is spaced.
-        padded = f" {entry} "
-        out = []
-        at = 0
-        while at < len(padded):
-            if padded[at] in spacing.MARKS:
-                if out and out[-1] == " ":
-                    out.pop()
-                out.append(padded[at])
-                at += 2
-            else:
-                out.append(padded[at])
-                at += 1
-        return "".join(out)
+    def own_texts(entries):
+        for entry in entries:
+            # A mark's own spaces come back when the text is spaced; an entry with
+            # spaces at its ends is found beside marks.
+            bare = re.sub(" ?([,.;:?!`]) ?", r"\1", f" {entry} ")
+            for before, behind in itertools.product(["", ",", ", "], ["", ",", " ,"]):
+                yield before + bare[bare[:1] == " " :].removesuffix(" ") + behind
+            yield re.sub(r"[\x00-\x1f]", " ", entry)
 
     check()
 
 
+@pytest.mark.parametrize("mode", ["v1", "v2"])
+def test_an_entry_is_dead_if_and_only_if_no_short_clean_text_holds_its_key(mode):
+    def strings(most):
+        parts = (itertools.product("a東 ,", repeat=n) for n in range(1, most + 1))
+        return map("".join, itertools.chain.from_iterable(parts))
+
+    spaced = {spacing.spaced(clean(text), mode=mode) for text in strings(7)}
+    searched = "\0".join(sorted(spaced))
+    for entry in strings(4):
+        alive = spacing.key(entry, mode=mode) in searched
+        assert (spacing.dead_reason(entry, mode=mode) is None) == alive, entry
+
+
 def test_dead_entries_say_why():
-    entries = ["cat", "St. Louis", "a\tb", ", ,", "a , b"]
+    entries = ["cat", "St. Louis", "a\tb", ", ,", "a , b", "a  b", "a\xa0b", "a\x7f"]
     assert [tuple(d) for d in Matcher(entries).dead_entries()] == [
         (1, "St. Louis", "mark_without_its_spaces"),
-        (2, "a\tb", "tab_or_newline"),
+        (2, "a\tb", "other_white_space"),
         (3, ", ,", "marks_share_a_space"),
+        (5, "a  b", "too_many_spaces"),
+        (6, "a\xa0b", "other_white_space"),
+        (7, "a\x7f", "control_character"),
     ]
     fixed = Matcher(["St. Louis", "\u200d \t"], mode="fixed")
     assert [d.reason for d in fixed.dead_entries()] == ["nothing_left"]
