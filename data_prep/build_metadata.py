@@ -215,7 +215,8 @@ def select(
         ranking.select_frequent(popular, most=most_titles),
     )
     names = ("unigram", "bigram", "title")
-    return ranking.merge(code, list(map(ranking.Source, names, ranked, caps)))
+    sources = list(map(ranking.Source, names, ranked, caps))
+    return ranking.merge(code, sources).metadata
 
 
 def find(pattern: str, key: str) -> list[str]:

@@ -154,7 +154,9 @@ def curate() -> ConfigDict:
             },
             "selection": _selection(),
             "safety": _safety(),
-            "metadata": config_dict.placeholder(str),  # folder, or a JSON list
+            "metadata": config_dict.placeholder(
+                str
+            ),  # folder, or JSON as MetaCLIP has it
             # Source files whose matches make one part file. A killed run reads the
             # source files of an unfinished part again.
             "sources_per_part": 1,

@@ -1,12 +1,14 @@
-"""Writes a dataset in the form of other tools.
+"""Writes a dataset, or metadata, in the form of other tools.
 
     python -m data_prep.export --format=webdataset --output=tars DATASET
     python -m data_prep.export --format=parquet --output=hub DATASET
+    python -m data_prep.export --format=json --output=metadata.json METADATA
 
 webdataset: tars for open_clip, img2dataset's readers and webdataset, with sizes.json
 (samples in each). parquet: data/train-*.parquet that the Hugging Face hub shows and
-`datasets` loads, with the data card. A killed run continues after its last finished
-file.
+`datasets` loads, with the data card. json: metadata as MetaCLIP has it, in one file (a
+list for English, else an object of lists by language) or in a folder with a LANG.json
+each. A killed run continues after its last finished file.
 """
 
 import os
@@ -16,6 +18,7 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
+from data_prep.metadata import store
 from data_prep.sinks import exports
 from metaclip_jax import files
 from metaclip_jax.cli import command
@@ -23,6 +26,7 @@ from metaclip_jax.data import records
 
 # A writer of one file, and the names of file i of n.
 _Writer = Callable[[Path, Iterator[records.Record]], None]
+JSON = "json"
 FORMATS: dict[str, tuple[_Writer, Callable[[int, int], str]]] = {
     "webdataset": (exports.to_webdataset, lambda i, n: f"{i:05d}.tar"),
     "parquet": (
@@ -34,9 +38,16 @@ FORMATS: dict[str, tuple[_Writer, Callable[[int, int], str]]] = {
 
 def main(argv: Sequence[str]) -> None:
     """Writes the files that are missing, then prints their number."""
-    folder = command.only_argument(argv, "dataset folder")
+    folder = command.only_argument(argv, "folder of a dataset or of metadata")
     values = flags.FLAGS
     command.refuse_missing({"--format": values.format, "--output": values.output})
+    if values.format == JSON:
+        metadata = store.load(folder)
+        with files.naming_full_disk(values.output):
+            store.save_json(values.output, metadata)
+        entries = sum(len(one.entries) for one in metadata.values())
+        print(f"{entries:,} entries of {len(metadata)} metadata in {values.output}")
+        return
     dataset = records.open_dataset(folder)
     with files.naming_full_disk(values.output), files.lock(values.output):
         names = export(dataset, values.output, form=values.format)
@@ -69,7 +80,7 @@ def export(dataset: records.Dataset, output: str, *, form: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum("format", None, sorted(FORMATS), "The form to write.")
+    flags.DEFINE_enum("format", None, sorted([*FORMATS, JSON]), "The form to write.")
     flags.DEFINE_string("output", None, "Folder for the files.")
     flags.mark_flags_as_required(["format", "output"])
     command.run(main)

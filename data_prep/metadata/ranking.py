@@ -5,23 +5,68 @@ Wikipedia, titles. Case matters, as in matching: "Apple" and "apple" are two ent
 """
 
 import heapq
+import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import pyarrow as pa
 
+from data_prep.matching import spacing
 from data_prep.metadata.store import Metadata
 
 COLUMNS = ("key", "count")  # of counted words, bigrams and titles
 Ranked = list[tuple[str, float]]  # entries with their scores, best first
+ANY = "any"  # rule of matching
 
 
 class Source(NamedTuple):
-    """A source of entries: its name, ranked entries, and how many it may add."""
+    """A source of entries, and how many it may add.
+
+    `ranked` has the entries with their scores: best first, equal scores in the order of
+    their code points. It may end early if it has all that can be added; then `offered`
+    is the number of all entries that reach `threshold`, the least score.
+    """
 
     name: str
-    ranked: Ranked
+    ranked: Iterable[tuple[str, float]]
     max_entries: int
+    threshold: float | None = None
+    offered: int | None = None
+
+
+@dataclass(frozen=True)
+class Share:
+    """What became of a source's entries; offered = the sum of the four after it.
+
+    `already` were added by an earlier source, `never_matching` were left out since no
+    text can match them, and `cut` came after the source had added all that it may. The
+    first three are counted among the entries before that point.
+    """
+
+    source: str
+    threshold: float | None
+    max_entries: int
+    offered: int
+    added: int
+    already: int
+    never_matching: int
+    cut: int
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Metadata, and what each source has to do with it.
+
+    `overlap[i][j]` is how many entries sources i and j both have, of those that each
+    added or found added already. `left_out` are the never matching entries.
+    """
+
+    metadata: Metadata
+    shares: tuple[Share, ...]
+    overlap: tuple[tuple[int, ...], ...]
+    left_out: tuple[str, ...]
 
 
 def select_frequent(counted: Iterable[pa.Table], *, most: int) -> Ranked:
@@ -43,32 +88,87 @@ def select_frequent(counted: Iterable[pa.Table], *, most: int) -> Ranked:
     )
 
 
-def merge(code: str, sources: Sequence[Source]) -> Metadata:
+def merge(code: str, sources: Sequence[Source], *, rule: str = ANY) -> Merged:
     """Joins sources into one metadata, in the order of the sources.
 
     An entry belongs to the first source that has it. A source adds up to `max_entries`
     entries, best first, not counting those that an earlier source added.
+
+    Args:
+      code: of the metadata.
+      sources: in the order of their entries' ids.
+      rule: of matching, see `never_matches`. Entries that never match are left out and
+        do not count towards `max_entries`.
+
+    Raises:
+      ValueError: there is no entry, or a source is not in its order.
     """
     entries: dict[str, tuple[str, float]] = {}
-    for source in sources:
-        room = source.max_entries
+    of_sources: dict[str, int] = {}  # bit i: source i has the entry
+    left_out: dict[str, None] = {}
+    shares = []
+    for i, source in enumerate(sources):
+        counts: Counter[str] = Counter()
+        last = (-math.inf, "")
         for entry, score in source.ranked:
-            if room <= 0:
-                break
-            if entry not in entries:
+            if not last < (-score, entry):
+                raise ValueError(
+                    f"source {source.name!r} of metadata {code!r}: wanted entries best "
+                    f"first, equal scores in the order of code points, got {entry!r} "
+                    f"with {score:g} after {last[1]!r} with {-last[0]:g}; sort them"
+                )
+            last = (-score, entry)
+            counts["seen"] += 1
+            if counts["added"] >= source.max_entries:
+                continue
+            if never_matches(entry, rule=rule):
+                counts["never_matching"] += 1
+                left_out[entry] = None
+                continue
+            of_sources[entry] = of_sources.get(entry, 0) | 1 << i
+            if entry in entries:
+                counts["already"] += 1
+            else:
                 entries[entry] = (source.name, score)
-                room -= 1
+                counts["added"] += 1
+        offered = counts["seen"] if source.offered is None else source.offered
+        three = counts["added"], counts["already"], counts["never_matching"]
+        share = Share(
+            *(source.name, source.threshold, source.max_entries, offered),
+            *(*three, offered - sum(three)),
+        )
+        shares.append(share)
     if not entries:
         raise ValueError(
             f"metadata {code!r}: wanted entries, got none above the thresholds of "
             f"{', '.join(source.name for source in sources)}; lower the thresholds or "
             "give more text"
         )
-    return Metadata(
-        code,
-        tuple(entries),
-        tuple(name for name, _ in entries.values()),
-        tuple(score for _, score in entries.values()),
+    names, scores = zip(*entries.values(), strict=True)
+    metadata = Metadata(code, tuple(entries), names, scores)
+    overlap = _overlap(of_sources, len(sources))
+    return Merged(metadata, tuple(shares), overlap, tuple(left_out))
+
+
+def never_matches(entry: str, *, rule: str) -> bool:
+    """Whether no text of curation can match an entry.
+
+    Args:
+      entry: any string.
+      rule: a mode of `spacing`, or ANY: by none of the modes.
+    """
+    modes = spacing.MODES if rule == ANY else (rule,)
+    return all(spacing.dead_reason(entry, mode=mode) for mode in modes)
+
+
+def _overlap(of_sources: dict[str, int], n: int) -> tuple[tuple[int, ...], ...]:
+    counts = Counter(of_sources.values())
+    return tuple(
+        tuple(
+            sum(count for bits, count in counts.items() if bits >> i & bits >> j & 1)
+            for j in range(n)
+        )
+        for i in range(n)
     )
 
 

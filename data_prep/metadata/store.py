@@ -1,11 +1,12 @@
 """Metadata on disk: ordered lists of entries; an entry's id is its position.
 
-A folder holds one Parquet file per metadata (`en.parquet`: entry, source, score) and a
-manifest with their fingerprints. MetaCLIP's own metadata.json, a JSON list of strings,
-can be loaded too.
+A folder holds one Parquet file per metadata (`en.parquet`: entry, source, score), a
+page and a manifest with their fingerprints. JSON as MetaCLIP has it is read and written
+too: a list of strings, an object of such lists by code, or a folder of LANG.json.
 """
 
 import hashlib
+import json
 import math
 import re
 from collections import Counter
@@ -29,6 +30,7 @@ JSON_CODE = "en"
 JSON_SOURCE = "json"
 
 _CODE = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SHOWN = 5  # offending entries named in an error
 _SHOWN_CHARS = 200  # of each
 
@@ -90,14 +92,18 @@ def save(
     metadata: Mapping[str, Metadata],
     *,
     inputs: Mapping[str, Any],
+    described: Mapping[str, Mapping[str, Any]] | None = None,
+    beside: Mapping[str, bytes] | None = None,
     **facts: Any,
 ) -> None:
-    """Writes one Parquet file per metadata, then the manifest with `inputs` and facts.
+    """Writes one Parquet file per metadata, other files, and the manifest last.
 
     Args:
       folder: created if it does not exist.
       metadata: by code.
       inputs: what decides the metadata, any JSON object.
+      described: more for the manifest about each metadata, by code.
+      beside: contents of other files, by name.
       **facts: more for the manifest, such as counts of pages read.
     """
     for code in sorted(metadata):
@@ -105,19 +111,49 @@ def save(
         table = pa.table([one.entries, one.sources, one.scores], schema=SCHEMA)
         with files.staged(files.path(folder) / f"{code}.parquet") as local:
             pq.write_table(table, local, compression="zstd")
-    described = {
-        code: {
-            "entries": len(one.entries),
-            "fingerprint": one.fingerprint,
-            "sources": one.source_counts,
-        }
+    for name, content in (beside or {}).items():
+        files.write_bytes(files.path(folder) / name, content)
+    more = described or {}
+    summary = {
+        code: {**more.get(code, {}), **_identity(one), "sources": one.source_counts}
         for code, one in metadata.items()
     }
-    files.write_manifest(folder, inputs=inputs, metadata=described, **facts)
+    files.write_manifest(folder, inputs=inputs, metadata=summary, **facts)
+
+
+def save_json(output: epath.PathLike, metadata: Mapping[str, Metadata]) -> None:
+    """Writes entries as JSON, as MetaCLIP has them; sources and scores are lost.
+
+    Args:
+      output: FILE.json, for a list if there is English only, else an object of lists by
+        code; or a folder, for one CODE.json each and a manifest.
+      metadata: by code.
+
+    Raises:
+      ValueError: the folder is another output.
+    """
+    if str(output).endswith(".json"):
+        lists = {code: metadata[code].entries for code in sorted(metadata)}
+        whole = lists[JSON_CODE] if list(lists) == [JSON_CODE] else lists
+        files.write_bytes(output, json.dumps(whole).encode())
+        return
+    identities = {code: _identity(one) for code, one in metadata.items()}
+    inputs = {"form": "json", "metadata": identities}
+    if files.finished(output, inputs) is not None:
+        return
+    files.claim(output, inputs)
+    for code in sorted(metadata):
+        content = json.dumps(metadata[code].entries).encode()
+        files.write_bytes(files.path(output) / f"{code}.json", content)
+    files.write_manifest(output, inputs=inputs, metadata=identities)
+
+
+def _identity(metadata: Metadata) -> dict[str, Any]:
+    return {"entries": len(metadata.entries), "fingerprint": metadata.fingerprint}
 
 
 def load(source: epath.PathLike) -> dict[str, Metadata]:
-    """Reads a metadata folder, or a JSON list of entries as {"en": ...}.
+    """Reads a metadata folder, or JSON as MetaCLIP has it; a JSON list is {"en": ...}.
 
     Raises FileNotFoundError if it does not exist; ValueError if a file is damaged,
     differs from the manifest, or has empty or repeated entries.
@@ -129,9 +165,11 @@ def load(source: epath.PathLike) -> dict[str, Metadata]:
             "or build it with python -m data_prep.build_metadata"
         )
     if not place.is_dir():
-        return {JSON_CODE: _from_json(place)}
+        return _from_json(place)
     manifest = place / files.MANIFEST
     if not manifest.exists():
+        if lists := _json_lists(place):
+            return lists
         raise FileNotFoundError(
             f"wanted finished metadata, got {source} without {files.MANIFEST}; "
             "correct the path, or run python -m data_prep.build_metadata again"
@@ -142,20 +180,25 @@ def load(source: epath.PathLike) -> dict[str, Metadata]:
             raise ValueError("it has no metadata; it may belong to another folder")
         fingerprints = {code: str(described[code]["fingerprint"]) for code in described}
     return {
-        code: _read(place / f"{code}.parquet", code, fingerprints[code])
+        code: _read(place / code, code, fingerprints[code])
         for code in sorted(fingerprints)
     }
 
 
-def _read(file: epath.Path, code: str, fingerprint: str) -> Metadata:
-    with files.naming(file, f"Parquet with the columns {SCHEMA.names}"):
-        columns = _columns(file)
-        metadata = Metadata(
-            code,
-            tuple(columns["entry"]),
-            tuple(columns["source"]),
-            tuple(columns["score"]),
-        )
+def _read(stem: epath.Path, code: str, fingerprint: str) -> Metadata:
+    file = stem.parent / f"{code}.json"
+    if file.exists():
+        metadata = _of_list(files.read_json(file), code, file)
+    else:
+        file = stem.parent / f"{code}.parquet"
+        with files.naming(file, f"Parquet with the columns {SCHEMA.names}"):
+            columns = _columns(file)
+            metadata = Metadata(
+                code,
+                tuple(columns["entry"]),
+                tuple(columns["source"]),
+                tuple(columns["score"]),
+            )
     if metadata.fingerprint != fingerprint:
         raise ValueError(
             f"{file}: wanted fingerprint {fingerprint}, as in its manifest, got "
@@ -178,13 +221,35 @@ def _columns(file: epath.Path) -> dict[str, list[Any]]:
     return found
 
 
-def _from_json(file: epath.Path) -> Metadata:
-    entries = files.read_json(file)
+def _from_json(file: epath.Path) -> dict[str, Metadata]:
+    found = files.read_json(file)
+    if not isinstance(found, dict):
+        return {JSON_CODE: _of_list(found, JSON_CODE, file)}
+    with files.naming(file, "a JSON list of strings, or an object of them by code"):
+        if not found:
+            raise ValueError("it has no lists")
+    return {code: _of_list(found[code], code, file) for code in sorted(found)}
+
+
+def _json_lists(folder: epath.Path) -> dict[str, Metadata]:
+    """Returns the lists of a folder of LANG.json alone, {} if it is none."""
+    names = sorted(e.name for e in folder.iterdir() if not e.name.startswith("."))
+    if not all(name.endswith(".json") for name in names) or files.CLAIM in names:
+        return {}
+    return {
+        (code := name.removesuffix(".json")): _of_list(
+            files.read_json(folder / name), code, folder / name
+        )
+        for name in names
+    }
+
+
+def _of_list(entries: Any, code: str, file: epath.Path) -> Metadata:
     with files.naming(file, "a JSON list of strings"):
         if not isinstance(entries, list):
             raise ValueError(f"it is a {type(entries).__name__}")
         n = len(entries)
-        return Metadata(JSON_CODE, tuple(entries), (JSON_SOURCE,) * n, (math.nan,) * n)
+        return Metadata(code, tuple(entries), (JSON_SOURCE,) * n, (math.nan,) * n)
 
 
 def _check_entries(entries: Sequence[Any], code: str) -> None:
@@ -195,6 +260,12 @@ def _check_entries(entries: Sequence[Any], code: str) -> None:
         raise ValueError(
             f"metadata {code!r}: {len(strange)} entries are not strings: "
             f"{_named(entries, strange)}"
+        )
+    broken = [i for i, entry in enumerate(entries) if _SURROGATE.search(entry)]
+    if broken:
+        raise ValueError(
+            f"metadata {code!r}: {len(broken)} entries have lone surrogates, which no "
+            f"text has: {_named(entries, broken)}; remove them"
         )
     empty = [i for i, entry in enumerate(entries) if not entry.strip()]
     if empty:

@@ -14,6 +14,8 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_prep import build_metadata
 from data_prep.metadata import counts, ngrams, ranking, store, titles
@@ -214,15 +216,88 @@ def test_an_entry_belongs_to_its_first_source_and_caps_count_new_entries():
     merged = ranking.merge(
         "en",
         [
-            ranking.Source("unigram", [("a", 3.0), ("b", 2.0), ("c", 1.0)], 2),
+            ranking.Source("unigram", [("a", 3.0), ("b", 2.0), ("c", 1.0)], 2, 1.0, 9),
             ranking.Source("bigram", [], 5),
-            ranking.Source("title", [("b", 9.0), ("d", 8.0), ("c", 7.0)], 1),
+            ranking.Source("title", [("b", 9.0), ("d", 8.0), ("c", 7.0)], 1, 5.0),
         ],
     )
-    assert merged.entries == ("a", "b", "d")
-    assert merged.sources == ("unigram", "unigram", "title")
-    assert merged.scores == (3.0, 2.0, 8.0)
-    assert merged.source_counts == {"unigram": 2, "title": 1}
+    assert merged.metadata.entries == ("a", "b", "d")
+    assert merged.metadata.sources == ("unigram", "unigram", "title")
+    assert merged.metadata.scores == (3.0, 2.0, 8.0)
+    assert merged.metadata.source_counts == {"unigram": 2, "title": 1}
+    assert merged.shares == (
+        ranking.Share("unigram", 1.0, 2, 9, 2, 0, 0, 7),
+        ranking.Share("bigram", None, 5, 0, 0, 0, 0, 0),
+        ranking.Share("title", 5.0, 1, 3, 1, 1, 0, 1),
+    )
+    assert merged.overlap == ((2, 0, 1), (0, 0, 0), (1, 0, 2))
+
+
+sources_ = st.lists(
+    st.tuples(
+        st.dictionaries(st.text("ab.\x07", min_size=1, max_size=3), st.integers(1, 3)),
+        st.integers(0, 8),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(sources=sources_, rule=st.sampled_from(["any", "v1", "v2", "fixed"]))
+def test_every_source_is_accounted_for_and_in_the_order_of_scores_then_texts(
+    sources, rule
+):
+    sources = [
+        ranking.Source(str(i), ranking.ranked(scores.items(), 99), most)
+        for i, (scores, most) in enumerate(sources)
+    ]
+    try:
+        merged = ranking.merge("en", sources, rule=rule)
+    except ValueError as error:
+        assert "wanted entries, got none" in str(error)
+        return
+    made = merged.metadata
+    rows = list(zip(map(int, made.sources), made.scores, made.entries, strict=True))
+    assert rows == sorted(rows, key=lambda row: (row[0], -row[1], row[2]))
+    added = {str(i): set() for i in range(len(sources))}
+    for source, entry in zip(made.sources, made.entries, strict=True):
+        added[source].add(entry)
+    for i, (source, share) in enumerate(zip(sources, merged.shares, strict=True)):
+        assert share.offered == len(source.ranked)
+        assert share.added == len(added[source.name]) <= source.max_entries
+        assert share.cut == 0 or share.added == source.max_entries
+        lost = share.already + share.never_matching + share.cut
+        assert share.offered == share.added + lost
+        assert merged.overlap[i][i] == share.added + share.already
+        for j in range(i):
+            assert merged.overlap[i][j] == merged.overlap[j][i]
+            both = added[str(j)] & dict(source.ranked).keys() - set(merged.left_out)
+            assert merged.overlap[i][j] >= len(both) * (share.cut == 0)
+    assert not any(ranking.never_matches(entry, rule=rule) for entry in made.entries)
+    assert all(ranking.never_matches(entry, rule=rule) for entry in merged.left_out)
+
+
+@pytest.mark.parametrize("rule", ["any", "v1", "v2", "fixed"])
+def test_what_never_matches_by_the_rule_leaves_its_place_to_the_next(rule):
+    ranked = [("\x07", 9.0), ("St. Louis", 8.0), ("a  b", 7.0), ("cat", 6.0), ("d", 5)]
+    merged = ranking.merge("en", [ranking.Source("title", ranked, 3)], rule=rule)
+    kept = {
+        "any": ("St. Louis", "a  b", "cat"),
+        "v1": ("cat", "d"),
+        "v2": ("cat", "d"),
+        "fixed": ("St. Louis", "a  b", "cat"),
+    }[rule]
+    assert merged.metadata.entries == kept
+    (share,) = merged.shares
+    assert (share.added, share.never_matching) == (len(kept), len(merged.left_out))
+
+
+@pytest.mark.parametrize(
+    "ranked", [[("a", 1.0), ("b", 2.0)], [("b", 1.0), ("a", 1.0)], [("a", math.nan)]]
+)
+def test_a_source_out_of_its_order_is_refused(ranked):
+    with pytest.raises(ValueError, match="'x' of metadata 'en': wanted entries best"):
+        ranking.merge("en", [ranking.Source("x", ranked, 9)])
 
 
 def test_metadata_without_any_entry_is_refused():
@@ -285,21 +360,66 @@ def test_what_is_saved_is_loaded_and_equal_input_gives_equal_bytes(tmp_path):
     }
 
 
-def test_a_json_list_loads_as_english(tmp_path):
+def test_a_json_list_loads_as_english_and_an_object_by_its_codes(tmp_path):
     path = tmp_path / "metadata.json"
     path.write_text('["photo", "St. Louis", "caf\\u00e9"]')
     loaded = store.load(path)
     assert list(loaded) == ["en"]
     assert loaded["en"].entries == ("photo", "St. Louis", "café")
-    path.write_text('{"en": ["photo"]}')
-    with pytest.raises(
-        ValueError,
-        match="metadata.json should be a JSON list of strings, but: it is a dict",
-    ):
+    path.write_text('{"zh_yue": ["貓"], "en": ["photo"]}')
+    loaded = store.load(path)
+    assert {code: one.entries for code, one in loaded.items()} == {
+        "en": ("photo",),
+        "zh_yue": ("貓",),
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"en": {"photo": 1}}', "should be a JSON list of strings, but: it is a dict"),
+        ('"photo"', "should be a JSON list of strings, but: it is a str"),
+        ("{}", "should be a JSON list of strings, or an object .* no lists"),
+        ('{"../en": ["photo"]}', "metadata code"),
+        ('["photo", "\\ud800"]', "1 entries have lone surrogates"),
+        ("[", "should be JSON"),
+    ],
+)
+def test_json_of_another_form_is_refused(tmp_path, content, message):
+    path = tmp_path / "metadata.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"metadata.json.*{message}"):
         store.load(path)
-    path.write_text("[")
-    with pytest.raises(ValueError, match="should be JSON"):
-        store.load(path)
+
+
+ENGLISH = {"en": metadata("photo", "St. Louis", "café")}
+TWO = ENGLISH | {"zh_yue": metadata("貓", code="zh_yue")}
+
+
+@pytest.mark.parametrize("name", ["metadata.json", "folder"])
+@pytest.mark.parametrize("saved", [ENGLISH, TWO], ids=["en", "two"])
+def test_json_out_and_in_keeps_the_ids(tmp_path, saved, name):
+    store.save(tmp_path / "parquet", saved, inputs={})
+    for _ in range(2):  # again, when it is finished
+        flags = ["--format=json", f"--output={name}", "parquet"]
+        done = build(tmp_path, *flags, module="export")
+        assert done.returncode == 0, done.stderr
+    loaded = store.load(tmp_path / name)
+    assert {code: one.fingerprint for code, one in loaded.items()} == {
+        code: one.fingerprint for code, one in saved.items()
+    }
+
+
+def test_a_folder_of_lists_by_code_loads_unless_it_is_unfinished(tmp_path):
+    store.save_json(tmp_path, TWO)
+    (tmp_path / "zh_yue.json").write_text('["photo"]')
+    with pytest.raises(ValueError, match="zh_yue.json: wanted fingerprint"):
+        store.load(tmp_path)
+    (tmp_path / "manifest.json").unlink()  # as MetaCLIP writes them
+    assert store.load(tmp_path)["zh_yue"].entries == ("photo",)
+    (tmp_path / "unfinished.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="wanted finished metadata"):
+        store.load(tmp_path)
 
 
 def test_a_folder_without_metadata_is_refused(tmp_path):
@@ -324,8 +444,8 @@ def test_changed_or_broken_files_are_refused(tmp_path):
         store.load(tmp_path / "a")
 
 
-def build(folder, *flags):
-    command = [sys.executable, "-m", "data_prep.build_metadata", *flags]
+def build(folder, *flags, module="build_metadata"):
+    command = [sys.executable, "-m", f"data_prep.{module}", *flags]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
