@@ -154,9 +154,7 @@ def curate() -> ConfigDict:
             },
             "selection": _selection(),
             "safety": _safety(),
-            "metadata": config_dict.placeholder(
-                str
-            ),  # folder, or JSON as MetaCLIP has it
+            "metadata": config_dict.placeholder(str),  # folder, or MetaCLIP's JSON
             # Source files whose matches make one part file. A killed run reads the
             # source files of an unfinished part again.
             "sources_per_part": 1,

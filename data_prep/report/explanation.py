@@ -11,7 +11,7 @@ from metaclip_jax.pages import charts, numbers, page
 from metaclip_jax.pages.page import clean
 
 TOP = 20  # entries shown
-_NEVER_MATCHES = {  # by the reason of `spacing.dead_reason`
+NEVER_MATCHES = {  # by the reason of `spacing.dead_reason`
     "mark_without_its_spaces": "texts get spaces around this mark, the entry has none",
     "marks_share_a_space": "texts get two spaces between marks, the entry has one",
     "too_many_spaces": "texts never have as many spaces side by side",
@@ -102,7 +102,7 @@ def as_text(found: Explanation) -> str:
                 f"  {clean(entry, limit=40)}"
             )
         for entry, reason in row.dead_examples:
-            why = _NEVER_MATCHES.get(reason, reason)
+            why = NEVER_MATCHES.get(reason, reason)
             lines.append(f"{'can never match':>23}  {clean(entry, limit=40)}: {why}")
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -40,16 +40,19 @@ def render(
     has_charts: bool,
     values: Mapping[str, Any],
     filters: Mapping[str, Callable[..., Any]] | None = None,
+    scripts: Sequence[str] = (),
 ) -> bytes:
     """Renders a template of `package`/templates to a page in UTF-8.
 
-    A page that `has_charts` contains the chart scripts (0.9 MB). Its content security
-    policy allows only these, by their hashes.
+    A page that `has_charts` contains the chart scripts (0.9 MB), and `scripts` are
+    further files of the templates' folder. The page's content security policy allows
+    only these, by their hashes.
     """
+    loader = jinja2.ChoiceLoader(
+        [jinja2.PackageLoader(package), jinja2.PackageLoader(__package__)]
+    )
     environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(
-            [jinja2.PackageLoader(package), jinja2.PackageLoader(__package__)]
-        ),
+        loader=loader,
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -64,12 +67,13 @@ def render(
         **(filters or {}),
     }
     environment.globals |= {"ratio": numbers.ratio, "times": numbers.times}
-    scripts = _scripts() if has_charts else []
-    allowed = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
+    own = [loader.get_source(environment, name)[0] for name in scripts]
+    contents = (_scripts() if has_charts else []) + own
+    allowed = " ".join(f"'sha256-{_digest(script)}'" for script in contents)
     page = environment.get_template(template).render(
         title=title,
         policy=Markup(_POLICY + (f"; script-src {allowed}" if allowed else "")),
-        scripts=[Markup(script) for script in scripts],
+        scripts=[Markup(script) for script in contents],
         font=Markup(charts.FONT),
         **values,
     )
