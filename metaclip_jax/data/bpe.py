@@ -1,4 +1,4 @@
-"""Builds CLIP's byte-level BPE tokenizer from CLIP's merges or from others."""
+"""Builds byte-level BPE tokenizers from CLIP's merges or from others."""
 
 import gzip
 import importlib.util
@@ -13,17 +13,25 @@ BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
 BYTES = 256
 CLIP_FILE = "bpe_simple_vocab_16e6.txt.gz"
-_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# CLIP's pattern cuts at combining marks, which write most vowels of Hindi, Thai and
+# their kin, and at the joiners of Persian and Sinhala. Here letters and digits keep
+# what follows them. Emoji keep their marks and joiners by the last alternative.
+WORDS = (
+    r"'s|'t|'re|'ve|'m|'ll|'d"
+    r"|\p{L}[\p{L}\p{M}\u200c\u200d]*|\p{N}\p{M}*|[^\s\p{L}\p{N}]+"
+)
 _CLIP_VOCABULARY = 49_408
 _MAX_CLIP_BYTES = 1 << 26  # of its merges; they have 3 MB
 
 
 def from_merges(
-    merges: list[tuple[str, str]], *, marks: tuple[str, ...]
+    merges: list[tuple[str, str]], *, marks: tuple[str, ...], words: str
 ) -> tokenizers.Tokenizer:
     """Builds a tokenizer with ids in CLIP's order.
 
     These are the bytes, the bytes at the end of a word, the merges, and the marks.
+    `words` is the pattern that divides texts: CLIP_WORDS, or WORDS for other merges.
     """
     single = alphabet()
     pieces = [*single, *(byte + END_OF_WORD for byte in single)]
@@ -33,7 +41,7 @@ def from_merges(
     bpe = tokenizers.Tokenizer(
         models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix=END_OF_WORD)
     )
-    bpe.pre_tokenizer = pre_tokenizer()
+    bpe.pre_tokenizer = pre_tokenizer(words)
     bpe.decoder = decoders.Sequence(
         [
             decoders.ByteLevel(),
@@ -44,12 +52,12 @@ def from_merges(
     return bpe
 
 
-def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
-    """Returns CLIP's pre-tokenizer, which splits texts into words of bytes."""
+def pre_tokenizer(words: str) -> pre_tokenizers.PreTokenizer:
+    """Returns a pre-tokenizer that splits texts into words of bytes."""
     return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(
-                tokenizers.Regex(_WORDS), behavior="removed", invert=True
+                tokenizers.Regex(words), behavior="removed", invert=True
             ),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
@@ -88,7 +96,7 @@ def from_clip_file(data: bytes, source: str) -> tokenizers.Tokenizer:
             f"{source} should be CLIP's merges ({CLIP_FILE}): a header and {wanted} "
             f"lines of two words, found {len(merges)}; fetch it again"
         )
-    return from_merges(merges, marks=(BOS, EOS))
+    return from_merges(merges, marks=(BOS, EOS), words=CLIP_WORDS)
 
 
 def installed_clip_file() -> Path:

@@ -248,8 +248,9 @@ def _checked(loaded: Tokenizer, source: str | os.PathLike) -> Tokenizer:
 def train(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     """Trains a byte-level BPE tokenizer like CLIP's; equal texts give an equal one.
 
-    Each byte has a token inside a word and one at the end of a word, so that no text
-    has unknown tokens. The result has at most `vocab_size` tokens, and fewer if no
+    Unlike CLIP's, its words keep their combining marks (`bpe.WORDS`). Each byte has a
+    token inside a word and one at the end of a word, so that no text has unknown
+    tokens. The result has at most `vocab_size` tokens, and fewer if no
     other pair occurs twice. `load` reads its `to_str()` from a file.
     """
     if vocab_size < _SMALLEST_VOCABULARY:
@@ -258,7 +259,7 @@ def train(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
             f"byte and three marks), got {vocab_size}"
         )
     learner = tokenizers.Tokenizer(models.BPE(end_of_word_suffix=bpe.END_OF_WORD))
-    learner.pre_tokenizer = bpe.pre_tokenizer()
+    learner.pre_tokenizer = bpe.pre_tokenizer(bpe.WORDS)
     learner.train_from_iterator(
         (clean(text) for text in texts),
         trainers.BpeTrainer(
@@ -276,7 +277,7 @@ def train(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     learned = json.loads(learner.to_str())["model"]["merges"]
     merges = [(left, right) for left, right in learned]
     most = vocab_size - _SMALLEST_VOCABULARY
-    trained = bpe.from_merges(merges[:most], marks=(BOS, EOS, PAD))
+    trained = bpe.from_merges(merges[:most], marks=(BOS, EOS, PAD), words=bpe.WORDS)
     # For libraries without `clean`; it does not change cleaned texts.
     trained.normalizer = normalizers.Sequence(
         [

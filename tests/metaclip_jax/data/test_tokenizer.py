@@ -151,6 +151,45 @@ def test_common_words_become_one_token(tok):
     assert len(tok.ids(["лиса"])[0]) == 1
 
 
+def words_of(text, pattern):
+    """The words of a text that the pattern makes, as texts."""
+    decode = tokenizers.decoders.ByteLevel().decode
+    found = bpe.pre_tokenizer(pattern).pre_tokenize_str(text)
+    return [decode([word]) for word, _ in found]
+
+
+# Vowel signs of Hindi, Thai, Bengali and Tamil, joiners of Persian and Malayalam,
+# accents apart from their letters, points of Hebrew, digits and emoji with marks.
+MARKED = "किताब เด็กชายที่นี่ বই தமிழ் می\u200cخواهم ന\u0d4d\u200d e\u0301te\u0301 שָׁלוֹם"
+
+
+def test_a_word_with_combining_marks_is_one_word():
+    assert words_of(MARKED, bpe.WORDS) == MARKED.split()
+    text = "किताब, 1\ufe0f\u20e3 ❤\ufe0f👩🏽\u200d🚀it's \u0301x"
+    assert words_of(text, bpe.WORDS) == [
+        *("किताब", ",", "1\ufe0f\u20e3", "❤\ufe0f👩🏽\u200d🚀", "it", "'s"),
+        *("\u0301", "x"),
+    ]
+
+
+def test_clip_s_own_words_end_at_combining_marks():
+    assert words_of("किताब it's 12", bpe.CLIP_WORDS) == [
+        *("क", "ि", "त", "ा", "ब", "it", "'s", "1", "2"),
+    ]
+
+
+@given(st.text(st.characters(exclude_categories=["M", "Cs"]) | st.sampled_from("a1' ")))
+def test_texts_without_marks_and_joiners_have_clip_s_words(text):
+    plain = text.translate({0x200C: None, 0x200D: None})
+    assert words_of(plain, bpe.WORDS) == words_of(plain, bpe.CLIP_WORDS)
+
+
+def test_trained_tokenizers_learn_whole_words_with_marks(tmp_path):
+    trained = tokenizer.train([MARKED] * 2, 1_000)
+    loaded = tokenizer.load(write(tmp_path, trained), family="clip")
+    assert len(loaded.ids([MARKED])[0]) == len(MARKED.split())
+
+
 def test_a_vocabulary_without_room_for_all_bytes_is_refused():
     with pytest.raises(ValueError, match="at least 515 .* got 514"):
         tokenizer.train(TEXTS, 514)
