@@ -5,6 +5,7 @@ In a clone (the project is not on PyPI):
     pip install -c constraints.txt -e .               # records, files: no jax, no Beam
     pip install -c constraints.txt -e '.[data]'       # + curation (data_prep)
     pip install -c constraints.txt -e '.[safety]'     # + a model of unsafe images
+    pip install -c constraints.txt -e '.[lingua]'     # + a more accurate language model
     pip install -c constraints.txt -e '.[train]'      # + training, evaluation on CPU
     pip install -c constraints.txt -e '.[tpu]'        # + training on TPU  (or [cuda])
     pip install -c constraints.txt -e '.[data,s3]'    # + reading of s3://
@@ -113,6 +114,7 @@ setup(
         "quickstart": QUICKSTART,
         "s3": ["s3fs"],  # reads s3://
         "safety": SAFETY,
+        "lingua": ["lingua-language-detector"],
         "dev": DEV,
     },
 )

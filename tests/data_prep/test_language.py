@@ -309,5 +309,7 @@ def test_an_identifier_is_named_by_its_module(monkeypatch, tmp_path):
     klingon = load_identifier("klingon:make")
     assert klingon(["x", "y"], expected=["", ""]) == ["tlh"] * 2
     for wrong in ("klingon:mak", "nowhere:make", "klingon", ""):
-        with pytest.raises(ValueError, match="wanted lid176, or package.module:name"):
+        with pytest.raises(
+            ValueError, match="wanted lid176, lingua, or package.module:n"
+        ):
             load_identifier(wrong)
