@@ -252,7 +252,7 @@ def surface(text: str) -> str:
     return " ".join(filter(None, (word.strip("'") for word in text.split())))
 
 
-_IDENTIFIERS = {"lid176": Lid176, "lingua": Lingua}
+_IDENTIFIERS: dict[str, type[LanguageIdentifier]] = {"lid176": Lid176, "lingua": Lingua}
 
 
 def load_identifier(spec: str) -> LanguageIdentifier:
