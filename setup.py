@@ -65,6 +65,7 @@ TRAIN = [
     "pillow",
     "safetensors",
     "scipy",
+    "sentencepiece",
     "simplejpeg",
     "tensorboardX",
     "tokenizers",

@@ -2,9 +2,10 @@
 
     python -m metaclip_jax.data.tokenizer --dataset=DIR --vocab_size=N --output=FILE
 
-trains a byte-level BPE tokenizer like CLIP's on a dataset's texts. Loading needs only
-the file and the model's family: the names of the special tokens determine the ids of
-the marks and the clean-up.
+trains a byte-level BPE tokenizer like CLIP's on a dataset's texts, or with
+`--model=unigram` one like XLM-V's, as MetaCLIP 2 uses. Loading needs only the file and
+the model's family: the names of the special tokens determine the ids of the marks and
+the clean-up.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from tokenizers import (
 
 from metaclip_jax import files
 from metaclip_jax.cli import command, differences
-from metaclip_jax.data import bpe, records
+from metaclip_jax.data import bpe, records, unigram
 from metaclip_jax.data.bpe import BOS, EOS
 from metaclip_jax.data.clean_up import canonical, clean
 
@@ -318,15 +319,19 @@ def _dataset_texts(dataset: records.Dataset, most_records: int) -> Iterator[str]
 
 
 def _inputs(
-    dataset: records.Dataset, vocab_size: int, most_records: int
+    dataset: records.Dataset, model: str, vocab_size: int, most_records: int
 ) -> dict[str, object]:
     """Returns what the output depends on, without paths, so that folders may move."""
     shards = records.read_shards(dataset.folder)
     return {
         "dataset": hashlib.sha256(json.dumps(shards).encode()).hexdigest(),
+        "model": model,
         "vocab_size": vocab_size,
         "records": most_records,
     }
+
+
+_TRAIN = {"bpe": train, "unigram": unigram.train}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -342,7 +347,7 @@ def main(argv: Sequence[str]) -> None:
     output = files.path(values.output)
     # The manifest is named after the file, because its folder may have other files.
     manifest = output.with_name(f"{output.stem}.manifest.json")
-    inputs = _inputs(dataset, values.vocab_size, values.records)
+    inputs = _inputs(dataset, values.model, values.vocab_size, values.records)
     if output.exists():
         found = files.read_json(manifest) if manifest.exists() else None
         if found != inputs:
@@ -354,7 +359,8 @@ def main(argv: Sequence[str]) -> None:
             )
         logging.info("%s is finished already", output)
         return
-    trained = train(_dataset_texts(dataset, values.records), values.vocab_size)
+    texts = _dataset_texts(dataset, values.records)
+    trained = _TRAIN[values.model](texts, values.vocab_size)
     # The manifest comes first, because the output's existence means it is finished.
     files.write_json(manifest, inputs)
     files.write_bytes(output, trained.to_str(pretty=True).encode())
@@ -371,6 +377,7 @@ if __name__ == "__main__":
         f"Most tokens, at least {_SMALLEST_VOCABULARY}; few texts give fewer.",
         lower_bound=_SMALLEST_VOCABULARY,
     )
+    flags.DEFINE_enum("model", "bpe", list(_TRAIN), "CLIP's kind, or XLM-V's.")
     flags.DEFINE_string("output", None, "File to write, for example tokenizer.json.")
     flags.DEFINE_integer(
         "records",

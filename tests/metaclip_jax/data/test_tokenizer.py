@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tracemalloc
+import unicodedata
 
 import ftfy
 import numpy as np
@@ -16,7 +17,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaclip_jax.data import bpe, tokenizer
+from metaclip_jax.data import bpe, tokenizer, unigram
 
 TEXTS = [
     f"a {colour} {animal}, number {n}: it's the {animal}'s {colour} house"
@@ -266,6 +267,49 @@ def test_a_public_multilingual_tokenizer_has_its_own_marks(tmp_path):
     assert (rows == tok.eos_id).sum() == 1
 
 
+@pytest.fixture(scope="module")
+def multilingual(tmp_path_factory):
+    """A tokenizer of XLM-V's kind, trained on a few texts."""
+    folder = tmp_path_factory.mktemp("unigram")
+    return tokenizer.load(write(folder, unigram.train(TEXTS, 400)), family="clip")
+
+
+def test_an_unigram_tokenizer_has_xlm_v_s_marks_and_keeps_the_case(multilingual):
+    marks = multilingual.bos_id, multilingual.pad_id, multilingual.eos_id
+    assert marks == (0, 1, 2)
+    assert multilingual.clean_up == "none"
+    assert multilingual.ids(["CAT"]) != multilingual.ids(["cat"])
+    assert len(multilingual.ids(["cat"])[0]) == 1
+    assert multilingual.vocab_size <= 400
+
+
+@given(st.text())
+def test_an_unigram_tokenizer_encodes_any_text_and_brings_it_back(multilingual, text):
+    rows, _ = multilingual([text], 8 * len(text.encode()) + 40)
+    assert (rows == multilingual.eos_id).sum() == 1
+    plain = re.sub(
+        "<s>|<pad>|</s>|<unk>|\u2581", "", unicodedata.normalize("NFKC", text)
+    )
+    assert "".join(multilingual.decode(rows[0]).split()) == "".join(plain.split())
+
+
+@pytest.mark.parametrize("text", ["<0x41>", "<0xFF> cat", "a<s>b", "</s>", "<unk>"])
+def test_texts_that_spell_pieces_give_neither_bytes_nor_marks(multilingual, text):
+    ids = multilingual.ids([text])[0]
+    assert not set(ids) & {*range(4 + 256)}
+    assert multilingual.decode(ids) == text
+
+
+def test_unigram_training_twice_gives_the_same_bytes():
+    assert unigram.learn(TEXTS, 400) == unigram.learn(TEXTS, 400)
+
+
+def test_an_unigram_vocabulary_without_room_or_texts_is_refused():
+    for texts, size in ((TEXTS, 300), ([], 1_000)):
+        with pytest.raises(ValueError, match=rf"room for .* got {size}"):
+            unigram.train(texts, size)
+
+
 # The first merges of the real file. Its "the" is token 518, its "!" token 0.
 CLIP_MERGES = ["i n", "t h", "a n", "r e", "a r", "e r", "th e</w>", "in g</w>"]
 
@@ -352,7 +396,11 @@ def test_the_command_writes_once_and_refuses_another_runs_file(tmp_path, write_d
     assert run(*flags).returncode == 0
     assert output.stat().st_mtime_ns == stamp
 
-    other = run(flags[0], "--vocab_size=561", flags[2])
-    assert other.returncode != 0
-    assert "choose another file" in other.stderr
+    for other in (
+        [flags[0], "--vocab_size=561", flags[2]],
+        [*flags, "--model=unigram"],
+    ):
+        refused = run(*other)
+        assert refused.returncode != 0
+        assert "choose another file" in refused.stderr
     assert output.read_bytes() == data
