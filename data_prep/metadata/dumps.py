@@ -1,0 +1,362 @@
+"""Reads the articles of MediaWiki's XML dumps, plain, .bz2 or .gz.
+
+A dump is cut into ranges of bytes that are read apart. A page belongs to the range in
+which its first byte is: of a plain file the byte itself, of bz2 the first byte of the
+stream that holds it. So a multistream dump is read by many processes, and of a file
+that is one stream the first range has all pages.
+
+Pages are cut out by their tags and each is parsed by itself, without the document's
+prolog: a damaged page is lost alone, one that is too large is never in memory, and
+there are no entities to declare. mwxml parses the dump as one document (its rate and
+ours are in docs/metadata.md).
+"""
+
+import bz2
+import codecs
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+from xml.etree import ElementTree
+
+from data_prep.sources import remote
+from data_prep.sources.archive import LostFile
+
+_BLOCK = 1 << 18  # bytes read at a time
+_MAX_OUTPUT = 1 << 20  # bytes decompressed at a time
+_TAIL = 64  # bytes at the end that show whether the file is whole
+_HEAD = 1 << 20  # decompressed bytes that hold the names of a wiki's namespaces
+_GZIP, _BZ2, _7Z = b"\x1f\x8b", b"BZh", b"7z\xbc\xaf\x27\x1c"
+_STREAM = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
+_STREAM_BYTES = 10
+_OPEN, _CLOSE, _END = b"<page>", b"</page>", b"</mediawiki>"
+_BEGUN = [_OPEN[:i] for i in range(1, len(_OPEN))]
+_ROOT = re.compile(rb"<mediawiki\b[^<>]*>")
+_LANGUAGE = re.compile(rb"""\bxml:lang\s*=\s*["']([\w-]+)["']""")
+_SITE = re.compile(rb"<siteinfo>.*?</siteinfo>", re.DOTALL)
+_UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+# Where the name of a wiki's database is not its code and "wiki".
+_DATABASES = {"be_tarask": "be_x_old"}
+
+
+@dataclass(frozen=True, slots=True)
+class DumpPage:
+    """An article: namespace 0, and no redirect."""
+
+    title: str
+    text: str  # wikitext
+
+
+@dataclass(frozen=True, slots=True)
+class LostPage:
+    """A page that is no article, or not a usable one.
+
+    Reasons: other_namespace, redirect, not_wikitext, empty_page, page_too_large,
+    bad_xml.
+    """
+
+    reason: str
+
+
+class _TruncatedError(Exception):
+    """A file ends inside of a compressed stream."""
+
+
+class _CorruptError(Exception):
+    """Compressed bytes are damaged."""
+
+
+def check(path: str, code: str) -> None:
+    """Refuses a file that is no dump of a Wikipedia.
+
+    Args:
+      path: local, gs:// or http(s)://.
+      code: of the Wikipedia, such as "en" or "zh_yue".
+
+    Raises:
+      ValueError: it is none, it is of another wiki, or it is compressed by 7-Zip.
+      OSError: the file cannot be opened or the storage fails.
+    """
+    wanted = f"{path}: wanted a MediaWiki XML dump (.xml, .xml.bz2 or .xml.gz)"
+    with remote.open_file(path) as file:
+        if file.read(len(_7Z)) == _7Z:
+            raise ValueError(
+                f"{wanted}, got one compressed by 7-Zip; take the .bz2 file of the same"
+                " dump, or run 7z x -so FILE | bzip2 > NEW"
+            )
+        head = _head(file)
+    root = _ROOT.search(head)
+    if not root:
+        raise ValueError(f"{wanted}, got a file without <mediawiki>; correct the path")
+    name, language = _site(head, root[0])
+    database = _DATABASES.get(code, code) + "wiki"
+    got = name if name != database else ""
+    if not name and language.split("-")[0] != code.split("_")[0]:
+        got = language  # only pieces of a dump that were cut by hand have no name
+    if got:
+        raise ValueError(
+            f"{path}: wanted the dump of {database}, got one of {got!r}; correct the"
+            " path, or the languages"
+        )
+
+
+def ranges(path: str, size: int, *, range_bytes: int) -> list[tuple[int, int]]:
+    """Returns start and stop of the ranges in which a file is read.
+
+    Args:
+      path: local, gs:// or http(s)://.
+      size: of the file in bytes; 0 if it is not known, which makes one range.
+      range_bytes: of each, except the last; the ranges do not depend on who reads.
+    """
+    with remote.open_file(path) as file:
+        start = file.read(4)
+    if start.startswith(_GZIP) or start[:2] in _UTF16 or not size:
+        return [(0, 0)]
+    starts = range(0, size, range_bytes)
+    return [(each, min(each + range_bytes, size)) for each in starts]
+
+
+def read_pages(
+    path: str, *, start: int = 0, stop: int = 0, max_page_bytes: int
+) -> Iterator[DumpPage | LostPage | LostFile]:
+    """Yields the articles that begin in a range of a dump, in their order.
+
+    Damage raises no error and is reported: a bad page as a LostPage; a LostFile, after
+    the good pages, if the range could not be read to its end. Its reasons: not_dump,
+    empty_file, truncated_dump, corrupt_dump.
+
+    Args:
+      path: local, gs:// or http(s)://.
+      start, stop: one of `ranges`; 0 and 0 is the whole file.
+      max_page_bytes: of the XML of a page.
+
+    Raises OSError where the file cannot be opened or the storage fails.
+    """
+    with remote.open_file(path) as file:
+        pages = _Pages(max_page_bytes)
+        is_empty = start > 0  # a range in which no stream begins
+        try:
+            for data, is_inside in _decompressed(file, start, stop):
+                is_empty = False
+                yield from map(_to_page, pages.feed(data, is_inside))
+                if pages.is_done:
+                    return
+        except _TruncatedError:
+            yield LostFile("truncated_dump")
+        except _CorruptError:
+            yield LostFile("corrupt_dump")
+        else:
+            if not is_empty and (lost := pages.end(is_first=not start)):
+                yield LostFile(lost)
+
+
+class _Pages:
+    """Cuts the XML of pages out of the bytes of a dump."""
+
+    def __init__(self, max_page_bytes: int) -> None:
+        self.is_done = False  # whether all pages of the range were seen
+        self._most = max_page_bytes
+        self._buffer = bytearray()
+        self._searched = 0  # bytes at the buffer's start that hold no end of a page
+        self._limit: int | None = None  # of the range, in the buffer; negative is past
+        self._is_skipping = False  # a page that is too large
+        self._is_dump = False
+        self._tail = b""
+
+    def feed(self, data: bytes, is_inside: bool) -> Iterator[bytes | LostPage]:
+        """Yields the XML of the pages that are complete, and what was lost."""
+        if not is_inside and self._limit is None:
+            self._limit = len(self._buffer)
+        self._buffer += data
+        self._tail += data
+        self._is_dump = self._is_dump or b"<mediawiki" in self._tail
+        self._tail = self._tail[-_TAIL:]
+        while not self.is_done:
+            begin = 0 if self._is_skipping else self._buffer.find(_OPEN)
+            if begin < 0:
+                self._forget(max(0, len(self._buffer) - len(_OPEN) + 1))
+                if self._limit is not None:
+                    begun = bytes(self._buffer[: max(0, self._limit)])
+                    self.is_done = not any(map(begun.endswith, _BEGUN))
+                return
+            if self._limit is not None and begin >= self._limit:
+                self.is_done = True
+                return
+            self._forget(begin)
+            end = self._buffer.find(_CLOSE, self._searched)
+            if end >= 0:
+                if self._is_skipping:
+                    self._is_skipping = False
+                elif end + len(_CLOSE) > self._most:
+                    yield LostPage("page_too_large")
+                else:
+                    yield bytes(self._buffer[: end + len(_CLOSE)])
+                self._forget(end + len(_CLOSE))
+                continue
+            self._searched = max(0, len(self._buffer) - len(_CLOSE) + 1)
+            if not self._is_skipping and len(self._buffer) > self._most:
+                self._is_skipping = True
+                yield LostPage("page_too_large")
+            if self._is_skipping:
+                self._forget(self._searched)
+            return
+
+    def end(self, *, is_first: bool) -> str:
+        """Returns why the file could not be read to its end, "" if it was."""
+        if is_first and not self._is_dump:
+            return "not_dump" if self._tail else "empty_file"
+        tail = self._tail.strip()  # a short one may begin inside of the last tag
+        is_whole = tail.endswith(_END) or _END.endswith(tail)
+        return "" if is_whole else "truncated_dump"
+
+    def _forget(self, size: int) -> None:
+        """Drops bytes at the buffer's start."""
+        del self._buffer[:size]
+        self._searched = max(0, self._searched - size)
+        if self._limit is not None:
+            self._limit -= size
+
+
+def _to_page(xml: bytes | LostPage) -> DumpPage | LostPage:
+    if isinstance(xml, LostPage):
+        return xml
+    try:
+        page = ElementTree.fromstring(xml)
+    except (ElementTree.ParseError, ValueError, LookupError):
+        return LostPage("bad_xml")
+    title, revisions = page.findtext("title"), page.findall("revision")
+    if not title or not revisions:
+        return LostPage("bad_xml")
+    if page.findtext("ns") not in ("0", None):
+        return LostPage("other_namespace")
+    if page.find("redirect") is not None:
+        return LostPage("redirect")
+    if revisions[-1].findtext("model") not in ("wikitext", None):
+        return LostPage("not_wikitext")
+    text = revisions[-1].findtext("text")
+    return DumpPage(title, text) if text else LostPage("empty_page")
+
+
+def _head(file: BinaryIO) -> bytes:
+    """Returns the first decompressed bytes, as far as they are undamaged."""
+    head = b""
+    try:
+        for data, _ in _decompressed(file, 0, 0):
+            head += data
+            if len(head) >= _HEAD or _OPEN in head:
+                break
+    except (_TruncatedError, _CorruptError):
+        pass
+    return head
+
+
+def _site(head: bytes, root: bytes) -> tuple[str, str]:
+    """Returns the name of a wiki's database and its language, "" for unknown ones."""
+    language = _LANGUAGE.search(root)
+    name = None
+    if site := _SITE.search(head):
+        try:
+            name = ElementTree.fromstring(site[0]).findtext("dbname")
+        except (ElementTree.ParseError, ValueError, LookupError):
+            pass
+    return name or "", language[1].decode() if language else ""
+
+
+def _decompressed(
+    file: BinaryIO, start: int, stop: int
+) -> Iterator[tuple[bytes, bool]]:
+    """Yields the bytes of a dump in UTF-8, and whether they belong to the range.
+
+    Those after the range are yielded too, to the end of the file. Raises
+    _TruncatedError or _CorruptError.
+    """
+    file.seek(0)
+    magic = file.read(4)
+    if magic.startswith(_BZ2):
+        found = _of_bz2(file, start, stop)
+    elif magic.startswith(_GZIP):
+        found = _of_gzip(file)
+    else:
+        found = _of_plain(file, start, stop)
+    decoder: codecs.IncrementalDecoder | None = None
+    for i, (data, is_inside) in enumerate(found):
+        if not (i or start) and data[:2] in _UTF16:
+            decoder = codecs.getincrementaldecoder(_UTF16[data[:2]])("replace")
+            data = data[2:]
+        if decoder:
+            data = decoder.decode(data).encode("utf-8", "replace")
+        yield data, is_inside
+
+
+def _of_plain(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, bool]]:
+    file.seek(start)
+    while data := file.read(_BLOCK):
+        inside = max(0, stop - start) if stop else len(data)
+        if data[:inside]:
+            yield data[:inside], True
+        if data[inside:]:
+            yield data[inside:], False
+        start += len(data)
+
+
+def _of_gzip(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
+    file.seek(0)
+    data = file.read(_BLOCK)
+    while data:
+        member = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        while not member.eof:
+            data = data or file.read(_BLOCK)
+            if not data:
+                raise _TruncatedError
+            try:
+                found = member.decompress(data, _MAX_OUTPUT)
+            except zlib.error as error:
+                raise _CorruptError from error
+            data = member.unconsumed_tail
+            if found:
+                yield found, True
+        data = member.unused_data or file.read(_BLOCK)
+
+
+def _of_bz2(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, bool]]:
+    file.seek(start)
+    position, data = (
+        _first_stream(file, start, stop) if start else (0, file.read(_BLOCK))
+    )
+    while data:
+        is_inside = not stop or position < stop
+        if not is_inside:
+            yield b"", False  # often nothing more is needed, whatever state it is in
+        stream = bz2.BZ2Decompressor()
+        while not stream.eof:
+            if stream.needs_input and not data:
+                data = file.read(_BLOCK)
+                if not data:
+                    raise _TruncatedError
+            given, data = (data, b"") if stream.needs_input else (b"", data)
+            position += len(given)
+            try:
+                found = stream.decompress(given, _MAX_OUTPUT)
+            except (OSError, ValueError) as error:
+                raise _CorruptError from error
+            if found:
+                yield found, is_inside
+        position -= len(stream.unused_data)
+        data = stream.unused_data or file.read(_BLOCK)
+
+
+def _first_stream(file: BinaryIO, position: int, stop: int) -> tuple[int, bytes]:
+    """Returns where the first stream of a range begins, and bytes from there on.
+
+    No bytes if none begins in the range.
+    """
+    data = b""
+    while position < stop and (block := file.read(_BLOCK)):
+        data += block
+        if mark := _STREAM.search(data):
+            position += mark.start()
+            return position, data[mark.start() :] if position < stop else b""
+        position += max(0, len(data) - _STREAM_BYTES + 1)
+        data = data[1 - _STREAM_BYTES :]
+    return position, b""
