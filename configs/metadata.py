@@ -1,7 +1,7 @@
 """Metadata: the paper's 500,000 English entries (arXiv 2309.16671, table 1).
 
     python -m data_prep.build_metadata --config=configs/metadata.py:en \
-        --config.warc='pages/*.warc.gz' --config.pageviews=pageviews.txt --output=DIR
+        --warc='pages/*.warc.gz' --pageviews=pageviews.txt --output=DIR
 
 `quickstart` has thresholds for a corpus a hundred thousand times smaller.
 """

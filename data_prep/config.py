@@ -41,20 +41,22 @@ def metadata() -> ConfigDict:
     """Keys of `python -m data_prep.build_metadata`."""
     return _locked(
         {
-            "warc": config_dict.placeholder(str),  # glob of the WARC files to read
-            "pageviews": config_dict.placeholder(str),  # Wikimedia page view file
             "languages": ("en",),  # one metadata each; others are not built
             "unigram_min_count": 100,  # occurrences (paper, Table 1: 100)
             "max_unigrams": 251_465,  # entries (paper, Table 1)
-            # Nats. The paper's 30 (Table 1) is on an unknown scale: in nats PMI stays
-            # below ln(tokens / min_count), about 20 on Wikipedia. So this only drops
+            # pmi: pointwise mutual information in bits. worldwide: MetaCLIP 2's, which
+            # prefers frequent bigrams.
+            "bigram_score": "pmi",
+            # The paper's 30 (Table 1) is on an unknown scale: in bits PMI stays below
+            # log2(tokens / bigram_min_count), about 29 on Wikipedia. So this only drops
             # chance pairs, and max_bigrams decides the rest.
-            "bigram_min_pmi": 3.0,
+            "bigram_min_score": 4.0,
             "bigram_min_count": 5,  # occurrences; PMI of rarer pairs is noise
             "max_bigrams": 100_646,  # entries (paper, Table 1)
             "title_min_views": 70,  # views (paper, Table 1: 70)
             "max_titles": 61_235,  # entries (paper, Table 1)
-            "memory_gib": 4.0,  # GiB of counts in memory; more go to disk
+            # GiB of counts in the memory of all workers of a machine; more go to disk.
+            "memory_gib": 4.0,
             "pages": _pages(),
         }
     )
@@ -252,8 +254,6 @@ _PAGES: dict[str, Range] = {
 }
 
 METADATA_RANGES: dict[str, Range] = {
-    "warc": _PATH,
-    "pageviews": _PATH,
     "languages": Range(
         tuple,
         each=Range(
@@ -262,7 +262,8 @@ METADATA_RANGES: dict[str, Range] = {
     ),
     "unigram_min_count": _COUNT,
     "max_unigrams": _COUNT_OR_NONE,
-    "bigram_min_pmi": Range(float),
+    "bigram_score": Range(str, choices=("pmi", "worldwide")),
+    "bigram_min_score": Range(float),
     "bigram_min_count": _COUNT,
     "max_bigrams": _COUNT_OR_NONE,
     "title_min_views": _COUNT_OR_NONE,

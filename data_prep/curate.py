@@ -412,25 +412,12 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "stop_after", "write", ("match", "download", "write"), "The last stage to run."
     )
-    flags.DEFINE_string(
-        "workers", "auto", "Worker processes on this machine: a number, or auto."
-    )
-    flags.register_validator(
-        "workers",
-        lambda n: n == "auto" or n.isdecimal() and int(n) > 0,
-        "wanted auto or 1, 2, ...",
-    )
+    pipelines.define_flags()
     flags.DEFINE_bool(
         "retry_failed",
         False,
         "Download images again whose failure may be temporary, and redo the stages "
         "that ran without them.",
-    )
-    flags.DEFINE_integer(
-        "max_failed_sources",
-        0,
-        "How many source files may fail three times; they are lost, and counted.",
-        lower_bound=0,
     )
     flags.mark_flags_as_required(["config", "workdir", "output"])
 

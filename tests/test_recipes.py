@@ -191,8 +191,9 @@ def test_the_command_of_a_recipe_names_a_variant_and_parses(name, monkeypatch):
     parsed = flags.FlagValues()
     if name in programs:
         config_flag.define({}, flag_values=parsed)
-        for folder in ("workdir", "output"):
-            flags.DEFINE_string(folder, None, "", flag_values=parsed)
+        paths = "workdir", "output", "warc", "wikipedia", "wordnet", "pageviews"
+        for path in paths:
+            flags.DEFINE_string(path, None, "", flag_values=parsed)
     else:
         train.define_flags(parsed)
     assert parsed(words[2:]) == words[2:3]  # nothing is left over

@@ -1,92 +1,270 @@
-"""Counts of strings that go to disk where they do not fit the memory.
+"""Counts in files, and what is chosen by their sums within a memory budget.
 
-A run is a file of sorted counts, cut at the same keys in every run; so the sums of a
-range of keys need one piece of each run.
+The counts of a piece of a source are Parquet files with the same name in one folder per
+table. Their row group i is run i of the piece, whose language is row i of the marker of
+that name; a language may have several runs. Sums are made by DuckDB, which moves to
+disk what exceeds its memory.
 """
 
-import bisect
-import itertools
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
+import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-_ROWS = pa.schema([("key", pa.string()), ("count", pa.int64())])
-_KEY_BYTES = 150  # of a key in a Counter: the string, its number, its place
-_RUN_KEYS = 1 << 19
-_RANGES = 256
-_COMPRESSED = pa.ipc.IpcWriteOptions(compression="lz4")
+from data_prep.metadata import ngrams
+from data_prep.metadata.ranking import Ranked
+from metaclip_jax import files
 
-
-class Spill:
-    """The folder to which counters go when all together exceed a memory budget."""
-
-    def __init__(self, folder: Path, max_bytes: float) -> None:
-        self._folder = folder
-        self._most = max(1, int(max_bytes / _KEY_BYTES))
-        self._runs: dict[str, list[Path]] = {}
-        self._edges: dict[str, list[str]] = {}  # the keys at which runs are cut
-
-    def relieve(self, counters: Mapping[str, Counter[str]]) -> None:
-        """Writes counters to disk and clears them, if they are too large together."""
-        if sum(map(len, counters.values())) > self._most:
-            for name, counter in counters.items():
-                self._write(name, counter)
-
-    def sums(self, name: str, counter: Counter[str], least: int) -> Iterator[pa.Table]:
-        """Yields `key` and `count` of all keys with `least` or more, and clears."""
-        if name not in self._runs:
-            yield from tables(counter, least)
-            counter.clear()
-            return
-        self._write(name, counter)
-        for i in range(len(self._edges[name]) + 1):
-            batches = []
-            for path in self._runs[name]:
-                with pa.memory_map(str(path)) as file:
-                    batches.append(pa.ipc.open_file(file).get_batch(i))
-            table = pa.Table.from_batches(batches, _ROWS)
-            table = table.group_by("key", use_threads=False).aggregate(
-                [("count", "sum")]
-            )
-            yield _at_least(table.rename_columns(_ROWS.names), least)
-
-    def _write(self, name: str, counter: Counter[str]) -> None:
-        runs = self._runs.setdefault(name, []) if counter else []
-        for batch in _batches(counter):
-            run = batch.sort_by("key")
-            keys, n = run["key"], run.num_rows
-            if name not in self._edges:
-                found = (keys[n * i // _RANGES].as_py() for i in range(1, _RANGES))
-                self._edges[name] = sorted(set(found))
-            cuts = [
-                bisect.bisect_left(range(n), edge, key=lambda i: keys[i].as_py())
-                for edge in self._edges[name]
-            ]
-            path = self._folder / f"{name}-{len(runs)}.arrow"
-            with pa.ipc.new_file(path, _ROWS, options=_COMPRESSED) as writer:
-                for start, stop in itertools.pairwise([0, *cuts, n]):
-                    writer.write_batch(run.slice(start, stop - start))
-            runs.append(path)
-        counter.clear()
+WORDS, BIGRAMS, TITLES = "words", "bigrams", "titles"
+SCHEMAS = {
+    WORDS: ngrams.WORDS,
+    BIGRAMS: ngrams.BIGRAMS,
+    TITLES: pa.schema([("title", pa.string()), ("count", pa.int64())]),
+}
+SCORES = ("pmi", "worldwide")
+_ROWS = 1 << 20  # of bigrams that are looked up at a time
+_LEAST_MEMORY = 256 << 20  # bytes that DuckDB needs
+# So that the order does not depend on the last bits of a logarithm.
+_DIGITS = 9
 
 
-def tables(counter: Counter[str], least: int) -> Iterator[pa.Table]:
-    """Yields `key` and `count` of the keys of a counter with `least` or more."""
-    yield _ROWS.empty_table()
-    for batch in _batches(counter):
-        yield _at_least(pa.Table.from_batches([batch]), least)
+class Part(NamedTuple):
+    """The counts of a piece: a name in the folders, and the language of each run."""
+
+    name: str
+    codes: Sequence[str]
 
 
-def _batches(counter: Counter[str]) -> Iterator[pa.RecordBatch]:
-    keys, numbers = iter(counter.keys()), iter(counter.values())
-    while some := list(itertools.islice(keys, _RUN_KEYS)):
-        columns = some, list(itertools.islice(numbers, _RUN_KEYS))
-        arrays = [pa.array(c, f.type) for c, f in zip(columns, _ROWS, strict=True)]
-        yield pa.RecordBatch.from_arrays(arrays, schema=_ROWS)
+class Chosen(NamedTuple):
+    """The best entries of a source, and how many reach its threshold."""
+
+    ranked: Ranked
+    offered: int
 
 
-def _at_least(table: pa.Table, least: int) -> pa.Table:
-    return table.filter(pc.greater_equal(table["count"], least))
+def write(
+    folder: str, name: str, runs: Iterable[tuple[str, Mapping[str, pa.Table]]]
+) -> list[str]:
+    """Writes the runs of a piece; returns their languages, for the marker.
+
+    Args:
+      folder: holds a folder per table.
+      name: of the files.
+      runs: language, and tables of SCHEMAS by name, the same names in all runs.
+    """
+    codes: list[str] = []
+    with ExitStack() as stack:
+        writers: dict[str, pq.ParquetWriter] = {}
+        for code, tables in runs:
+            for table_name, table in tables.items():
+                if table_name not in writers:
+                    final = files.path(folder) / table_name / name
+                    local = stack.enter_context(files.staged(final))
+                    writers[table_name] = stack.enter_context(
+                        pq.ParquetWriter(local, table.schema, compression="zstd")
+                    )
+                whole = max(1, table.num_rows)
+                writers[table_name].write_table(table, row_group_size=whole)
+            codes.append(code)
+    return codes
+
+
+class Sums:
+    """Sums the counts of the parts in a folder, one language at a time."""
+
+    def __init__(
+        self,
+        folder: str,
+        parts: Sequence[Part],
+        database: duckdb.DuckDBPyConnection,
+    ) -> None:
+        self._folder, self._parts, self._database = folder, parts, database
+
+    def sum_words(self, code: str) -> int:
+        """Sums the words of a language, for the methods below; returns how many."""
+        self._sum("words", "word", self._tables(WORDS, code), ngrams.WORDS, least=1)
+        return self._number("SELECT coalesce(sum(count), 0) FROM words")
+
+    def frequent_words(self, *, least: int, most: int) -> Chosen:
+        """Returns the words that occur `least` times; the score is their count."""
+        return self._best(f"SELECT word, count FROM words WHERE count >= {least}", most)
+
+    def frequent_titles(self, code: str, *, least: int, most: int) -> Chosen:
+        """Returns the titles with `least` or more views; the score is their number."""
+        tables = self._tables(TITLES, code)
+        self._sum("titles", "title", tables, SCHEMAS[TITLES], least=max(1, least))
+        return self._best("SELECT title, count FROM titles", most)
+
+    def bigrams(
+        self,
+        code: str,
+        *,
+        tokens: int,
+        min_count: int,
+        score: str,
+        min_score: float,
+        most: int,
+        between: str = " ",
+    ) -> Chosen:
+        """Returns the bigrams with the highest scores, after `sum_words`.
+
+        With n, a, b the counts of a bigram and of its words, and N = tokens, nltk's
+        pointwise mutual information is log2(n N / (a b)), in bits. It cannot exceed
+        log2(N / min_count).
+
+        Args:
+          code: the language.
+          tokens: number of all its words.
+          min_count: rarer bigrams are left out, since their PMI is mostly noise.
+          score: "pmi"; or "worldwide" as in MetaCLIP 2: (n + 1)^0.7 times the PMI less
+            the PMI that 30% of the bigrams do not reach.
+          min_score: least score.
+          most: how many bigrams at most.
+          between: what parts the two words of an entry.
+        """
+        self._run(
+            "CREATE OR REPLACE TABLE common AS"
+            " SELECT word, count, row_number() OVER (ORDER BY count DESC, word) - 1 AS"
+            f" id FROM words WHERE count >= {min_count}"
+        )
+        common = self._database.sql(
+            "SELECT word FROM common ORDER BY id"
+        ).to_arrow_table()["word"]
+        pairs = _Pairs(self._folder, self._parts, code, common.combine_chunks())
+        self._sum("pairs", "pair", pairs.tables(), _PAIRS, least=min_count)
+        self._run(
+            "CREATE OR REPLACE TABLE scored AS"
+            " SELECT a.word AS first, b.word AS second, n.count AS count,"
+            f" log2(n.count::DOUBLE * {tokens} / (a.count::DOUBLE * b.count)) AS pmi"
+            " FROM pairs n JOIN common a ON a.id = (n.pair >> 32)"
+            f" JOIN common b ON b.id = (n.pair & {0xFFFFFFFF})"
+        )
+        formula = "pmi"
+        if score == "worldwide":
+            (base,) = self._database.execute(
+                "SELECT quantile_cont(pmi, 0.3) FROM scored"
+            ).fetchall()[0]
+            formula = f"pow(count + 1, 0.7) * (pmi - {base or 0.0!r}::DOUBLE)"
+        return self._best(
+            f"SELECT key, score FROM (SELECT first || '{between}' || second AS key,"
+            f" round({formula}, {_DIGITS}) AS score FROM scored)"
+            f" WHERE score >= {min_score!r}::DOUBLE",
+            most,
+        )
+
+    def _tables(self, table: str, code: str) -> Iterator[pa.Table]:
+        for part in self._parts:
+            for _, rows in _read(self._folder, table, part, code):
+                yield rows
+
+    def _sum(
+        self,
+        name: str,
+        key: str,
+        tables: Iterator[pa.Table],
+        of: pa.Schema,
+        *,
+        least: int,
+    ) -> None:
+        """Makes a table of the sums, of keys with `least` or more."""
+        batches = (batch for table in tables for batch in table.to_batches())
+        reader = pa.RecordBatchReader.from_batches(of, batches)
+        self._database.register("counted", reader)
+        self._run(
+            f"CREATE OR REPLACE TABLE {name} AS"
+            f" SELECT {key}, sum(count)::BIGINT AS count FROM counted"
+            f" GROUP BY {key} HAVING sum(count) >= {least}"
+        )
+        self._database.unregister("counted")
+
+    def _best(self, query: str, most: int) -> Chosen:
+        """Returns the `most` best rows of a query for entries and their scores."""
+        offered = self._number(f"SELECT count(*) FROM ({query})")
+        rows = self._database.execute(
+            f"{query} ORDER BY 2 DESC, 1 LIMIT {most}"
+        ).fetchall()
+        return Chosen([(entry, float(score)) for entry, score in rows], offered)
+
+    def _number(self, query: str) -> int:
+        ((number,),) = self._database.execute(query).fetchall()
+        return int(number)
+
+    def _run(self, query: str) -> None:
+        self._database.execute(query)
+
+
+@contextmanager
+def database(
+    folder: os.PathLike[str] | str, *, memory_gib: float, threads: int
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Opens a DuckDB in an empty local folder, to which it also moves what exceeds the
+    memory.
+    """
+    memory = max(_LEAST_MEMORY, math.floor(memory_gib * 2**30))
+    settings: dict[str, str | bool | int | float | list[str]] = {
+        "threads": threads,
+        "memory_limit": f"{memory}B",
+        "temp_directory": os.path.join(folder, "spilled"),
+        "preserve_insertion_order": "false",
+        "autoinstall_known_extensions": "false",
+        "autoload_known_extensions": "false",
+    }
+    path = os.path.join(folder, "sums.duckdb")
+    with duckdb.connect(path, config=settings) as connection:
+        connection.execute("SET enable_progress_bar = false")
+        yield connection
+
+
+_PAIRS = pa.schema([("pair", pa.uint64()), ("count", pa.int64())])
+
+
+class _Pairs(NamedTuple):
+    """The bigrams of a language in all parts, by the positions of their words."""
+
+    folder: str
+    parts: Sequence[Part]
+    code: str
+    common: pa.StringArray
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Yields _PAIRS: position of the first word << 32 | that of the second.
+
+        Bigrams with a word that is not common are left out.
+        """
+        for part in self.parts:
+            runs = _read(self.folder, WORDS, part, self.code)
+            pairs = _read(self.folder, BIGRAMS, part, self.code)
+            for (_, words), (_, bigrams) in zip(runs, pairs, strict=True):
+                found = pc.index_in(words["word"], value_set=self.common)
+                ids = found.fill_null(-1).to_numpy().astype(np.int64)
+                for start in range(0, bigrams.num_rows, _ROWS):
+                    rows = bigrams.slice(start, _ROWS)
+                    first, second = (
+                        ids[rows[name].to_numpy()] for name in ("first", "second")
+                    )
+                    both = (first >= 0) & (second >= 0)
+                    pair = (first[both] << 32 | second[both]).astype(np.uint64)
+                    times = rows["count"].to_numpy()[both]
+                    yield pa.Table.from_arrays(
+                        [pa.array(pair), pa.array(times)], schema=_PAIRS
+                    )
+
+
+def _read(
+    folder: str, table: str, part: Part, code: str
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yields the number of each run of a language, and its rows."""
+    wanted = [i for i, of in enumerate(part.codes) if of == code]
+    path = files.path(folder) / table / part.name
+    if not wanted or not path.exists():
+        return
+    with files.naming(path, "a part"), files.open_parquet(path) as parquet:
+        for i in wanted:
+            yield i, parquet.read_row_group(i, use_threads=False)

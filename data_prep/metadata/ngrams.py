@@ -1,122 +1,151 @@
-"""Counts of words and bigrams, and bigrams by pointwise mutual information."""
+"""Counts of words and bigrams of texts.
 
-import math
+A word is a run of letters, digits and combining marks; hyphens and apostrophes inside
+belong to it, so "T-shirt" is one word, as in matching. A bigram is two words with
+exactly one space between, since words separated by a comma or a line end never match as
+one entry. Languages written without spaces must be segmented before.
+"""
+
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from data_prep.metadata.ranking import Ranked, ranked
+from data_prep.metadata import ngram_kernel as kernel
 
-_ROUNDING = 1e-6  # nats
-# Without marks above the basic plane (a few rare scripts): with them, Python's re does
-# a search instead of a look-up in a bitmap, which is several times slower.
-_MARKS = range(0x300, 0x10000)
+WORDS = pa.schema([("word", pa.string()), ("count", pa.int64())])
+# `first` and `second` are positions in the WORDS of the same run.
+BIGRAMS = pa.schema(
+    [("first", pa.uint32()), ("second", pa.uint32()), ("count", pa.int64())]
+)
 
-
-@dataclass
-class NgramCounts:
-    """Counts of words and of pairs of adjacent words.
-
-    A bigram's key is both words with one space between. `tokens` is the total number of
-    words.
-    """
-
-    unigrams: Counter[str] = field(default_factory=Counter)
-    bigrams: Counter[str] = field(default_factory=Counter)
-    tokens: int = 0
+_JOINERS = "'\u2019\u200c\u200d-"  # the zero-width ones: Persian, Indic scripts
+_MARKS = range(0x300, 0x10000)  # further ones are of a few rare scripts
+_BUFFER_CHARS = 1 << 18  # of texts that are counted in one call of the kernel
+_CHAR_BYTES = 4  # at most
+_FEWEST = 1 << 10  # words of an empty table
+_WORD_BYTES = 8  # of a word, on average: only the first guess
 
 
-def count_ngrams(
-    texts: Iterable[str], *, into: NgramCounts | None = None
-) -> NgramCounts:
-    """Counts words and bigrams of texts, added to `into` if given.
+class Run(NamedTuple):
+    """The counts of some texts of one language: tables of WORDS and BIGRAMS."""
 
-    A word is a run of letters, digits and combining marks; hyphens and apostrophes
-    inside belong to it, so "T-shirt" is one word, as in matching. A bigram is two words
-    with exactly one space between, since words separated by a comma or a line end never
-    match as one entry. Languages written without spaces must be segmented before.
-
-    All counts are kept in memory; `counts.Spill` moves them to disk.
-    """
-    counts = NgramCounts() if into is None else into
-    words = _words()
-    for text in texts:
-        previous, end = "", -1
-        pairs = []
-        tokens = []
-        for found in words.finditer(text):
-            word = found[0]
-            tokens.append(word)
-            if found.start() == end + 1 and text[end] == " ":
-                pairs.append(f"{previous} {word}")
-            previous, end = word, found.end()
-        counts.unigrams.update(tokens)
-        counts.bigrams.update(pairs)
-        counts.tokens += len(tokens)
-    return counts
+    words: pa.Table
+    bigrams: pa.Table
 
 
-def select_bigrams(
-    bigrams: Iterable[pa.Table],
-    unigrams: pa.Table,
-    *,
-    tokens: int,
-    min_pmi: float,
-    most: int,
-) -> Ranked:
-    """Returns the bigrams whose words occur together more often than by chance.
+class Counter:
+    """Counts the words and bigrams of texts in memory."""
 
-    The score is the pointwise mutual information in nats,
-    ln(count(a b) · tokens / (count(a) · count(b))), best first; equal scores in
-    alphabetical order. It cannot exceed ln(tokens / min_count), where pairs rarer than
-    min_count were dropped, since their PMI is mostly noise.
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._chars = 0
+        self._reset()
 
-    Args:
-      bigrams: `key` and `count` of the bigrams that are frequent enough.
-      unigrams: `key` and `count` of all words that are as frequent.
-      tokens: number of all words.
-      min_pmi: nats.
-      most: how many bigrams at most.
-    """
+    def _reset(self) -> None:
+        self._words = kernel.no_words(_FEWEST, _FEWEST * _WORD_BYTES)
+        self._bigrams = kernel.no_bigrams(_FEWEST)
+        self._known = self._pairs = 0  # words and bigrams in the tables
 
-    def scored() -> Iterator[tuple[str, float]]:
-        words, times = unigrams["key"].combine_chunks(), unigrams["count"]
-        for table in bigrams:
-            pairs = pc.list_flatten(pc.split_pattern(table["key"], " "))
-            occurring = times.take(pc.index_in(pairs, words)).to_numpy()
-            first, second, n = (
-                occurring[::2],
-                occurring[1::2],
-                table["count"].to_numpy(),
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tables in memory, and of texts that wait."""
+        tables = sum(array.nbytes for array in (*self._words, self._bigrams))
+        return tables + _CHAR_BYTES * self._chars
+
+    def add(self, texts: Iterable[str]) -> None:
+        """Counts texts; there are no bigrams across two of them."""
+        for text in texts:
+            self._texts.append(text)
+            self._chars += len(text)
+        if self._chars >= _BUFFER_CHARS:
+            self._count()
+
+    def take(self) -> Run:
+        """Returns the counts, words in the order of their first occurrence; clears."""
+        self._count()
+        counts, ends = self._words.facts[: self._known + 1].T
+        if ends[-1] > np.iinfo(np.int32).max:
+            raise ValueError(
+                f"wanted words of at most 2 GiB in one run, got {ends[-1]:,} bytes; "
+                "lower config.memory_gib"
             )
-            near = np.log(n * float(tokens)) - np.log(first * second.astype(float))
-            rows = np.flatnonzero(near > min_pmi - _ROUNDING)
-            for bigram, *numbers in zip(
-                table["key"].take(pa.array(rows)).to_pylist(),
-                *(each[rows].tolist() for each in (n, first, second)),
-                strict=True,
-            ):
-                pmi = math.log(numbers[0] * tokens / (numbers[1] * numbers[2]))
-                if pmi >= min_pmi:
-                    yield bigram, pmi
+        words = pa.StringArray.from_buffers(
+            self._known,
+            pa.py_buffer(ends.astype(np.int32)),
+            pa.py_buffer(self._words.arena[: ends[-1]].copy()),
+        )
+        used = self._bigrams[self._bigrams[:, kernel.TIMES] > 0]
+        keys, times = used.T
+        columns = [
+            (keys >> np.uint64(32)).astype(np.uint32),
+            keys.astype(np.uint32),
+            times.astype(np.int64),
+        ]
+        run = Run(
+            pa.Table.from_arrays([words, pa.array(counts[:-1])], schema=WORDS),
+            pa.Table.from_arrays(list(map(pa.array, columns)), schema=BIGRAMS),
+        )
+        self._reset()
+        return run
 
-    return ranked(scored(), most)
+    def _count(self) -> None:
+        text = "\n".join([*self._texts, ""])
+        self._texts, self._chars = [], 0
+        data = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)  # surrogates
+        block, classes, at, last = kernel.new_block(), character_classes(), 0, 0
+        while at < data.size:
+            n, after = kernel.find_words(data, at, classes, block)
+            self._make_room(n, after - at)
+            self._known, _ = kernel.look_up(data, block, n, self._words, self._known)
+            new, _ = kernel.pair(block, n, last, self._bigrams)
+            self._pairs += new
+            at, last = after, block.word[n - 1]
+
+    def _make_room(self, n: int, size: int) -> None:
+        """Makes room for n words of `size` bytes and n bigrams."""
+        old, known = self._words, self._known
+        used = old.facts[known, kernel.END]
+        capacity, arena = old.hashes.size, old.arena.size
+        while known + n > capacity:
+            capacity *= 2
+        while used + size > arena:
+            arena *= 2
+        if (capacity, arena) != (old.hashes.size, old.arena.size):
+            new = kernel.no_words(capacity, arena)
+            new.hashes[:known] = old.hashes[:known]
+            new.facts[: known + 1] = old.facts[: known + 1]
+            new.arena[:used] = old.arena[:used]
+            kernel.place_words(new.hashes[:known], new.slots)
+            self._words = new
+        slots = len(self._bigrams)
+        while 2 * (self._pairs + n) > slots:
+            slots *= 2
+        if slots > len(self._bigrams):
+            bigrams = kernel.no_bigrams(slots // 2)
+            kernel.place_bigrams(self._bigrams, bigrams)
+            self._bigrams = bigrams
 
 
 @cache
-def _words() -> re.Pattern[str]:
-    """Matches words. Combining marks are letters here, unlike in Python's \\w.
+def character_classes() -> NDArray[np.uint8]:
+    """Returns u8[0x110000], the class of each character in words.
 
-    Without them, words of Hindi, Thai and many other languages would be split.
+    Letters and digits are those of Python's \\w without the underscore. Combining marks
+    belong to words too, unlike in \\w: without them, words of Hindi, Thai and many
+    other languages would be split.
     """
-    marks = "".join(chr(c) for c in _MARKS if unicodedata.category(chr(c))[0] == "M")
-    joiners = "['\u2019\u200c\u200d-]"  # the zero-width ones: Persian, Indic scripts
-    letters = r"[^\W_]+"
-    return re.compile(rf"{letters}(?:[{marks}]+(?:{letters})?|{joiners}{letters})*")
+    classes = np.full(0x110000, kernel.OTHER, np.uint8)
+    for code in _MARKS:
+        if unicodedata.category(chr(code))[0] == "M":
+            classes[code] = kernel.MARK
+    classes[list(map(ord, _JOINERS))] = kernel.JOINER
+    every = "".join(map(chr, range(classes.size)))
+    for found in re.finditer(r"[^\W_]+", every):
+        classes[found.start() : found.end()] = kernel.LETTER
+    return classes

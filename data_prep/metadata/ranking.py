@@ -4,19 +4,15 @@ These are the paper's sources (Table 1): synsets of WordNet, words and bigrams o
 Wikipedia, titles. Case matters, as in matching: "Apple" and "apple" are two entries.
 """
 
-import heapq
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import pyarrow as pa
-
 from data_prep.matching import spacing
 from data_prep.metadata.store import Metadata
 
-COLUMNS = ("key", "count")  # of counted words, bigrams and titles
 Ranked = list[tuple[str, float]]  # entries with their scores, best first
 ANY = "any"  # rule of matching
 
@@ -67,25 +63,6 @@ class Merged:
     shares: tuple[Share, ...]
     overlap: tuple[tuple[int, ...], ...]
     left_out: tuple[str, ...]
-
-
-def select_frequent(counted: Iterable[pa.Table], *, most: int) -> Ranked:
-    """Returns the `most` most frequent words, or titles; the score is the count.
-
-    Best first; equal scores in alphabetical order.
-
-    Args:
-      counted: `key` and `count` of those that are frequent enough.
-      most: how many at most.
-    """
-    return ranked(
-        (
-            pair
-            for table in counted
-            for pair in zip(*(table[c].to_pylist() for c in COLUMNS), strict=True)
-        ),
-        most,
-    )
 
 
 def merge(code: str, sources: Sequence[Source], *, rule: str = ANY) -> Merged:
@@ -170,9 +147,3 @@ def _overlap(of_sources: dict[str, int], n: int) -> tuple[tuple[int, ...], ...]:
         )
         for i in range(n)
     )
-
-
-def ranked(scored: Iterable[tuple[str, float]], most: int) -> Ranked:
-    """Returns the `most` best, equal scores in alphabetical order."""
-    best = heapq.nsmallest(most, scored, key=lambda pair: (-pair[1], pair[0]))
-    return [(entry, float(score)) for entry, score in best]

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import apache_beam as beam
 import pyarrow as pa
-from absl import logging
+from absl import flags, logging
 from apache_beam.options.pipeline_options import (
     DirectOptions,
     PipelineOptions,
@@ -123,6 +123,24 @@ def with_workers(
         direct.direct_num_workers = count
         direct.direct_running_mode = "multi_processing"
     return options
+
+
+def define_flags() -> None:
+    """Defines the flags of commands that read sources by pipelines."""
+    flags.DEFINE_string(
+        "workers", "auto", "Worker processes on this machine: a number, or auto."
+    )
+    flags.register_validator(
+        "workers",
+        lambda n: n == "auto" or n.isdecimal() and int(n) > 0,
+        "wanted auto or 1, 2, ...",
+    )
+    flags.DEFINE_integer(
+        "max_failed_sources",
+        0,
+        "How many source files may fail three times; they are lost, and counted.",
+        lower_bound=0,
+    )
 
 
 @contextlib.contextmanager

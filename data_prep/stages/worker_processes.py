@@ -20,7 +20,10 @@ from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from apache_beam.runners.worker import data_plane, sdk_worker
 
 # What the stages run, imported before the fork.
-_STAGES = [f"data_prep.stages.{name}" for name in ("matches", "downloads", "balancing")]
+_STAGES = [
+    f"data_prep.stages.{name}"
+    for name in ("matches", "downloads", "balancing", "counting")
+]
 _STATE_CACHE_BYTES = 100 << 20  # as in Beam's own workers
 
 

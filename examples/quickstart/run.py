@@ -160,8 +160,8 @@ def stages(workdir: Path, configs: Path) -> list[Stage]:
             "data_prep.build_metadata",
             {
                 "config": configs / "metadata.py:quickstart",
-                "config.warc": workdir / "crawl" / "*.warc.gz",
-                "config.pageviews": workdir / "site" / "pageviews.txt",
+                "warc": workdir / "crawl" / "*.warc.gz",
+                "pageviews": workdir / "site" / "pageviews.txt",
                 "output": workdir / "metadata",
             },
             result=f"{workdir}/metadata/manifest.json",
@@ -346,7 +346,7 @@ Try next:
       --config.total_steps=20 --config.optimizer.warmup_steps=5 \\
       --workdir=/tmp/short_run
   {python()} -m data_prep.build_metadata --config={configs}/metadata.py:quickstart \\
-      --config.warc='{workdir}/crawl/*.warc.gz' --config.unigram_min_count=10 \\
+      --warc='{workdir}/crawl/*.warc.gz' --config.unigram_min_count=10 \\
       --output=/tmp/smaller_metadata"""
     )
 

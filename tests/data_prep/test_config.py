@@ -23,10 +23,8 @@ ROWS = [(name, key) for name, (_, table, _) in PROGRAMS.items() for key in table
 MALFORMED = {
     "name": ("", "My-Set", "my-set", "../x", "a/b", "9lives", "_a", "a" * 101, "é"),
     "languages": (("",), ("EN",), ("en", "z h"), ("en-",), ("../x",)),
-    "warc": ("", " "),
     "source.paths": ("", " "),
     "metadata": ("", " "),
-    "pageviews": ("", " "),
     "safety.words": ("", " "),
     "safety.image_scorer": ("nsfw", "a:b:c", ":make", "module:", " "),
     "language.identifier": ("", "lid", "lid218", "a:b:c", ":make", "module:"),
@@ -192,7 +190,7 @@ def test_a_refused_command_leaves_nothing(tmp_path, module, recipe, wrong):
         flags["config.source.paths"] = tmp_path / "a.warc"
         flags |= {"workdir": tmp_path / "work", "config.metadata": tmp_path / "en"}
     else:
-        flags["config.warc"] = tmp_path / "a.warc"
+        flags["warc"] = tmp_path / "a.warc"
     done = subprocess.run(
         [
             *(sys.executable, "-m", module),

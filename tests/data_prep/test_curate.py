@@ -69,8 +69,8 @@ def web(tmp_path_factory):
         "data_prep.build_metadata",
         **{
             "config": ROOT / "configs/metadata.py:quickstart",
-            "config.warc": folder / "crawl" / "*.warc.gz",
-            "config.pageviews": folder / "site" / "pageviews.txt",
+            "warc": folder / "crawl" / "*.warc.gz",
+            "pageviews": folder / "site" / "pageviews.txt",
             "output": folder / "metadata",
         },
     )

@@ -200,7 +200,7 @@ def test_the_status_of_a_library_tells_a_refusal(text, status):
 GS = "gs://403"
 # Of each command a line that needs a file of the bucket first.
 LINES = {
-    "data_prep.build_metadata": f"--config=configs/metadata.py --config.warc={GS}/w.gz"
+    "data_prep.build_metadata": f"--config=configs/metadata.py --warc={GS}/w.gz"
     " --output=metadata",
     "data_prep.curate": "--config=configs/curate.py --config.matching.mode=none"
     f" --config.source.paths={GS}/*.warc.gz --workdir=work --output=dataset",

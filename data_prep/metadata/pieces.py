@@ -1,0 +1,157 @@
+"""What the sources of metadata are cut into, and how each piece is counted.
+
+A new source is a row of KINDS. What it needs is a function that yields the texts of a
+piece, each with its language:
+
+    def read(piece: Piece, options: Options, flow: list[pa.RecordBatch])
+        -> Iterator[tuple[str, Sequence[str]]]
+
+The pair is a language of `options.languages` and the texts of a page or an article; no
+bigram crosses from one text to the next. Once all of the piece is read, FLOW rows of
+the stage "read" are appended to `flow`: what was read and what was lost, by reason. An
+exception means that the storage failed: the piece is read again, from its start.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from data_prep import drops, language
+from data_prep.metadata import counts, ngrams, titles
+from data_prep.sources import html, warc
+
+_IDENTIFIED_CHARS = 1_000  # of a page's text, enough to identify its language
+
+
+class Piece(NamedTuple):
+    """A piece of a source: a file, or a range of its bytes if `stop` is not 0."""
+
+    kind: str  # a row of KINDS
+    path: str
+    start: int = 0
+    stop: int = 0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all pieces are read with, from the keys of the same names in config.py."""
+
+    languages: tuple[str, ...]
+    max_page_bytes: int
+    max_tree_bytes: int
+    max_count_bytes: int = 1 << 30  # of counts in the memory of a worker
+
+
+Texts = Iterator[tuple[str, Sequence[str]]]
+Runs = Iterator[tuple[str, Mapping[str, pa.Table]]]
+_Flow = list[pa.RecordBatch]
+
+
+def read_warc(piece: Piece, options: Options, flow: _Flow) -> Texts:
+    """Yields title and text of the pages that are in one of the languages."""
+    identify = language.shared_identifier("lid176")
+    lost_files: Counter[str] = Counter()
+    lost_pages: Counter[str] = Counter()
+    kept = 0
+    for page in warc.read_pages(piece.path, max_page_bytes=options.max_page_bytes):
+        text: html.PageText | warc.LostPage | warc.LostFile
+        if isinstance(page, warc.Page):
+            text = html.page_text(page, max_tree_bytes=options.max_tree_bytes)
+        else:
+            text = page
+        if isinstance(text, warc.LostFile):
+            lost_files[text.reason] += 1
+        elif isinstance(text, warc.LostPage):
+            lost_pages[text.reason] += 1
+        else:
+            (code,) = language.resolve(
+                [text.text[:_IDENTIFIED_CHARS]],
+                declared=[text.language],
+                identified=[""],
+                identify=identify,
+            )
+            if code in options.languages:
+                kept += 1
+                yield code, (text.title, text.text)
+            else:
+                lost_pages["other_language"] += 1
+    flow += read_flow("files", 1 - lost_files.total(), lost_files)
+    flow += read_flow("pages", kept, lost_pages)
+
+
+def read_flow(unit: str, kept: int, lost: Mapping[str, int]) -> _Flow:
+    """Returns the FLOW rows of what was read of a piece, by unit ("files", "pages")."""
+    entered = kept + sum(lost.values())
+    return [drops.flow("read", unit=unit, entered=entered, left=kept, drops=lost)]
+
+
+def count_texts(texts: Iterable[tuple[str, Sequence[str]]], max_bytes: int) -> Runs:
+    """Yields the counts of words and bigrams of each language.
+
+    Args:
+      texts: as a reader yields them.
+      max_bytes: of the counts in memory. Where they would exceed it, the counts of the
+        language with most are yielded first, and it begins another run.
+    """
+    counters: dict[str, ngrams.Counter] = {}
+    total = 0
+    for code, some in texts:
+        if code not in counters:
+            counters[code] = ngrams.Counter()
+            total += counters[code].nbytes
+        before = counters[code].nbytes
+        counters[code].add(some)
+        total += counters[code].nbytes - before
+        # While a table is enlarged there are two; a run is a copy.
+        while 3 * total > max_bytes and total > 0:
+            largest = max(counters, key=lambda each: counters[each].nbytes)
+            whole = counters.pop(largest)
+            total -= whole.nbytes
+            yield largest, _tables(whole)
+    for code in sorted(counters):
+        yield code, _tables(counters[code])
+
+
+def _tables(counter: ngrams.Counter) -> dict[str, pa.Table]:
+    run = counter.take()
+    return {counts.WORDS: run.words, counts.BIGRAMS: run.bigrams}
+
+
+def _count_warc(piece: Piece, options: Options, flow: _Flow) -> Runs:
+    return count_texts(read_warc(piece, options, flow), options.max_count_bytes)
+
+
+def _count_views(piece: Piece, options: Options, flow: _Flow) -> Runs:
+    """Yields the views of titles in a page view file."""
+    found, malformed = titles.read_pageviews(piece.path, languages=options.languages)
+    lines = sum(map(len, found.values()))
+    for code in sorted(found):
+        if views := found[code]:
+            columns = [list(views), list(views.values())]
+            of = counts.SCHEMAS[counts.TITLES]
+            yield code, {counts.TITLES: pa.table(columns, schema=of)}
+    lost = {"malformed_line": malformed} if malformed else {}
+    flow += [*read_flow("files", 1, {}), *read_flow("titles", lines, lost)]
+
+
+# Kind -> how a piece of it is counted.
+KINDS: dict[str, Callable[[Piece, Options, _Flow], Runs]] = {
+    "warc": _count_warc,
+    "pageviews": _count_views,
+}
+
+
+def count(piece: Piece, options: Options, flow: _Flow) -> Runs:
+    """Yields language and tables of counts of each run of a piece; see `counts.write`.
+
+    Args:
+      piece: what to read.
+      options: how to read it.
+      flow: gets the FLOW rows of the piece, once all of it is read.
+
+    Raises OSError where the storage fails. Damage is counted, in `flow`.
+    """
+    yield from KINDS[piece.kind](piece, options, flow)
