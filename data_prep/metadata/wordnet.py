@@ -1,0 +1,124 @@
+"""Names of synsets out of WordNet: Princeton's files, or the Open Multilingual Wordnet.
+
+English entries are as the paper counts them, one for each name of a synset: its first
+lemma in lower case, with spaces. WordNet 3.0 has 86,571 of them and 3.1 86,648 (the
+paper: 86,654). The entries of other languages are all lemmas of their synsets, in the
+case in which they are written, since their first lemma is no name.
+
+Both formats have a line for each synset or lemma, and are read here: nltk's reader
+opens only what is installed as its data, with two files that Debian's WordNet lacks,
+and wn's only its own database; both need a local disk.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+from data_prep.sources import remote
+from metaclip_jax import files, patterns
+
+PRINCETON = ("data.noun", "data.verb", "data.adj", "data.adv")
+# Wikipedia's code of the 31 languages of the paper -> that of OMW (ISO 639-3). OMW's
+# als is Albanian, but Wikipedia's als is Alemannic; its arb, cmn, zsm and nob are the
+# standard languages of the Wikipedias ar, zh, ms and no. Two wordnets are ita.
+OMW_CODES = {
+    "ar": "arb", "bg": "bul", "ca": "cat", "da": "dan", "el": "ell", "en": "eng",
+    "es": "spa", "eu": "eus", "fi": "fin", "fr": "fra", "gl": "glg", "he": "heb",
+    "hr": "hrv", "id": "ind", "is": "isl", "it": "ita", "ja": "jpn", "lt": "lit",
+    "ms": "zsm", "nl": "nld", "nn": "nno", "no": "nob", "pl": "pol", "pt": "por",
+    "ro": "ron", "sk": "slk", "sl": "slv", "sq": "als", "sv": "swe", "th": "tha",
+    "zh": "cmn",
+}  # fmt: skip
+_MAX_LINE = 1 << 20  # bytes
+_SYNSET = re.compile(rb"\d{8} \d\d [nvasr] [0-9a-f]{2} (\S+) [0-9a-f] ")
+_MARKER = re.compile(r"\((?:a|p|ip)\)$")  # of adjectives: where they stand
+_LEMMA = re.compile(
+    rb"(?P<synset>\d{8}-[nvasr])\t(?:[a-z]{3}:)?lemma\t(?P<lemma>[^\t]+)"
+)
+_OTHER_ROW = re.compile(rb"#|\d{8}-[nvasr]\t\S+\t|\s*$")
+_GAPS = ("", "GAP!", "PSEUDOGAP!", "nolex")  # no word of the language is known
+_PARTICLE = re.compile(r"\+[的地]$")  # of Chinese adjectives and adverbs
+# Vowel signs, which Arabic and Hebrew texts leave out.
+_VOWELS = re.compile(
+    "[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u064b-\u0652\u0670\u0640]"
+)
+
+
+def find(folder: str, code: str) -> list[str]:
+    """Returns the files of a language in a folder, [] if it has none.
+
+    English: Princeton's data.noun, data.verb, data.adj and data.adv if the folder has
+    them. Else wn-data-XXX.tab in the folder, or below it if the folder can be listed.
+
+    Args:
+      folder: local, gs:// or http(s)://.
+      code: of a Wikipedia.
+    """
+    place = folder.rstrip("/")
+    princeton = [f"{place}/{name}" for name in PRINCETON]
+    if code == "en" and all(map(_exists, princeton)):
+        return princeton
+    if code not in OMW_CODES:
+        return []
+    name = f"wn-data-{OMW_CODES[code]}.tab"
+    if remote.is_on_web(folder):
+        return [f"{place}/{name}"] if _exists(f"{place}/{name}") else []
+    return patterns.find(f"{place}/**/{name}")
+
+
+def read_names(path: str) -> tuple[Counter[str], int]:
+    """Reads a file of Princeton's WordNet or of OMW.
+
+    Args:
+      path: one of those that `find` returned.
+
+    Returns:
+      Names -> of how many synsets they are, and the number of malformed lines.
+
+    Raises:
+      ValueError: no line is of such a file.
+      OSError: the file cannot be opened or the storage fails.
+    """
+    is_princeton = path.rsplit("/", 1)[-1] in PRINCETON
+    found, malformed = Counter[str](), 0
+    for line in _lines(path):
+        if is_princeton:
+            synset = _SYNSET.match(line)
+            if synset:
+                found[_name(_MARKER.sub("", synset[1].decode("latin-1"))).lower()] += 1
+            elif not line.startswith(b"  "):  # the licence
+                malformed += 1
+        elif lemma := _LEMMA.match(line):
+            text = _VOWELS.sub("", lemma["lemma"].decode("utf-8", "replace"))
+            found[_name(_PARTICLE.sub("", text))] += 1
+        elif not _OTHER_ROW.match(line):
+            malformed += 1
+    for gap in _GAPS:
+        del found[gap]
+    if not found:
+        what = "synsets of Princeton's WordNet" if is_princeton else "lemmas of OMW"
+        raise ValueError(
+            f"{path}: wanted lines with {what}, got none; restore the file"
+        )
+    return found, malformed
+
+
+def _name(written: str) -> str:
+    return " ".join(written.replace("_", " ").split())
+
+
+def _lines(path: str) -> Iterator[bytes]:
+    with remote.open_file(path) as file:
+        while line := file.readline(_MAX_LINE):
+            yield line.rstrip(b"\r\n")
+
+
+def _exists(path: str) -> bool:
+    if not remote.is_on_web(path):
+        return files.path(path).exists()
+    try:
+        with remote.open_file(path) as file:
+            file.read(1)
+    except FileNotFoundError:
+        return False
+    return True
