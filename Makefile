@@ -39,6 +39,7 @@ bench: .venv/parity
 docs: .venv/dev
 	$(BIN)/python docs/write_config.py
 	$(BIN)/python docs/write_tasks.py
+	$(BIN)/python docs/write_languages.py
 
 # Compiles for TPUs for about an hour, or what has changed; writes docs/tpu_plans.md.
 plans: .venv/parity

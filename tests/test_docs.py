@@ -25,6 +25,11 @@ def test_the_page_of_tasks_is_up_to_date():
     assert written.PAGE.read_text() == written.page(), "run `make docs`"
 
 
+def test_the_page_of_languages_is_up_to_date():
+    written = SimpleNamespace(**runpy.run_path(str(ROOT / "docs/write_languages.py")))
+    assert written.PAGE.read_text() == written.page(), "run `make docs`"
+
+
 @pytest.mark.parametrize(
     "text",
     [

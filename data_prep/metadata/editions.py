@@ -1,0 +1,104 @@
+"""The Wikipedias that metadata is made of, and the metadata that each belongs to.
+
+The table is editions.tsv; docs/languages.md shows it with the rules behind it. A
+metadata's code is that of its main edition, or "other" for the editions that are no
+language's own. A metadata is the union of its editions' lists of entries.
+"""
+
+import difflib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+OTHER = "other"
+# Metadata of an edition that is not read.
+UNREAD = ""
+# Scripts without spaces between words, as in the names of Unicode's letters.
+UNSPACED = frozenset(("CJK", "KHMER", "LAO", "MYANMAR", "THAI", "TIBETAN"))
+
+_TABLE = Path(__file__).with_name("editions.tsv")
+_NOTHING = "-"
+_DOMAINS = {"be_x_old": "be-tarask"}  # renamed without its database
+
+
+class Edition(NamedTuple):
+    """A line of the table; "" where it has nothing.
+
+    `code` is that of its dumps' names ("zh_yue"), `metadata` the code of the metadata
+    that it is part of, or UNREAD. `scripts` are those that it is written in, the most
+    used first. `wordnet` is the code of its Open Multilingual Wordnet, and `lid` that
+    of lid.176 whose texts are matched with `metadata`.
+    """
+
+    code: str
+    name: str
+    metadata: str
+    scripts: tuple[str, ...]
+    wordnet: str
+    lid: str
+    note: str
+
+    @property
+    def is_segmented(self) -> bool:
+        """Whether its words have to be found, since no spaces part them."""
+        return self.scripts[0] in UNSPACED
+
+    @property
+    def domain(self) -> str:
+        """The code in its address and in page view files ("zh-yue")."""
+        return _DOMAINS.get(self.code, self.code.replace("_", "-"))
+
+
+@cache
+def table() -> dict[str, Edition]:
+    """Returns all editions by code, in alphabetical order."""
+    lines = _TABLE.read_text("utf-8").splitlines()
+    rows = [line.split("\t") for line in lines if not line.startswith("#")]
+    editions = {}
+    for row in rows[1:]:
+        code, name, metadata, scripts, *rest = (
+            "" if cell == _NOTHING else cell for cell in row
+        )
+        editions[code] = Edition(code, name, metadata, tuple(scripts.split()), *rest)
+    return editions
+
+
+def members(languages: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Returns the editions that each metadata is made of, its main edition first.
+
+    Args:
+      languages: codes of metadata. An edition among them has its own metadata, whatever
+        the table says, and is part of no other.
+
+    Raises:
+      ValueError: there is none, one is unknown, or one is given twice.
+    """
+    _check(languages)
+    rest = [e for e in table().values() if e.code not in languages]
+    return {
+        code: (() if code == OTHER else (code,))
+        + tuple(edition.code for edition in rest if edition.metadata == code)
+        for code in languages
+    }
+
+
+def _check(languages: Sequence[str]) -> None:
+    known = [*table(), OTHER]
+    if not languages or len(set(languages)) < len(languages):
+        raise ValueError(
+            "wanted one or more languages, each once, as codes of Wikipedia such as "
+            f"en or zh_yue, got {tuple(languages)}"
+        )
+    unknown = [code for code in languages if code not in known]
+    if unknown:
+        renamed = {e.lid: e.code for e in table().values()}
+        close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
+        meant = renamed.get(unknown[0]) or unknown[0].replace("-", "_")
+        if meant not in known:
+            meant = close[0] if close else ""
+        raise ValueError(
+            "wanted languages among the Wikipedias of docs/languages.md and "
+            f"{OTHER!r}, got {', '.join(map(repr, unknown))}; "
+            + (f"did you mean {meant!r}?" if meant else "correct them")
+        )
