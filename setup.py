@@ -66,7 +66,6 @@ TRAIN = [
     "orbax-checkpoint>=0.12.8",
     "pillow",
     "safetensors",
-    "scipy",
     "sentencepiece",
     "simplejpeg",
     "tensorboardX",
@@ -92,6 +91,7 @@ DEV = [
     "pytest-xdist",
     "ruff",
     "scikit-learn",
+    "scipy",
     "webdataset",
 ]
 
