@@ -23,10 +23,13 @@ from data_prep.metadata.ranking import Ranked
 from metaclip_jax import files
 
 WORDS, BIGRAMS, TITLES = "words", "bigrams", "titles"
+ARTICLES, SYNSETS = "articles", "synsets"
 SCHEMAS = {
     WORDS: ngrams.WORDS,
     BIGRAMS: ngrams.BIGRAMS,
     TITLES: pa.schema([("title", pa.string()), ("count", pa.int64())]),
+    ARTICLES: pa.schema([("title", pa.string())]),
+    SYNSETS: pa.schema([("name", pa.string()), ("count", pa.int64())]),
 }
 SCORES = ("pmi", "worldwide")
 _ROWS = 1 << 20  # of bigrams that are looked up at a time
@@ -97,10 +100,23 @@ class Sums:
         return self._best(f"SELECT word, count FROM words WHERE count >= {least}", most)
 
     def frequent_titles(self, code: str, *, least: int, most: int) -> Chosen:
-        """Returns the titles with `least` or more views; the score is their number."""
+        """Returns the titles with `least` or more views; the score is their number.
+
+        Where the parts have articles of the language, only titles of articles.
+        """
         tables = self._tables(TITLES, code)
         self._sum("titles", "title", tables, SCHEMAS[TITLES], least=max(1, least))
-        return self._best("SELECT title, count FROM titles", most)
+        query = "SELECT title, count FROM titles"
+        if any(self._tables(ARTICLES, code)):
+            self._load("articles", self._tables(ARTICLES, code), SCHEMAS[ARTICLES])
+            query += " SEMI JOIN articles USING (title)"
+        return self._best(query, most)
+
+    def synsets(self, code: str, *, most: int) -> Chosen:
+        """Returns the names of synsets; the score is how many synsets one names."""
+        tables = self._tables(SYNSETS, code)
+        self._sum("synsets", "name", tables, SCHEMAS[SYNSETS], least=1)
+        return self._best("SELECT name, count FROM synsets", most)
 
     def bigrams(
         self,
@@ -174,14 +190,24 @@ class Sums:
         least: int,
     ) -> None:
         """Makes a table of the sums, of keys with `least` or more."""
+        query = (
+            f"SELECT {key}, sum(count)::BIGINT AS count FROM counted"
+            f" GROUP BY {key} HAVING sum(count) >= {least}"
+        )
+        self._load(name, tables, of, query)
+
+    def _load(
+        self,
+        name: str,
+        tables: Iterator[pa.Table],
+        of: pa.Schema,
+        query: str = "FROM counted",
+    ) -> None:
+        """Makes a table of a query for the rows, which are called `counted`."""
         batches = (batch for table in tables for batch in table.to_batches())
         reader = pa.RecordBatchReader.from_batches(of, batches)
         self._database.register("counted", reader)
-        self._run(
-            f"CREATE OR REPLACE TABLE {name} AS"
-            f" SELECT {key}, sum(count)::BIGINT AS count FROM counted"
-            f" GROUP BY {key} HAVING sum(count) >= {least}"
-        )
+        self._run(f"CREATE OR REPLACE TABLE {name} AS {query}")
         self._database.unregister("counted")
 
     def _best(self, query: str, most: int) -> Chosen:

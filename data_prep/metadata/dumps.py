@@ -11,33 +11,23 @@ there are no entities to declare. mwxml parses the dump as one document (its rat
 ours are in docs/metadata.md).
 """
 
-import bz2
-import codecs
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 from xml.etree import ElementTree
 
-from data_prep.sources import remote
+from data_prep.sources import compressed, remote
 from data_prep.sources.archive import LostFile
 
-_BLOCK = 1 << 18  # bytes read at a time
-_MAX_OUTPUT = 1 << 20  # bytes decompressed at a time
 _TAIL = 64  # bytes at the end that show whether the file is whole
 _HEAD = 1 << 20  # decompressed bytes that hold the names of a wiki's namespaces
-_GZIP, _BZ2, _7Z = b"\x1f\x8b", b"BZh", b"7z\xbc\xaf\x27\x1c"
-_STREAM = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
-_STREAM_BYTES = 10
+_7Z = b"7z\xbc\xaf\x27\x1c"
 _OPEN, _CLOSE, _END = b"<page>", b"</page>", b"</mediawiki>"
 _BEGUN = [_OPEN[:i] for i in range(1, len(_OPEN))]
 _ROOT = re.compile(rb"<mediawiki\b[^<>]*>")
 _LANGUAGE = re.compile(rb"""\bxml:lang\s*=\s*["']([\w-]+)["']""")
 _SITE = re.compile(rb"<siteinfo>.*?</siteinfo>", re.DOTALL)
-_UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
-# Where the name of a wiki's database is not its code and "wiki".
-_DATABASES = {"be_tarask": "be_x_old"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +47,6 @@ class LostPage:
     """
 
     reason: str
-
-
-class _TruncatedError(Exception):
-    """A file ends inside of a compressed stream."""
-
-
-class _CorruptError(Exception):
-    """Compressed bytes are damaged."""
 
 
 def check(path: str, code: str) -> None:
@@ -90,7 +72,7 @@ def check(path: str, code: str) -> None:
     if not root:
         raise ValueError(f"{wanted}, got a file without <mediawiki>; correct the path")
     name, language = _site(head, root[0])
-    database = _DATABASES.get(code, code) + "wiki"
+    database = f"{code}wiki"
     got = name if name != database else ""
     if not name and language.split("-")[0] != code.split("_")[0]:
         got = language  # only pieces of a dump that were cut by hand have no name
@@ -111,7 +93,7 @@ def ranges(path: str, size: int, *, range_bytes: int) -> list[tuple[int, int]]:
     """
     with remote.open_file(path) as file:
         start = file.read(4)
-    if start.startswith(_GZIP) or start[:2] in _UTF16 or not size:
+    if not size or not compressed.has_ranges(start):
         return [(0, 0)]
     starts = range(0, size, range_bytes)
     return [(each, min(each + range_bytes, size)) for each in starts]
@@ -137,15 +119,13 @@ def read_pages(
         pages = _Pages(max_page_bytes)
         is_empty = start > 0  # a range in which no stream begins
         try:
-            for data, is_inside in _decompressed(file, start, stop):
+            for data, is_inside in compressed.read(file, start, stop):
                 is_empty = False
                 yield from map(_to_page, pages.feed(data, is_inside))
                 if pages.is_done:
                     return
-        except _TruncatedError:
-            yield LostFile("truncated_dump")
-        except _CorruptError:
-            yield LostFile("corrupt_dump")
+        except compressed.DamageError as damage:
+            yield LostFile(f"{damage}_dump")
         else:
             if not is_empty and (lost := pages.end(is_first=not start)):
                 yield LostFile(lost)
@@ -242,11 +222,11 @@ def _head(file: BinaryIO) -> bytes:
     """Returns the first decompressed bytes, as far as they are undamaged."""
     head = b""
     try:
-        for data, _ in _decompressed(file, 0, 0):
+        for data, _ in compressed.read(file):
             head += data
             if len(head) >= _HEAD or _OPEN in head:
                 break
-    except (_TruncatedError, _CorruptError):
+    except compressed.DamageError:
         pass
     return head
 
@@ -261,102 +241,3 @@ def _site(head: bytes, root: bytes) -> tuple[str, str]:
         except (ElementTree.ParseError, ValueError, LookupError):
             pass
     return name or "", language[1].decode() if language else ""
-
-
-def _decompressed(
-    file: BinaryIO, start: int, stop: int
-) -> Iterator[tuple[bytes, bool]]:
-    """Yields the bytes of a dump in UTF-8, and whether they belong to the range.
-
-    Those after the range are yielded too, to the end of the file. Raises
-    _TruncatedError or _CorruptError.
-    """
-    file.seek(0)
-    magic = file.read(4)
-    if magic.startswith(_BZ2):
-        found = _of_bz2(file, start, stop)
-    elif magic.startswith(_GZIP):
-        found = _of_gzip(file)
-    else:
-        found = _of_plain(file, start, stop)
-    decoder: codecs.IncrementalDecoder | None = None
-    for i, (data, is_inside) in enumerate(found):
-        if not (i or start) and data[:2] in _UTF16:
-            decoder = codecs.getincrementaldecoder(_UTF16[data[:2]])("replace")
-            data = data[2:]
-        if decoder:
-            data = decoder.decode(data).encode("utf-8", "replace")
-        yield data, is_inside
-
-
-def _of_plain(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, bool]]:
-    file.seek(start)
-    while data := file.read(_BLOCK):
-        inside = max(0, stop - start) if stop else len(data)
-        if data[:inside]:
-            yield data[:inside], True
-        if data[inside:]:
-            yield data[inside:], False
-        start += len(data)
-
-
-def _of_gzip(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
-    file.seek(0)
-    data = file.read(_BLOCK)
-    while data:
-        member = zlib.decompressobj(zlib.MAX_WBITS | 16)
-        while not member.eof:
-            data = data or file.read(_BLOCK)
-            if not data:
-                raise _TruncatedError
-            try:
-                found = member.decompress(data, _MAX_OUTPUT)
-            except zlib.error as error:
-                raise _CorruptError from error
-            data = member.unconsumed_tail
-            if found:
-                yield found, True
-        data = member.unused_data or file.read(_BLOCK)
-
-
-def _of_bz2(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, bool]]:
-    file.seek(start)
-    position, data = (
-        _first_stream(file, start, stop) if start else (0, file.read(_BLOCK))
-    )
-    while data:
-        is_inside = not stop or position < stop
-        if not is_inside:
-            yield b"", False  # often nothing more is needed, whatever state it is in
-        stream = bz2.BZ2Decompressor()
-        while not stream.eof:
-            if stream.needs_input and not data:
-                data = file.read(_BLOCK)
-                if not data:
-                    raise _TruncatedError
-            given, data = (data, b"") if stream.needs_input else (b"", data)
-            position += len(given)
-            try:
-                found = stream.decompress(given, _MAX_OUTPUT)
-            except (OSError, ValueError) as error:
-                raise _CorruptError from error
-            if found:
-                yield found, is_inside
-        position -= len(stream.unused_data)
-        data = stream.unused_data or file.read(_BLOCK)
-
-
-def _first_stream(file: BinaryIO, position: int, stop: int) -> tuple[int, bytes]:
-    """Returns where the first stream of a range begins, and bytes from there on.
-
-    No bytes if none begins in the range.
-    """
-    data = b""
-    while position < stop and (block := file.read(_BLOCK)):
-        data += block
-        if mark := _STREAM.search(data):
-            position += mark.start()
-            return position, data[mark.start() :] if position < stop else b""
-        position += max(0, len(data) - _STREAM_BYTES + 1)
-        data = data[1 - _STREAM_BYTES :]
-    return position, b""

@@ -20,8 +20,9 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from data_prep import drops, language
-from data_prep.metadata import counts, ngrams, titles
+from data_prep.metadata import counts, dumps, ngrams, titles, wikitext, wordnet
 from data_prep.sources import html, warc
+from data_prep.sources.archive import LostFile
 
 _IDENTIFIED_CHARS = 1_000  # of a page's text, enough to identify its language
 
@@ -33,6 +34,7 @@ class Piece(NamedTuple):
     path: str
     start: int = 0
     stop: int = 0
+    code: str = ""  # of the Wikipedia or wordnet, if the whole piece is of one
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,12 @@ def read_warc(piece: Piece, options: Options, flow: _Flow) -> Texts:
     lost_pages: Counter[str] = Counter()
     kept = 0
     for page in warc.read_pages(piece.path, max_page_bytes=options.max_page_bytes):
-        text: html.PageText | warc.LostPage | warc.LostFile
+        text: html.PageText | warc.LostPage | LostFile
         if isinstance(page, warc.Page):
             text = html.page_text(page, max_tree_bytes=options.max_tree_bytes)
         else:
             text = page
-        if isinstance(text, warc.LostFile):
+        if isinstance(text, LostFile):
             lost_files[text.reason] += 1
         elif isinstance(text, warc.LostPage):
             lost_pages[text.reason] += 1
@@ -79,6 +81,36 @@ def read_warc(piece: Piece, options: Options, flow: _Flow) -> Texts:
             else:
                 lost_pages["other_language"] += 1
     flow += read_flow("files", 1 - lost_files.total(), lost_files)
+    flow += read_flow("pages", kept, lost_pages)
+
+
+def read_wikipedia(
+    piece: Piece, options: Options, flow: _Flow, found: list[str]
+) -> Texts:
+    """Yields title and text of the articles that begin in a range of a dump.
+
+    `found` gets their titles, before each is yielded.
+    """
+    namespaces = titles.link_prefixes(piece.code)
+    lost_ranges: Counter[str] = Counter()
+    lost_pages: Counter[str] = Counter()
+    kept = 0
+    for page in dumps.read_pages(
+        piece.path,
+        start=piece.start,
+        stop=piece.stop,
+        max_page_bytes=options.max_page_bytes,
+    ):
+        if isinstance(page, LostFile):
+            lost_ranges[page.reason] += 1
+        elif isinstance(page, dumps.LostPage):
+            lost_pages[page.reason] += 1
+        else:
+            kept += 1
+            found.append(page.title)
+            text = wikitext.plain_text(page.text, namespaces=namespaces)
+            yield piece.code, (page.title, text)
+    flow += read_flow("ranges", 1 - lost_ranges.total(), lost_ranges)
     flow += read_flow("pages", kept, lost_pages)
 
 
@@ -126,19 +158,49 @@ def _count_warc(piece: Piece, options: Options, flow: _Flow) -> Runs:
 
 def _count_views(piece: Piece, options: Options, flow: _Flow) -> Runs:
     """Yields the views of titles in a page view file."""
-    found, malformed = titles.read_pageviews(piece.path, languages=options.languages)
-    lines = sum(map(len, found.values()))
-    for code in sorted(found):
-        if views := found[code]:
-            columns = [list(views), list(views.values())]
-            of = counts.SCHEMAS[counts.TITLES]
-            yield code, {counts.TITLES: pa.table(columns, schema=of)}
+    lost_files: Counter[str] = Counter()
+    lost_lines: Counter[str] = Counter()
+    kept = 0
+    for found in titles.read_pageviews(
+        piece.path, languages=options.languages, lost=lost_lines
+    ):
+        if isinstance(found, LostFile):
+            lost_files[found.reason] += 1
+            continue
+        kept += sum(map(len, found.values()))
+        for code in sorted(found):
+            if views := found[code]:
+                yield code, {counts.TITLES: _scored(views, counts.TITLES)}
+    flow += read_flow("files", 1 - lost_files.total(), lost_files)
+    flow += read_flow("titles", kept, lost_lines)
+
+
+def _count_wikipedia(piece: Piece, options: Options, flow: _Flow) -> Runs:
+    """Yields the words of a range of a dump, and the titles of its articles."""
+    found: list[str] = []
+    texts = read_wikipedia(piece, options, flow, found)
+    for code, tables in count_texts(texts, options.max_count_bytes):
+        articles = pa.table([found], schema=counts.SCHEMAS[counts.ARTICLES])
+        yield code, {**tables, counts.ARTICLES: articles}
+        found.clear()
+
+
+def _count_wordnet(piece: Piece, options: Options, flow: _Flow) -> Runs:
+    """Yields the names of synsets in a file of a wordnet."""
+    found, malformed = wordnet.read_names(piece.path)
     lost = {"malformed_line": malformed} if malformed else {}
-    flow += [*read_flow("files", 1, {}), *read_flow("titles", lines, lost)]
+    flow += [*read_flow("files", 1, {}), *read_flow("names", len(found), lost)]
+    yield piece.code, {counts.SYNSETS: _scored(found, counts.SYNSETS)}
+
+
+def _scored(found: Mapping[str, int], table: str) -> pa.Table:
+    return pa.table([list(found), list(found.values())], schema=counts.SCHEMAS[table])
 
 
 # Kind -> how a piece of it is counted.
 KINDS: dict[str, Callable[[Piece, Options, _Flow], Runs]] = {
+    "wordnet": _count_wordnet,
+    "wikipedia": _count_wikipedia,
     "warc": _count_warc,
     "pageviews": _count_views,
 }

@@ -1,50 +1,127 @@
 """Titles of Wikipedia by their page views."""
 
-import gzip
-import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
-from etils import epath
+from data_prep.metadata import editions
+from data_prep.sources import compressed, remote
+from data_prep.sources.archive import LostFile
 
-from metaclip_jax import files
-
-# Wikimedia counts mobile page views separately: en.m, and formerly en.zero.
-_DOMAIN = re.compile(r"([a-z0-9-]+)(?:\.m|\.zero)?")
 _NAMESPACES = Path(__file__).with_name("namespaces.txt")
+_HEAD = 1 << 16  # bytes in which a file shows that it has page views
+_MAX_DIGITS = 15
+
+Views = dict[str, Counter[str]]  # by code of a Wikipedia and title
+
+
+def check(path: str) -> None:
+    """Refuses a file that is no file of page views.
+
+    Raises:
+      ValueError: none of its first lines is as `read_pageviews` wants it.
+      OSError: the file cannot be opened or the storage fails.
+    """
+    head = b""
+    with remote.open_file(path) as file, suppress(compressed.DamageError):
+        for data, _ in compressed.read(file):
+            head += data
+            if len(head) >= _HEAD:
+                break
+    if not any(map(_fields, head.split(b"\n"))):
+        raise ValueError(
+            f"{path}: wanted lines of page views such as 'en Cat 3 0', or"
+            " 'en.wikipedia Cat 6678 desktop 3 A3', got none; correct the path"
+        )
 
 
 def read_pageviews(
-    path: epath.PathLike, *, languages: Collection[str]
-) -> tuple[dict[str, Counter[str]], int]:
-    """Reads a Wikimedia page view file, plain or .gz.
+    path: str,
+    *,
+    languages: Collection[str],
+    lost: Counter[str],
+    most: int = 1 << 20,
+) -> Iterator[Views | LostFile]:
+    """Yields the views of titles in a Wikimedia page view file, plain, .gz or .bz2.
 
-    A line is "domain_code page_title count_views total_response_size". Counts the
-    Wikipedias (desktop and mobile) of `languages`, which are their domain codes.
-    Underscores of titles become spaces. Pages in a namespace of the wiki
-    ("File:Cat.jpg", "User talk:...") are skipped; other titles with a colon are kept.
+    A line of an hour's file is "domain_code page_title count_views response_size"; of
+    a day's or a month's "en.wikipedia page_title page_id access count_views hours". The
+    views of desktop and mobile (en and en.m) are summed. Underscores of titles become
+    spaces. Pages in a namespace of the wiki ("File:Cat.jpg", "User talk:...") are
+    skipped; other titles with a colon are kept.
 
-    Returns:
-      Views by title for each of the languages, and the number of malformed lines.
+    Args:
+      path: local, gs:// or http(s)://.
+      languages: codes of the Wikipedias whose titles are counted.
+      lost: gets the number of malformed lines, as "malformed_line".
+      most: how many titles are held; a title may be in several of what is yielded.
+
+    Raises OSError where the file cannot be opened or the storage fails. A damaged file
+    is reported by a LostFile (truncated_file, corrupt_file), after its good lines.
     """
-    views: dict[str, Counter[str]] = {language: Counter() for language in languages}
-    malformed = 0
-    with files.path(path).open("rb") as raw:
-        data = gzip.open(raw) if str(path).endswith(".gz") else raw
-        for line in data:
-            parts = line.decode("utf-8", "replace").rstrip("\r\n").split(" ")
-            domain = _DOMAIN.fullmatch(parts[0])
-            if len(parts) != 4 or not parts[2].isdecimal():
-                malformed += 1
-            elif domain and domain[1] in views:
-                title = " ".join(unquote(parts[1]).replace("_", " ").split())
-                if _is_title(title, domain[1]):
-                    views[domain[1]][title] += int(parts[2])
-    return views, malformed
+    codes: dict[bytes, str] = {}
+    for code in languages:
+        domain = _domain(code).encode()
+        for form in (b"%s", b"%s.m", b"%s.wikipedia"):
+            codes[form % domain] = code
+    views: Views = {code: Counter() for code in languages}
+    held, damage = 0, ""
+    try:
+        for line in _lines(path):
+            fields = _fields(line)
+            if not fields:
+                lost["malformed_line"] += 1
+                continue
+            domain, written, count = fields
+            if domain not in codes:
+                continue
+            code = codes[domain]
+            text = unquote(written.decode("utf-8", "replace"))
+            title = " ".join(text.replace("_", " ").split())
+            if _is_title(title, code):
+                held += title not in views[code]
+                views[code][title] += count
+            if held >= most:
+                yield views
+                views, held = {code: Counter() for code in languages}, 0
+    except compressed.DamageError as error:
+        damage = str(error)
+    yield views
+    if damage:
+        yield LostFile(f"{damage}_file")
+
+
+def _fields(line: bytes) -> tuple[bytes, bytes, int] | None:
+    """Returns domain, title and views of a line, None for a malformed one."""
+    fields = line.split(b" ")
+    if len(fields) not in (4, 6):
+        return None
+    count = fields[2 if len(fields) == 4 else 4]
+    if not count.isdigit() or len(count) > _MAX_DIGITS:
+        return None
+    return fields[0], fields[1], int(count)
+
+
+def _lines(path: str) -> Iterator[bytes]:
+    """Yields the lines of a file; one that is too long is cut."""
+    with remote.open_file(path) as file:
+        left = b""
+        for data, _ in compressed.read(file):
+            *lines, left = (left + data).split(b"\n")
+            left = left[:_HEAD]
+            for line in lines:
+                yield line.rstrip(b"\r")
+        if left:
+            yield left
+
+
+def _domain(language: str) -> str:
+    edition = editions.table().get(language)
+    return edition.domain if edition else language.replace("_", "-")
 
 
 def _is_title(title: str, language: str) -> bool:
@@ -60,7 +137,7 @@ def namespaces(language: str) -> frozenset[str]:
     names: set[str] = set()
     for line in _NAMESPACES.read_text("utf-8").splitlines():
         code, _, listed = line.partition("\t")
-        if code in ("*", language.replace("_", "-")):
+        if code in ("*", _domain(language)):
             names.update(map(folded, listed.split("|")))
     return frozenset(names)
 

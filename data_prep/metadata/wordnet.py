@@ -4,6 +4,8 @@ English entries are as the paper counts them, one for each name of a synset: its
 lemma in lower case, with spaces. WordNet 3.0 has 86,571 of them and 3.1 86,648 (the
 paper: 86,654). The entries of other languages are all lemmas of their synsets, in the
 case in which they are written, since their first lemma is no name.
+The codes of OMW (ISO 639-3) are in the table of editions, for the 31 languages of the
+paper: its als is Albanian (sq), but the Wikipedia als is Alemannic.
 
 Both formats have a line for each synset or lemma, and are read here: nltk's reader
 opens only what is installed as its data, with two files that Debian's WordNet lacks,
@@ -14,21 +16,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from data_prep.metadata import editions
 from data_prep.sources import remote
 from metaclip_jax import files, patterns
 
 PRINCETON = ("data.noun", "data.verb", "data.adj", "data.adv")
-# Wikipedia's code of the 31 languages of the paper -> that of OMW (ISO 639-3). OMW's
-# als is Albanian, but Wikipedia's als is Alemannic; its arb, cmn, zsm and nob are the
-# standard languages of the Wikipedias ar, zh, ms and no. Two wordnets are ita.
-OMW_CODES = {
-    "ar": "arb", "bg": "bul", "ca": "cat", "da": "dan", "el": "ell", "en": "eng",
-    "es": "spa", "eu": "eus", "fi": "fin", "fr": "fra", "gl": "glg", "he": "heb",
-    "hr": "hrv", "id": "ind", "is": "isl", "it": "ita", "ja": "jpn", "lt": "lit",
-    "ms": "zsm", "nl": "nld", "nn": "nno", "no": "nob", "pl": "pol", "pt": "por",
-    "ro": "ron", "sk": "slk", "sl": "slv", "sq": "als", "sv": "swe", "th": "tha",
-    "zh": "cmn",
-}  # fmt: skip
 _MAX_LINE = 1 << 20  # bytes
 _SYNSET = re.compile(rb"\d{8} \d\d [nvasr] [0-9a-f]{2} (\S+) [0-9a-f] ")
 _MARKER = re.compile(r"\((?:a|p|ip)\)$")  # of adjectives: where they stand
@@ -58,9 +50,10 @@ def find(folder: str, code: str) -> list[str]:
     princeton = [f"{place}/{name}" for name in PRINCETON]
     if code == "en" and all(map(_exists, princeton)):
         return princeton
-    if code not in OMW_CODES:
+    edition = editions.table().get(code)
+    if not edition or not edition.wordnet:
         return []
-    name = f"wn-data-{OMW_CODES[code]}.tab"
+    name = f"wn-data-{edition.wordnet}.tab"
     if remote.is_on_web(folder):
         return [f"{place}/{name}"] if _exists(f"{place}/{name}") else []
     return patterns.find(f"{place}/**/{name}")

@@ -1,11 +1,13 @@
 """Metadata: how entries are chosen, kept on disk, and refused."""
 
+import bz2
 import gzip
 import json
 import math
 import subprocess
 import sys
 import tracemalloc
+from collections import Counter
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from data_prep import build_metadata
 from data_prep.metadata import ranking, store, titles
 from data_prep.metadata.store import Metadata
+from data_prep.sources.archive import LostFile
 from metaclip_jax import files
 from tests.data_prep import tiny_web
 
@@ -43,24 +46,96 @@ en Three 3
 """
 
 
-@pytest.mark.parametrize("name", ["views.txt", "views.gz"])
-def test_pageviews_of_wanted_wikipedias_are_summed_and_the_rest_left(tmp_path, name):
-    data = PAGEVIEWS.encode() + b"en \xff 1 0\n"
-    path = tmp_path / name
-    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-    views, malformed = titles.read_pageviews(path, languages=["en", "de", "it"])
+DAILY = """\
+en.wikipedia Red_apple 7 desktop 3 A1B2
+en.wikipedia Red_apple 7 mobile-web 4 X4
+en.wikipedia Caf\u00e9 null desktop 1 C1
+en.wikipedia File:Cat.jpg 8 desktop 9 A9
+en.wikipedia Alien:_Covenant 9 mobile-app 2 A2
+en.wikibooks Cookbook 9 desktop 9 A9
+commons.wikimedia Cat 9 desktop 9 A9
+de.wikipedia Apfel 5 desktop 6 A6
+fr.wikipedia Pomme 5 desktop 6 A6
+en.wikipedia broken
+en.wikipedia Odd 5 desktop two A2
+en.wikipedia Three 3
+"""
+
+
+def read(path, languages, **options):
+    """Returns the views of a file, how many lines were malformed, and what was lost."""
+    lost = Counter()
+    views = {code: Counter() for code in languages}
+    files_lost = []
+    for found in titles.read_pageviews(
+        str(path), languages=languages, lost=lost, **options
+    ):
+        if isinstance(found, LostFile):
+            files_lost.append(found.reason)
+        else:
+            for code, some in found.items():
+                views[code].update(some)
+    return views, lost["malformed_line"], files_lost
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress])
+@pytest.mark.parametrize("text", [PAGEVIEWS, DAILY], ids=["hour", "day"])
+@pytest.mark.parametrize("most", [1, 1 << 20])
+def test_views_of_wanted_wikipedias_are_summed_and_the_rest_left(
+    tmp_path, text, compress, most
+):
+    path = tmp_path / "views"
+    path.write_bytes(compress(text.encode() + b"en \xff 1 0\n"))
+    titles.check(str(path))
+    views, malformed, lost = read(path, ["en", "de", "it"], most=most)
     assert views == {
         "en": {"Red apple": 7, "Café": 1, "Alien: Covenant": 2},
         "de": {"Apfel": 6},
         "it": {},
     }
-    assert malformed == 3
+    assert (malformed, lost) == (3, [])
+
+
+def test_only_desktop_and_mobile_views_of_a_wikipedia_count(tmp_path):
+    lines = (
+        "en.zero A 1 0",
+        "en.m.m A 1 0",
+        "en.d A 1 0",
+        "zh-yue B 2 0",
+        "zh_yue B 1 0",
+    )
+    lines += "be-tarask C 3 0", "zh-yue.m B 4 0", "zh_yue B 9 0", "eng A 1 0"
+    path = tmp_path / "views"
+    path.write_text("\n".join(lines))
+    views, *_ = read(path, ["en", "zh_yue", "be_x_old"])
+    assert views == {"en": {}, "zh_yue": {"B": 6}, "be_x_old": {"C": 3}}
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress])
+def test_a_damaged_file_of_views_gives_its_good_lines_and_is_counted(
+    tmp_path, compress
+):
+    path = tmp_path / "views"
+    whole = compress(PAGEVIEWS.encode())
+    path.write_bytes(whole + whole[:-9])
+    views, _, lost = read(path, ["de"])
+    assert views["de"]["Apfel"] >= 6 and lost == ["truncated_file"]
+    path.write_bytes(whole + b"BZh9 \x1f\x8b nonsense that is long enough")
+    assert read(path, ["de"])[2] == ["corrupt_file"]
+
+
+@pytest.mark.parametrize("data", [b"", b"<mediawiki>\n<page>\n", b"\x1f\x8b\x08 x"])
+def test_a_file_without_views_is_refused(tmp_path, data):
+    path = tmp_path / "views"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="page views"):
+        titles.check(str(path))
 
 
 def views_of(tmp_path, lines, languages):
     path = tmp_path / "views.txt"
     path.write_text("".join(f"{line} 1 0\n" for line in lines))
-    views, malformed = titles.read_pageviews(path, languages=languages)
+    views, malformed, _ = read(path, languages)
     assert malformed == 0
     return views
 

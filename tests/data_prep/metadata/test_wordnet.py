@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_prep.metadata import titles, wordnet
+from data_prep.metadata import editions, wordnet
 from data_prep.sources import remote
 from tests.data_prep.sources.test_remote import serving
 
@@ -65,11 +65,11 @@ def test_what_no_text_has_is_taken_out_of_lemmas(tmp_path):
     assert found == {"zh": ["大"], "ar": ["كلب"], "he": ["חתול"]}
 
 
-def test_the_map_has_the_papers_31_languages_each_a_wikipedia():
-    codes = wordnet.OMW_CODES
+def test_the_papers_31_languages_have_a_wordnet():
+    codes = {e.code: e.wordnet for e in editions.table().values() if e.wordnet}
     assert len(codes) == len(set(codes.values())) == 31
-    assert set(codes) <= titles.link_prefixes("en")
-    assert codes["sq"] == "als" and "als" not in codes and "gsw" not in codes
+    assert codes["sq"] == "als" and not codes.keys() & {"als", "gsw"}
+    assert (codes["zh"], codes["ar"], codes["ms"]) == ("cmn", "arb", "zsm")
 
 
 def test_a_damaged_file_is_refused_and_damaged_lines_are_counted(folder, tmp_path):

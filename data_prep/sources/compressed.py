@@ -1,0 +1,132 @@
+"""Bytes of files that are plain, .gz or .bz2, whatever their names say.
+
+Ranges of a file can be read apart: of a plain file its bytes, of bz2 the streams that
+begin in the range. Of others the first range has all.
+"""
+
+import bz2
+import codecs
+import re
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+_BLOCK = 1 << 18  # bytes read at a time
+_MAX_OUTPUT = 1 << 20  # bytes decompressed at a time
+_GZIP, _BZ2 = b"\x1f\x8b", b"BZh"
+_STREAM = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
+_STREAM_BYTES = 10
+_UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+
+
+class DamageError(Exception):
+    """A file cannot be read on; says "truncated" or "corrupt"."""
+
+
+def has_ranges(start: bytes) -> bool:
+    """Returns whether a file can be read in ranges, given its first bytes."""
+    return not start.startswith(_GZIP) and start[:2] not in _UTF16
+
+
+def read(file: BinaryIO, start: int = 0, stop: int = 0) -> Iterator[tuple[bytes, bool]]:
+    """Yields decompressed bytes, UTF-16 as UTF-8, and whether they are of the range.
+
+    Those after the range are yielded too, to the end of the file; at its end sometimes
+    (b"", False), before anything after it is decompressed.
+
+    Args:
+      file: seekable.
+      start, stop: range of the bytes of the file; 0 and 0 is the whole file.
+
+    Raises:
+      DamageError: the file is truncated or corrupt, after its good bytes.
+    """
+    file.seek(0)
+    magic = file.read(4)
+    if magic.startswith(_BZ2):
+        found = _of_bz2(file, start, stop)
+    elif magic.startswith(_GZIP):
+        found = _of_gzip(file)
+    else:
+        found = _of_plain(file, start, stop)
+    decoder: codecs.IncrementalDecoder | None = None
+    for i, (data, is_inside) in enumerate(found):
+        if not (i or start) and data[:2] in _UTF16:
+            decoder = codecs.getincrementaldecoder(_UTF16[data[:2]])("replace")
+            data = data[2:]
+        if decoder:
+            data = decoder.decode(data).encode("utf-8", "replace")
+        yield data, is_inside
+
+
+def _of_plain(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, bool]]:
+    file.seek(start)
+    while data := file.read(_BLOCK):
+        inside = max(0, stop - start) if stop else len(data)
+        if data[:inside]:
+            yield data[:inside], True
+        if data[inside:]:
+            yield data[inside:], False
+        start += len(data)
+
+
+def _of_gzip(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
+    file.seek(0)
+    data = file.read(_BLOCK)
+    while data:
+        member = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        while not member.eof:
+            data = data or file.read(_BLOCK)
+            if not data:
+                raise DamageError("truncated")
+            try:
+                found = member.decompress(data, _MAX_OUTPUT)
+            except zlib.error as error:
+                raise DamageError("corrupt") from error
+            data = member.unconsumed_tail
+            if found:
+                yield found, True
+        data = member.unused_data or file.read(_BLOCK)
+
+
+def _of_bz2(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, bool]]:
+    file.seek(start)
+    position, data = (
+        _first_stream(file, start, stop) if start else (0, file.read(_BLOCK))
+    )
+    while data:
+        is_inside = not stop or position < stop
+        if not is_inside:
+            yield b"", False  # often nothing more is needed, whatever state it is in
+        stream = bz2.BZ2Decompressor()
+        while not stream.eof:
+            if stream.needs_input and not data:
+                data = file.read(_BLOCK)
+                if not data:
+                    raise DamageError("truncated")
+            given, data = (data, b"") if stream.needs_input else (b"", data)
+            position += len(given)
+            try:
+                found = stream.decompress(given, _MAX_OUTPUT)
+            except (OSError, ValueError) as error:
+                raise DamageError("corrupt") from error
+            if found:
+                yield found, is_inside
+        position -= len(stream.unused_data)
+        data = stream.unused_data or file.read(_BLOCK)
+
+
+def _first_stream(file: BinaryIO, position: int, stop: int) -> tuple[int, bytes]:
+    """Returns where the first stream of a range begins, and bytes from there on.
+
+    No bytes if none begins in the range.
+    """
+    data = b""
+    while position < stop and (block := file.read(_BLOCK)):
+        data += block
+        if mark := _STREAM.search(data):
+            position += mark.start()
+            return position, data[mark.start() :] if position < stop else b""
+        position += max(0, len(data) - _STREAM_BYTES + 1)
+        data = data[1 - _STREAM_BYTES :]
+    return position, b""
