@@ -13,7 +13,7 @@ config.memory_gib. Beam's pipeline options follow `--`.
 import itertools
 import os
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +23,19 @@ from ml_collections import ConfigDict
 
 from data_prep import config as config_lib
 from data_prep import drops
-from data_prep.metadata import counts, pieces, ranking, store
+from data_prep.metadata import (
+    counts,
+    editions,
+    pieces,
+    ranking,
+    segmentation,
+    store,
+)
 from data_prep.sources import formats
 from data_prep.stages import counting, outcomes, pipelines, sums
 from metaclip_jax import files, patterns
 from metaclip_jax.cli import command, config_flag
 
-# Written without spaces between words, so a "word" would be a whole phrase.
-_WITHOUT_SPACES = frozenset("bo dz ja km lo my th wuu yue zh".split())
 # Flag of a source, by kind of its pieces -> what its files hold, in an error, and their
 # format in the words of `formats.of`.
 SOURCES = {
@@ -98,7 +103,7 @@ def plan(
         names = " or ".join(f"--{name}" for name in patterns)
         raise ValueError(f"wanted a source of metadata, got none; give {names}")
     config_lib.check_metadata(config)
-    check_languages(config.languages)
+    of = editions.members(config.languages)
     options = pipelines.options(arguments)
     found = [
         pieces.Piece(flag, path)
@@ -109,10 +114,13 @@ def plan(
     described = [(p.kind, os.path.basename(p.path), files.size(p.path)) for p in found]
     values = config.to_dict()
     del values["memory_gib"]
+    inputs: dict[str, Any] = {"config": values, "files": described}
+    if any(map(segmentation.segmenter, itertools.chain(*of.values()))):
+        inputs["icu"] = segmentation.version()
     return Run(
         config=config,
         found=found,
-        inputs={"config": values, "files": described},
+        inputs=inputs,
         options=pipelines.with_workers(
             options, workers, source_bytes=sum(size for *_, size in described)
         ),
@@ -120,17 +128,6 @@ def plan(
         output=output,
         max_failed_sources=max_failed_sources,
     )
-
-
-def check_languages(languages: Collection[str]) -> None:
-    """Raises ValueError if a language cannot be built, or none is given."""
-    unspaced = sorted(_WITHOUT_SPACES.intersection(languages))
-    if unspaced or not languages:
-        raise ValueError(
-            "config.languages: wanted one or more languages that have spaces between "
-            f"words, got {tuple(languages)}; "
-            + (f"remove {', '.join(unspaced)}" if unspaced else "add one")
-        )
 
 
 def find(pattern: str, flag: str) -> list[str]:
@@ -182,11 +179,18 @@ def choose(run: Run, parts: Sequence[counts.Part]) -> dict[str, store.Metadata]:
         ) as database,
     ):
         summed = counts.Sums(run.workdir, parts, database)
-        return {code: select(code, summed, run.config) for code in run.config.languages}
+        counted = {code for part in parts for code in part.codes}
+        metadata = {}
+        for code, members in editions.members(run.config.languages).items():
+            some = [each for each in members if each in counted] or [code]
+            sources = [select(each, summed, run.config) for each in some]
+            merged = ranking.merge(code, ranking.union(code, sources))
+            metadata[code] = merged.metadata
+        return metadata
 
 
-def select(code: str, summed: counts.Sums, config: ConfigDict) -> store.Metadata:
-    """Returns the metadata of one language by the thresholds and caps of `config`."""
+def select(code: str, summed: counts.Sums, config: ConfigDict) -> list[ranking.Source]:
+    """Returns the sources of an edition by the thresholds and caps of `config`."""
     caps = config.max_unigrams, config.max_bigrams, config.max_titles
     # Of the best of a source, earlier sources may have all that they may add.
     most_unigrams, most_bigrams, most_titles = itertools.accumulate(caps)
@@ -200,7 +204,7 @@ def select(code: str, summed: counts.Sums, config: ConfigDict) -> store.Metadata
         min_score=config.bigram_min_score,
         most=most_bigrams,
     )
-    if not bigrams.ranked and config.max_bigrams:
+    if tokens and not bigrams.ranked and config.max_bigrams:
         logging.warning(
             "%s: no bigram reaches bigram_min_score=%g with %d words of text",
             code, config.bigram_min_score, tokens,
@@ -211,11 +215,10 @@ def select(code: str, summed: counts.Sums, config: ConfigDict) -> store.Metadata
     chosen = words, bigrams, titles
     names = "unigram", "bigram", "title"
     least = config.unigram_min_count, config.bigram_min_score, config.title_min_views
-    sources = [
+    return [
         ranking.Source(name, one.ranked, cap, threshold, one.offered)
         for name, one, cap, threshold in zip(names, chosen, caps, least, strict=True)
     ]
-    return ranking.merge(code, sources).metadata
 
 
 def read_and_lost(folder: str) -> dict[str, int]:

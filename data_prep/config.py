@@ -41,7 +41,8 @@ def metadata() -> ConfigDict:
     """Keys of `python -m data_prep.build_metadata`."""
     return _locked(
         {
-            "languages": ("en",),  # one metadata each; others are not built
+            # Metadata that is built, by codes of docs/languages.md; "other" is one.
+            "languages": ("en",),
             "unigram_min_count": 100,  # occurrences (paper, Table 1: 100)
             "max_unigrams": 251_465,  # entries (paper, Table 1)
             # pmi: pointwise mutual information in bits. worldwide: MetaCLIP 2's, which
@@ -257,7 +258,7 @@ METADATA_RANGES: dict[str, Range] = {
     "languages": Range(
         tuple,
         each=Range(
-            str, pattern="[a-z]+(-[a-z]+)*", form="a language code such as 'en'"
+            str, pattern="[a-z]+(_[a-z]+)*", form="a language code such as 'zh_yue'"
         ),
     ),
     "unigram_min_count": _COUNT,

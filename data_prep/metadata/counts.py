@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.metadata import ngrams
-from data_prep.metadata.ranking import Ranked
+from data_prep.metadata import ngrams, segmentation
+from data_prep.metadata.ranking import Ranked, best_first
 from metaclip_jax import files
 
 WORDS, BIGRAMS, TITLES = "words", "bigrams", "titles"
@@ -127,9 +127,11 @@ class Sums:
         score: str,
         min_score: float,
         most: int,
-        between: str = " ",
     ) -> Chosen:
         """Returns the bigrams with the highest scores, after `sum_words`.
+
+        The words of an entry have a space between them, or what texts have there in
+        languages without spaces.
 
         With n, a, b the counts of a bigram and of its words, and N = tokens, nltk's
         pointwise mutual information is log2(n N / (a b)), in bits. It cannot exceed
@@ -143,7 +145,6 @@ class Sums:
             the PMI that 30% of the bigrams do not reach.
           min_score: least score.
           most: how many bigrams at most.
-          between: what parts the two words of an entry.
         """
         self._run(
             "CREATE OR REPLACE TABLE common AS"
@@ -168,12 +169,18 @@ class Sums:
                 "SELECT quantile_cont(pmi, 0.3) FROM scored"
             ).fetchall()[0]
             formula = f"pow(count + 1, 0.7) * (pmi - {base or 0.0!r}::DOUBLE)"
-        return self._best(
-            f"SELECT key, score FROM (SELECT first || '{between}' || second AS key,"
+        chosen = self._best(
+            "SELECT key, score FROM (SELECT first || ' ' || second AS key,"
             f" round({formula}, {_DIGITS}) AS score FROM scored)"
             f" WHERE score >= {min_score!r}::DOUBLE",
             most,
         )
+        if segmentation.segmenter(code) is None:
+            return chosen
+        best: dict[str, float] = {}  # two bigrams may be written alike
+        for bigram, points in chosen.ranked:
+            best.setdefault(segmentation.written(*bigram.split(" ")), points)
+        return Chosen(best_first(best.items()), chosen.offered)
 
     def _tables(self, table: str, code: str) -> Iterator[pa.Table]:
         for part in self._parts:

@@ -67,6 +67,8 @@ def table() -> dict[str, Edition]:
 def members(languages: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Returns the editions that each metadata is made of, its main edition first.
 
+    That of "other" is "other" itself: pages in languages without metadata.
+
     Args:
       languages: codes of metadata. An edition among them has its own metadata, whatever
         the table says, and is part of no other.
@@ -77,8 +79,7 @@ def members(languages: Sequence[str]) -> dict[str, tuple[str, ...]]:
     _check(languages)
     rest = [e for e in table().values() if e.code not in languages]
     return {
-        code: (() if code == OTHER else (code,))
-        + tuple(edition.code for edition in rest if edition.metadata == code)
+        code: (code, *(edition.code for edition in rest if edition.metadata == code))
         for code in languages
     }
 
@@ -87,8 +88,8 @@ def _check(languages: Sequence[str]) -> None:
     known = [*table(), OTHER]
     if not languages or len(set(languages)) < len(languages):
         raise ValueError(
-            "wanted one or more languages, each once, as codes of Wikipedia such as "
-            f"en or zh_yue, got {tuple(languages)}"
+            "config.languages: wanted one or more, each once, as codes of Wikipedia "
+            f"such as en or zh_yue, got {tuple(languages)}"
         )
     unknown = [code for code in languages if code not in known]
     if unknown:
@@ -98,7 +99,7 @@ def _check(languages: Sequence[str]) -> None:
         if meant not in known:
             meant = close[0] if close else ""
         raise ValueError(
-            "wanted languages among the Wikipedias of docs/languages.md and "
+            "config.languages: wanted Wikipedias of docs/languages.md, or "
             f"{OTHER!r}, got {', '.join(map(repr, unknown))}; "
             + (f"did you mean {meant!r}?" if meant else "correct them")
         )

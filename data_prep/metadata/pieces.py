@@ -6,21 +6,32 @@ piece, each with its language:
     def read(piece: Piece, options: Options, flow: list[pa.RecordBatch])
         -> Iterator[tuple[str, Sequence[str]]]
 
-The pair is a language of `options.languages` and the texts of a page or an article; no
+The pair is an edition of `options.editions` and the texts of a page or an article; no
 bigram crosses from one text to the next. Once all of the piece is read, FLOW rows of
 the stage "read" are appended to `flow`: what was read and what was lost, by reason. An
 exception means that the storage failed: the piece is read again, from its start.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from data_prep import drops, language
-from data_prep.metadata import counts, dumps, ngrams, titles, wikitext, wordnet
+from data_prep.metadata import (
+    counts,
+    dumps,
+    editions,
+    ngrams,
+    segmentation,
+    titles,
+    wikitext,
+    wordnet,
+)
 from data_prep.sources import html, warc
 from data_prep.sources.archive import LostFile
 
@@ -41,10 +52,15 @@ class Piece(NamedTuple):
 class Options:
     """What all pieces are read with, from the keys of the same names in config.py."""
 
-    languages: tuple[str, ...]
+    languages: tuple[str, ...]  # codes of metadata
     max_page_bytes: int
     max_tree_bytes: int
     max_count_bytes: int = 1 << 30  # of counts in the memory of a worker
+
+    @property
+    def editions(self) -> tuple[str, ...]:
+        """The editions that all metadata is made of."""
+        return tuple(itertools.chain(*editions.members(self.languages).values()))
 
 
 Texts = Iterator[tuple[str, Sequence[str]]]
@@ -53,7 +69,7 @@ _Flow = list[pa.RecordBatch]
 
 
 def read_warc(piece: Piece, options: Options, flow: _Flow) -> Texts:
-    """Yields title and text of the pages that are in one of the languages."""
+    """Yields title and text of the pages whose language has metadata."""
     identify = language.shared_identifier("lid176")
     lost_files: Counter[str] = Counter()
     lost_pages: Counter[str] = Counter()
@@ -69,13 +85,14 @@ def read_warc(piece: Piece, options: Options, flow: _Flow) -> Texts:
         elif isinstance(text, warc.LostPage):
             lost_pages[text.reason] += 1
         else:
-            (code,) = language.resolve(
+            (found,) = language.resolve(
                 [text.text[:_IDENTIFIED_CHARS]],
                 declared=[text.language],
                 identified=[""],
                 identify=identify,
             )
-            if code in options.languages:
+            code = language.metadata_code(found, options.languages)
+            if code:
                 kept += 1
                 yield code, (text.title, text.text)
             else:
@@ -124,13 +141,16 @@ def count_texts(texts: Iterable[tuple[str, Sequence[str]]], max_bytes: int) -> R
     """Yields the counts of words and bigrams of each language.
 
     Args:
-      texts: as a reader yields them.
+      texts: as a reader yields them; segmented here where no spaces part words.
       max_bytes: of the counts in memory. Where they would exceed it, the counts of the
         language with most are yielded first, and it begins another run.
     """
     counters: dict[str, ngrams.Counter] = {}
+    segment = cache(segmentation.segmenter)
     total = 0
     for code, some in texts:
+        if find_words := segment(code):
+            some = list(map(find_words, some))
         if code not in counters:
             counters[code] = ngrams.Counter()
             total += counters[code].nbytes
@@ -162,7 +182,7 @@ def _count_views(piece: Piece, options: Options, flow: _Flow) -> Runs:
     lost_lines: Counter[str] = Counter()
     kept = 0
     for found in titles.read_pageviews(
-        piece.path, languages=options.languages, lost=lost_lines
+        piece.path, languages=options.editions, lost=lost_lines
     ):
         if isinstance(found, LostFile):
             lost_files[found.reason] += 1

@@ -127,6 +127,43 @@ def merge(code: str, sources: Sequence[Source], *, rule: str = ANY) -> Merged:
     return Merged(metadata, tuple(shares), overlap, tuple(left_out))
 
 
+def union(code: str, editions: Sequence[Sequence[Source]]) -> list[Source]:
+    """Returns sources with the entries that each edition's metadata would have.
+
+    An entry that several editions have in a source has the highest of its scores. An
+    edition without entries adds none.
+
+    Args:
+      code: of the metadata, for errors.
+      editions: the sources of each, of the same names in the same order.
+    """
+    if len(editions) == 1:
+        return list(editions[0])
+    best: dict[str, dict[str, float]] = {source.name: {} for source in editions[0]}
+    for sources in editions:
+        listed = [source._replace(ranked=list(source.ranked)) for source in sources]
+        if any(source.ranked for source in listed):
+            found = merge(code, listed).metadata
+            for entry, name, score in zip(
+                found.entries, found.sources, found.scores, strict=True
+            ):
+                best[name][entry] = max(score, best[name].get(entry, -math.inf))
+    return [
+        first._replace(
+            ranked=best_first(best[first.name].items()),
+            max_entries=sum(source.max_entries for source in same),
+            offered=None,
+        )
+        for first, *rest in zip(*editions, strict=True)
+        for same in [(first, *rest)]
+    ]
+
+
+def best_first(scored: Iterable[tuple[str, float]]) -> Ranked:
+    """Returns entries in the order of a source: equal scores by code points."""
+    return sorted(scored, key=lambda pair: (-pair[1], pair[0]))
+
+
 def never_matches(entry: str, *, rule: str) -> bool:
     """Whether no text of curation can match an entry.
 

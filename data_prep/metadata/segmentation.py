@@ -37,11 +37,13 @@ _SILENCED = re.compile(f"{_EDGE}(?=.\u103a)")
 def segmenter(code: str) -> Segmenter | None:
     """Returns the segmenter of an edition, None if its words have spaces between them.
 
+    "other" has one, since it may have texts of any language.
+
     A segmenter returns its text with one space between adjacent words; other spaces at
     the words of a script without spaces become line ends, since an entry has no space
     there. Text in other scripts stays as it is.
     """
-    if not editions.table()[code].is_segmented:
+    if code != editions.OTHER and not editions.table()[code].is_segmented:
         return None
 
     def segment(text: str) -> str:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from data_prep import build_metadata
 from data_prep import config as config_lib
-from data_prep.metadata import counts, ngrams, pieces, store
+from data_prep.metadata import counts, ngrams, pieces, segmentation, store
 from data_prep.sources import warc
 from data_prep.stages import attempts
 from metaclip_jax import files
@@ -275,7 +275,7 @@ def planned(folder, **changed):
     return build_metadata.plan(config, str(folder / "x"), None, [], patterns=patterns)
 
 
-def test_another_config_is_refused_in_the_folder_and_languages_without_spaces(sources):
+def test_another_config_is_refused_in_the_folder_and_an_unknown_language(sources):
     folder, _ = sources
     run = planned(folder)
     files.claim(folder / "x", run.inputs)
@@ -283,8 +283,19 @@ def test_another_config_is_refused_in_the_folder_and_languages_without_spaces(so
     other = planned(folder, unigram_min_count=3).inputs
     with pytest.raises(ValueError, match="config.unigram_min_count: wanted 3, found"):
         files.claim(folder / "x", other)
-    with pytest.raises(ValueError, match="; remove ja"):
-        planned(folder, languages=("en", "ja"))
+    with pytest.raises(ValueError, match="config.languages: .*did you mean 'zh_yue'"):
+        planned(folder, languages=("en", "yue"))
+
+
+def test_another_dictionary_is_another_run_where_words_are_segmented(
+    sources, monkeypatch
+):
+    folder, _ = sources
+    runs = [planned(folder, languages=of).inputs for of in (("en",), ("en", "zh"))]
+    monkeypatch.setattr(segmentation, "version", lambda: "1.0")
+    again = [planned(folder, languages=of).inputs for of in (("en",), ("en", "zh"))]
+    assert again[0] == runs[0]
+    assert again[1] == runs[1] | {"icu": "1.0"}
 
 
 def test_a_piece_that_fails_three_times_is_counted_and_named(
