@@ -388,7 +388,7 @@ def read_block(
     graph, params = nnx.split(block)
 
     def apply(params: nnx.State, x: jax.Array) -> jax.Array:
-        read = nnx.merge(graph, params).read
+        read = nnx.merge(graph, rows.collect(params)).read
         return rows.constrain(read(rows.constrain(x), position))
 
     return _remat(apply, remat, unroll=block.unroll)(params, x)

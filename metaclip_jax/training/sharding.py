@@ -8,7 +8,7 @@ spells them.
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -163,6 +163,27 @@ def collect_table(mesh: Mesh, table: jax.Array, *, lookups: int) -> jax.Array:
     return jax.lax.with_sharding_constraint(
         table, NamedSharding(mesh, PartitionSpec(None, "tensor"))
     )
+
+
+@functools.cache
+def layer_collector(mesh: Mesh) -> Callable[[Any], Any]:
+    """Returns a function that collects a layer's leaves over `fsdp`.
+
+    It maps the parameters of one block, without the axis of layers, to themselves. What
+    `tensor` splits stays split.
+    """
+
+    def collect(path: Sequence[Any], leaf: jax.Array) -> jax.Array:
+        name = path_name(path).removesuffix("/value")  # as modules call a leaf
+        spec = partition_spec(f"last/{name}")
+        kept = (None if axis == "fsdp" else axis for axis in spec)
+        return jax.lax.with_sharding_constraint(
+            leaf, NamedSharding(mesh, PartitionSpec(*kept))
+        )
+
+    if mesh.shape["fsdp"] == 1:
+        return lambda layer: layer
+    return functools.partial(jax.tree_util.tree_map_with_path, collect)
 
 
 def process_rows(mesh: Mesh, global_batch: int) -> np.ndarray:

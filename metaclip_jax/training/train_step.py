@@ -126,7 +126,7 @@ def _encode(
     # Only the loop has chunks, and a chunk's device has to hold whole layers.
     if architecture.unroll or mesh.shape["tensor"] > 1:
         chunk = 0
-    rows = stack.Rows(mesh, sharding.BATCH_AXES, chunk)
+    rows = stack.Rows(mesh, sharding.BATCH_AXES, chunk, sharding.layer_collector(mesh))
     tokens = batch["tokens"]
     table = sharding.collect_table(
         mesh, params["text"]["token_embedding"], lookups=tokens.size

@@ -2,8 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec
 
+from metaclip_jax.models import layers
 from metaclip_jax.training import sharding
 
 
@@ -82,3 +84,23 @@ def test_batch_rows_keep_their_order_over_the_devices():
     assert tokens.sharding.is_equivalent_to(sharding.batch_sharding(mesh), 1)
     np.testing.assert_array_equal(sharding.process_run(mesh, 8), rows)
     assert len(jax.devices()) == 8
+
+
+def test_a_layer_is_collected_over_fsdp_and_stays_split_over_tensor():
+    mesh = sharding.make_mesh(data=1, fsdp=2, tensor=4)
+    shape = layers.BlockShape(
+        width=16, heads=4, mlp_width=32, activation="gelu_tanh", causal=False,
+        attention="xla", dtype="float32", epsilon=1e-6, unroll=False,
+    )  # fmt: skip
+    init = layers.siglip_init(width=16, mlp_width=32)
+    _, layer = nnx.split(layers.Block(shape, init, rngs=nnx.Rngs(0)))
+    named = nnx.to_pure_dict(layer)
+    held = jax.device_put(named, sharding.tree_shardings(mesh, {"last": named})["last"])
+    nnx.replace_by_pure_dict(layer, held)
+    collected = jax.jit(sharding.layer_collector(mesh))(layer)
+    for before, after in zip(*map(jax.tree.leaves, (layer, collected)), strict=True):
+        split = {axis for axis in before.sharding.spec if axis}
+        assert {axis for axis in after.sharding.spec if axis} == split - {"fsdp"}
+        np.testing.assert_array_equal(before, after)
+    kernel = nnx.to_pure_dict(collected)["mlp"]["fc1"]["kernel"]
+    assert tuple(kernel.sharding.spec) == (None, "tensor")
