@@ -183,7 +183,15 @@ def choose(run: Run, parts: Sequence[counts.Part]) -> dict[str, store.Metadata]:
         metadata = {}
         for code, members in editions.members(run.config.languages).items():
             some = [each for each in members if each in counted] or [code]
-            sources = [select(each, summed, run.config) for each in some]
+            sources = [
+                ranking.limit(
+                    select(each, summed, run.config),
+                    unigram_share=run.config.unigram_share,
+                    bigrams_per_unigram=run.config.bigrams_per_unigram,
+                    title_share=run.config.title_share,
+                )
+                for each in some
+            ]
             merged = ranking.merge(code, ranking.union(code, sources))
             metadata[code] = merged.metadata
         return metadata

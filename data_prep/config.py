@@ -45,6 +45,9 @@ def metadata() -> ConfigDict:
             "languages": ("en",),
             "unigram_min_count": 100,  # occurrences (paper, Table 1: 100)
             "max_unigrams": 251_465,  # entries (paper, Table 1)
+            # Of a language's distinct words, the share that may be entries, the most
+            # frequent.
+            "unigram_share": 1.0,
             # pmi: pointwise mutual information in bits. worldwide: MetaCLIP 2's, which
             # prefers frequent bigrams.
             "bigram_score": "pmi",
@@ -54,8 +57,11 @@ def metadata() -> ConfigDict:
             "bigram_min_score": 4.0,
             "bigram_min_count": 5,  # occurrences; PMI of rarer pairs is noise
             "max_bigrams": 100_646,  # entries (paper, Table 1)
+            # Bigrams per word that may be an entry, at most; None: any number.
+            "bigrams_per_unigram": config_dict.placeholder(float),
             "title_min_views": 70,  # views (paper, Table 1: 70)
             "max_titles": 61_235,  # entries (paper, Table 1)
+            "title_share": 1.0,  # of a language's titles, those with the most views
             # GiB of counts in the memory of all workers of a machine; more go to disk.
             "memory_gib": 4.0,
             "pages": _pages(),
@@ -241,6 +247,7 @@ def _kinds() -> tuple[str, ...]:
 # key has no row. Rules between keys are in `_curate_rules` and `_metadata_rules`.
 _COUNT = Range(int, least=1)
 _COUNT_OR_NONE = Range(int, least=0)
+_SHARE = Range(float, above=0, most=1)
 _COLUMN = Range(str, pattern=r"(?s).+", form="the name of a column")
 _PATH = Range(str, pattern=r"(?s).*\S.*", form="a path or glob", also=(None,))
 
@@ -263,12 +270,15 @@ METADATA_RANGES: dict[str, Range] = {
     ),
     "unigram_min_count": _COUNT,
     "max_unigrams": _COUNT_OR_NONE,
+    "unigram_share": _SHARE,
     "bigram_score": Range(str, choices=("pmi", "worldwide")),
     "bigram_min_score": Range(float),
     "bigram_min_count": _COUNT,
     "max_bigrams": _COUNT_OR_NONE,
+    "bigrams_per_unigram": Range(float, least=0, also=(None,)),
     "title_min_views": _COUNT_OR_NONE,
     "max_titles": _COUNT_OR_NONE,
+    "title_share": _SHARE,
     "memory_gib": Range(float, above=0),
     **_PAGES,
 }
@@ -303,7 +313,7 @@ CURATE_RANGES: dict[str, Range] = {
     "selection.scores": Range(tuple, each=_GLOB),
     "selection.score": Range(str),
     "selection.least_score": Range(float, also=(None,)),
-    "selection.top_share": Range(float, above=0, most=1),
+    "selection.top_share": _SHARE,
     "safety.words": _PATH,
     "safety.image_scorer": Range(
         str,

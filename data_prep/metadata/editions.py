@@ -64,6 +64,11 @@ def table() -> dict[str, Edition]:
     return editions
 
 
+def languages() -> tuple[str, ...]:
+    """Returns the codes of all metadata: the editions with their own, then "other"."""
+    return (*(e.code for e in table().values() if e.metadata == e.code), OTHER)
+
+
 def members(languages: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Returns the editions that each metadata is made of, its main edition first.
 

@@ -80,6 +80,23 @@ def merge(code: str, sources: Sequence[Source], *, rule: str = ANY) -> Merged:
     Raises:
       ValueError: there is no entry, or a source is not in its order.
     """
+    entries, of_sources, left_out, shares = _join(code, sources, rule)
+    if not entries:
+        raise ValueError(
+            f"metadata {code!r}: wanted entries, got none above the thresholds of "
+            f"{', '.join(source.name for source in sources)}; lower the thresholds or "
+            "give more text"
+        )
+    names, scores = zip(*entries.values(), strict=True)
+    metadata = Metadata(code, tuple(entries), names, scores)
+    overlap = _overlap(of_sources, len(sources))
+    return Merged(metadata, tuple(shares), overlap, tuple(left_out))
+
+
+def _join(
+    code: str, sources: Sequence[Source], rule: str
+) -> tuple[dict[str, tuple[str, float]], dict[str, int], dict[str, None], list[Share]]:
+    """Returns source and score of each entry, and what `Merged` has; see `merge`."""
     entries: dict[str, tuple[str, float]] = {}
     of_sources: dict[str, int] = {}  # bit i: source i has the entry
     left_out: dict[str, None] = {}
@@ -115,16 +132,33 @@ def merge(code: str, sources: Sequence[Source], *, rule: str = ANY) -> Merged:
             *(*three, offered - sum(three)),
         )
         shares.append(share)
-    if not entries:
-        raise ValueError(
-            f"metadata {code!r}: wanted entries, got none above the thresholds of "
-            f"{', '.join(source.name for source in sources)}; lower the thresholds or "
-            "give more text"
-        )
-    names, scores = zip(*entries.values(), strict=True)
-    metadata = Metadata(code, tuple(entries), names, scores)
-    overlap = _overlap(of_sources, len(sources))
-    return Merged(metadata, tuple(shares), overlap, tuple(left_out))
+    return entries, of_sources, left_out, shares
+
+
+def limit(
+    sources: Sequence[Source],
+    *,
+    unigram_share: float,
+    bigrams_per_unigram: float | None,
+    title_share: float,
+) -> list[Source]:
+    """Returns the sources of an edition with `max_entries` lowered to shares.
+
+    Args:
+      sources: "unigram", "bigram" and "title" among them; with `offered`.
+      unigram_share: of the words, the most frequent.
+      bigrams_per_unigram: of the number of words that may be entries; None: no limit.
+      title_share: of the titles, those with the most views.
+    """
+    most = {source.name: source.max_entries for source in sources}
+    offered = {source.name: source.offered or 0 for source in sources}
+    for name, share in (("unigram", unigram_share), ("title", title_share)):
+        if share < 1:
+            most[name] = min(most[name], int(share * offered[name]))
+    if bigrams_per_unigram is not None:
+        bigrams = int(bigrams_per_unigram * most["unigram"])
+        most["bigram"] = min(most["bigram"], bigrams)
+    return [source._replace(max_entries=most[source.name]) for source in sources]
 
 
 def union(code: str, editions: Sequence[Sequence[Source]]) -> list[Source]:
@@ -141,13 +175,8 @@ def union(code: str, editions: Sequence[Sequence[Source]]) -> list[Source]:
         return list(editions[0])
     best: dict[str, dict[str, float]] = {source.name: {} for source in editions[0]}
     for sources in editions:
-        listed = [source._replace(ranked=list(source.ranked)) for source in sources]
-        if any(source.ranked for source in listed):
-            found = merge(code, listed).metadata
-            for entry, name, score in zip(
-                found.entries, found.sources, found.scores, strict=True
-            ):
-                best[name][entry] = max(score, best[name].get(entry, -math.inf))
+        for entry, (name, score) in _join(code, sources, ANY)[0].items():
+            best[name][entry] = max(score, best[name].get(entry, -math.inf))
     return [
         first._replace(
             ranked=best_first(best[first.name].items()),

@@ -106,6 +106,14 @@ def test_a_rerun_makes_the_same_bytes(sources, built, tmp_path):
         ).read_bytes()
 
 
+def test_the_shares_of_the_command_are_of_distinct_words_and_titles(sources, tmp_path):
+    shares = {"unigram_share": 0.5, "bigrams_per_unigram": 0.5, "title_share": 0.5}
+    found = build(sources, tmp_path, "ko", "zh", **shares)
+    assert found["ko"].entries == ("대학교",)  # of that, 서울 and 그리고
+    # Of two titles in zh_classical one, of one title in zh and gan none.
+    assert by_source(found["zh"], "title") == {"交通大學": 7}
+
+
 def test_a_named_edition_leaves_the_metadata_that_it_is_part_of(sources, tmp_path):
     found = build(sources, tmp_path, "ab", "gan", "zh", "other")
     assert by_source(found["ab"], "title") == {"Аҧсны": 4, "Tâi-oân": 1}
@@ -129,3 +137,22 @@ def test_the_union_of_editions_is_that_of_their_metadata():
     assert by_source(found, "title") == {"b": 7.0, "d": 1.0}
     apart = [ranking.merge("x", each).metadata.entries for each in (one, two)]
     assert set(found.entries) == set(apart[0]) | set(apart[1])
+
+
+@pytest.mark.parametrize(
+    ("shares", "most"),
+    [
+        ({}, [9, 20, 7, 6]),
+        ({"unigram_share": 0.1}, [9, 3, 7, 6]),
+        ({"unigram_share": 0.1, "bigrams_per_unigram": 0.4}, [9, 3, 1, 6]),
+        ({"bigrams_per_unigram": 0.4}, [9, 20, 7, 6]),
+        ({"title_share": 0.76}, [9, 20, 7, 4]),
+    ],
+)
+def test_shares_lower_the_caps_of_their_sources(shares, most):
+    offered = {"synset": 50, "unigram": 30, "bigram": 40, "title": 6}
+    caps = dict(zip(offered, [9, 20, 7, 6], strict=True))
+    sources = [ranking.Source(n, [], caps[n], offered=offered[n]) for n in offered]
+    given = {"unigram_share": 1.0, "bigrams_per_unigram": None, "title_share": 1.0}
+    found = ranking.limit(sources, **given | shares)
+    assert [source.max_entries for source in found] == most

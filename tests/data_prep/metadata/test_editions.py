@@ -46,9 +46,9 @@ def test_an_edition_has_its_own_metadata_if_its_language_can_be_identified():
 
 
 def test_all_metadata_together_has_each_edition_that_is_read_once():
-    languages = {edition.metadata for edition in editions.table().values()}
-    languages -= {editions.UNREAD}
-    found = Counter(sum(editions.members(sorted(languages)).values(), ()))
+    languages = editions.languages()
+    assert set(languages) == {e.metadata for e in editions.table().values()} - {""}
+    found = Counter(sum(editions.members(languages).values(), ()))
     assert set(found.values()) == {1}
     assert {*editions.table(), editions.OTHER} - set(found) == {"simple"}
 
