@@ -1,10 +1,13 @@
-"""Builds metadata (the entries that texts are matched with) from web pages.
+"""Builds metadata (the entries that texts are matched with).
 
-    python -m data_prep.build_metadata --config=configs/metadata.py:quickstart \\
-        --warc='crawl/*.warc.gz' --pageviews=pageviews.txt --output=metadata
+    python -m data_prep.build_metadata --config=configs/metadata.py:en \\
+        --wordnet=/usr/share/wordnet \\
+        --wikipedia='enwiki-*-pages-articles-multistream*.xml*.bz2' \\
+        --pageviews='pageviews-*.gz' --output=metadata
 
-For each language: the frequent words of its pages, bigrams with high pointwise mutual
-information, and titles with many page views. Each file of the sources becomes a part of
+For each language, in this order: the names of WordNet's synsets; the frequent words of
+Wikipedia's articles, or of web pages (--warc); bigrams with high pointwise mutual
+information; titles with many page views. Each piece of the sources becomes a part of
 counts in a working folder, by as many processes as --workers says; a killed run
 continues after its last finished part. Then the parts are summed, within
 config.memory_gib. Beam's pipeline options follow `--`.
@@ -26,22 +29,16 @@ from data_prep import drops
 from data_prep.metadata import (
     counts,
     editions,
+    inputs,
     pieces,
     ranking,
     segmentation,
     store,
 )
-from data_prep.sources import formats
 from data_prep.stages import counting, outcomes, pipelines, sums
-from metaclip_jax import files, patterns
+from metaclip_jax import files
 from metaclip_jax.cli import command, config_flag
 
-# Flag of a source, by kind of its pieces -> what its files hold, in an error, and their
-# format in the words of `formats.of`.
-SOURCES = {
-    "warc": ("WARC files", "WARC"),
-    "pageviews": ("lines of page views", ""),
-}
 _PARTS = "parts"  # folder in the output, unless --workdir is given
 
 
@@ -63,7 +60,7 @@ def main(argv: list[str]) -> None:
     values = flags.FLAGS
     run = plan(
         *(values.config, values.output, values.workdir, argv[1:]),
-        patterns={flag: getattr(values, flag) for flag in SOURCES},
+        given={kind: getattr(values, kind) for kind in pieces.KINDS},
         workers=values.workers,
         max_failed_sources=values.max_failed_sources,
     )
@@ -89,64 +86,34 @@ def plan(
     workdir: str | None,
     arguments: list[str],
     *,
-    patterns: Mapping[str, str | None],
+    given: Mapping[str, str | None],
     workers: str = "auto",
     max_failed_sources: int = 0,
 ) -> Run:
     """Checks the command line before anything is written; returns the run.
 
-    `patterns` has the value of each flag of SOURCES.
+    `given` has the path of each kind of source, as `inputs.find` wants them.
     """
     command.refuse_missing({"--output": output})
     assert output
-    if not any(patterns.values()):
-        names = " or ".join(f"--{name}" for name in patterns)
-        raise ValueError(f"wanted a source of metadata, got none; give {names}")
     config_lib.check_metadata(config)
     of = editions.members(config.languages)
     options = pipelines.options(arguments)
-    found = [
-        pieces.Piece(flag, path)
-        for flag, pattern in patterns.items()
-        if pattern
-        for path in find(pattern, flag)
-    ]
-    described = [(p.kind, os.path.basename(p.path), files.size(p.path)) for p in found]
+    read = inputs.find(given, config.languages)
     values = config.to_dict()
     del values["memory_gib"]
-    inputs: dict[str, Any] = {"config": values, "files": described}
+    decided: dict[str, Any] = {"config": values, "files": read.described}
     if any(map(segmentation.segmenter, itertools.chain(*of.values()))):
-        inputs["icu"] = segmentation.version()
+        decided["icu"] = segmentation.version()
     return Run(
         config=config,
-        found=found,
-        inputs=inputs,
-        options=pipelines.with_workers(
-            options, workers, source_bytes=sum(size for *_, size in described)
-        ),
+        found=read.found,
+        inputs=decided,
+        options=pipelines.with_workers(options, workers, source_bytes=read.bytes),
         workdir=workdir or os.path.join(output, _PARTS),
         output=output,
         max_failed_sources=max_failed_sources,
     )
-
-
-def find(pattern: str, flag: str) -> list[str]:
-    """Returns the files of a flag of SOURCES.
-
-    Raises ValueError if there are none, or the first is of a format that is not read.
-    """
-    wanted, of = SOURCES[flag]
-    found = patterns.find(pattern)
-    if not found:
-        got, cure = f"none for {pattern!r}", "correct the path"
-        if files.path(pattern).is_dir():
-            got, cure = f"the folder {pattern!r}", "add a name, such as /*.gz"
-        raise ValueError(f"--{flag}: wanted files, got {got}; {cure}")
-    if (got := formats.of(found[0])) not in ("", of):
-        raise ValueError(
-            f"--{flag}: wanted {wanted}, got {got} in {found[0]}; correct the path"
-        )
-    return found
 
 
 def count(run: Run) -> list[counts.Part]:
@@ -199,9 +166,12 @@ def choose(run: Run, parts: Sequence[counts.Part]) -> dict[str, store.Metadata]:
 
 def select(code: str, summed: counts.Sums, config: ConfigDict) -> list[ranking.Source]:
     """Returns the sources of an edition by the thresholds and caps of `config`."""
-    caps = config.max_unigrams, config.max_bigrams, config.max_titles
+    caps = (
+        config.max_synsets, config.max_unigrams, config.max_bigrams, config.max_titles
+    )  # fmt: skip
     # Of the best of a source, earlier sources may have all that they may add.
-    most_unigrams, most_bigrams, most_titles = itertools.accumulate(caps)
+    _, most_unigrams, most_bigrams, most_titles = itertools.accumulate(caps)
+    synsets = summed.synsets(code, most=config.max_synsets)
     tokens = summed.sum_words(code)
     words = summed.frequent_words(least=config.unigram_min_count, most=most_unigrams)
     bigrams = summed.bigrams(
@@ -220,9 +190,11 @@ def select(code: str, summed: counts.Sums, config: ConfigDict) -> list[ranking.S
     titles = summed.frequent_titles(
         code, least=config.title_min_views, most=most_titles
     )
-    chosen = words, bigrams, titles
-    names = "unigram", "bigram", "title"
-    least = config.unigram_min_count, config.bigram_min_score, config.title_min_views
+    chosen = synsets, words, bigrams, titles
+    names = "synset", "unigram", "bigram", "title"
+    least = (
+        1.0, config.unigram_min_count, config.bigram_min_score, config.title_min_views
+    )  # fmt: skip
     return [
         ranking.Source(name, one.ranked, cap, threshold, one.offered)
         for name, one, cap, threshold in zip(names, chosen, caps, least, strict=True)
@@ -254,6 +226,12 @@ def remove_parts(run: Run) -> None:
 def define_flags() -> None:
     """Defines the command's flags; importing the module defines none."""
     config_flag.define(config_lib.METADATA_RANGES)
+    flags.DEFINE_string(
+        "wordnet", None, "Folder of Princeton's WordNet or of OMW's tab files."
+    )
+    flags.DEFINE_string(
+        "wikipedia", None, "Glob of dumps of Wikipedia; {code} for several languages."
+    )
     flags.DEFINE_string("warc", None, "Glob of WARC files: pages to count words of.")
     flags.DEFINE_string("pageviews", None, "Glob of Wikimedia's page view files.")
     flags.DEFINE_string("output", None, "Folder for the metadata.")

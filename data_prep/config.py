@@ -43,6 +43,8 @@ def metadata() -> ConfigDict:
         {
             # Metadata that is built, by codes of docs/languages.md; "other" is one.
             "languages": ("en",),
+            # Names of synsets; WordNet 3.0 has 86,571 (paper, Table 1: 86,654).
+            "max_synsets": 100_000,
             "unigram_min_count": 100,  # occurrences (paper, Table 1: 100)
             "max_unigrams": 251_465,  # entries (paper, Table 1)
             # Of a language's distinct words, the share that may be entries, the most
@@ -268,6 +270,7 @@ METADATA_RANGES: dict[str, Range] = {
             str, pattern="[a-z]+(_[a-z]+)*", form="a language code such as 'zh_yue'"
         ),
     ),
+    "max_synsets": _COUNT_OR_NONE,
     "unigram_min_count": _COUNT,
     "max_unigrams": _COUNT_OR_NONE,
     "unigram_share": _SHARE,
@@ -390,12 +393,12 @@ def check_curate(config: ConfigDict) -> None:
 
 def _metadata_rules(config: ConfigDict) -> list[ranges.Rule]:
     """Returns the rules between keys; each key by itself is in its range."""
+    caps = "max_synsets", "max_unigrams", "max_bigrams", "max_titles"
     return [
         (
             "max_unigrams",
-            bool(config.max_unigrams or config.max_bigrams or config.max_titles),
-            "one of config.max_unigrams, config.max_bigrams and config.max_titles"
-            " above 0, or there are no entries",
+            any(config[key] for key in caps),
+            f"one of config.{', config.'.join(caps)} above 0, or there are no entries",
         )
     ]
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 from xml.etree import ElementTree
 
-from data_prep.sources import compressed, remote
+from data_prep.sources import compressed, formats, remote
 from data_prep.sources.archive import LostFile
 
 _TAIL = 64  # bytes at the end that show whether the file is whole
@@ -60,17 +60,20 @@ def check(path: str, code: str) -> None:
       ValueError: it is none, it is of another wiki, or it is compressed by 7-Zip.
       OSError: the file cannot be opened or the storage fails.
     """
-    wanted = f"{path}: wanted a MediaWiki XML dump (.xml, .xml.bz2 or .xml.gz)"
+    wanted = "--wikipedia: wanted a MediaWiki XML dump (.xml, .xml.bz2 or .xml.gz)"
     with remote.open_file(path) as file:
         if file.read(len(_7Z)) == _7Z:
             raise ValueError(
-                f"{wanted}, got one compressed by 7-Zip; take the .bz2 file of the same"
-                " dump, or run 7z x -so FILE | bzip2 > NEW"
+                f"{wanted}, got one compressed by 7-Zip, {path}; take the .bz2 file of"
+                " the same dump, or run 7z x -so FILE | bzip2 > NEW"
             )
         head = _head(file)
     root = _ROOT.search(head)
     if not root:
-        raise ValueError(f"{wanted}, got a file without <mediawiki>; correct the path")
+        raise ValueError(
+            f"{wanted}, got {formats.of(path) or 'a file'} without <mediawiki>, {path};"
+            " correct the path"
+        )
     name, language = _site(head, root[0])
     database = f"{code}wiki"
     got = name if name != database else ""
@@ -78,8 +81,8 @@ def check(path: str, code: str) -> None:
         got = language  # only pieces of a dump that were cut by hand have no name
     if got:
         raise ValueError(
-            f"{path}: wanted the dump of {database}, got one of {got!r}; correct the"
-            " path, or the languages"
+            f"--wikipedia: wanted the dump of {database}, got one of {got!r}, {path};"
+            " correct the path, or config.languages"
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from data_prep.metadata import editions
-from data_prep.sources import compressed, remote
+from data_prep.sources import compressed, formats, remote
 from data_prep.sources.archive import LostFile
 
 _NAMESPACES = Path(__file__).with_name("namespaces.txt")
@@ -34,8 +34,9 @@ def check(path: str) -> None:
                 break
     if not any(map(_fields, head.split(b"\n"))):
         raise ValueError(
-            f"{path}: wanted lines of page views such as 'en Cat 3 0', or"
-            " 'en.wikipedia Cat 6678 desktop 3 A3', got none; correct the path"
+            f"--pageviews: wanted lines of page views such as 'en Cat 3 0' or"
+            " 'en.wikipedia Cat 6678 desktop 3 A3', got"
+            f" {formats.of(path) or 'none'} in {path}; correct the path"
         )
 
 

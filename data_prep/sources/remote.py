@@ -56,6 +56,18 @@ def open_file(path: epath.PathLike, *, user_agent: str = USER_AGENT) -> BinaryIO
     return files.path(path).open("rb")
 
 
+def size(path: epath.PathLike, *, user_agent: str = USER_AGENT) -> int:
+    """Returns the size of a file in bytes, 0 if a web server does not say it.
+
+    Raises OSError as `open_file` does.
+    """
+    if not is_on_web(path):
+        return files.size(path)
+    with _WebFile(os.fspath(path), user_agent) as file:
+        file.readinto(memoryview(bytearray(1)))
+        return file.size or 0
+
+
 @dataclass
 class _Pace:
     """How long the requests to a host wait."""
@@ -104,6 +116,11 @@ class _WebFile(io.RawIOBase):
         self._tag = ""  # the version that is read
         self._answer: urllib3.BaseHTTPResponse | None = None
         self._failures = 0  # since the last byte
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the file, None before the first answer or if it does not say."""
+        return self._size
 
     def readable(self) -> bool:
         return True
@@ -215,7 +232,7 @@ class _WebFile(io.RawIOBase):
         if status not in (200, 206) or (status == 206 and not place):
             raise WebFileError(
                 f"wanted the file {self._url}, got HTTP status {status}; correct "
-                "config.source.paths"
+                "the path of the source"
             )
         size = int(place[2]) if place else _number(answer.headers)
         tag = answer.headers.get("ETag", "")

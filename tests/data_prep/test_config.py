@@ -110,7 +110,12 @@ def test_reading_a_recipe_imports_neither_beam_nor_readers_of_sources():
         ),
         (
             "metadata",
-            {"max_unigrams": 0, "max_bigrams": 0, "max_titles": 0},
+            {
+                "max_synsets": 0,
+                "max_unigrams": 0,
+                "max_bigrams": 0,
+                "max_titles": 0,
+            },
             "max_unigrams=0: wanted one of .* above 0",
         ),
     ],

@@ -271,8 +271,8 @@ def test_a_killed_command_reads_no_finished_piece_again(sources, built):
 
 def planned(folder, **changed):
     config = config_lib.recipe(config_lib.metadata(), {"": changed}, "")
-    patterns = {"warc": f"{folder}/*.warc.gz", "pageviews": None}
-    return build_metadata.plan(config, str(folder / "x"), None, [], patterns=patterns)
+    given = {"warc": f"{folder}/*.warc.gz", "pageviews": None}
+    return build_metadata.plan(config, str(folder / "x"), None, [], given=given)
 
 
 def test_another_config_is_refused_in_the_folder_and_an_unknown_language(sources):

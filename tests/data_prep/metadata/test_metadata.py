@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep import build_metadata
-from data_prep.metadata import ranking, store, titles
+from data_prep.metadata import inputs, ranking, store, titles
 from data_prep.metadata.store import Metadata
 from data_prep.sources.archive import LostFile
 from metaclip_jax import files
 from tests.data_prep import tiny_web
+from tests.data_prep.metadata import dump_files
 
 
 def metadata(*entries, code="en"):
@@ -468,15 +468,27 @@ def test_files_of_another_format_and_folders_are_refused_before_reading(tmp_path
     tiny_web.write_warc(tmp_path / "a.warc.gz", {"http://site.example/": "a cat"})
     pq.write_table(pa.table({"text": ["a cat"]}), tmp_path / "a.parquet")
     (tmp_path / "views.txt").write_text("en A_cat 1 0\n")
-    good = {"warc": "a.warc.gz", "pageviews": "views.txt"}
+    (tmp_path / "a.xml").write_bytes(dump_files.xml("en", [("Cat", "meow")]))
+    good = {"warc": "a.warc.gz", "pageviews": "views.txt", "wikipedia": "a.xml"}
+
+    def find(key, name):
+        return inputs.find({key: str(tmp_path / name)}, ["en"])
+
     for key, name in good.items():
-        path = str(tmp_path / name)
-        assert build_metadata.find(path, key) == [path]
-        with pytest.raises(ValueError, match=f"{key}: wanted .*, got Parquet in "):
-            build_metadata.find(f"{tmp_path}/*.parquet", key)
+        (piece,) = find(key, name).found
+        assert (piece.kind, piece.path) == (key, str(tmp_path / name))
+        with pytest.raises(ValueError, match=f"{key}: wanted .*, got Parquet "):
+            find(key, "*.parquet")
         with pytest.raises(ValueError, match=f"{key}: wanted files, got the folder "):
-            build_metadata.find(str(tmp_path), key)
+            find(key, "")
         with pytest.raises(ValueError, match=f"{key}: wanted files, got none for "):
-            build_metadata.find(f"{tmp_path}/*.none", key)
-    with pytest.raises(ValueError, match="wanted lines of page views, got WARC in "):
-        build_metadata.find(str(tmp_path / good["warc"]), "pageviews")
+            find(key, "*.none")
+    for key, other in (("pageviews", "warc"), ("wikipedia", "warc")):
+        with pytest.raises(ValueError, match=f"{key}: wanted .*, got WARC "):
+            find(key, good[other])
+    with pytest.raises(ValueError, match="wordnet: wanted .*data.noun.*, got none in"):
+        find("wordnet", "")
+    with pytest.raises(ValueError, match="got none; give --warc or --wikipedia"):
+        inputs.find({"warc": None, "wikipedia": ""}, ["en"])
+    with pytest.raises(ValueError, match="wanted {code} in the path"):
+        inputs.find({"wikipedia": str(tmp_path / "a.xml")}, ["en", "de"])

@@ -1,0 +1,148 @@
+"""Finds the files of the sources of metadata, checks them, and cuts them into pieces.
+
+A path is local, gs:// or https://, with wildcards where files can be listed; several
+addresses on web servers are joined by commas. In the paths of wordnets and dumps
+{code} stands for the code of each Wikipedia, as in the names of its dumps ("zh_yue").
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from absl import logging
+
+from data_prep.metadata import dumps, editions, pieces, titles, wordnet
+from data_prep.sources import formats, remote
+from metaclip_jax import files, patterns
+
+CODE = "{code}"
+_RANGE_BYTES = 64 << 20  # of a dump: minutes of work for a core if it is compressed
+
+
+class Inputs(NamedTuple):
+    """What is read, and what identifies it: kind, code, name and size of each file."""
+
+    found: list[pieces.Piece]
+    described: list[tuple[str, str, str, int]]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files whose size is known."""
+        return sum(size for *_, size in self.described)
+
+
+def find(given: Mapping[str, str | None], languages: Sequence[str]) -> Inputs:
+    """Returns the pieces of all sources.
+
+    Args:
+      given: path of each kind of `pieces.KINDS`; None or "" if it is not read.
+      languages: codes of metadata.
+
+    Raises:
+      ValueError: no source is given, one has no files, a file is not what it should be,
+        or a language is unknown.
+      OSError: the storage fails.
+    """
+    if not any(given.values()):
+        names = " or ".join(f"--{name}" for name in given)
+        raise ValueError(f"wanted a source of metadata, got none; give {names}")
+    members = editions.members(languages)
+    inputs = Inputs([], [])
+    for kind, path in given.items():
+        if not path:
+            continue
+        for code, file in _FIND[kind](path, members):
+            size = remote.size(file)
+            name = file if remote.is_on_web(file) else os.path.basename(file)
+            inputs.described.append((kind, code, name, size))
+            ranges = [(0, 0)]
+            if kind == "wikipedia":
+                ranges = dumps.ranges(file, size, range_bytes=_RANGE_BYTES)
+            inputs.found.extend(
+                pieces.Piece(kind, file, start, stop, code) for start, stop in ranges
+            )
+    return inputs
+
+
+_Found = Iterator[tuple[str, str]]  # code of a Wikipedia or "", and a file
+_Members = Mapping[str, Sequence[str]]  # by code of a metadata
+
+
+def _find_warc(pattern: str, members: _Members) -> _Found:
+    found = _files(pattern, "warc")
+    if (got := formats.of(found[0])) not in ("", "WARC"):
+        raise ValueError(
+            f"--warc: wanted WARC files, got {got} in {found[0]}; correct the path"
+        )
+    for path in found:
+        yield "", path
+
+
+def _find_views(pattern: str, members: _Members) -> _Found:
+    found = _files(pattern, "pageviews")
+    titles.check(found[0])
+    for path in found:
+        yield "", path
+
+
+def _find_dumps(pattern: str, members: _Members) -> _Found:
+    if CODE not in pattern and len(members) > 1:
+        raise ValueError(
+            f"--wikipedia: wanted {CODE} in the path for the {len(members)} languages,"
+            f" got {pattern}; write such as {CODE}wiki-*-pages-articles*.xml.bz2"
+        )
+    for language, codes in members.items():
+        for code in codes if CODE in pattern else codes[:1]:
+            named = pattern.replace(CODE, code)
+            is_listed = not remote.is_on_web(named)
+            if code != language and is_listed and not patterns.find(named):
+                logging.warning(
+                    "--wikipedia: no files %s, a part of %s", named, language
+                )
+                continue
+            for path in _files(named, "wikipedia"):
+                dumps.check(path, code)
+                yield code, path
+
+
+def _find_wordnets(folder: str, members: _Members) -> _Found:
+    found = [
+        (code, path)
+        for codes in members.values()
+        for code in codes
+        for path in wordnet.find(folder.replace(CODE, code), code)
+    ]
+    if not found:
+        raise ValueError(
+            f"--wordnet: wanted {', '.join(wordnet.PRINCETON)} for English, or"
+            " wn-data-XXX.tab of a language of docs/languages.md, got none in"
+            f" {folder}; correct the folder"
+        )
+    yield from found
+
+
+_FIND: dict[str, Callable[[str, _Members], _Found]] = {
+    "wordnet": _find_wordnets,
+    "wikipedia": _find_dumps,
+    "warc": _find_warc,
+    "pageviews": _find_views,
+}
+
+
+def _files(pattern: str, flag: str) -> list[str]:
+    """Returns the files of a path. Raises ValueError if there are none."""
+    if remote.is_on_web(pattern):
+        found = [each.strip() for each in pattern.split(",") if each.strip()]
+        if "*" in pattern:
+            raise ValueError(
+                f"--{flag}: wanted the address of each file, since web servers list"
+                f" none, got {pattern!r}; join them by commas"
+            )
+        return found
+    found = patterns.find(pattern)
+    if not found:
+        got, cure = f"none for {pattern!r}", "correct the path"
+        if files.path(pattern).is_dir():
+            got, cure = f"the folder {pattern!r}", "add a name, such as /*.gz"
+        raise ValueError(f"--{flag}: wanted files, got {got}; {cure}")
+    return found
