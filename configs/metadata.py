@@ -12,12 +12,11 @@ a hundred thousand times smaller.
 from ml_collections import ConfigDict
 
 from data_prep import config as keys
-from data_prep.metadata import editions
 
 VARIANTS = {
     "en": {},
     "worldwide": {
-        "languages": editions.languages(),
+        "languages": keys.every_language(),
         "unigram_min_count": 1,
         "unigram_share": 0.1,
         "bigram_score": "worldwide",

@@ -15,8 +15,11 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from data_prep.metadata import editions
 from metaclip_jax.cli import ranges
 from metaclip_jax.cli.ranges import Range
+
+every_language = editions.languages  # for recipes
 
 
 def _locked(values: dict) -> ConfigDict:
@@ -41,15 +44,12 @@ def metadata() -> ConfigDict:
     """Keys of `python -m data_prep.build_metadata`."""
     return _locked(
         {
-            # Metadata that is built, by codes of docs/languages.md; "other" is one.
-            "languages": ("en",),
+            "languages": ("en",),  # codes of docs/languages.md; one metadata each
             # Names of synsets; WordNet 3.0 has 86,571 (paper, Table 1: 86,654).
             "max_synsets": 100_000,
             "unigram_min_count": 100,  # occurrences (paper, Table 1: 100)
             "max_unigrams": 251_465,  # entries (paper, Table 1)
-            # Of a language's distinct words, the share that may be entries, the most
-            # frequent.
-            "unigram_share": 1.0,
+            "unigram_share": 1.0,  # of a language's distinct words, the most frequent
             # pmi: pointwise mutual information in bits. worldwide: MetaCLIP 2's, which
             # prefers frequent bigrams.
             "bigram_score": "pmi",
@@ -250,9 +250,9 @@ def _kinds() -> tuple[str, ...]:
 _COUNT = Range(int, least=1)
 _COUNT_OR_NONE = Range(int, least=0)
 _SHARE = Range(float, above=0, most=1)
+_CODE = Range(str, pattern="[a-z]+(_[a-z]+)*", form="a code such as 'zh_yue'")
 _COLUMN = Range(str, pattern=r"(?s).+", form="the name of a column")
 _PATH = Range(str, pattern=r"(?s).*\S.*", form="a path or glob", also=(None,))
-
 _GLOB = Range(str, pattern=r"(?s).*\S.*", form="a folder or glob")
 
 _PAGES: dict[str, Range] = {
@@ -264,12 +264,7 @@ _PAGES: dict[str, Range] = {
 }
 
 METADATA_RANGES: dict[str, Range] = {
-    "languages": Range(
-        tuple,
-        each=Range(
-            str, pattern="[a-z]+(_[a-z]+)*", form="a language code such as 'zh_yue'"
-        ),
-    ),
+    "languages": Range(tuple, each=_CODE),
     "max_synsets": _COUNT_OR_NONE,
     "unigram_min_count": _COUNT,
     "max_unigrams": _COUNT_OR_NONE,
@@ -372,22 +367,14 @@ CURATE_RANGES: dict[str, Range] = {
 
 
 def check_metadata(config: ConfigDict) -> None:
-    """Refuses a config of `metadata` with a wrong value.
-
-    Raises:
-      ValueError: names all wrong keys: what was wanted, what came, the cure.
-    """
+    """Raises ValueError that names all wrong keys: want, got, cure."""
     ranges.check(
         config, table=METADATA_RANGES, default=metadata(), rules=_metadata_rules
     )
 
 
 def check_curate(config: ConfigDict) -> None:
-    """Refuses a config of `curate` with a wrong value.
-
-    Raises:
-      ValueError: names all wrong keys: what was wanted, what came, the cure.
-    """
+    """Raises ValueError that names all wrong keys: want, got, cure."""
     ranges.check(config, table=CURATE_RANGES, default=curate(), rules=_curate_rules)
 
 
