@@ -79,6 +79,8 @@ def test_the_summary_has_a_table_for_a_few_and_a_line_for_many():
 
 ROWS = "[...document.querySelectorAll('.rows > details')]"
 SHOWN = f"{ROWS}.filter(e => e.checkVisibility()).map(e => e.id)"
+CELLS = """[...document.querySelectorAll(".header, summary")].map(
+  row => [...row.children].filter(e => e.checkVisibility()).length)"""
 SEARCH = """(() => {
   const search = document.querySelector(".search");
   search.value = "ZH_";
@@ -99,12 +101,13 @@ def test_a_browser_draws_sorts_and_searches_without_a_request(page, of_many, tmp
         orders = [await tab.evaluate(SHOWN)]
         for key in ("entries", "entries", "name", "source1"):
             orders.append(await tab.evaluate(clicked(key)))
+        cells = set(await tab.evaluate(CELLS))
         undrawn = await tab.evaluate("document.querySelectorAll('.plot svg').length")
         await tab.evaluate(f"{ROWS}.map(e => e.open = true)")
         seen = await tab.evaluate(browser.MEASURE)
         await tab.evaluate(SEARCH)
         found = await tab.evaluate(SHOWN)
-        return orders, undrawn, seen, found
+        return orders, cells, undrawn, seen, found
 
     one, many = tmp_path / "one.html", tmp_path / "many.html"
     one.write_bytes(page)
@@ -116,10 +119,12 @@ def test_a_browser_draws_sorts_and_searches_without_a_request(page, of_many, tmp
             assert seen["charts"] == seen["described"] == 2
             assert tab.requests() == [one.as_uri()] and tab.complaints() == []
             result, tab = browser.look_at(port, many, act, width=width)
-            orders, undrawn, seen, found = result
+            orders, cells, undrawn, seen, found = result
             assert orders[0] == orders[3] == ["a", "b", "zh_yue"]
             assert orders[1] == ["b", "a", "zh_yue"] and orders[2] == orders[1][::-1]
             assert orders[4][-1] == "a"  # the others have two titles
+            # The header has an empty cell more, above the arrow of a row.
+            assert cells == ({7, 6} if width > 860 else {4, 3})
             assert undrawn == 0 and found == ["zh_yue"]
             assert seen["width"] == width and seen["wide"] == []
             assert tab.requests() == [many.as_uri()] and tab.complaints() == []
