@@ -28,6 +28,7 @@ from data_prep import config as config_lib
 from data_prep import drops
 from data_prep.metadata import (
     counts,
+    description,
     editions,
     inputs,
     pieces,
@@ -35,6 +36,7 @@ from data_prep.metadata import (
     segmentation,
     store,
 )
+from data_prep.report import metadata as report
 from data_prep.stages import counting, outcomes, pipelines, sums
 from metaclip_jax import files
 from metaclip_jax.cli import command, config_flag
@@ -70,14 +72,12 @@ def main(argv: list[str]) -> None:
             files.claim(run.output, run.inputs)
             with files.lock(run.workdir):
                 parts = count(run)
-                metadata = choose(run, parts)
-            read = read_and_lost(run.workdir)
-            store.save(run.output, metadata, inputs=run.inputs, read=read)
+                merged = choose(run, parts)
+            save(run, merged)
         remove_parts(run)
-        described = files.read_json(files.path(run.output) / files.MANIFEST)
-    for code, facts in described["metadata"].items():
-        named = ", ".join(f"{n:,} {name}s" for name, n in facts["sources"].items())
-        print(f"{code}: {facts['entries']:,} entries ({named}) in {run.output}")
+        made = files.read_json(files.path(run.output) / files.MANIFEST)
+    print(report.as_text(made["metadata"], made["read"]))
+    print(f"\n{files.path(run.output) / report.PAGE}")
 
 
 def plan(
@@ -134,8 +134,9 @@ def count(run: Run) -> list[counts.Part]:
     return counting.read_parts(folder, len(run.found))
 
 
-def choose(run: Run, parts: Sequence[counts.Part]) -> dict[str, store.Metadata]:
+def choose(run: Run, parts: Sequence[counts.Part]) -> dict[str, ranking.Merged]:
     """Returns the metadata of each language, from the counts of all pieces."""
+    rule = run.config.matching_mode
     place = run.workdir if files.is_local(run.workdir) else None
     with (
         tempfile.TemporaryDirectory(prefix=files.TEMPORARY_PREFIX, dir=place) as folder,
@@ -145,9 +146,9 @@ def choose(run: Run, parts: Sequence[counts.Part]) -> dict[str, store.Metadata]:
             threads=os.cpu_count() or 1,
         ) as database,
     ):
-        summed = counts.Sums(run.workdir, parts, database)
+        summed = counts.Sums(run.workdir, parts, database, rule=rule)
         counted = {code for part in parts for code in part.codes}
-        metadata = {}
+        merged = {}
         for code, members in editions.members(run.config.languages).items():
             some = [each for each in members if each in counted] or [code]
             sources = [
@@ -159,9 +160,9 @@ def choose(run: Run, parts: Sequence[counts.Part]) -> dict[str, store.Metadata]:
                 )
                 for each in some
             ]
-            merged = ranking.merge(code, ranking.union(code, sources))
-            metadata[code] = merged.metadata
-        return metadata
+            union = ranking.union(code, sources, rule=rule)
+            merged[code] = ranking.merge(code, union, rule=rule)
+        return merged
 
 
 def select(code: str, summed: counts.Sums, config: ConfigDict) -> list[ranking.Source]:
@@ -199,6 +200,23 @@ def select(code: str, summed: counts.Sums, config: ConfigDict) -> list[ranking.S
         ranking.Source(name, one.ranked, cap, threshold, one.offered)
         for name, one, cap, threshold in zip(names, chosen, caps, least, strict=True)
     ]
+
+
+def save(run: Run, merged: Mapping[str, ranking.Merged]) -> None:
+    """Writes the metadata, the page that shows it, and the manifest."""
+    read = read_and_lost(run.workdir)
+    described = {
+        code: description.describe(one) | store.identity(one.metadata)
+        for code, one in merged.items()
+    }
+    store.save(
+        run.output,
+        {code: one.metadata for code, one in merged.items()},
+        inputs=run.inputs,
+        described=described,
+        beside={report.PAGE: report.as_page(described, read)},
+        read=read,
+    )
 
 
 def read_and_lost(folder: str) -> dict[str, int]:

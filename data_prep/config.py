@@ -64,6 +64,8 @@ def metadata() -> ConfigDict:
             "title_min_views": 70,  # views (paper, Table 1: 70)
             "max_titles": 61_235,  # entries (paper, Table 1)
             "title_share": 1.0,  # of a language's titles, those with the most views
+            # Of curation: entries that can never match in it are left out. any: in all.
+            "matching_mode": "any",
             # GiB of counts in the memory of all workers of a machine; more go to disk.
             "memory_gib": 4.0,
             "pages": _pages(),
@@ -277,6 +279,7 @@ METADATA_RANGES: dict[str, Range] = {
     "title_min_views": _COUNT_OR_NONE,
     "max_titles": _COUNT_OR_NONE,
     "title_share": _SHARE,
+    "matching_mode": Range(str, choices=("any", "v1", "v2", "fixed")),
     "memory_gib": Range(float, above=0),
     **_PAGES,
 }

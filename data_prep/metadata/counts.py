@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.metadata import ngrams, segmentation
-from data_prep.metadata.ranking import Ranked, best_first
+from data_prep.metadata.ranking import ANY, Ranked, best_first, never_matches
 from metaclip_jax import files
 
 WORDS, BIGRAMS, TITLES = "words", "bigrams", "titles"
@@ -87,8 +87,11 @@ class Sums:
         folder: str,
         parts: Sequence[Part],
         database: duckdb.DuckDBPyConnection,
+        *,
+        rule: str = ANY,
     ) -> None:
         self._folder, self._parts, self._database = folder, parts, database
+        self._rule = rule
 
     def sum_words(self, code: str) -> int:
         """Sums the words of a language, for the methods below; returns how many."""
@@ -218,12 +221,21 @@ class Sums:
         self._database.unregister("counted")
 
     def _best(self, query: str, most: int) -> Chosen:
-        """Returns the `most` best rows of a query for entries and their scores."""
+        """Returns the best rows of a query for entries and their scores.
+
+        As many as have `most` that can match by the rule, of which the others do not
+        take the place.
+        """
         offered = self._number(f"SELECT count(*) FROM ({query})")
-        rows = self._database.execute(
-            f"{query} ORDER BY 2 DESC, 1 LIMIT {most}"
-        ).fetchall()
-        return Chosen([(entry, float(score)) for entry, score in rows], offered)
+        found: Ranked = []
+        wanted = most
+        while wanted and len(found) < offered:
+            rows = self._database.execute(
+                f"{query} ORDER BY 2 DESC, 1 LIMIT {wanted} OFFSET {len(found)}"
+            ).fetchall()
+            found += [(entry, float(score)) for entry, score in rows]
+            wanted = sum(never_matches(entry, rule=self._rule) for entry, _ in rows)
+        return Chosen(found, offered)
 
     def _number(self, query: str) -> int:
         ((number,),) = self._database.execute(query).fetchall()

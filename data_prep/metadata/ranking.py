@@ -161,7 +161,9 @@ def limit(
     return [source._replace(max_entries=most[source.name]) for source in sources]
 
 
-def union(code: str, editions: Sequence[Sequence[Source]]) -> list[Source]:
+def union(
+    code: str, editions: Sequence[Sequence[Source]], *, rule: str = ANY
+) -> list[Source]:
     """Returns sources with the entries that each edition's metadata would have.
 
     An entry that several editions have in a source has the highest of its scores. An
@@ -170,12 +172,13 @@ def union(code: str, editions: Sequence[Sequence[Source]]) -> list[Source]:
     Args:
       code: of the metadata, for errors.
       editions: the sources of each, of the same names in the same order.
+      rule: as in `merge`.
     """
     if len(editions) == 1:
         return list(editions[0])
     best: dict[str, dict[str, float]] = {source.name: {} for source in editions[0]}
     for sources in editions:
-        for entry, (name, score) in _join(code, sources, ANY)[0].items():
+        for entry, (name, score) in _join(code, sources, rule)[0].items():
             best[name][entry] = max(score, best[name].get(entry, -math.inf))
     return [
         first._replace(

@@ -115,7 +115,7 @@ def save(
         files.write_bytes(files.path(folder) / name, content)
     more = described or {}
     summary = {
-        code: {**more.get(code, {}), **_identity(one), "sources": one.source_counts}
+        code: {**more.get(code, {}), **identity(one), "sources": one.source_counts}
         for code, one in metadata.items()
     }
     files.write_manifest(folder, inputs=inputs, metadata=summary, **facts)
@@ -137,7 +137,7 @@ def save_json(output: epath.PathLike, metadata: Mapping[str, Metadata]) -> None:
         whole = lists[JSON_CODE] if list(lists) == [JSON_CODE] else lists
         files.write_bytes(output, json.dumps(whole).encode())
         return
-    identities = {code: _identity(one) for code, one in metadata.items()}
+    identities = {code: identity(one) for code, one in metadata.items()}
     inputs = {"form": "json", "metadata": identities}
     if files.finished(output, inputs) is not None:
         return
@@ -148,7 +148,8 @@ def save_json(output: epath.PathLike, metadata: Mapping[str, Metadata]) -> None:
     files.write_manifest(output, inputs=inputs, metadata=identities)
 
 
-def _identity(metadata: Metadata) -> dict[str, Any]:
+def identity(metadata: Metadata) -> dict[str, Any]:
+    """Returns the number of entries and the fingerprint, as in manifests."""
     return {"entries": len(metadata.entries), "fingerprint": metadata.fingerprint}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.matching.spacing import MODES
 from data_prep.report.curation import words
 from data_prep.report.explanation import NEVER_MATCHES
 from metaclip_jax.pages import charts, numbers, page
@@ -41,7 +42,9 @@ def as_text(described: _Described, read: Mapping[str, int]) -> str:
             lines += [*_table(one["shares"]), ""]
     if read:
         lines.append("read and lost")
-        lines += [f"{number:>14,}  {words(name)}" for name, number in read.items()]
+        lines += [
+            f"{number:>14,}  {words(name)}" for name, number in sorted(read.items())
+        ]
     return "\n".join(lines).rstrip()
 
 
@@ -66,7 +69,7 @@ def as_page(described: _Described, read: Mapping[str, int]) -> bytes:
         values={
             "rows": rows,
             "colours": colours,
-            "read": read,
+            "read": dict(sorted(read.items())),
             "total": sum(row["entries"] for row in rows),
             "reasons": NEVER_MATCHES,
         },
@@ -94,7 +97,7 @@ def _table(shares: Sequence[Mapping[str, Any]]) -> list[str]:
         lines.append(
             f"  {name:<{width}}{share['offered']:>13,}{share['added']:>11,}"
             f"{share['already']:>10,}{share['never_matching']:>8,}{share['cut']:>13,}"
-            f"{least:>11}  {_ends(share['samples'])}"
+            f"{least:>11}  {_ends(share['samples'])}".rstrip()
         )
     return lines
 
@@ -111,8 +114,8 @@ def _ends(samples: Mapping[str, Sequence[tuple[str, float]]]) -> str:
 def _never(one: Mapping[str, Any]) -> dict[str, int]:
     """Returns the number of entries that never match, by mode."""
     return {
-        mode: sum(found["entries"] for found in reasons.values())
-        for mode, reasons in one["never_matching"].items()
+        mode: sum(found["entries"] for found in one["never_matching"][mode].values())
+        for mode in MODES  # a manifest has them in alphabetical order
     }
 
 
@@ -120,7 +123,7 @@ def _row(code: str, one: Mapping[str, Any], *, most: int) -> dict[str, Any]:
     """Returns the values of one metadata; `most` is the entries of the largest one."""
     added = {share["source"]: share["added"] for share in one["shares"]}
     starts = dict(zip(added, np.cumsum([0, *added.values()]).tolist(), strict=False))
-    modes = one["never_matching"]
+    modes = {mode: one["never_matching"][mode] for mode in MODES}
     return {
         "code": code,
         "entries": one["entries"],

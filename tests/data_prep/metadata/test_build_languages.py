@@ -59,7 +59,8 @@ def build(sources, output, *languages, **changed):
         config, str(output), None, [], patterns=patterns, workers="1"
     )
     parts = build_metadata.count(run)
-    metadata = build_metadata.choose(run, parts)
+    merged = build_metadata.choose(run, parts)
+    metadata = {code: one.metadata for code, one in merged.items()}
     store.save(output, metadata, inputs=run.inputs)
     build_metadata.remove_parts(run)
     return metadata

@@ -12,6 +12,7 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from data_prep import build_metadata
 from data_prep import config as config_lib
 from data_prep.metadata import counts, ngrams, pieces, segmentation, store
+from data_prep.report import metadata as report
 from data_prep.sources import warc
 from data_prep.stages import attempts
 from metaclip_jax import files
@@ -153,6 +155,24 @@ def test_sums_of_parts_on_disk_are_the_counts_of_all_texts(
             assert found.offered == len(wanted)
 
 
+@pytest.mark.parametrize("most", range(6))
+def test_entries_that_never_match_take_no_place(tmp_path, most):
+    names = ["A. B", "C: D", "E", "F", "G. H", "I", "J"]
+    titles = pa.table([names, range(9, 2, -1)], schema=counts.SCHEMAS[counts.TITLES])
+    made = counts.write(str(tmp_path), "part", [("en", {counts.TITLES: titles})])
+    parts = [counts.Part("part", made)]
+    for rule, wanted in (
+        ("any", names[:most]),
+        ("v1", names[: (0, 3, 4, 6, 7, 7)[most]]),
+    ):
+        (tmp_path / rule).mkdir()
+        with counts.database(tmp_path / rule, memory_gib=0.1, threads=1) as database:
+            sums = counts.Sums(str(tmp_path), parts, database, rule=rule)
+            found = sums.frequent_titles("en", least=1, most=most)
+        assert [entry for entry, _ in found.ranked][: len(wanted)] == wanted
+        assert found.offered == len(names)
+
+
 def by_score(words, bigrams, score, *, least):
     total = words.total()
     pmi = {
@@ -249,6 +269,14 @@ def test_the_command_builds_metadata_and_says_what_it_read(built):
         "titles": 2,
     }  # fmt: skip
     assert not (built / "parts").exists()
+    shares = manifest["metadata"]["en"]["shares"]
+    assert [share["threshold"] for share in shares] == [3, 0.0, 70]
+    assert [share["added"] for share in shares] == [3, 2, 1]
+    for share in shares:
+        lost = share["already"] + share["never_matching"] + share["cut"]
+        assert share["offered"] == share["added"] + lost
+    page = report.as_page(manifest["metadata"], manifest["read"])
+    assert (built / report.PAGE).read_bytes() == page
 
 
 def test_a_killed_command_reads_no_finished_piece_again(sources, built):
