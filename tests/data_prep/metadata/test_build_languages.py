@@ -54,10 +54,8 @@ def build(sources, output, *languages, **changed):
     keys = {"unigram_min_count": 1, "bigram_min_count": 2, "bigram_min_score": 0.0}
     keys |= {"title_min_views": 1, "languages": languages} | changed
     config = config_lib.recipe(config_lib.metadata(), {"": keys}, "")
-    patterns = {"warc": f"{sources}/*.warc", "pageviews": f"{sources}/views"}
-    run = build_metadata.plan(
-        config, str(output), None, [], patterns=patterns, workers="1"
-    )
+    given = {"warc": f"{sources}/*.warc", "pageviews": f"{sources}/views"}
+    run = build_metadata.plan(config, str(output), None, [], given=given, workers="1")
     parts = build_metadata.count(run)
     merged = build_metadata.choose(run, parts)
     metadata = {code: one.metadata for code, one in merged.items()}

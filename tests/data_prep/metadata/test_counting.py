@@ -270,8 +270,8 @@ def test_the_command_builds_metadata_and_says_what_it_read(built):
     }  # fmt: skip
     assert not (built / "parts").exists()
     shares = manifest["metadata"]["en"]["shares"]
-    assert [share["threshold"] for share in shares] == [3, 0.0, 70]
-    assert [share["added"] for share in shares] == [3, 2, 1]
+    assert [share["threshold"] for share in shares] == [1, 3, 0, 70]
+    assert [share["added"] for share in shares] == [0, 3, 2, 1]
     for share in shares:
         lost = share["already"] + share["never_matching"] + share["cut"]
         assert share["offered"] == share["added"] + lost
