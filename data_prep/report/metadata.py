@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.matching.spacing import MODES
+from data_prep.metadata import editions
 from data_prep.report.curation import words
 from data_prep.report.explanation import NEVER_MATCHES
 from metaclip_jax.pages import charts, numbers, page
@@ -123,9 +124,11 @@ def _row(code: str, one: Mapping[str, Any], *, most: int) -> dict[str, Any]:
     """Returns the values of one metadata; `most` is the entries of the largest one."""
     added = {share["source"]: share["added"] for share in one["shares"]}
     starts = dict(zip(added, np.cumsum([0, *added.values()]).tolist(), strict=False))
+    edition = editions.table().get(code)
     modes = {mode: one["never_matching"][mode] for mode in MODES}
     return {
         "code": code,
+        "name": edition.name if edition else "",
         "entries": one["entries"],
         "fingerprint": one["fingerprint"],
         "added": added,

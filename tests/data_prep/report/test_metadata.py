@@ -83,7 +83,7 @@ CELLS = """[...document.querySelectorAll(".header, summary")].map(
   row => [...row.children].filter(e => e.checkVisibility()).length)"""
 SEARCH = """(() => {
   const search = document.querySelector(".search");
-  search.value = "ZH_";
+  search.value = "canton";
   return search.dispatchEvent(new Event("input"));
 })()"""
 
