@@ -121,6 +121,23 @@ class Writer:
             self._wandb.finish()
 
 
+@contextlib.contextmanager
+def _seeming_absent(*packages: str) -> Iterator[None]:
+    """Makes imports of packages fail, unless they were imported before.
+
+    tensorboardX imports these where they are installed, to log tensors and to write to
+    s3://, neither of which is done here; torch takes two seconds.
+    """
+    modules: Any = sys.modules
+    hidden = [name for name in packages if name not in modules]
+    modules.update(dict.fromkeys(hidden))  # None makes an import fail
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del modules[name]
+
+
 class _Events:
     """TensorBoard's file of one start, in WORKDIR/tensorboard.
 
@@ -135,9 +152,9 @@ class _Events:
     """
 
     def __init__(self, workdir: str, *, start_step: int, start: int) -> None:
-        # Here, since it takes torch along where that is installed: over a second.
-        from tensorboardX import event_file_writer, summary
-        from tensorboardX.proto import event_pb2
+        with _seeming_absent("torch", "boto3"):
+            from tensorboardX import event_file_writer, summary
+            from tensorboardX.proto import event_pb2
 
         self._new_event, self._scalar = event_pb2.Event, summary.scalar
         self._final = files.path(workdir) / "tensorboard"

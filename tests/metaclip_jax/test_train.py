@@ -58,7 +58,7 @@ def get_config():
     config.cpu_devices = 2
     config.mesh.fsdp = 2
     config.checkpoint.keep_last = 10
-    config.tensorboard = False  # it imports torch, which takes over a second
+    config.tensorboard = False
     config.model.patch_size = 8
     config.model.vision_width = 32
     config.model.vision_layers = 2

@@ -3,6 +3,8 @@
 import collections
 import json
 import math
+import os
+import subprocess
 import sys
 
 import jax.numpy as jnp
@@ -147,6 +149,21 @@ def test_all_numbers_are_in_tensorboards_file_after_each_flush(tmp_path):
     (value,) = events[-2].summary.value
     assert (events[-2].step, value.tag) == (179, "loss")
     assert value.simple_value == pytest.approx(1 / 179)
+
+
+def test_tensorboard_does_not_import_torch_which_stays_importable(tmp_path):
+    (tmp_path / "torch.py").write_text("")
+    code = f"""
+import sys
+from metaclip_jax.training import metrics
+metrics.Writer({str(tmp_path)!r}, start_step=0, tensorboard=True).close()
+assert "torch" not in sys.modules
+import torch
+"""
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=True
+    )
 
 
 def meter(totals, **changes):
