@@ -135,7 +135,10 @@ def count(run: Run) -> list[counts.Part]:
 
 
 def choose(run: Run, parts: Sequence[counts.Part]) -> dict[str, ranking.Merged]:
-    """Returns the metadata of each language, from the counts of all pieces."""
+    """Returns the metadata of each language, from the counts of all pieces.
+
+    Of several languages, those without entries are left out.
+    """
     rule = run.config.matching_mode
     place = run.workdir if files.is_local(run.workdir) else None
     with (
@@ -149,6 +152,7 @@ def choose(run: Run, parts: Sequence[counts.Part]) -> dict[str, ranking.Merged]:
         summed = counts.Sums(run.workdir, parts, database, rule=rule)
         counted = {code for part in parts for code in part.codes}
         merged = {}
+        several = len(run.config.languages) > 1
         for code, members in editions.members(run.config.languages).items():
             some = [each for each in members if each in counted] or [code]
             sources = [
@@ -160,8 +164,16 @@ def choose(run: Run, parts: Sequence[counts.Part]) -> dict[str, ranking.Merged]:
                 )
                 for each in some
             ]
-            union = ranking.union(code, sources, rule=rule)
-            merged[code] = ranking.merge(code, union, rule=rule)
+            joined = ranking.union(code, sources, rule=rule)
+            if several and not ranking.any_entry(joined, rule=rule):
+                logging.warning("%s: no entries; its texts are those of other", code)
+                continue
+            merged[code] = ranking.merge(code, joined, rule=rule)
+        if not merged:
+            raise ValueError(
+                "wanted entries of a language, got none above the thresholds for "
+                f"{', '.join(run.config.languages)}; lower them or give more text"
+            )
         return merged
 
 
@@ -205,6 +217,8 @@ def select(code: str, summed: counts.Sums, config: ConfigDict) -> list[ranking.S
 def save(run: Run, merged: Mapping[str, ranking.Merged]) -> None:
     """Writes the metadata, the page that shows it, and the manifest."""
     read = read_and_lost(run.workdir)
+    if empty := len(run.config.languages) - len(merged):
+        read["language: no_entries"] = empty
     described = {
         code: description.describe(one) | store.identity(one.metadata)
         for code, one in merged.items()

@@ -86,23 +86,39 @@ def _find_views(pattern: str, members: _Members) -> _Found:
 
 
 def _find_dumps(pattern: str, members: _Members) -> _Found:
-    if CODE not in pattern and len(members) > 1:
+    if CODE not in pattern and (len(members) > 1 or editions.OTHER in members):
         raise ValueError(
-            f"--wikipedia: wanted {CODE} in the path for the {len(members)} languages,"
-            f" got {pattern}; write such as {CODE}wiki-*-pages-articles*.xml.bz2"
+            f"--wikipedia: wanted {CODE} in the path for the languages"
+            f" {', '.join(members)}, got {pattern}; write such as"
+            f" {CODE}wiki-*-pages-articles*.xml.bz2"
         )
     for language, codes in members.items():
-        for code in codes if CODE in pattern else codes[:1]:
-            named = pattern.replace(CODE, code)
-            is_listed = not remote.is_on_web(named)
-            if code != language and is_listed and not patterns.find(named):
-                logging.warning(
-                    "--wikipedia: no files %s, a part of %s", named, language
-                )
-                continue
-            for path in _files(named, "wikipedia"):
-                dumps.check(path, code)
-                yield code, path
+        wanted = [code for code in codes if code != editions.OTHER]
+        if CODE not in pattern:
+            wanted = wanted[:1]
+        missing = [
+            code
+            for code in wanted
+            if code != language and not _is_there(pattern.replace(CODE, code))
+        ]
+        if missing:
+            logging.warning(
+                "--wikipedia: no files of %s, parts of %s", ", ".join(missing), language
+            )
+        if len(missing) == len(wanted):
+            raise ValueError(
+                f"--wikipedia: wanted files of an edition of {language!r}, got none for"
+                f" {pattern!r}; correct the path, or config.languages"
+            )
+        for code in wanted:
+            if code not in missing:
+                for path in _files(pattern.replace(CODE, code), "wikipedia"):
+                    dumps.check(path, code)
+                    yield code, path
+
+
+def _is_there(path: str) -> bool:
+    return remote.is_on_web(path) or bool(patterns.find(path))
 
 
 def _find_wordnets(folder: str, members: _Members) -> _Found:

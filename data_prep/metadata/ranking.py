@@ -161,6 +161,11 @@ def limit(
     return [source._replace(max_entries=most[source.name]) for source in sources]
 
 
+def any_entry(sources: Sequence[Source], *, rule: str) -> bool:
+    """Whether metadata of the sources would have an entry; `rule` as in `merge`."""
+    return bool(_join("", sources, rule)[0])
+
+
 def union(
     code: str, editions: Sequence[Sequence[Source]], *, rule: str = ANY
 ) -> list[Source]:

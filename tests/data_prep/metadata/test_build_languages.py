@@ -6,6 +6,7 @@ from data_prep import build_metadata
 from data_prep import config as config_lib
 from data_prep.metadata import ranking, store
 from metaclip_jax import files
+from tests.data_prep.metadata import dump_files
 
 # A phrase of two words, as it occurs in the page; both are entries, and it is.
 PAGES = {
@@ -50,18 +51,17 @@ def sources(tmp_path_factory):
     return folder
 
 
-def build(sources, output, *languages, **changed):
+def build(sources, output, *languages, given=None, **changed):
     keys = {"unigram_min_count": 1, "bigram_min_count": 2, "bigram_min_score": 0.0}
     keys |= {"title_min_views": 1, "languages": languages} | changed
     config = config_lib.recipe(config_lib.metadata(), {"": keys}, "")
-    given = {"warc": f"{sources}/*.warc", "pageviews": f"{sources}/views"}
+    given = given or {"warc": f"{sources}/*.warc", "pageviews": f"{sources}/views"}
     run = build_metadata.plan(config, str(output), None, [], given=given, workers="1")
     parts = build_metadata.count(run)
     merged = build_metadata.choose(run, parts)
-    metadata = {code: one.metadata for code, one in merged.items()}
-    store.save(output, metadata, inputs=run.inputs)
+    build_metadata.save(run, merged)
     build_metadata.remove_parts(run)
-    return metadata
+    return store.load(output)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +119,40 @@ def test_a_named_edition_leaves_the_metadata_that_it_is_part_of(sources, tmp_pat
     assert by_source(found["gan"], "title") == {"交通大學": 99}
     assert by_source(found["zh"], "title") == {"交通大學": 9, "論語": 5}
     assert "Аҧсны" not in found["other"].entries
+
+
+def test_dumps_of_all_editions_are_found_by_their_codes(sources, tmp_path):
+    articles = {
+        "zh": "北京大学", "zh_classical": "論語", "ab": "Аҧсны", "ja": "[[東京]]大学"
+    }  # fmt: skip
+    for code, text in articles.items():
+        dump = dump_files.multistream(code, [("1", text)])
+        (tmp_path / f"{code}wiki-20240501-pages-articles.xml.bz2").write_bytes(dump)
+    given = {"wikipedia": f"{tmp_path}/{{code}}wiki-*-pages-articles.xml.bz2"}
+    wanted = "zh", "ja", "other"
+    thresholds = {"bigram_min_count": 1}
+    found = build(sources, tmp_path / "out", *wanted, given=given, **thresholds)
+    assert set(by_source(found["zh"], "unigram")) == {"1", "北京", "大学", "論語"}
+    assert set(by_source(found["ja"], "unigram")) == {"1", "東京", "大学"}
+    assert set(by_source(found["ja"], "bigram")) == {"東京大学"}
+    assert set(by_source(found["other"], "unigram")) == {"1", "Аҧсны"}
+    with pytest.raises(ValueError, match="wanted {code} in the path for .* other"):
+        build(sources, tmp_path / "x", "other", given={"wikipedia": "abwiki.xml"})
+    with pytest.raises(ValueError, match="--wikipedia: wanted files.*kowiki"):
+        build(sources, tmp_path / "x", "ja", "ko", given=given)
+    (tmp_path / "abwiki-20240501-pages-articles.xml.bz2").unlink()
+    with pytest.raises(ValueError, match="an edition of 'other', got none"):
+        build(sources, tmp_path / "x", "ja", "other", given=given)
+
+
+def test_a_language_without_entries_is_left_out_unless_all_are(sources, tmp_path):
+    found = build(sources, tmp_path / "some", "ko", "sw", unigram_min_count=2)
+    assert list(found) == ["ko"]
+    manifest = files.read_json(tmp_path / "some" / "manifest.json")
+    assert manifest["read"]["language: no_entries"] == 1
+    for wanted in (("sw",), ("sw", "yo")):
+        with pytest.raises(ValueError, match="wanted entries.* got none"):
+            build(sources, tmp_path / "_".join(wanted), *wanted)
 
 
 def test_the_union_of_editions_is_that_of_their_metadata():
