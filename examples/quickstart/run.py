@@ -27,7 +27,7 @@ from metaclip_jax import files, metric_rows
 from metaclip_jax.cli import command
 
 _RECORD = "quickstart.json"  # in the workdir: the fingerprints of finished stages
-_HOST_MAP = "HOST_MAP"  # placeholder in a command for the server's address
+HOST_MAP = "HOST_MAP"  # placeholder in a command for the server's address
 _HOSTS = ("sample-web.example", "images.sample-web.example")
 _PORT = 8016  # of the server, if it is free
 _SERVER_START_SECONDS = 30
@@ -52,7 +52,7 @@ class Stage:
             "-m",
             self.module,
             *(
-                f"--{k}={v}".replace(_HOST_MAP, host_map)
+                f"--{k}={v}".replace(HOST_MAP, host_map)
                 for k, v in self.arguments.items()
             ),
         ]
@@ -73,7 +73,8 @@ def main(argv: list[str]) -> None:
     prepare(workdir, fresh=flags.FLAGS.fresh)
     try:
         with children.interruptible() as call, files.lock(workdir):
-            record = make(stages(workdir, recipes()), workdir, call)
+            wanted = stages(workdir, recipes())
+            record = make(wanted, workdir, call, site=workdir / "site")
     except children.Interrupted as error:
         without = " without --fresh" if flags.FLAGS.fresh else ""
         say(f"interrupted; the same command{without} continues")
@@ -82,11 +83,15 @@ def main(argv: list[str]) -> None:
 
 
 def make(
-    wanted: Sequence[Stage], workdir: Path, call: Callable[..., int]
+    wanted: Sequence[Stage], workdir: Path, call: Callable[..., int], *, site: Path
 ) -> dict[str, dict]:
     """Runs the stages that are not finished; returns the record of all.
 
-    `call` runs a command and returns its exit status.
+    Args:
+      wanted: in order.
+      workdir: where the record is kept.
+      call: runs a command and returns its exit status.
+      site: served to the stages that need a server.
     """
     record = files.read_json(workdir / _RECORD)
     host_map = ""
@@ -96,7 +101,7 @@ def make(
                 say(f"{stage.title}: finished earlier")
                 continue
             if stage.needs_server and not host_map:
-                host_map = running.enter_context(server(workdir))
+                host_map = running.enter_context(server(workdir, site))
             record[stage.title] = run(stage, host_map, call)
             files.write_json(workdir / _RECORD, record)
     return record
@@ -149,7 +154,7 @@ def stages(workdir: Path, configs: Path) -> list[Stage]:
             "examples.quickstart.crawl",
             {
                 "start_url": f"http://{_HOSTS[0]}/",
-                "host_map": _HOST_MAP,
+                "host_map": HOST_MAP,
                 "output": workdir / "crawl",
             },
             result=f"{workdir}/crawl/manifest.json",
@@ -173,7 +178,7 @@ def stages(workdir: Path, configs: Path) -> list[Stage]:
                 "config": configs / "curate.py:quickstart",
                 "config.source.paths": workdir / "crawl" / "*.warc.gz",
                 "config.metadata": workdir / "metadata",
-                "config.download.host_map": _HOST_MAP,
+                "config.download.host_map": HOST_MAP,
                 "workdir": workdir / "curation",
                 "output": workdir / "dataset",
             },
@@ -231,13 +236,13 @@ def is_finished(stage: Stage, record: Mapping[str, Mapping]) -> bool:
 
 
 @contextlib.contextmanager
-def server(workdir: Path) -> Iterator[str]:
-    """Serves the sample web during the block; yields its host map.
+def server(workdir: Path, site: Path) -> Iterator[str]:
+    """Serves a site during the block; yields its host map.
 
     The server ends when this process ends, also when it is killed.
     """
     port_file = workdir / "port"
-    start = [python(), "-m", "examples.quickstart.serve", f"--site={workdir / 'site'}"]
+    start = [python(), "-m", "examples.quickstart.serve", f"--site={site}"]
     for wanted in (_PORT, 0):  # 0 = a free one
         port_file.unlink(missing_ok=True)
         options = [f"--port={wanted}", f"--port_file={port_file}"]
