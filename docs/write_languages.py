@@ -21,7 +21,8 @@ Written by `python docs/write_languages.py` from
 Metadata codes are those of the Wikipedias, as in the names of their dumps, and `other`.
 `config.languages` takes any of them. A metadata is the union of the lists of its
 editions, each selected by itself; an edition that `config.languages` names has metadata
-of its own, whatever the table says.
+of its own, whatever the table says. Of several languages, one without entries is left
+out, and counted in the manifest as `language: no_entries`: its texts go to `other`.
 
 MetaCLIP 2 counts 329 languages; its public list has 330 codes. The odd one seems to be
 `be_tarask`, whose dumps are called `be_x_old`: the paper's script finds no dump of the
