@@ -1,7 +1,9 @@
 """Metadata: the papers' entries (arXiv 2309.16671, table 1; 2507.22062).
 
     python -m data_prep.build_metadata --config=configs/metadata.py:en \
-        --warc='pages/*.warc.gz' --pageviews=pageviews.txt --output=DIR
+        --wordnet=/usr/share/wordnet \
+        --wikipedia='enwiki-*-pages-articles-multistream*.xml*.bz2' \
+        --pageviews='pageviews-*.gz' --output=DIR
 
 `en` has MetaCLIP's 500,000 English entries. `worldwide` has those of MetaCLIP 2, for
 all languages of docs/languages.md: shares of each language's words and titles, since

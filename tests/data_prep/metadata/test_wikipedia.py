@@ -3,16 +3,22 @@
 import bz2
 import gzip
 import itertools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from data_prep import build_metadata
 from data_prep import config as config_lib
-from data_prep.metadata import inputs
+from data_prep.metadata import inputs, store
 from data_prep.sources import remote
 from tests.data_prep.metadata import dump_files, test_wordnet
 from tests.data_prep.sources.test_remote import serving
 
+ROOT = Path(__file__).parents[3]
 # Title, text, what entries come of it, and markup whose words are none.
 ARTICLES = {
     "en": ("Red fox", "'''Red foxes''' eat [[mouse|small mice]].", {"small mice"}),
@@ -138,6 +144,37 @@ def test_a_truncated_dump_is_counted_and_the_rest_used(folder):
     chosen, read = _build(folder / "out", _given(folder, path.name), ("en",))
     assert read["range: truncated_dump"] == 1 and read["ranges"] == 0
     assert "small mice" in chosen["en"].entries
+
+
+@pytest.mark.parametrize(
+    "output, languages",
+    [
+        ("metadata", {"en"}),
+        pytest.param("metadata_worldwide", {"en", "ja", "th"}, marks=pytest.mark.slow),
+    ],
+)
+def test_the_commands_of_the_docs_run_as_they_stand(folder, output, languages):
+    for kind, glob in (("dumps", "*.xml.bz2"), ("pageviews", "pageviews-*")):
+        found = list(folder.glob(glob))
+        (folder / kind).mkdir()
+        for path in found:
+            path.rename(folder / kind / path.name)
+    (folder / "configs").symlink_to(ROOT / "configs")
+    document = (ROOT / "docs/metadata.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", document, re.S)
+    (commands,) = (block for block in blocks if f"--output={output}\n" in block)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euc", commands],
+        cwd=folder,
+        env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    made = store.load(folder / output)
+    assert set(made) == languages
+    assert "cat" in made["en"].entries
 
 
 @pytest.mark.parametrize(
