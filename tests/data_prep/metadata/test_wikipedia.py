@@ -90,7 +90,8 @@ def _build(output, given, languages=tuple(ARTICLES)):
     changed = SETTINGS | {"languages": languages}
     config = config_lib.recipe(config_lib.metadata(), {"": changed}, "")
     run = build_metadata.plan(config, str(output), None, [], given=given)
-    chosen = build_metadata.choose(run, build_metadata.count(run))
+    merged = build_metadata.choose(run, build_metadata.count(run))
+    chosen = {code: one.metadata for code, one in merged.items()}
     return chosen, build_metadata.read_and_lost(run.workdir)
 
 
