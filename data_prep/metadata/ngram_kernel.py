@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.matching.native import compiled, mixed
+from data_prep.matching.native import compiled, eight_bytes, mixed
 
 BLOCK = 1 << 13  # words
+PADDING = 8  # bytes after those of words, and of data
 # Classes of characters.
 OTHER, LETTER, MARK, JOINER = range(4)
 COUNT, END = range(2)  # columns of Words.facts
@@ -45,7 +46,7 @@ class Words(NamedTuple):
     slots: NDArray[np.uint64]  # [a power of two] half a hash << 32 | id + 1, or 0
     hashes: NDArray[np.uint64]  # [capacity]
     facts: NDArray[np.int64]  # [capacity + 1, 2] count, end in `arena`; ends start at 1
-    arena: NDArray[np.uint8]  # the bytes of all words, joined
+    arena: NDArray[np.uint8]  # the bytes of all words, joined, and PADDING
 
 
 def new_block() -> Block:
@@ -65,7 +66,7 @@ def no_words(capacity: int, arena: int) -> Words:
         np.zeros(1 << (2 * capacity - 1).bit_length(), np.uint64),
         np.empty(capacity, np.uint64),
         np.zeros((capacity + 1, 2), np.int64),
-        np.empty(arena, np.uint8),
+        np.zeros(arena + PADDING, np.uint8),
     )
 
 
@@ -94,7 +95,7 @@ def find_words(data: Any, at: Any, classes: Any, block: Block) -> Any:
     """Finds the next words; returns how many, and the byte after the last.
 
     Args:
-      data: u8[n], valid UTF-8 that ends with a character of no word.
+      data: u8[n], valid UTF-8 that ends with PADDING characters of no word.
       at: byte to start from, 0 or after a word.
       classes: u8[0x110000], of characters.
       block: filled.
@@ -132,37 +133,50 @@ def look_up(data: Any, block: Block, n: Any, words: Words, known: Any) -> Any:
     """
     mask = np.uint64(words.slots.size - 1)
     read = _NONE
+    for i in range(n):  # most words are in their first slot
+        found = words.slots[block.hashed[i] & mask]
+        block.word[i] = np.int64(found & _ID) - 1 if found != _NONE else 0
     for i in range(n):
-        read |= words.slots[block.hashed[i] & mask]
+        block.word[i] = words.facts[block.word[i], END]
+    for i in range(n):
+        read |= np.uint64(words.arena[block.word[i]])
     for i in range(n):
         hashed, start, stop = block.hashed[i], block.start[i], block.stop[i]
         slot = hashed & mask
         while True:
             found = words.slots[slot]
             if found == _NONE:
-                begin = words.facts[known, END]
-                for j in range(start, stop):
-                    words.arena[begin + j - start] = data[j]
-                words.hashes[known] = hashed
-                words.facts[known + 1, END] = begin + stop - start
+                word = known
+                begin = words.facts[word, END]
+                for j in range(stop - start):
+                    words.arena[begin + j] = data[start + j]
+                words.hashes[word] = hashed
+                words.facts[word + 1, END] = begin + stop - start
                 known += 1
                 words.slots[slot] = (hashed >> _32) << _32 | np.uint64(known)
-                word = known - 1
                 break
             if found >> _32 == hashed >> _32:
                 word = np.int64(found & _ID) - 1
                 begin = words.facts[word, END]
-                length = words.facts[word + 1, END] - begin
-                if length == stop - start:
-                    j = 0
-                    while j < length and words.arena[begin + j] == data[start + j]:
-                        j += 1
-                    if j == length:
-                        break
+                if words.facts[word + 1, END] - begin == stop - start and _equal(
+                    words.arena, begin, data, start, stop - start
+                ):
+                    break
             slot = (slot + np.uint64(1)) & mask
         words.facts[word, COUNT] += 1
         block.word[i] = word
     return known, read
+
+
+@compiled
+def _equal(one: Any, at: Any, other: Any, start: Any, length: Any) -> Any:
+    """Whether bytes are equal; both arrays have eight more than those."""
+    while length > 8:
+        if eight_bytes(one, at) != eight_bytes(other, start):
+            return False
+        at, start, length = at + 8, start + 8, length - 8
+    unlike = eight_bytes(one, at) ^ eight_bytes(other, start)
+    return unlike << np.uint64(64 - 8 * length) == _NONE
 
 
 @compiled

@@ -95,7 +95,7 @@ class Counter:
         return run
 
     def _count(self) -> None:
-        text = "\n".join([*self._texts, ""])
+        text = "\n".join([*self._texts, "\n" * kernel.PADDING])
         self._texts, self._chars = [], 0
         data = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)  # surrogates
         block, classes, at, last = kernel.new_block(), character_classes(), 0, 0
@@ -111,12 +111,12 @@ class Counter:
         """Makes room for n words of `size` bytes and n bigrams."""
         old, known = self._words, self._known
         used = old.facts[known, kernel.END]
-        capacity, arena = old.hashes.size, old.arena.size
+        capacity, arena = old.hashes.size, old.arena.size - kernel.PADDING
         while known + n > capacity:
             capacity *= 2
         while used + size > arena:
             arena *= 2
-        if (capacity, arena) != (old.hashes.size, old.arena.size):
+        if capacity > old.hashes.size or arena + kernel.PADDING > old.arena.size:
             new = kernel.no_words(capacity, arena)
             new.hashes[:known] = old.hashes[:known]
             new.facts[: known + 1] = old.facts[: known + 1]
