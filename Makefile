@@ -60,5 +60,5 @@ clean:
 	$(BIN)/pip install -q -c constraints.txt torch==2.13.0 transformers==5.23.0
 	$(BIN)/pip install -q --no-deps open_clip_torch==3.3.0 clip_benchmark==1.6.2
 	VIRTUAL_ENV=.venv $(BIN)/uv pip install -q -c constraints.txt libtpu wandb \
-	    ImageHash==4.3.2 scikit-image==0.26.0 -e '.[s3,lingua]' 'moto[s3]' flask flask-cors
+	    ImageHash==4.3.2 nltk==3.10.4 scikit-image==0.26.0 -e '.[s3,lingua]' 'moto[s3]' flask flask-cors
 	touch $@

@@ -5,7 +5,8 @@
 
 Each benchmark prints lines of figures. A line `NAME: 4.2x what` is a ratio and goes
 into the table at the top of the page. Nothing else should run on the machine meanwhile.
-benchmarks.accelerator, benchmarks.language and `make plans` write their own pages.
+benchmarks.accelerator, benchmarks.bigrams, benchmarks.language and `make plans` write
+their own pages.
 """
 
 import ast
@@ -26,7 +27,10 @@ from absl import app, flags
 from metaclip_jax.cli import command
 
 _ROOT = Path(__file__).resolve().parents[1]
-_ELSEWHERE = {"accelerator", "language", "run_all", "tpu_plans", "tpu_step"}
+_ELSEWHERE = {
+    *("accelerator", "bigrams", "language"),
+    *("run_all", "tpu_plans", "tpu_step"),
+}
 # Libraries that the benchmarks use or compare with.
 _LIBRARIES = (
     "jax",
@@ -41,6 +45,8 @@ _LIBRARIES = (
     "numba",
     "pyarrow",
     "pyahocorasick",
+    "duckdb",
+    "nltk",
     "pillow",
     "simplejpeg",
     "opencv-python-headless",

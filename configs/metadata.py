@@ -23,6 +23,7 @@ VARIANTS = {
         "unigram_share": 0.1,
         "bigram_score": "worldwide",
         "bigram_min_score": 0.0,
+        "bigram_min_count": 5,
         "bigrams_per_unigram": 0.4,
         "title_min_views": 1,
         "title_share": 0.76,

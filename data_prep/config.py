@@ -50,14 +50,13 @@ def metadata() -> ConfigDict:
             "unigram_min_count": 100,  # occurrences (paper, Table 1: 100)
             "max_unigrams": 251_465,  # entries (paper, Table 1)
             "unigram_share": 1.0,  # of a language's distinct words, the most frequent
-            # pmi: pointwise mutual information in bits. worldwide: MetaCLIP 2's, which
-            # prefers frequent bigrams.
+            # pmi: nltk's pointwise mutual information, in bits. worldwide: MetaCLIP 2's
+            # score, which prefers frequent bigrams.
             "bigram_score": "pmi",
-            # The paper's 30 (Table 1) is on an unknown scale: in bits PMI stays below
-            # log2(tokens / bigram_min_count), about 29 on Wikipedia. So this only drops
-            # chance pairs, and max_bigrams decides the rest.
+            # Drops chance pairs; max_bigrams decides the rest. docs/metadata.md says
+            # what the paper's 30 (Table 1) may be.
             "bigram_min_score": 4.0,
-            "bigram_min_count": 5,  # occurrences; PMI of rarer pairs is noise
+            "bigram_min_count": 100,  # occurrences; PMI of rare pairs is noise
             "max_bigrams": 100_646,  # entries (paper, Table 1)
             # Bigrams per word that may be an entry, at most; None: any number.
             "bigrams_per_unigram": config_dict.placeholder(float),
