@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
         files.write_manifest(
             output,
             inputs=inputs,
-            files=len(made.contents),
+            pictures=len(everything),
             held_out=len(held_out.shown),
         )
 

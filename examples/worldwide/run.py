@@ -235,7 +235,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", "worldwide_run", "Folder for all output.")
     flags.DEFINE_bool("fresh", False, "Remove an earlier run's files and start over.")
     flags.DEFINE_integer("pictures", 0, "Pictures on the web; 0 = all.", lower_bound=0)
-    flags.DEFINE_integer("t", 30, "Accepted draws per English entry.", lower_bound=1)
+    flags.DEFINE_integer("t", 20, "Accepted draws per English entry.", lower_bound=1)
     flags.DEFINE_integer("steps", 200, "Training steps.", lower_bound=1)
     flags.DEFINE_string("page", "", "Markdown file for the numbers.")
     command.run(main)
