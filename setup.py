@@ -66,6 +66,7 @@ TRAIN = [
     "orbax-checkpoint>=0.12.8",
     "pillow",
     "safetensors",
+    "scipy",
     "sentencepiece",
     "simplejpeg",
     "tensorboardX",
@@ -91,7 +92,6 @@ DEV = [
     "pytest-xdist",
     "ruff",
     "scikit-learn",
-    "scipy",
     "webdataset",
 ]
 

@@ -1,25 +1,18 @@
-"""Confidence intervals of metrics.
+"""Confidence intervals of metrics, by scipy.
 
 A share of independent hits has Wilson's interval, which has a width even if all hits
 are right or all are wrong. Dependent hits and means over classes are bootstrapped. A
 hash of (seed, metric's name) seeds the resampling, so the interval is equal on every
 machine, and two models on the same examples get the same resamples.
-
-The intervals equal those of scipy.stats, bit by bit. It is not used, because importing
-it takes longer than a small evaluation.
 """
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Callable
 
 import numpy as np
 
 from metaclip_jax.evaluation.examples import Result, Statistic
-
-# The standard normal distribution's quantile for two-sided 95%.
-_Z = 1.959963984540054
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,40 +66,24 @@ def bootstrap(
             f" got units={units}, resamples={resamples}, confidence={confidence}"
         )
     value = float(statistic(np.ones(units)))
+    # scipy requires at least two of both.
     if min(units, resamples) == 1:
         return Interval(value, value, value)
+    from scipy import stats  # a slow import that few commands need
+
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
-    rng = np.random.Generator(np.random.Philox(key=np.frombuffer(digest, "<u8")))
-
-    def resampled() -> float:
-        drawn = rng.integers(0, units, units)
-        return statistic(np.bincount(drawn, minlength=units).astype(np.float64))
-
-    values = np.sort([resampled() for _ in range(resamples)])
-    below = (1 - confidence) / 2
-    low, high = (_quantile(values, share) for share in (below, 1 - below))
-    return Interval(value, low, high)
-
-
-def _quantile(values: np.ndarray, share: float) -> float:
-    """Interpolates ascending values linearly.
-
-    numpy.quantile rounds otherwise than scipy in the last bit.
-    """
-    place = share * len(values) + (1 - share)  # from 1
-    first, part = int(place) - 1, place % 1
-    second = min(first + 1, len(values) - 1)
-    return float((1 - part) * values[first] + part * values[second])
-
-
-def _wilson(hits: int, total: int) -> Interval:
-    """Returns hits / total with Wilson's 95% interval."""
-    share, square = hits / total, _Z**2
-    centre = (2 * total * share + square) / (2 * (total + square))
-    spread = math.sqrt(4 * total * share * (1 - share) + square)
-    spread *= _Z / (2 * (total + square))
-    low = centre - spread if hits else 0.0
-    return Interval(share, low, centre + spread if hits < total else 1.0)
+    found = stats.bootstrap(
+        (np.arange(units),),
+        lambda drawn: statistic(np.bincount(drawn, minlength=units).astype(np.float64)),
+        n_resamples=resamples,
+        batch=1,  # holds one resample in memory
+        vectorized=False,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.Generator(np.random.Philox(key=np.frombuffer(digest, "<u8"))),
+    )
+    low, high = found.confidence_interval
+    return Interval(value, float(low), float(high))
 
 
 def share(
@@ -140,7 +117,11 @@ def share(
     occupied = size > 0
     right, size = right[occupied], size[occupied]
     if size.max() == 1 and resamples > 1:
-        return _wilson(int(right.sum()), len(size))
+        from scipy import stats
+
+        found = stats.binomtest(int(right.sum()), len(size))
+        low, high = found.proportion_ci(0.95, method="wilson")
+        return Interval(found.statistic, float(low), float(high))
     return bootstrap(
         lambda weight: float(weight @ right / (weight @ size)),
         units=len(size),
