@@ -3,6 +3,8 @@
     apt-get download PACKAGE ...; dpkg -x PACKAGE.deb texts    # for each of them
     python -m benchmarks.bigrams --texts=texts                 # two minutes
 
+Remove what is not English first: some packages have translated manuals too.
+
 The text is that of all files in the folder: HTML, and plain text, also if compressed
 with gzip; a paragraph that was there before is left out. It is counted at five sizes,
 each twice the one before, and the number of bigrams that a score keeps is carried on to
@@ -179,7 +181,7 @@ def page(sizes: Sequence[Counted], packages: Sequence[str]) -> str:
         f" {_PAPER:,} bigrams of English Wikipedia (about {_WIKIPEDIA / 1e9:g} billion"
         ' words) with "PMI ≥ 30"; [metadata.md](metadata.md) says what that may mean,'
         " and what is done here.",
-        "",
+        f" from Debian's {', '.join(packages)}, without translated manuals.",
         f"The text: {last.total:,.0f} words of documentation, dictionaries and books,"
         f" from Debian's {', '.join(packages)}.",
         "",
