@@ -17,6 +17,24 @@ from ml_collections import ConfigDict, config_flags
 
 from metaclip_jax.cli import errors, ranges
 
+
+class _NumberOrNone(flags.ArgumentParser):
+    """Parses a number, or None for keys without one; the key's range decides."""
+
+    def __init__(self, number: flags.ArgumentParser) -> None:
+        self.number = number
+        self.syntactic_help = number.syntactic_help
+
+    def parse(self, argument: str) -> float | int | None:
+        return None if argument == "None" else self.number.parse(argument)
+
+    def flag_type(self) -> str:
+        return self.number.flag_type()
+
+
+for _type, _parser in ((float, flags.FloatParser()), (int, flags.IntegerParser())):
+    config_flags.register_flag_parser_for_type(_type, _NumberOrNone(_parser))
+
 _HELP = "Recipe, as configs/FILE.py:VARIANT; docs/config.md lists its keys."
 
 

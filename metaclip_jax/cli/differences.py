@@ -55,7 +55,21 @@ def _differences(want: Any, got: Any, where: str) -> list[str]:
         ]
     if want == got and type(want) is type(got):
         return []
+    if isinstance(want, list) and isinstance(got, list):
+        want, got = _apart(want, got)
     return [f"{where}: wanted {_short(want)}, found {_short(got)}"]
+
+
+def _apart(want: list[Any], got: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Returns what each of two long lists has alone; both whole if that is nothing."""
+    if max(len(_short(want)), len(_short(got))) <= _CHARS:
+        return want, got
+    names = [{json.dumps(one) for one in side} for side in (want, got)]
+    alone = (
+        [one for one in want if json.dumps(one) not in names[1]],
+        [one for one in got if json.dumps(one) not in names[0]],
+    )
+    return alone if any(alone) else (want, got)
 
 
 def _short(value: Any) -> str:

@@ -115,6 +115,18 @@ def test_the_output_of_another_command_is_named_without_its_keys(tmp_path, name,
     assert str(error.value) == f"{tmp_path} holds {other}; choose another folder"
 
 
+def test_of_long_lists_what_each_has_alone_is_shown(tmp_path):
+    known = [["dump", f"file-{i}.xml", i] for i in range(1_000)]
+    folder = tmp_path / "out"
+    files.write_manifest(folder, inputs={"files": [*known, ["dump", "last.xml", 1]]})
+    with pytest.raises(ValueError) as error:
+        files.finished(folder, {"files": [["pageviews", "new.gz", 5], *known]})
+    assert (
+        'files: wanted [["pageviews", "new.gz", 5]], found [["dump", "last.xml", 1]]'
+        in str(error.value)
+    )
+
+
 def test_differences_are_short_however_many_and_long(tmp_path):
     files.write_manifest(tmp_path, inputs={f"key{i}": "0f" * 32 for i in range(99)})
     with pytest.raises(ValueError) as error:

@@ -62,6 +62,20 @@ def test_a_value_of_the_wrong_type_is_refused_by_its_range(recipe, key, monkeypa
     assert "the default is" in said
 
 
+NUMBERS = [(r, k) for r, k in KEYS if TABLES[r][k].type in (int, float)]
+
+
+@pytest.mark.parametrize(("recipe", "key"), NUMBERS)
+def test_a_key_without_a_number_is_none_where_its_range_says_so(
+    recipe, key, monkeypatch
+):
+    config, said = parse(monkeypatch, recipe, f"--config.{key}=None")
+    assert not said
+    value = dict(ranges.flat(config))[key]
+    assert value is None
+    assert TABLES[recipe][key].holds(value) == ("None" in TABLES[recipe][key].wanted())
+
+
 def test_the_last_word_of_a_key_alone_finds_it(monkeypatch):
     _, said = parse(monkeypatch, "configs/quickstart.py", "--config.peak_lr=1")
     assert "did you mean --config.optimizer.peak_lr?" in said
