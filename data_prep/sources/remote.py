@@ -53,7 +53,9 @@ def open_file(path: epath.PathLike, *, user_agent: str = USER_AGENT) -> BinaryIO
     """
     if is_on_web(path):
         return io.BufferedReader(_WebFile(os.fspath(path), user_agent), _BLOCK)
-    return files.path(path).open("rb")
+    opened = files.path(path).open("rb")
+    # fsspec's files lack parts of Python's interface, such as readline(size).
+    return opened if files.is_local(path) else io.BufferedReader(opened, _BLOCK)
 
 
 def size(path: epath.PathLike, *, user_agent: str = USER_AGENT) -> int:
