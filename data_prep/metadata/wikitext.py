@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterator
 
-from mwparserfromhell import parser
+from mwparserfromhell import definitions, parser
 from mwparserfromhell.parser import tokenizer, tokens
 
 from data_prep.metadata import titles
@@ -23,8 +23,8 @@ _HIDDEN = frozenset(
 )
 # Tags whose content is not markup.
 _VERBATIM = frozenset(
-    "ce chem gallery graph hiero math nowiki pre score source syntaxhighlight"
-    " templatedata timeline".split()
+    "categorytree ce chem gallery graph hiero imagemap inputbox math nowiki pre score"
+    " section source syntaxhighlight templatedata timeline".split()
 )
 _SINGLE = frozenset("br hr wbr img li dt dd tr td th".split())
 _BLOCKS = frozenset(
@@ -39,7 +39,7 @@ _COMMENT, _BROKEN = "\x01", "\x02"
 # What opens or closes markup. A tag ends before the next "<"; what does not is text.
 _MARKS = re.compile(
     r"""(?P<comment><!--)
-    | <(?P<slash>/?)(?P<tag>[A-Za-z][A-Za-z0-9-]*)(?P<rest>[^<>]*)>
+    | <(?P<slash>/?)(?P<tag>[A-Za-z][A-Za-z0-9-]*+)(?P<rest>[^<>]*+)>
     | (?P<lone><)
     | ^[:*#\ ]{0,20}(?P<table>\{\|)
     | ^[ \t]{0,20}(?P<end_table>\|\})(?!\})
@@ -48,6 +48,7 @@ _MARKS = re.compile(
     """,
     re.MULTILINE | re.VERBOSE,
 )
+_VERBATIM_END = re.compile(r"</([^\W\d_]++[^\S\n]*+)>")
 _OPENERS = {"}}": "{{", "]]": "[[", "|}": "{|"}
 # Chinese and others: -{zh-hans:one; zh-hant:other}-, -{T|a title}-, -{unchanged}-.
 _VARIANTS = re.compile(r"-\{(?!\{)([^{}]*)\}-")
@@ -55,10 +56,16 @@ _VARIANT = re.compile(r"\s*[a-z]{2,3}(?:-[a-z]+)*\s*:([^;]*)(?:;|$)")
 _BEHAVIOUR = re.compile(r"__[^\W\d_]{1,40}__")  # __NOTOC__, in any language
 _LEFT = re.compile(r"'''?|</?[A-Za-z][^<>]*>")
 _ROWS = re.compile(r"^[ \t]*(?:\{\||\|\}|\|-|[|!]).*$", re.MULTILINE)
-# [https://address label], and an address by itself.
+# [https://address label], [mailto:address label], an address by itself, and the
+# bracket of a link that does not close: the parser itself never sees such a link.
+_SCHEMES = "|".join(k for k, slashes in definitions.URI_SCHEMES.items() if not slashes)
 _ADDRESS = re.compile(
-    r"\[(?:[a-z]+:)?//[^\s\[\]<>{}|]*([^\[\]\n]*)\]"
-    r"|(?:https?|ftp)://[^\s\[\]<>{}|]*"
+    rf"""\[(?:[A-Za-z]++:)?//[^\s\[\]<>{{}}|]*+(?P<label>[^\[\]\n]*+)\]
+    | \[(?i:{_SCHEMES}):[^\s\[\]<>{{}}|]++\ ?(?P<name>[^\[\]\n]*+)\]
+    | (?P<bare>(?:https?|ftp)://[^\s\[\]<>{{}}|]*+)
+    | \[(?=(?:[A-Za-z]++:)?//|(?i:{_SCHEMES}):[^\n\ \]])
+    """,
+    re.VERBOSE,
 )
 
 
@@ -77,11 +84,17 @@ def plain_text(markup: str, *, namespaces: Container[str]) -> str:
     """
     if "-{" in markup:
         markup = _VARIANTS.sub(_first_variant, markup)
-    markup = _ADDRESS.sub(lambda match: match[1] or "", _BEHAVIOUR.sub("", markup))
+    markup = _ADDRESS.sub(_label, _BEHAVIOUR.sub("", markup))
     found = _Tokenizer().tokenize(_repaired(markup), 0, True)
     text = _ROWS.sub("", _LEFT.sub("", _prose(found, namespaces)))
     text = text.replace(_COMMENT, "").replace(_BROKEN, " ")
     return "\n".join(filter(None, map(str.strip, text.splitlines())))
+
+
+def _label(match: re.Match[str]) -> str:
+    if match.lastgroup:
+        return match["label"] or match["name"] or _COMMENT
+    return _BROKEN
 
 
 def _first_variant(match: re.Match[str]) -> str:
@@ -110,9 +123,6 @@ def _repaired(markup: str) -> str:
 def _removed(markup: str) -> Iterator[tuple[int, int]]:
     """Yields the ranges of comments and of marks without a counterpart."""
     nesting = _Nesting()
-    lowered = markup.lower()
-    if len(lowered) != len(markup):  # a few capitals become two characters
-        lowered = markup
     endless: set[str] = set()  # verbatim tags that no longer close
     position = 0
     while mark := _MARKS.search(markup, position):
@@ -124,15 +134,16 @@ def _removed(markup: str) -> Iterator[tuple[int, int]]:
             yield start, position
         elif mark["lone"]:
             yield start, position
+        elif mark["slash"] and mark["rest"].strip():  # </b x> closes nothing
+            yield start, position
         elif tag in _SINGLE or tag and mark["rest"].endswith("/"):
             continue
         elif tag in _VERBATIM and not mark["slash"]:
-            end = -1 if tag in endless else lowered.find(f"</{tag}", position)
-            end = markup.find(">", end, end + 40) if end >= 0 else -1
+            end = -1 if tag in endless else _end_of_verbatim(markup, tag, position)
             if end < 0:
                 endless.add(tag)
                 yield start, position
-            position = max(position, end + 1)
+            position = max(position, end)
         elif mark["close"] or mark["end_table"] or mark["slash"]:
             yield from nesting.close(
                 tag or _OPENERS[markup[start:position]], start, position
@@ -147,6 +158,17 @@ def _removed(markup: str) -> Iterator[tuple[int, int]]:
         else:
             nesting.open(tag or "{|", start, position)
     yield from nesting.unclosed()
+
+
+def _end_of_verbatim(markup: str, tag: str, position: int) -> int:
+    """Returns where the text after a verbatim tag begins, -1 if the tag never closes.
+
+    What closes it is what the parser takes: </pre >, but not </pre or </pre x>.
+    """
+    for end in _VERBATIM_END.finditer(markup, position):
+        if end[1].rstrip().lower() == tag:
+            return end.end()
+    return -1
 
 
 class _Nesting:

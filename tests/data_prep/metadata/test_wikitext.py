@@ -149,6 +149,48 @@ def test_hostile_markup_takes_a_time_that_grows_with_its_length(piece):
     assert long < 0.05 + 24 * seconds(10_000)  # 8 if linear, 64 if quadratic
 
 
+# Openings that do not close, and a piece that repeats after each.
+_UNCLOSED = (
+    *((head, "a") for head in ("[//", "[mailto:", "<", "</", "<b x='", "&", "-{")),
+    *(
+        ("", piece)
+        for piece in (
+            "[//", "[mailto:", "[Tel:1", "[[//]//", "[//a <b>]</b>", "<pre></pre",
+            "<pre></pre\n>", "<section></section\n>", "<score></\u017fcore>",
+            "<b></b x>", "\n{|\n!", "\n;a:", "{{{", "&#", "==",
+        )
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("head, piece", _UNCLOSED)
+def test_unclosed_markup_takes_a_time_that_grows_with_its_length(head, piece):
+    def seconds(length):
+        markup = (head + piece * (length // len(piece) + 1))[:length]
+        start = time.process_time()
+        _text(markup)
+        return time.process_time() - start
+
+    short = seconds(20_000)
+    assert seconds(40_000) < 0.3 + 3 * short  # 2 if linear, 4 if quadratic
+
+
+@pytest.mark.parametrize(
+    "markup, words",
+    [
+        ("a [mailto:b@c.example d] e", "a d e"),
+        ("a [mailto:b@c.example] e", "a e"),
+        ("a [HTTP://b.example c] d", "a c d"),
+        ("a [MAILTO:b@c.example d\ne] f", "a d e] f"),
+        ("a [news: b] c", "a [news: b] c"),
+        ("a [//b.example c", "a //b.example c"),
+        ("<pre>a</pre >b <pre>c</pre x>d</pre>e", "b e"),
+    ],
+)
+def test_links_and_verbatim_tags_close_as_in_mediawiki(markup, words):
+    assert _text(markup).split() == words.split()
+
+
 @pytest.mark.parametrize("opening, closing", [("{{a|", "}}"), ("[[a|", "]]")])
 def test_deep_nesting_is_read(opening, closing):
     assert _text(opening * 5_000 + "x" + closing * 5_000 + " after").endswith("after")
