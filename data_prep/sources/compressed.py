@@ -16,6 +16,7 @@ _MAX_OUTPUT = 1 << 20  # bytes decompressed at a time
 _GZIP, _BZ2 = b"\x1f\x8b", b"BZh"
 _STREAM = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 _STREAM_BYTES = 10
+_PADDING = b"\0\r\n"  # harmless after a compressed stream
 _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
 
@@ -86,7 +87,7 @@ def _of_gzip(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
             data = member.unconsumed_tail
             if found:
                 yield found, True
-        data = member.unused_data or file.read(_BLOCK)
+        data = _after_padding(file, member.unused_data)[1]
 
 
 def _of_bz2(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, bool]]:
@@ -95,6 +96,11 @@ def _of_bz2(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, bool
         _first_stream(file, start, stop) if start else (0, file.read(_BLOCK))
     )
     while data:
+        if len(data) < _STREAM_BYTES:
+            data += file.read(_BLOCK)
+        # The next range searches for its first stream, and would not miss this one.
+        if not _STREAM.match(data):
+            raise DamageError("corrupt" if len(data) >= _STREAM_BYTES else "truncated")
         is_inside = not stop or position < stop
         if not is_inside:
             yield b"", False  # often nothing more is needed, whatever state it is in
@@ -112,8 +118,25 @@ def _of_bz2(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, bool
                 raise DamageError("corrupt") from error
             if found:
                 yield found, is_inside
-        position -= len(stream.unused_data)
-        data = stream.unused_data or file.read(_BLOCK)
+        skipped, data = _after_padding(file, stream.unused_data)
+        position += skipped - len(stream.unused_data)
+
+
+def _after_padding(file: BinaryIO, data: bytes) -> tuple[int, bytes]:
+    """Returns the number of bytes of padding, and bytes after it, b"" at the end.
+
+    Args:
+      file: read on.
+      data: bytes of it that were read and not used.
+    """
+    skipped = 0
+    while data := data or file.read(_BLOCK):
+        rest = data.lstrip(_PADDING)
+        skipped += len(data) - len(rest)
+        if rest:
+            return skipped, rest
+        data = b""
+    return skipped, b""
 
 
 def _first_stream(file: BinaryIO, position: int, stop: int) -> tuple[int, bytes]:

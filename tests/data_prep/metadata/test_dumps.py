@@ -118,6 +118,38 @@ def test_damage_loses_the_rest_of_its_range_only(tmp_path):
     assert len(found) == len(MANY) - 10 + 1
 
 
+def test_a_damaged_head_of_a_stream_is_one_loss(tmp_path):
+    data = dump_files.multistream("en", MANY, per_stream=20)
+    head = data.index(b"BZh9", len(data) // 2)
+    for i in range(10):
+        damaged = bytearray(data)
+        damaged[head + i] ^= 128
+        path = _written(tmp_path, "dump", bytes(damaged))
+        for range_bytes in (head - 5, head, 10**6):
+            found = _in_ranges(path, range_bytes)
+            assert found.count(LostFile("corrupt_dump")) == 1
+
+
+def test_a_dump_that_ends_in_the_head_of_a_stream_is_one_loss(tmp_path):
+    data = dump_files.multistream("en", MANY, per_stream=20)
+    head = data.index(b"BZh9", len(data) // 2)
+    for size in range(1, 10):
+        path = _written(tmp_path, "dump", data[: head + size])
+        for range_bytes in (head - 5, head, 10**6):
+            found = _in_ranges(path, range_bytes)
+            assert found.count(LostFile("truncated_dump")) == 1
+
+
+@pytest.mark.parametrize("padding", [b"\n", b"\0" * 512])
+def test_padding_after_a_dump_is_no_loss(tmp_path, padding):
+    wanted = [dumps.DumpPage(*page) for page in MANY]
+    several = dump_files.multistream("en", MANY, per_stream=20)
+    for data in (several, gzip.compress(dump_files.xml("en", MANY))):
+        path = _written(tmp_path, "dump", data + padding)
+        for range_bytes in (len(data) // 3, len(data), 10**6):
+            assert _in_ranges(path, range_bytes) == wanted
+
+
 def test_an_entity_bomb_is_never_expanded(tmp_path):
     levels = "".join(f'<!ENTITY e{i} "{f"&e{i - 1};" * 10}">' for i in range(1, 20))
     bomb = f'<!DOCTYPE m [<!ENTITY e0 "x">{levels}]>'
