@@ -25,9 +25,9 @@ _MAX_LINE = 1 << 20  # bytes
 _SYNSET = re.compile(rb"\d{8} \d\d [nvasr] [0-9a-f]{2} (\S+) [0-9a-f] ")
 _MARKER = re.compile(r"\((?:a|p|ip)\)$")  # of adjectives: where they stand
 _LEMMA = re.compile(
-    rb"(?P<synset>\d{8}-[nvasr])\t(?:[a-z]{3}:)?lemma\t(?P<lemma>[^\t]+)"
+    rb"\d{8}-[nvasr]\t(?:(?P<language>[A-Za-z]{3}):)?lemma\t(?P<lemma>[^\t]+)"
 )
-_OTHER_ROW = re.compile(rb"#|\d{8}-[nvasr]\t\S+\t|\s*$")
+_OTHER_ROW = re.compile(rb"#|\d{8}-[nvasr]\t(?!\S*lemma\t)\S+\t|\s*$")
 _GAPS = ("", "GAP!", "PSEUDOGAP!", "nolex")  # no word of the language is known
 _PARTICLE = re.compile(r"\+[的地]$")  # of Chinese adjectives and adverbs
 # Vowel signs, which Arabic and Hebrew texts leave out.
@@ -69,10 +69,12 @@ def read_names(path: str) -> tuple[Counter[str], int]:
       Names -> of how many synsets they are, and the number of malformed lines.
 
     Raises:
-      ValueError: no line is of such a file.
+      ValueError: no line is of such a file, or its last line does not end.
       OSError: the file cannot be opened or the storage fails.
     """
-    is_princeton = path.rsplit("/", 1)[-1] in PRINCETON
+    name = path.rsplit("/", 1)[-1]
+    is_princeton = name in PRINCETON
+    language = name.removeprefix("wn-data-").removesuffix(".tab").encode()
     found, malformed = Counter[str](), 0
     for line in _lines(path):
         if is_princeton:
@@ -81,7 +83,9 @@ def read_names(path: str) -> tuple[Counter[str], int]:
                 found[_name(_MARKER.sub("", synset[1].decode("latin-1"))).lower()] += 1
             elif not line.startswith(b"  "):  # the licence
                 malformed += 1
-        elif lemma := _LEMMA.match(line):
+        elif (lemma := _LEMMA.match(line)) and (
+            (lemma["language"] or language).lower() == language
+        ):
             text = _VOWELS.sub("", lemma["lemma"].decode("utf-8", "replace"))
             found[_name(_PARTICLE.sub("", text))] += 1
         elif not _OTHER_ROW.match(line):
@@ -103,6 +107,11 @@ def _name(written: str) -> str:
 def _lines(path: str) -> Iterator[bytes]:
     with remote.open_file(path) as file:
         while line := file.readline(_MAX_LINE):
+            if not line.endswith(b"\n") and len(line) < _MAX_LINE:
+                raise ValueError(
+                    f"{path}: wanted a last line that ends, got a truncated file;"
+                    " restore the file"
+                )
             yield line.rstrip(b"\r\n")
 
 

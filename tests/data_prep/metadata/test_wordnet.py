@@ -80,6 +80,21 @@ def test_a_damaged_file_is_refused_and_damaged_lines_are_counted(folder, tmp_pat
     assert _names(folder, "en")[1] == 1
 
 
+@pytest.mark.parametrize("code, name", [("en", "data.noun"), ("fr", "wn-data-fra.tab")])
+def test_a_truncated_file_is_refused(folder, tmp_path, code, name):
+    (path,) = tmp_path.rglob(name)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match=rf"{name}.*truncated"):
+        _names(folder, code)
+
+
+def test_lemmas_of_another_language_are_counted_as_malformed(tmp_path):
+    rows = ("spa:lemma\tgato", "fra:lemma\tchat", "SPA:lemma\tperro", "es:lemma\tave")
+    text = "".join(f"02121620-n\t{row}\n" for row in rows)
+    (tmp_path / "wn-data-spa.tab").write_text(text)
+    assert _names(str(tmp_path), "es") == ({"gato": 1, "perro": 1}, 2)
+
+
 def test_wordnet_on_a_web_server_is_read(monkeypatch, folder):
     monkeypatch.setattr(remote, "_PACES", {})
     files = {f"/{name}": (LICENCE + ADV).encode() for name in wordnet.PRINCETON}
