@@ -68,7 +68,9 @@ def main(argv: list[str]) -> None:
     )
     full = files.naming_full_disk(run.output)
     with full, files.lock(run.output):
-        if files.finished(run.output, run.inputs) is None:
+        if files.finished(run.output, run.inputs) is not None:
+            logging.info("%s is finished already", run.output)
+        else:
             files.claim(run.output, run.inputs)
             with files.lock(run.workdir):
                 parts = count(run)
@@ -96,6 +98,8 @@ def plan(
     """
     command.refuse_missing({"--output": output})
     assert output
+    if workdir:
+        command.refuse_same_folder({"--output": output, "--workdir": workdir})
     config_lib.check_metadata(config)
     of = editions.members(config.languages)
     options = pipelines.options(arguments)
@@ -170,9 +174,11 @@ def choose(run: Run, parts: Sequence[counts.Part]) -> dict[str, ranking.Merged]:
                 continue
             merged[code] = ranking.merge(code, joined, rule=rule)
         if not merged:
+            read = read_and_lost(run.workdir)
             raise ValueError(
                 "wanted entries of a language, got none above the thresholds for "
-                f"{', '.join(run.config.languages)}; lower them or give more text"
+                f"{', '.join(run.config.languages)}; lower them or give more text."
+                f" What was read and lost: {read}"
             )
         return merged
 

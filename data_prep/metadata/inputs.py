@@ -5,6 +5,7 @@ addresses on web servers are joined by commas. In the paths of wordnets and dump
 {code} stands for the code of each Wikipedia, as in the names of its dumps ("zh_yue").
 """
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from data_prep.sources import formats, remote
 from metaclip_jax import files, patterns
 
 CODE = "{code}"
+_SHOWN = 5  # languages in an error
 _RANGE_BYTES = 64 << 20  # of a dump: minutes of work for a core if it is compressed
 
 
@@ -51,9 +53,12 @@ def find(given: Mapping[str, str | None], languages: Sequence[str]) -> Inputs:
     for kind, path in given.items():
         if not path:
             continue
-        for code, file in _FIND[kind](path, members):
-            size = remote.size(file)
-            name = file if remote.is_on_web(file) else os.path.basename(file)
+        read = [
+            (code, _name(file), remote.size(file), file)
+            for code, file in _FIND[kind](path, members)
+        ]
+        # Not by folder: moved files are the same inputs, and make the same parts.
+        for code, name, size, file in sorted(read):
             inputs.described.append((kind, code, name, size))
             ranges = [(0, 0)]
             if kind == "wikipedia":
@@ -62,6 +67,10 @@ def find(given: Mapping[str, str | None], languages: Sequence[str]) -> Inputs:
                 pieces.Piece(kind, file, start, stop, code) for start, stop in ranges
             )
     return inputs
+
+
+def _name(file: str) -> str:
+    return file if remote.is_on_web(file) else os.path.basename(file)
 
 
 _Found = Iterator[tuple[str, str]]  # code of a Wikipedia or "", and a file
@@ -87,9 +96,12 @@ def _find_views(pattern: str, members: _Members) -> _Found:
 
 def _find_dumps(pattern: str, members: _Members) -> _Found:
     if CODE not in pattern and (len(members) > 1 or editions.OTHER in members):
+        named = ", ".join(itertools.islice(members, _SHOWN))
+        if len(members) > _SHOWN:
+            named += f" and {len(members) - _SHOWN} more"
         raise ValueError(
             f"--wikipedia: wanted {CODE} in the path for the languages"
-            f" {', '.join(members)}, got {pattern}; write such as"
+            f" {named}, got {pattern}; write such as"
             f" {CODE}wiki-*-pages-articles*.xml.bz2"
         )
     for language, codes in members.items():

@@ -14,7 +14,7 @@ from data_prep.sources.archive import LostFile
 
 _NAMESPACES = Path(__file__).with_name("namespaces.txt")
 _HEAD = 1 << 16  # bytes in which a file shows that it has page views
-_MAX_DIGITS = 15
+_MAX_DIGITS = 10  # of a title's views in a file: more is not a real number
 
 Views = dict[str, Counter[str]]  # by code of a Wikipedia and title
 
@@ -62,7 +62,8 @@ def read_pageviews(
       most: how many titles are held; a title may be in several of what is yielded.
 
     Raises OSError where the file cannot be opened or the storage fails. A damaged file
-    is reported by a LostFile (truncated_file, corrupt_file), after its good lines.
+    is reported by a LostFile (truncated_file, corrupt_file), after its good lines; so
+    is one without any (no_page_views).
     """
     codes: dict[bytes, str] = {}
     for code in languages:
@@ -70,13 +71,14 @@ def read_pageviews(
         for form in (b"%s", b"%s.m", b"%s.wikipedia"):
             codes[form % domain] = code
     views: Views = {code: Counter() for code in languages}
-    held, damage = 0, ""
+    held, damage, is_empty = 0, "", True
     try:
         for line in _lines(path):
             fields = _fields(line)
             if not fields:
                 lost["malformed_line"] += 1
                 continue
+            is_empty = False
             domain, written, count = fields
             if domain not in codes:
                 continue
@@ -94,6 +96,8 @@ def read_pageviews(
     yield views
     if damage:
         yield LostFile(f"{damage}_file")
+    elif is_empty:
+        yield LostFile("no_page_views")
 
 
 def _fields(line: bytes) -> tuple[bytes, bytes, int] | None:

@@ -33,10 +33,10 @@ Written by `python -m examples.worldwide.run --page=docs/worldwide.md`.
 A sample web has galleries of {pictures} drawings in twelve languages, English in three
 editions. Each language gets its own metadata from a Wikipedia dump and page views. t is
 given for English ({t}); the t of each other language leaves about the same share of its
-matches in the tail ({share:.1%}). The tokenizer is of XLM-V's kind, with {tokens:,}
-tokens. The model is the quick start's, trained for {steps} steps. Retrieval is among
-{candidates} held-out compositions (chance {chance:.1%}), with the captions of one
-language at a time.
+matches in the tail ({share:.1%}); it is a whole number, so the shares
+differ. The tokenizer is of XLM-V's kind, with {tokens:,} tokens. The model is the quick
+start's, trained for {steps} steps. Retrieval is among {candidates} held-out
+compositions (chance {chance:.1%}), with the captions of one language at a time.
 
 """
 _COLUMNS = (

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import app
 
 from data_prep import build_metadata
 from data_prep import config as config_lib
@@ -218,6 +219,36 @@ def test_wrong_files_and_unknown_codes_are_refused(folder, languages, pattern, m
     (folder / "enwiki-1.xml.7z").write_bytes(b"7z\xbc\xaf\x27\x1c....")
     with pytest.raises(ValueError, match=message):
         _build(folder / "out", _given(folder, pattern) | {"wordnet": ""}, languages)
+
+
+def test_a_file_without_views_and_impossible_numbers_are_counted(folder):
+    (folder / "pageviews-empty").write_bytes(b"")
+    (folder / "pageviews-huge").write_bytes(b"en Red_fox 99999999999999 0\n" * 9)
+    _, read = _build(folder / "out", _given(folder), ("en",))
+    assert read["file: no_page_views"] == 2
+    assert read["title: malformed_line"] == 9
+
+
+def test_moved_files_are_the_same_inputs(folder):
+    def described():
+        given = _given(folder, "{code}wiki-*.xml.bz2") | {
+            "pageviews": f"{folder}/*/pageviews-*"
+        }
+        return inputs.find(given, ("en", "ja")).described
+
+    hour, day = sorted(folder.glob("pageviews-*"))
+    for name, path in (("a", hour), ("b", day)):
+        (folder / name).mkdir()
+        path.rename(folder / name / path.name)
+    before = described()
+    (folder / "a").rename(folder / "z")
+    assert described() == before
+
+
+def test_the_folder_of_parts_is_not_the_output(folder):
+    config = config_lib.recipe(config_lib.metadata(), {"": SETTINGS}, "")
+    with pytest.raises(app.UsageError, match="wanted two folders"):
+        build_metadata.plan(config, "out", "./out", [], given=_given(folder))
 
 
 def test_a_language_without_text_is_refused(folder):
