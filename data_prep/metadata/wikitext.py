@@ -49,6 +49,8 @@ _MARKS = re.compile(
     re.MULTILINE | re.VERBOSE,
 )
 _VERBATIM_END = re.compile(r"</([^\W\d_]++[^\S\n]*+)>")
+# The parser looks for the end of a value on all of the page.
+_VALUE = re.compile(r"""=\s*+(?:"[^"]*+"|'[^']*+'|(?P<open>["']))""")
 _OPENERS = {"}}": "{{", "]]": "[[", "|}": "{|"}
 # Chinese and others: -{zh-hans:one; zh-hant:other}-, -{T|a title}-, -{unchanged}-.
 _VARIANTS = re.compile(r"-\{(?!\{)([^{}]*)\}-")
@@ -128,6 +130,10 @@ def _removed(markup: str) -> Iterator[tuple[int, int]]:
     while mark := _MARKS.search(markup, position):
         tag = (mark["tag"] or "").lower()
         start, position = mark.span(0 if tag else mark.lastgroup or 0)
+        for value in _VALUE.finditer(mark["rest"] or ""):
+            if value["open"]:
+                first = mark.start("rest") + value.start("open")
+                yield first, first + 1
         if mark["comment"]:
             end = markup.find("-->", position)
             position = end + 3 if end >= 0 else len(markup)

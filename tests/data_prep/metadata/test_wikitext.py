@@ -157,7 +157,8 @@ _UNCLOSED = (
         for piece in (
             "[//", "[mailto:", "[Tel:1", "[[//]//", "[//a <b>]</b>", "<pre></pre",
             "<pre></pre\n>", "<section></section\n>", "<score></\u017fcore>",
-            "<b></b x>", "\n{|\n!", "\n;a:", "{{{", "&#", "==",
+            "<b></b x>", '<ref name="/>', "<br a='>",
+            "\n{|\n!", "\n;a:", "{{{", "&#", "==",
         )
     ),
 )  # fmt: skip
@@ -182,6 +183,7 @@ def test_unclosed_markup_takes_a_time_that_grows_with_its_length(head, piece):
         ("a [mailto:b@c.example] e", "a e"),
         ("a [HTTP://b.example c] d", "a c d"),
         ("a [MAILTO:b@c.example d\ne] f", "a d e] f"),
+        ('a <ref name="b>c</ref> d <ref name="e/> f', "a d f"),
         ("a [news: b] c", "a [news: b] c"),
         ("a [//b.example c", "a //b.example c"),
         ("<pre>a</pre >b <pre>c</pre x>d</pre>e", "b e"),
