@@ -155,7 +155,8 @@ _UNCLOSED = (
     *(
         ("", piece)
         for piece in (
-            "[//", "[mailto:", "[Tel:1", "[[//]//", "[//a <b>]</b>", "<pre></pre",
+            "[//", "[mailto:", "[Tel:1", "]][urn:", "[[//]//", "[//a <b>]</b>",
+            "<pre></pre",
             "<pre></pre\n>", "<section></section\n>", "<score></\u017fcore>",
             "<b></b x>", '<ref name="/>', "<br a='>",
             "\n{|\n!", "\n;a:", "{{{", "&#", "==",
