@@ -77,7 +77,7 @@ def plain_text(markup: str, *, namespaces: Container[str]) -> str:
     Templates, tables, references, formulas, galleries, code, comments and bare
     addresses are left out; links are replaced by their labels. Markup that does not
     close is read as text, so the time grows with the length of the page and not with
-    its square, whatever the page contains.
+    its square, but for rare mixtures of marks.
 
     Args:
       markup: wikitext.
