@@ -33,6 +33,7 @@ SCHEMAS = {
 }
 SCORES = ("pmi", "worldwide")
 _ROWS = 1 << 20  # of bigrams that are looked up at a time
+MOST = (1 << 63) - 1  # larger sums count as this
 _LEAST_MEMORY = 256 << 20  # bytes that DuckDB needs
 # So that the order does not depend on the last bits of a logarithm.
 _DIGITS = 9
@@ -201,7 +202,7 @@ class Sums:
     ) -> None:
         """Makes a table of the sums, of keys with `least` or more."""
         query = (
-            f"SELECT {key}, sum(count)::BIGINT AS count FROM counted"
+            f"SELECT {key}, least(sum(count), {MOST})::BIGINT AS count FROM counted"
             f" GROUP BY {key} HAVING sum(count) >= {least}"
         )
         self._load(name, tables, of, query)

@@ -214,7 +214,8 @@ def _count_wordnet(piece: Piece, options: Options, flow: _Flow) -> Runs:
 
 
 def _scored(found: Mapping[str, int], table: str) -> pa.Table:
-    return pa.table([list(found), list(found.values())], schema=counts.SCHEMAS[table])
+    scores = [min(score, counts.MOST) for score in found.values()]
+    return pa.table([list(found), scores], schema=counts.SCHEMAS[table])
 
 
 # Kind -> how a piece of it is counted.

@@ -173,6 +173,18 @@ def test_entries_that_never_match_take_no_place(tmp_path, most):
         assert found.offered == len(names)
 
 
+def test_sums_beyond_int64_count_as_its_largest_number(tmp_path):
+    most = (1 << 63) - 1
+    many = pieces._scored({"a": 1 << 70, "b": 2, "c": most - 1}, counts.TITLES)
+    for name in ("one", "two"):
+        counts.write(str(tmp_path), name, [("en", {counts.TITLES: many})])
+    with counts.database(tmp_path, memory_gib=1.0, threads=1) as database:
+        read = [counts.Part(name, ["en"]) for name in ("one", "two")]
+        sums = counts.Sums(str(tmp_path), read, database)
+        found = sums.frequent_titles("en", least=1, most=9)
+    assert found.ranked == [("a", float(most)), ("c", float(most)), ("b", 4.0)]
+
+
 def by_score(words, bigrams, score, *, least):
     total = words.total()
     pmi = {
