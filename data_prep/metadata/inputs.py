@@ -78,12 +78,11 @@ _Members = Mapping[str, Sequence[str]]  # by code of a metadata
 
 
 def _find_warc(pattern: str, members: _Members) -> _Found:
-    found = _files(pattern, "warc")
-    if (got := formats.of(found[0])) not in ("", "WARC"):
-        raise ValueError(
-            f"--warc: wanted WARC files, got {got} in {found[0]}; correct the path"
-        )
-    for path in found:
+    for path in _files(pattern, "warc"):
+        if (got := formats.of(path)) not in ("", "WARC"):
+            raise ValueError(
+                f"--warc: wanted WARC files, got {got} in {path}; correct the path"
+            )
         yield "", path
 
 
@@ -91,6 +90,12 @@ def _find_views(pattern: str, members: _Members) -> _Found:
     found = _files(pattern, "pageviews")
     titles.check(found[0])
     for path in found:
+        # Others without views, such as an empty hour, are counted while reading.
+        if (got := formats.of(path)) not in ("", "text table"):
+            raise ValueError(
+                f"--pageviews: wanted files of page views, got {got} in {path};"
+                " correct the path"
+            )
         yield "", path
 
 

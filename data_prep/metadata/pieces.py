@@ -20,6 +20,7 @@ from functools import cache
 from typing import NamedTuple
 
 import pyarrow as pa
+from absl import logging
 
 from data_prep import drops, language
 from data_prep.metadata import (
@@ -81,7 +82,7 @@ def read_warc(piece: Piece, options: Options, flow: _Flow) -> Texts:
         else:
             text = page
         if isinstance(text, LostFile):
-            lost_files[text.reason] += 1
+            lost_files[_named(piece, text)] += 1
         elif isinstance(text, warc.LostPage):
             lost_pages[text.reason] += 1
         else:
@@ -119,7 +120,7 @@ def read_wikipedia(
         max_page_bytes=options.max_page_bytes,
     ):
         if isinstance(page, LostFile):
-            lost_ranges[page.reason] += 1
+            lost_ranges[_named(piece, page)] += 1
         elif isinstance(page, dumps.LostPage):
             lost_pages[page.reason] += 1
         else:
@@ -185,7 +186,7 @@ def _count_views(piece: Piece, options: Options, flow: _Flow) -> Runs:
         piece.path, languages=options.editions, lost=lost_lines
     ):
         if isinstance(found, LostFile):
-            lost_files[found.reason] += 1
+            lost_files[_named(piece, found)] += 1
             continue
         kept += sum(map(len, found.values()))
         for code in sorted(found):
@@ -211,6 +212,12 @@ def _count_wordnet(piece: Piece, options: Options, flow: _Flow) -> Runs:
     lost = {"malformed_line": malformed} if malformed else {}
     flow += [*read_flow("files", 1, {}), *read_flow("names", len(found), lost)]
     yield piece.code, {counts.SYNSETS: _scored(found, counts.SYNSETS)}
+
+
+def _named(piece: Piece, lost: LostFile) -> str:
+    """Returns why a file was lost, after a warning that names it."""
+    logging.warning("--%s: %s: %s", piece.kind, piece.path, lost.reason)
+    return lost.reason
 
 
 def _scored(found: Mapping[str, int], table: str) -> pa.Table:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.metadata import inputs, ranking, store, titles
+from data_prep.metadata import inputs, pieces, ranking, store, titles
 from data_prep.metadata.store import Metadata
 from data_prep.sources.archive import LostFile
 from metaclip_jax import files
@@ -122,6 +122,37 @@ def test_a_damaged_file_of_views_gives_its_good_lines_and_is_counted(
     assert views["de"]["Apfel"] >= 6 and lost == ["truncated_file"]
     path.write_bytes(whole + b"BZh9 \x1f\x8b nonsense that is long enough")
     assert read(path, ["de"])[2] == ["corrupt_file"]
+
+
+@pytest.mark.parametrize("kind", ["pageviews", "wikipedia", "warc"])
+def test_a_file_that_cannot_be_read_is_counted_and_named(tmp_path, kind, caplog):
+    path = tmp_path / "a"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    flow = []
+    options = pieces.Options(("en",), max_page_bytes=9, max_tree_bytes=9)
+    piece = pieces.Piece(kind, str(path), code="en")
+    assert not list(pieces.count(piece, options, flow))
+    rows = [row for batch in flow for row in batch.to_pylist()]
+    reason = {"pageviews": "no_page_views", "wikipedia": "not_dump"}.get(
+        kind, "not_warc"
+    )
+    assert [row["count"] for row in rows if row["reason"] == reason] == [1]
+    assert f"--{kind}: {path}: {reason}" in caplog.text
+
+
+def test_every_file_of_another_format_is_refused(tmp_path):
+    (tmp_path / "a").write_text("en A_cat 1 0\n")
+    (tmp_path / "b").write_bytes(b"")
+    (tmp_path / "b.csv").write_text("en A_cat 1 0\n")
+    tiny_web.write_warc(tmp_path / "c", {"http://site.example/": "a cat"})
+    pq.write_table(pa.table({"text": ["a cat"]}), tmp_path / "d")
+    for kind, glob, got in (
+        ("pageviews", "[abc]", "WARC"),
+        ("warc", "[cd]", "Parquet"),
+    ):
+        with pytest.raises(ValueError, match=f"--{kind}: wanted .*, got {got} in"):
+            inputs.find({kind: str(tmp_path / glob)}, ["en"])
+    assert len(inputs.find({"pageviews": f"{tmp_path}/[ab]*"}, ["en"]).found) == 3
 
 
 @pytest.mark.parametrize("data", [b"", b"<mediawiki>\n<page>\n", b"\x1f\x8b\x08 x"])
