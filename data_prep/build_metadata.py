@@ -141,7 +141,8 @@ def count(run: Run) -> list[counts.Part]:
 def choose(run: Run, parts: Sequence[counts.Part]) -> dict[str, ranking.Merged]:
     """Returns the metadata of each language, from the counts of all pieces.
 
-    Of several languages, those without entries are left out.
+    Of several languages, those without entries are left out. Raises ValueError, with
+    what was read and lost, if none has entries.
     """
     rule = run.config.matching_mode
     place = run.workdir if files.is_local(run.workdir) else None
@@ -169,18 +170,29 @@ def choose(run: Run, parts: Sequence[counts.Part]) -> dict[str, ranking.Merged]:
                 for each in some
             ]
             joined = ranking.union(code, sources, rule=rule)
-            if several and not ranking.any_entry(joined, rule=rule):
-                logging.warning("%s: no entries; its texts are those of other", code)
+            if not ranking.any_entry(joined, rule=rule):
+                if several:
+                    logging.warning(
+                        "%s: no entries; its texts are those of other", code
+                    )
                 continue
             merged[code] = ranking.merge(code, joined, rule=rule)
         if not merged:
-            read = read_and_lost(run.workdir)
-            raise ValueError(
-                "wanted entries of a language, got none above the thresholds for "
-                f"{', '.join(run.config.languages)}; lower them or give more text."
-                f" What was read and lost: {read}"
-            )
+            raise ValueError(_without_entries(run))
         return merged
+
+
+def _without_entries(run: Run) -> str:
+    """Returns the message of an error: what was read and lost, and what to do."""
+    read = read_and_lost(run.workdir)
+    listed = ", ".join(f"{number:,} {name}" for name, number in read.items())
+    got, cure = "none above the thresholds", "lower them or give more text"
+    if not any(number for name, number in read.items() if ": " not in name):
+        got, cure = "none, since nothing could be read", "correct the paths"
+    return (
+        f"wanted entries of {inputs.in_short(run.config.languages)}, got {got};"
+        f" {cure}. Read and lost: {listed}"
+    )
 
 
 def select(code: str, summed: counts.Sums, config: ConfigDict) -> list[ranking.Source]:

@@ -7,7 +7,7 @@ addresses on web servers are joined by commas. In the paths of wordnets and dump
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from absl import logging
@@ -69,6 +69,12 @@ def find(given: Mapping[str, str | None], languages: Sequence[str]) -> Inputs:
     return inputs
 
 
+def in_short(codes: Collection[str]) -> str:
+    """Returns the first five codes for a message, and how many more there are."""
+    more = f" and {len(codes) - _SHOWN} more" if len(codes) > _SHOWN else ""
+    return ", ".join(itertools.islice(codes, _SHOWN)) + more
+
+
 def _name(file: str) -> str:
     return file if remote.is_on_web(file) else os.path.basename(file)
 
@@ -101,12 +107,9 @@ def _find_views(pattern: str, members: _Members) -> _Found:
 
 def _find_dumps(pattern: str, members: _Members) -> _Found:
     if CODE not in pattern and (len(members) > 1 or editions.OTHER in members):
-        named = ", ".join(itertools.islice(members, _SHOWN))
-        if len(members) > _SHOWN:
-            named += f" and {len(members) - _SHOWN} more"
         raise ValueError(
             f"--wikipedia: wanted {CODE} in the path for the languages"
-            f" {named}, got {pattern}; write such as"
+            f" {in_short(members)}, got {pattern}; write such as"
             f" {CODE}wiki-*-pages-articles*.xml.bz2"
         )
     for language, codes in members.items():

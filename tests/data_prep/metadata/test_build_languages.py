@@ -4,7 +4,7 @@ import pytest
 
 from data_prep import build_metadata
 from data_prep import config as config_lib
-from data_prep.metadata import ranking, store
+from data_prep.metadata import inputs, ranking, store
 from metaclip_jax import files
 from tests.data_prep.metadata import dump_files
 
@@ -151,8 +151,22 @@ def test_a_language_without_entries_is_left_out_unless_all_are(sources, tmp_path
     manifest = files.read_json(tmp_path / "some" / "manifest.json")
     assert manifest["read"]["language: no_entries"] == 1
     for wanted in (("sw",), ("sw", "yo")):
-        with pytest.raises(ValueError, match="wanted entries.* got none"):
+        message = f"entries of {', '.join(wanted)}, got none above .*10 page: other_"
+        with pytest.raises(ValueError, match=message):
             build(sources, tmp_path / "_".join(wanted), *wanted)
+
+
+def test_an_error_says_that_nothing_could_be_read(tmp_path):
+    (tmp_path / "a").write_bytes(b"en Cat 9 0\n")
+    message = "got none, since nothing could be read; .*lost: 0 files, 1 file: not_warc"
+    with pytest.raises(ValueError, match=message):
+        build(None, tmp_path / "out", "en", given={"warc": str(tmp_path / "a")})
+
+
+def test_many_languages_are_named_in_short():
+    with pytest.raises(ValueError, match="en, de, fr, ja, th and 2 more, got x;"):
+        languages = "en", "de", "fr", "ja", "th", "ko", "lo"
+        inputs.find({"wikipedia": "x"}, languages)
 
 
 def test_the_union_of_editions_is_that_of_their_metadata():
