@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
     full = files.naming_full_disk(run.output)
     with full, files.lock(run.output):
         if files.finished(run.output, run.inputs) is not None:
-            logging.info("%s is finished already", run.output)
+            print(f"{run.output} is finished already; remove it to build it again\n")
         else:
             files.claim(run.output, run.inputs)
             with files.lock(run.workdir):

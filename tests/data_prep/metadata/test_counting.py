@@ -291,6 +291,15 @@ def test_the_command_builds_metadata_and_says_what_it_read(built):
     assert (built / report.PAGE).read_bytes() == page
 
 
+def test_a_finished_output_is_shown_and_said_to_be_finished(sources, built):
+    folder, flags = sources
+    before = contents(built)
+    again = build(folder, *flags, "--output=out")
+    first = "out is finished already; remove it to build it again\n"
+    assert again.returncode == 0 and again.stdout.startswith(first)
+    assert contents(built) == before
+
+
 def test_a_killed_command_reads_no_finished_piece_again(sources, built):
     folder, flags = sources
     flags = [*flags, "--config.memory_gib=1e-9", "--output=again", "--workdir=counts"]
