@@ -2,12 +2,14 @@
 
     python -m benchmarks.ngrams                  # a minute
     python -m benchmarks.ngrams --megabytes=50
+    python -m benchmarks.ngrams --dump=enwiki-latest-pages-articles1.xml.bz2
 
 The text is English: the docstrings of installed packages. nltk counts words that were
 found before, by FreqDist and BigramCollocationFinder.from_words; we find and count
 them. Rounds of the two alternate on one core, and the median counts; the counts must be
 equal. Then parts of the same text are summed by DuckDB, and the rates are multiplied
-out to Wikipedia.
+out to Wikipedia. With --dump, an English dump or a piece of one is read to plain text
+too; there is one in the tests of gensim.
 """
 
 import ast
@@ -25,7 +27,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.matching import timed
-from data_prep.metadata import counts, ngrams, pieces
+from data_prep.metadata import counts, dumps, ngrams, pieces, titles, wikitext
 from metaclip_jax.cli import command
 
 _PARTS = 8
@@ -125,6 +127,19 @@ def sums(texts: Sequence[str], memory_gib: float) -> tuple[float, int, int]:
         return time.process_time() - start, total, size
 
 
+def read(dump: str) -> tuple[float, int, int]:
+    """Reads a dump to text; returns CPU seconds, its words, and bytes of wikitext."""
+    namespaces = titles.link_prefixes("en")
+    found, size = [], 0
+    start = time.process_time()
+    for page in dumps.read_pages(dump, max_page_bytes=1 << 22):
+        if isinstance(page, dumps.DumpPage):
+            size += len(page.text.encode())
+            found.append(wikitext.plain_text(page.text, namespaces=namespaces))
+    seconds = time.process_time() - start
+    return seconds, sum(ours(found).words["count"].to_pylist()), size
+
+
 def main(argv: Sequence[str]) -> None:
     """Prints the ratios, then the rates and estimates."""
     from nltk.collocations import BigramCollocationFinder
@@ -162,14 +177,26 @@ def main(argv: Sequence[str]) -> None:
         print(
             f"ngrams: {name} ({billions:g} billion words): {count:.2f} core-hours to"
             f" count, {summed:.2f} to sum, {billions * size / total:.0f} GB of parts at"
-            " most; reading the dumps is not included"
+            " most"
         )
+    if values.dump:
+        took, total, size = read(values.dump)
+        print(
+            f"ngrams: reading a dump to text: {size / took / 1e6:.1f} MB of wikitext/s,"
+            f" {total / took / 1e3:.0f} thousand words/s of a core"
+        )
+        for name, billions in _WIKIPEDIAS.items():
+            print(
+                f"ngrams: {name}: {billions * 1e9 / total * took / 3600:.0f} core-hours"
+                " to read"
+            )
 
 
 if __name__ == "__main__":
     flags.DEFINE_integer(
         "megabytes", 20, "Millions of characters of text.", lower_bound=1
     )
+    flags.DEFINE_string("dump", "", "An English dump; empty = reading is not timed.")
     flags.DEFINE_integer("rounds", 3, "Rounds; the median counts.", lower_bound=1)
     flags.DEFINE_integer("memory_gib", 4, "GiB for the sums.", lower_bound=1)
     command.run(main)
