@@ -141,11 +141,11 @@ _HOSTILE = (
 def test_hostile_markup_takes_a_time_that_grows_with_its_length(piece):
     def seconds(length):
         markup = (piece * (length // len(piece) + 1))[:length]
-        start = time.process_time()
+        start = time.thread_time()
         _text(markup)
-        return time.process_time() - start
+        return time.thread_time() - start
 
-    long = min(seconds(80_000) for _ in range(2))
+    long = min(seconds(80_000) for _ in range(3))
     assert long < 0.05 + 24 * seconds(10_000)  # 8 if linear, 64 if quadratic
 
 
@@ -169,12 +169,14 @@ _UNCLOSED = (
 def test_unclosed_markup_takes_a_time_that_grows_with_its_length(head, piece):
     def seconds(length):
         markup = (head + piece * (length // len(piece) + 1))[:length]
-        start = time.process_time()
+        start = time.thread_time()
         _text(markup)
-        return time.process_time() - start
+        return time.thread_time() - start
 
     short = seconds(20_000)
-    assert seconds(40_000) < 0.3 + 3 * short  # 2 if linear, 4 if quadratic
+    # The least of three, since the garbage of all tests may be collected meanwhile.
+    long = min(seconds(40_000) for _ in range(3))
+    assert long < 0.3 + 3 * short  # 2 if linear, 4 if quadratic
 
 
 @pytest.mark.parametrize(
