@@ -107,6 +107,17 @@ def finished(quickstart, tmp_path_factory):
     return folder / "quickstart", printed.read_text()
 
 
+_UPLOAD = """
+import pathlib, sys
+from metaclip_jax import files
+for given in map(pathlib.Path, sys.argv[1:]):
+    for path in [given, *given.rglob("*")]:
+        if path.is_file():
+            target = f"gs://bucket1/{path.relative_to(given.parent)}"
+            files.write_bytes(target, path.read_bytes())
+"""
+
+
 class CloudStorage(NamedTuple):
     """A running fake-gcs-server with one empty bucket, gs://bucket1."""
 
@@ -116,6 +127,12 @@ class CloudStorage(NamedTuple):
 
     def requests(self) -> list[str]:
         return self.log.read_text().splitlines()
+
+    def upload(self, *given: Path) -> None:
+        """Copies files, and folders with all that is in them, into the bucket."""
+        command = [sys.executable, "-c", _UPLOAD, *map(str, given)]
+        path = {"PYTHONPATH": str(Path(__file__).parents[1])}
+        subprocess.run(command, env=self.environment | path, check=True)
 
 
 def server_program(name):

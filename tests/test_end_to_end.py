@@ -182,16 +182,6 @@ def test_the_commands_about_data_of_your_own_run_as_they_stand(beside):
     assert (beside / "my_run" / "from_folder" / "report.html").exists()
 
 
-UPLOAD = """
-import sys
-from metaclip_jax import files
-for given in map(files.path, sys.argv[1:]):
-    target = files.path("gs://bucket1")
-    for path in given.iterdir() if given.is_dir() else [given]:
-        path.copy(target / path.relative_to(given.parent))
-"""
-
-
 @pytest.mark.slow
 def test_the_commands_about_the_cloud_run_as_they_stand(
     beside, cloud_storage, tmp_path
@@ -222,11 +212,7 @@ def test_the_commands_about_the_cloud_run_as_they_stand(
             bucket = buckets / "bucket1"
             values |= dict(storage.environment.items() - os.environ.items())
             given = [run / "crawl", run / "held_out", run / "site" / "pageviews.txt"]
-            subprocess.run(
-                [sys.executable, "-c", UPLOAD, *map(str, given)],
-                env=storage.environment,
-                check=True,
-            )
+            storage.upload(*given)
             for block in re.findall(r"```bash\n(.*?)```", document, re.S):
                 run_commands("docs/cloud.md", beside, about=block, **values)
     finally:

@@ -163,7 +163,11 @@ def limit(
 
 def any_entry(sources: Sequence[Source], *, rule: str) -> bool:
     """Whether metadata of the sources would have an entry; `rule` as in `merge`."""
-    return bool(_join("", sources, rule)[0])
+    return any(
+        source.max_entries > 0 and not never_matches(entry, rule=rule)
+        for source in sources
+        for entry, _ in source.ranked
+    )
 
 
 def union(

@@ -12,10 +12,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from absl import flags
 
-from data_prep.sinks.array_record import COUNTS
+from data_prep.report import load
 from examples.quickstart import children
 from examples.quickstart import run as quickstart
 from examples.quickstart.run import Stage
@@ -216,11 +215,8 @@ def render(workdir: Path) -> str:
 
 
 def pool_counts(dataset: Path) -> dict[str, np.ndarray]:
-    """Returns i64[entries] by metadata code, of all matches before balancing."""
-    table = pq.read_table(dataset / COUNTS)
-    codes, counts = table["metadata"].to_pylist(), table["pool_count"].to_numpy()
-    of = np.array(codes)
-    return {code: counts[of == code].astype(np.int64) for code in sorted(set(codes))}
+    """Returns i64[n] by metadata code: all matches of each entry that has any."""
+    return {one.code: one.pool for one in load.entry_counts(str(dataset), {})}
 
 
 def tokens_per_caption(workdir: Path, code: str) -> float:

@@ -240,6 +240,19 @@ def test_each_device_holds_what_is_copied_and_its_part_of_the_rest():
     assert copied < split / 1000
 
 
+def lowered(architecture, mesh):
+    """The text of a step's program before it is compiled."""
+    state = train_state.abstract(architecture=architecture, optimizer=ADAMW)
+    step = train_step.make_train_step(
+        architecture=architecture,
+        mesh=mesh,
+        state=state,
+        optimizer=ADAMW,
+        schedule=SCHEDULE,
+    )
+    return step.lower(state, batch_of(mesh, 0)).as_text()
+
+
 def test_compiling_does_not_grow_with_depth():
     """The program of ten layers is no longer than that of two."""
     lengths = []
@@ -248,15 +261,7 @@ def test_compiling_does_not_grow_with_depth():
             ARCHITECTURE, vision_layers=layers, text_layers=layers
         )
         mesh, _ = program((1, 1, 1))
-        state = train_state.abstract(architecture=architecture, optimizer=ADAMW)
-        step = train_step.make_train_step(
-            architecture=architecture,
-            mesh=mesh,
-            state=state,
-            optimizer=ADAMW,
-            schedule=SCHEDULE,
-        )
-        lengths.append(len(step.lower(state, batch_of(mesh, 0)).as_text().splitlines()))
+        lengths.append(len(lowered(architecture, mesh).splitlines()))
     assert lengths[0] == lengths[1]
 
 
@@ -266,15 +271,7 @@ def test_layers_that_are_compiled_by_themselves_have_no_chunks():
     texts = []
     for chunk in (0, 1):
         architecture = dataclasses.replace(ARCHITECTURE, unroll=True, chunk=chunk)
-        state = train_state.abstract(architecture=architecture, optimizer=ADAMW)
-        step = train_step.make_train_step(
-            architecture=architecture,
-            mesh=mesh,
-            state=state,
-            optimizer=ADAMW,
-            schedule=SCHEDULE,
-        )
-        texts.append(step.lower(state, batch_of(mesh, 0)).as_text())
+        texts.append(lowered(architecture, mesh))
     assert texts[0] == texts[1]
 
 
