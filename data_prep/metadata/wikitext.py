@@ -55,6 +55,7 @@ _OPENERS = {"}}": "{{", "]]": "[[", "|}": "{|"}
 # Chinese and others: -{zh-hans:one; zh-hant:other}-, -{T|a title}-, -{unchanged}-.
 _VARIANTS = re.compile(r"-\{(?!\{)([^{}]*)\}-")
 _VARIANT = re.compile(r"\s*[a-z]{2,3}(?:-[a-z]+)*\s*:([^;]*)(?:;|$)")
+_SHOWS_NOTHING = frozenset("HT-")  # flags of them
 _BEHAVIOUR = re.compile(r"__[^\W\d_]{1,40}__")  # __NOTOC__, in any language
 _LEFT = re.compile(r"'''?|</?[A-Za-z][^<>]*>")
 _ROWS = re.compile(r"^[ \t]*(?:\{\||\|\}|\|-|[|!]).*$", re.MULTILINE)
@@ -101,7 +102,8 @@ def _label(match: re.Match[str]) -> str:
 
 def _first_variant(match: re.Match[str]) -> str:
     flags, bar, body = match[1].rpartition("|")
-    if bar and set(flags) & set("HT-"):  # rules and titles, which show nothing here
+    # Rules and titles show nothing here; other flags may name variants (zh;zh-hans).
+    if bar and _SHOWS_NOTHING.intersection(map(str.strip, flags.split(";"))):
         return ""
     variant = _VARIANT.match(body)
     return variant[1].strip() if variant else body

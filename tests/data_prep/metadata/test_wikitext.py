@@ -31,6 +31,8 @@ def _text(markup, code="en"):
         ("[[:Category:Cats|cats]] and [[:File:A.png]]", "cats and File:A.png"),
         ("Mission: [[Mission: Impossible]]", "Mission: Mission: Impossible"),
         ("-{zh-hans:计算机; zh-hant:電腦}-和-{T|题}--{網}-", "计算机和網"),
+        ("-{zh;zh-hans;zh-hant|博客、網誌}-", "博客、網誌"),
+        ("-{-|zh-hans:甲}--{H|甲}-乙", "乙"),
         ("__NOTOC__ text __目次強制__", "text"),
     ],
 )  # fmt: skip
