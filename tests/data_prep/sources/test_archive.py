@@ -279,7 +279,12 @@ def test_no_damage_raises_or_invents_a_record(data):
         if not damaged:
             break
     found = read(bytes(damaged))
-    assert found
+    # Where an ARC breaks off just after its first record, which describes the file,
+    # nothing tells that there was more.
+    line, _, rest = bytes(damaged).partition(b"\n")
+    head = re.fullmatch(rb"filedesc:.* (\d+)", line)
+    size = int(head[1]) if head else -1
+    assert found or len(rest.rstrip(b"\r\n")) <= size <= len(rest)
     assert len(records(found)) <= 3
     if form in ("one", "each"):  # checksums tell
         assert all(record in wanted(range(3)) for record in records(found))
