@@ -181,7 +181,8 @@ def plan(
         match_inputs=inputs
         | chosen
         | {
-            "config": early | {"rule": config.balance.rule},
+            "config": early
+            | {key: values["balance"][key] for key in ("rule", "prefer_high_scores")},
             "columns": schema.MATCHES.names,  # they differ between versions
         },
         source_inputs=inputs
@@ -250,6 +251,7 @@ def gather(run: Run, folder: str) -> None:
         rule=config.balance.rule,
         sample_images=-(-config.sample_images // n),
         selected=selection.prepare(config, run.workdir, run.options),
+        by_score=config.balance.prefer_high_scores,
         unsafe_words=words.read(config.safety.words) if config.safety.words else (),
     )
     ranges = matches.ranges(

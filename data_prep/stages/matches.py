@@ -177,6 +177,7 @@ class Gathering:
       seed, rule: of steps.to_matches.
       sample_images: how many images of each partition are sampled.
       selected: which pairs are kept, None for all.
+      by_score: whether pairs with high scores of `selected` get small draws.
       unsafe_words: texts that contain one are dropped.
     """
 
@@ -188,6 +189,7 @@ class Gathering:
     rule: str
     sample_images: int
     selected: selection.Selection | None = None
+    by_score: bool = False
     unsafe_words: Sequence[str] = ()
 
     def read(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
@@ -263,11 +265,18 @@ class Gathering:
             unsafe = words.contains(texts["text"].combine_chunks(), self.unsafe_words)
             lost["unsafe_text"] = int(unsafe.sum())
             texts = texts.filter(pa.array(~unsafe))
+        scores = None
         if self.selected is not None:
             edges = (parts.first_id(partition + i, self.partitions) for i in (0, 1))
-            texts, others = self.selected.apply(texts, self.selected.read(*edges))
+            rows = self.selected.read(*edges)
+            texts, scores, others = self.selected.apply(texts, rows)
             lost |= others
-        unique = steps.to_matches(texts, seed=self.seed, rule=self.rule)
+        unique = steps.to_matches(
+            texts,
+            seed=self.seed,
+            rule=self.rule,
+            scores=scores if self.by_score else None,
+        )
         flow = drops.flow(
             "dedup", entered=table.num_rows, left=unique.num_rows, drops=lost
         )

@@ -65,8 +65,12 @@ class Selection:
         ]
         return pa.Table.from_batches(batches, schema=schema.SELECTED)
 
-    def apply(self, texts: pa.Table, rows: pa.Table) -> tuple[pa.Table, Counter]:
-        """Returns the pairs that are kept, and what is dropped.
+    def apply(
+        self, texts: pa.Table, rows: pa.Table
+    ) -> tuple[pa.Table, np.ndarray, Counter]:
+        """Returns the pairs that are kept, their scores, and what is dropped.
+
+        The scores are f64[n], NaN where there are none.
 
         Args:
           texts: MATCHED.
@@ -75,6 +79,7 @@ class Selection:
         listed = rows.filter(rows["excluded"])["image_id"].combine_chunks()
         excluded = pc.is_in(texts["image_id"], listed).to_numpy()
         none = low = np.zeros(texts.num_rows, bool)
+        scores = np.full(texts.num_rows, np.nan)
         if self.scored:
             scores = self._scores(texts, rows)
             none = np.isnan(scores) & ~excluded
@@ -82,7 +87,8 @@ class Selection:
         lost = Counter(
             excluded=int(excluded.sum()), no_score=int(none.sum()), low_score=low.sum()
         )
-        return texts.filter(pa.array(~(excluded | none | low))), +lost
+        kept = ~(excluded | none | low)
+        return texts.filter(pa.array(kept)), scores[kept], +lost
 
     def _scores(self, texts: pa.Table, rows: pa.Table) -> np.ndarray:
         """Returns f64[n], NaN for a pair without a score."""

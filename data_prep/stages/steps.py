@@ -139,13 +139,16 @@ def to_vectors(counts: pa.RecordBatch, sizes: Mapping[str, int]) -> dict:
     return vectors
 
 
-def to_matches(unique: pa.Table, *, seed: int, rule: str) -> pa.Table:
+def to_matches(
+    unique: pa.Table, *, seed: int, rule: str, scores: np.ndarray | None = None
+) -> pa.Table:
     """Returns MATCHES: the texts with their keys, and whether the rule draws them.
 
     Args:
       unique: MATCHED rows, each (image, text) once, sorted by both.
       seed: of the choice of texts.
       rule: one of RULES.
+      scores: f64[n], by which the texts exchange their keys; None: they keep them.
     """
     drawn = np.ones(unique.num_rows, bool)
     if rule == "v2":
@@ -156,6 +159,13 @@ def to_matches(unique: pa.Table, *, seed: int, rule: str) -> pa.Table:
         drawn[:] = False
         drawn[np.cumsum(sizes) - sizes + chosen] = True
     keys = records.text_keys(unique["image_id"].to_pylist(), unique["text"].to_pylist())
+    if scores is not None:
+        # A text that is not drawn has no use for a small draw.
+        scores = np.where(drawn, scores, np.nan)
+        for _, rows, offsets, entry_ids in _by_metadata(unique):
+            keys[rows] = balance.keys_by_score(
+                seed, keys[rows], offsets, entry_ids, scores[rows]
+            )
     unique = unique.append_column("text_key", pa.array(keys))
     return unique.append_column("drawn", pa.array(drawn))
 

@@ -14,6 +14,8 @@ v2      one text of each image (`choose_texts`), so an image keeps one text or n
         image, about t / 3.
 online  as v2, in the trainer, with new draws in each epoch (data/online.py).
 
+With scores, texts exchange their keys before they are drawn (`keys_by_score`).
+
 A draw is a hash of (seed, text key, entry id), not the next number of a generator. So
 the result does not depend on the order of the texts, their split over workers, retries
 or other texts. With a smaller p, a subset is kept of what a larger p keeps; so images
@@ -204,6 +206,47 @@ def kept_texts(
     """Returns bool[n], whether any match of each text is accepted (bool[matches])."""
     running = np.concatenate([[0], np.cumsum(accepted)])
     return running[offsets[1:]] > running[offsets[:-1]]
+
+
+def keys_by_score(
+    seed: int,
+    text_keys: NDArray[np.uint64],
+    offsets: NDArray[np.integer],
+    entry_ids: NDArray[np.int32],
+    scores: NDArray[np.float64],
+) -> NDArray[np.uint64]:
+    """Returns u64[n], the text keys, exchanged so that high scores get small draws.
+
+    A text belongs to the entry of its matches that is rarest among these texts (of
+    equally rare ones, the smallest id). Among the texts of an entry, the highest score
+    gets the key whose draw for that entry is the smallest, the next the second, and so
+    on. So with these keys an entry accepts as many matches of its own texts as before,
+    for any p, but those with high scores; where p is 1 it still accepts all. A text's
+    draws for its other entries are of another key, and so independent of its score: the
+    expected number of kept texts is the same if scores do not depend on the number of a
+    text's other entries.
+
+    Args:
+      seed: of the draws, as for `match_draws`.
+      text_keys: u64[n].
+      offsets: int[n + 1].
+      entry_ids: i32[matches].
+      scores: f64[n]; a text whose score is NaN keeps its key.
+
+    Raises the errors of `match_draws`.
+    """
+    offsets = _checked_offsets(offsets, text_keys, entry_ids.size)
+    _, number, counts = np.unique(entry_ids, return_inverse=True, return_counts=True)
+    text = np.repeat(np.arange(text_keys.size), np.diff(offsets))
+    rarest = np.lexsort((counts[number], text))  # stable: of equal ones the first
+    rows = np.flatnonzero((np.diff(offsets) > 0) & ~np.isnan(scores))
+    own = entry_ids[rarest[offsets[rows]]]
+    keys = text_keys[rows]
+    drawn = match_draws(seed, keys, np.arange(rows.size + 1), own)
+    exchanged = text_keys.copy()
+    by_score = np.lexsort((keys, -scores[rows], own))
+    exchanged[rows[by_score]] = keys[np.lexsort((keys, drawn, own))]
+    return exchanged
 
 
 def image_keys(image_ids: pa.Array) -> NDArray[np.uint64]:

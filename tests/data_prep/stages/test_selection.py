@@ -125,6 +125,27 @@ def test_scores_of_a_table_choose_its_rows(tmp_path):
     assert lost(run) == {"low_score": 14, "no_score": 1, "repeated_pair": 0}
 
 
+@pytest.mark.parametrize("rule", ["v1", "v2"])
+def test_inside_a_head_entry_high_scores_are_preferred(tmp_path, rule):
+    """As many are kept as without scores, those with the highest."""
+    scores = np.random.default_rng(1).permutation(COUNT) / 100
+    path = write(tmp_path / "x.parquet", image_id=IDS, clip=scores)
+    found = []
+    for prefer in (False, True):
+        run = tiny_web.run(
+            tmp_path / str(prefer),
+            [(path, alt) for path, alt in ALTS if "cat" in alt],
+            BODIES,
+            **{"balance.t": 6, "balance.rule": rule, "partitions": 1},
+            **{"selection.scores": (path,), "selection.score": "clip"},
+            **{"balance.prefer_high_scores": prefer},
+        )
+        found.append(sorted(kept(run)))
+    plain, preferred = found
+    best = np.argsort(-scores)[: len(plain)]
+    assert 0 < len(plain) < COUNT and preferred == sorted(best.tolist()) != plain
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -143,6 +164,16 @@ def test_scores_of_a_table_choose_its_rows(tmp_path):
 def test_a_selection_without_its_files_is_refused(tmp_path, values, message):
     with pytest.raises(ValueError, match=message):
         curated(tmp_path, **values)
+
+
+def test_without_scores_none_can_be_preferred(tmp_path):
+    message = "config.balance.prefer_high_scores=True: wanted False, or the rule v1"
+    for more in ({}, {"source.score_columns": ("a",), "selection.score": "a"}):
+        values = {"balance.prefer_high_scores": True} | more
+        with pytest.raises(ValueError, match=message):
+            # Of the second there are scores, but the trainer balances.
+            rule = "online" if more else "v1"
+            tiny_web.plan(tmp_path, ALTS, **values, **{"balance.rule": rule})
 
 
 def test_a_file_of_other_columns_is_named(tmp_path):

@@ -1,5 +1,7 @@
 """Balancing keeps the tail, cuts the head to t, and depends on nothing but its keys."""
 
+import itertools
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -192,6 +194,72 @@ def test_the_fate_of_a_text_does_not_depend_on_order_or_workers(pool):
             for a, b in zip(cuts[:-1], cuts[1:], strict=True)
         ]
         assert (np.concatenate(parts) == whole).all()
+
+
+def own_entries(offsets, entry_ids):
+    """The rarest entry of each text, -1 for a text without one."""
+    counts = np.bincount(entry_ids)
+    return np.array(
+        [
+            min(entry_ids[a:b], key=lambda e: (counts[e], e), default=-1)
+            for a, b in itertools.pairwise(offsets)
+        ]
+    )
+
+
+def test_by_score_an_entry_accepts_as_many_of_its_texts_but_the_best(pool):
+    n = 20_000
+    keys, offsets = pool[0][:n], pool[1][: n + 1]
+    entry_ids = pool[2][: offsets[-1]]
+    scores = np.random.default_rng(3).random(n)
+    scores[::50] = np.nan
+    by_score = balance.keys_by_score(5, keys, offsets, entry_ids, scores)
+    assert np.array_equal(np.sort(by_score), np.sort(keys))
+    none = np.isnan(scores)
+    assert np.array_equal(by_score[none], keys[none])
+    p = balance.keep_probability(np.bincount(entry_ids, minlength=2_000), 50)
+    own = own_entries(offsets, entry_ids)
+    text = np.repeat(np.arange(n), np.diff(offsets))
+    of_own = entry_ids == own[text]  # one match of each text that has any
+    before, after = (
+        keep(5, k, offsets, entry_ids, p)[1][of_own] for k in (keys, by_score)
+    )
+    text = text[of_own]
+    scored = ~none[text]
+    for entry in np.unique(own[own >= 0]):
+        here = scored & (own[text] == entry)
+        assert before[here].sum() == after[here].sum()
+        best, others = scores[text[here & after]], scores[text[here & ~after]]
+        assert not best.size or not others.size or best.min() > others.max()
+
+
+@pytest.mark.parametrize("t", [20, 400])
+def test_by_score_the_expected_size_is_the_same_and_the_tail_is_whole(pool, t):
+    keys, offsets, entry_ids = pool
+    p = balance.keep_probability(np.bincount(entry_ids, minlength=2_000), t)
+    q = chance(offsets, entry_ids, p)
+    scores = np.random.default_rng(4).random(keys.size)
+    head = (q > 0) & (q < 1)
+    seeds = range(4)
+    sizes = []
+    for seed in seeds:
+        exchanged = balance.keys_by_score(seed, keys, offsets, entry_ids, scores)
+        kept, _ = keep(seed, exchanged, offsets, entry_ids, p)
+        assert kept[q == 1].all() and not kept[q == 0].any()
+        assert scores[kept & head].mean() > scores[head].mean() + 0.1
+        sizes.append(kept.sum())
+    sigma = np.sqrt((q * (1 - q)).sum() / len(seeds))
+    assert abs(np.mean(sizes) - q.sum()) < 4 * sigma
+
+
+def test_by_score_the_order_of_the_texts_does_not_matter(pool):
+    n = 5_000
+    small = pool[0][:n], pool[1][: n + 1], pool[2][: pool[1][n]]
+    scores = np.random.default_rng(5).integers(0, 9, n) / 9  # many are equal
+    whole = balance.keys_by_score(5, *small, scores)
+    order = np.random.default_rng(1).permutation(n)
+    again = balance.keys_by_score(5, *reordered(order, *small), scores[order])
+    assert np.array_equal(again, whole[order])
 
 
 def test_blocks_do_not_show(pool, monkeypatch):
