@@ -15,9 +15,11 @@ from data_prep.metadata import marks, titles
 
 _Tokenizer = parser.CTokenizer if parser.use_c else tokenizer.Tokenizer
 # Chinese and others: -{zh-hans:one; zh-hant:other}-, -{T|a title}-, -{unchanged}-.
-_VARIANTS = re.compile(r"-\{(?!\{)([^{}]*)\}-")
-_VARIANT = re.compile(r"\s*[a-z]{2,3}(?:-[a-z]+)*\s*:([^;]*)(?:;|$)")
-_SHOWS_NOTHING = frozenset("HT-")  # flags of them
+_VARIANTS = re.compile(r"-\{(?!\{)((?:[^{}]++|\{\{[^{}]*+\}\})*+)\}-")
+_VARIANT = re.compile(r"(?:^|;)\s*[a-z]{2,3}(?:-[a-z]+)*\s*:")
+_OTHER_FORM = re.compile("\x06([^\x06\x07\n]*)\x07")  # XML has neither character
+_FLAGS = re.compile(r"([A-Za-z;\s-]*)\|")
+_SHOWS_NOTHING = frozenset("HT-")
 _BEHAVIOUR = re.compile(r"__[^\W\d_]{1,40}__")  # __NOTOC__, in any language
 _LEFT = re.compile(r"'''?|</?[A-Za-z][^<>]*>")
 _ROWS = re.compile(r"^[ \t]*(?:\{\||\|\}|\|-|[|!]).*$", re.MULTILINE)
@@ -39,7 +41,9 @@ def plain_text(markup: str, *, namespaces: Container[str]) -> str:
 
     Templates, tables, references, formulas, galleries, code, comments and bare
     addresses are left out; links are replaced by their labels. Markup that does not
-    close is read as text. The time grows with the length of the page, whatever it has.
+    close is read as text. Of words written in several scripts, the first form stays in
+    its sentence, and the others are lines at the end. The time grows with the length
+    of the page, whatever it has.
 
     Args:
       markup: wikitext.
@@ -47,7 +51,7 @@ def plain_text(markup: str, *, namespaces: Container[str]) -> str:
         Links into them ("File:", "Category:", "fr:") are left out.
     """
     if "-{" in markup:
-        markup = _VARIANTS.sub(_first_variant, markup)
+        markup = _VARIANTS.sub(_forms, markup)
     markup = _ADDRESS.sub(_label, _BEHAVIOUR.sub("", markup))
     text = "".join(
         _prose(_Tokenizer().tokenize(piece, 0, True), namespaces)
@@ -55,6 +59,8 @@ def plain_text(markup: str, *, namespaces: Container[str]) -> str:
     )
     text = _ROWS.sub("", _LEFT.sub("", text.replace(marks.LINE, "\n")))
     text = text.replace(marks.NOTHING, "").replace(marks.SPACE, " ")
+    others = _OTHER_FORM.findall(text)
+    text = "\n".join([_OTHER_FORM.sub("", text), *others])
     return "\n".join(filter(None, map(str.strip, text.splitlines())))
 
 
@@ -64,13 +70,18 @@ def _label(match: re.Match[str]) -> str:
     return marks.SPACE
 
 
-def _first_variant(match: re.Match[str]) -> str:
-    flags, bar, body = match[1].rpartition("|")
-    # Rules and titles show nothing here; other flags may name variants (zh;zh-hans).
-    if bar and _SHOWS_NOTHING.intersection(map(str.strip, flags.split(";"))):
-        return ""
-    variant = _VARIANT.match(body)
-    return variant[1].strip() if variant else body
+def _forms(match: re.Match[str]) -> str:
+    body = match[1]
+    if flags := _FLAGS.match(body):
+        # Rules and titles show nothing here; other flags may name variants (zh-hans).
+        if _SHOWS_NOTHING.intersection(map(str.strip, flags[1].split(";"))):
+            return ""
+        body = body[flags.end() :]
+    before, *forms = _VARIANT.split(body)
+    if before.strip() or not forms:
+        return body
+    first, *others = dict.fromkeys(form.strip(" \t\n;") for form in forms)
+    return first + "".join(f"\x06{form}\x07" for form in others)
 
 
 def _prose(found: list[tokens.Token], namespaces: Container[str]) -> str:

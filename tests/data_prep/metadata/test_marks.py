@@ -27,8 +27,9 @@ _MIXTURES = st.lists(_TOKENS, min_size=1, max_size=7).map("".join)
 _HOSTILE = (
     "<ref ", "<b x=y ", '<a b="', "{{a|b=", "<b><!-- ", "{|\n|-\n| a || b\n", "[[a|",
     "[http://a [[", "{{{{{|\n\n", "}}}\n|}{{{<br/>''}}}{{{\n|}", "<nowiki>", "''a'''",
-    "<div>", "<references>", "<li>", "<p>", "-{", " ", "__", "\n", "[//", "[mailto:",
-    "[Tel:1", "]][urn:", "[[//]//", "[//a <b>]</b>", "<pre></pre", "<pre></pre\n>",
+    "<div>", "<references>", "<li>", "<p>", "-{", "-{zh:{{a}}", "-{zh:a;", " ", "__",
+    "\n", "[//", "[mailto:", "[Tel:1", "]][urn:", "[[//]//", "[//a <b>]</b>",
+    "<pre></pre", "<pre></pre\n>",
     "<section></section\n>", "<score></\u017fcore>", "<b></b x>", '<ref name="/>',
     "<br a='>", "\n{|\n!", "\n;a:", "{{{", "&#", "==", "=a", "\n{|--><wbr/\n:&",
     '--><!-- --><!-- --><td a="!!==\n{{{a|',
