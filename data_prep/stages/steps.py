@@ -133,10 +133,36 @@ def to_counts(vectors: Vectors) -> pa.RecordBatch:
 def to_vectors(counts: pa.RecordBatch, sizes: Mapping[str, int]) -> dict:
     """Returns {code: uint64[entries]} from COUNTS; `sizes` is entries per code."""
     vectors = {code: np.zeros(n, np.uint64) for code, n in sizes.items()}
-    for code, vector in vectors.items():
-        rows = counts.filter(pc.equal(counts["metadata"], code))
-        np.add.at(vector, rows["entry_id"].to_numpy(), rows["count"].to_numpy())
+    for code, entry_ids, numbers in _runs(counts):
+        if code in vectors:
+            np.add.at(vectors[code], entry_ids, numbers)
     return vectors
+
+
+def add_counts(batches: Iterable[pa.RecordBatch]) -> pa.RecordBatch:
+    """Returns the sum of COUNTS, as `schema.sum_counts` does, but with less memory."""
+    vectors: dict[str, np.ndarray] = {}
+    for batch in batches:
+        for code, entry_ids, numbers in _runs(batch):
+            vector = vectors.setdefault(code, np.zeros(0, np.uint64))
+            if vector.size <= entry_ids.max():
+                wider = np.zeros(int(entry_ids.max()) + 1, np.uint64)
+                wider[: vector.size] = vector
+                vector = vectors[code] = wider
+            np.add.at(vector, entry_ids, numbers)
+    return to_counts(vectors)
+
+
+def _runs(counts: pa.RecordBatch) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yields (code, int32 entry ids, uint64 counts) of rows that follow each other."""
+    runs = pc.run_end_encode(counts["metadata"])
+    entry_ids, numbers = (counts[name].to_numpy() for name in ("entry_id", "count"))
+    start = 0
+    for code, stop in zip(
+        runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True
+    ):
+        yield code, entry_ids[start:stop], numbers[start:stop]
+        start = stop
 
 
 def to_matches(

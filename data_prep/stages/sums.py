@@ -1,12 +1,12 @@
 """Sums over a pipeline's output, as Parquet files."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import apache_beam as beam
 import pyarrow as pa
 
 from data_prep import drops, schema
-from data_prep.stages import arrow_coder, parts
+from data_prep.stages import arrow_coder, parts, steps
 
 # In pipeline order: the rows of the data card's funnel.
 TEXT_STAGES = (
@@ -23,7 +23,7 @@ STAGES = ("read", *TEXT_STAGES)  # files and pages are read
 
 
 class SumCounts(beam.CombineFn):
-    """Sums the counts of FLOW, COUNTS or TALLIES rows over a pipeline."""
+    """Sums the counts of rows of a schema, such as FLOW or COUNTS, over a pipeline."""
 
     def __init__(self, of: pa.Schema) -> None:
         self._schema = of
@@ -38,6 +38,8 @@ class SumCounts(beam.CombineFn):
 
     def merge_accumulators(self, totals: Iterable[pa.RecordBatch]) -> pa.RecordBatch:
         """Adds the sums of several workers."""
+        if self._schema == schema.COUNTS:
+            return steps.add_counts(totals)
         return schema.sum_counts(totals, self._schema)
 
     def get_accumulator_coder(self) -> beam.coders.Coder:
@@ -55,9 +57,18 @@ class WriteSum(beam.DoFn):
     def __init__(self, folder: str, part: str) -> None:
         self._folder, self._part = folder, part
 
-    def process(self, total: pa.RecordBatch) -> None:
-        """Writes the Parquet file atomically."""
-        parts.write(self._folder, self._part, pa.Table.from_batches([total]))
+    def process(
+        self, nothing: pa.RecordBatch, totals: Sequence[pa.RecordBatch]
+    ) -> None:
+        """Writes the Parquet file atomically.
+
+        Args:
+          nothing: the sum if there are no rows.
+          totals: the sum if there are some.
+        """
+        parts.write(
+            self._folder, self._part, pa.Table.from_batches([*totals, nothing][:1])
+        )
 
 
 def read_sum(folder: str, part: str) -> pa.RecordBatch:
@@ -79,13 +90,15 @@ def write_sum(
     """
     _check_element_type(rows, part)
     name = part.removesuffix(".parquet")
-    # A default value for no rows would pass the sum through the runner twice.
-    nothing = beam.Create([schema.one_batch(of.empty_table())], reshuffle=False)
-    none = rows.pipeline | f"no {name}" >> nothing.with_output_types(pa.RecordBatch)
-    some = (rows, none) | f"all {name}" >> beam.Flatten()
+    # The stage of `rows` sums them before they pass through the runner. It would not
+    # if an empty sum were added to them, for no rows.
     whole = beam.CombineGlobally(combine or SumCounts(of)).without_defaults()
-    total = some | f"sum {name}" >> whole
-    return total | f"write {name}" >> beam.ParDo(WriteSum(folder, part))
+    total = rows | f"sum {name}" >> whole.with_output_types(pa.RecordBatch)
+    nothing = beam.Create([schema.one_batch(of.empty_table())], reshuffle=False)
+    once = rows.pipeline | f"no {name}" >> nothing.with_output_types(pa.RecordBatch)
+    return once | f"write {name}" >> beam.ParDo(
+        WriteSum(folder, part), beam.pvalue.AsList(total)
+    )
 
 
 def funnel(workdir: str) -> list[dict]:

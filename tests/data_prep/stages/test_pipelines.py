@@ -7,8 +7,10 @@ import pyarrow as pa
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions
 from apache_beam.portability import common_urns
+from apache_beam.runners.portability.fn_api_runner import fn_runner
 
-from data_prep.stages import pipelines
+from data_prep import schema
+from data_prep.stages import pipelines, sums
 
 
 def workers(asked, source_bytes, *arguments):
@@ -69,3 +71,18 @@ def test_no_stage_is_fused_with_the_list_of_the_work():
     assert list(found["stage"].inputs.values()) == list(
         found["Reshuffle"].outputs.values()
     )
+
+
+def test_the_stage_that_makes_rows_sums_them():
+    """Else all of them would pass through the runner."""
+    pipeline = beam.Pipeline(options=pipelines.options([]))
+    work = pipelines.start(pipeline, pipelines.one_each(range(3)))
+    rows = work | "stage" >> beam.ParDo(beam.DoFn()).with_output_types(pa.RecordBatch)
+    sums.write_sum(rows, schema.COUNTS, "unused", "counts.parquet")
+    _, fused = fn_runner.FnApiRunner().create_stages(pipeline.to_runner_api())
+    (made,) = [
+        {each.spec.urn for each in stage.transforms}
+        for stage in fused
+        if any(each.unique_name == "stage" for each in stage.transforms)
+    ]
+    assert common_urns.combine_components.COMBINE_PER_KEY_PRECOMBINE.urn in made

@@ -108,6 +108,20 @@ def test_counts_survive_the_sparse_form():
     assert back["en"].tolist() == dense["en"].tolist()
 
 
+SOME_COUNTS = st.dictionaries(
+    st.sampled_from(["de", "en", "zh"]), st.lists(st.integers(0, 9), max_size=5)
+)
+
+
+@given(st.lists(SOME_COUNTS, max_size=4))
+def test_counts_are_added_as_rows_of_any_table_are(some):
+    batches = [
+        steps.to_counts({code: np.array(n, np.uint64) for code, n in each.items()})
+        for each in some
+    ]
+    assert steps.add_counts(batches) == schema.sum_counts(batches, schema.COUNTS)
+
+
 def test_accepted_draws_are_about_t_and_the_tail_is_kept(pool):
     counts = vectors(steps.count(pool))
     t = 1_000
