@@ -14,6 +14,7 @@ from data_prep.sources.archive import LostFile
 
 _NAMESPACES = Path(__file__).with_name("namespaces.txt")
 _HEAD = 1 << 16  # bytes in which a file shows that it has page views
+_MAX_LINE = 1 << 16  # bytes; titles have at most 255, or 765 with their escapes
 _MAX_DIGITS = 10  # of a title's views in a file: more is not a real number
 
 Views = dict[str, Counter[str]]  # by code of a Wikipedia and title
@@ -58,7 +59,8 @@ def read_pageviews(
     Args:
       path: local, gs:// or http(s)://.
       languages: codes of the Wikipedias whose titles are counted.
-      lost: gets the number of malformed lines, as "malformed_line".
+      lost: gets the number of lines that are dropped: "malformed_line" and
+        "line_too_long" (64 KiB).
       most: how many titles are held; a title may be in several of what is yielded.
 
     Raises OSError where the file cannot be opened or the storage fails. A damaged file
@@ -74,6 +76,9 @@ def read_pageviews(
     held, damage, is_empty = 0, "", True
     try:
         for line in _lines(path):
+            if line is None:
+                lost["line_too_long"] += 1
+                continue
             fields = _fields(line)
             if not fields:
                 lost["malformed_line"] += 1
@@ -111,17 +116,20 @@ def _fields(line: bytes) -> tuple[bytes, bytes, int] | None:
     return fields[0], fields[1], int(count)
 
 
-def _lines(path: str) -> Iterator[bytes]:
-    """Yields the lines of a file; one that is too long is cut."""
+def _lines(path: str) -> Iterator[bytes | None]:
+    """Yields the lines of a file, None for one that is too long."""
     with remote.open_file(path) as file:
-        left = b""
+        left, is_too_long = b"", False
         for data, _ in compressed.read(file):
             *lines, left = (left + data).split(b"\n")
-            left = left[:_HEAD]
             for line in lines:
-                yield line.rstrip(b"\r")
-        if left:
-            yield left
+                is_too_long = is_too_long or len(line) > _MAX_LINE
+                yield None if is_too_long else line.rstrip(b"\r")
+                is_too_long = False
+            if is_too_long or len(left) > _MAX_LINE:
+                left, is_too_long = b"", True
+        if left or is_too_long:
+            yield None if is_too_long else left
 
 
 def _domain(language: str) -> str:

@@ -77,7 +77,9 @@ def read_names(path: str) -> tuple[Counter[str], int]:
     language = name.removeprefix("wn-data-").removesuffix(".tab").encode()
     found, malformed = Counter[str](), 0
     for line in _lines(path):
-        if is_princeton:
+        if line is None:
+            malformed += 1
+        elif is_princeton:
             synset = _SYNSET.match(line)
             if synset:
                 found[_name(_MARKER.sub("", synset[1].decode("latin-1"))).lower()] += 1
@@ -104,15 +106,21 @@ def _name(written: str) -> str:
     return " ".join(written.replace("_", " ").split())
 
 
-def _lines(path: str) -> Iterator[bytes]:
+def _lines(path: str) -> Iterator[bytes | None]:
+    """Yields the lines of a file, None for one that is too long."""
     with remote.open_file(path) as file:
+        is_too_long = False
         while line := file.readline(_MAX_LINE):
-            if not line.endswith(b"\n") and len(line) < _MAX_LINE:
+            if line.endswith(b"\n"):
+                yield None if is_too_long else line.rstrip(b"\r\n")
+                is_too_long = False
+            elif len(line) == _MAX_LINE:
+                is_too_long = True
+            else:
                 raise ValueError(
                     f"{path}: wanted a last line that ends, got a truncated file;"
                     " restore the file"
                 )
-            yield line.rstrip(b"\r\n")
 
 
 def _exists(path: str) -> bool:

@@ -124,6 +124,22 @@ def test_a_damaged_file_of_views_gives_its_good_lines_and_is_counted(
     assert read(path, ["de"])[2] == ["corrupt_file"]
 
 
+@pytest.mark.parametrize("end", ["\n", ""])
+@pytest.mark.parametrize("length", [60_000, 70_000, 300_000, 5_000_000])
+def test_a_line_of_views_that_is_too_long_is_dropped_alone(tmp_path, length, end):
+    path = tmp_path / "views"
+    lines = "en A 1 0", "en " + "x" * length + " 1 0", "en B 2 0", "en C" + "y" * length
+    path.write_text("\n".join(lines) + end)
+    lost = Counter()
+    views = titles.read_pageviews(str(path), languages=["en"], lost=lost)
+    found = Counter(dict(next(iter(views))["en"]))
+    assert (found["A"], found["B"]) == (1, 2)
+    if length < 1 << 16:
+        assert len(found) == 3 and lost == {"malformed_line": 1}
+    else:
+        assert len(found) == 2 and lost == {"line_too_long": 2}
+
+
 @pytest.mark.parametrize("kind", ["pageviews", "wikipedia", "warc"])
 def test_a_file_that_cannot_be_read_is_counted_and_named(tmp_path, kind, caplog):
     path = tmp_path / "a"
@@ -153,6 +169,9 @@ def test_every_file_of_another_format_is_refused(tmp_path):
         with pytest.raises(ValueError, match=f"--{kind}: wanted .*, got {got} in"):
             inputs.find({kind: str(tmp_path / glob)}, ["en"])
     assert len(inputs.find({"pageviews": f"{tmp_path}/[ab]*"}, ["en"]).found) == 3
+    with pytest.raises(ValueError, match="--warc: wanted WARC files, got none among 2"):
+        inputs.find({"warc": f"{tmp_path}/[ab]"}, ["en"])
+    assert len(inputs.find({"warc": f"{tmp_path}/[abc]"}, ["en"]).found) == 3
 
 
 @pytest.mark.parametrize("data", [b"", b"<mediawiki>\n<page>\n", b"\x1f\x8b\x08 x"])

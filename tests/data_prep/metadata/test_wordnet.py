@@ -72,6 +72,13 @@ def test_the_papers_31_languages_have_a_wordnet():
     assert (codes["zh"], codes["ar"], codes["ms"]) == ("cmn", "arb", "zsm")
 
 
+def test_a_line_that_is_too_long_is_one_malformed_line(tmp_path):
+    row = "02121620-n\tlemma\tcat\n"
+    long = "02121620-n\tlemma\t" + "x" * (3 << 20) + "\n"
+    (tmp_path / "wn-data-eng.tab").write_text(row + long + row)
+    assert _names(str(tmp_path), "en") == ({"cat": 2}, 1)
+
+
 def test_a_damaged_file_is_refused_and_damaged_lines_are_counted(folder, tmp_path):
     (tmp_path / "data.adv").write_text(LICENCE + "nothing\n")
     with pytest.raises(ValueError, match="synsets"):
