@@ -14,7 +14,8 @@ ours are in docs/metadata.md).
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 from data_prep.sources import compressed, formats, remote
@@ -42,15 +43,34 @@ class DumpPage:
 class LostPage:
     """A page that is no article, or not a usable one.
 
-    Reasons: other_namespace, redirect, not_wikitext, empty_page, page_too_large,
-    bad_xml.
+    Reasons: other_namespace, redirect, main_page, not_wikitext, empty_page,
+    page_too_large, bad_xml.
     """
 
     reason: str
 
 
-def check(path: str, code: str) -> None:
-    """Refuses a file that is no dump of a Wikipedia.
+class Dump(NamedTuple):
+    """What the head of a dump says."""
+
+    has_ranges: bool = False  # whether ranges of its bytes can be read apart
+    main_page: str = ""  # its title, if the dump has it
+
+    def ranges(self, size: int, *, range_bytes: int) -> list[tuple[int, int]]:
+        """Returns start and stop of the ranges in which the file is read.
+
+        Args:
+          size: of the file in bytes; 0 if it is not known, which makes one range.
+          range_bytes: of each, except the last; the ranges do not depend on who reads.
+        """
+        if not size or not self.has_ranges:
+            return [(0, 0)]
+        starts = range(0, size, range_bytes)
+        return [(each, min(each + range_bytes, size)) for each in starts]
+
+
+def check(path: str, code: str) -> Dump:
+    """Reads the head of a dump; refuses a file that is no dump of a Wikipedia.
 
     Args:
       path: local, gs:// or http(s)://.
@@ -62,7 +82,8 @@ def check(path: str, code: str) -> None:
     """
     wanted = "--wikipedia: wanted a MediaWiki XML dump (.xml, .xml.bz2 or .xml.gz)"
     with remote.open_file(path) as file:
-        if file.read(len(_7Z)) == _7Z:
+        start = file.read(len(_7Z))
+        if start == _7Z:
             raise ValueError(
                 f"{wanted}, got one compressed by 7-Zip, {path}; take the .bz2 file of"
                 " the same dump, or run 7z x -so FILE | bzip2 > NEW"
@@ -74,7 +95,7 @@ def check(path: str, code: str) -> None:
             f"{wanted}, got {formats.of(path) or 'a file'} without <mediawiki>, {path};"
             " correct the path"
         )
-    name, language = _site(head, root[0])
+    name, language, main_page = _site(head, root[0])
     database = f"{code}wiki"
     got = name if name != database else ""
     if not name and language.split("-")[0] != code.split("_")[0]:
@@ -84,26 +105,16 @@ def check(path: str, code: str) -> None:
             f"--wikipedia: wanted the dump of {database}, got one of {got!r}, {path};"
             " correct the path, or config.languages"
         )
-
-
-def ranges(path: str, size: int, *, range_bytes: int) -> list[tuple[int, int]]:
-    """Returns start and stop of the ranges in which a file is read.
-
-    Args:
-      path: local, gs:// or http(s)://.
-      size: of the file in bytes; 0 if it is not known, which makes one range.
-      range_bytes: of each, except the last; the ranges do not depend on who reads.
-    """
-    with remote.open_file(path) as file:
-        start = file.read(4)
-    if not size or not compressed.has_ranges(start):
-        return [(0, 0)]
-    starts = range(0, size, range_bytes)
-    return [(each, min(each + range_bytes, size)) for each in starts]
+    return Dump(compressed.has_ranges(start), main_page)
 
 
 def read_pages(
-    path: str, *, start: int = 0, stop: int = 0, max_page_bytes: int
+    path: str,
+    *,
+    start: int = 0,
+    stop: int = 0,
+    max_page_bytes: int,
+    main_page: str = "",
 ) -> Iterator[DumpPage | LostPage | LostFile]:
     """Yields the articles that begin in a range of a dump, in their order.
 
@@ -113,8 +124,9 @@ def read_pages(
 
     Args:
       path: local, gs:// or http(s)://.
-      start, stop: one of `ranges`; 0 and 0 is the whole file.
+      start, stop: one of `Dump.ranges`; 0 and 0 is the whole file.
       max_page_bytes: of the XML of a page.
+      main_page: title of a page that is no article.
 
     Raises OSError where the file cannot be opened or the storage fails.
     """
@@ -124,7 +136,8 @@ def read_pages(
         try:
             for data, is_inside in compressed.read(file, start, stop):
                 is_empty = False
-                yield from map(_to_page, pages.feed(data, is_inside))
+                for xml in pages.feed(data, is_inside):
+                    yield _to_page(xml, main_page)
                 if pages.is_done:
                     return
         except compressed.DamageError as damage:
@@ -201,7 +214,7 @@ class _Pages:
             self._limit -= size
 
 
-def _to_page(xml: bytes | LostPage) -> DumpPage | LostPage:
+def _to_page(xml: bytes | LostPage, main_page: str) -> DumpPage | LostPage:
     if isinstance(xml, LostPage):
         return xml
     try:
@@ -215,6 +228,8 @@ def _to_page(xml: bytes | LostPage) -> DumpPage | LostPage:
         return LostPage("other_namespace")
     if page.find("redirect") is not None:
         return LostPage("redirect")
+    if title == main_page:
+        return LostPage("main_page")
     if revisions[-1].findtext("model") not in ("wikitext", None):
         return LostPage("not_wikitext")
     text = revisions[-1].findtext("text")
@@ -234,13 +249,19 @@ def _head(file: BinaryIO) -> bytes:
     return head
 
 
-def _site(head: bytes, root: bytes) -> tuple[str, str]:
-    """Returns the name of a wiki's database and its language, "" for unknown ones."""
+def _site(head: bytes, root: bytes) -> tuple[str, str, str]:
+    """Returns the name of a wiki's database, its language, and the title of its main
+    page, "" for unknown ones.
+    """
     language = _LANGUAGE.search(root)
-    name = None
+    name = base = None
     if site := _SITE.search(head):
         try:
-            name = ElementTree.fromstring(site[0]).findtext("dbname")
+            described = ElementTree.fromstring(site[0])
+            name, base = described.findtext("dbname"), described.findtext("base")
         except (ElementTree.ParseError, ValueError, LookupError):
             pass
-    return name or "", language[1].decode() if language else ""
+    # Such as https://en.wikipedia.org/wiki/Main_Page.
+    written = (base or "").partition("/wiki/")[2]
+    main_page = unquote(written).replace("_", " ")
+    return name or "", language[1].decode() if language else "", main_page

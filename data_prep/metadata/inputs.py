@@ -54,17 +54,21 @@ def find(given: Mapping[str, str | None], languages: Sequence[str]) -> Inputs:
         if not path:
             continue
         read = [
-            (code, _name(file), remote.size(file), file)
-            for code, file in _FIND[kind](path, members)
+            (code, _name(file), remote.size(file), file, dump)
+            for code, file, dump in _FIND[kind](path, members)
         ]
+        seen: dict[tuple[str, str], str] = {}
         # Not by folder: moved files are the same inputs, and make the same parts.
-        for code, name, size, file in sorted(read):
+        for code, name, size, file, dump in sorted(read):
+            first = seen.setdefault((code, _resolved(file)), file)
+            if first != file:
+                logging.warning("--%s: %s and %s are one file", kind, first, file)
+                continue
             inputs.described.append((kind, code, name, size))
-            ranges = [(0, 0)]
-            if kind == "wikipedia":
-                ranges = dumps.ranges(file, size, range_bytes=_RANGE_BYTES)
+            ranges = dump.ranges(size, range_bytes=_RANGE_BYTES)
             inputs.found.extend(
-                pieces.Piece(kind, file, start, stop, code) for start, stop in ranges
+                pieces.Piece(kind, file, start, stop, code, dump.main_page)
+                for start, stop in ranges
             )
     return inputs
 
@@ -79,17 +83,30 @@ def _name(file: str) -> str:
     return file if remote.is_on_web(file) else os.path.basename(file)
 
 
-_Found = Iterator[tuple[str, str]]  # code of a Wikipedia or "", and a file
+def _resolved(file: str) -> str:
+    return os.path.realpath(file) if files.is_local(file) else file
+
+
+# Code of a Wikipedia or "", a file, and what its head says if it is a dump.
+_Found = Iterator[tuple[str, str, dumps.Dump]]
+_NO_DUMP = dumps.Dump()
 _Members = Mapping[str, Sequence[str]]  # by code of a metadata
 
 
 def _find_warc(pattern: str, members: _Members) -> _Found:
-    for path in _files(pattern, "warc"):
-        if (got := formats.of(path)) not in ("", "WARC"):
+    found = {path: formats.of(path) for path in _files(pattern, "warc")}
+    for path, got in found.items():
+        if got not in ("", "WARC"):
             raise ValueError(
                 f"--warc: wanted WARC files, got {got} in {path}; correct the path"
             )
-        yield "", path
+        yield "", path, _NO_DUMP
+    # Some that are none, such as damaged ones, are counted while reading.
+    if not any(found.values()):
+        raise ValueError(
+            f"--warc: wanted WARC files, got none among {len(found)} such as {path};"
+            " correct the path"
+        )
 
 
 def _find_views(pattern: str, members: _Members) -> _Found:
@@ -102,7 +119,7 @@ def _find_views(pattern: str, members: _Members) -> _Found:
                 f"--pageviews: wanted files of page views, got {got} in {path};"
                 " correct the path"
             )
-        yield "", path
+        yield "", path, _NO_DUMP
 
 
 def _find_dumps(pattern: str, members: _Members) -> _Found:
@@ -116,11 +133,11 @@ def _find_dumps(pattern: str, members: _Members) -> _Found:
         wanted = [code for code in codes if code != editions.OTHER]
         if CODE not in pattern:
             wanted = wanted[:1]
-        missing = [
-            code
-            for code in wanted
-            if code != language and not _is_there(pattern.replace(CODE, code))
-        ]
+        found = {code: _listed(pattern.replace(CODE, code), "wikipedia")
+                 for code in wanted}  # fmt: skip
+        if language in found and not found[language]:
+            raise _no_files(pattern.replace(CODE, language), "wikipedia")
+        missing = [code for code in wanted if not found[code]]
         if missing:
             logging.warning(
                 "--wikipedia: no files of %s, parts of %s", ", ".join(missing), language
@@ -131,19 +148,13 @@ def _find_dumps(pattern: str, members: _Members) -> _Found:
                 f" {pattern!r}; correct the path, or config.languages"
             )
         for code in wanted:
-            if code not in missing:
-                for path in _files(pattern.replace(CODE, code), "wikipedia"):
-                    dumps.check(path, code)
-                    yield code, path
-
-
-def _is_there(path: str) -> bool:
-    return remote.is_on_web(path) or bool(patterns.find(path))
+            for path in found[code]:
+                yield code, path, dumps.check(path, code)
 
 
 def _find_wordnets(folder: str, members: _Members) -> _Found:
     found = [
-        (code, path)
+        (code, path, _NO_DUMP)
         for codes in members.values()
         for code in codes
         for path in wordnet.find(folder.replace(CODE, code), code)
@@ -167,6 +178,13 @@ _FIND: dict[str, Callable[[str, _Members], _Found]] = {
 
 def _files(pattern: str, flag: str) -> list[str]:
     """Returns the files of a path. Raises ValueError if there are none."""
+    if not (found := _listed(pattern, flag)):
+        raise _no_files(pattern, flag)
+    return found
+
+
+def _listed(pattern: str, flag: str) -> list[str]:
+    """Returns the files of a path, [] if there are none."""
     if remote.is_on_web(pattern):
         found = [each.strip() for each in pattern.split(",") if each.strip()]
         if "*" in pattern:
@@ -175,10 +193,11 @@ def _files(pattern: str, flag: str) -> list[str]:
                 f" none, got {pattern!r}; join them by commas"
             )
         return found
-    found = patterns.find(pattern)
-    if not found:
-        got, cure = f"none for {pattern!r}", "correct the path"
-        if files.path(pattern).is_dir():
-            got, cure = f"the folder {pattern!r}", "add a name, such as /*.gz"
-        raise ValueError(f"--{flag}: wanted files, got {got}; {cure}")
-    return found
+    return patterns.find(pattern)
+
+
+def _no_files(pattern: str, flag: str) -> ValueError:
+    got, cure = f"none for {pattern!r}", "correct the path"
+    if not remote.is_on_web(pattern) and files.path(pattern).is_dir():
+        got, cure = f"the folder {pattern!r}", "add a name, such as /*.gz"
+    return ValueError(f"--{flag}: wanted files, got {got}; {cure}")

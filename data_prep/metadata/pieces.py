@@ -47,6 +47,7 @@ class Piece(NamedTuple):
     start: int = 0
     stop: int = 0
     code: str = ""  # of the Wikipedia or wordnet, if the whole piece is of one
+    main_page: str = ""  # title in a dump of a page that is no article
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def read_wikipedia(
         start=piece.start,
         stop=piece.stop,
         max_page_bytes=options.max_page_bytes,
+        main_page=piece.main_page,
     ):
         if isinstance(page, LostFile):
             lost_ranges[_named(piece, page)] += 1
@@ -128,6 +130,8 @@ def read_wikipedia(
             found.append(page.title)
             text = wikitext.plain_text(page.text, namespaces=namespaces)
             yield piece.code, (page.title, text)
+    if not piece.start:  # the range that every dump has
+        flow += read_flow("files", 1, {})
     flow += read_flow("ranges", 1 - lost_ranges.total(), lost_ranges)
     flow += read_flow("pages", kept, lost_pages)
 

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import random
+import re
 
 import pytest
 
@@ -29,7 +30,8 @@ def _read(path, **options):
 
 
 def _in_ranges(path, range_bytes):
-    found = dumps.ranges(str(path), path.stat().st_size, range_bytes=range_bytes)
+    dump = dumps.check(str(path), "en")
+    found = dump.ranges(path.stat().st_size, range_bytes=range_bytes)
     return [p for start, stop in found for p in _read(path, start=start, stop=stop)]
 
 
@@ -64,6 +66,33 @@ def test_only_articles_are_read_and_the_rest_is_counted(tmp_path):
         "other_namespace", "redirect", "not_wikitext", "empty_page", "page_too_large",
         "bad_xml", "bad_xml", "",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "base, title",
+    [
+        ("https://en.wikipedia.org/wiki/Main_Page", "Main Page"),
+        ("https://ja.wikipedia.org/wiki/%E7%8C%AB%2F%26", "猫/&amp;"),
+    ],
+)
+def test_the_main_page_is_no_article(tmp_path, base, title):
+    pages = dump_files.page("A", "a") + dump_files.page("B", "b").replace(
+        ">B<", f">{title}<"
+    )
+    head = dump_files.head("en").replace(
+        "https://en.wikipedia.org/wiki/Main_Page", base
+    )
+    path = _written(tmp_path, "dump.xml", (head + pages + dump_files.END).encode())
+    main_page = dumps.check(str(path), "en").main_page
+    found = [dumps.DumpPage("A", "a"), dumps.LostPage("main_page")]
+    assert _read(path, main_page=main_page) == found
+
+
+def test_a_dump_that_names_no_main_page_loses_no_article(tmp_path):
+    text = dump_files.xml("en", [("Main Page", "a")])
+    path = _written(tmp_path, "dump.xml", re.sub(b"<base>.*</base>", b"", text))
+    assert dumps.check(str(path), "en").main_page == ""
+    assert _read(path) == [dumps.DumpPage("Main Page", "a")]
 
 
 @pytest.mark.parametrize("range_bytes", [64, 999, 20_000, 10**6])
@@ -206,7 +235,6 @@ def test_a_dump_on_a_web_server_is_read_in_ranges(monkeypatch):
     data = dump_files.multistream("en", MANY, per_stream=5)
     with serving({"/dump.bz2": data}) as (base, _):
         url = f"{base}/dump.bz2"
-        dumps.check(url, "en")
-        found = dumps.ranges(url, len(data), range_bytes=700)
+        found = dumps.check(url, "en").ranges(len(data), range_bytes=700)
         pages = [p for a, b in found for p in _read(url, start=a, stop=b)]
     assert pages == [dumps.DumpPage(*page) for page in MANY]

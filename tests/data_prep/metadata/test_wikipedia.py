@@ -117,7 +117,7 @@ def test_entries_are_of_prose_and_titles_of_articles_in_the_papers_order(folder)
     assert "st. louis" in chosen["en"].entries
     assert _of(chosen["zh"], "synset") == []
     assert read == {
-        "files": 6, "names": 5, "ranges": 7, "pages": 63, "titles": 23,
+        "files": 13, "names": 5, "ranges": 7, "pages": 63, "titles": 23,
         "page: other_namespace": 7, "page: redirect": 7,
     }  # fmt: skip
 
@@ -206,6 +206,7 @@ def test_sources_and_metadata_may_be_in_a_bucket(
         (("xx",), "{code}wiki-*.xml.bz2", "got 'xx'"),
         (("en",), "enwiki-*.xml.7z", "7-Zip"),
         (("en",), "pageviews-*.gz", "got a file without <mediawiki>"),
+        (("en",), "pageviews-*.bz2", "got a file without <mediawiki>"),
     ],
 )
 def test_wrong_files_and_unknown_codes_are_refused(folder, languages, pattern, message):
@@ -220,6 +221,23 @@ def test_a_file_without_views_and_impossible_numbers_are_counted(folder):
     _, read = _build(folder / "out", _given(folder), ("en",))
     assert read["file: no_page_views"] == 2
     assert read["title: malformed_line"] == 9
+
+
+def test_a_file_with_two_names_is_read_once(folder, caplog):
+    (hour,) = folder.glob("pageviews-*.gz")
+    (dump,) = folder.glob("enwiki-*")
+    once = inputs.find(_given(folder), ("en",))
+    (folder / "more").symlink_to(folder)
+    for path in (hour, dump):
+        path.with_name(path.name.replace("-", "-0-", 1)).symlink_to(path)
+    twice = inputs.find(
+        _given(folder, "**/{code}wiki-*.bz2")
+        | {"pageviews": f"{folder}/*/pageviews-*"},
+        ("en",),
+    )
+    assert twice.bytes == once.bytes
+    assert [piece.kind for piece in twice.found] == [p.kind for p in once.found]
+    assert caplog.text.count("are one file") == 2
 
 
 def test_moved_files_are_the_same_inputs(folder):
