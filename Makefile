@@ -21,7 +21,7 @@ test-slow: .venv/dev
 	$(BIN)/pytest -m slow $(ARGS)
 
 # Against torch, transformers and open_clip themselves. Also brings what some tests skip
-# without: the TPU compiler, W&B and a server of s3://.
+# without: the TPU compiler, W&B, Dataflow's client and a server of s3://.
 test-parity: .venv/parity
 	$(BIN)/pytest tests/parity $(ARGS)
 
@@ -60,5 +60,6 @@ clean:
 	$(BIN)/pip install -q -c constraints.txt torch==2.13.0 transformers==5.23.0
 	$(BIN)/pip install -q --no-deps open_clip_torch==3.3.0 clip_benchmark==1.6.2
 	VIRTUAL_ENV=.venv $(BIN)/uv pip install -q -c constraints.txt libtpu wandb \
+	    google-cloud-dataflow-client \
 	    ImageHash==4.3.2 nltk==3.10.4 scikit-image==0.26.0 -e '.[s3,lingua]' 'moto[s3]' flask flask-cors
 	touch $@

@@ -9,6 +9,7 @@ In a clone (the project is not on PyPI):
     pip install -c constraints.txt -e '.[train]'      # + training, evaluation on CPU
     pip install -c constraints.txt -e '.[tpu]'        # + training on TPU  (or [cuda])
     pip install -c constraints.txt -e '.[data,s3]'    # + reading of s3://
+    pip install -c constraints.txt -e '.[data,dataflow]'  # + curation on Dataflow
     pip install -c constraints.txt -e '.[quickstart]' # what `make quickstart` runs
 
 `constraints.txt` pins the versions that the tests ran with.
@@ -117,6 +118,7 @@ setup(
         "cuda": [*TRAIN, "jax[cuda13]>=0.10.2"],
         "quickstart": QUICKSTART,
         "s3": ["s3fs"],  # reads s3://
+        "dataflow": ["apache-beam[gcp]>=2.77"],  # gives Google Dataflow its jobs
         "safety": SAFETY,
         "lingua": ["lingua-language-detector"],
         "dev": DEV,

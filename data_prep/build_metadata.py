@@ -104,6 +104,9 @@ def plan(
     of = editions.members(config.languages)
     options = pipelines.options(arguments)
     read = inputs.find(given, config.languages)
+    folder = workdir or os.path.join(output, _PARTS)
+    places = [(f"--{piece.kind}", piece.path) for piece in read.found]
+    pipelines.refuse_local(options, [("--workdir", folder), *places])
     values = config.to_dict()
     del values["memory_gib"]
     decided: dict[str, Any] = {"config": values, "files": read.described}
@@ -114,7 +117,7 @@ def plan(
         found=read.found,
         inputs=decided,
         options=pipelines.with_workers(options, workers, source_bytes=read.bytes),
-        workdir=workdir or os.path.join(output, _PARTS),
+        workdir=folder,
         output=output,
         max_failed_sources=max_failed_sources,
     )

@@ -159,6 +159,12 @@ def plan(
     spec = kinds.spec_of(config)
     paths, prefix = (values["source"].pop(key) for key in ("paths", "prefix"))
     found = kinds.find(paths, spec, prefix=prefix)
+    places = [("--workdir", workdir), ("--output", output)]
+    places += [("--config.source.paths", path) for path in found]
+    lists = config.selection.exclude + config.selection.scores
+    places += [("--config.selection", path) for path in lists]
+    places += [("evaluation sets", path) for path in config.duplicates.evaluation_sets]
+    pipelines.refuse_local(options, places)
     inputs = {
         "config": values,
         "source": kinds.describe(found, spec),

@@ -6,6 +6,7 @@ import ctypes
 import itertools
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,6 +36,7 @@ _HAVE_JOB_SERVERS = ("portable", "flink", "spark", "prism", "kafkastreams")
 # Workers take some seconds to start, and a core reads some ten MB of a compressed crawl
 # a second.
 _MANY_BYTES = 200e6
+_BUILD_ONLY = ("dry_run", "template_location")  # options of Dataflow
 # They hold the rows of a GroupByKey in memory.
 _IN_MEMORY = ("fnapi", "bundlebaseddirect", "direct", "prism")
 
@@ -46,8 +48,8 @@ def options(arguments: Sequence[str]) -> PipelineOptions:
       arguments: words of the command line after `--`.
 
     Raises:
-      ValueError: an option or the runner is unknown, an option has a wrong value, or
-        the runner is Dask's.
+      ValueError: an option or the runner is unknown, an option has a wrong value, the
+        runner is Dask's, or no pipeline should be waited for.
     """
 
     def refuse(message: str) -> NoReturn:
@@ -67,7 +69,10 @@ def options(arguments: Sequence[str]) -> PipelineOptions:
         refuse(f"{unknown[0]!r}; {cure}")
 
     given = PipelineOptions(list(arguments))
-    runner = given.get_all_options(add_extra_args_fn=check)["runner"]
+    values = given.get_all_options(add_extra_args_fn=check)
+    runner = values["runner"]
+    if values["no_wait_until_finish"]:
+        refuse("--no_wait_until_finish: each pipeline reads what the last one wrote")
     if runner and _short(runner) == "dask":
         raise ValueError(
             "wanted a runner that keeps the result of a global combine, got DaskRunner,"
@@ -89,6 +94,30 @@ def _short(runner: str) -> str:
     return runner.rsplit(".", 1)[-1].lower().removesuffix("runner")
 
 
+def _runner(options: PipelineOptions) -> str:
+    return _short(options.get_all_options()["runner"])
+
+
+def refuse_local(options: PipelineOptions, places: Iterable[tuple[str, str]]) -> None:
+    """Checks that Dataflow's workers can reach all files.
+
+    Args:
+      options: from `options`.
+      places: flags, and paths that they give.
+
+    Raises:
+      ValueError: the runner is Dataflow, and a path is on this machine.
+    """
+    if _runner(options) != "dataflow":
+        return
+    for flag, path in places:
+        if files.is_local(path):
+            raise ValueError(
+                f"wanted {flag} where Dataflow's workers reach it, got {path}, which is"
+                " on this machine; copy it to gs://"
+            )
+
+
 def with_workers(
     options: PipelineOptions, workers: str, *, source_bytes: int
 ) -> PipelineOptions:
@@ -103,8 +132,7 @@ def with_workers(
     Raises:
       ValueError: a number is given, but the runner or the options choose their own.
     """
-    direct = options.view_as(DirectOptions)
-    runner = _short(options.get_all_options()["runner"])
+    direct, runner = options.view_as(DirectOptions), _runner(options)
     if runner != "fnapi" or direct.direct_num_workers != 1:
         if workers != "auto":
             raise ValueError(
@@ -145,13 +173,20 @@ def define_flags() -> None:
 
 @contextlib.contextmanager
 def new(options: PipelineOptions) -> Iterator[beam.Pipeline]:
-    """Yields a pipeline on the runner of the options, and runs it after the block."""
+    """Yields a pipeline on the runner of the options, and runs it after the block.
+
+    The program ends where Dataflow only builds it: the next one needs what it writes.
+    """
     several = options.view_as(DirectOptions).direct_running_mode == "multi_processing"
     with (
         worker_processes.forked() if several else contextlib.nullcontext(),
         beam.Pipeline(options=options) as pipeline,
     ):
         yield pipeline
+    values = options.get_all_options() if _runner(options) == "dataflow" else {}
+    if built := [name for name in _BUILD_ONLY if values.get(name)]:
+        logging.info("the first pipeline is built, and not run: --%s", built[0])
+        sys.exit()
 
 
 def release_memory() -> None:
@@ -163,7 +198,7 @@ def release_memory() -> None:
 
 def shuffles_on_disk(options: PipelineOptions) -> bool:
     """Whether rows may be grouped by the runner: not where it holds them in memory."""
-    return _short(options.get_all_options()["runner"]) not in _IN_MEMORY
+    return _runner(options) not in _IN_MEMORY
 
 
 def ranges(

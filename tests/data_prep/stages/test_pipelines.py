@@ -38,6 +38,20 @@ def test_options_of_beam_are_left_as_they_are():
         pipelines.with_workers(options, "2", source_bytes=1e12)
 
 
+def test_pipelines_are_waited_for():
+    with pytest.raises(ValueError, match="reads what the last one wrote"):
+        pipelines.options(["--no_wait_until_finish"])
+
+
+def test_only_dataflow_refuses_files_of_this_machine():
+    places = [("--workdir", "gs://bucket/work"), ("--output", "/dataset")]
+    dataflow = pipelines.options(["--runner=DataflowRunner"])
+    with pytest.raises(ValueError, match="wanted --output .* got /dataset"):
+        pipelines.refuse_local(dataflow, places)
+    pipelines.refuse_local(dataflow, places[:1])
+    pipelines.refuse_local(pipelines.options(["--runner=PrismRunner"]), places)
+
+
 @pytest.mark.parametrize("partitions", [1, 2, 7, 100])
 @pytest.mark.parametrize("gib", [0, 1, 30])
 @pytest.mark.parametrize("count", [1, 4])
