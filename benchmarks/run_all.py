@@ -1,12 +1,14 @@
 """Runs all benchmarks, one after another, and writes docs/benchmarks.md.
 
     python -m benchmarks.run_all                            # about half an hour
-    python -m benchmarks.run_all --only=matching,loader --output=/tmp/benchmarks.md
+    python -m benchmarks.run_all --only=matching,loader     # keeps the page's others
 
 Each benchmark prints lines of figures. A line `NAME: 4.2x what` is a ratio and goes
-into the table at the top of the page. Nothing else should run on the machine meanwhile.
-benchmarks.accelerator, benchmarks.bigrams, benchmarks.language and `make plans` write
-their own pages.
+into the table at the top of the page, which is written after each benchmark. Nothing
+else should run on the machine meanwhile.
+
+The others, benchmarks.accelerator, .bigrams, .language and those of `make plans`, write
+pages of their own; benchmarks.loss_curves writes none.
 """
 
 import ast
@@ -18,7 +20,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +30,7 @@ from metaclip_jax.cli import command
 
 _ROOT = Path(__file__).resolve().parents[1]
 _ELSEWHERE = {
-    *("accelerator", "bigrams", "language"),
+    *("accelerator", "bigrams", "language", "loss_curves"),
     *("run_all", "tpu_plans", "tpu_step"),
 }
 # Libraries that the benchmarks use or compare with.
@@ -119,35 +121,46 @@ def versions() -> str:
     return ", ".join(found)
 
 
-def page(results: Sequence[Result], *, date: str, where: str, libraries: str) -> str:
-    """Returns docs/benchmarks.md: a table of ratios, then all output."""
+def section(result: Result, *, date: str, where: str) -> str:
+    """Returns what the page says of one benchmark: its purpose and all its output."""
+    source = Path(__file__).with_name(f"{result.name}.py").read_text()
+    headline = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
+    out = [f"## benchmarks.{result.name}", "", headline, "", "```text"]
+    out += [line for line in result.lines if line]
+    if result.status:
+        out.append(f"It failed with status {result.status}.")
+    out += ["```", "", f"It took {result.seconds:,.0f} s on {date}: {where}."]
+    return "\n".join(out) + "\n"
+
+
+def sections(page: str) -> dict[str, str]:
+    """Returns the sections of a page that was written before, by benchmark."""
+    _, *found = re.split(r"^## benchmarks\.", page, flags=re.MULTILINE)
+    return {
+        text.split("\n", 1)[0]: f"## benchmarks.{text.rstrip()}\n" for text in found
+    }
+
+
+def page(found: Mapping[str, str], *, libraries: str) -> str:
+    """Returns docs/benchmarks.md: a table of ratios, then the sections by name."""
     out = [
         "# Benchmarks",
         "",
-        f"Written by `make bench` on {date}. The docstring of each script in",
-        "`benchmarks/` says what it measures, and how. Figures differ between",
-        "machines; ratios differ less, since their two sides alternate in one run.",
+        "Written by `make bench`. The docstring of each script in `benchmarks/` says",
+        "what it measures, and how. Figures differ between machines; ratios differ",
+        "less, since their two sides alternate in one run.",
         "",
-        f"- Machine: {where}.",
-        f"- Versions: {libraries}.",
+        f"Versions of the newest section: {libraries}.",
         "",
         "| benchmark | ratio | of what |",
         "|---|---|---|",
     ]
-    for result in results:
-        for line in result.lines:
-            if found := RATIO.fullmatch(line):
-                cells = (cell.replace("|", "\\|") for cell in found.groups())
-                out.append(f"| {' | '.join(cells)} |")
-    for result in results:
-        source = Path(__file__).with_name(f"{result.name}.py").read_text()
-        headline = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
-        out += ["", f"## benchmarks.{result.name}", "", headline, "", "```text"]
-        out += [line for line in result.lines if line]
-        if result.status:
-            out.append(f"It failed with status {result.status}.")
-        out += ["```", "", f"It took {result.seconds:,.0f} s."]
-    return "\n".join(out) + "\n"
+    texts = [text for _, text in sorted(found.items())]
+    for line in "".join(texts).splitlines():
+        if ratio := RATIO.fullmatch(line):
+            cells = (cell.replace("|", "\\|") for cell in ratio.groups())
+            out.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*out, "", *texts])
 
 
 def main(argv: Sequence[str]) -> int:
@@ -159,12 +172,17 @@ def main(argv: Sequence[str]) -> int:
             f"--only: wanted names among {', '.join(names())}, got"
             f" {', '.join(unknown)}; correct them"
         )
-    results = [run(name) for name in values.only or names()]
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    text = page(results, date=date, where=machine(), libraries=versions())
-    Path(values.output).write_text(text)
-    print(f"wrote {values.output}")
-    return int(any(result.status for result in results))
+    output, failed = Path(values.output), False
+    found = sections(output.read_text()) if output.exists() else {}
+    found = {name: text for name, text in found.items() if name in names()}
+    for name in values.only or names():
+        result = run(name)
+        date = datetime.datetime.now(datetime.UTC).date().isoformat()
+        found[name] = section(result, date=date, where=machine())
+        output.write_text(page(found, libraries=versions()))
+        print(f"wrote {name} to {output}")
+        failed |= result.status != 0
+    return int(failed)
 
 
 if __name__ == "__main__":

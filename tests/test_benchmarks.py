@@ -44,24 +44,23 @@ def test_a_ratio_is_on_a_line_that_the_table_reads(name):
 
 def test_the_page_has_a_table_of_ratios_and_the_output_of_each_benchmark():
     lines = ["matching: 11.2x the rate of a loop", "matching: 1,000 texts/s", ""]
-    page = run_all.page(
-        [
+    found = {
+        result.name: run_all.section(result, date="2026-01-02", where="a CPU, 2 cores")
+        for result in (
             run_all.Result("matching", lines, 61.4, 0),
             run_all.Result("loader", ["loader: 4.1x a | b"], 3.0, 1),
-        ],
-        date="2026-01-02",
-        where="a CPU, 2 cores",
-        libraries="numpy 2, no jax",
-    )
+        )
+    }
+    page = run_all.page(found, libraries="numpy 2, no jax")
     table = [line for line in page.splitlines() if line.startswith("| ")][1:]
     assert table == [
-        "| matching | 11.2x | the rate of a loop |",
         r"| loader | 4.1x | a \| b |",
+        "| matching | 11.2x | the rate of a loop |",
     ]
-    assert "on 2026-01-02" in page and "a CPU, 2 cores" in page and "no jax" in page
-    _, first, second = page.split("## benchmarks.")
-    assert "\n".join(lines[:2]) in first and "61 s" in first and "failed" not in first
-    assert "failed with status 1" in second
+    assert "no jax" in page and run_all.sections(page) == found
+    first, second = found["matching"], found["loader"]
+    assert "\n".join(lines[:2]) in first and "61 s on 2026-01-02: a CPU" in first
+    assert "failed" not in first and "failed with status 1" in second
 
 
 def test_a_row_of_the_page_of_plans_says_what_a_recipe_needs():
