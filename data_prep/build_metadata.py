@@ -16,7 +16,7 @@ config.memory_gib. Beam's pipeline options follow `--`.
 import itertools
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,9 +73,7 @@ def main(argv: list[str]) -> None:
         else:
             files.claim(run.output, run.inputs)
             with files.lock(run.workdir):
-                parts = count(run)
-                merged = choose(run, parts)
-            save(run, merged)
+                save(run, choose(run, count(run)))
         remove_parts(run)
         made = files.read_json(files.path(run.output) / files.MANIFEST)
     print(report.as_text(made["metadata"], made["read"]))
@@ -141,13 +139,12 @@ def count(run: Run) -> list[counts.Part]:
     return counting.read_parts(folder, len(run.found))
 
 
-def choose(run: Run, parts: Sequence[counts.Part]) -> dict[str, ranking.Merged]:
-    """Returns the metadata of each language, from the counts of all pieces.
+def choose(run: Run, parts: Sequence[counts.Part]) -> Iterator[ranking.Merged]:
+    """Yields the metadata of each language, from the counts of all pieces.
 
     Of several languages, those without entries are left out. Raises ValueError, with
-    what was read and lost, if none has entries.
+    what was read and lost, if none has entries. Holds the entries of one language.
     """
-    rule = run.config.matching_mode
     place = run.workdir if files.is_local(run.workdir) else None
     with (
         tempfile.TemporaryDirectory(prefix=files.TEMPORARY_PREFIX, dir=place) as folder,
@@ -157,32 +154,41 @@ def choose(run: Run, parts: Sequence[counts.Part]) -> dict[str, ranking.Merged]:
             threads=os.cpu_count() or 1,
         ) as database,
     ):
-        summed = counts.Sums(run.workdir, parts, database, rule=rule)
+        summed = counts.Sums(
+            run.workdir, parts, database, rule=run.config.matching_mode
+        )
         counted = {code for part in parts for code in part.codes}
-        merged = {}
-        several = len(run.config.languages) > 1
+        is_empty = True
         for code, members in editions.members(run.config.languages).items():
             some = [each for each in members if each in counted] or [code]
-            sources = [
-                ranking.limit(
-                    select(each, summed, run.config),
-                    unigram_share=run.config.unigram_share,
-                    bigrams_per_unigram=run.config.bigrams_per_unigram,
-                    title_share=run.config.title_share,
-                )
-                for each in some
-            ]
-            joined = ranking.union(code, sources, rule=rule)
-            if not ranking.any_entry(joined, rule=rule):
-                if several:
-                    logging.warning(
-                        "%s: no entries; its texts are those of other", code
-                    )
-                continue
-            merged[code] = ranking.merge(code, joined, rule=rule)
-        if not merged:
+            if (merged := _merged(code, some, summed, run.config)) is not None:
+                is_empty = False
+                yield merged
+                del merged  # before the next is made
+            elif len(run.config.languages) > 1:
+                logging.warning("%s: no entries; its texts are those of other", code)
+        if is_empty:
             raise ValueError(_without_entries(run))
-        return merged
+
+
+def _merged(
+    code: str, members: Sequence[str], summed: counts.Sums, config: ConfigDict
+) -> ranking.Merged | None:
+    """Returns the metadata of a language from its editions, None without entries."""
+    rule = config.matching_mode
+    sources = [
+        ranking.limit(
+            select(each, summed, config),
+            unigram_share=config.unigram_share,
+            bigrams_per_unigram=config.bigrams_per_unigram,
+            title_share=config.title_share,
+        )
+        for each in members
+    ]
+    joined = ranking.union(code, sources, rule=rule)
+    if not ranking.any_entry(joined, rule=rule):
+        return None
+    return ranking.merge(code, joined, rule=rule)
 
 
 def _without_entries(run: Run) -> str:
@@ -235,23 +241,19 @@ def select(code: str, summed: counts.Sums, config: ConfigDict) -> list[ranking.S
     ]
 
 
-def save(run: Run, merged: Mapping[str, ranking.Merged]) -> None:
-    """Writes the metadata, the page that shows it, and the manifest."""
+def save(run: Run, merged: Iterable[ranking.Merged]) -> None:
+    """Writes each metadata when it is ready, the page that shows all, the manifest."""
+    described = {}
+    for one in merged:
+        summary = store.write(run.output, one.metadata)
+        described[one.metadata.code] = description.describe(one) | summary
+        del one  # before the next is made
     read = read_and_lost(run.workdir)
-    if empty := len(run.config.languages) - len(merged):
+    if empty := len(run.config.languages) - len(described):
         read["language: no_entries"] = empty
-    described = {
-        code: description.describe(one) | store.identity(one.metadata)
-        for code, one in merged.items()
-    }
-    store.save(
-        run.output,
-        {code: one.metadata for code, one in merged.items()},
-        inputs=run.inputs,
-        described=described,
-        beside={report.PAGE: report.as_page(described, read)},
-        read=read,
-    )
+    page = report.as_page(described, read)
+    files.write_bytes(files.path(run.output) / report.PAGE, page)
+    files.write_manifest(run.output, inputs=run.inputs, metadata=described, read=read)
 
 
 def read_and_lost(folder: str) -> dict[str, int]:

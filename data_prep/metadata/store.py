@@ -92,33 +92,26 @@ def save(
     metadata: Mapping[str, Metadata],
     *,
     inputs: Mapping[str, Any],
-    described: Mapping[str, Mapping[str, Any]] | None = None,
-    beside: Mapping[str, bytes] | None = None,
     **facts: Any,
 ) -> None:
-    """Writes one Parquet file per metadata, other files, and the manifest last.
+    """Writes one Parquet file per metadata, and the manifest last.
 
     Args:
       folder: created if it does not exist.
       metadata: by code.
       inputs: what decides the metadata, any JSON object.
-      described: more for the manifest about each metadata, by code.
-      beside: contents of other files, by name.
       **facts: more for the manifest, such as counts of pages read.
     """
-    for code in sorted(metadata):
-        one = metadata[code]
-        table = pa.table([one.entries, one.sources, one.scores], schema=SCHEMA)
-        with files.staged(files.path(folder) / f"{code}.parquet") as local:
-            pq.write_table(table, local, compression="zstd")
-    for name, content in (beside or {}).items():
-        files.write_bytes(files.path(folder) / name, content)
-    more = described or {}
-    summary = {
-        code: {**more.get(code, {}), **identity(one), "sources": one.source_counts}
-        for code, one in metadata.items()
-    }
-    files.write_manifest(folder, inputs=inputs, metadata=summary, **facts)
+    summaries = {code: write(folder, metadata[code]) for code in sorted(metadata)}
+    files.write_manifest(folder, inputs=inputs, metadata=summaries, **facts)
+
+
+def write(folder: epath.PathLike, one: Metadata) -> dict[str, Any]:
+    """Writes the Parquet file of a metadata; returns what the manifest says of it."""
+    table = pa.table([one.entries, one.sources, one.scores], schema=SCHEMA)
+    with files.staged(files.path(folder) / f"{one.code}.parquet") as local:
+        pq.write_table(table, local, compression="zstd")
+    return {**identity(one), "sources": one.source_counts}
 
 
 def save_json(output: epath.PathLike, metadata: Mapping[str, Metadata]) -> None:

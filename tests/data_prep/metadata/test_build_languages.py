@@ -1,5 +1,7 @@
 """Metadata of languages without spaces, of merged editions, and of the others."""
 
+import weakref
+
 import pytest
 
 from data_prep import build_metadata
@@ -62,6 +64,19 @@ def build(sources, output, *languages, given=None, **changed):
     build_metadata.save(run, merged)
     build_metadata.remove_parts(run)
     return store.load(output)
+
+
+def test_the_entries_of_one_language_are_held_at_a_time(sources, tmp_path, monkeypatch):
+    write, seen = store.write, []
+
+    def held(folder, one):
+        assert not any(before() for before in seen)
+        seen.append(weakref.ref(one))
+        return write(folder, one)
+
+    monkeypatch.setattr(store, "write", held)
+    build(sources, tmp_path, *PAGES)
+    assert len(seen) == len(PAGES)
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +172,8 @@ def test_a_language_without_entries_is_left_out_unless_all_are(sources, tmp_path
 
 
 def test_an_error_says_that_nothing_could_be_read(tmp_path):
-    (tmp_path / "a").write_bytes(b"en Cat 9 0\n")
-    message = "got none, since nothing could be read; .*lost: 0 files, 1 file: not_warc"
+    (tmp_path / "a").write_bytes(b"WARC/1.0\r\nWARC-Type: response\r\n")
+    message = "got none, since nothing could be read; .*lost: 0 files, 1 file: "
     with pytest.raises(ValueError, match=message):
         build(None, tmp_path / "out", "en", given={"warc": str(tmp_path / "a")})
 

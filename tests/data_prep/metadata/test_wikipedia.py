@@ -92,7 +92,7 @@ def _build(output, given, languages=tuple(ARTICLES)):
     config = config_lib.recipe(config_lib.metadata(), {"": changed}, "")
     run = build_metadata.plan(config, str(output), None, [], given=given)
     merged = build_metadata.choose(run, build_metadata.count(run))
-    chosen = {code: one.metadata for code, one in merged.items()}
+    chosen = {one.metadata.code: one.metadata for one in merged}
     return chosen, build_metadata.read_and_lost(run.workdir)
 
 
