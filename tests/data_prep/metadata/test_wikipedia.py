@@ -5,6 +5,7 @@ import gzip
 import itertools
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from data_prep import build_metadata
 from data_prep import config as config_lib
 from data_prep.metadata import inputs, store
 from data_prep.sources import remote
+from tests import stopping
 from tests.data_prep.metadata import dump_files, test_wordnet
 from tests.data_prep.sources.test_remote import serving
 
@@ -238,6 +240,50 @@ def test_a_file_with_two_names_is_read_once(folder, caplog):
     assert twice.bytes == once.bytes
     assert [piece.kind for piece in twice.found] == [p.kind for p in once.found]
     assert caplog.text.count("are one file") == 2
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param(["part-00004"], id="dump"),
+        pytest.param(
+            ["part-00000", "part-00003", "part-00004", "part-00005", "part-00006"],
+            id="all",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_command_that_is_killed_in_any_source_gives_the_same_bytes(folder, parts):
+    given = {kind: path for kind, path in _given(folder).items() if path}
+    config = config_lib.recipe(config_lib.metadata(), {"": SETTINGS}, "")
+    run = build_metadata.plan(config, str(folder / "whole"), None, [], given=given)
+    build_metadata.save(run, build_metadata.choose(run, build_metadata.count(run)))
+    build_metadata.remove_parts(run)
+
+    flags = [f"--config={ROOT}/configs/metadata.py:en", "--workers=1"]
+    flags += [f"--config.{key}={value}" for key, value in SETTINGS.items()]
+    flags += [f"--{kind}={path}" for kind, path in given.items()]
+    flags += ["--output=again", "--workdir=counts"]
+    for part in parts:
+        killed = stopping.command(
+            *("data_prep.build_metadata", *flags),
+            function="data_prep.stages.parts.write",
+            argument=part,
+        )
+        assert subprocess.run(killed, cwd=folder).returncode == -signal.SIGKILL
+    done = sorted((folder / "counts").glob("part-*.parquet"))
+    assert [path.name[:10] for path in done] == [
+        f"part-{i:05}" for i in range(int(parts[-1][-1]) + 1)
+    ]
+    kept = [path.stat().st_ino for path in done]
+    command = [sys.executable, "-m", "data_prep.build_metadata", *flags]
+    subprocess.run(command, cwd=folder, check=True)
+    assert [path.stat().st_ino for path in done] == kept
+    names = {path.name for path in (folder / "whole").iterdir()}
+    assert names == {path.name for path in (folder / "again").iterdir()}
+    for name in names:
+        one, other = (folder / each / name for each in ("whole", "again"))
+        assert one.read_bytes() == other.read_bytes(), name
 
 
 def test_moved_files_are_the_same_inputs(folder):
