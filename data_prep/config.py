@@ -108,6 +108,12 @@ def _safety() -> dict:
         # Images with a higher score, 0 to 1, are dropped. OpenNSFW's authors call
         # scores above 0.8 highly probable.
         "max_image_score": 0.8,
+        # "": none; yuface (pip install 'metaclip-jax[safety]', Python 3.11), or
+        # package.module:name of a callable that makes a FaceDetector. The boxes are in
+        # faces-*.parquet beside the dataset.
+        "face_detector": "",
+        "least_face_score": 0.5,  # of a face, 0 to 1
+        "blur_faces": True,  # False: faces are only listed
     }
 
 

@@ -92,6 +92,13 @@ CURATE_RANGES: dict[str, Range] = {
     "safety.unsafe_prompts": Range(tuple, each=_PROMPT),
     "safety.safe_prompts": Range(tuple, each=_PROMPT),
     "safety.max_image_score": Range(float, least=0, most=1),
+    "safety.face_detector": Range(
+        str,
+        pattern=r"(yuface|[\w.]+:\w+)?",
+        form="'', 'yuface' or 'package.module:name'",
+    ),
+    "safety.least_face_score": Range(float, least=0, most=1),
+    "safety.blur_faces": Range(bool),
     "metadata": _PATH,
     "sources_per_part": _COUNT,
     "memory_gib": Range(float, least=0),

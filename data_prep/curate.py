@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from data_prep import config as config_lib
 from data_prep import data_card, language, schema
-from data_prep.images import addresses, safety
+from data_prep.images import addresses, face_detection, safety
 from data_prep.matching import words
 from data_prep.metadata import store
 from data_prep.sinks import array_record as sink
@@ -146,7 +146,7 @@ def plan(
     config_lib.check_curate(config)
     addresses.read_host_map(config.download.host_map)
     language.load_identifier(config.language.identifier)
-    safety.models(config)  # refuses a scorer that is not installed
+    models(config)  # refuses one that is not installed
     options = pipelines.options(arguments)
     if keeps_all:
         config = config.copy_and_resolve_references()
@@ -200,6 +200,14 @@ def plan(
         output=output,
         max_failed_sources=max_failed_sources,
     )
+
+
+def models(config: ConfigDict) -> dict[str, dict]:
+    """Returns the models that look at images, for the data card.
+
+    Raises ValueError if one is not installed.
+    """
+    return safety.models(config) | face_detection.models(config)
 
 
 def match(run: Run) -> Pool:
@@ -298,6 +306,7 @@ def download(
         fetch = run.config.download.to_dict()
         fetch["host_map"] = addresses.read_host_map(fetch["host_map"])
         screen = run.config.images.to_dict() | safety.keywords(run.config)
+        screen["of_faces"] = face_detection.chosen(run.config)
         most = screen.pop("max_moved_texts")
         draws = {"seed": run.config.seed, "keep_probability": thin}
         stage = downloads.Download(
@@ -366,6 +375,7 @@ def write(
         *(config.name, n),
         draws={"seed": config.seed, "keep_probability": keep},
         scores=run.source.score_columns,
+        faces=face_detection.chosen(config) is not None,
     )
     files.claim(run.output, run.inputs)
     with progress(run.output, n, "write"), pipelines.new(run.options) as pipeline:
@@ -405,7 +415,7 @@ def write(
             shares=sums.read_tallies(folder, "tallies.parquet"),
             n_records=sum(each["count"] for each in facts),
             counts=counts,
-            models=safety.models(config),
+            models=models(config),
         ),
         counts=counts,
         inputs=run.inputs,

@@ -99,6 +99,14 @@ PRINTS = pa.schema(
     ]
 )
 
+# A face in pixels of the stored image, from its upper left corner.
+FACE = pa.struct(
+    [
+        *((name, pa.int32()) for name in ("x", "y", "width", "height")),
+        ("score", pa.float64()),
+    ]
+)
+
 # Facts of a download, beside those of IMAGES in the rows of its stage.
 DOWNLOADED = pa.schema(
     [
@@ -106,6 +114,7 @@ DOWNLOADED = pa.schema(
         ("http_status", pa.int32()),  # null if no whole answer came
         ("bytes", pa.int64()),  # of the body, as it came; null if there is none
         ("body_sha256", pa.string()),  # of the body, likewise
+        ("faces", pa.list_(FACE)),  # null where none was looked for
     ]
 )
 
@@ -115,7 +124,7 @@ URLS = pa.schema(
         ("url", pa.string()),
         *(IMAGES.field(name) for name in ("image_id", "status", "kept_as")),
         ("in_dataset", pa.bool_()),  # false also for what balancing left out
-        *(field for field in DOWNLOADED if field.name != "stage"),
+        *(DOWNLOADED.field(n) for n in ("http_status", "bytes", "body_sha256")),
     ]
 )
 
@@ -123,6 +132,9 @@ URLS = pa.schema(
 SCORES = pa.schema(
     [CANDIDATES.field(name) for name in ("image_id", "text", "text_source")]
 )
+
+# One row per face of a record, beside the dataset.
+FACES = pa.schema([CANDIDATES.field("image_id"), *FACE])
 
 # Images that are excluded, and scores of images or of single texts.
 SELECTED = pa.schema(

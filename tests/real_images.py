@@ -1,6 +1,7 @@
 """Real pictures that install with packages: no test draws what it can show."""
 
 import gzip
+import importlib.util
 import io
 from importlib import resources
 from pathlib import Path
@@ -70,6 +71,18 @@ def whole_photos() -> list[Image.Image]:
         Image.open(io.BytesIO(folder.joinpath(f"{name}.jpg").read_bytes()))
         for name in ("china", "flower")
     ]
+
+
+def astronaut() -> Image.Image:
+    """scikit-image's portrait of Eileen Collins, 512 x 512 (NASA, public domain).
+
+    Skips where the package is missing.
+    """
+    found = importlib.util.find_spec("skimage")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("no scikit-image: make test-parity installs it")
+    folder = Path(found.submodule_search_locations[0])
+    return Image.open(io.BytesIO((folder / "data/astronaut.png").read_bytes()))
 
 
 def photos(count: int) -> Labelled:

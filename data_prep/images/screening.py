@@ -7,10 +7,10 @@ three channels, sRGB. All metadata is removed.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ import simplejpeg
 from absl import logging
 from PIL import Image
 
-from data_prep.images import fingerprint, safety
+from data_prep.images import face_detection, fingerprint, safety
 from metaclip_jax.data import colour, containers, decoding
 from metaclip_jax.data.image_tags import UndecodableImage
 
@@ -42,12 +42,13 @@ _BILINEAR_SCALE = 0.6
 _MOST_PIXELS = 1 << 26  # that threads decode at a time
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Screened:
     """A screened image. It has bytes only if `status` is "ok".
 
     `image` is JPEG or WebP, `width` and `height` its upright size in pixels, `sha256`
-    its hash in hex, `fingerprint` the perceptual one.
+    its hash in hex, `fingerprint` the perceptual one, from before faces were blurred.
+    `faces` is None where none were looked for.
     """
 
     status: str
@@ -56,6 +57,7 @@ class Screened:
     height: int = 0
     sha256: str = ""
     fingerprint: bytes = b""
+    faces: tuple[face_detection.Face, ...] | None = None
 
 
 def screen(
@@ -67,6 +69,7 @@ def screen(
     max_pixels: int,
     scorer: safety.Choice | None = None,
     max_score: float = 1.0,
+    of_faces: face_detection.Choice | None = None,
 ) -> Screened:
     """Screens an image, and converts it to the form of records.
 
@@ -78,6 +81,7 @@ def screen(
       max_pixels: largest width * height to decode.
       scorer: of how unsafe images are, for `safety.load`; None for none.
       max_score: that an image may have.
+      of_faces: which faces are found, and whether they are blurred; None for none.
 
     Returns:
       A `Screened` with status "ok", or with one of the reasons not_an_image,
@@ -86,12 +90,25 @@ def screen(
       because of `body`.
     """
     found = _screen(body, min_side, max_side, max_aspect, max_pixels)
-    if scorer and found.status == OK:
-        with _DECODED.taken(found.width * found.height):
-            pixels = np.asarray(decoding.decode(found.image))
-            if safety.load(scorer).score(pixels) > max_score:
-                return Screened("unsafe_image")
-    return found
+    if found.status != OK or not (scorer or of_faces):
+        return found
+    with _DECODED.taken(found.width * found.height):
+        pixels = np.asarray(decoding.decode(found.image))
+        if scorer and safety.load(scorer).score(pixels) > max_score:
+            return Screened("unsafe_image")
+        return _with_faces(found, pixels, of_faces) if of_faces else found
+
+
+def _with_faces(
+    found: Screened, pixels: np.ndarray, wanted: face_detection.Choice
+) -> Screened:
+    """Adds the faces; blurs them, if that is wanted, and encodes the image again."""
+    boxes = face_detection.find(pixels, wanted)
+    if not boxes or not wanted.blur:
+        return dataclasses.replace(found, faces=boxes)
+    data = _encoded(face_detection.blurred(pixels, boxes))
+    digest = hashlib.sha256(data).hexdigest()
+    return dataclasses.replace(found, image=data, sha256=digest, faces=boxes)
 
 
 def _screen(
@@ -218,11 +235,14 @@ def _reencode(
     if file.orientation > 1:
         upright = decoding.turn(Image.fromarray(pixels), file.orientation)
         pixels = np.asarray(upright)
-    data = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(pixels), JPEG_QUALITY, "RGB", "420"
-    )
+    data = _encoded(pixels)
     height, width = pixels.shape[:2]
     return _screened(data, width, height, cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
+
+
+def _encoded(pixels: np.ndarray) -> bytes:
+    pixels = np.ascontiguousarray(pixels)
+    return simplejpeg.encode_jpeg(pixels, JPEG_QUALITY, "RGB", "420")
 
 
 def _within(width: int, height: int, max_side: int) -> tuple[int, int]:

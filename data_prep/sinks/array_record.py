@@ -82,7 +82,7 @@ def read_facts(final_path: str, *, texts: int) -> dict[str, Any] | None:
 def table_name(table: str, index: int, total: int) -> str:
     """Returns the name of a partition's Parquet file beside the shards.
 
-    `table` is "urls" (schema.URLS) or "scores" (schema.SCORES).
+    `table` is "urls", "scores" or "faces" (schema.URLS, SCORES, FACES).
     """
     return f"{table}-{index:05d}-of-{total:05d}.parquet"
 

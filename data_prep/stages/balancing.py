@@ -23,6 +23,7 @@ from data_prep.stages.image_dedup import MOVED_SUFFIX
 from metaclip_jax.data import records
 
 Tagged = beam.pvalue.TaggedOutput
+_NO_FACES = pa.array([], schema.FACE)
 
 
 class WriteShard(beam.DoFn):
@@ -37,9 +38,10 @@ class WriteShard(beam.DoFn):
         *,
         draws: Mapping,
         scores: Sequence[str] = (),
+        faces: bool = False,
     ) -> None:
         self._workdir, self._output, self._name = workdir, output, name
-        self._scores = tuple(scores)
+        self._scores, self._faces = tuple(scores), faces
         self._partitions, self._draws = partitions, dict(draws)
 
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -86,6 +88,11 @@ class WriteShard(beam.DoFn):
             inside = pc.is_in(asked_for["image_id"], left["image_id"].combine_chunks())
             table = _urls(asked_for, downloads, in_dataset=inside)
             parts.write(self._output, urls, table)
+        faces = sink.table_name("faces", partition, self._partitions)
+        if self._faces and not parts.exists(self._output, faces):
+            columns = ["image_id", "faces"]
+            downloads = parts.read(f"{self._workdir}/downloads", part, columns)
+            parts.write(self._output, faces, _faces(downloads, left["image_id"]))
         yield from self._rejects(part, asked_for, texts.filter(pa.array(~kept)))
         entered = (pc.sum(images["texts"]).as_py() or 0) + moved.num_rows
         yield Tagged(
@@ -126,6 +133,16 @@ def _scores(texts: pa.Table, names: Sequence[str]) -> pa.Table:
         column = pa.array([of_text[at] for of_text in values], pa.float64())
         found = found.append_column(name, column)
     return found
+
+
+def _faces(downloads: pa.Table, kept: pa.ChunkedArray) -> pa.Table:
+    """Returns the FACES of the images with the ids `kept`, sorted by image id."""
+    inside = pc.is_in(downloads["image_id"], kept.combine_chunks())
+    rows = downloads.filter(inside).sort_by("image_id")
+    of_image = pc.list_parent_indices(rows["faces"])
+    boxes = pa.concat_arrays(pc.list_flatten(rows["faces"]).chunks or [_NO_FACES])
+    columns = [rows["image_id"].take(of_image), *boxes.flatten()]
+    return pa.table(columns, schema.FACES)
 
 
 def _urls(

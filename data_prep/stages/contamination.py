@@ -27,7 +27,12 @@ from metaclip_jax import files
 PART = "evaluation_sets.parquet"  # PICTURES
 LIST = "evaluation_images.parquet"  # what was dropped, EVALUATED
 _FILES = 256  # pictures in a piece of work
-_SCREENED_AS_ANY = {"min_side": 1, "max_aspect": 65_536.0, "scorer": None}
+_SCREENED_AS_ANY = {
+    "min_side": 1,
+    "max_aspect": 65_536.0,
+    "scorer": None,
+    "of_faces": None,
+}
 
 
 def inputs(config: ConfigDict) -> dict[str, str]:

@@ -172,17 +172,7 @@ def download_and_screen(
     """
     n = wanted.num_rows
     fields = {field.name: field for field in (*schema.IMAGES, *schema.DOWNLOADED)}
-    columns: dict[str, list] = {
-        "status": [""] * n,
-        "sha256": [""] * n,
-        "fingerprint": [b""] * n,
-        "width": [0] * n,
-        "height": [0] * n,
-        "kept_as": [""] * n,
-        "stage": ["download"] * n,
-        "position": [-1] * n,
-    }
-    columns |= {name: [None] * n for name in ("http_status", "bytes", "body_sha256")}
+    columns = _unknown(n)
     ids, dropped = wanted["image_id"].to_pylist(), rejects.Pictures()
     # Two a core: one waits while another is screened.
     held = min(2 * cores, max(1, fetch["max_held_bytes"] // fetch["max_bytes"] // 2))
@@ -228,9 +218,19 @@ def download_and_screen(
             columns["position"][index] = write_blob(image.image)
             for key in ("sha256", "fingerprint", "width", "height"):
                 columns[key][index] = getattr(image, key)
+            if image.faces is not None:
+                columns["faces"][index] = [face._asdict() for face in image.faces]
     for name, values in columns.items():
         wanted = wanted.append_column(name, pa.array(values, fields[name].type))
     return wanted.select(list(fields)), dropped.table()
+
+
+def _unknown(count: int) -> dict[str, list]:
+    """Returns the columns of images that are not downloaded yet."""
+    values = {"status": "", "sha256": "", "fingerprint": b"", "width": 0, "height": 0}
+    values |= {"kept_as": "", "stage": "download", "position": -1}
+    values |= dict.fromkeys(("http_status", "bytes", "body_sha256", "faces"))
+    return {name: [value] * count for name, value in values.items()}
 
 
 def _outcome_rows(found: Mapping[str, int]) -> pa.RecordBatch:

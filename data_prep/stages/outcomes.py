@@ -120,7 +120,7 @@ def reopen(
         logging.info("%s; retrying them", failures.describe(found))
     files.reopen(output, inputs)
     for i in range(partitions):
-        for table in ("urls", "scores"):
+        for table in ("urls", "scores", "faces"):
             path = files.path(output) / sink.table_name(table, i, partitions)
             path.unlink(missing_ok=True)
         shard = records.shard_name(name, i, partitions)

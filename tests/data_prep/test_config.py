@@ -27,6 +27,7 @@ MALFORMED = {
     "metadata": ("", " "),
     "safety.words": ("", " "),
     "safety.clip_model": ("", " "),
+    "safety.face_detector": ("yunet", "a:b:c", ":make", "module:", " "),
     "safety.image_scorer": ("nsfw", "a:b:c", ":make", "module:", " "),
     "language.identifier": ("", "lid", "lid218", "a:b:c", ":make", "module:"),
     "download.host_map": ("a", "a=b", "a=:1", "=b:1", "a=b:x", "a=b:1;c=d:2", "a=b:1 "),
