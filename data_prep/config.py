@@ -146,6 +146,15 @@ def _duplicates() -> dict:
         # Bits, of 256, in which the fingerprints of one picture differ at most; 0: only
         # equal bytes or fingerprints count.
         "evaluation_bits": 40,
+        # Globs of Parquet as metaclip_jax.embed writes them, of the images.
+        "embeddings": (),
+        # Of the images of evaluation sets, by the same model.
+        "evaluation_embeddings": (),
+        # Least cosine of the embeddings of near duplicates; which is near depends on
+        # the model. 0: not compared.
+        "near_cosine": 0.0,
+        # Of an image that is in an evaluation set; 0: not compared.
+        "evaluation_cosine": 0.0,
     }
 
 
@@ -285,6 +294,7 @@ def _metadata_rules(config: ConfigDict) -> list[ranges.Rule]:
 def _curate_rules(config: ConfigDict) -> list[ranges.Rule]:
     """Returns the rules between keys; each key by itself is in its range."""
     images, download, selection = config.images, config.download, config.selection
+    duplicates = config.duplicates
     carried = selection.score in config.source.score_columns
     return [
         (
@@ -303,6 +313,19 @@ def _curate_rules(config: ConfigDict) -> list[ranges.Rule]:
             "selection.top_share",
             selection.top_share == 1 or bool(selection.scores),
             "1, or files in config.selection.scores",
+        ),
+        (
+            "duplicates.embeddings",
+            bool(duplicates.embeddings)
+            == (duplicates.near_cosine > 0 or duplicates.evaluation_cosine > 0),
+            "files, with config.duplicates.near_cosine or evaluation_cosine above 0,"
+            " or neither",
+        ),
+        (
+            "duplicates.evaluation_embeddings",
+            bool(duplicates.evaluation_embeddings)
+            == (duplicates.evaluation_cosine > 0),
+            "files, with config.duplicates.evaluation_cosine above 0, or neither",
         ),
         (
             "safety.image_scorer",

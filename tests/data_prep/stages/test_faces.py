@@ -149,7 +149,7 @@ def test_a_blurred_image_is_encoded_again_with_the_fingerprint_of_before():
     assert sizes == {Image.open(io.BytesIO(blurred.image)).size}
 
 
-@pytest.mark.parametrize("blur", [True, False])
+@pytest.mark.parametrize("blur", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_boxes_are_beside_the_records_and_the_card_names_the_detector(tmp_path, blur):
     boxes = [(30, 20, 20, 24), None, (8, 6, 20, 20), (60, 30, 16, 30)]
     bodies = {f"/{n}.png": striped(box) for n, box in enumerate(boxes)}
