@@ -8,7 +8,7 @@ into the table at the top of the page, which is written after each benchmark. No
 else should run on the machine meanwhile.
 
 The others, benchmarks.accelerator, .bigrams, .language and those of `make plans`, write
-pages of their own; benchmarks.loss_curves writes none.
+pages of their own; benchmarks.loss_curves and .wikitext write none.
 """
 
 import ast
@@ -30,7 +30,7 @@ from metaclip_jax.cli import command
 
 _ROOT = Path(__file__).resolve().parents[1]
 _ELSEWHERE = {
-    *("accelerator", "bigrams", "language", "loss_curves"),
+    *("accelerator", "bigrams", "language", "loss_curves", "wikitext"),
     *("run_all", "tpu_plans", "tpu_step"),
 }
 # Libraries that the benchmarks use or compare with.
