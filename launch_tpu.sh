@@ -13,6 +13,7 @@
 #   --spot      a VM that is cheaper and may be preempted
 #   --reserved  a VM of your reservation
 #   --queued    ask by a queued resource, which waits for capacity
+#   --slices=N  N slices that train one run, by a queued resource; also for --stop
 #   --version   the image of the TPU VM; by default what Google names for the type
 #   --stop      stop training on all workers; each saves a checkpoint first
 #   --delete    delete the VM; with training flags, once the run is complete
@@ -60,7 +61,7 @@ if [[ ${1-} == --on_worker ]]; then
   exit
 fi
 
-name="" zone="" type="" version="" spot="" queued="" stop="" delete="" dry_run=""
+name="" zone="" type="" version="" spot="" queued="" slices=1 stop="" delete="" dry_run=""
 while (($#)); do
   case "$1" in
     --name=*) name="${1#*=}" ;;
@@ -69,6 +70,7 @@ while (($#)); do
     --version=*) version="${1#*=}" ;;
     --spot | --reserved) spot="$1" ;;
     --queued) queued=1 ;;
+    --slices=*) slices="${1#*=}" ;;
     --stop) stop=1 ;;
     --delete) delete=1 ;;
     --dry_run) dry_run=1 ;;
@@ -82,6 +84,10 @@ if [[ -z $name || -z $zone ]]; then
   echo "wanted --name and --zone, got neither or one of them; --help shows an example" >&2
   exit 2
 fi
+if ! [[ $slices =~ ^[1-9][0-9]{0,3}$ ]]; then
+  echo "wanted --slices as a number of at least 1, got $slices" >&2
+  exit 2
+fi
 poll="${LAUNCH_POLL_SECONDS:-30}"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -92,16 +98,34 @@ run() {
 }
 tpu=(gcloud compute tpus)
 at=("--zone=$zone")
+group=tpu-vm nodes=("$name") first=(--worker=0) all=(--worker=all)
+if ((slices > 1)); then
+  # Google names the slices of a queued resource like this.
+  queued=1 group=queued-resources nodes=()
+  for ((slice = 0; slice < slices; slice++)); do nodes+=("$name-$slice"); done
+  first+=(--node=0) all+=(--node=all)
+fi
 
 # A connection that is dead ends in a minute.
-ssh=("${tpu[@]}" tpu-vm ssh "$name" "${at[@]}"
+ssh=("${tpu[@]}" "$group" ssh "$name" "${at[@]}"
   "--ssh-flag=-o ConnectTimeout=30 -o ServerAliveInterval=15")
+
+# Prints the state of all slices: READY, or that of the first that is not; nothing if
+# there is none.
+vm_state() {
+  local node found=""
+  for node in "${nodes[@]}"; do
+    found=$(state tpu-vm "$node") || return
+    if [[ $found != READY ]]; then break; fi
+  done
+  echo "$found"
+}
 
 # Prints the state of a tpu-vm or of queued-resources; nothing if there is none.
 state() {
   local field=state
   if [[ $1 == queued-resources ]]; then field=state.state; fi
-  if ! "${tpu[@]}" "$1" describe "$name" "${at[@]}" "--format=value($field)" 2>"$scratch/said"; then
+  if ! "${tpu[@]}" "$1" describe "$2" "${at[@]}" "--format=value($field)" 2>"$scratch/said"; then
     if ! grep -q NOT_FOUND "$scratch/said"; then
       cat "$scratch/said" >&2
       exit 1
@@ -121,8 +145,13 @@ remove() {
 create() {
   local asked=("${tpu[@]}" tpu-vm create "$name" "${at[@]}" "--accelerator-type=$type" "--version=$version")
   if [[ -n $queued ]]; then
-    asked=("${tpu[@]}" queued-resources create "$name" "${at[@]}" "--node-id=$name"
+    asked=("${tpu[@]}" queued-resources create "$name" "${at[@]}"
       "--accelerator-type=$type" "--runtime-version=$version")
+    if ((slices > 1)); then
+      asked+=("--node-count=$slices" "--node-prefix=$name")
+    else
+      asked+=("--node-id=$name")
+    fi
   fi
   until run "${asked[@]}" ${spot:+"$spot"} 2>"$scratch/said"; do
     cat "$scratch/said" >&2
@@ -140,7 +169,7 @@ make_vm() {
   if [[ -n $dry_run ]]; then create; return; fi
   while true; do
     if [[ -n $queued ]]; then
-      found=$(state queued-resources)
+      found=$(state queued-resources "$name")
       case "$found" in
         ACTIVE) ;;
         "") create; continue ;;
@@ -148,12 +177,13 @@ make_vm() {
         *) sleep "$poll"; continue ;;
       esac
     fi
-    found=$(state tpu-vm)
+    found=$(vm_state)
     case "$found" in
       READY) return ;;
       "") if [[ -z $queued ]]; then create; else sleep "$poll"; fi ;;
       PREEMPTED | TERMINATED) remove ;;
-      STOPPED) run "${tpu[@]}" tpu-vm start "$name" "${at[@]}" ;;
+      STOPPED)
+        if ((slices > 1)); then remove; else run "${tpu[@]}" tpu-vm start "$name" "${at[@]}"; fi ;;
       *) sleep "$poll" ;;
     esac
   done
@@ -165,7 +195,7 @@ start() {
   # A commit of the changes, if there are any; nothing changes here.
   changed=$(git -c user.name=launcher -c user.email=launcher@localhost stash create)
   run git archive --format=tar.gz --output="$archive" "${changed:-HEAD}" || return
-  run "${tpu[@]}" tpu-vm scp "$archive" "$name:metaclip-jax.tar.gz" "${at[@]}" --worker=all || return
+  run "${tpu[@]}" "$group" scp "$archive" "$name:metaclip-jax.tar.gz" "${at[@]}" "${all[@]}" || return
   # The images' own Python is older than what we need; uv brings one.
   # shellcheck disable=SC2016 # the worker's shell expands it
   install='flock -n metaclip-jax.lock true || exit 0
@@ -173,9 +203,13 @@ mkdir -p metaclip-jax && tar -xzf metaclip-jax.tar.gz -C metaclip-jax &&
 cd metaclip-jax && python3 -m pip install -q --user uv && uv="python3 -m uv" &&
 $uv venv -q --allow-existing --python=3.11 .venv &&
 $uv pip install -q --python=.venv -c constraints.txt -e ".[tpu]"'
-  run "${ssh[@]}" --worker=all --command "$install" || return
+  # A worker that hangs fails like others, and each that fails is named.
+  # shellcheck disable=SC2016
+  printf -v install 'timeout %q bash -c %q || { echo "$(hostname) did not install" >&2; exit 1; }' \
+    "${LAUNCH_INSTALL_SECONDS:-1800}" "$install"
+  run "${ssh[@]}" "${all[@]}" --command "$install" || return
   printf -v flags '%q ' "$@"
-  run "${ssh[@]}" --worker=all --command "flock -n metaclip-jax.lock true || exit 0
+  run "${ssh[@]}" "${all[@]}" --command "flock -n metaclip-jax.lock true || exit 0
 echo running >metaclip-jax.state.new && mv metaclip-jax.state.new metaclip-jax.state
 setsid nohup flock -n metaclip-jax.lock metaclip-jax/launch_tpu.sh --on_worker $flags \
 >metaclip-jax.log 2>&1 </dev/null &"
@@ -186,7 +220,7 @@ follow() {
   local seen=0 silent=0 vm new="$scratch/new"
   outcome=""
   while true; do
-    if "${ssh[@]}" --worker=0 >"$new" --command \
+    if "${ssh[@]}" "${first[@]}" >"$new" --command \
       "cat metaclip-jax.state; tail -c +$((seen + 1)) metaclip-jax.log"; then
       silent=0
       sed 1d "$new"
@@ -197,7 +231,7 @@ follow() {
       silent=$((silent + 1))
     fi
     # gcloud may fail for a moment: then nothing is known, and the VM is not gone.
-    if vm=$(state tpu-vm) && [[ $vm != READY ]]; then outcome=gone; return; fi
+    if vm=$(vm_state) && [[ $vm != READY ]]; then outcome=gone; return; fi
     if ((silent == 10)); then outcome=silent; return; fi
     sleep "$poll"
   done
@@ -205,7 +239,7 @@ follow() {
 
 if [[ -n $stop ]]; then
   # The trainers get the signal by their shells, save, and leave the lock.
-  run "${ssh[@]}" --worker=all --command \
+  run "${ssh[@]}" "${all[@]}" --command \
     'pkill -TERM -f "launch_tpu.sh --on_worke[r]"; flock metaclip-jax.lock true'
 fi
 if (($# == 0)); then

@@ -39,10 +39,12 @@ with (cloud / "lock").open("w") as lock:
     (cloud / "plan.json").write_text(json.dumps(plan))
 if error:
     sys.exit(error)
-vm, queued = cloud / "vm", cloud / "queued"
+vm, queued, nodes = cloud / "vm", cloud / "queued", cloud / "nodes"
+names = nodes.read_text().split() if nodes.exists() else []
 if verb == "describe":
     place = vm if group == "tpu-vm" else queued
-    if not place.exists():
+    unknown = group == "tpu-vm" and names and words[4] not in names
+    if unknown or not place.exists():
         sys.exit("ERROR: NOT_FOUND: no such resource")
     states = place.read_text().split()
     print(states[0])
@@ -51,7 +53,12 @@ if verb == "describe":
 elif verb == "create":
     for old in cloud.glob("worker_*"):
         shutil.rmtree(old)
-    for number in range(2):
+    count = int(options.get("node-count", 1))
+    made = [options.get("node-id", words[4])]
+    if count > 1:
+        made = [f"{{options['node-prefix']}}-{{number}}" for number in range(count)]
+    nodes.write_text(" ".join(made))
+    for number in range(2 * count):
         (cloud / f"worker_{{number}}").mkdir()
     if group == "queued-resources":
         queued.write_text("WAITING_FOR_RESOURCES PROVISIONING ACTIVE")
@@ -64,8 +71,11 @@ elif verb == "start":
 elif verb in ("scp", "ssh"):
     if vm.read_text().split()[0] != "READY":
         sys.exit("ERROR: the VM cannot be reached")
+    wanted = {{"worker"}} if group == "tpu-vm" else {{"worker", "node"}}
+    assert (len(names) > 1) == ("node" in wanted), words
+    (one,) = {{options[key] for key in wanted}}
     every = sorted(cloud.glob("worker_*"))
-    chosen = every if options["worker"] == "all" else every[: 1]
+    chosen = every if one == "all" else every[: 1]
     for home in chosen:
         if verb == "scp":
             shutil.copy(words[4], home / words[5].partition(":")[2])
@@ -81,6 +91,10 @@ elif verb in ("scp", "ssh"):
 PYTHON3 = """\
 #!/bin/bash
 echo "$WORKER $*" >> {cloud}/installed
+if [[ $WORKER == worker_1 && -e {cloud}/hangs ]]; then
+  rm {cloud}/hangs
+  sleep 1000
+fi
 if [[ $* == "-m uv venv"* ]]; then
   mkdir -p .venv/bin && cp {cloud}/bin/trainer .venv/bin/python
 fi
@@ -150,6 +164,7 @@ class Cloud:
                 "PATH": f"{self.folder}:{os.environ['PATH']}",
                 "LAUNCH_POLL_SECONDS": "0.1",
                 "LAUNCH_PAUSE_SECONDS": "0.1",
+                "LAUNCH_INSTALL_SECONDS": "10",
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -225,6 +240,23 @@ def test_a_preempted_vm_is_made_anew_until_the_run_is_complete(cloud, queued):
     assert "step 20" in output
 
 
+def test_several_slices_train_one_run(cloud):
+    cloud.plan({"create": ["ERROR: no more capacity"]}, ["preempt", "complete"])
+    options = ("--type=v5p-256", "--slices=3", "--reserved")
+    status, output = cloud.run(*options, "--delete")
+    assert status == 0, output
+    created = ["queued-create --reserved"]
+    wanted = [*created, *created, "queued-delete", *created, "queued-delete"]
+    assert cloud.asked(*(line.split()[0] for line in wanted)) == wanted
+    assert (cloud.folder / "nodes").read_text() == "n-0 n-1 n-2"
+    installed = (cloud.folder / "installed").read_text()
+    for number in range(6):
+        assert installed.count(f"worker_{number} -m uv venv") == 2
+        log = cloud.folder / f"worker_{number}" / "metaclip-jax.log"
+        waiting.until(lambda log=log: log.exists() and "training" in log.read_text())
+    assert "The run is complete." in output
+
+
 def test_a_trainer_that_fails_starts_again(cloud):
     cloud.plan({}, ["fail", "fail", "complete"])
     status, output = cloud.run("--type=v4-32")
@@ -281,6 +313,14 @@ def test_a_worker_that_fails_to_install_is_tried_again(cloud):
     cloud.plan({"ssh": ["pip: no connection"] * 9}, [])
     status, output = cloud.run("--type=v4-32")
     assert status == 1 and "got the error above 5 times" in output
+
+
+def test_a_worker_that_hangs_while_it_installs_is_named_and_tried_again(cloud):
+    (cloud.folder / "hangs").touch()
+    status, output = cloud.run("--type=v4-32")
+    assert status == 0, output
+    assert output.count(f"{os.uname().nodename} did not install") == 1
+    assert output.endswith("The run is complete.\n")
 
 
 def test_a_state_that_cannot_be_asked_while_it_trains_is_no_lost_vm(cloud):
@@ -355,6 +395,7 @@ def test_a_dry_run_prints_the_commands():
     ("options", "flags", "said"),
     [
         (["--zome=z"], FLAGS, "--zome=z"),
+        (["--type=v4-8", "--slices=0"], FLAGS, "wanted --slices as a number"),
         (["--type=v99-8"], FLAGS, "no image is known for --type=v99-8"),
         ([], FLAGS, "wanted --type"),
         (["--version=v2-alpha-tpuv5"], FLAGS, "wanted --type"),
@@ -371,7 +412,8 @@ def test_a_wrong_option_is_named_and_nothing_is_asked(cloud, options, flags, sai
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("gcloud"), reason="no gcloud here")
 @pytest.mark.parametrize(
-    "options", [["--spot"], ["--reserved"], ["--queued", "--spot"]]
+    "options",
+    [["--spot"], ["--reserved"], ["--queued", "--spot"], ["--slices=2", "--reserved"]],
 )
 def test_gcloud_itself_knows_the_options(options, tmp_path):
     """It parses the command line before it asks for a login."""
