@@ -4,8 +4,8 @@
 
 Run again, it goes on from the newest checkpoint as if it had never stopped; once all
 steps are done it ends at once. SIGTERM saves a checkpoint and ends with status 0.
-Several processes: the same command on each, with --coordinator=auto on TPU pods and
-Slurm, or --coordinator=HOST:PORT --process_count=N --process_index=I.
+Several processes: the same command on each, with --coordinator=auto on TPU pods, under
+Slurm and in a JobSet, or --coordinator=HOST:PORT --process_count=N --process_index=I.
 """
 
 import contextlib
@@ -295,6 +295,7 @@ def main(argv: Sequence[str]) -> None:
             coordinator=values.coordinator,
             process_count=values.process_count,
             process_index=values.process_index,
+            wait_seconds=values.wait_seconds,
         )
         # One writer a workdir; the other processes of this run write through Orbax.
         alone = jax.process_index() == 0
@@ -313,6 +314,7 @@ def define_flags(to: flags.FlagValues) -> None:
     text("coordinator", "", '"auto" or HOST:PORT; "" = one process.')
     number("process_count", 1, "Processes, with HOST:PORT.", lower_bound=1)
     number("process_index", 0, "This process, with HOST:PORT.", lower_bound=0)
+    number("wait_seconds", 300, "How long to wait for the others.", lower_bound=1)
     flags.mark_flags_as_required(["config", "workdir"], flag_values=to)
     # Otherwise each process would train alone, or wait forever.
     flags.register_multi_flags_validator(

@@ -3,20 +3,23 @@
 import contextlib
 import json
 import logging as logging_of_python
+import math
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from jax._src import clusters  # it says who takes part, before JAX waits for them
 from jax.experimental import multihost_utils
 
 from metaclip_jax import files
+from metaclip_jax.training import rendezvous
 
 
 @contextlib.contextmanager
@@ -111,6 +114,7 @@ def start_jax(
     coordinator: str = "",
     process_count: int = 1,
     process_index: int = 0,
+    wait_seconds: float = 300,
 ) -> None:
     """Configures JAX's devices and processes; call it before anything uses JAX.
 
@@ -119,13 +123,15 @@ def start_jax(
         compilation_cache: folder for compiled programs; "" = none. It is not used with
             several CPU devices.
         coordinator: "" for one process; HOST:PORT for several processes, each with all
-            devices of its host; "auto" to ask the cluster: TPU pods have one process
-            per host, Slurm one per GPU.
+            devices of its host; "auto" to ask the cluster: TPU pods and JobSets of
+            Kubernetes have one process per host, Slurm one per GPU.
         process_count: the number of processes, with HOST:PORT.
         process_index: of this process, with HOST:PORT.
+        wait_seconds: how long to wait for the other processes.
 
     Raises:
         ValueError: "auto" outside of a cluster that JAX knows.
+        TimeoutError: some processes are missing; names them.
     """
     if cpu_devices:
         jax.config.update("jax_platforms", "cpu")
@@ -133,22 +139,20 @@ def start_jax(
     if coordinator:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         if coordinator == "auto":
-            try:
-                jax.distributed.initialize()
-            except ValueError as error:
-                raise ValueError(
-                    "wanted a TPU pod or a Slurm job with --coordinator=auto, got"
-                    f" neither ({error}); leave it out for one process, or give"
-                    " HOST:PORT, --process_count and --process_index"
-                ) from error
-        else:
-            # Without this, JAX detects Slurm and gives each process a single GPU.
-            jax.distributed.initialize(
-                coordinator,
-                process_count,
-                process_index,
-                cluster_detection_method="deactivate",
+            coordinator, process_count, process_index, local = _ask_the_cluster(
+                wait_seconds
             )
+        else:
+            local = None
+        rendezvous.meet(coordinator, process_count, process_index, seconds=wait_seconds)
+        # Without this, JAX detects Slurm and gives each process a single GPU.
+        jax.distributed.initialize(
+            coordinator,
+            process_count,
+            process_index,
+            local,
+            cluster_detection_method="deactivate",
+        )
     if compilation_cache:
         # With jax 0.10, CPU devices may run the collectives of a cached program in
         # different orders and deadlock.
@@ -158,6 +162,27 @@ def start_jax(
             jax.config.update("jax_compilation_cache_dir", compilation_cache)
             # JAX's default, one second, excludes the programs of small models.
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _ask_the_cluster(
+    wait_seconds: float,
+) -> tuple[str, int, int, Sequence[int] | None]:
+    """Returns HOST:PORT of process 0, the count, this index, and this process's GPUs.
+
+    Raises:
+        ValueError: JAX knows no such cluster.
+    """
+    detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
+    address, count, index, local = detect(
+        None, None, None, None, None, math.ceil(wait_seconds)
+    )
+    if address is None or count is None or index is None:
+        raise ValueError(
+            "wanted a TPU pod, a Slurm job or a JobSet of Kubernetes with"
+            " --coordinator=auto, got none of them; leave it out for one process, or"
+            " give HOST:PORT, --process_count and --process_index"
+        )
+    return address, count, index, local
 
 
 def gather(value: Mapping[str, Any]) -> list[dict[str, Any]]:

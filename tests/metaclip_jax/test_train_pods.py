@@ -5,8 +5,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,99 +15,15 @@ from metaclip_jax import files, metric_rows
 from metaclip_jax.data import pipeline, tokenizer
 from metaclip_jax.data.options import DataOptions
 from metaclip_jax.training import checkpoint
-from tests import stopping, waiting
-
-ROOT = Path(__file__).resolve().parents[2]
-STEPS, SAVED, DEVICES = 12, 6, 4  # a step of two processes takes a second
-
-RECIPE = """
-from metaclip_jax import config as keys
-
-def get_config():
-    config = keys.default()
-    config.dataset = "{folder}/dataset"
-    config.tokenizer = "{folder}/tokenizer.json"
-    config.global_batch = 32
-    config.total_steps = {steps}
-    config.log_every_steps = 1
-    config.checkpoint_every_steps = {saved}
-    config.image_size = 16
-    config.dtype = "float32"
-    config.mesh.fsdp = 2
-    config.mesh.tensor = 1
-    config.loss_form = "ring"
-    config.tensorboard = False
-    config.model.patch_size = 8
-    config.model.vision_width = 32
-    config.model.vision_layers = 2
-    config.model.vision_heads = 2
-    config.model.text_width = 32
-    config.model.text_layers = 2
-    config.model.text_heads = 2
-    config.model.context_length = 12
-    config.model.embed_dim = 32
-    config.optimizer.warmup_steps = 5
-    config.data.read_threads = 1
-    return config.lock()
-"""
+from tests import pods, waiting
+from tests.pods import SAVED, STEPS, is_gone, run, start, start_all
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, write_dataset):
     folder = tmp_path_factory.mktemp("pods")
-    write_dataset(
-        folder / "dataset",
-        record_count=100,
-        images={3: b"no image", 60: b"no image", 97: b"no image"},
-        texts={n: ("word " * 40,) for n in (5, 41, 77)},
-    )
-    texts = [f"picture {n} told as {n % 3}" for n in range(100)]
-    (folder / "tokenizer.json").write_text(tokenizer.train(texts, 560).to_str())
-    (folder / "recipe.py").write_text(
-        RECIPE.format(folder=folder, steps=STEPS, saved=SAVED)
-    )
+    pods.prepare(folder, write_dataset)
     return folder
-
-
-def start(folder, workdir, *flags, limit="", stops=None):
-    """Starts training; `limit` is a command of the shell before it."""
-    flags = (f"--config={folder}/recipe.py", f"--workdir={folder / workdir}", *flags)
-    command = [sys.executable, "-m", "metaclip_jax.train", *flags]
-    if stops:
-        command = stopping.command("metaclip_jax.train", *flags, **stops)
-    return subprocess.Popen(
-        ["bash", "-c", f'{limit} exec "$@"', "train", *command],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # with its children, so that they can be counted
-    )
-
-
-def start_all(folder, workdir, *, processes=1, flags=(), **values):
-    """Starts the processes of a run."""
-    devices = f"--config.cpu_devices={DEVICES // processes}"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        coordinator = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
-    peers = [coordinator, f"--process_count={processes}"] if processes > 1 else []
-    return [
-        start(
-            folder,
-            workdir,
-            *(devices, *peers, f"--process_index={index}", *flags),
-            **values,
-        )
-        for index in range(processes)
-    ]
-
-
-def run(folder, workdir, **values):
-    """Returns exit statuses and what was written, by process."""
-    started = start_all(folder, workdir, **values)
-    output = [process.communicate(timeout=waiting.SECONDS)[0] for process in started]
-    return [process.returncode for process in started], output
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
@@ -185,15 +99,6 @@ def test_a_run_of_one_process_goes_on_with_two(folder, alone):
     assert_alike(alone[:SAVED] + metric_rows.read(str(moved)), alone)
 
 
-def is_gone(process):
-    """Whether the process has ended and all its children."""
-    try:
-        os.killpg(process.pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
-
-
 def test_one_process_that_is_terminated_stops_all_with_a_checkpoint(folder):
     flags = ("--config.total_steps=100000", "--config.data.worker_count=1")
     started = start_all(folder, "terminated", processes=2, flags=flags)
@@ -256,6 +161,24 @@ def test_workers_are_there_before_jax_is(folder, members):
         process.kill()
         process.communicate(timeout=waiting.SECONDS)
     waiting.until(lambda: is_gone(process))
+
+
+@pytest.mark.parametrize("missing", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_process_that_never_comes_is_named(folder, missing):
+    """Within the time to wait, in one line; no process is left."""
+    flags = ("--wait_seconds=5", "--config.data.worker_count=1")
+    started = start_all(folder, f"without_{missing}", processes=2, flags=flags)
+    os.killpg(started[missing].pid, signal.SIGKILL)
+    began = time.monotonic()
+    statuses, output = pods.ends(started)
+    assert statuses[1 - missing] == 1, output
+    assert (
+        f"wanted 2 processes within 5 seconds, got nothing from process {missing}"
+        in (output[1 - missing])
+    )
+    assert "Traceback" not in output[1 - missing]
+    assert time.monotonic() - began < waiting.SECONDS
+    waiting.until(functools.partial(is_gone, started[1 - missing]))
 
 
 def test_a_process_that_fails_alone_ends_all(folder, members):
