@@ -245,6 +245,11 @@ def check_flags(values: Any) -> None:
         }
         if wanted := [flag for flag, is_missing in missing.items() if is_missing]:
             raise app.UsageError(f"wanted {' and '.join(wanted)} with --tasks; add it")
+        if values.download and not files.is_local(values.data_dir):
+            raise app.UsageError(
+                "wanted a local --data_dir with --download, got"
+                f" {values.data_dir}; copy the images there afterwards"
+            )
     elif bool(values.workdir) == bool(values.model):
         got = "both" if values.model else "neither"
         raise app.UsageError(

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from etils import epath
@@ -88,7 +87,9 @@ def open_xm3600(folder: epath.Path) -> OpenLanguage:
     return open_language
 
 
-def _open_babel(imagenet: Examples, lists: tuple[Path, Path]) -> OpenLanguage:
+def _open_babel(
+    imagenet: Examples, lists: tuple[epath.Path, epath.Path]
+) -> OpenLanguage:
     classes, templates = (json.loads(path.read_text()) for path in lists)
 
     def open_language(task: tasks.Task) -> Examples:
@@ -114,12 +115,13 @@ def _open_babel(imagenet: Examples, lists: tuple[Path, Path]) -> OpenLanguage:
     return open_language
 
 
-def _find_lists(data_dir: str) -> tuple[Path, Path] | None:
+def _find_lists(data_dir: str) -> tuple[epath.Path, epath.Path] | None:
     """Returns Babel-ImageNet's files, without importing clip_benchmark and torch."""
-    folders = [Path(data_dir) / "babel_imagenet"]
+    folders = [files.path(data_dir) / "babel_imagenet"]
     installed = importlib.util.find_spec("clip_benchmark")
     if installed is not None and installed.submodule_search_locations:
-        folders.append(Path(installed.submodule_search_locations[0]) / "datasets")
+        (package, *_) = installed.submodule_search_locations
+        folders.append(files.path(package) / "datasets")
     for folder in folders:
         if (folder / _CLASSES).exists() and (folder / _PROMPTS).exists():
             return folder / _CLASSES, folder / _PROMPTS

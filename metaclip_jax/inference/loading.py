@@ -121,7 +121,7 @@ def _load(
     if not path.exists():
         if not files.is_local(name):
             raise FileNotFoundError(
-                f"wanted a model at {name}, got an empty path; correct it"
+                f"wanted a model at {name}, found nothing there; correct the path"
             )
         path = _from_hub(name)
     if path.is_file():
