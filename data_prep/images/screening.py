@@ -84,8 +84,8 @@ def screen(
       of_faces: which faces are found, and whether they are blurred; None for none.
 
     Returns:
-      A `Screened` with status "ok", or with one of the reasons not_an_image,
-      too_many_pixels, too_many_scans, too_many_chunks, too_small, bad_aspect,
+      A `Screened` with status "ok", or with one of the reasons not_an_image, jpeg_xl,
+      heic, too_many_pixels, too_many_scans, too_many_chunks, too_small, bad_aspect,
       truncated_image, damaged_image, unsupported_image, unsafe_image. Never raises
       because of `body`.
     """

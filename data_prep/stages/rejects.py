@@ -28,6 +28,8 @@ _SIDE = 160  # pixels of the longer side of a picture
 _NOT_SHOWN = frozenset(
     {
         "not_an_image",
+        "jpeg_xl",
+        "heic",
         "too_many_pixels",
         "too_many_scans",
         "too_many_chunks",

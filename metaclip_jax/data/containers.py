@@ -29,6 +29,9 @@ _PNG_PALETTE = 3
 _VP8X_ANIMATION, _VP8X_ALPHA = 0x02, 0x10
 _GIF_BLOCK = re.compile(rb"[!,;]")  # an extension, an image, the end
 _GIF_CONTROL = 0xF9  # the extension that gives the transparent colour
+# A naked code stream, and its container.
+_JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 _AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")
 
 
@@ -58,7 +61,7 @@ def strip(data: bytes) -> Stripped:
 
     Raises:
       UndecodableImage: truncated_image, damaged_image, unsupported_image,
-        too_many_chunks, too_many_scans.
+        too_many_chunks, too_many_scans; jpeg_xl and heic for these formats.
     """
     if jpeg.is_jpeg(data):
         return _strip_jpeg(data)
@@ -74,6 +77,10 @@ def strip(data: bytes) -> Stripped:
     if data[4:8] == b"ftyp" and data[8:12] in _AVIF_BRANDS:
         _check_boxes(data)
         return Stripped("AVIF", data)
+    if data.startswith(_JPEG_XL):
+        raise UndecodableImage("jpeg_xl", "Pillow does not read JPEG XL")
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
+        raise UndecodableImage("heic", "Pillow does not read HEIC")
     return Stripped("", data)
 
 

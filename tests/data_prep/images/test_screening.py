@@ -168,9 +168,19 @@ def test_only_the_first_frame_of_an_animation_counts():
     assert check(animated).image == check(encode(frames[0], "GIF")).image
 
 
+# A red picture of 64 x 48, as libjxl codes it; and its container's first box.
+JPEG_XL = bytes.fromhex(
+    "ff0acb4024080001005c004b188b1500d488411be31e400498b446e35df1dc66860a"
+)
+JPEG_XL_BOX = bytes.fromhex("0000000c4a584c200d0a870a")
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [
+        (JPEG_XL, "jpeg_xl"),
+        (JPEG_XL_BOX + JPEG_XL, "jpeg_xl"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "heic"),
         (b"", "not_an_image"),
         (b"<html><body>404, sorry</body></html>", "not_an_image"),
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not_an_image"),
