@@ -24,7 +24,7 @@ def check(path: str) -> None:
     """Refuses a file that is no file of page views.
 
     Raises:
-      ValueError: none of its first lines is as `read_pageviews` wants it.
+      ValueError: fewer than half of its first lines are as `read_pageviews` wants them.
       OSError: the file cannot be opened or the storage fails.
     """
     head = b""
@@ -33,7 +33,8 @@ def check(path: str) -> None:
             head += data
             if len(head) >= _HEAD:
                 break
-    if not any(map(_fields, head.split(b"\n"))):
+    lines = head.split(b"\n")
+    if 2 * sum(map(bool, map(_fields, lines))) < max(1, len(lines) - 1):
         raise ValueError(
             f"--pageviews: wanted lines of page views such as 'en Cat 3 0' or"
             " 'en.wikipedia Cat 6678 desktop 3 A3', got"

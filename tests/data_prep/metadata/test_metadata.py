@@ -174,7 +174,15 @@ def test_every_file_of_another_format_is_refused(tmp_path):
     assert len(inputs.find({"warc": f"{tmp_path}/[abc]"}, ["en"]).found) == 3
 
 
-@pytest.mark.parametrize("data", [b"", b"<mediawiki>\n<page>\n", b"\x1f\x8b\x08 x"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"<mediawiki>\n<page>\n",
+        b"\x1f\x8b\x08 x",
+        b"a b c\nin the 90 s\nthe end\n",
+    ],
+)
 def test_a_file_without_views_is_refused(tmp_path, data):
     path = tmp_path / "views"
     path.write_bytes(data)
