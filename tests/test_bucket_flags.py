@@ -23,7 +23,7 @@ from PIL import Image
 from data_prep import config as curation_keys
 from metaclip_jax import config as training_keys
 from metaclip_jax.cli import ranges
-from metaclip_jax.data import records
+from metaclip_jax.data import embeddings, records
 from tests import image_layouts, waiting
 from tests.data_prep import tiny_web
 from tests.data_prep.metadata import dump_files, test_wordnet
@@ -47,6 +47,7 @@ NO_PATH_KEYS = {
     *("source.url_column", "source.image_column", "source.text_columns"),
     *("source.language_column", "source.page_column", "source.score_columns"),
     *("selection.score", "safety.image_scorer", "language.identifier"),
+    *("safety.unsafe_prompts", "safety.safe_prompts", "safety.face_detector"),
     *("download.host_map", "download.user_agent"),
 }
 
@@ -91,6 +92,15 @@ predict --model=B/model --image=B/picture.png --labels=cat,dog
     --class_cache=B/classes --compilation_cache=B/compiled
 embed --model=B/model --dataset=B/dataset --output=B/embeddings
     --class_cache=B/classes --compilation_cache=B/compiled
+curate --config=CONFIGS/curate.py:quickstart --config.source.paths=B/p*.warc.gz
+    --config.metadata=B/metadata.json --config.download.host_map=HOST_MAP
+    --config.balance.rule=online --config.safety.image_scorer=clip
+    --config.safety.clip_model=B/model --config.safety.unsafe_prompts=('cat',)
+    --config.safety.safe_prompts=('dog',) --config.safety.max_image_score=1
+    --config.duplicates.embeddings=('B/embeddings/*.parquet',)
+    --config.duplicates.near_cosine=0.99999 --config.duplicates.evaluation_cosine=0.9
+    --config.duplicates.evaluation_embeddings=('B/other.parquet',)
+    --workdir=B/again --output=B/safe --workers=1
 search --model=B/model --dataset=B/dataset --embeddings=B/embeddings
     --image=B/picture.png --output=B/found.html --class_cache=B/classes
     --compilation_cache=B/compiled
@@ -224,6 +234,15 @@ def write_inputs(folder):
     pq.write_table(pa.table({"image_id": ids[:2]}), folder / "exclude.parquet")
     scores = {"image_id": sorted(ids), "score": np.arange(len(ids)) / len(ids)}
     pq.write_table(pa.table(scores), folder / "scores.parquet")
+    other = {
+        "image_id": ids[:2],
+        "embedding": np.eye(128, dtype=np.float32)[:2].tolist(),
+        "text_keys": [[], []],
+        "text_scores": [[], []],
+        "status": [embeddings.OK] * 2,
+    }
+    table = pa.table(other, schema=embeddings.schema(128))
+    pq.write_table(table, folder / "other.parquet")
     (folder / "picture.png").write_bytes(encoded(0))
     images, labels = [encoded(n) for n in range(20)], [n % 10 for n in range(20)]
     names = [str(n) for n in range(10)]
@@ -233,7 +252,8 @@ def write_inputs(folder):
     (folder / "prompts.json").write_text(
         json.dumps({"templates": ["a {}."], "class_names": names})
     )
-    features = {"label": {"names": names, "_type": "ClassLabel"}}
+    things = "airplane automobile bird cat deer dog frog horse ship truck".split()
+    features = {"label": {"names": things, "_type": "ClassLabel"}}
     image_layouts.write_parquet(folder / "tasks/cifar10", images, labels, features)
     return {path: tiny_web.picture(n) for n, (path, _) in enumerate(alts)}
 
@@ -261,7 +281,6 @@ def run_all(text, folder, environment, **values):
         )
         assert done.returncode == 0, f"{module} {arguments}\n{done.stdout[-6_000:]}"
         assert os.listdir(folder / "work") == [], (module, arguments)
-        print("RAN", module, flush=True)
 
 
 @pytest.mark.slow
@@ -272,4 +291,4 @@ def test_paths_of_all_commands_may_be_on_gs(tmp_path, cloud_storage):
     with cloud_storage() as storage, tiny_web.serve(images) as host_map:
         storage.upload(*(tmp_path / "given").iterdir())
         run_all(CURATION, tmp_path, storage.environment, HOST_MAP=host_map)
-        run_all(MODELS, tmp_path, storage.environment)
+        run_all(MODELS, tmp_path, storage.environment, HOST_MAP=host_map)

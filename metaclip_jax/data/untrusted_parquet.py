@@ -7,6 +7,7 @@ how many rows can be decoded at a time. Strings are decoded as dictionaries, and
 values of a batch become one Python object.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
@@ -69,12 +70,12 @@ def batches(
       pa.ArrowException, OSError: the file is damaged or cannot be read.
     """
     size, values = files.size(path), 0
-    with pq.ParquetFile(path) as plain, files.path(path).open("rb") as file:
+    with _open(path) as plain, files.path(path).open("rb") as file:
         described = parquet_headers.row_groups(file, size)
         _check_count(sum(group.rows for group in described), size)
         leaves = _leaves(plain, columns)
         strings = [plain.schema.column(i).path for i, can_share in leaves if can_share]
-        with pq.ParquetFile(path, read_dictionary=strings) as as_dictionaries:
+        with _open(path, read_dictionary=strings) as as_dictionaries:
             for group in range(len(described)) if groups is None else groups:
                 chunks = _chunks(file, plain, described[group], leaves)
                 values += max((int(chunk.values.sum()) for chunk in chunks), default=0)
@@ -84,7 +85,10 @@ def batches(
                 rows = [_rows(chunk, share, max_page) for chunk in chunks]
                 left = described[group].rows
                 for batch in source.iter_batches(
-                    min(rows, default=_ROWS), row_groups=[group], columns=list(columns)
+                    min(rows, default=_ROWS),
+                    row_groups=[group],
+                    columns=list(columns),
+                    use_threads=files.is_local(path),
                 ):
                     batch.validate(full=True)  # else damage fails where it is used
                     left -= batch.num_rows
@@ -105,6 +109,31 @@ def group_rows(path: str | os.PathLike) -> list[int]:
         rows = [group.rows for group in parquet_headers.row_groups(file, size)]
     _check_count(sum(rows), size)
     return rows
+
+
+def schema(path: str | os.PathLike) -> pa.Schema:
+    """Returns the schema of a file, as Arrow's types.
+
+    Raises:
+      pa.ArrowException, OSError: the file is damaged or cannot be read.
+    """
+    with _open(path) as parquet:
+        return parquet.schema_arrow
+
+
+@contextlib.contextmanager
+def _open(path: str | os.PathLike, **options: Any) -> Iterator[pq.ParquetFile]:
+    """Opens a file; one on gs:// by our own access, and not Arrow's.
+
+    Its buffers are Python's, which threads of Arrow may free too late.
+    """
+    if files.is_local(path):
+        with pq.ParquetFile(path, **options) as parquet:
+            yield parquet
+        return
+    with files.path(path).open("rb") as file:
+        with pq.ParquetFile(file, **options) as parquet:
+            yield parquet
 
 
 def _check_count(count: int, size: int) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from metaclip_jax import files
 from metaclip_jax.data import untrusted_parquet
@@ -71,7 +70,7 @@ def open_folder(
             " them"
         )
     with _naming(paths[0]):
-        schema = pq.read_schema(paths[0])
+        schema = untrusted_parquet.schema(paths[0])
     if "candidate_images" in schema.names:
         return _with_choices(folder, paths, sizes)
     label = next((name for name in _LABELS if name in schema.names), None)
@@ -166,7 +165,7 @@ def _with_choices(
         its associations.
     """
     wanted = ["cue", "candidates", "associations", "candidate_images"]
-    names_of_columns = pq.read_schema(paths[0]).names
+    names_of_columns = untrusted_parquet.schema(paths[0]).names
     if not set(wanted) <= set(names_of_columns):
         raise ValueError(
             f"{folder}: wanted the columns {wanted}, got {names_of_columns}"
