@@ -412,13 +412,18 @@ def _configure_gcs() -> None:
     """Sets defaults of gcsfs, without overriding the environment's settings."""
     # gcsfs reads these while it is imported. It logs a traceback of each error.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    # Without, the library of checkpoints waits for a silent connection forever.
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", "30")
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     import fsspec
 
     from metaclip_jax.data import cloud_storage
 
     cloud_storage.register()
+    settings = fsspec.config.conf.setdefault("gs", {})
     # Cached listings hide new objects of other processes.
-    fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
+    settings["use_listings_cache"] = False
+    settings.setdefault("requests_timeout", cloud_storage.TIMEOUT)
     if "STORAGE_EMULATOR_HOST" in os.environ:  # an emulator has no credentials
         os.environ.setdefault("FSSPEC_GCS_TOKEN", "anon")

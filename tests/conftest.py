@@ -4,23 +4,18 @@ The quick start on a small web, run once for all tests that look at its results;
 Cloud Storage on loopback.
 """
 
-import contextlib
 import fcntl
 import gc
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import urllib.request
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 
 import hypothesis
 import pytest
 
-from tests import waiting
+from tests import storage, waiting
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -107,38 +102,9 @@ def finished(quickstart, tmp_path_factory):
     return folder / "quickstart", printed.read_text()
 
 
-_UPLOAD = """
-import pathlib, sys
-from metaclip_jax import files
-for given in map(pathlib.Path, sys.argv[1:]):
-    for path in [given, *given.rglob("*")]:
-        if path.is_file():
-            target = f"gs://bucket1/{path.relative_to(given.parent)}"
-            files.write_bytes(target, path.read_bytes())
-"""
-
-
-class CloudStorage(NamedTuple):
-    """A running fake-gcs-server with one empty bucket, gs://bucket1."""
-
-    url: str
-    environment: dict[str, str]  # in which gs:// is this server
-    log: Path  # a line a request
-
-    def requests(self) -> list[str]:
-        return self.log.read_text().splitlines()
-
-    def upload(self, *given: Path) -> None:
-        """Copies files, and folders with all that is in them, into the bucket."""
-        command = [sys.executable, "-c", _UPLOAD, *map(str, given)]
-        path = {"PYTHONPATH": str(Path(__file__).parents[1])}
-        subprocess.run(command, env=self.environment | path, check=True)
-
-
 def server_program(name):
     """The path of a server that tests start, or a skip that says where it is sought."""
-    folder = os.environ.get("METACLIP_TEST_SERVERS", "")
-    found = shutil.which(name) or shutil.which(name, path=folder)
+    found = storage.program(name)
     if found is None:
         pytest.skip(f"no {name} on PATH or in the folder $METACLIP_TEST_SERVERS")
     return found
@@ -146,41 +112,13 @@ def server_program(name):
 
 @pytest.fixture(scope="session")
 def cloud_storage(tmp_path_factory):
-    """Returns a context manager that starts a `CloudStorage` of its own.
+    """Returns a context manager that starts a `storage.CloudStorage` of its own.
 
     It holds its objects in memory, or as the files of a folder if one is given.
     """
 
-    @contextlib.contextmanager
     def serve(folder=None):
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
-        command = [server_program("fake-gcs-server"), "-backend=memory"]
-        if folder is not None:
-            command[1:] = ["-backend=filesystem", f"-filesystem-root={folder}"]
-        command += ["-scheme=http", "-host=127.0.0.1", f"-port={address.split(':')[1]}"]
-        command += [f"-public-host={address}", "-log-level=info"]
         log = tmp_path_factory.mktemp("storage") / "log"
-        with log.open("w") as file:
-            server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        try:
-            waiting.until(lambda: "server started" in log.read_text(), server)
-            url = f"http://{address}"
-            bucket = urllib.request.Request(
-                f"{url}/storage/v1/b?project=test",
-                data=b'{"name": "bucket1"}',
-                headers={"Content-Type": "application/json"},
-            )
-            urllib.request.urlopen(bucket).close()
-            environment = {
-                **os.environ,
-                "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,  # array_record looks here
-                "STORAGE_EMULATOR_HOST": url,  # gcsfs, and so files.path, looks here
-                "TENSORSTORE_GCS_HTTP_URL": url,  # Orbax's arrays
-            }
-            yield CloudStorage(url, environment, log)
-        finally:
-            server.kill()
-            server.wait()
+        return storage.serve(server_program("fake-gcs-server"), log, folder)
 
     return serve

@@ -21,6 +21,10 @@ from gcsfs.retry import HttpError
 
 from metaclip_jax.data import storage_errors
 
+# Of each attempt: to connect, and between two pieces of an answer. gcsfs alone waits
+# for a silent connection forever.
+TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)
+
 _CREDENTIALS = (
     "log in by `gcloud auth application-default login`, or give this machine a service"
     " account"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tests import storage
 from tests.data_prep import tiny_web
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,6 +188,22 @@ def test_the_same_on_gs(flags, undisturbed, tmp_path, cloud_storage):
     names.remove("read pages-0.warc.gz")
     assert len(names) == len(" ".join(KINDS.values()).split())
     assert content(tmp_path / "buckets/bucket1/run") == undisturbed
+
+
+@pytest.mark.parametrize("share", [pytest.param(0.05, marks=pytest.mark.slow), 0.2])
+def test_requests_that_fail_change_no_byte(
+    flags, undisturbed, tmp_path, cloud_storage, share
+):
+    buckets = tmp_path / "buckets"
+    with (
+        cloud_storage(buckets) as server,
+        storage.proxy(server.url, share=share) as proxy,
+    ):
+        curate(flags, "gs://bucket1/run", environment=proxy.environment)
+    failed = proxy.faults()
+    assert failed.total() > share / 2 * len(proxy.asked)
+    assert failed.keys() == set(storage.FAULTS) or share < 0.2
+    assert content(buckets / "bucket1/run") == undisturbed
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import pytest
 
 from metaclip_jax import metric_rows
 from metaclip_jax.data import tokenizer
-from tests import stopping, waiting
+from tests import stopping, storage, waiting
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS, SHARDS = 96, 3
@@ -120,16 +120,16 @@ def read(tmp_path_factory, write_dataset, cloud_storage):
     raw = tokenizer.train([f"picture {n} told as {n % 3}" for n in range(9)], 600)
     (folder / "tokenizer.json").write_text(raw.to_str())
     remote = ("gs://bucket1/some/dataset", "gs://bucket1/mark")
-    with cloud_storage() as storage:
+    with cloud_storage() as server:
         done = python(
-            storage.environment, READ, dataset, folder / "tokenizer.json", *remote
+            server.environment, READ, dataset, folder / "tokenizer.json", *remote
         )
-        return json.loads(done), storage.requests()
+        return json.loads(done), server.requests()
 
 
 def test_metrics_on_gs_are_parts_and_an_events_file_that_grows(cloud_storage):
-    with cloud_storage() as storage:
-        python(storage.environment, WRITE)
+    with cloud_storage() as server:
+        python(server.environment, WRITE)
 
 
 def test_a_dataset_on_gs_gives_the_same_batches(read):
@@ -158,6 +158,39 @@ def test_blocks_take_a_request_each_where_single_records_take_one_each(read):
     assert by_block <= blocks + 4 * SHARDS
 
 
+PASS = """
+import sys
+import numpy as np
+from metaclip_jax.data import blocks, order, records
+
+dataset = records.open_dataset("gs://bucket1/dataset")
+batch, shape = int(sys.argv[1]), order.Blocks(256, int(sys.argv[1]) // 1024)
+source = order.WholeDataset(len(dataset), seed=0, blocks=shape)
+reader, read = blocks.BlockReader(dataset), 0
+for step in range(len(dataset) // batch):
+    positions = np.arange(step * batch, (step + 1) * batch)
+    near = blocks.neighbours(
+        positions, members=0 * positions, own=positions, sources=[source]
+    )
+    read += sum(map(bool, reader.read(source.index(near)[1])))
+print(read)
+"""
+
+
+def test_blocks_take_a_request_for_fifty_examples_or_more(
+    tmp_path, write_dataset, cloud_storage
+):
+    """With all other requests, those that open the dataset and its files."""
+    write_dataset(tmp_path / "dataset", record_count=8_192, shard_count=4)
+    with cloud_storage() as server:
+        server.upload(tmp_path / "dataset")
+        before = len(server.requests())
+        examples = int(python(server.environment, PASS, 2_048))
+        count = sum("GET" in line for line in server.requests()[before:])
+    assert examples == 8_192
+    assert 32 <= count <= examples / 50
+
+
 def start(environment, workdir, *, folder, stops=None):
     """Starts a short training of the quick start's model."""
     values = {
@@ -183,32 +216,63 @@ def start(environment, workdir, *, folder, stops=None):
     )
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, write_dataset):
+    """A folder with what a run is trained on."""
+    folder = tmp_path_factory.mktemp("data")
+    write_dataset(folder / "dataset", record_count=RECORDS, shard_count=SHARDS)
+    raw = tokenizer.train([f"picture {n} told as {n % 3}" for n in range(9)], 600)
+    (folder / "tokenizer.json").write_text(raw.to_str())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def losses(data, tmp_path_factory):
+    """Of the undisturbed run on the local disk."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    finish(start(os.environ, workdir, folder=data))
+    return [row["loss"] for row in metric_rows.read(str(workdir))]
+
+
+def finish(run):
+    """Waits for a run that ends well; returns what it printed."""
+    output, _ = run.communicate(timeout=waiting.SECONDS)
+    assert run.returncode == 0, output
+    return output
+
+
 def test_a_run_on_gs_that_is_killed_goes_on_as_if_it_had_not(
-    tmp_path, write_dataset, cloud_storage
+    data, losses, cloud_storage
 ):
     """Its dataset, tokenizer, checkpoints and rows are all there."""
-    write_dataset(tmp_path / "dataset", record_count=RECORDS, shard_count=SHARDS)
-    raw = tokenizer.train([f"picture {n} told as {n % 3}" for n in range(9)], 600)
-    (tmp_path / "tokenizer.json").write_text(raw.to_str())
-    straight = start(os.environ, tmp_path / "run", folder=tmp_path)
-    with cloud_storage() as storage:
-        environment = storage.environment
+    with cloud_storage() as server:
+        environment = server.environment
         remote = {"workdir": "gs://bucket1/run", "folder": "gs://bucket1/data"}
-        python(environment, COPY, tmp_path, remote["folder"])
+        python(environment, COPY, data, remote["folder"])
         # By then the checkpoint before is whole, as Orbax writes one at a time.
         save = {"function": "metaclip_jax.training.checkpoint.save"}
         stops = save | {"argument": f"^{2 * CHECKPOINT}$"}
         killed = start(environment, **remote, stops=stops)
         output, _ = killed.communicate(timeout=waiting.SECONDS)
         assert killed.returncode == -signal.SIGKILL, output
-        again = start(environment, **remote)
-        output, _ = again.communicate(timeout=waiting.SECONDS)
-        assert again.returncode == 0, output
+        output = finish(start(environment, **remote))
         (step,) = map(int, re.findall(r"goes on from step (\d+)", output))
         assert f" {(STEPS - step) * 16} requests in these steps" in output
         found = json.loads(python(environment, ROWS, remote["workdir"]))
-    output, _ = straight.communicate(timeout=waiting.SECONDS)
-    assert straight.returncode == 0, output
-    wanted = metric_rows.read(str(tmp_path / "run"))
-    assert [row["loss"] for row in found] == [row["loss"] for row in wanted]
+    assert [row["loss"] for row in found] == losses
     assert len(found) == STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.05, 0.2])
+def test_requests_that_fail_change_no_loss(data, losses, cloud_storage, share):
+    remote = {"workdir": "gs://bucket1/run", "folder": "gs://bucket1/data"}
+    with (
+        cloud_storage() as server,
+        storage.proxy(server.url, share=share) as proxy,
+    ):
+        python(server.environment, COPY, data, remote["folder"])
+        finish(start(proxy.environment, **remote))
+        found = json.loads(python(server.environment, ROWS, remote["workdir"]))
+    assert proxy.faults().total() > share / 2 * len(proxy.asked)
+    assert [row["loss"] for row in found] == losses

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from metaclip_jax.data import storage_errors
-from tests import waiting
+from tests import storage, waiting
 from tests.metaclip_jax.cli.test_command import COMMANDS, ROOT
 
 SAID = {
@@ -154,6 +154,43 @@ def test_a_missing_object_of_a_bucket_is_missing(cloud_storage):
             storage.environment, {"glob": DONE["glob"]}, "bukcet1"
         ).values()
     assert "wanted gs://bukcet1, got no such bucket" in said
+
+
+SILENT = """
+import aiohttp, os, tensorstore
+from metaclip_jax import files
+from metaclip_jax.data import cloud_storage
+
+assert 0 < cloud_storage.TIMEOUT.sock_connect <= cloud_storage.TIMEOUT.sock_read <= 60
+cloud_storage.TIMEOUT = aiohttp.ClientTimeout(total=None, sock_read=0.5)
+files.write_bytes("gs://bucket1/one", b"1")
+assert 0 < int(os.environ.pop("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS")) <= 60
+os.environ["TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS"] = "1"
+checkpoint = {"driver": "gcs", "bucket": "bucket1", "path": "folder/"}
+tensorstore.KvStore.open(checkpoint).result()["two"] = b"2"
+"""
+
+
+def test_a_connection_that_says_nothing_is_given_up_and_made_anew(cloud_storage):
+    """Of files and of checkpoints; array_record does so by itself."""
+    with (
+        cloud_storage() as server,
+        storage.proxy(
+            server.url, share=0.5, seed=1, kinds=["stall"], stall_seconds=1e6
+        ) as proxy,
+    ):
+        run = subprocess.run(
+            [sys.executable, "-c", SILENT],
+            env=proxy.environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=waiting.SECONDS,
+        )
+    assert run.returncode == 0, run.stderr
+    stalled = [path for _, path, fault in proxy.asked if fault]
+    assert any("name=one" in path for path in stalled)
+    assert any("name=folder" in path for path in stalled)
 
 
 def test_an_error_goes_through_another_process():
