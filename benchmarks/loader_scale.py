@@ -50,6 +50,7 @@ from metaclip_jax.data import (
 from metaclip_jax.data.options import DataOptions
 
 _SHARD_RECORDS = 20_000  # the sink's size
+_BLOCK = 256  # records, the default
 _BATCH, _READ_ROUNDS = 4_096, 6
 _ENTRIES = 2_000
 _MANY_SHARDS = 2 * record_files.MAX_OPEN_FILES
@@ -297,29 +298,33 @@ def print_online(folder: str, *, image: float) -> None:
 def print_reads(*, count: int) -> None:
     """Prints the requests that hosts make in the `blocks` order, and their size."""
     lengths = [_SHARD_RECORDS] * (count // _SHARD_RECORDS)
-    for batch, window in ((32_768, 64), (4_096, 64), (4_096, 8)):
-        source = order.WholeDataset(count, seed=0, blocks=order.Blocks(128, window))
+    for batch, block, window in (
+        (32_768, 256, 32),
+        (32_768, 128, 64),
+        (4_096, 256, 32),
+        (4_096, 256, 4),
+    ):
+        source = order.WholeDataset(count, seed=0, blocks=order.Blocks(block, window))
         steps = range(1, 40, 13)  # batches that start at different places in a window
         found = []
         for step in steps:
-            whole = np.arange(step * batch, (step + 1) * batch) + 64 * window
+            whole = np.arange(step * batch, (step + 1) * batch) + block * window // 2
             zeros = np.zeros_like(whole)
             near = blocks.neighbours(whole, members=zeros, own=whole, sources=[source])
             found.append(source.index(near)[1])
         for hosts in (1, 4, 16, 64):
-            runs = [
-                run
-                for numbers in found
-                for part in np.split(numbers, hosts)
-                for run in blocks.runs(part, lengths)
-            ]
+            parts = [part for numbers in found for part in np.split(numbers, hosts)]
+            runs = [run for part in parts for run in blocks.runs(part, lengths)]
+            # A request each, too: of many files most are opened anew for each batch.
+            opened = sum(len(np.unique(part // _SHARD_RECORDS)) for part in parts)
             span = sum(int(run[-1] - run[0]) + 1 for run in runs)
             records_read = sum(map(len, runs))
             print(
-                f"blocks: batch {batch:,}, windows of {window} x 128, {hosts} hosts "
-                f"with any number of workers: {records_read / len(found) / batch:.2f} "
-                f"records read per record used, "
-                f"{1_000 * len(runs) / records_read:.0f} requests per thousand, "
+                f"blocks: batch {batch:,}, windows of {window} x {block}, {hosts} "
+                "hosts with any number of workers: "
+                f"{records_read / len(found) / batch:.2f} records read per record used,"
+                f" {1_000 * (len(runs) + opened) / records_read:.0f} requests per"
+                " thousand, "
                 f"{span / records_read - 1:.2f} records skipped per record read"
             )
 
@@ -364,17 +369,18 @@ def print_mixing(*, count: int, batch: int) -> None:
     """Prints how well each order mixes records with others than their neighbours."""
     for name, shape in {
         "global": None,
-        "blocks of 128 in windows of 64": order.Blocks(128, 64),
-        "blocks of 128 in windows of 256": order.Blocks(128, 256),
+        "blocks of 256 in windows of 32": order.Blocks(256, 32),
+        "blocks of 256 in windows of 128": order.Blocks(256, 128),
     }.items():
         source = order.WholeDataset(count, seed=0, blocks=shape)
         numbers = source.index(np.arange(batch))[1]
-        mates = order.mates_of_block(numbers, block=128)
+        mates = order.mates_of_block(numbers, block=_BLOCK)
         again = met_again(source, batch=batch, epoch_records=count)
         print(
             f"order: {name}: of {batch - 1:,} batch mates {mates:.2f} are from the "
-            f"same block of 128, {again:.3%} meet again in the next epoch "
-            f"(by chance {127 * (batch - 1) / (count - 1):.2f}, {batch / count:.3%})"
+            f"same block of {_BLOCK}, {again:.3%} meet again in the next epoch "
+            f"(by chance {(_BLOCK - 1) * (batch - 1) / (count - 1):.2f}, "
+            f"{batch / count:.3%})"
         )
 
 

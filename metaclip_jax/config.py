@@ -131,8 +131,8 @@ def _data() -> ConfigDict:
     # weights are relative: (4, 5) means 4/9 and 5/9 of the examples.
     data.mixture = ()
     data.order = "global"  # of records, or of "blocks" of them: large reads, for gs://
-    data.block_records = 128  # consecutive records that stay together
-    data.window_blocks = 64  # blocks shuffled together: at most a quarter of a batch
+    data.block_records = 256  # consecutive records that stay together
+    data.window_blocks = 32  # blocks shuffled together: at most a quarter of a batch
     data.crop_scale = (0.9, 1.0)  # least and most share of the image area to crop
     data.flip = False  # mirror half of the images, chosen by hash
     data.colour = 0.0  # most change of brightness, contrast, saturation, as a share
@@ -388,7 +388,7 @@ def _rules_of_the_run(config: ConfigDict) -> list[ranges.Rule]:
 
 
 def recipe(variants: Mapping[str, Mapping[str, Any]], variant: str) -> ConfigDict:
-    """Returns the config of one variant, for a recipe in configs/.
+    """Returns the config of one variant, read in blocks, for a recipe in configs/.
 
     Args:
       variants: by name the values by dotted key that differ from the defaults; under
@@ -400,7 +400,7 @@ def recipe(variants: Mapping[str, Mapping[str, Any]], variant: str) -> ConfigDic
     """
     from metaclip_jax.models import presets
 
-    values = dict(ranges.variant(variants, variant))
+    values = {"data.order": "blocks", **ranges.variant(variants, variant)}
     config = default()
     ranges.update(config, presets.config_values(values.pop("preset")))
     ranges.update(config, values)

@@ -54,6 +54,14 @@ def test_the_values_of_every_variant_are_in_range(name, variant):
     assert config.is_locked
 
 
+@pytest.mark.parametrize(("name", "variant"), TRAINED)
+def test_recipes_of_pods_read_blocks_in_windows_that_suit_their_batch(name, variant):
+    config = load(name, variant)
+    assert config.data.order == "blocks"
+    window = config.data.block_records * config.data.window_blocks
+    assert 4 * window <= config.global_batch
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_an_unknown_variant_names_those_that_there_are(name):
     if not hasattr(MODULES[name], "VARIANTS"):
@@ -148,7 +156,7 @@ def test_only_altogether_balances_in_the_loader(name, variant):
         assert data["synthetic_sources"] == ("synthetic",)
         for key in ("online_tail_share", "synthetic_share", "synthetic_sources"):
             data[key] = default.data[key]
-    assert data == default.data.to_dict()
+    assert data == default.data.to_dict() | {"order": "blocks"}
     assert data["crop_scale"] == (0.9, 1.0)
     for key in ("microbatches", "patch_dropout", "image_size", "dtype"):
         assert config[key] == default[key], key

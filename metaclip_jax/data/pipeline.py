@@ -327,9 +327,9 @@ def _log_plan(make: batch.MakeBatch, steps: range) -> None:
             )
         if is_global and not files.is_local(dataset.folder):
             logging.warning(
-                "%s: the global order asks Cloud Storage for each record by itself, "
+                "%s: the global order asks Cloud Storage for each example by itself, "
                 "%s requests in these steps, which are billed; data.order=blocks "
-                "asks for many records at once",
+                "asks for 50 or more at once",
                 name,
                 f"{int(after[member] - before[member]):,}",
             )

@@ -66,8 +66,8 @@ def test_the_defaults_are_those_of_the_config():
     [
         ({"online_t": -1}, r"online_tail_share: wanted .* got -1 and 0\.0"),
         ({"online_tail_share": 1.5}, r"wanted .* got 0 and 1\.5"),
-        ({"order": "blocks", "block_records": 0}, "at least 1, got 0 and 64"),
-        ({"order": "blocks", "window_blocks": 0}, "at least 1, got 128 and 0"),
+        ({"order": "blocks", "block_records": 0}, "at least 1, got 0 and 32"),
+        ({"order": "blocks", "window_blocks": 0}, "at least 1, got 256 and 0"),
         ({"crop_scale": (0.5, 0.25)}, r"data\.crop_scale: wanted .* got \(0\.5, 0\.25"),
         ({"colour": 1.0}, r"data\.colour: wanted .* got 1\.0"),
         ({"read_threads": 0}, r"data\.read_threads: wanted at least 1, got 0"),
