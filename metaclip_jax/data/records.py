@@ -269,8 +269,8 @@ def read(
     Args:
       dataset: from `open_dataset`.
       positions: int64[n]; they may repeat.
-      ahead: whether to read ahead in gs:// files, so that close, ascending positions
-        share a request.
+      ahead: whether the positions are ascending and close together, so that those of
+        a gs:// file share a request.
       run: maps a function over the shards, for instance with threads.
 
     Raises:
@@ -294,7 +294,7 @@ def read(
         try:
             if ahead and not files.is_local(shard_path):
                 with dataset._readers.borrow(shard_path) as reader:
-                    found = record_files.read_sound(reader, wanted)
+                    found = record_files.read_run(reader, wanted)
             else:
                 found = record_files.read_sound(
                     dataset._readers.get(shard_path), wanted

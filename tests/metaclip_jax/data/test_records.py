@@ -218,6 +218,10 @@ def test_damaged_records_come_as_no_bytes_and_others_whole(tmp_path):
         assert records.read(dataset, [5, 1, 0, 3, 0]) == [
             *(whole[5], whole[1], b"", whole[3], b"")
         ]
+    with record_files.Readers().borrow(dataset.shards[0]) as reader:
+        for wanted in ([0], [0, 1, 3], [1, 3], [2]):
+            found = record_files.read_run(reader, wanted)
+            assert found == [whole[n] if n else b"" for n in wanted]
 
 
 def test_a_file_that_goes_missing_is_an_error_that_names_it(tmp_path):
