@@ -13,7 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_prep.matching import automaton, native, spacing, tables, token_trie
+from data_prep.matching import (
+    automaton,
+    local_copies,
+    native,
+    spacing,
+    tables,
+    token_trie,
+)
 from metaclip_jax import files
 
 ENGINES = ("numba", "pyahocorasick")
@@ -239,9 +246,9 @@ class EveryText:
 
 def _map(path: str | os.PathLike[str]) -> tuple[dict[str, Any], NDArray[np.uint8]]:
     """Maps a saved matcher; returns its header and the bytes after it."""
-    with files.local_copy(path) as local:
-        size = files.size(local)
-        mapped = np.memmap(local, np.uint8, mode="r") if size else np.empty(0, np.uint8)
+    local = local_copies.shared(path)
+    size = files.size(local)
+    mapped = np.memmap(local, np.uint8, mode="r") if size else np.empty(0, np.uint8)
     head = mapped[:65536].tobytes()
     if not head.startswith(_MAGIC) or b"\n" not in head[len(_MAGIC) :]:
         raise ValueError(

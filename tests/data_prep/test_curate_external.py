@@ -1,4 +1,4 @@
-"""Prism with workers of another environment, as a cluster has them."""
+"""Prism with workers of another environment and no shared disk, as a cluster has."""
 
 import os
 import shutil
@@ -48,7 +48,9 @@ def other_python(tmp_path):
     return folder / "bin/python"
 
 
-def test_workers_that_have_only_our_wheel_write_the_same_bytes(tmp_path, other_python):
+def test_workers_that_have_only_our_wheel_and_a_bucket_write_the_same_bytes(
+    tmp_path, other_python, cloud_storage
+):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -62,14 +64,6 @@ def test_workers_that_have_only_our_wheel_write_the_same_bytes(tmp_path, other_p
     assert Path(place).is_relative_to(other_python.parents[1])
     module = "apache_beam.runners.worker.worker_pool_main"
     log = tmp_path / "log"
-    with log.open("w") as file:
-        pool = subprocess.Popen(
-            [other_python, "-m", module, f"--service_port={port}"],
-            cwd=outside,
-            env=environment | {"PATH": path},
-            stdout=subprocess.DEVNULL,
-            stderr=file,
-        )
 
     def is_open():
         with socket.socket() as probe:
@@ -81,30 +75,46 @@ def test_workers_that_have_only_our_wheel_write_the_same_bytes(tmp_path, other_p
         "--environment_type=EXTERNAL",
         f"--environment_config=localhost:{port}",
     ]
-    try:
-        waiting.until(is_open, pool)
-        with tiny_web.serve(BODIES) as host_map:
-            flags = tiny_web.write(tmp_path / "web", ALTS, warcs=3)
-            flags |= {"config.download.host_map": host_map, "config.partitions": 2}
-            found = [
-                curated(flags, tmp_path / name, more)
-                for name, more in (("here", []), ("there", ["--", *engine]))
-            ]
-    finally:
-        pool.terminate()
-        pool.wait()
-    assert found[0] == found[1]
+    flags = tiny_web.write(tmp_path / "web", ALTS, warcs=3) | {"config.partitions": 2}
+    with (
+        cloud_storage(tmp_path / "buckets") as storage,
+        tiny_web.serve(BODIES) as flags["config.download.host_map"],
+        log.open("w") as file,
+    ):
+        storage.upload(tmp_path / "web")
+        there = flags | {"config.source.paths": "gs://bucket1/web/pages-*.warc.gz"}
+        pool = subprocess.Popen(
+            [other_python, "-m", module, f"--service_port={port}"],
+            cwd=outside,
+            env={k: v for k, v in storage.environment.items() if k != "PYTHONPATH"}
+            | {"PATH": path},
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+        )
+        try:
+            waiting.until(is_open, pool)
+            curated(flags, tmp_path, os.environ)
+            curated(there, "gs://bucket1", storage.environment, "--", *engine)
+        finally:
+            pool.terminate()
+            pool.wait()
+    here, in_bucket = map(content, (tmp_path, tmp_path / "buckets/bucket1"))
+    assert here == in_bucket
     assert log.read_text().count("Starting worker with command") >= 4  # pipelines
 
 
-def curated(flags, folder, more):
-    values = flags | {"workdir": folder / "work", "output": folder / "dataset"}
+def curated(flags, folder, environment, *more):
+    values = flags | {"workdir": f"{folder}/work", "output": f"{folder}/dataset"}
     named = [f"--{name}={value}" for name, value in values.items()]
     done = subprocess.run(
         [sys.executable, "-m", "data_prep.curate", *named, *more],
         cwd=ROOT,
+        env=environment,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+def content(folder):
     return {path.name: path.read_bytes() for path in (folder / "dataset").iterdir()}
