@@ -69,6 +69,14 @@ IMAGES = pa.schema(
 # Images of which a comparison with others changes the status.
 MARKS = pa.schema([IMAGES.field(name) for name in ("image_id", "status", "kept_as")])
 
+# What decides which images repeat the bytes of others.
+BYTES = pa.schema(
+    [
+        *(MARKS.field(name) for name in MARKS.names),
+        *(IMAGES.field(name) for name in ("text_hash", "sha256")),
+    ]
+)
+
 # Pictures of evaluation sets; `sha256` is that of the form that records have, "" if it
 # cannot be decoded.
 PICTURES = pa.schema(

@@ -68,7 +68,7 @@ def add(
     """Adds the stages from IMAGES to parts of images and of the texts they take over.
 
     Args:
-      images: IMAGES of every partition.
+      images: IMAGES of every partition, which are in WORKDIR/downloads too.
       workdir: for the parts.
       partitions: their number.
       draws: keyword arguments of steps.draw.
@@ -79,22 +79,22 @@ def add(
     Returns:
       FLOW ("flow"), COUNTS of the survivors ("accepted"), and EVALUATED ("evaluated").
     """
-    marks = (
+    repeated = (
         images
         | "key by bytes" >> beam.ParDo(KeyByBytes())
         | "by bytes" >> beam.GroupByKey()
         | "find repeated" >> beam.ParDo(FindRepeated(rules.placeholder_texts))
     )
-    statuses = [images, marks]
+    found = {"images": images, "repeated": repeated}
     if rules.near_bits:
-        statuses.append(
+        found["near"] = (
             images
             | "key by band" >> beam.ParDo(KeyByBand(partitions))
             | "by band" >> beam.GroupByKey()
             | "find near" >> beam.ParDo(FindNear(rules.near_bits))
         )
     if embeddings is not None and embeddings.near:
-        statuses.append(
+        found["alike"] = (
             images
             | "key by cell" >> beam.ParDo(embedded.KeyByCell(embeddings, partitions))
             | "by cell" >> beam.GroupByKey()
@@ -108,10 +108,11 @@ def add(
         rules=rules,
         embeddings=embeddings,
     )
+    key = KeyByPartition(partitions)
+    marks = [rows | f"partition of {n}" >> beam.ParDo(key) for n, rows in found.items()]
     written = (
-        statuses
-        | "statuses" >> beam.Flatten()
-        | "key by partition" >> beam.ParDo(KeyByPartition(partitions))
+        marks
+        | "marks" >> beam.Flatten()
         | "by partition" >> beam.GroupByKey()
         | "image dedup"
         >> pipelines.tagged(
@@ -135,18 +136,18 @@ def add(
 
 
 class KeyByBytes(beam.DoFn):
-    """IMAGES -> (first digits of the sha256, IMAGES), to group equal images."""
+    """IMAGES -> (first digits of the sha256, BYTES), to group equal images."""
 
     def process(self, images: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
         """Yields the rows of each group; dropped images, without bytes, are omitted."""
-        ok = images.filter(pc.equal(images["status"], "ok"))
+        ok = images.filter(pc.equal(images["status"], "ok")).select(schema.BYTES.names)
         heads = pc.utf8_slice_codeunits(ok["sha256"], 0, 2)
         for head in sorted(pc.unique(heads).to_pylist()):
             yield head, ok.filter(pc.equal(heads, head))
 
 
 class FindRepeated(beam.DoFn):
-    """(digits, IMAGES batches) -> MARKS of images that repeat another's bytes."""
+    """(digits, BYTES batches) -> MARKS of images that repeat another's bytes."""
 
     def __init__(self, placeholder_texts: int) -> None:
         self._placeholder_texts = placeholder_texts
@@ -156,7 +157,7 @@ class FindRepeated(beam.DoFn):
     ) -> Iterator[pa.RecordBatch]:
         """Yields the images with their new status."""
         _, batches = element
-        images = pa.Table.from_batches(batches, schema=schema.IMAGES)
+        images = pa.Table.from_batches(batches, schema=schema.BYTES)
         marks = [dedup.repeated_images(images)]
         if self._placeholder_texts:
             marks.append(dedup.placeholders(images, most=self._placeholder_texts))
@@ -216,18 +217,21 @@ class FindNear(beam.DoFn):
 
 
 class KeyByPartition(beam.DoFn):
-    """IMAGES or MARKS -> (partition, their rows)."""
+    """MARKS -> (partition, their rows); IMAGES -> (partition, no rows)."""
 
     def __init__(self, partitions: int) -> None:
         self._partitions = partitions
 
-    def process(self, images: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yields the rows of each partition."""
-        yield from by_partition(images, self._partitions)
+    def process(self, rows: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yields the marks of each partition. Its images are on disk already."""
+        none = schema.one_batch(schema.MARKS.empty_table())
+        are_marks = rows.schema.names == schema.MARKS.names
+        for partition, some in by_partition(rows, self._partitions):
+            yield partition, some if are_marks else none
 
 
 class WriteImages(beam.DoFn):
-    """(partition, IMAGES and MARKS batches) -> the final status of each image.
+    """(partition, MARKS batches) -> the final status of each image.
 
     Yields the texts of repeated images for the partitions of the images that are kept,
     and COUNTS of the survivors.
@@ -261,7 +265,8 @@ class WriteImages(beam.DoFn):
 
     def _outputs(self, partition: int, batches: Iterable[pa.RecordBatch]) -> Iterator:
         part = parts.name(partition, self._partitions)
-        images, marks = _split(batches)
+        images = parts.read(f"{self._workdir}/downloads", part, schema.IMAGES.names)
+        marks = pa.Table.from_batches(batches, schema=schema.MARKS)
         if found := self._evaluated(images, partition):
             evaluated = contamination.merge(found)
             marks = pa.concat_tables([marks, contamination.marks(evaluated)])
@@ -298,18 +303,6 @@ class WriteImages(beam.DoFn):
             edges = [parts.first_id(partition + i, self._partitions) for i in (0, 1)]
             found.append(embedded.evaluated(images, self._embeddings, edges))
         return found
-
-
-def _split(batches: Iterable[pa.RecordBatch]) -> tuple[pa.Table, pa.Table]:
-    """Returns the IMAGES and the MARKS among the batches."""
-    images: list[pa.RecordBatch] = []
-    marks: list[pa.RecordBatch] = []
-    for batch in batches:
-        (marks if batch.schema.names == schema.MARKS.names else images).append(batch)
-    return (
-        pa.Table.from_batches(images, schema=schema.IMAGES),
-        pa.Table.from_batches(marks, schema=schema.MARKS),
-    )
 
 
 def _dedup_flow(images: pa.Table, *, moves: bool) -> pa.RecordBatch:

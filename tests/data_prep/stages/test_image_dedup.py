@@ -2,11 +2,13 @@
 
 import io
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from data_prep.stages import parts
+from data_prep import schema
+from data_prep.stages import arrow_coder, image_dedup, parts
 from metaclip_jax.data import records
 from tests import real_images
 from tests.data_prep import tiny_web
@@ -123,3 +125,25 @@ def test_an_image_of_many_unrelated_texts_is_a_placeholder_and_a_logo_is_not(
     card = records.open_dataset(found.output).data_card
     assert rows_of(card, "texts") == {"placeholder": 6, "repeated_pair": 5}
     assert rows_of(card, "images") == {"placeholder": 6, "repeated_image": 5}
+
+
+def test_some_70_bytes_of_an_image_pass_through_the_runner():
+    """docs/scale.md multiplies them by a billion images."""
+    n = 20_000  # of a partition
+    rng = np.random.default_rng(0)
+    columns = {field.name: [None] * n for field in schema.IMAGES} | {
+        "image_id": sorted(rng.bytes(12).hex() for _ in range(n)),
+        "image_url": [f"https://images.example/{i}.jpg" for i in range(n)],
+        "status": ["ok"] * n,
+        "text_hash": rng.integers(0, 2**64, n, dtype=np.uint64),
+        "sha256": [rng.bytes(32).hex() for _ in range(n)],
+        "kept_as": [""] * n,
+    }
+    images = schema.from_columns(columns, schema.IMAGES)
+    coder = arrow_coder.RecordBatchCoder()
+    keyed = [
+        batch
+        for stage in (image_dedup.KeyByBytes(), image_dedup.KeyByPartition(1))
+        for _, batch in stage.process(images)
+    ]
+    assert sum(len(coder.encode(batch)) for batch in keyed) / n < 75
