@@ -13,7 +13,8 @@
 | quickstart | the sample web | some ten thousand | 10 | |
 | tables | image addresses and texts of your own | | 20,000 | |
 
-docs/scale.md estimates the costs. Each file shard has about 20,000 pairs.
+docs/scale.md estimates the costs. Each file shard has about 20,000 pairs; for a smaller
+pool give --config.partitions=N, of about matched texts / 20,000.
 """
 
 from ml_collections import ConfigDict

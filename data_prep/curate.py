@@ -162,9 +162,9 @@ def plan(
     found = kinds.find(paths, spec, prefix=prefix)
     places = [("--workdir", workdir), ("--output", output)]
     places += [("--config.source.paths", path) for path in found]
-    lists = config.selection.exclude + config.selection.scores
-    places += [("--config.selection", path) for path in lists]
-    places += [("evaluation sets", path) for path in config.duplicates.evaluation_sets]
+    for group in ("selection", "duplicates"):
+        lists = [v for v in values[group].values() if isinstance(v, tuple | list)]
+        places += [(f"--config.{group}", path) for some in lists for path in some]
     pipelines.refuse_local(options, places)
     inputs = {
         "config": values,
@@ -247,9 +247,10 @@ def match_sources(run: Run) -> None:
 
 def gather(run: Run, folder: str) -> None:
     """Parts of matches by source -> parts by image id, each match once."""
-    files.claim(folder, run.match_inputs)
     config, n = run.config, run.config.partitions
     matched = os.path.join(run.workdir, "matched")
+    outcomes.check_partitions(matched, n)
+    files.claim(folder, run.match_inputs)
     gathering = matches.Gathering(
         matched=matched,
         matched_parts=files.read_json(files.path(matched) / files.MANIFEST)["parts"],

@@ -16,6 +16,8 @@ from metaclip_jax.data import records
 PART = "outcomes.parquet"  # images by status of their download
 
 _SHOWN = 5  # of what failed
+_TEXTS_PER_PARTITION = 20_000  # with more, reading a record takes longer
+_MANY_PARTITIONS = 10  # times those that are enough
 
 
 def check_texts(folder: str) -> None:
@@ -26,8 +28,7 @@ def check_texts(folder: str) -> None:
 
     Raises ValueError if there was not a single text.
     """
-    funnel = drops.funnel(sums.read_sum(folder, "flow.parquet"), sums.STAGES)
-    left = {row["stage"]: row["out"] for row in funnel if row["unit"] == "texts"}
+    funnel, left = _texts(folder)
     if not left.get("parse"):
         raise ValueError(
             f"config.source: wanted texts, got none{drops.lost(funnel)}. Correct "
@@ -35,6 +36,31 @@ def check_texts(folder: str) -> None:
         )
     if not left.get("match"):
         logging.warning("no text matched%s", drops.lost(funnel))
+
+
+def check_partitions(folder: str, partitions: int) -> None:
+    """Warns where partitions are many more than the matched texts fill.
+
+    Args:
+      folder: of the matched parts.
+      partitions: config.partitions.
+    """
+    _, left = _texts(folder)
+    texts = left.get("match", 0)
+    enough = max(1, -(-texts // _TEXTS_PER_PARTITION))
+    if partitions > _MANY_PARTITIONS * enough:
+        logging.warning(
+            "%s texts matched, which fill %s of %s partitions, and each makes several"
+            " small files; --config.partitions=%d continues with fewer",
+            *(f"{texts:,}", f"{enough:,}", f"{partitions:,}", enough),
+        )
+
+
+def _texts(folder: str) -> tuple[list[dict], dict[str, int]]:
+    """Returns the funnel of a folder, and how many texts left each stage."""
+    funnel = drops.funnel(sums.read_sum(folder, "flow.parquet"), sums.STAGES)
+    left = {row["stage"]: row["out"] for row in funnel if row["unit"] == "texts"}
+    return funnel, left
 
 
 def check_failed(folder: str, *, most: int = 0) -> None:

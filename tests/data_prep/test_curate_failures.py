@@ -5,7 +5,7 @@ import pytest
 from data_prep import config as config_lib
 from data_prep import curate, language
 from data_prep.sources import kinds
-from data_prep.stages import attempts, parts, steps
+from data_prep.stages import attempts, dedup, parts, steps
 from metaclip_jax import files
 from tests.conftest import server_program
 from tests.data_prep import tiny_web
@@ -134,6 +134,35 @@ def test_a_partition_that_fails_is_lost_alone(
     (tmp_path / damaged).write_bytes(content)
     curate.go_on(run)
     assert shards(run) == without
+
+
+def test_other_partitions_of_images_are_finished(web, without, tmp_path, monkeypatch):
+    mark = dedup.mark
+
+    def failing(images, marks):
+        if 1 in parts.partition_of(images["image_id"].combine_chunks(), PARTITIONS):
+            raise IndexError("one too far")
+        return mark(images, marks)
+
+    run = planned(web["well"], tmp_path)
+    monkeypatch.setattr(dedup, "mark", failing)
+    with pytest.raises(RuntimeError, match="of partition 1: IndexError: one too far"):
+        curate.go_on(run)
+    found = (tmp_path / "work/images").glob("part-*-of-00003.parquet")
+    assert sorted(int(path.name[5:10]) for path in found) == [0, 2]
+    monkeypatch.setattr(dedup, "mark", mark)
+    curate.go_on(run)
+    assert shards(run) == without
+
+
+def test_partitions_that_nothing_fills_are_said(web, tmp_path, caplog):
+    run = planned(web["well"], tmp_path, partitions=11)
+    curate.go_on(run, stop_after="match")
+    assert "16 texts matched, which fill 1 of 11 partitions" in caplog.text
+    assert "--config.partitions=1 continues with fewer" in caplog.text
+    caplog.clear()
+    curate.go_on(planned(web["well"], tmp_path / "few"), stop_after="match")
+    assert "partitions" not in caplog.text
 
 
 def test_other_partitions_of_a_range_are_gathered(web, without, tmp_path, monkeypatch):
