@@ -275,6 +275,7 @@ def read(
 
     Raises:
       IndexError: a position is outside the dataset.
+      StorageError: Cloud Storage refuses a file.
       ValueError: a file cannot be read.
     """
     positions = np.asarray(positions, np.int64).reshape(-1)
@@ -299,7 +300,9 @@ def read(
                 found = record_files.read_sound(
                     dataset._readers.get(shard_path), wanted
                 )
-        except RuntimeError as error:
+        except (IndexError, RuntimeError) as error:  # without a file: no record 0
+            if not files.is_local(shard_path):
+                files.size(shard_path)  # says more about a request that is refused
             raise ValueError(f"{shard_path} cannot be read: {error}") from error
         for place, data in zip(places.tolist(), found, strict=True):
             result[place] = data

@@ -45,6 +45,8 @@ DONE = {
     "copy": "files.local_copy(p).__enter__()",
     "count": "record_files.count_records(str(p))",
     "open": "records.open_dataset(str(p.parent))",
+    "record": "records.read("
+    "records.Dataset(str(p.parent), 'n', (str(p),), (3,), {}), [0], ahead=True)",
     "steps": "checkpoint.steps(str(p.parent))",
     "meta": "checkpoint.read_meta(str(p.parent), 5)",
 }
