@@ -162,6 +162,8 @@ def _edits(markup: str) -> Iterator[_Edit]:
                 yield from ((start, start, _BEGIN), (end, end, _END))
                 position = end
         elif mark["close"] or mark["end_table"] or mark["slash"]:
+            if rest:  # the parser wants no new line there
+                yield mark.start("rest"), position - 1, ""
             yield from nesting.close(
                 tag or _OPENERS[markup[start:position]], start, position
             )

@@ -29,7 +29,7 @@ _HOSTILE = (
     "[http://a [[", "{{{{{|\n\n", "}}}\n|}{{{<br/>''}}}{{{\n|}", "<nowiki>", "''a'''",
     "<div>", "<references>", "<li>", "<p>", "-{", "-{zh:{{a}}", "-{zh:a;", " ", "__",
     "\n", "[//", "[mailto:", "[Tel:1", "]][urn:", "[[//]//", "[//a <b>]</b>",
-    "<pre></pre", "<pre></pre\n>",
+    "<pre></pre", "<pre></pre\n>", "[[news:<table></table\n>",
     "<section></section\n>", "<score></\u017fcore>", "<b></b x>", '<ref name="/>',
     "<br a='>", "\n{|\n!", "\n;a:", "{{{", "&#", "==", "=a", "\n{|--><wbr/\n:&",
     '--><!-- --><!-- --><td a="!!==\n{{{a|',
