@@ -224,20 +224,20 @@ def match_sources(run: Run) -> None:
         return
     files.claim(folder, run.source_inputs)
     pieces = matches.pieces(run.source_files, config.sources_per_part)
+    matchers = os.path.join(run.workdir, "matchers")
     stage = matches.MatchSources(
         folder,
         len(pieces),
         spec=run.source,
-        tables=matches.save_matchers(
-            run.metadata, config.matching.mode, os.path.join(run.workdir, "matchers")
-        ),
+        tables=matches.save_matchers(run.metadata, config.matching.mode, matchers),
         engine=config.matching.engine,
     )
     with (
         progress(folder, len(pieces), "match", stage="parse"),
         pipelines.new(run.options) as pipeline,
     ):
-        matched = start(pipeline, pieces) | "match" >> tagged(stage)
+        matched = start(pipeline, pieces) | "match" >> tagged(stage, "rejects")
+        rejects.write(matched.rejects, run.workdir, rejects.SOURCES)
         sums.write_sum(matched.flow, schema.FLOW, folder, "flow.parquet")
         sums.write_sum(matched.main, schema.TALLIES, folder, "sizes.parquet")
     outcomes.check_failed(folder, most=run.max_failed_sources)

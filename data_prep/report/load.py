@@ -167,9 +167,12 @@ def _entry_counts(table: pa.Table, t: Mapping[str, float]) -> list[EntryCounts]:
 
 def rejects(workdir: str) -> list[dict[str, Any]]:
     """Reads the sample of what a curation dropped: rows of schema.REJECTS."""
-    path = files.path(workdir) / "rejects" / "rejects.parquet"
+    folder = files.path(workdir) / "rejects"
+    path, sources = folder / "rejects.parquet", folder / "sources.parquet"
     _require(path, cure="give --curation the workdir of a finished `data_prep.curate`")
     rows: list[dict[str, Any]] = files.read_parquet(path).to_pylist()
+    if sources.exists():  # older runs have none
+        rows += files.read_parquet(sources).to_pylist()
     return rows
 
 

@@ -8,7 +8,6 @@ reason, is a LostPage.
 
 import itertools
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -60,7 +59,7 @@ def parse_page(
     identify: language.LanguageIdentifier,
     text_sources: Sequence[str] = texts.SOURCES,
     prefer_larger: bool = False,
-) -> tuple[list[texts.Row], Counter] | LostPage:
+) -> tuple[list[texts.Row], texts.Losses] | LostPage:
     """Returns the CANDIDATES of a page, and its drops by reason.
 
     Every text attribute of every image is one text, empty ones too; an image without
@@ -93,7 +92,7 @@ def parse_page(
     )
     if isinstance(parsed, LostPage):
         return parsed
-    found, drops, said = parsed or ([], Counter(), "")
+    found, drops, said = parsed or ([], texts.Losses(), "")
     return texts.to_rows(page.url, found, said, identify), drops
 
 
@@ -190,14 +189,14 @@ def _parse(
     max_url_chars: int,
     text_sources: Sequence[str],
     prefer_larger: bool,
-) -> tuple[list[texts.Text], Counter, str]:
+) -> tuple[list[texts.Text], texts.Losses, str]:
     """Returns the texts of a page, its drops, and what to know its language by.
 
     The last is "" where all texts have a declared language.
     """
     nodes = _Nodes(tree)
     if not nodes.images:
-        return [], Counter(), ""
+        return [], texts.Losses(), ""
     captions = _captions(nodes, max_text_chars) if "figcaption" in text_sources else {}
     found, drops = texts.texts_of(
         (

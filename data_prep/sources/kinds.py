@@ -21,6 +21,7 @@ from data_prep.sources import (
     remote,
     stored,
     table,
+    texts,
     wat,
     webdataset,
 )
@@ -245,19 +246,27 @@ def total_bytes(described: Sequence[tuple[str, int]]) -> int:
     return sum(size if size >= 0 else 10**9 for _, size in described)
 
 
-def read(path: str, spec: Spec, flow: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def read(
+    path: str,
+    spec: Spec,
+    flow: list[pa.RecordBatch],
+    lost: texts.Losses | None = None,
+) -> Iterator[pa.RecordBatch]:
     """Yields the CANDIDATES of one file of a source.
 
     Args:
       path: one of those that `find` returned.
       spec: what to read of it.
       flow: gets the FLOW rows of the file, once all of it is read.
+      lost: gets the texts that were lost, then.
 
     Raises OSError where the storage fails. Damage is counted, in `flow`.
     """
     kind, reading = KINDS[spec.kind], Reading()
     yield from kind.read(path, spec, reading)
     flow += reading.flow(kind.item)
+    if lost is not None:
+        lost.add(reading.lost_texts)
 
 
 def images(

@@ -1,6 +1,5 @@
 """Reads the web pages of an archive to batches of candidates."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
@@ -12,7 +11,7 @@ from data_prep.sources.spec import Reading, Spec
 _BATCH_ROWS = 16_384
 
 # The rows of a page and the texts it lost by reason, or what is lost whole.
-Parsed = tuple[list[texts.Row], Counter] | warc.LostPage | warc.LostFile
+Parsed = tuple[list[texts.Row], texts.Losses] | warc.LostPage | warc.LostFile
 
 
 def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
@@ -37,7 +36,7 @@ def batches(parsed: Iterable[Parsed], reading: Reading) -> Iterator[pa.RecordBat
             for counted in (texts.LARGER, texts.AS_WRITTEN):
                 if count := lost.pop(counted, 0):
                     reading.addresses[counted] += count
-            reading.lost_texts.update(lost)
+            reading.lost_texts.add(lost)
             reading.items += 1
             reading.texts += len(found)
             if len(rows) >= _BATCH_ROWS:

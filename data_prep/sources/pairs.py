@@ -154,7 +154,7 @@ def _candidates(pairs: Iterable[Pair], spec: Spec, reading: Reading) -> pa.Recor
         )
         url = url or _as_utf8(pair.name)
         if not url:
-            reading.lost_texts[reason] += len(kept)
+            reading.lost_texts.lose(reason, kept[0][0], len(kept))
             continue
         begin = records.image_id(url), url, _as_utf8(pair.page_url)
         rows += [

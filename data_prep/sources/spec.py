@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from data_prep import drops
 from data_prep.sources import texts
+from data_prep.sources.texts import Losses
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Reading:
     texts: int = 0
     lost_files: Counter[str] = field(default_factory=Counter)
     lost_items: Counter[str] = field(default_factory=Counter)
-    lost_texts: Counter[str] = field(default_factory=Counter)
+    lost_texts: Losses = field(default_factory=Losses)
     addresses: Counter[str] = field(default_factory=Counter)  # of images, how chosen
 
     def flow(self, item: str) -> Iterator[pa.RecordBatch]:

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+import xxhash
+
 from data_prep import language
 from data_prep.sources import image_urls
 from metaclip_jax.data import records
@@ -23,10 +25,44 @@ _LANGUAGE = re.compile(r"([a-z]{2,3})(?:[-_]|$)", re.I)
 # Control characters that are no white space, and lone surrogates (no valid UTF-8).
 _UNWANTED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]+")
 
+SHOWN = 12  # lost texts of each reason, to look at
+_SHOWN_CHARS = 300
+
 # The fields of schema.CANDIDATES.
 Row = tuple[str, str, str, str, str, str, str, str, str]
 # Image URL, text, text source, declared language.
 Text = tuple[str, str, str, str]
+
+
+class Losses(Counter[str]):
+    """How many texts were lost by reason, and some of them.
+
+    `shown` has up to SHOWN texts of each reason by their hashes, the smallest, so that
+    they do not depend on the order of pages.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: dict[str, dict[int, str]] = {}
+
+    def lose(self, reason: str, text: str | None = None, count: int = 1) -> None:
+        """Counts lost texts, of which `text` is one; it is cleaned and shortened."""
+        self[reason] += count
+        if text and (start := clean(text[:_SHOWN_CHARS])):
+            self._show(reason, xxhash.xxh3_64_intdigest(start.encode()), start)
+
+    def add(self, others: "Losses") -> None:
+        """Adds the losses of a page."""
+        self.update(others)
+        for reason, shown in others.shown.items():
+            for key, text in shown.items():
+                self._show(reason, key, text)
+
+    def _show(self, reason: str, key: int, text: str) -> None:
+        shown = self.shown.setdefault(reason, {})
+        shown[key] = text
+        if len(shown) > SHOWN:
+            del shown[max(shown)]
 
 
 class Image(NamedTuple):
@@ -47,13 +83,13 @@ def texts_of(
     max_url_chars: int,
     text_sources: Sequence[str] = SOURCES,
     prefer_larger: bool = False,
-) -> tuple[list[Text], Counter]:
+) -> tuple[list[Text], Losses]:
     """Returns the usable texts of a page's images, and how many were lost by reason.
 
     `base` is what `image_urls.base_of` returned; the reasons are in `parse_page`. With
     `prefer_larger`, it also counts images as LARGER and AS_WRITTEN.
     """
-    drops: Counter = Counter()
+    drops = Losses()
     rows: list[Text] = []
     names = tuple(name for name in text_sources if name != "figcaption")
     for attributes, sources, caption, declared in images:
@@ -61,7 +97,8 @@ def texts_of(
         if caption is not None:
             texts.append(("figcaption", caption))
         if len(rows) >= max_texts_per_page:
-            drops["too_many_texts"] += max(len(texts), 1)
+            shown = texts[0][1] if texts else None
+            drops.lose("too_many_texts", shown, max(len(texts), 1))
             continue
         kept = usable(texts, max_text_chars, drops)
         if not kept:
@@ -79,20 +116,21 @@ def texts_of(
                 attributes, sources, base, max_url_chars=max_url_chars
             )
         if not url:
-            drops[reason] += len(kept)
+            drops.lose(reason, kept[0][1], len(kept))
             continue
         if prefer_larger:
             drops[LARGER if is_larger else AS_WRITTEN] += 1
         code = declared()
         rows += [(url, text, source, code) for source, text in kept]
     if len(rows) > max_texts_per_page:
-        drops["too_many_texts"] += len(rows) - max_texts_per_page
+        lost = len(rows) - max_texts_per_page
+        drops.lose("too_many_texts", rows[-1][1], lost)
         del rows[max_texts_per_page:]
     return rows, drops
 
 
 def usable(
-    texts: Sequence[tuple[str, str | None]], max_text_chars: int, drops: Counter
+    texts: Sequence[tuple[str, str | None]], max_text_chars: int, drops: Losses
 ) -> list[tuple[str, str]]:
     """Returns the (source, cleaned text) that are neither empty nor too long.
 
@@ -103,13 +141,14 @@ def usable(
     kept = []
     for source, raw in texts:
         if raw and len(raw) > max_text_chars + REMOVABLE_CHARS:
-            drops["text_too_long"] += 1  # without the time that cleaning takes
+            # Without the time that cleaning takes.
+            drops.lose("text_too_long", raw)
             continue
         text = clean(raw or "")
         if not text:
             drops["empty_text"] += 1
         elif len(text) > max_text_chars:
-            drops["text_too_long"] += 1
+            drops.lose("text_too_long", text)
         else:
             kept.append((source, text))
     return kept

@@ -21,6 +21,7 @@ from data_prep.stages import (
     dedup,
     parts,
     pipelines,
+    rejects,
     selection,
     steps,
     sums,
@@ -63,23 +64,27 @@ class MatchSources(beam.DoFn):
         self._sources = attempts.Sources()
 
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Yields the bytes of the part's rows as TALLIES, and its flow."""
+        """Yields the bytes of the part's rows as TALLIES, its flow, and REJECTS."""
         part = parts.name(element["part"][0].as_py(), self._count)
 
         def write(paths: list[str], flow: list[pa.RecordBatch]) -> None:
+            lost = rejects.Texts()
             parts.write_sorted(
                 self._folder,
                 part,
-                self._sources.read(paths, lambda path: self._matched(path, flow)),
+                self._sources.read(paths, lambda path: self._matched(path, flow, lost)),
                 schema.MATCHED,
                 by="image_id",
                 flow=lambda: schema.sum_counts(flow, schema.FLOW),
+                lost=lost.rows,
             )
 
         if not self._is_whole(part):
             for failed in self._sources.thrice(element["path"].to_pylist(), write):
                 yield Tagged("flow", failed)
         yield Tagged("flow", parts.read_flow(self._folder, part))
+        lost = parts.read_lost(self._folder, part)
+        yield Tagged("rejects", rejects.of_rows(lost))
         row = {
             "column": "matched",
             "value": "bytes",
@@ -93,13 +98,18 @@ class MatchSources(beam.DoFn):
         )
 
     def _matched(
-        self, path: str, flow: list[pa.RecordBatch]
+        self, path: str, flow: list[pa.RecordBatch], lost_texts: rejects.Texts
     ) -> Iterator[pa.RecordBatch]:
         """Yields MATCHED rows of a file; `flow` gets their FLOW rows."""
         matchers = _LazyMatchers(self._tables, self._engine)
         identify = language.shared_identifier(self._spec.identifier)
-        for candidates in kinds.read(path, self._spec, flow):
-            rows, lost = steps.match(candidates, matchers=matchers, identify=identify)
+        for candidates in kinds.read(path, self._spec, flow, lost_texts.parsed):
+            rows, lost = steps.match(
+                candidates,
+                matchers=matchers,
+                identify=identify,
+                reject=lost_texts.offer,
+            )
             flow.append(
                 drops.flow(
                     "match",

@@ -33,7 +33,7 @@ FOLDERS = (
     "rejects",
     "balance",
 )
-_FLOW, _BYTES = b"flow", b"bytes"
+_FLOW, _BYTES, _LOST = b"flow", b"bytes", b"lost"
 _ID_BYTES = 12  # of an image_id, written as 24 hexadecimal digits
 _RUN_BYTES = 64 << 20  # rows that are sorted in memory at a time
 # A range of ids is read in whole row groups, so small ones waste little; smaller ones
@@ -88,6 +88,7 @@ def write_sorted(
     *,
     by: str,
     flow: Callable[[], pa.RecordBatch],
+    lost: Callable[[], list[dict]] = list,
 ) -> None:
     """Writes any number of rows as a part file from which `read_range` reads ranges.
 
@@ -98,6 +99,7 @@ def write_sorted(
       by: the column by which they are sorted, of strings. A large part is several
         sorted runs, one after another.
       flow: returns the FLOW rows, called after the last batch.
+      lost: returns some of what was dropped, called then too; see `read_lost`.
     """
     held: list[pa.RecordBatch] = []
     total = size = 0
@@ -122,7 +124,8 @@ def write_sorted(
         if held:
             write_run()
         rows = json.dumps(flow().to_pylist())
-        writer.add_key_value_metadata({_FLOW: rows, _BYTES: str(total)})
+        more = {_FLOW: rows, _BYTES: str(total), _LOST: json.dumps(lost())}
+        writer.add_key_value_metadata(more)
 
 
 def read_range(
@@ -179,6 +182,14 @@ def read_flow(folder: str, part: str) -> pa.RecordBatch:
     with files.naming(path, "a part"), files.open_parquet(path) as parquet:
         rows = json.loads(parquet.metadata.metadata[_FLOW])
         return pa.RecordBatch.from_pylist(rows, schema=schema.FLOW)
+
+
+def read_lost(folder: str, part: str) -> list[dict]:
+    """Returns what `write_sorted` got as `lost`; nothing of older parts."""
+    path = files.path(folder) / part
+    with files.naming(path, "a part"), files.open_parquet(path) as parquet:
+        found: list[dict] = json.loads(parquet.metadata.metadata.get(_LOST, b"[]"))
+        return found
 
 
 def texts_of(folder: str, part: str, stage: str) -> int:

@@ -16,12 +16,16 @@ import pyarrow.compute as pc
 import xxhash
 
 from data_prep import schema
+from data_prep.sources import texts
 from data_prep.stages import dedup, parts, sums
-from metaclip_jax.data import decoding, records
+from metaclip_jax.data import balance, decoding, records
 
 FOLDER, PART = "rejects", "rejects.parquet"
+SOURCES = "sources.parquet"  # what was dropped before there are images, beside PART
 MOST = 12  # rows for each stage and reason
 _BALANCED_AWAY = "balanced_away"
+_NOTHING = {"kept_as": "", "picture": b"", "count": 1}
+_ODD = np.uint64(0x9E3779B97F4A7C15)
 _SIDE = 160  # pixels of the longer side of a picture
 # Dropped for what a whole picture would cost, for what nobody should look at, or for a
 # format whose decoder gets no bytes of strangers.
@@ -76,6 +80,61 @@ class Pictures:
         columns = {"image_id": ids, "picture": pictures}
         names = [schema.REJECTS.field(name) for name in columns]
         return pa.table(columns, pa.schema(names))
+
+
+class Texts:
+    """Collects texts that reading and matching drop."""
+
+    def __init__(self) -> None:
+        self.parsed = texts.Losses()
+        self._matched: list[pa.Table] = []
+
+    def offer(self, reason: str, rows: pa.Table) -> None:
+        """Keeps some of the rows that matching drops: image_id, image_url and text."""
+        keys = _keys_of_texts(rows["image_id"], rows["text"])
+        # Pages repeat a text of an image; rarely two of its texts have one key.
+        smallest = np.unique(keys)[:MOST]
+        chosen = rows.filter(pa.array(np.isin(keys, smallest)))
+        unique = chosen.group_by(chosen.column_names, use_threads=False).aggregate([])
+        self._matched.append(_lost_texts("match", reason, unique))
+        if len(self._matched) > 100:
+            self._matched = [_smallest(pa.concat_tables(self._matched))]
+
+    def rows(self) -> list[dict]:
+        """Returns what `of_rows` takes, for JSON."""
+        found = [schema.REJECTS.empty_table(), *self._matched]
+        for reason, shown in self.parsed.shown.items():
+            none = [""] * len(shown)
+            rows = {"image_id": none, "image_url": none, "text": list(shown.values())}
+            found.append(_lost_texts("parse", reason, pa.table(rows)))
+        smallest = _sorted(_smallest(pa.concat_tables(found)))
+        return smallest.drop_columns(list(_NOTHING)).to_pylist()
+
+
+def of_rows(lost: list[dict]) -> pa.RecordBatch:
+    """Returns REJECTS of `Texts.rows`."""
+    rows = [row | _NOTHING for row in lost]
+    return pa.RecordBatch.from_pylist(rows, schema=schema.REJECTS)
+
+
+def _lost_texts(stage: str, reason: str, rows: pa.Table) -> pa.Table:
+    """Returns REJECTS of image_id, image_url and text."""
+    n = rows.num_rows
+    columns = {name: rows[name].combine_chunks() for name in rows.column_names}
+    columns |= {name: [value] * n for name, value in _NOTHING.items()}
+    columns |= {"stage": [stage] * n, "reason": [reason] * n}
+    batch = schema.from_columns(columns, schema.REJECTS)
+    return pa.Table.from_batches([batch])
+
+
+def _keys_of_texts(image_ids: pa.ChunkedArray, of: pa.ChunkedArray) -> np.ndarray:
+    """Returns u64[n]: a hash of the image, and of the text its length alone.
+
+    A hash of every text that matching drops would take as long as matching.
+    """
+    lengths = pc.utf8_length(of).to_numpy().astype(np.uint64)
+    keys = balance.image_keys(image_ids.combine_chunks())
+    return np.asarray(keys ^ (lengths * _ODD))
 
 
 def of_images(
@@ -146,18 +205,31 @@ def _hash(image_id: str) -> int:
 
 def _smallest(rows: pa.Table) -> pa.Table:
     """Returns the rows with the smallest hashes of each stage and reason."""
-    keys = [rows[name].to_pylist() for name in ("stage", "reason", "image_id")]
-    texts = rows["text"].to_pylist() if "text" in rows.column_names else []
-    texts = texts or [""] * rows.num_rows
-    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    columns = [rows[name].to_pylist() for name in ("stage", "reason", "image_id")]
+    own_texts = rows["text"].to_pylist() if "text" in rows.column_names else []
+    own_texts = own_texts or [""] * rows.num_rows
+    found: dict[tuple[str, str], list[tuple[int, str, int]]] = {}
     for row, (stage, reason, image_id, text) in enumerate(
-        zip(*keys, texts, strict=True)
+        zip(*columns, own_texts, strict=True)
     ):
-        of_text = reason == _BALANCED_AWAY
-        key = records.text_key(image_id, text) if of_text else _hash(image_id)
-        found.setdefault((stage, reason), []).append((key, row))
-    chosen = [row for some in found.values() for _, row in sorted(some)[:MOST]]
+        key = _key(stage, reason, image_id, text)
+        found.setdefault((stage, reason), []).append((key, text, row))
+    chosen = [row for some in found.values() for *_, row in sorted(some)[:MOST]]
     return rows.take(pa.array(chosen, pa.int64()))
+
+
+def _key(stage: str, reason: str, image_id: str, text: str) -> int:
+    if stage == "parse":
+        return xxhash.xxh3_64_intdigest(text.encode())
+    if stage == "match":
+        return int(image_id[:16], 16) ^ (len(text) * int(_ODD) % 2**64)
+    of_text = reason == _BALANCED_AWAY
+    return records.text_key(image_id, text) if of_text else _hash(image_id)
+
+
+def _sorted(rows: pa.Table) -> pa.Table:
+    order = ("stage", "reason", "image_id", "text")
+    return rows.sort_by([(name, "ascending") for name in order])
 
 
 class _Smallest(sums.SumCounts):
@@ -166,11 +238,10 @@ class _Smallest(sums.SumCounts):
     def merge_accumulators(self, some: Iterable[pa.RecordBatch]) -> pa.RecordBatch:
         """Adds the rows of several workers."""
         kept = _smallest(pa.Table.from_batches(some, schema.REJECTS))
-        order = ("stage", "reason", "image_id", "text")
-        return schema.one_batch(kept.sort_by([(name, "ascending") for name in order]))
+        return schema.one_batch(_sorted(kept))
 
 
-def write(rows: beam.PCollection, workdir: str) -> None:
-    """Writes the sample of a pipeline's REJECTS to WORKDIR/rejects/rejects.parquet."""
+def write(rows: beam.PCollection, workdir: str, part: str = PART) -> None:
+    """Writes the sample of a pipeline's REJECTS to WORKDIR/rejects, PART or SOURCES."""
     of = schema.REJECTS
-    sums.write_sum(rows, of, f"{workdir}/{FOLDER}", PART, combine=_Smallest(of))
+    sums.write_sum(rows, of, f"{workdir}/{FOLDER}", part, combine=_Smallest(of))

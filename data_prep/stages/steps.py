@@ -5,7 +5,7 @@ and keep probabilities are dicts: metadata code -> one vector by entry id.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,9 @@ from data_prep.matching import EveryText, Matcher
 from metaclip_jax.data import balance, records
 
 Vectors = Mapping[str, np.ndarray]
+# Gets a reason, and the columns _SHOWN of what is dropped.
+Reject = Callable[[str, pa.Table], None]
+_SHOWN = ["image_id", "image_url", "text"]
 
 # Which texts are drawn: every text by itself (MetaCLIP 1), one text of each image
 # (MetaCLIP 2), or none, which leaves balancing to the trainer.
@@ -29,26 +32,31 @@ def match(
     *,
     matchers: Mapping[str, Matcher | EveryText],
     identify: language.LanguageIdentifier,
+    reject: Reject = lambda reason, rows: None,
 ) -> tuple[pa.RecordBatch, Counter]:
     """Matches CANDIDATES with the metadata of their language; returns MATCHED.
 
     With one metadata matching comes first, since it is several times faster than
     language identification and drops half the texts; with several, a text's language
-    decides its metadata.
+    decides its metadata. `reject` gets some columns of what is dropped.
     """
     drops: Counter = Counter()
     table = pa.Table.from_batches([candidates])
     if len(matchers) == 1:
         (code,) = matchers
-        table = _match_with(table, code, matchers[code], drops)
-        table = _with_language(table, matchers, identify, drops)
+        table = _match_with(table, code, matchers[code], drops, reject)
+        table = _with_language(table, matchers, identify, drops, reject)
     else:
-        table = _with_language(table, matchers, identify, drops)
+        table = _with_language(table, matchers, identify, drops, reject)
         codes = table["metadata"]
         # Loads only the matchers of languages that occur.
         matched = [
             _match_with(
-                table.filter(pc.equal(codes, code)), code, matchers[code], drops
+                table.filter(pc.equal(codes, code)),
+                code,
+                matchers[code],
+                drops,
+                reject,
             )
             for code in sorted(pc.unique(codes).to_pylist())
         ]
@@ -57,7 +65,11 @@ def match(
 
 
 def _match_with(
-    table: pa.Table, code: str, matcher: Matcher | EveryText, drops: Counter
+    table: pa.Table,
+    code: str,
+    matcher: Matcher | EveryText,
+    drops: Counter,
+    reject: Reject,
 ) -> pa.Table:
     offsets, entry_ids = matcher.match(table["text"].combine_chunks())
     lists = pa.ListArray.from_arrays(
@@ -65,6 +77,8 @@ def _match_with(
     )
     matched = np.diff(offsets) > 0
     drops["no_match"] += int(np.sum(~matched))
+    if not matched.all():
+        reject("no_match", table.select(_SHOWN).filter(pa.array(~matched)))
     columns = {
         "metadata": pa.array([code] * table.num_rows, pa.string()),
         "entry_ids": lists,
@@ -81,6 +95,7 @@ def _with_language(
     available: Iterable[str],
     identify: language.LanguageIdentifier,
     drops: Counter,
+    reject: Reject,
 ) -> pa.Table:
     """Sets `language` and `metadata`; drops rows whose language has no metadata."""
     languages = language.resolve(
@@ -98,9 +113,11 @@ def _with_language(
     table = table.drop_columns("page_language")
     if "metadata" not in table.column_names:
         table = table.append_column("metadata", pa.array(wanted, pa.string()))
-    kept = [code is not None for code in wanted]
-    drops["other_language"] += kept.count(False)
-    return table.filter(pa.array(kept, pa.bool_()))
+    kept = pa.array([code is not None for code in wanted], pa.bool_())
+    drops["other_language"] += kept.false_count
+    if kept.false_count:
+        reject("other_language", table.select(_SHOWN).filter(pc.invert(kept)))
+    return table.filter(kept)
 
 
 def count(matches: pa.Table) -> pa.RecordBatch:

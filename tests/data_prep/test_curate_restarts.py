@@ -97,7 +97,7 @@ KINDS = {
         "unfinished.json part-N-of-00002.parquet part-N-of-00002.moved.parquet "
         "accepted.parquet flow.parquet outcomes.parquet manifest.json"
     ),
-    "work/rejects": "rejects.parquet",
+    "work/rejects": "rejects.parquet sources.parquet",
     "work/matched": (
         "unfinished.json part-N-of-00001.parquet flow.parquet sizes.parquet "
         "manifest.json"

@@ -9,6 +9,7 @@ from PIL import Image
 
 from data_prep.report import load
 from data_prep.report import page as report_page
+from data_prep.sources.texts import Losses
 from data_prep.stages import rejects
 from tests.data_prep import tiny_web
 
@@ -86,6 +87,72 @@ def test_the_report_shows_pictures_and_texts_of_each_reason(everything):
     assert section.count("<img") >= 7
     assert "a cat at long" in section
     assert 'id="dropped"' not in report_page.build(dataset).decode()
+
+
+LOST = [
+    *((f"/good{n}.jpg", f"<b>no entry</b> {n}") for n in range(30)),
+    *(("/good0.jpg", f"a long cat {'x' * n}") for n in range(2_000, 2_003)),
+    *((f":port/{n}", f"a cat inside {n}") for n in range(20)),
+    ("/good0.jpg", ""),
+]
+
+
+def lost_texts(folder, alts, **values):
+    run = tiny_web.run(folder, alts, WEB, **{"balance.rule": "online"} | values)
+    rows = [row for row in rows_of(run) if row["stage"] in ("parse", "match")]
+    return run, rows
+
+
+def test_texts_that_parsing_and_matching_drop_are_shown_and_escaped(tmp_path):
+    alts = [*ALTS, *LOST, *LOST]  # a second time, which adds nothing
+    run, rows = lost_texts(tmp_path, alts)
+    found = {}
+    for row in rows:
+        found.setdefault((row["stage"], row["reason"]), []).append(row["text"])
+    assert all(row["picture"] == b"" for row in rows)
+    assert found.keys() == {
+        ("match", "no_match"),
+        ("parse", "text_too_long"),
+        ("parse", "bad_url"),
+    }
+    for stage, texts in found.items():
+        assert len(set(texts)) == len(texts) <= rejects.MOST, stage
+    assert len(found["match", "no_match"]) == rejects.MOST
+    assert set(found["match", "no_match"]) <= {text for _, text in LOST}
+    assert len(found["parse", "bad_url"]) == rejects.MOST
+    # Those of one beginning are one.
+    assert found["parse", "text_too_long"] == [f"a long cat {'x' * 289}"]
+    html = report_page.build(run.output, curation_workdir=run.workdir).decode()
+    section = html.partition('<section id="dropped">')[2].partition("</section>")[0]
+    assert "&lt;b&gt;no entry&lt;/b&gt;" in section and "<b>no entry" not in html
+
+
+@pytest.mark.slow
+def test_lost_texts_do_not_depend_on_how_the_sources_are_read(tmp_path):
+    alts = [*ALTS, *LOST]
+    flags = tiny_web.write(tmp_path, alts, warcs=5)
+    assert flags
+    found = []
+    for size in (1, 2, 5):
+        folder = tmp_path / str(size)
+        _, rows = lost_texts(folder, alts, sources_per_part=size, partitions=size)
+        found.append(rows)
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_sample_of_lost_texts_does_not_depend_on_their_order():
+    texts = [f"lost {n}" for n in range(100)]
+    shown = []
+    for order in (texts, texts[::-1]):
+        losses = Losses()
+        for start in range(0, 100, 7):
+            of_page = Losses()
+            for text in order[start : start + 7]:
+                of_page.lose("text_too_long", text)
+            losses.add(of_page)
+        assert losses == {"text_too_long": 100}
+        shown.append(losses.shown)
+    assert shown[0] == shown[1] and len(shown[0]["text_too_long"]) == rejects.MOST
 
 
 def test_a_picture_of_the_smallest_hash_is_kept_whatever_the_order():
