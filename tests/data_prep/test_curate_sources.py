@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import math
+import os
 import tarfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_prep import config as config_lib
-from data_prep import curate
+from data_prep import curate, export
 from data_prep.sources import kinds
 from metaclip_jax import files
 from metaclip_jax.data import records
@@ -279,6 +280,20 @@ def test_a_dataset_that_was_written_can_be_read_as_a_source(runs, tmp_path):
     found, _ = read(curated(tmp_path, source))
     assert [without_source(r) for r in found] == [without_source(r) for r in wanted]
     assert [r.page_url for r in found] == [r.page_url for r in wanted]
+
+
+@pytest.mark.slow  # test_verify_and_export.py has fewer pictures
+@pytest.mark.parametrize("form", export.FORMATS)
+def test_what_is_exported_and_read_back_gives_the_same_records(runs, tmp_path, form):
+    wanted, _ = read(runs("warc"))
+    dataset = records.open_dataset(runs("warc").output)
+    names = export.export(dataset, str(tmp_path / "out"), form=form)
+    columns = {"text_columns": ("texts",), "language_column": "languages"}
+    if form == "parquet":
+        columns["url_column"] = "image_url"
+    paths = f"{tmp_path}/out/{os.path.dirname(names[0])}/*{Path(names[0]).suffix}"
+    found, _ = read(curated(tmp_path, {"kind": form, "paths": paths} | columns))
+    assert [without_source(r) for r in found] == [without_source(r) for r in wanted]
 
 
 def test_without_metadata_every_text_of_a_good_picture_is_kept(tmp_path):
