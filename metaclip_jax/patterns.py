@@ -3,7 +3,7 @@
 import fnmatch
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from etils import epath
 
@@ -94,3 +94,20 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _is_link(name: str) -> bool:
     return files.is_local(name) and os.path.islink(name)
+
+
+def find_all(given: Iterable[str], *, key: str) -> list[str]:
+    """Returns the Parquet files of all patterns of a key of a config, sorted.
+
+    Raises ValueError where a pattern has none.
+    """
+    found: set[str] = set()
+    for pattern in given:
+        here = find(pattern)
+        if not here:
+            raise ValueError(
+                f"{key}: wanted Parquet files, got none for {pattern!r}; correct the"
+                " path"
+            )
+        found.update(here)
+    return sorted(found)

@@ -80,19 +80,11 @@ def find(config: ConfigDict) -> dict[str, list[str]]:
 
     Raises ValueError where a glob has none.
     """
-    found = {}
-    for name in ("embeddings", "evaluation_embeddings"):
-        paths: set[str] = set()
-        for pattern in config.duplicates[name]:
-            here = patterns.find(pattern)
-            if not here:
-                raise ValueError(
-                    f"config.duplicates.{name}: wanted Parquet files, got none for"
-                    f" {pattern!r}; correct the path"
-                )
-            paths.update(here)
-        found[name] = sorted(paths)
-    return found
+    wanted = config.duplicates
+    return {
+        name: patterns.find_all(wanted[name], key=f"config.duplicates.{name}")
+        for name in ("embeddings", "evaluation_embeddings")
+    }
 
 
 def inputs(config: ConfigDict) -> dict[str, list]:

@@ -116,19 +116,11 @@ def find(config: ConfigDict) -> dict[str, list[str]]:
 
     Raises ValueError where a glob has none.
     """
-    found: dict[str, list[str]] = {}
-    for name in ("exclude", "scores"):
-        paths: set[str] = set()
-        for pattern in config.selection[name]:
-            here = patterns.find(pattern)
-            if not here:
-                raise ValueError(
-                    f"config.selection.{name}: wanted Parquet files, got none for"
-                    f" {pattern!r}; correct the path"
-                )
-            paths.update(here)
-        found[name] = sorted(paths)
-    return found
+    wanted = config.selection
+    return {
+        name: patterns.find_all(wanted[name], key=f"config.selection.{name}")
+        for name in ("exclude", "scores")
+    }
 
 
 def inputs(config: ConfigDict) -> dict[str, Any]:
