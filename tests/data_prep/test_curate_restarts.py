@@ -40,6 +40,8 @@ def dies(write, position):
     def wrapped(*args):
         write(*args)
         name = os.fspath(args[position])
+        if "/metaclip_jax-" in name:
+            return  # a local copy of a matcher, of which each start makes another
         if which == "kind":
             name = re.sub(r"\d+-of-", "N-of-", name)
         with open(noted, "a+") as file:
@@ -190,7 +192,9 @@ def test_the_same_on_gs(flags, undisturbed, tmp_path, cloud_storage):
     assert content(tmp_path / "buckets/bucket1/run") == undisturbed
 
 
-@pytest.mark.parametrize("share", [pytest.param(0.05, marks=pytest.mark.slow), 0.2])
+# Slow, since each failed request is waited for before it is made again.
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.05, 0.2])
 def test_requests_that_fail_change_no_byte(
     flags, undisturbed, tmp_path, cloud_storage, share
 ):

@@ -101,7 +101,7 @@ def test_the_figures_are_those_of_the_data(report):
     ]
     assert [f for what, f in rows if what == "  records an epoch"] == ["30", "20"]
     facts = dict(rows)
-    assert facts["order"] == "blocks of 4 in windows of 64"
+    assert facts["order"] == "blocks of 4 in windows of 32"
     assert facts["augmentation"] == "crops of 0.4 to 0.5 of the area"
     assert facts["loader speed"].endswith("images/s")
     share = np.mean(report.lengths > 18)
