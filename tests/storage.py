@@ -9,6 +9,7 @@ import asyncio
 import collections
 import contextlib
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -188,7 +189,7 @@ class Proxy:
             request.method,
             URL(self._target + request.raw_path, encoded=True),
             headers=_forwarded(request.headers),
-            data=body or None,
+            data=io.BytesIO(body) if body else None,  # bytes > 1 MiB are warned of
             allow_redirects=False,
         ) as got:
             headers = _forwarded(got.headers)

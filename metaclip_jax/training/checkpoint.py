@@ -228,7 +228,16 @@ def _meta_checksum(meta: Mapping[str, Any]) -> int:
 def steps(workdir: str) -> list[int]:
     """Returns the steps of the workdir's complete checkpoints, ascending."""
     folder = _folder(workdir)
-    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
+    if not folder.exists():
+        return []
+    try:
+        return sorted(ocp.utils.checkpoint_steps(folder))
+    except FileNotFoundError:
+        # A folder on gs:// goes with its last object: that of a step that a run was
+        # killed in, which Orbax removes in the background.
+        if folder.exists():
+            raise
+        return []
 
 
 def latest_step(workdir: str) -> int | None:

@@ -169,6 +169,22 @@ def test_what_a_killed_save_left_is_no_checkpoint_and_is_replaced(tmp_path):
     assert not left.exists()
 
 
+def test_a_folder_that_vanishes_while_it_is_listed_has_no_steps(tmp_path, monkeypatch):
+    """As on gs://, when Orbax removes the only step, which a run was killed in."""
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    removed = [shutil.rmtree, lambda folder: None]
+
+    def vanish(folder):
+        removed.pop(0)(folder)
+        raise FileNotFoundError(folder)
+
+    monkeypatch.setattr(ocp.utils, "checkpoint_steps", vanish)
+    assert checkpoint.steps(str(tmp_path)) == []
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError):  # the steps that are there are unknown
+        checkpoint.steps(str(tmp_path))
+
+
 def test_another_architecture_is_refused_naming_what_differs(tmp_path):
     save(str(tmp_path), new_state(mesh_of(1)))
     other = dataclasses.replace(ARCHITECTURE, text_layers=3, vocab_size=64)
