@@ -88,7 +88,9 @@ def _forward(
     """Stores the weights in the dtype of the inputs, in which they are multiplied.
 
     `mask`, which broadcasts to bool[B, H, T, S], is for a single segment.
-    Scores and sums are f32. In f32, the weights are those of jax.nn.softmax.
+    Scores and sums are f32. In f32, the weights are those of jax.nn.softmax. (By the
+    TPU compiler's estimate, SigLIP B/16's step takes 102.2 M cycles, and 109.8 with
+    JAX's attention: `tpu_step`, b16_512_full.)
     """
     scale = query.shape[-1] ** -0.5
     scores = [scale * _scores(query, key) for key in keys]

@@ -1,4 +1,8 @@
-"""LayerNorm with a hand-written gradient that stores x, the mean and 1 / deviation."""
+"""LayerNorm with a hand-written gradient that stores x, the mean and 1 / deviation.
+
+By the TPU compiler's estimate, it takes SigLIP B/16's step from 104.1 to 102.2 M cycles
+(`tpu_step`, b16_512_full).
+"""
 
 from typing import Any
 

@@ -1,8 +1,11 @@
 """Runs a stack of equal layers with a backward pass of its own.
 
 JAX's gradient of a scan fills the stacks of gradients with zeros first, and TPU's
-compiler keeps that; here each layer's gradient is written into uninitialised memory.
-And where a device has many rows, a layer computes a chunk of them at a time, so that a
+compiler keeps that; here each layer's gradient is written into uninitialised memory. By
+the compiler's estimate, this takes SigLIP B/16's step from 108.8 to 102.2 M cycles
+(`tpu_step`, b16_512_full).
+
+Where a device has many rows, a layer computes a chunk of them at a time, so that a
 TPU keeps a chunk's activations on the chip. Each chunk's gradient is added in f32, and
 reduced over devices once per layer, in the parameters' dtype.
 """
