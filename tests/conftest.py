@@ -102,6 +102,22 @@ def finished(quickstart, tmp_path_factory):
     return folder / "quickstart", printed.read_text()
 
 
+@pytest.fixture
+def site_address(finished, tmp_path):
+    """HOST:PORT of a server of the finished quick start's web."""
+    port = tmp_path / "port"
+    serve = [f"--site={finished[0]}/site", f"--port_file={port}"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "examples.quickstart.serve", *serve], cwd=ROOT
+    )
+    try:
+        waiting.until(port.exists, server)
+        yield f"127.0.0.1:{port.read_text().strip()}"
+    finally:
+        server.kill()
+        server.wait()
+
+
 def server_program(name):
     """The path of a server that tests start, or a skip that says where it is sought."""
     found = storage.program(name)

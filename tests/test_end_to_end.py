@@ -184,40 +184,29 @@ def test_the_commands_about_data_of_your_own_run_as_they_stand(beside):
 
 @pytest.mark.slow
 def test_the_commands_about_the_cloud_run_as_they_stand(
-    beside, cloud_storage, tmp_path
+    beside, site_address, cloud_storage, tmp_path
 ):
     """On what the quick start crawled, in a bucket, with the quick start's recipes."""
     run, buckets = beside / "quickstart_run", tmp_path / "buckets"
-    port = tmp_path / "port"
-    serve = [f"--site={run}/site", f"--port_file={port}"]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "examples.quickstart.serve", *serve], cwd=ROOT
-    )
-    try:
-        waiting.until(port.exists, server)
-        address = f"127.0.0.1:{port.read_text().strip()}"
-        host = "sample-web.example"
-        values = {
-            "BUCKET": "bucket1",
-            "PAGES": "gs://bucket1/crawl/*.warc.gz",
-            "PAGEVIEWS": "gs://bucket1/pageviews.txt",
-            "METADATA": "quickstart",
-            "CURATE": "quickstart",
-            "CURATE_FLAGS": "--config.download.host_map="
-            f"{host}={address},images.{host}={address}",
-        }
-        document = (ROOT / "docs" / "cloud.md").read_text()
-        assert all(f" {name}=" in document for name in values)
-        with cloud_storage(buckets) as storage:
-            bucket = buckets / "bucket1"
-            values |= dict(storage.environment.items() - os.environ.items())
-            given = [run / "crawl", run / "held_out", run / "site" / "pageviews.txt"]
-            storage.upload(*given)
-            for block in re.findall(r"```bash\n(.*?)```", document, re.S):
-                run_commands("docs/cloud.md", beside, about=block, **values)
-    finally:
-        server.kill()
-        server.wait()
+    host = "sample-web.example"
+    values = {
+        "BUCKET": "bucket1",
+        "PAGES": "gs://bucket1/crawl/*.warc.gz",
+        "PAGEVIEWS": "gs://bucket1/pageviews.txt",
+        "METADATA": "quickstart",
+        "CURATE": "quickstart",
+        "CURATE_FLAGS": "--config.download.host_map="
+        f"{host}={site_address},images.{host}={site_address}",
+    }
+    document = (ROOT / "docs" / "cloud.md").read_text()
+    assert all(f" {name}=" in document for name in values)
+    with cloud_storage(buckets) as storage:
+        bucket = buckets / "bucket1"
+        values |= dict(storage.environment.items() - os.environ.items())
+        given = [run / "crawl", run / "held_out", run / "site" / "pageviews.txt"]
+        storage.upload(*given)
+        for block in re.findall(r"```bash\n(.*?)```", document, re.S):
+            run_commands("docs/cloud.md", beside, about=block, **values)
     made, wanted = (
         [path.read_bytes() for path in sorted(folder.glob("*.array_record*"))]
         for folder in (bucket / "dataset", run / "dataset")

@@ -124,25 +124,9 @@ def content(folder):
     return found, losses
 
 
-@pytest.fixture
-def address(finished, tmp_path):
-    """Of the server of the finished quick start's web."""
-    port = tmp_path / "port"
-    serve = [f"--site={finished[0]}/site", f"--port_file={port}"]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "examples.quickstart.serve", *serve], cwd=ROOT
-    )
-    try:
-        waiting.until(port.exists, server)
-        yield f"127.0.0.1:{port.read_text().strip()}"
-    finally:
-        server.kill()
-        server.wait()
-
-
 @pytest.mark.parametrize("how", ["after each kind of file", "at random"])
 def test_all_stages_in_a_bucket_give_the_bytes_of_the_disk(
-    finished, wanted, address, cloud_storage, tmp_path, how
+    finished, wanted, site_address, cloud_storage, tmp_path, how
 ):
     folder, _ = finished
     with cloud_storage(tmp_path / "buckets") as storage:
@@ -152,7 +136,7 @@ def test_all_stages_in_a_bucket_give_the_bytes_of_the_disk(
         rng = random.Random(seed)
         moments = [rng.uniform(1, 20) for _ in range(KILLS)]
         killed = Killed(bucket, moments if how == "at random" else None)
-        for command in commands(finished, "gs://bucket1", address):
+        for command in commands(finished, "gs://bucket1", site_address):
             killed.run(command, optimised(storage.environment))
     print(f"{killed.kills} kills, random moments from seed {seed}")
     assert killed.kills >= KILLS // 2

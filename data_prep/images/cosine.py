@@ -62,7 +62,7 @@ def cells(vectors: np.ndarray, pivots: np.ndarray) -> np.ndarray:
 
     Args:
       vectors: f32[n, E], from `of_column`.
-      pivots: f32[k, E]; with less than two, all images are in cell 0.
+      pivots: f32[k, E]; with NEAREST or fewer, all images are in cell 0.
     """
     found = np.full((len(vectors), NEAREST), -1, np.int32)
     if len(pivots) <= NEAREST:

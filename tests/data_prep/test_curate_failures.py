@@ -136,21 +136,27 @@ def test_a_partition_that_fails_is_lost_alone(
     assert shards(run) == without
 
 
-def test_other_partitions_of_images_are_finished(web, without, tmp_path, monkeypatch):
-    mark = dedup.mark
+@pytest.mark.parametrize(
+    "module, name, made", [(dedup, "mark", "images"), (steps, "to_matches", "matches")]
+)
+def test_other_partitions_are_finished(
+    web, without, tmp_path, monkeypatch, module, name, made
+):
+    """Of the images, and of a range of matches."""
+    function = getattr(module, name)
 
-    def failing(images, marks):
-        if 1 in parts.partition_of(images["image_id"].combine_chunks(), PARTITIONS):
+    def failing(rows, *given, **more):
+        if 1 in parts.partition_of(rows["image_id"].combine_chunks(), PARTITIONS):
             raise IndexError("one too far")
-        return mark(images, marks)
+        return function(rows, *given, **more)
 
     run = planned(web["well"], tmp_path)
-    monkeypatch.setattr(dedup, "mark", failing)
+    monkeypatch.setattr(module, name, failing)
     with pytest.raises(RuntimeError, match="of partition 1: IndexError: one too far"):
         curate.go_on(run)
-    found = (tmp_path / "work/images").glob("part-*-of-00003.parquet")
+    found = (tmp_path / "work" / made).glob("part-*-of-00003.parquet")
     assert sorted(int(path.name[5:10]) for path in found) == [0, 2]
-    monkeypatch.setattr(dedup, "mark", mark)
+    monkeypatch.setattr(module, name, function)
     curate.go_on(run)
     assert shards(run) == without
 
@@ -163,25 +169,6 @@ def test_partitions_that_nothing_fills_are_said(web, tmp_path, caplog):
     caplog.clear()
     curate.go_on(planned(web["well"], tmp_path / "few"), stop_after="match")
     assert "partitions" not in caplog.text
-
-
-def test_other_partitions_of_a_range_are_gathered(web, without, tmp_path, monkeypatch):
-    to_matches = steps.to_matches
-
-    def failing(unique, **more):
-        if 1 in parts.partition_of(unique["image_id"].combine_chunks(), PARTITIONS):
-            raise IndexError("one too far")
-        return to_matches(unique, **more)
-
-    run = planned(web["well"], tmp_path)
-    monkeypatch.setattr(steps, "to_matches", failing)
-    with pytest.raises(RuntimeError, match="of partition 1: IndexError: one too far"):
-        curate.go_on(run)
-    found = (tmp_path / "work/matches").glob("part-*-of-00003.parquet")
-    assert sorted(int(path.name[5:10]) for path in found) == [0, 2]
-    monkeypatch.setattr(steps, "to_matches", to_matches)
-    curate.go_on(run)
-    assert shards(run) == without
 
 
 def reading(*failing, reason):
