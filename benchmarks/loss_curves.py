@@ -25,7 +25,12 @@ from metaclip_jax import metric_rows
 from metaclip_jax.cli import command
 
 _WINDOW = 5  # rows, of 10 steps each
-_PLAIN = {"model.attention": "jax", "model.chunk": 0, "model.unroll": True}
+_PLAIN = {
+    "model.attention": "jax",
+    "model.layer_norm": "jax",
+    "model.chunk": 0,
+    "model.unroll": True,
+}
 _VIT_S = {
     "cpu_devices": 1,
     "mesh.data": 1,

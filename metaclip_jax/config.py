@@ -49,8 +49,7 @@ def default() -> ConfigDict:
     config.loss_form = "gathered"  # how negatives meet: "gathered" or "ring"
     config.loss_chunk = 1_024  # columns of logits at a time in the ring form
     config.cpu_devices = 0  # virtual CPU devices to make; 0 = use the real devices
-    # Folder for compiled programs; "" = none. Several CPU devices do without.
-    config.compilation_cache = ""
+    config.compilation_cache = ""  # folder; "" = none; not for several CPU devices
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that split the batch; -1 = all that are left
@@ -68,8 +67,7 @@ def default() -> ConfigDict:
     # Also keep the checkpoint that is best by this metric: "evaluation/clip26/cifar10",
     # "evaluation/zero_shot/accuracy", "evaluation/image_to_text/R@1", ...; "" = none.
     config.checkpoint.keep_best = ""
-    # Where the newest checkpoint is damaged, remove it and go on from the one before.
-    config.checkpoint.fallback = False
+    config.checkpoint.fallback = False  # remove damaged ones, go on from one before
 
     config.tensorboard = True  # also write TensorBoard files
     config.wandb = ""  # Weights & Biases project to log to; "" = none
@@ -105,6 +103,7 @@ def _model() -> ConfigDict:
     model.activation = "quick_gelu"  # of the MLPs: quick_gelu, gelu or gelu_tanh
     model.text_pool = "eos"  # read at the first "eos", "argmax" of ids, "last" (siglip)
     model.attention = "xla"  # xla, jax (its own gradient, wider weights) or cudnn
+    model.layer_norm = "xla"  # or jax: with its own gradient
     model.remat = "none"  # what the backward pass recomputes: none, dots or full
     model.chunk = -1  # rows of a device at a time in a layer; 0 = all, -1 = 32 on TPUs
     model.unroll = False  # compile each layer by itself and not a loop, for GPUs
@@ -216,6 +215,7 @@ RANGES: dict[str, Range] = {
     "model.activation": Range(str, choices=("quick_gelu", "gelu", "gelu_tanh")),
     "model.text_pool": Range(str, choices=("eos", "argmax", "last")),
     "model.attention": Range(str, choices=("xla", "jax", "cudnn")),
+    "model.layer_norm": Range(str, choices=("xla", "jax")),
     "model.remat": Range(str, choices=("none", "dots", "full")),
     "model.chunk": Range(int, least=-1),
     "model.unroll": Range(bool),

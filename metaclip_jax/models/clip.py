@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from metaclip_jax.models import attention, layers, siglip, stack, text, vit
+from metaclip_jax.models import attention, layers, norm, siglip, stack, text, vit
 
 Params = dict[str, Any]
 
@@ -27,7 +27,7 @@ DTYPES = ("float32", "bfloat16")
 FAMILIES = ("clip", "siglip")
 TEXT_POOLS = ("eos", "argmax", "last")
 # Fields of an architecture that change how it is computed, not what it computes.
-EXECUTION_FIELDS = ("attention", "remat", "unroll", "chunk")
+EXECUTION_FIELDS = ("attention", "layer_norm", "remat", "unroll", "chunk")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,7 @@ class Architecture:
     text_pool: str = "eos"
     dtype: str = "float32"
     attention: str = "xla"
+    layer_norm: str = "xla"
     remat: str = "none"
     unroll: bool = False
     chunk: int = -1
@@ -78,6 +79,7 @@ class Architecture:
             ("text_pool", self.text_pool, TEXT_POOLS),
             ("dtype", self.dtype, DTYPES),
             ("attention", self.attention, attention.IMPLEMENTATIONS),
+            ("layer_norm", self.layer_norm, norm.GRADIENTS),
             ("remat", self.remat, tuple(layers.REMAT_POLICIES)),
         ):
             if value not in choices:
@@ -247,6 +249,7 @@ def _image_tower(
         attention=architecture.attention,
         dtype=architecture.dtype,
         epsilon=layer_norm_epsilon(architecture),
+        norm_gradient=architecture.layer_norm,
         unroll=architecture.unroll,
     )
     if architecture.family == "siglip":
@@ -281,6 +284,7 @@ def _text_tower(
         attention=architecture.attention,
         dtype=architecture.dtype,
         epsilon=layer_norm_epsilon(architecture),
+        norm_gradient=architecture.layer_norm,
         unroll=architecture.unroll,
     )
     if architecture.family == "siglip":

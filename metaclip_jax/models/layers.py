@@ -40,6 +40,13 @@ class BlockShape(NamedTuple):
     dtype: str
     epsilon: float  # of LayerNorm
     unroll: bool = False  # compile each block separately instead of a loop
+    norm_gradient: str = "xla"  # of LayerNorm, one of norm.GRADIENTS
+
+    def layer_norm(self, rngs: nnx.Rngs) -> norm.LayerNorm:
+        """Returns a new LayerNorm of the tower's width."""
+        return norm.LayerNorm(
+            self.width, epsilon=self.epsilon, gradient=self.norm_gradient, rngs=rngs
+        )
 
 
 class BlockInit(NamedTuple):
@@ -266,9 +273,9 @@ class Block(nnx.Module):
     """Pre-norm residual block: attention, then MLP."""
 
     def __init__(self, shape: BlockShape, init: BlockInit, *, rngs: nnx.Rngs) -> None:
-        self.ln_1 = norm.LayerNorm(shape.width, epsilon=shape.epsilon, rngs=rngs)
+        self.ln_1 = shape.layer_norm(rngs)
         self.attn = Attention(shape, init, rngs=rngs)
-        self.ln_2 = norm.LayerNorm(shape.width, epsilon=shape.epsilon, rngs=rngs)
+        self.ln_2 = shape.layer_norm(rngs)
         self.mlp = Mlp(shape, init, rngs=rngs)
         self.unroll = shape.unroll
 

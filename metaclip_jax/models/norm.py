@@ -11,28 +11,48 @@ import jax.numpy as jnp
 from flax import nnx
 
 Statistics = tuple[jax.Array, jax.Array]  # mean and 1 / deviation, f32[..., 1]
+GRADIENTS = ("xla", "jax")  # the one below, or JAX's own
 
 
 class LayerNorm(nnx.LayerNorm):
     """Normalises the last axis in f32 and returns f32 for any dtype of x."""
+
+    def __init__(
+        self, width: int, *, epsilon: float, gradient: str = "xla", rngs: nnx.Rngs
+    ) -> None:
+        super().__init__(width, epsilon=epsilon, rngs=rngs)
+        self.gradient = gradient
 
     def __call__(  # type: ignore[override]
         self, x: jax.Array, statistics: Statistics | None = None
     ) -> jax.Array:
         """Maps [..., D] to f32[..., D]; `statistics` are those of x, if they exist."""
         assert self.scale is not None and self.bias is not None
+        scale, bias = self.scale[...], self.bias[...]
+        if self.gradient == "jax":
+            wide = x.astype(jnp.float32)  # once, so that one gradient is rounded
+            return _forward(wide, scale, bias, _statistics(wide, self.epsilon))[0]
         if statistics is None:
             statistics = self.statistics(x)
-        return _normalise(x, self.scale[...], self.bias[...], statistics)
+        return _normalise(x, scale, bias, statistics)
 
-    def statistics(self, x: jax.Array) -> Statistics:
-        """Returns the statistics of [..., D]. They pass no gradient on to x."""
-        wide = jax.lax.stop_gradient(x).astype(jnp.float32)
-        mean = jnp.mean(wide, axis=-1, keepdims=True)
-        # E[x²] - E[x]²: one pass over x gives both sums.
-        variance = jnp.mean(wide * wide, axis=-1, keepdims=True) - mean * mean
-        factor = jax.lax.rsqrt(jnp.maximum(variance, 0) + self.epsilon)
-        return _computed_first((mean, factor))
+    def statistics(self, x: jax.Array) -> Statistics | None:
+        """Returns the statistics of [..., D], which pass no gradient on to x.
+
+        JAX's own gradient needs one that does, so there are none for it.
+        """
+        if self.gradient == "jax":
+            return None
+        return _statistics(jax.lax.stop_gradient(x), self.epsilon)
+
+
+def _statistics(x: jax.Array, epsilon: float) -> Statistics:
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    # E[x²] - E[x]²: one pass over x gives both sums.
+    variance = jnp.mean(wide * wide, axis=-1, keepdims=True) - mean * mean
+    factor = jax.lax.rsqrt(jnp.maximum(variance, 0) + epsilon)
+    return _computed_first((mean, factor))
 
 
 @jax.custom_vjp

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from flax.nnx import initializers
 
-from metaclip_jax.models import layers, norm, positions, stack, text, vit
+from metaclip_jax.models import layers, positions, stack, text, vit
 
 LAYER_NORM_EPSILON = 1e-6
 # Per channel: this scales pixels to [-1, 1].
@@ -27,7 +27,7 @@ class Head(nnx.Module):
         probe = layers.symmetric_uniform((6 / (width + 1)) ** 0.5)
         self.probe = nnx.Param(probe(rngs.params(), (width,)))
         self.attn = layers.Attention(shape, init, rngs=rngs)
-        self.ln_2 = norm.LayerNorm(width, epsilon=shape.epsilon, rngs=rngs)
+        self.ln_2 = shape.layer_norm(rngs)
         self.mlp = layers.Mlp(shape, init, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -65,7 +65,7 @@ class ImageTower(nnx.Module):
             layers=num_layers,
             rngs=rngs,
         )
-        self.ln_post = norm.LayerNorm(width, epsilon=block.epsilon, rngs=rngs)
+        self.ln_post = block.layer_norm(rngs)
         self.head = Head(block, rngs=rngs)
         self.dtype = block.dtype
         self.remat = remat
@@ -119,7 +119,7 @@ class TextTower(nnx.Module):
         self.blocks, self.last = layers.split_last(
             layers.make_blocks(block, init, layers=num_layers, rngs=rngs)
         )
-        self.ln_final = norm.LayerNorm(width, epsilon=block.epsilon, rngs=rngs)
+        self.ln_final = block.layer_norm(rngs)
         self.projection = nnx.Param(
             initializers.lecun_normal()(rngs.params(), (width, embed_dim))
         )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx import initializers
 
-from metaclip_jax.models import layers, norm, positions, stack
+from metaclip_jax.models import layers, positions, stack
 
 # A stored token table is padded to a multiple of this many rows, so that meshes divide
 # it and TPUs fill their lanes. The rows past the vocabulary are zero and never read.
@@ -55,7 +55,7 @@ class TextTower(nnx.Module):
         self.blocks, self.last = layers.split_last(
             layers.make_blocks(block, init, layers=num_layers, rngs=rngs)
         )
-        self.ln_final = norm.LayerNorm(width, epsilon=block.epsilon, rngs=rngs)
+        self.ln_final = block.layer_norm(rngs)
         self.projection = nnx.Param(
             initializers.normal(width**-0.5)(rngs.params(), (width, embed_dim))
         )

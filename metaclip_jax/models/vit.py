@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 from flax.nnx import initializers
 
-from metaclip_jax.models import layers, norm, positions, stack
+from metaclip_jax.models import layers, positions, stack
 
 # OpenAI's channel statistics; every MetaCLIP model uses them.
 IMAGE_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -72,12 +72,12 @@ class ImageTower(nnx.Module):
         )
         self.class_embedding = nnx.Param(normal(rngs.params(), (width,)))
         self.position_embedding = nnx.Param(normal(rngs.params(), (count, width)))
-        self.ln_pre = norm.LayerNorm(width, epsilon=block.epsilon, rngs=rngs)
+        self.ln_pre = block.layer_norm(rngs)
         init = layers.image_init(width=width, mlp_width=block.mlp_width)
         self.blocks, self.last = layers.split_last(
             layers.make_blocks(block, init, layers=num_layers, rngs=rngs)
         )
-        self.ln_post = norm.LayerNorm(width, epsilon=block.epsilon, rngs=rngs)
+        self.ln_post = block.layer_norm(rngs)
         self.projection = nnx.Param(normal(rngs.params(), (width, embed_dim)))
         self.dtype = block.dtype
         self.remat = remat

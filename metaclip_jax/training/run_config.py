@@ -36,6 +36,7 @@ FREE_KEYS = (
     "compilation_cache",
     "mesh.",
     "model.attention",
+    "model.layer_norm",
     "model.remat",
     "model.unroll",
     "model.chunk",

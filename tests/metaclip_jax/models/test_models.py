@@ -261,6 +261,7 @@ def test_an_activation_keeps_nothing_but_its_slope(name):
         {"remat": "dots"},
         {"remat": "full"},
         {"unroll": True},
+        {"layer_norm": "jax"},
         {"remat": "dots", "unroll": True},
     ],
     ids=str,

@@ -13,12 +13,13 @@ from metaclip_jax.models import norm
 WIDTH = 48
 
 
-def layers(epsilon=1e-5):
+def layers(gradient="xla"):
     """Ours and Flax's, with the same scale and bias, none of them one or zero."""
-    ours = norm.LayerNorm(WIDTH, epsilon=epsilon, rngs=nnx.Rngs(0))
+    rngs = nnx.Rngs(0)
+    ours = norm.LayerNorm(WIDTH, epsilon=1e-5, gradient=gradient, rngs=rngs)
     flax = nnx.LayerNorm(
         WIDTH,
-        epsilon=epsilon,
+        epsilon=1e-5,
         dtype=jnp.float32,
         use_fast_variance=False,
         rngs=nnx.Rngs(0),
@@ -70,13 +71,16 @@ def error(got, want):
     offset=st.sampled_from([0, 1, 30]),  # of the mean, in spreads
     dtype=st.sampled_from(["float32", "bfloat16"]),
     seed=st.integers(0, 99),
+    gradient=st.sampled_from(norm.GRADIENTS),
 )
 @settings(max_examples=20, deadline=None)
-def test_values_and_gradients_are_those_of_the_definition(spread, offset, dtype, seed):
+def test_values_and_gradients_are_those_of_the_definition(
+    spread, offset, dtype, seed, gradient
+):
     rng = np.random.default_rng(seed)
     x = jnp.asarray(spread * (rng.normal(size=(3, 5, WIDTH)) + offset), dtype)
     weights = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
-    ours, flax = layers()
+    ours, flax = layers(gradient)
     wanted = in_float64(ours, x, weights)
     got, theirs = graded(ours, x, weights), graded(flax, x, weights)
     assert [a.dtype for a in got] == [a.dtype for a in theirs]
