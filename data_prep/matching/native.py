@@ -65,10 +65,23 @@ class Hits(NamedTuple):
 
 def compiled(function: Callable[..., Any]) -> Any:
     """Compiles a function to run without the GIL; cached on disk if possible."""
+    return _compiled(function)
+
+
+def borrowing(function: Callable[..., Any]) -> Any:
+    """Compiles a function that makes no arrays, for compiled functions to call.
+
+    References to its array arguments are not counted. Counting is atomic: for short
+    functions of many arrays it takes several times as long as the functions do.
+    """
+    return _compiled(function, _nrt=False)
+
+
+def _compiled(function: Callable[..., Any], **options: Any) -> Any:
     try:
-        return numba.njit(function, nogil=True, cache=True)
+        return numba.njit(function, nogil=True, cache=True, **options)
     except RuntimeError:  # numba found no writable folder
-        return numba.njit(function, nogil=True)
+        return numba.njit(function, nogil=True, **options)
 
 
 @intrinsic

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.matching.native import compiled, eight_bytes, low_zeros
+from data_prep.matching.native import borrowing, eight_bytes, low_zeros
 
 BUCKETS = 128  # of the parser's own table of names
 TOO_MANY = 1 << 40  # lookups for a name that `read` has no room for
@@ -127,7 +127,7 @@ def known() -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     return hashes, values
 
 
-@compiled
+@borrowing
 def read(html: Any, at: Any, hashes: Any, values: Any, used: Any, buckets: Any) -> Any:
     """Returns the tag whose name starts at `at`.
 
@@ -164,7 +164,7 @@ def read(html: Any, at: Any, hashes: Any, values: Any, used: Any, buckets: Any) 
     return Tag(name, bits, attributes, at + 1, closed, lookups)
 
 
-@compiled
+@borrowing
 def _read_name(html: Any, at: Any, attribute: Any, used: Any, buckets: Any) -> Any:
     """Returns where the name ends, its hash, and the names that a search passes."""
     state = np.uint64(_BASIS)
@@ -195,7 +195,7 @@ def _read_name(html: Any, at: Any, attribute: Any, used: Any, buckets: Any) -> A
     return at, state, buckets[bucket]
 
 
-@compiled
+@borrowing
 def probe(table: Any, value: Any) -> Any:
     """Returns the slot that has `value` or is free for it, -1 in a full table."""
     slot = np.int64(value) & (table.size - 1)
@@ -206,7 +206,7 @@ def probe(table: Any, value: Any) -> Any:
     return np.int64(-1)
 
 
-@compiled
+@borrowing
 def hash_(written: Any) -> Any:
     """Returns the hash of u8[bytes]."""
     state = np.uint64(_BASIS)
@@ -215,7 +215,7 @@ def hash_(written: Any) -> Any:
     return state
 
 
-@compiled
+@borrowing
 def _value_end(html: Any, at: Any) -> Any:
     """Returns where the value of an attribute ends; `at` is behind the "="."""
     while at < html.size and is_space(html[at]):
@@ -227,7 +227,7 @@ def _value_end(html: Any, at: Any) -> Any:
     return at
 
 
-@compiled
+@borrowing
 def comment_end(html: Any, at: Any) -> Any:
     """Returns where the comment ends that starts at `at`, also one of another kind."""
     if not matches(html, at, _COMMENT):
@@ -243,7 +243,7 @@ def comment_end(html: Any, at: Any) -> Any:
     return at
 
 
-@compiled
+@borrowing
 def raw_end(html: Any, at: Any, name: Any, bits: Any) -> Any:
     """Returns where the end tag comes of an element whose content is text.
 
@@ -278,7 +278,7 @@ def raw_end(html: Any, at: Any, name: Any, bits: Any) -> Any:
     return at
 
 
-@compiled
+@borrowing
 def _is_tag(html: Any, at: Any, word: Any) -> Any:
     behind = at + word.size
     if behind >= html.size or not matches(html, at, word):
@@ -286,7 +286,7 @@ def _is_tag(html: Any, at: Any, word: Any) -> Any:
     return is_space(html[behind]) or html[behind] in (SLASH, _GREATER)
 
 
-@compiled
+@borrowing
 def find(html: Any, at: Any, word: Any) -> Any:
     """Returns where `word` comes next, the page's size where it does not."""
     at = next_(html, at, word[0])
@@ -295,7 +295,7 @@ def find(html: Any, at: Any, word: Any) -> Any:
     return at
 
 
-@compiled
+@borrowing
 def next_(html: Any, at: Any, byte: Any) -> Any:
     """Returns where `byte` comes next, the page's size where it does not."""
     pattern = np.uint64(byte) * _EVERY
@@ -310,7 +310,7 @@ def next_(html: Any, at: Any, byte: Any) -> Any:
     return at
 
 
-@compiled
+@borrowing
 def matches(html: Any, at: Any, word: Any) -> Any:
     """Says whether `word` is at `at`; the case of ASCII letters does not count."""
     if at + word.size > html.size:
@@ -322,13 +322,13 @@ def matches(html: Any, at: Any, word: Any) -> Any:
     return True
 
 
-@compiled
+@borrowing
 def is_letter(byte: Any) -> Any:
     """Says whether it is one of ASCII."""
     return 97 <= byte | 32 <= 122
 
 
-@compiled
+@borrowing
 def is_space(byte: Any) -> Any:
     """Says whether it is white space of HTML."""
     return byte == 32 or 9 <= byte <= 13 and byte != 11

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.matching.native import compiled
+from data_prep.matching.native import borrowing, compiled
 from data_prep.sources import tags
 
 MAX_STEPS = 200_000_000  # the parser does them in about half a second
@@ -94,6 +94,11 @@ def _estimate(html: Any, hashes: Any, values: Any) -> Any:
         np.zeros(tags.BUCKETS, np.int64),
         np.zeros(_COUNTS, np.int64),
     )
+    return _follow(open_, html, hashes, values)
+
+
+@borrowing
+def _follow(open_: Any, html: Any, hashes: Any, values: Any) -> Any:
     counts = open_.counts
     counts[_TREE] = html.size
     at = np.int64(0)
@@ -137,7 +142,7 @@ def _estimate(html: Any, hashes: Any, values: Any) -> Any:
     return counts[_TREE], counts[_STEPS]
 
 
-@compiled
+@borrowing
 def _start(open_: Any, tag: Any, written: Any) -> None:
     """Follows a start tag."""
     counts, bits = open_.counts, tag.bits
@@ -213,7 +218,7 @@ def _start(open_: Any, tag: Any, written: Any) -> None:
         _count_formatting(open_, at, 1)
 
 
-@compiled
+@borrowing
 def _charge(open_: Any, reopens: Any) -> None:
     """Counts the steps for a tag, and what may be opened anew behind it."""
     counts = open_.counts
@@ -224,7 +229,7 @@ def _charge(open_: Any, reopens: Any) -> None:
         counts[_TREE] += counts[_FORMAT_BYTES]
 
 
-@compiled
+@borrowing
 def _count_formatting(open_: Any, at: Any, change: Any) -> None:
     """Counts a formatting element as opened (change 1) or closed (change -1)."""
     counts, slot = open_.counts, open_.slots[at]
@@ -237,7 +242,7 @@ def _count_formatting(open_: Any, at: Any, change: Any) -> None:
     counts[_FORMAT_BYTES] += change * open_.bytes[at]
 
 
-@compiled
+@borrowing
 def _close_before(open_: Any, bits: Any) -> None:
     """Closes what a start tag closes: the <p> before a block, and so on."""
     wanted, over = np.int64(0), np.int64(tags.FORMATTING)
@@ -268,7 +273,7 @@ def _close_before(open_: Any, bits: Any) -> None:
     _pop(open_, last, wanted)
 
 
-@compiled
+@borrowing
 def _end(open_: Any, tag: Any, certain: Any) -> None:
     """Follows an end tag, or what may be one."""
     counts, bits, foreign = open_.counts, tag.bits, open_.counts[_FOREIGNERS] > 0
@@ -302,7 +307,7 @@ def _end(open_: Any, tag: Any, certain: Any) -> None:
         open_.bits[open_.parts[counts[_DEPTH] - 1]] &= ~tags.IN_CELL
 
 
-@compiled
+@borrowing
 def _end_formatting(open_: Any, name: Any, certain: Any) -> None:
     """Takes out a formatting element; what is in it stays open."""
     counts = open_.counts
@@ -328,7 +333,7 @@ def _end_formatting(open_: Any, name: Any, certain: Any) -> None:
         counts[_DEPTH] -= 1
 
 
-@compiled
+@borrowing
 def _pop(open_: Any, to: Any, certain: Any) -> None:
     """Takes the elements from `to` on off; formatting may still be opened anew.
 
@@ -341,7 +346,7 @@ def _pop(open_: Any, to: Any, certain: Any) -> None:
     counts[_DEPTH] = to
 
 
-@compiled
+@borrowing
 def _leave_foreign(open_: Any) -> None:
     """From here on the parser may be out of <svg> and <math>."""
     i = open_.counts[_DEPTH] - 1
@@ -350,7 +355,7 @@ def _leave_foreign(open_: Any) -> None:
         i -= 1
 
 
-@compiled
+@borrowing
 def _in_cell(open_: Any) -> Any:
     """Says whether it is certain that the parser is in a cell of a table."""
     depth = open_.counts[_DEPTH]
@@ -358,7 +363,7 @@ def _in_cell(open_: Any) -> Any:
     return part >= 0 and open_.bits[part] & tags.IN_CELL != 0
 
 
-@compiled
+@borrowing
 def _pop_cell(open_: Any) -> None:
     """Closes a cell that is certain to be open, and with it all that is in it."""
     if not _in_cell(open_):
@@ -373,7 +378,7 @@ def _pop_cell(open_: Any) -> None:
     _pop(open_, cell, ~np.int64(0))
 
 
-@compiled
+@borrowing
 def _doubt_tables(open_: Any) -> None:
     """From here on no table and no cell is certain to be open."""
     part = open_.counts[_DEPTH] - 1
@@ -384,7 +389,7 @@ def _doubt_tables(open_: Any) -> None:
             part -= 1
 
 
-@compiled
+@borrowing
 def _text(open_: Any, text: Any) -> None:
     """Follows a text: where it is added to one before it, both are copied.
 
@@ -408,7 +413,7 @@ def _text(open_: Any, text: Any) -> None:
             counts[_BESIDE] += text.size
 
 
-@compiled
+@borrowing
 def _end_run(open_: Any, bits: Any) -> None:
     """Ends the run of texts where the start tag surely makes an element here."""
     counts, depth = open_.counts, open_.counts[_DEPTH]
