@@ -388,8 +388,9 @@ def read_block(
 ) -> jax.Array:
     """Maps [B, T, D] to a block's output [B, D] at `position`, one int or int32[B].
 
-    Queries, the output projection and the MLP run for that position only. The last
-    blocks are a twelfth of a B/32's matmul FLOPs; this leaves a sixth of those.
+    Queries, the output projection and the MLP run for that position only. By the TPU
+    compiler's estimate, L/14's step takes 1,808 M cycles and 41,950 MiB a chip, and
+    1,880 and 48,096 with the last blocks whole (`tpu_step`, l14_v5p).
     """
 
     graph, params = nnx.split(block)
