@@ -17,7 +17,7 @@
 #   --version   the image of the TPU VM; by default what Google names for the type
 #   --stop      stop training on all workers; each saves a checkpoint first
 #   --delete    delete the VM; with training flags, once the run is complete
-#   --dry_run   print the commands of a first start without running them
+#   --dry_run   print all commands and when they are run, without running them
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -96,6 +96,10 @@ run() {
   printf '%q ' "$@"; printf '\n'
   if [[ -z $dry_run ]]; then "$@"; fi
 }
+# Only prints the command in a dry run, and otherwise only runs it.
+quietly() {
+  if [[ -n $dry_run ]]; then run "$@"; else "$@"; fi
+}
 tpu=(gcloud compute tpus)
 at=("--zone=$zone")
 group=tpu-vm nodes=("$name") first=(--worker=0) all=(--worker=all)
@@ -125,7 +129,7 @@ vm_state() {
 state() {
   local field=state
   if [[ $1 == queued-resources ]]; then field=state.state; fi
-  if ! "${tpu[@]}" "$1" describe "$2" "${at[@]}" "--format=value($field)" 2>"$scratch/said"; then
+  if ! quietly "${tpu[@]}" "$1" describe "$2" "${at[@]}" "--format=value($field)" 2>"$scratch/said"; then
     if ! grep -q NOT_FOUND "$scratch/said"; then
       cat "$scratch/said" >&2
       exit 1
@@ -139,6 +143,11 @@ remove() {
   else
     run "${tpu[@]}" tpu-vm delete "$name" "${at[@]}" --quiet
   fi
+}
+
+# Starts the VM again; of several slices, those that are left go first.
+restart() {
+  if ((slices > 1)); then remove; else run "${tpu[@]}" tpu-vm start "$name" "${at[@]}"; fi
 }
 
 # Makes the VM, and tries again for as long as the zone has no capacity.
@@ -166,7 +175,6 @@ create() {
 # Returns once the VM is ready; makes it if it is missing or was preempted.
 make_vm() {
   local found
-  if [[ -n $dry_run ]]; then create; return; fi
   while true; do
     if [[ -n $queued ]]; then
       found=$(state queued-resources "$name")
@@ -182,8 +190,7 @@ make_vm() {
       READY) return ;;
       "") if [[ -z $queued ]]; then create; else sleep "$poll"; fi ;;
       PREEMPTED | TERMINATED) remove ;;
-      STOPPED)
-        if ((slices > 1)); then remove; else run "${tpu[@]}" tpu-vm start "$name" "${at[@]}"; fi ;;
+      STOPPED) restart ;;
       *) sleep "$poll" ;;
     esac
   done
@@ -215,13 +222,18 @@ setsid nohup flock -n metaclip-jax.lock metaclip-jax/launch_tpu.sh --on_worker $
 >metaclip-jax.log 2>&1 </dev/null &"
 }
 
+# Prints the run's state, and worker 0's log without its first bytes.
+read_log() {
+  quietly "${ssh[@]}" "${first[@]}" --command \
+    "cat metaclip-jax.state; tail -c +$(($1 + 1)) metaclip-jax.log"
+}
+
 # Shows worker 0's log; returns the run's state, or "gone" if the VM is no longer ready.
 follow() {
   local seen=0 silent=0 vm new="$scratch/new"
   outcome=""
   while true; do
-    if "${ssh[@]}" "${first[@]}" >"$new" --command \
-      "cat metaclip-jax.state; tail -c +$((seen + 1)) metaclip-jax.log"; then
+    if read_log "$seen" >"$new"; then
       silent=0
       sed 1d "$new"
       seen=$((seen + $(sed 1d "$new" | wc -c)))
@@ -268,6 +280,27 @@ if [[ -z $version ]]; then
   esac
 fi
 
+if [[ -n $dry_run ]]; then
+  echo "# At first, and every $poll seconds while training runs, the VM's state:"
+  if [[ -n $queued ]]; then state queued-resources "$name"; fi
+  for node in "${nodes[@]}"; do state tpu-vm "$node"; done
+  echo "# If there is no VM, again and again until the zone has capacity:"
+  create
+  echo "# Once it is ready:"
+  start "$@"
+  echo "# Every $poll seconds, with the number of bytes that were read:"
+  read_log 0
+  echo "# If the VM is preempted or has failed, before it is made anew:"
+  remove
+  echo "# If it was stopped:"
+  restart
+  if [[ -n $delete ]]; then
+    echo "# Once the run is complete:"
+    remove
+  fi
+  exit
+fi
+
 attempts=0
 while true; do
   make_vm
@@ -280,7 +313,6 @@ while true; do
     sleep "$poll"
     continue
   fi
-  if [[ -n $dry_run ]]; then exit; fi
   attempts=0
   follow
   case "$outcome" in

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 import shutil
 import stat
@@ -231,8 +230,14 @@ def test_a_second_start_only_follows(cloud):
 @pytest.mark.parametrize("queued", [(), ("--queued",)])
 def test_a_preempted_vm_is_made_anew_until_the_run_is_complete(cloud, queued):
     cloud.plan({}, ["preempt", "preempt", "complete"])
-    status, output = cloud.run("--type=v5p-256", "--delete", *queued)
+    options = "--type=v5p-256", "--delete", *queued
+    status, output = cloud.run(*options)
     assert status == 0, output
+    # All of it was in a dry run, and there also what a VM that was stopped gets.
+    kinds = {"tpu-vm": "", "queued-resources": "queued-"}
+    calls = [words for words in dry_lines(*options) if words[0] == "gcloud"]
+    asked = (cloud.folder / "asked").read_text().split()
+    assert {kinds[words[3]] + words[4] for words in calls} == {*asked, "start"}
     prefix = "queued-" if queued else ""
     made = [f"{prefix}create", f"{prefix}delete"]
     assert cloud.asked(*made) == 3 * made  # the last by --delete
@@ -373,17 +378,18 @@ def dry_lines(*options):
     done = subprocess.run(
         [*command, "--", *FLAGS], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    lines = re.split(r"\n(?=gcloud|git)", done.stdout)
     return [
         subprocess.check_output(["bash", "-c", f"printf '%s\\0' {line}"], text=True)
         .rstrip("\0")
         .split("\0")
-        for line in lines
+        for line in done.stdout.splitlines()
+        if not line.startswith("#")
     ]
 
 
 def test_a_dry_run_prints_the_commands():
-    create, _, _, install, start = dry_lines("--type=v4-32")
+    describe, create, _, _, install, start, *_ = dry_lines("--type=v4-32")
+    assert "describe" in describe
     assert "--version=tpu-ubuntu2204-base" in create
     assert "-c constraints.txt" in install[-1]
     assert "--worker=all" in start
