@@ -1,7 +1,8 @@
 """LayerNorm with a hand-written gradient that stores x, the mean and 1 / deviation.
 
-By the TPU compiler's estimate, it takes SigLIP B/16's step from 104.1 to 102.2 M cycles
-(`tpu_step`, b16_512_full).
+It takes the gradient of a ViT-B/32 on one CPU core from 4.6 to 4.4 s (16 pairs), and by
+the TPU compiler's estimate SigLIP B/16's step from 104.1 to 102.2 M cycles (`tpu_step`,
+b16_512_full) and L/14's from 1,805 to 1,808 (l14_v5p).
 """
 
 from typing import Any
