@@ -33,6 +33,7 @@ from metaclip_jax.training import (
     runtime,
     sharding,
     train_state,
+    watchdog,
 )
 from metaclip_jax.training.job import Job, new_state, prepare, resume
 from metaclip_jax.training.totals import Totals
@@ -102,6 +103,7 @@ def train(config: ConfigDict, workdir: str, prefetcher: workers.Prefetcher) -> N
 
         for step in range(start + 1, config.total_steps + 1):
             next_is(step)
+            watchdog.alive(f"waiting for the batch of step {step:,}")
             with meter.waiting():
                 batch = next(fed)
             state, measured = take_step(step_function, step, state, batch.arrays)
@@ -165,6 +167,7 @@ def take_step(
     arrays: Mapping[str, jax.Array],
 ) -> tuple[train_state.TrainState, dict[str, jax.Array]]:
     """Hands a step to the devices; an implicit transfer to them is an error."""
+    watchdog.alive(f"computing step {number:,}")
     with (
         jax.profiler.StepTraceAnnotation("train", step_num=number),
         jax.transfer_guard("disallow"),
@@ -247,6 +250,7 @@ def save(
     scores: Mapping[str, float],
 ) -> None:
     """Starts to write a checkpoint, in the background."""
+    watchdog.alive(f"saving step {step:,}")
     meta = checkpoint.describe(
         architecture=job.program.architecture,
         preprocess=job.preprocess,
@@ -301,7 +305,8 @@ def main(argv: Sequence[str]) -> None:
         alone = jax.process_index() == 0
         locked = files.lock(values.workdir) if alone else contextlib.nullcontext()
         full = files.naming_full_disk(values.workdir)
-        with runtime.fail_with_peers(), full, locked:
+        watched = watchdog.watch(values.stall_seconds)
+        with runtime.fail_with_peers(), full, locked, watched:
             train(config, values.workdir, prefetcher)
 
 
@@ -315,6 +320,12 @@ def define_flags(to: flags.FlagValues) -> None:
     number("process_count", 1, "Processes, with HOST:PORT.", lower_bound=1)
     number("process_index", 0, "This process, with HOST:PORT.", lower_bound=0)
     number("wait_seconds", 300, "How long to wait for the others.", lower_bound=1)
+    number(
+        "stall_seconds",
+        3_600,
+        "End, to be started again, if a step takes longer; 0 = never.",
+        lower_bound=0,
+    )
     flags.mark_flags_as_required(["config", "workdir"], flag_values=to)
     # Otherwise each process would train alone, or wait forever.
     flags.register_multi_flags_validator(

@@ -25,7 +25,7 @@ from metaclip_jax.data import containers, decoding
 from metaclip_jax.data.images import Preprocess, decode_eval, fit_eval
 from metaclip_jax.data.tokenizer import Tokenizer
 from metaclip_jax.models import clip
-from metaclip_jax.training import sharding
+from metaclip_jax.training import sharding, watchdog
 
 # An image: bytes of a file, the path of one (local or gs://), a Pillow image, or
 # uint8[H, W, 3] (or [H, W]) in RGB.
@@ -228,6 +228,7 @@ class Encoder:
         portions = self._portions(total)
         made = one_ahead(map(make, portions))
         for portion, own in zip(portions, made, strict=True):
+            watchdog.alive(f"embedding rows {portion.start:,} to {portion.end:,}")
             batch = sharding.put_batch(self.mesh, {"rows": own})
             embedded = jax.device_get(encode(self.params, batch["rows"]))
             rows = slice(portion.start, portion.end)

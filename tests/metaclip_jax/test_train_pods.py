@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -193,6 +194,25 @@ def test_a_process_that_fails_alone_ends_all(folder, members):
     assert all(process.returncode for process in started), output
     assert "worker" in output[1] and "process 1 fails" in output[1]
     assert checkpoint.latest_step(str(folder / workdir)) >= SAVED
+    for process in started:
+        waiting.until(functools.partial(is_gone, process))
+
+
+def test_a_process_that_waits_without_end_is_named_and_ends_all(folder, members):
+    """Its loader is halted: it waits for data, and its peer for it, in a collective."""
+    workdir = "stalled"
+    flags = ("--config.total_steps=100000", "--config.data.worker_count=1")
+    flags += ("--stall_seconds=20",)
+    started = start_all(folder, workdir, processes=2, flags=flags)
+    waiting.until((folder / workdir / "checkpoints" / f"{SAVED}").exists, started[1])
+    (loader,) = loaders(members(started[1].pid))
+    os.kill(loader, signal.SIGSTOP)
+    assert all(process.wait(waiting.SECONDS) for process in started)
+    os.kill(loader, signal.SIGKILL)  # it holds the pipe open
+    _, output = pods.ends(started)
+    said = r"process 0 was computing step (\d+); process 1 was waiting for the batch of"
+    assert re.search(rf"{said} step \1\b", output[0]), output[0][-3000:]
+    assert "process 1 makes no progress: it was waiting for the batch" in output[1]
     for process in started:
         waiting.until(functools.partial(is_gone, process))
 

@@ -1,0 +1,89 @@
+"""Ends a run that makes no progress, and says what each of its processes is doing.
+
+JAX notices a process that is gone. But one that waits without end, say for its storage,
+still answers JAX, and its peers wait for it in the next collective.
+"""
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import jax
+from absl import logging
+from jax._src import distributed  # its key-value store is what processes share
+
+# How long a process waits for what its peers write, whose time is up a little later.
+_MOST_PATIENCE_SECONDS = 30.0
+
+# What the main thread does, and since when; None before the first step.
+_last: tuple[str, float] | None = None
+
+
+def alive(doing: str) -> None:
+    """Tells what the main thread begins to do, such as "computing step 7"."""
+    global _last
+    _last = doing, time.monotonic()
+
+
+@contextlib.contextmanager
+def watch(seconds: float) -> Iterator[None]:
+    """Ends the process if `alive` is not called again for so many seconds; 0 = never.
+
+    It exits with status 1, so that whoever supervises the processes starts all again,
+    after it has written its threads' stacks and what all processes were doing. The time
+    before the first call, when programs are compiled, is not limited.
+    """
+    global _last
+    _last = None
+    done = threading.Event()
+
+    def wait() -> None:
+        while not done.wait(min(1.0, seconds / 4)):
+            if _last and time.monotonic() - _last[1] > seconds:
+                _end(_last[0], seconds)
+
+    thread = threading.Thread(target=wait, name="watchdog", daemon=True)
+    if seconds:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _end(doing: str, seconds: float) -> None:
+    """Writes what this process was doing, then what all did, and exits."""
+    try:
+        faulthandler.dump_traceback(sys.stderr)
+        found = {0: doing}
+        if jax.process_count() > 1:
+            found = _gather(doing, min(seconds / 4, _MOST_PATIENCE_SECONDS))
+        logging.error(
+            "wanted progress within %g seconds, got none: %s; see the log of the one"
+            " that keeps the others waiting. All processes have to be started again",
+            seconds,
+            "; ".join(f"process {n} was {told}" for n, told in found.items()),
+        )
+        logging.flush()
+    finally:
+        os._exit(1)
+
+
+def _gather(doing: str, patience: float) -> dict[int, str]:
+    """Returns what each process was doing, by its number."""
+    index, count = jax.process_index(), jax.process_count()
+    logging.error("process %d makes no progress: it was %s", index, doing)
+    found = dict.fromkeys(range(count), "silent") | {index: doing}
+    client = distributed.global_state.client
+    assert client is not None
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # a peer ended before
+        client.key_value_set(f"stalled/{index}", doing)
+        # All end with the first that does: that is process 0, whose log is looked at.
+        time.sleep(2 * patience if index else patience)
+        for key, told in client.key_value_dir_get("stalled"):
+            found[int(key.rpartition("/")[2])] = told
+    return found
