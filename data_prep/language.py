@@ -35,10 +35,12 @@ ODDS = 100
 LINGUA_ODDS = 30  # of Lingua, whose probabilities are closer together
 DOUBT_LETTERS = 30  # a shorter text in the declared language's script gets that
 PAGE_LETTERS = 30  # a page with fewer is not identified
+_FILE_TYPE = re.compile(r"\.(?:avif|bmp|gif|jpe?g|png|svg|tiff?|webp)\b")
 _ADDRESS = re.compile(
-    r"(?:https?://|www\.)\S+|(?<!\S)[^\s@]+@\S+\.\S+"
-    r"|\.(?:avif|bmp|gif|jpe?g|png|svg|tiff?|webp)\b"
+    rf"(?:https?://|www\.)\S+|(?<!\S)[^\s@]+@\S+\.\S+|{_FILE_TYPE.pattern}"
 )
+_IN_ADDRESSES = re.compile("@|//|www[.]")  # in all but those of _FILE_TYPE
+_SINGLE = re.compile(r" \S ")  # in all that are _SPACED_OUT
 _SPACED_OUT = re.compile(r"(?<!\S)(?:\S ){2,}\S(?!\S)")
 
 # Codes on pages for languages that have another code in lid.176.
@@ -190,6 +192,7 @@ class _Letters(dict[int, int]):
 
 
 _LETTERS = _Letters()
+_ASCII_LETTERS = bytes(_LETTERS[point] if point < 128 else 0 for point in range(256))
 
 
 def surface(text: str) -> str:
@@ -202,8 +205,18 @@ def surface(text: str) -> str:
     text = unicodedata.normalize("NFKC", text)
     if "İ" in text:  # only in Turkic languages, where I is the capital of ı
         text = text.replace("I", "ı").replace("İ", "i")
-    text = _ADDRESS.sub(" ", text.lower()).translate(_LETTERS)
-    text = _SPACED_OUT.sub(lambda found: found[0].replace(" ", ""), text)
+    text = text.lower()
+    if "." in text or "@" in text or "//" in text:
+        pattern = _ADDRESS if _IN_ADDRESSES.search(text) else _FILE_TYPE
+        text = pattern.sub(" ", text)
+    if text.isascii():
+        text = text.encode().translate(_ASCII_LETTERS).decode()
+    else:
+        text = text.translate(_LETTERS)
+    if _SINGLE.search(text):
+        text = _SPACED_OUT.sub(lambda found: found[0].replace(" ", ""), text)
+    if "'" not in text:
+        return " ".join(text.split())
     return " ".join(filter(None, (word.strip("'") for word in text.split())))
 
 
@@ -292,7 +305,7 @@ def of_page(text: str, identify: LanguageIdentifier) -> str:
       text: the page's text, or the first part of it.
       identify: called at most once.
     """
-    if sum(map(str.isalpha, text)) < PAGE_LETTERS:
+    if not _has_letters(text, PAGE_LETTERS):
         return ""
     (code,) = identify([text], expected=[""])
     return "" if code == UNDECIDED else code
@@ -328,7 +341,16 @@ def known(declared: str) -> str:
 
 
 def _is_long(text: str) -> bool:
-    return len(text) >= DOUBT_LETTERS and sum(map(str.isalpha, text)) >= DOUBT_LETTERS
+    return _has_letters(text, DOUBT_LETTERS)
+
+
+def _has_letters(text: str, count: int) -> bool:
+    if len(text) < count:
+        return False
+    start = text[: 2 * count]  # mostly enough
+    return sum(map(str.isalpha, start)) >= count or (
+        len(text) > len(start) and sum(map(str.isalpha, text)) >= count
+    )
 
 
 def _has_letters_of(text: str, code: str) -> bool:

@@ -23,6 +23,8 @@ from data_prep.sources.warc import LostPage, Page
 # Without it a page has no image: <image> becomes <img>.
 _IMAGE = re.compile(rb"<[iI][mM]")
 _TELLING = "img, figcaption, base, html, meta[http-equiv], [lang]"
+# The parser finds a tag in smaller pages by its name faster than by a selector.
+_BY_NAME = 1 << 15  # bytes
 _HTML_TAGS = frozenset(("img", "figcaption", "base", "meta"))  # met by their names
 _FIGURE_LEVELS = 8  # how far above an image or caption its <figure> may be
 _PICTURE_SOURCES = 16  # <source>s of an image
@@ -79,9 +81,9 @@ def parse_page(
     parsed = _read(
         page,
         max_tree_bytes,
-        lambda tree: _parse(
+        lambda nodes: _parse(
             page.url,
-            tree,
+            nodes,
             max_texts_per_page=max_texts_per_page,
             max_text_chars=max_text_chars,
             max_url_chars=max_url_chars,
@@ -106,11 +108,11 @@ def page_text(page: Page, *, max_tree_bytes: int) -> PageText | LostPage:
 def _read(
     page: Page,
     max_tree_bytes: int,
-    read: Callable[[LexborHTMLParser], _Read],
+    read: Callable[["_Nodes"], _Read],
     *,
     unless_without: re.Pattern[bytes] | None = None,
 ) -> _Read | LostPage | None:
-    """Applies `read` to the page's tree; None if the page has no such element.
+    """Applies `read` to the page's nodes; None if the page has no such element.
 
     Reasons of a LostPage: tree_too_large (more than max_tree_bytes), tree_too_slow
     (nested deeper, or with more attributes in a tag, than the parser does in a second),
@@ -122,20 +124,24 @@ def _read(
             html = html.encode("utf-8", "replace")
         if unless_without is not None and not unless_without.search(html):
             return None
-        size, steps = tree_cost.estimate(html)
-        if size > max_tree_bytes:
+        cost = tree_cost.estimate(html)
+        if cost.bytes > max_tree_bytes:
             return LostPage("tree_too_large")
-        if steps >= tree_cost.MAX_STEPS:
+        if cost.steps >= tree_cost.MAX_STEPS:
             return LostPage("tree_too_slow")
-        return read(LexborHTMLParser(html, options=_AS_WRITTEN))
+        tree = LexborHTMLParser(html, options=_AS_WRITTEN)
+        if cost.is_telling:
+            return read(_Nodes(tree, tree.css(_TELLING)))
+        is_small = len(html) < _BY_NAME
+        return read(_Nodes(tree, tree.tags("img") if is_small else tree.css("img")))
     except Exception as error:  # a parser may raise anything: it is this page's fault
         logging.debug("%s: %r", page.url, error)
         return LostPage("parser_error")
 
 
-def _page_text(tree: LexborHTMLParser) -> PageText:
+def _page_text(nodes: "_Nodes") -> PageText:
+    tree = nodes.tree
     title = _title(tree)
-    nodes = _Nodes(tree)
     heading = texts.clean(title.text()) if title is not None else ""
     body = tree.body
     if body is None:
@@ -180,9 +186,32 @@ def _visible(body: LexborNode) -> Iterator[str]:
         node = node.next
 
 
+def _pieces(body: LexborNode | None) -> Iterator[str]:
+    """Yields what `_visible` does, without breaks: the first pieces of many pages."""
+    if body is None:
+        return
+    end = body.mem_id
+    node = body.first_child
+    while node is not None:
+        if node.is_text_node:
+            yield node.text_content or ""
+        elif node.tag not in _INVISIBLE:
+            child = node.first_child
+            if child is not None:
+                node = child
+                continue
+        beside = node.next
+        while beside is None:
+            node = node.parent
+            if node is None or node.mem_id == end:
+                return
+            beside = node.next
+        node = beside
+
+
 def _parse(
     page_url: str,
-    tree: LexborHTMLParser,
+    nodes: "_Nodes",
     *,
     max_texts_per_page: int,
     max_text_chars: int,
@@ -194,7 +223,6 @@ def _parse(
 
     The last is "" where all texts have a declared language.
     """
-    nodes = _Nodes(tree)
     if not nodes.images:
         return [], texts.Losses(), ""
     captions = _captions(nodes, max_text_chars) if "figcaption" in text_sources else {}
@@ -217,16 +245,14 @@ def _parse(
     )
     if all(map(language.known, {declared for *_, declared in found})):
         return found, drops, ""
-    return found, drops, _said(tree, [text for _, text, _, _ in found])
+    return found, drops, _said(nodes.tree, [text for _, text, _, _ in found])
 
 
 def _said(tree: LexborHTMLParser, of_images: Sequence[str]) -> str:
     """Returns the beginning of a page's text: title, text, texts of its images."""
     title = _title(tree)
-    body = tree.body
     heading = [] if title is None else [title.text()]
-    visible = () if body is None else _visible(body)
-    return texts.beginning(itertools.chain(heading, visible, of_images))
+    return texts.beginning(itertools.chain(heading, _pieces(tree.body), of_images))
 
 
 def _sources(image: LexborNode) -> Iterator[image_urls.Attributes]:
@@ -297,16 +323,24 @@ def _caption_text(caption: LexborNode, max_chars: int) -> str:
 class _Nodes:
     """The elements of a page that say something of its images, found in one walk."""
 
-    def __init__(self, tree: LexborHTMLParser) -> None:
+    def __init__(self, tree: LexborHTMLParser, found: Sequence[LexborNode]) -> None:
+        """`found` are those of _TELLING, or the images if there are no others.
+
+        Then only <html> declares a language.
+        """
+        self.tree = tree
         self.images: list[tuple[LexborNode, image_urls.Attributes]] = []
         self.captions: list[LexborNode] = []
         self.base_href: str | None = None
         self.language = ""  # of the page
         self._declared: dict[int, str] = {}
+        root = tree.root
+        if root is not None and root.tag == "html":
+            self.language = texts.subtag(root.attributes.get("lang"))
         has_base = has_meta = False
         meta_language, in_doubt = "", list[LexborNode]()
         seen = None
-        for node in tree.css(_TELLING):
+        for node in found:
             if node.mem_id == seen:  # it meets two of the selectors
                 continue
             seen, tag, attributes = node.mem_id, node.tag, node.attributes

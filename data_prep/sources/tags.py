@@ -49,7 +49,9 @@ _PROBES = 32  # in a hash table; beyond, it counts as full
     HEAD,  # its start tag may make something in <head>, wherever it is
     IN_TABLE,  # of a part of a table in a stack: the table is surely open
     IN_CELL,  # of a cell: so is the cell
-) = (1 << i for i in range(31))
+    HTML,
+    TELLING,  # tells something of a page's images, as `html` reads it
+) = (1 << i for i in range(33))
 PARTS = CELL | ROW | ROWS
 _NAMES = {
     VOID: """area base basefont bgsound br col embed frame hr img image input keygen
@@ -86,10 +88,25 @@ _NAMES = {
     MARKER: "applet marquee object",
     IGNORED: "body col colgroup form frame frameset head html select",
     HEAD: "base basefont bgsound link meta noframes script style template title",
+    HTML: "html",
+    TELLING: "base figcaption",
 }
 _0, _EVERY = np.uint64(0), np.uint64(0x0101010101010101)
 _HIGH_BITS = np.uint64(0x80) * _EVERY
 _BASIS, _PRIME = 0xCBF29CE484222325, 0x100000001B3  # of the hash FNV-1a
+
+
+def _hash_of(name: str) -> int:
+    state = _BASIS
+    for letter in name.encode():
+        state = (state ^ letter) * _PRIME % 2**64
+    return state
+
+
+_CONTENT_LANGUAGE = len("content-language")  # http-equiv="content-type" tells nothing
+_LANG, _XML_LANG, _HTTP_EQUIV = (
+    np.uint64(_hash_of(name)) for name in ("lang", "xml:lang", "http-equiv")
+)
 LESS, _GREATER, SLASH, BANG, QUESTION, _EQUALS, _QUOTE, _APOSTROPHE = b"<>/!?=\"'"
 CDATA, CDATA_END, _COMMENT, _COMMENT_END, _ODD_COMMENT_END = (
     np.frombuffer(text, np.uint8)
@@ -106,6 +123,7 @@ class Tag(NamedTuple):
     end: int  # behind its ">"; beyond the page where there is none
     closed: bool  # ends in "/>"
     lookups: int  # names that the parser passes as it looks for those of this tag
+    is_telling: bool  # by its name or attributes, as <html lang> is not
 
 
 @cache
@@ -117,9 +135,7 @@ def known() -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
             bits[name] = bits.get(name, 0) | bit
     hashes, values = np.zeros(1024, np.uint64), np.zeros(1024, np.int64)
     for name, value in bits.items():
-        state = _BASIS
-        for letter in name.encode():
-            state = (state ^ letter) * _PRIME % 2**64
+        state = _hash_of(name)
         slot = state % hashes.size
         while hashes[slot]:
             slot = (slot + 1) % hashes.size
@@ -145,7 +161,7 @@ def read(html: Any, at: Any, hashes: Any, values: Any, used: Any, buckets: Any) 
     bits = values[slot]
     if bits & HEADING:
         name = np.uint64(HEADING)
-    attributes, closed = 0, False
+    attributes, closed, is_telling = 0, False, bits & TELLING != 0
     while True:
         closed = False
         while at < html.size and (is_space(html[at]) or html[at] == SLASH):
@@ -153,7 +169,9 @@ def read(html: Any, at: Any, hashes: Any, values: Any, used: Any, buckets: Any) 
             at += 1
         if at >= html.size or html[at] == _GREATER:
             break
-        at, _, passed = _read_name(html, at, True, used, buckets)
+        at, attribute, passed = _read_name(html, at, True, used, buckets)
+        if attribute == _LANG or attribute == _XML_LANG:
+            is_telling |= bits & HTML == 0
         lookups += passed
         attributes += 1
         after = at
@@ -161,7 +179,10 @@ def read(html: Any, at: Any, hashes: Any, values: Any, used: Any, buckets: Any) 
             after += 1
         if after < html.size and html[after] == _EQUALS:
             at = _value_end(html, after + 1)
-    return Tag(name, bits, attributes, at + 1, closed, lookups)
+            if attribute == _HTTP_EQUIV and at <= html.size:
+                quotes = 2 * (html[at - 1] in (_QUOTE, _APOSTROPHE))
+                is_telling |= at - after - 1 - quotes >= _CONTENT_LANGUAGE
+    return Tag(name, bits, attributes, at + 1, closed, lookups, is_telling)
 
 
 @borrowing

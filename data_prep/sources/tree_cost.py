@@ -33,6 +33,14 @@ _TABLES = tags.TABLE | tags.PARTS | tags.TEMPLATE
 _ADOPTIONS = 8  # blocks that one misplaced end tag of a formatting element splits
 
 
+class Cost(NamedTuple):
+    """Upper bounds of what a page's tree costs."""
+
+    bytes: int
+    steps: int  # of the parser; where they reach MAX_STEPS, nothing beyond is counted
+    is_telling: bool  # False: no tag in the tree but <img> and <html> is_telling
+
+
 class _Open(NamedTuple):
     """What may be open, in the order of the start tags, and what was counted."""
 
@@ -62,17 +70,16 @@ class _Open(NamedTuple):
     _FRAMED,  # 1 where all but frames may be ignored
     _TREE,
     _STEPS,
+    _TELLING,  # 1 where a tag is_telling
     _COUNTS,
-) = range(14)
+) = range(15)
 
 
-def estimate(html: bytes) -> tuple[int, int]:
-    """Returns upper bounds: the bytes of the page's tree, and the parser's steps.
-
-    Where the steps reach MAX_STEPS, nothing beyond is counted.
-    """
-    tree, steps = _estimate(np.frombuffer(html, np.uint8), *tags.known())
-    return int(tree), int(steps)
+def estimate(html: bytes) -> Cost:
+    """Returns what the tree of a page costs at most."""
+    found = _estimate(np.frombuffer(html, np.uint8), *tags.known())
+    tree, steps, is_telling = map(int, found)
+    return Cost(tree, steps, bool(is_telling))
 
 
 @compiled
@@ -124,6 +131,7 @@ def _follow(open_: Any, html: Any, hashes: Any, values: Any) -> Any:
             tag = tags.read(html, name, hashes, values, open_.used, open_.buckets)
             end = tag.end
             counts[_STEPS] += 2 * tag.lookups
+            counts[_TELLING] |= tag.is_telling
             if end <= html.size:
                 if name == at + 1:
                     _start(open_, tag, html[at:end])
@@ -139,7 +147,7 @@ def _follow(open_: Any, html: Any, hashes: Any, values: Any) -> Any:
             at, text_until = text_until, min(end, html.size)
         else:
             at = end
-    return counts[_TREE], counts[_STEPS]
+    return counts[_TREE], counts[_STEPS], counts[_TELLING]
 
 
 @borrowing

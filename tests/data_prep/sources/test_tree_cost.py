@@ -101,12 +101,16 @@ def test_the_estimate_is_never_below_the_tree(first):
     compared = 0
     for seed in range(first, first + 100):
         page = small_page(seed)
-        bound, steps = tree_cost.estimate(page)
+        bound, steps, is_telling = tree_cost.estimate(page)
         if bound > 64 << 20 or steps >= tree_cost.MAX_STEPS:
             continue  # not to be built without a guard
         size, depths = measured(page)
         assert size - 1_000 <= bound, seed  # <html>, <head> and <body> are not counted
         assert depths - 10 <= 3 * steps, seed
+        if not is_telling:
+            tree = LexborHTMLParser(page)
+            telling = tree.css("base, figcaption, [lang], meta[http-equiv]")
+            assert {node.tag for node in telling} <= {"html"}, seed
         compared += 1
     assert compared > 90
 
@@ -136,6 +140,24 @@ AROUND = {
 }
 
 
+@pytest.mark.parametrize(
+    "part, is_telling",
+    [
+        ("<html lang=en><p class=lang data-lang=x>lang=", False),
+        ("<meta http-equiv=content-type content=x>", False),
+        ('<meta http-equiv="X-UA-Compatible" content=x>', False),
+        ("<META HTTP-EQUIV = 'Content-Language' content=x>", True),
+        ("<meta http-equiv=content-language>", True),
+        ("<div title=1/LANG>", True),
+        ("<svg xml:lang=en>", True),
+        ("<BASE>", True),
+        ("<figcaption>", True),
+    ],
+)
+def test_what_tells_something_of_the_images_is_found(part, is_telling):
+    assert tree_cost.estimate(f"<img src=a>{part}".encode()).is_telling == is_telling
+
+
 @pytest.mark.parametrize("name", WRITTEN)
 def test_long_pages_as_people_write_them_are_read(name):
     part = WRITTEN[name]
@@ -143,7 +165,7 @@ def test_long_pages_as_people_write_them_are_read(name):
         if part.startswith("<tr>") == (before == AROUND["body"][0]):
             continue
         page = before + repeated(part, 200_000 // len(part)) + after
-        size, steps = tree_cost.estimate(page.encode())
+        size, steps, _ = tree_cost.estimate(page.encode())
         assert size < PAGES.max_tree_bytes and steps < tree_cost.MAX_STEPS
 
 
