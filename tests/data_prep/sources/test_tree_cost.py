@@ -148,7 +148,7 @@ AROUND = {
         ('<meta http-equiv="X-UA-Compatible" content=x>', False),
         ("<META HTTP-EQUIV = 'Content-Language' content=x>", True),
         ("<meta http-equiv=content-language>", True),
-        ("<div title=1/LANG>", True),
+        ('<div title="1"LANG>', True),
         ("<svg xml:lang=en>", True),
         ("<BASE>", True),
         ("<figcaption>", True),
