@@ -186,15 +186,23 @@ def _visible(body: LexborNode) -> Iterator[str]:
         node = node.next
 
 
-def _pieces(body: LexborNode | None) -> Iterator[str]:
-    """Yields what `_visible` does, without breaks: the first pieces of many pages."""
-    if body is None:
-        return
+def _first_pieces(body: LexborNode) -> list[str]:
+    """Returns what `_visible` yields first, without breaks and blank pieces.
+
+    Up to texts.SAID_CHARS characters: it is read for each page without a language.
+    """
+    pieces: list[str] = []
+    chars = 0
     end = body.mem_id
     node = body.first_child
     while node is not None:
         if node.is_text_node:
-            yield node.text_content or ""
+            piece = node.text_content
+            if piece and not piece.isspace():
+                pieces.append(piece)
+                chars += len(piece)
+                if chars >= texts.SAID_CHARS:
+                    break
         elif node.tag not in _INVISIBLE:
             child = node.first_child
             if child is not None:
@@ -204,9 +212,10 @@ def _pieces(body: LexborNode | None) -> Iterator[str]:
         while beside is None:
             node = node.parent
             if node is None or node.mem_id == end:
-                return
+                return pieces
             beside = node.next
         node = beside
+    return pieces
 
 
 def _parse(
@@ -252,7 +261,8 @@ def _said(tree: LexborHTMLParser, of_images: Sequence[str]) -> str:
     """Returns the beginning of a page's text: title, text, texts of its images."""
     title = _title(tree)
     heading = [] if title is None else [title.text()]
-    return texts.beginning(itertools.chain(heading, _pieces(tree.body), of_images))
+    pieces = [] if tree.body is None else _first_pieces(tree.body)
+    return texts.beginning(itertools.chain(heading, pieces, of_images))
 
 
 def _sources(image: LexborNode) -> Iterator[image_urls.Attributes]:

@@ -160,11 +160,13 @@ def _absolute(address: str, base: str, max_url_chars: int) -> tuple[str, str]:
         if _PLAIN.fullmatch(address):
             return address, ""
         relative = _PLAIN_RELATIVE.fullmatch(address)
-        origin, folders = _place(base) if relative else ("", ())
+        origin, folder = _place(base) if relative else ("", "")
         if relative and origin:
-            up = len(relative[2]) // 3
-            kept = () if relative[1] else folders[: max(len(folders) - up, 0)]
-            url = "/".join((origin, *kept, relative[3]))
+            if relative[1]:
+                folder = "/"
+            for _ in range(len(relative[2]) // 3):
+                folder = folder[: folder.rfind("/", 0, -1) + 1] or "/"
+            url = f"{origin}{folder}{relative[3]}"
             return (url, "") if len(url) <= max_url_chars else ("", _TOO_LONG)
     address = address.strip(_SPACES)
     # data: URIs can be long: look at the scheme before anything else.
@@ -187,12 +189,12 @@ def _absolute(address: str, base: str, max_url_chars: int) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=64)
-def _place(base: str) -> tuple[str, tuple[str, ...]]:
-    """Returns the origin and the folders of a plain URL, ("", ()) of any other."""
+def _place(base: str) -> tuple[str, str]:
+    """Returns the origin and the folder of a plain URL, ("", "") of any other."""
     if not _PLAIN.fullmatch(base):
-        return "", ()
+        return "", ""
     scheme, _, host, *path = base.partition("?")[0].split("/")
-    return f"{scheme}//{host}", tuple(path[:-1])
+    return f"{scheme}//{host}", "/".join(("", *path[:-1], ""))
 
 
 def _joined(address: str, base: str) -> str:
