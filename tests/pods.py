@@ -39,7 +39,7 @@ def get_config():
     config.model.text_heads = 2
     config.model.context_length = 12
     config.model.embed_dim = 32
-    config.optimizer.warmup_steps = 5
+    config.optimizer.warmup_steps = {steps} - 1  # up to here, total_steps says nothing
     config.data.read_threads = 1
     return config.lock()
 """

@@ -1,5 +1,6 @@
 """Runs of several processes, and runs that go wrong."""
 
+import contextlib
 import functools
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import signal
 import socket
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -27,118 +29,175 @@ def folder(tmp_path_factory, write_dataset):
     return folder
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
-def several(folder, request):
-    """The workdir of a run of several processes."""
-    workdir = f"of_{request.param}"
-    # Of the four, two and two hold the same rows.
-    tensor = f"--config.mesh.tensor={request.param // 2}"
-    statuses, output = run(folder, workdir, processes=request.param, flags=(tensor,))
-    assert statuses == [0] * request.param, output
-    return folder / workdir
+LONG = ("--config.total_steps=100000",)  # as long as nothing ends it
+
+
+def started_and_saved(folder, workdir, *flags, processes=1):
+    """The processes of a long run that has saved step STEPS."""
+    started = start_all(folder, workdir, processes=processes, flags=(*LONG, *flags))
+    saved = folder / workdir / "checkpoints" / f"{STEPS}"
+    waiting.until(saved.exists, started[-1])
+    return started
+
+
+def stop(folder, workdir, *, processes, first=0):
+    """Trains with loaders, asks processes from `first` on to stop; returns outputs.
+
+    SIGTERM goes to process groups, as from a scheduler. Each process ends well, with
+    one checkpoint of all, and nothing is left of it.
+    """
+    loaders = f"--config.data.worker_count={2 // processes}"
+    started = started_and_saved(folder, workdir, loaders, processes=processes)
+    for process in started[first:]:
+        os.killpg(process.pid, signal.SIGTERM)
+    statuses, output = pods.ends(started)
+    assert statuses == [0] * processes, output
+    step = checkpoint.latest_step(str(folder / workdir))
+    assert f"asked to stop: saved step {step}" in output[0]
+    assert "leaked" not in "".join(output)
+    assert metric_rows.read(str(folder / workdir))[-1]["step"] == step
+    assert not (folder / workdir / files.MANIFEST).exists()
+    for process in started:
+        waiting.until(functools.partial(is_gone, process))
+    return output
 
 
 @pytest.fixture(scope="module")
-def alone(folder):
-    """The rows of a run of one process."""
-    statuses, output = run(folder, "alone")
-    assert statuses == [0], output
+def stopped(folder):
+    """What a run of one process printed that is stopped."""
+    (output,) = stop(folder, "alone", processes=1)
+    return output
+
+
+@pytest.fixture(scope="module")
+def alone(folder, stopped):
+    """The rows of that run."""
     return metric_rows.read(str(folder / "alone"))
 
 
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def halted(folder, members, request):
+    """The workdir of a run of several processes, and what each printed.
+
+    The loader of one is halted in the end: it waits for data, and its peers for it, in
+    a collective.
+    """
+    workdir = f"of_{request.param}"
+    # Of the four, two and two hold the same rows.
+    tensor = f"--config.mesh.tensor={request.param // 2}"
+    flags = (tensor, "--config.data.worker_count=1", "--stall_seconds=20")
+    started = started_and_saved(folder, workdir, *flags, processes=request.param)
+    (loader,) = loaders(members(started[1].pid))
+    os.kill(loader, signal.SIGSTOP)
+    assert all(process.wait(waiting.SECONDS) for process in started)
+    os.kill(loader, signal.SIGKILL)  # it holds the pipe open
+    _, output = pods.ends(started)
+    for process in started:
+        waiting.until(functools.partial(is_gone, process))
+    return folder / workdir, output
+
+
+@pytest.fixture(scope="module")
+def several(halted):
+    """The workdir of a run of several processes."""
+    return halted[0]
+
+
 def assert_alike(rows, others):
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
-    for got, want in zip(rows, others, strict=True):
+    for some in (rows, others):
+        assert [row["step"] for row in some[:STEPS]] == list(range(1, STEPS + 1))
+    for got, want in zip(rows[:STEPS], others[:STEPS], strict=True):
         for name in ("loss", "gradient_norm", "parameter_norm", "logit_scale"):
             assert got[name] == pytest.approx(want[name], rel=1e-5)
 
 
 def test_several_processes_train_like_one(several, alone):
-    """Twelve steps on as many devices, of real processes that talk over gloo."""
+    """On as many devices, of real processes that talk over gloo."""
     assert_alike(metric_rows.read(str(several)), alone)
-    assert checkpoint.steps(str(several)) == [SAVED, STEPS]
+    assert checkpoint.steps(str(several))[:2] == [SAVED, STEPS]
 
 
 def test_all_processes_count_what_they_mend_together(folder, several, alone):
-    rows = metric_rows.read(str(several))
     counts = ("replaced_images", "replaced_images/not_an_image", "truncated_texts")
-    for got, want in zip(rows, alone, strict=True):
+    rows = metric_rows.read(str(several))
+    for got, want in zip(rows[:STEPS], alone[:STEPS], strict=True):
         assert {key: got.get(key) for key in counts} == {
             key: want.get(key) for key in counts
         }
-    name = Path("metrics") / "replaced_images.json"
-    lost = files.read_json(several / name)
-    assert lost == files.read_json(folder / "alone" / name)
-    assert sum(lost["not_an_image"].values()) == rows[-1]["replaced_images"]
-    assert len(lost["not_an_image"]) == 3
-    assert rows[-1]["truncated_texts"] > 10
+    assert rows[-1]["truncated_texts"] > STEPS / 2
+    # Written down with each checkpoint, and by a run that stops in order.
+    assert_lost(folder, several, [row for row in rows if not row["step"] % SAVED][-1])
+    assert_lost(folder, folder / "alone", alone[-1])
+
+
+def assert_lost(folder, workdir, last):
+    """The run has written down how often it met each damaged image up to that row."""
+    met = Counter()
+    with made_batches(folder, last["step"]) as batches:
+        for _ in batches:
+            met.update(one.image_id for one in batches.losses.replaced)
+    assert len(met) == 3
+    lost = files.read_json(workdir / "metrics" / "replaced_images.json")
+    assert lost == {"not_an_image": met}
+    assert met.total() == last["replaced_images"]
+
+
+def made_batches(folder, total_steps, *, start_step=0):
+    """The batches of a run's steps after `start_step`, to be closed."""
+    options = DataOptions(
+        folders=(str(folder / "dataset"),),
+        global_batch=32,
+        image_size=16,
+        context_length=12,
+        total_steps=total_steps,
+    )
+    vocabulary = tokenizer.load(folder / "tokenizer.json", family="clip")
+    return contextlib.closing(
+        pipeline.batches(options, vocabulary, start_step=start_step)
+    )
+
+
+def copied_until_saved(workdir):
+    """A copy of the run as it was at the checkpoint SAVED, without rows."""
+    copy = workdir.with_name(f"moved_{workdir.name}")
+    shutil.copytree(workdir, copy)
+    for step in checkpoint.steps(str(copy)):
+        if step > SAVED:
+            shutil.rmtree(copy / "checkpoints" / f"{step}")
+    shutil.rmtree(copy / "metrics")
+    return copy
 
 
 def test_a_run_goes_on_with_another_number_of_processes(folder, several, alone):
-    """From the first checkpoint, on as many devices."""
-    moved = folder / f"moved_{several.name}"
-    shutil.copytree(several, moved)
-    shutil.rmtree(moved / "checkpoints" / f"{STEPS}")
-    shutil.rmtree(moved / "metrics")
+    """From the first checkpoint to a nearer end, on as many devices."""
+    moved = copied_until_saved(several)
     statuses, output = run(folder, moved.name)
     assert statuses == [0], output
     assert f"goes on from step {SAVED}" in output[0]
     rows = alone[:SAVED] + metric_rows.read(str(moved))
+    assert len(rows) == STEPS
     assert_alike(rows, alone)
-    for key in ("replaced_images", "truncated_texts"):
-        assert rows[-1][key] == alone[-1][key]
+    assert_lost(folder, moved, rows[-1])
+    assert rows[-1]["truncated_texts"] == alone[STEPS - 1]["truncated_texts"]
 
 
 @pytest.mark.slow
 def test_a_run_of_one_process_goes_on_with_two(folder, alone):
-    moved = folder / "moved_alone"
-    shutil.copytree(folder / "alone", moved)
-    shutil.rmtree(moved / "checkpoints" / f"{STEPS}")
-    shutil.rmtree(moved / "metrics")
+    moved = copied_until_saved(folder / "alone")
     statuses, output = run(folder, moved.name, processes=2)
     assert statuses == [0, 0], output
     assert_alike(alone[:SAVED] + metric_rows.read(str(moved)), alone)
 
 
-def test_one_process_that_is_terminated_stops_all_with_a_checkpoint(folder):
-    flags = ("--config.total_steps=100000", "--config.data.worker_count=1")
-    started = start_all(folder, "terminated", processes=2, flags=flags)
-    checkpoints = folder / "terminated" / "checkpoints"
-    waiting.until((checkpoints / f"{SAVED}").exists, started[1])
-    started[1].send_signal(signal.SIGTERM)
-    output = [process.communicate(timeout=waiting.SECONDS)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], output
-    last = checkpoint.latest_step(str(folder / "terminated"))
-    assert f"asked to stop: saved step {last}" in output[0]
-    assert metric_rows.read(str(folder / "terminated"))[-1]["step"] == last
-    assert not (folder / "terminated" / files.MANIFEST).exists()
-    for process in started:
-        waiting.until(functools.partial(is_gone, process))
+def test_a_signal_to_loaders_too_saves_and_leaves_nothing(stopped):
+    said = stopped.index("worker processes, each with at most")
+    assert said < stopped.index("compiled the step")
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_signal_to_loaders_too_saves_and_leaves_nothing(folder, processes):
-    """SIGTERM to whole process groups, as a scheduler sends it."""
-    workdir = f"stopped_{processes}"
-    flags = (
-        f"--config.data.worker_count={2 // processes}",
-        "--config.total_steps=100000",
-        "--config.checkpoint_every_steps=3",
-    )
-    started = start_all(folder, workdir, processes=processes, flags=flags)
-    waiting.until((folder / workdir / "checkpoints" / "3").exists, started[0])
-    for process in started:
-        os.killpg(process.pid, signal.SIGTERM)
-    output = [process.communicate(timeout=waiting.SECONDS)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * processes, output
-    step = checkpoint.latest_step(str(folder / workdir))
-    assert step >= 3
-    assert f"asked to stop: saved step {step}" in output[0]
-    assert "leaked" not in "".join(output)
-    said = output[0].index("worker processes, each with at most")
-    assert said < output[0].index("compiled the step")
-    for process in started:
-        waiting.until(functools.partial(is_gone, process))
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_signal_to_all_or_one_of_two_saves_and_leaves_nothing(folder, first):
+    stop(folder, f"stopped_from_{first}", processes=2, first=first)
 
 
 def loaders(pids):
@@ -182,10 +241,11 @@ def test_a_process_that_never_comes_is_named(folder, missing):
     waiting.until(functools.partial(is_gone, started[1 - missing]))
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_alone_ends_all(folder, members):
     """Its loader is killed; its peer, which waits for it, hears of it."""
     workdir = "failing"
-    flags = ("--config.total_steps=100000", "--config.data.worker_count=1")
+    flags = (*LONG, "--config.data.worker_count=1")
     started = start_all(folder, workdir, processes=2, flags=flags)
     waiting.until((folder / workdir / "checkpoints" / f"{SAVED}").exists, started[1])
     (loader,) = loaders(members(started[1].pid))
@@ -198,23 +258,11 @@ def test_a_process_that_fails_alone_ends_all(folder, members):
         waiting.until(functools.partial(is_gone, process))
 
 
-def test_a_process_that_waits_without_end_is_named_and_ends_all(folder, members):
-    """Its loader is halted: it waits for data, and its peer for it, in a collective."""
-    workdir = "stalled"
-    flags = ("--config.total_steps=100000", "--config.data.worker_count=1")
-    flags += ("--stall_seconds=20",)
-    started = start_all(folder, workdir, processes=2, flags=flags)
-    waiting.until((folder / workdir / "checkpoints" / f"{SAVED}").exists, started[1])
-    (loader,) = loaders(members(started[1].pid))
-    os.kill(loader, signal.SIGSTOP)
-    assert all(process.wait(waiting.SECONDS) for process in started)
-    os.kill(loader, signal.SIGKILL)  # it holds the pipe open
-    _, output = pods.ends(started)
+def test_a_process_that_waits_without_end_is_named_and_ends_all(halted):
+    _, output = halted
     said = r"process 0 was computing step (\d+); process 1 was waiting for the batch of"
     assert re.search(rf"{said} step \1\b", output[0]), output[0][-3000:]
     assert "process 1 makes no progress: it was waiting for the batch" in output[1]
-    for process in started:
-        waiting.until(functools.partial(is_gone, process))
 
 
 @pytest.mark.slow
@@ -236,7 +284,7 @@ def test_a_run_killed_while_it_saves_leaves_nothing_behind_and_goes_on(folder, a
     statuses, output = run(folder, "killed")
     assert statuses == [0], output
     rows = metric_rows.read(str(folder / "killed"))
-    assert [row["loss"] for row in rows] == [row["loss"] for row in alone]
+    assert [row["loss"] for row in rows] == [row["loss"] for row in alone[:STEPS]]
     assert not unfinished()
 
 
@@ -269,26 +317,15 @@ def test_steps_that_are_not_finite_are_written_down_and_end_the_run(folder):
     ]
     last = skipped[-1]["step"]
     assert [one["step"] for one in skipped] == [last - 2, last - 1, last]
-    batches = pipeline.batches(
-        DataOptions(
-            folders=(str(folder / "dataset"),),
-            global_batch=32,
-            image_size=16,
-            context_length=12,
-            total_steps=last,
-        ),
-        tokenizer.load(folder / "tokenizer.json", family="clip"),
-        start_step=last - 3,
-    )
-    for one, batch in zip(skipped, batches, strict=True):
-        assert one["image_ids"] == np.char.decode(batch["image_id"]).tolist()
-    batches.close()
+    with made_batches(folder, last, start_step=last - 3) as batches:
+        for one, batch in zip(skipped, batches, strict=True):
+            assert one["image_ids"] == np.char.decode(batch["image_id"]).tolist()
 
 
 def test_a_run_that_ends_in_steps_that_are_not_finite_is_not_finished(folder):
     """With room for them, too: the second start finds all steps done."""
     flags = ("--config.optimizer.peak_lr=1e38", "--config.max_skipped_steps=100")
-    flags += ("--config.total_steps=6",)
+    flags += ("--config.total_steps=6", "--config.optimizer.warmup_steps=5")
     workdir = folder / "all_skipped"
     for _ in range(2):
         statuses, output = run(folder, "all_skipped", flags=flags)

@@ -49,8 +49,9 @@ SLURM = {
 }
 
 CODE = """
-import json, sys
+import json, os, signal, sys, time
 import jax, numpy as np
+from jax.experimental import multihost_utils
 from metaclip_jax.training import checksums, runtime, sharding, train_state
 from metaclip_jax.data import images
 from metaclip_jax.evaluation import encoder, evaluator, held_out as held_outs
@@ -120,14 +121,30 @@ for name, wanted in (
 ):
     worst = float(np.abs(getattr(found, name) - wanted).max())
     result[f"of {name}"] = worst, float(np.ptp(wanted, axis=0).min())
+with runtime.stop_on_sigterm() as stop_wanted:
+    step = 1
+    while not stop_wanted(step):
+        if index == "1" and step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step += 1
+        time.sleep(0.05)
+result["stopped after"] = step
+
 with open(output, "w") as file:
     json.dump(result, file)
+with runtime.fail_with_peers():
+    if index == "1":
+        raise ValueError("alone")
+    multihost_utils.sync_global_devices("the other, in vain")
 """
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory, write_dataset):
-    """What each process wrote down."""
+def ended(tmp_path_factory, write_dataset):
+    """Of each process: what it wrote down, its exit status, and what it printed.
+
+    When all is written down, the second fails, and the first waits for it.
+    """
     folder = tmp_path_factory.mktemp("processes")
     held_out = write_dataset(folder / "held_out", record_count=40)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -146,8 +163,26 @@ def found(tmp_path_factory, write_dataset):
         for index, output in enumerate(outputs)
     ]
     said = [process.communicate(timeout=waiting.SECONDS)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
-    return [json.loads(output.read_text()) for output in outputs]
+    assert all(output.exists() for output in outputs), said
+    found = [json.loads(output.read_text()) for output in outputs]
+    return found, [process.returncode for process in started], said
+
+
+@pytest.fixture(scope="module")
+def found(ended):
+    """What each process wrote down."""
+    return ended[0]
+
+
+def test_a_signal_to_one_process_stops_all_after_one_step(found):
+    steps = {one["stopped after"] for one in found}
+    assert len(steps) == 1 and steps.pop() > 3
+
+
+def test_a_process_that_fails_alone_ends_all(ended):
+    _, statuses, said = ended
+    assert all(statuses), said
+    assert "ValueError: alone" in said[1] and "process 1 fails; exiting" in said[1]
 
 
 @pytest.mark.parametrize("name", MESHES)
