@@ -298,17 +298,20 @@ def resolve(
     return languages
 
 
-def of_page(text: str, identify: LanguageIdentifier) -> str:
-    """Returns the language of a page that declares none, "" if it has too little text.
+def of_pages(texts: Sequence[str], identify: LanguageIdentifier) -> list[str]:
+    """Returns the languages of pages that declare none, "" of those with little text.
 
     Args:
-      text: the page's text, or the first part of it.
+      texts: the text of each page, or the first part of it.
       identify: called at most once.
     """
-    if not _has_letters(text, PAGE_LETTERS):
-        return ""
-    (code,) = identify([text], expected=[""])
-    return "" if code == UNDECIDED else code
+    codes = [""] * len(texts)
+    asked = [i for i, text in enumerate(texts) if _has_letters(text, PAGE_LETTERS)]
+    if asked:
+        found = identify([texts[i] for i in asked], expected=[""] * len(asked))
+        for i, code in zip(asked, found, strict=True):
+            codes[i] = "" if code == UNDECIDED else code
+    return codes
 
 
 def metadata_codes() -> dict[str, str | None]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from absl import logging
 from selectolax.lexbor import LexborDocumentOptions, LexborHTMLParser, LexborNode
@@ -52,17 +52,30 @@ _Read = TypeVar("_Read")
 
 
 def parse_page(
+    page: Page, *, identify: language.LanguageIdentifier, **options: Any
+) -> tuple[list[texts.Row], texts.Losses] | LostPage:
+    """Returns the CANDIDATES of a page, and its drops by reason; see `find_texts`.
+
+    Where the page declares no language for some of its texts, `identify` is asked once,
+    for that of the page.
+    """
+    found = find_texts(page, **options)
+    if isinstance(found, LostPage):
+        return found
+    return texts.identified([found], identify)[0]
+
+
+def find_texts(
     page: Page,
     *,
     max_texts_per_page: int,
     max_text_chars: int,
     max_url_chars: int,
     max_tree_bytes: int,
-    identify: language.LanguageIdentifier,
     text_sources: Sequence[str] = texts.SOURCES,
     prefer_larger: bool = False,
-) -> tuple[list[texts.Row], texts.Losses] | LostPage:
-    """Returns the CANDIDATES of a page, and its drops by reason.
+) -> texts.Found | LostPage:
+    """Returns the texts of a page's images, and its drops by reason.
 
     Every text attribute of every image is one text, empty ones too; an image without
     any counts as one empty text. So texts found = rows + drops.
@@ -70,9 +83,6 @@ def parse_page(
     Reasons: empty_text, text_too_long, too_many_texts (all beyond the bound, empty ones
     too), and those of `image_urls.find`. Those of a LostPage: see `_read`; a page
     without images is not parsed.
-
-    Where the page declares no language for some of its texts, `identify` is asked once,
-    for that of the page.
 
     `text_sources` are those of texts.SOURCES to read, and other attributes of images
     such as aria-label. With `prefer_larger`, the largest address in srcset and
@@ -92,10 +102,7 @@ def parse_page(
         ),
         unless_without=_IMAGE,
     )
-    if isinstance(parsed, LostPage):
-        return parsed
-    found, drops, said = parsed or ([], texts.Losses(), "")
-    return texts.to_rows(page.url, found, said, identify), drops
+    return parsed or texts.Found(page.url, [], texts.Losses(), "")
 
 
 def page_text(page: Page, *, max_tree_bytes: int) -> PageText | LostPage:
@@ -227,13 +234,9 @@ def _parse(
     max_url_chars: int,
     text_sources: Sequence[str],
     prefer_larger: bool,
-) -> tuple[list[texts.Text], texts.Losses, str]:
-    """Returns the texts of a page, its drops, and what to know its language by.
-
-    The last is "" where all texts have a declared language.
-    """
+) -> texts.Found:
     if not nodes.images:
-        return [], texts.Losses(), ""
+        return texts.Found(page_url, [], texts.Losses(), "")
     captions = _captions(nodes, max_text_chars) if "figcaption" in text_sources else {}
     found, drops = texts.texts_of(
         (
@@ -253,8 +256,9 @@ def _parse(
         prefer_larger=prefer_larger,
     )
     if all(map(language.known, {declared for *_, declared in found})):
-        return found, drops, ""
-    return found, drops, _said(nodes.tree, [text for _, text, _, _ in found])
+        return texts.Found(page_url, found, drops, "")
+    said = _said(nodes.tree, [text for _, text, _, _ in found])
+    return texts.Found(page_url, found, drops, said)
 
 
 def _said(tree: LexborHTMLParser, of_images: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """Reads the web pages of an archive to batches of candidates."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
@@ -9,9 +10,10 @@ from data_prep.sources import html, texts, warc
 from data_prep.sources.spec import Reading, Spec
 
 _BATCH_ROWS = 16_384
+_IDENTIFIED = 32  # pages at a time
 
-# The rows of a page and the texts it lost by reason, or what is lost whole.
-Parsed = tuple[list[texts.Row], texts.Losses] | warc.LostPage | warc.LostFile
+# What a page has, or what is lost whole.
+Found = texts.Found | warc.LostPage | warc.LostFile
 
 
 def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
@@ -19,26 +21,25 @@ def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
 
     Raises OSError where the file cannot be opened or the storage fails.
     """
-    yield from batches(_parsed(path, spec), reading)
+    identify = language.shared_identifier(spec.identifier)
+    yield from batches(_found(path, spec), identify, reading)
 
 
-def batches(parsed: Iterable[Parsed], reading: Reading) -> Iterator[pa.RecordBatch]:
+def batches(
+    found: Iterable[Found], identify: language.LanguageIdentifier, reading: Reading
+) -> Iterator[pa.RecordBatch]:
     """Yields the rows of pages, of many pages in each batch, and counts them."""
     rows: list[texts.Row] = []
-    for page in parsed:
-        if isinstance(page, warc.LostFile):
-            reading.lost_files[page.reason] += 1
-        elif isinstance(page, warc.LostPage):
-            reading.lost_items[page.reason] += 1
-        else:
-            found, lost = page
-            rows += found
+    usable = _usable(found, reading)
+    while some := list(itertools.islice(usable, _IDENTIFIED)):
+        for of_page, lost in texts.identified(some, identify):
+            rows += of_page
             for counted in (texts.LARGER, texts.AS_WRITTEN):
                 if count := lost.pop(counted, 0):
                     reading.addresses[counted] += count
             reading.lost_texts.add(lost)
             reading.items += 1
-            reading.texts += len(found)
+            reading.texts += len(of_page)
             if len(rows) >= _BATCH_ROWS:
                 yield schema.from_rows(rows, schema.CANDIDATES)
                 rows = []
@@ -46,21 +47,30 @@ def batches(parsed: Iterable[Parsed], reading: Reading) -> Iterator[pa.RecordBat
         yield schema.from_rows(rows, schema.CANDIDATES)
 
 
-def _parsed(path: str, spec: Spec) -> Iterator[Parsed]:
-    identify = language.shared_identifier(spec.identifier)
+def _usable(found: Iterable[Found], reading: Reading) -> Iterator[texts.Found]:
+    """Yields the pages that are not lost, and counts the others."""
+    for page in found:
+        if isinstance(page, warc.LostFile):
+            reading.lost_files[page.reason] += 1
+        elif isinstance(page, warc.LostPage):
+            reading.lost_items[page.reason] += 1
+        else:
+            yield page
+
+
+def _found(path: str, spec: Spec) -> Iterator[Found]:
     for page in warc.read_pages(
         path, max_page_bytes=spec.max_page_bytes, user_agent=spec.user_agent
     ):
         if not isinstance(page, warc.Page):
             yield page
             continue
-        yield html.parse_page(
+        yield html.find_texts(
             page,
             max_texts_per_page=spec.max_texts_per_page,
             max_text_chars=spec.max_text_chars,
             max_url_chars=spec.max_url_chars,
             max_tree_bytes=spec.max_tree_bytes,
-            identify=identify,
             text_sources=spec.page_texts,
             prefer_larger=spec.prefer_larger,
         )

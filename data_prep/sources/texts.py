@@ -65,6 +65,15 @@ class Losses(Counter[str]):
             del shown[max(shown)]
 
 
+class Found(NamedTuple):
+    """What was found on a page."""
+
+    url: str  # of the page
+    texts: list[Text]
+    losses: Losses
+    said: str  # what to know the page's language by, "" where all texts declare theirs
+
+
 class Image(NamedTuple):
     """An image of a page."""
 
@@ -161,27 +170,32 @@ def clean(text: str) -> str:
     return " ".join(text.split())
 
 
-def to_rows(
-    page_url: str,
-    found: Sequence[Text],
-    said: str,
-    identify: language.LanguageIdentifier,
-) -> list[Row]:
-    """Returns rows of CANDIDATES.
+def identified(
+    pages: Sequence[Found], identify: language.LanguageIdentifier
+) -> list[tuple[list[Row], Losses]]:
+    """Returns the rows of CANDIDATES and the losses of each page.
 
-    Args:
-      page_url: of all texts.
-      found: the texts of a page.
-      said: what to know the language of the page by, "" where all texts declare theirs.
-      identify: called at most once.
+    `identify` is called at most once: between other work, an identifier's tables have
+    left the processor's caches, so page by page takes twice as long.
     """
-    of_page = language.of_page(said, identify) if said else ""
-    unknown = {code for code in {one[-1] for one in found} if not language.known(code)}
-    image_ids = {url: records.image_id(url) for url in {one[0] for one in found}}
+    asked = [i for i, page in enumerate(pages) if page.said]
+    codes = language.of_pages([pages[i].said for i in asked], identify)
+    of_page = dict(zip(asked, codes, strict=True))
     return [
-        (image_ids[url], url, page_url, text, source, code, identified, "", "")
-        for url, text, source, code in found
-        for identified in (of_page if code in unknown else "",)
+        (_to_rows(page, of_page.get(i, "")), page.losses)
+        for i, page in enumerate(pages)
+    ]
+
+
+def _to_rows(page: Found, of_page: str) -> list[Row]:
+    unknown = {
+        code for code in {one[-1] for one in page.texts} if not language.known(code)
+    }
+    image_ids = {url: records.image_id(url) for url in {one[0] for one in page.texts}}
+    return [
+        (image_ids[url], url, page.url, text, source, code, said, "", "")
+        for url, text, source, code in page.texts
+        for said in (of_page if code in unknown else "",)
     ]
 
 

@@ -83,11 +83,13 @@ def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
 
     Raises OSError where the file cannot be opened or the storage fails.
     """
-    yield from pages.batches(_parsed(path, spec), reading)
+    found = _found(path, spec)
+    yield from pages.batches(
+        found, language.shared_identifier(spec.identifier), reading
+    )
 
 
-def _parsed(path: str, spec: Spec) -> Iterator[pages.Parsed]:
-    identify = language.shared_identifier(spec.identifier)
+def _found(path: str, spec: Spec) -> Iterator[pages.Found]:
     with remote.open_file(path, user_agent=spec.user_agent) as file:
         for record in archive.read_records(
             file, max_block_bytes=spec.max_page_bytes + 1, kind=b"metadata"
@@ -96,13 +98,11 @@ def _parsed(path: str, spec: Spec) -> Iterator[pages.Parsed]:
                 yield record
             elif isinstance(record, archive.LostRecord):
                 yield warc.LostPage("damaged_record")
-            elif (page := _page(record, spec, identify)) is not None:
+            elif (page := _page(record, spec)) is not None:
                 yield page
 
 
-def _page(
-    record: archive.Record, spec: Spec, identify: language.LanguageIdentifier
-) -> pages.Parsed | None:
+def _page(record: archive.Record, spec: Spec) -> pages.Found | None:
     """Returns what a record says of a page, None where it is about something else."""
     if len(record.block) > spec.max_page_bytes:
         return warc.LostPage("page_too_large")
@@ -140,7 +140,7 @@ def _page(
     if found and not language.known(declared):
         of_images = (text for _, text, _, _ in found)
         said = texts.beginning([attribute(head.title) or "", *of_images])
-    return texts.to_rows(record.url, found, said, identify), drops
+    return texts.Found(record.url, found, drops, said)
 
 
 def _attributes(link: _Link) -> dict[str, str | None]:

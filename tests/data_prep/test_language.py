@@ -17,7 +17,7 @@ from data_prep.language import (
     load_identifier,
     metadata_code,
     metadata_codes,
-    of_page,
+    of_pages,
     resolve,
     surface,
 )
@@ -256,12 +256,14 @@ def test_template_pages_that_declare_english_are_seen_through(identify):
 
 def test_a_page_is_identified_by_its_text_if_it_has_enough(identify):
     text = "Welcome to our shop. We sell small brown dogs that play in the snow."
-    assert of_page(text, identify) == "en"
-    assert of_page(text.upper(), identify) == "en"
+    assert of_pages([text], identify) == ["en"]
+    assert of_pages([text.upper()], identify) == ["en"]
     hearing = Hearing("fr")
-    assert of_page("Logo 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18", hearing) == ""
+    assert of_pages(["Logo 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18"], hearing) == [
+        ""
+    ]
     assert hearing.asked == []
-    assert of_page("x" * 30, Hearing(UNDECIDED)) == ""
+    assert of_pages(["x" * 30], Hearing(UNDECIDED)) == [""]
 
 
 def test_declared_aliases_become_the_codes_of_the_identifier():
