@@ -24,6 +24,7 @@ def get_config():
     config.total_steps = {steps}
     config.log_every_steps = 1
     config.checkpoint_every_steps = {saved}
+    config.checkpoint.keep_last = 100
     config.image_size = 16
     config.dtype = "float32"
     config.mesh.fsdp = 2
