@@ -64,16 +64,12 @@ def pytest_collection_finish():
 def quickstart():
     """Runs it, with fewer pictures and steps, in a folder; returns what it prints."""
 
-    # Here most time goes into steps.
-    optimised = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-
     def run(workdir, *extra):
         command = [sys.executable, "-m", "examples.quickstart.run"]
         small = [f"--workdir={workdir}", "--pictures=400", "--steps=6"]
         done = subprocess.run(
             [*command, *small, *extra],
             cwd=ROOT,
-            env=optimised,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

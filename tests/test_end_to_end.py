@@ -144,8 +144,7 @@ def run_commands(document, folder, *, about, **environment):
 
 
 def test_the_commands_of_the_readme_run_as_they_stand(beside):
-    # Here most time goes into steps; in the few steps below, into compiling them.
-    run_commands("README.md", beside, about="data_prep.curate", XLA_FLAGS="")
+    run_commands("README.md", beside, about="data_prep.curate")
     assert (beside / "my_run" / "report.html").exists()
     assert (beside / "my_run" / "run" / "evaluation" / "20.json").exists()
 
