@@ -11,7 +11,6 @@ its last finished part. With --stop_after=match it stops before the download: th
 `data_prep.explain` predicts the size for each t, and the same command continues.
 """
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -20,19 +19,16 @@ from typing import NamedTuple
 import apache_beam as beam
 import numpy as np
 from absl import flags, logging
-from apache_beam.options.pipeline_options import PipelineOptions
-from ml_collections import ConfigDict
 
 from data_prep import config as config_lib
-from data_prep import data_card, language, schema
+from data_prep import data_card, schema
 from data_prep.images import addresses, face_detection, safety
 from data_prep.matching import words
-from data_prep.metadata import store
 from data_prep.sinks import array_record as sink
-from data_prep.sources import kinds
 from data_prep.stages import (
     balancing,
     contamination,
+    damage,
     downloads,
     embedded,
     image_dedup,
@@ -46,31 +42,10 @@ from data_prep.stages import (
     sums,
 )
 from data_prep.stages.pipelines import one_each, progress, start, tagged
+from data_prep.stages.planning import Run, plan
 from metaclip_jax import files
 from metaclip_jax.cli import command, config_flag
 from metaclip_jax.data import balance
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """The inputs that all pipelines of a run share."""
-
-    config: ConfigDict
-    metadata: Mapping[str, store.Metadata]
-    options: PipelineOptions
-    source: kinds.Spec
-    source_files: list[str]
-    inputs: dict  # what decides the result; the manifest of a finished folder has it
-    match_inputs: dict  # the part of `inputs` that decides the matches
-    source_inputs: dict  # the part of `match_inputs` that decides the unsorted matches
-    workdir: str
-    output: str
-    max_failed_sources: int
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Number of entries of each metadata."""
-        return {code: len(m.entries) for code, m in self.metadata.items()}
 
 
 class Pool(NamedTuple):
@@ -96,15 +71,17 @@ def main(argv: list[str]) -> None:
 
 
 def go_on(run: Run, *, stop_after: str = "write", retry_failed: bool = False) -> None:
-    """Runs the stages that are not finished yet, up to `stop_after`."""
-    if retry_failed:
-        outcomes.reopen(
-            os.path.join(run.workdir, "images"),
-            run.output,
-            name=run.config.name,
-            partitions=run.config.partitions,
-            inputs=run.inputs,
-        )
+    """Runs the stages that are not finished yet, up to `stop_after`.
+
+    A file of a former stage that is damaged is made again, once.
+    """
+    images = os.path.join(run.workdir, "images")
+    if retry_failed and outcomes.any_to_retry(images, run.inputs):
+        damage.reopen(run)
+    damage.repairing(run, lambda: _go_on(run, stop_after, retry_failed))
+
+
+def _go_on(run: Run, stop_after: str, retry_failed: bool) -> None:
     if files.finished(run.output, run.inputs) is not None:
         return
     pool = match(run)
@@ -123,85 +100,6 @@ def log_stop(run: Run, name: str) -> None:
     """Logs what is finished after --stop_after, and how to continue."""
     folder = os.path.join(run.workdir, name)
     logging.info("%s is finished; without --stop_after the command continues", folder)
-
-
-def plan(
-    config: ConfigDict,
-    workdir: str | None,
-    output: str | None,
-    arguments: list[str],
-    *,
-    workers: str = "auto",
-    max_failed_sources: int = 0,
-) -> Run:
-    """Checks the command line before anything is written; returns the run."""
-    keeps_all = config.matching.mode == "none"
-    given = {"--config.source.paths": config.source.paths}
-    if not keeps_all:
-        given["--config.metadata"] = config.metadata
-    command.refuse_missing({"--workdir": workdir, "--output": output, **given})
-    assert workdir and output
-    command.refuse_same_folder(
-        {"--workdir": workdir, "--output": output}, parts.FOLDERS
-    )
-    config_lib.check_curate(config)
-    addresses.read_host_map(config.download.host_map)
-    language.load_identifier(config.language.identifier)
-    safety.models(config)  # refuses one that is not installed
-    options = pipelines.options(arguments)
-    if keeps_all:
-        config = config.copy_and_resolve_references()
-        config.balance.rule = "online"  # nothing is drawn
-    metadata = store.every_text() if keeps_all else store.load(config.metadata)
-    # Without `download`: a run may continue with other limits or addresses.
-    values = config.to_dict()
-    del values["download"], values["metadata"], values["memory_gib"]
-    sources_per_part = values.pop("sources_per_part")
-    spec = kinds.spec_of(config)
-    paths, prefix = (values["source"].pop(key) for key in ("paths", "prefix"))
-    found = kinds.find(paths, spec, prefix=prefix)
-    places = [("--workdir", workdir), ("--output", output)]
-    places += [("--config.source.paths", path) for path in found]
-    for group in ("selection", "duplicates"):
-        lists = [v for v in values[group].values() if isinstance(v, tuple | list)]
-        places += [(f"--config.{group}", path) for some in lists for path in some]
-    pipelines.refuse_local(options, places)
-    inputs = {
-        "config": values,
-        "source": kinds.describe(found, spec),
-        "metadata": {code: m.fingerprint for code, m in metadata.items()},
-    }
-    chosen = selection.inputs(config)
-    compared = contamination.inputs(config) | embedded.inputs(config)
-    # Leaves out keys that may still change after matching.
-    later = ("name", "images", "duplicates", "balance", "safety")
-    early = {key: value for key, value in values.items() if key not in later}
-    reading = {key: values[key] for key in ("source", "pages", "matching", "language")}
-    return Run(
-        config=config,
-        metadata=metadata,
-        source=spec,
-        source_files=found,
-        options=pipelines.with_workers(
-            options, workers, source_bytes=kinds.total_bytes(inputs["source"])
-        ),
-        inputs=inputs | chosen | compared,
-        match_inputs=inputs
-        | chosen
-        | {
-            "config": early
-            | {key: values["balance"][key] for key in ("rule", "prefer_high_scores")},
-            "columns": schema.MATCHES.names,  # they differ between versions
-        },
-        source_inputs=inputs
-        | {
-            "config": reading | {"sources_per_part": sources_per_part},
-            "columns": schema.MATCHED.names,
-        },
-        workdir=workdir,
-        output=output,
-        max_failed_sources=max_failed_sources,
-    )
 
 
 def match(run: Run) -> Pool:
@@ -323,7 +221,7 @@ def download(
             pipelines.new(run.options) as pipeline,
         ):
             fetched = start(pipeline, one_each(range(n))) | "download" >> tagged(
-                stage, "outcomes"
+                stage, "outcomes", each="downloads of partition"
             )
             deduplicated = image_dedup.add(
                 fetched.main,
@@ -375,7 +273,8 @@ def write(
     files.claim(run.output, run.inputs)
     with progress(run.output, n, "write"), pipelines.new(run.options) as pipeline:
         shards = start(pipeline, one_each(range(n))) | "balance" >> tagged(
-            stage, "accepted", "shards", "tallies", "rejects"
+            *(stage, "accepted", "shards", "tallies", "rejects"),
+            each="file shard of partition",
         )
         rejects.write(shards.rejects, run.workdir)
         sums.write_sum(shards.flow, schema.FLOW, folder, "flow.parquet")

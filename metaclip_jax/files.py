@@ -116,22 +116,27 @@ def read_json(p: epath.PathLike) -> Any:
         return json.loads(path(p).read_bytes())
 
 
-def open_parquet(p: epath.PathLike) -> pq.ParquetFile:
+def open_parquet(p: epath.PathLike, *, checksums: bool = False) -> pq.ParquetFile:
     """Opens a Parquet file with buffers that Arrow owns.
 
     Arrow's threads free buffers late, and freeing a Python-owned buffer while the
     interpreter shuts down aborts the process.
+
+    Args:
+        p: the file.
+        checksums: whether to check those of pages that have one.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not Parquet.
     """
     with naming(p, "Parquet"):
-        if is_local(p):
-            return pq.ParquetFile(os.fspath(p))
-        copy = pa.BufferOutputStream()
-        copy.write(path(p).read_bytes())
-        return pq.ParquetFile(pa.BufferReader(copy.getvalue()))
+        source: Any = os.fspath(p)
+        if not is_local(p):
+            copy = pa.BufferOutputStream()
+            copy.write(path(p).read_bytes())
+            source = pa.BufferReader(copy.getvalue())
+        return pq.ParquetFile(source, page_checksum_verification=checksums)
 
 
 def read_parquet(p: epath.PathLike, columns: Sequence[str] | None = None) -> pa.Table:
@@ -141,7 +146,7 @@ def read_parquet(p: epath.PathLike, columns: Sequence[str] | None = None) -> pa.
         FileNotFoundError: there is no such file.
         ValueError: it is not Parquet, lacks a column or is damaged.
     """
-    with naming(p, "Parquet"), open_parquet(p) as parquet:
+    with naming(p, "Parquet"), open_parquet(p, checksums=True) as parquet:
         missing = set(columns or ()) - set(parquet.schema_arrow.names)
         if missing:
             raise ValueError(

@@ -5,7 +5,6 @@ and its records counted. The folder's manifest is written last.
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -61,22 +60,27 @@ def write_shard(
         }
 
 
-def read_facts(final_path: str, *, texts: int) -> dict[str, Any] | None:
+def read_facts(final_path: str, *, count: int, texts: int) -> dict[str, Any] | None:
     """Returns what `write_shard` returned for an existing shard, else None.
 
-    A shard with its final name is complete; its sidecar gets its name after it.
+    Also None where its records are not `count`, or damaged.
     """
-    shard, sidecar = (
-        files.path(p) for p in (final_path, records.entries_path(final_path))
-    )
-    if not (shard.exists() and sidecar.exists()):
+    entries_path = records.entries_path(final_path)
+    try:
+        with files.local_copy(entries_path) as sidecar, pa.OSFile(str(sidecar)) as file:
+            rows = pa.ipc.open_file(file).read_all().num_rows
+        with files.local_copy(final_path) as shard:
+            whole = record_files.count_whole(str(shard))
+            if not rows == whole == count:
+                return None
+            return {
+                **_file_facts(final_path, epath.Path(shard)),
+                "count": count,
+                "texts": texts,
+                "entries": _file_facts(entries_path, files.path(entries_path)),
+            }
+    except (FileNotFoundError, pa.ArrowInvalid):
         return None
-    return {
-        **_file_facts(final_path, shard),
-        "count": record_files.count_records(os.fspath(shard)),
-        "texts": texts,
-        "entries": _file_facts(os.fspath(sidecar), sidecar),
-    }
 
 
 def table_name(table: str, index: int, total: int) -> str:

@@ -46,6 +46,30 @@ def thrice(name: str, work: Callable[[], Iterable | None]) -> Iterator:
             return
 
 
+class Thrice(beam.DoFn):
+    """Calls a stage up to three times for each element; see `thrice`.
+
+    Args:
+      stage: yields what may be yielded again.
+      name: of its elements, before their number or key.
+    """
+
+    def __init__(self, stage: beam.DoFn, name: str) -> None:
+        self._stage, self._name = stage, name
+
+    def process(self, element: tuple | pa.RecordBatch) -> Iterator:
+        """Yields what the stage yields, or a row of "flow"."""
+        name = f"{self._name} {_key(element)}"
+        yield from thrice(name, lambda: self._stage.process(element))
+
+
+def _key(element: tuple | pa.RecordBatch) -> object:
+    """Returns the key of a group, or the first value of a batch."""
+    if isinstance(element, tuple):
+        return element[0]
+    return element[0][0].as_py() if element.num_rows else "of no rows"
+
+
 class SourceError(Exception):
     """A source failed; the reason is its cause."""
 

@@ -13,7 +13,6 @@ from data_prep import drops, schema
 from data_prep.sinks import array_record as sink
 from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
-    attempts,
     dedup,
     parts,
     rejects,
@@ -47,10 +46,6 @@ class WriteShard(beam.DoFn):
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Writes the shard if it is missing; yields its counts and drops."""
         (partition,) = element["value"].to_pylist()
-        name = f"file shard of partition {partition}"
-        yield from attempts.thrice(name, lambda: self._outputs(partition))
-
-    def _outputs(self, partition: int) -> Iterator[pa.RecordBatch]:
         part = parts.name(partition, self._partitions)
         matches = parts.read(f"{self._workdir}/matches", part)
         asked_for = parts.read(f"{self._workdir}/images", part)
@@ -71,25 +66,25 @@ class WriteShard(beam.DoFn):
         )
         shard = records.shard_name(self._name, partition, self._partitions)
         path = os.path.join(self._output, shard)
-        facts = sink.read_facts(path, texts=balanced.num_rows)
+        facts = sink.read_facts(path, count=left.num_rows, texts=balanced.num_rows)
         if facts is None:
             bodies = parts.read_blobs(
                 f"{self._workdir}/downloads",
-                parts.name(partition, self._partitions, "images"),
+                parts.name(partition, self._partitions, parts.BLOBS),
                 left["position"].to_pylist(),
             )
             facts = sink.write_shard(path, steps.to_records(balanced, left, bodies))
         name = sink.table_name("scores", partition, self._partitions)
-        if self._scores and not parts.exists(self._output, name):
+        if self._scores and parts.is_damaged(self._output, name):
             parts.write(self._output, name, _scores(balanced, self._scores))
         urls = sink.table_name("urls", partition, self._partitions)
-        if not parts.exists(self._output, urls):
+        if parts.is_damaged(self._output, urls):
             downloads = parts.read(f"{self._workdir}/downloads", part)
             inside = pc.is_in(asked_for["image_id"], left["image_id"].combine_chunks())
             table = _urls(asked_for, downloads, in_dataset=inside)
             parts.write(self._output, urls, table)
         faces = sink.table_name("faces", partition, self._partitions)
-        if self._faces and not parts.exists(self._output, faces):
+        if self._faces and parts.is_damaged(self._output, faces):
             columns = ["image_id", "faces"]
             downloads = parts.read(f"{self._workdir}/downloads", part, columns)
             parts.write(self._output, faces, _faces(downloads, left["image_id"]))

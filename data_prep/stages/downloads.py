@@ -17,7 +17,6 @@ from data_prep.images import download, failures, screening, threads
 from data_prep.sources import kinds
 from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
-    attempts,
     parts,
     rejects,
     steps,
@@ -58,13 +57,9 @@ class Download(beam.DoFn):
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Yields the part's IMAGES rows, its flow and its downloads by outcome."""
         (partition,) = element["value"].to_pylist()
-        name = f"downloads of partition {partition}"
-        yield from attempts.thrice(name, lambda: self._outputs(partition))
-
-    def _outputs(self, partition: int) -> Iterator[pa.RecordBatch]:
         part = parts.name(partition, self._partitions)
         downloads = f"{self._workdir}/downloads"
-        blobs = downloads, parts.name(partition, self._partitions, "images")
+        blobs = downloads, parts.name(partition, self._partitions, parts.BLOBS)
         if not parts.exists(downloads, part):
             self._download(part, blobs)
         else:

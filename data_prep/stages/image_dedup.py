@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -13,7 +13,6 @@ from data_prep import drops, schema
 from data_prep.images import similarity
 from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
-    attempts,
     contamination,
     dedup,
     embedded,
@@ -55,6 +54,12 @@ class Rules:
     evaluation_cosine: float = 0
 
 
+# What stages yield: a key, and rows.
+_OF_PARTITION: Any = tuple[int, pa.RecordBatch]
+_OF_BYTES: Any = tuple[str, pa.RecordBatch]
+_OF_BAND: Any = tuple[tuple[int, int], pa.RecordBatch]
+
+
 def add(
     images: beam.PCollection,
     *,
@@ -79,27 +84,14 @@ def add(
     Returns:
       FLOW ("flow"), COUNTS of the survivors ("accepted"), and EVALUATED ("evaluated").
     """
-    repeated = (
-        images
-        | "key by bytes" >> beam.ParDo(KeyByBytes())
-        | "by bytes" >> beam.GroupByKey()
-        | "find repeated" >> beam.ParDo(FindRepeated(rules.placeholder_texts))
-    )
-    found = {"images": images, "repeated": repeated}
-    if rules.near_bits:
-        found["near"] = (
-            images
-            | "key by band" >> beam.ParDo(KeyByBand(partitions))
-            | "by band" >> beam.GroupByKey()
-            | "find near" >> beam.ParDo(FindNear(rules.near_bits))
+    found, flow = _compare(images, partitions, rules, embeddings)
+    marks = []
+    for name, rows in found.items():
+        marked = rows | f"partition of {name}" >> pipelines.tagged(
+            KeyByPartition(partitions), main=_OF_PARTITION, each=f"marks by {name} from"
         )
-    if embeddings is not None and embeddings.near:
-        found["alike"] = (
-            images
-            | "key by cell" >> beam.ParDo(embedded.KeyByCell(embeddings, partitions))
-            | "by cell" >> beam.GroupByKey()
-            | "find alike" >> beam.ParDo(embedded.FindAlike(embeddings.near))
-        )
+        marks.append(marked.main)
+        flow.append(marked.flow)
     writing = WriteImages(
         workdir,
         partitions,
@@ -108,8 +100,6 @@ def add(
         rules=rules,
         embeddings=embeddings,
     )
-    key = KeyByPartition(partitions)
-    marks = [rows | f"partition of {n}" >> beam.ParDo(key) for n, rows in found.items()]
     written = (
         marks
         | "marks" >> beam.Flatten()
@@ -119,20 +109,56 @@ def add(
             writing,
             "accepted",
             "evaluated",
-            main=tuple[int, pa.RecordBatch],
+            each="images of partition",
+            main=_OF_PARTITION,
         )
     )
     merging = MergeTexts(workdir, partitions, draws=draws, most=rules.max_moved_texts)
     merged = (
         written.main
         | "by kept image" >> beam.GroupByKey()
-        | "merge texts" >> pipelines.tagged(merging)
+        | "merge texts" >> pipelines.tagged(merging, each="moved texts of partition")
     )
     return {
-        "flow": (written.flow, merged.flow),
+        "flow": (*flow, written.flow, merged.flow),
         "accepted": (written.accepted, merged.main),
         "evaluated": (written.evaluated,),
     }
+
+
+def _compare(
+    images: beam.PCollection,
+    partitions: int,
+    rules: Rules,
+    embeddings: embedded.Embedded | None,
+) -> tuple[dict[str, beam.PCollection], list[beam.PCollection]]:
+    """Groups the images by what they may share, and marks some of each group.
+
+    Returns the images and the marks, by what is compared, and FLOW of both steps.
+    """
+    compared: list[tuple[str, beam.DoFn, Any, beam.DoFn]] = [
+        ("bytes", KeyByBytes(), _OF_BYTES, FindRepeated(rules.placeholder_texts))
+    ]
+    if rules.near_bits:
+        near = FindNear(rules.near_bits)
+        compared.append(("band", KeyByBand(partitions), _OF_BAND, near))
+    if embeddings is not None and embeddings.near:
+        alike = embedded.FindAlike(embeddings.near)
+        key_by_cell = embedded.KeyByCell(embeddings, partitions)
+        compared.append(("cell", key_by_cell, _OF_PARTITION, alike))
+    found, flow = {"images": images}, []
+    for by, key, kind, find in compared:
+        keyed = images | f"key by {by}" >> pipelines.tagged(
+            key, main=kind, each=f"images by {by} from"
+        )
+        marked = (
+            keyed.main
+            | f"by {by}" >> beam.GroupByKey()
+            | f"find by {by}" >> pipelines.tagged(find, each=f"images of {by}")
+        )
+        found[by] = marked.main
+        flow += [keyed.flow, marked.flow]
+    return found, flow
 
 
 class KeyByBytes(beam.DoFn):
@@ -252,18 +278,9 @@ class WriteImages(beam.DoFn):
         # Under v2 an image has one text, so it does not need those of its repeats.
         self._draws, self._moves = dict(draws), rule != "v2"
 
-    def process(
-        self, element: tuple[int, Iterable[pa.RecordBatch]]
-    ) -> Iterator[
-        tuple[int, pa.RecordBatch]
-        | Tagged[Literal["flow", "accepted", "evaluated"], pa.RecordBatch]
-    ]:
+    def process(self, element: tuple[int, Iterable[pa.RecordBatch]]) -> Iterator:
         """Writes the part; yields MOVED rows, and the survivors' accepted draws."""
         partition, batches = element
-        name = f"images of partition {partition}"
-        yield from attempts.thrice(name, lambda: self._outputs(partition, batches))
-
-    def _outputs(self, partition: int, batches: Iterable[pa.RecordBatch]) -> Iterator:
         part = parts.name(partition, self._partitions)
         images = parts.read(f"{self._workdir}/downloads", part, schema.IMAGES.names)
         marks = pa.Table.from_batches(batches, schema=schema.MARKS)
@@ -345,12 +362,6 @@ class MergeTexts(beam.DoFn):
     ) -> Iterator[pa.RecordBatch]:
         """Writes the part of new texts; yields their accepted draws."""
         partition, batches = element
-        name = f"moved texts of partition {partition}"
-        yield from attempts.thrice(name, lambda: self._outputs(partition, batches))
-
-    def _outputs(
-        self, partition: int, batches: Iterable[pa.RecordBatch]
-    ) -> Iterator[pa.RecordBatch]:
         moved = pa.Table.from_batches(batches, schema=schema.MOVED)
         own = parts.read(
             f"{self._workdir}/matches", parts.name(partition, self._partitions)

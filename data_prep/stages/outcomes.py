@@ -1,6 +1,5 @@
 """Checks what the stages of a run left, and reopens downloads to retry them."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +7,6 @@ from absl import logging
 
 from data_prep import drops
 from data_prep.images import failures
-from data_prep.sinks import array_record as sink
 from data_prep.stages import sums
 from metaclip_jax import files
 from metaclip_jax.data import records
@@ -83,12 +81,14 @@ def check_failed(folder: str, *, most: int = 0) -> None:
     if partitions or sources > most:
         more = f"; and {len(every) - _SHOWN} more, in the log" * (len(every) > _SHOWN)
         cure = f"--max_failed_sources={sources} goes on without these sources"
-        raise RuntimeError(
+        failure = RuntimeError(
             f"wanted at most {most} sources and no partition to fail three times, but "
             f"{sources} and {partitions} failed: {'; '.join(every[:_SHOWN])}{more}. "
             "Everything else of this stage is finished. The same command tries them "
             f"again{f'; {cure}' * bool(sources)}"
         )
+        failure.add_note("\n".join(every))  # for `damage.find`
+        raise failure
 
 
 def report(output: str) -> None:
@@ -121,34 +121,16 @@ def check(folder: str, max_failed_share: float) -> None:
         logging.warning("%s", failures.describe(found))
 
 
-def reopen(
-    folder: str, output: str, *, name: str, partitions: int, inputs: Mapping[str, Any]
-) -> None:
-    """Reopens the images stage and the dataset, if failed downloads may succeed now.
+def any_to_retry(folder: str, inputs: Mapping[str, Any]) -> bool:
+    """Whether failed downloads may succeed now, in the folder of the images stage.
 
-    A run that is killed meanwhile continues with or without --retry_failed: shards are
-    removed before any download changes, and parts of downloads change atomically.
-
-    Args:
-      folder: of the images stage.
-      output: of the dataset, whose shards are removed.
-      name: of the dataset.
-      partitions: number of shards.
-      inputs: what decides both, for `files.finished`.
-
-    Raises ValueError if one of the folders belongs to another run.
+    Raises ValueError if the folder belongs to another run.
     """
-    if files.finished(folder, inputs) is not None:
-        found = read(folder)
-        if not failures.any_to_retry(found):
-            logging.info("no download failed for a reason that may be temporary")
-            return
-        logging.info("%s; retrying them", failures.describe(found))
-    files.reopen(output, inputs)
-    for i in range(partitions):
-        for table in ("urls", "scores", "faces"):
-            path = files.path(output) / sink.table_name(table, i, partitions)
-            path.unlink(missing_ok=True)
-        shard = records.shard_name(name, i, partitions)
-        sink.remove_shard(os.path.join(output, shard))
-    files.reopen(folder, inputs)
+    if files.finished(folder, inputs) is None:
+        return True
+    found = read(folder)
+    if not failures.any_to_retry(found):
+        logging.info("no download failed for a reason that may be temporary")
+        return False
+    logging.info("%s; retrying them", failures.describe(found))
+    return True

@@ -7,8 +7,10 @@ redoing it.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +21,7 @@ from etils import epath
 
 from data_prep import drops, schema
 from metaclip_jax import files
-from metaclip_jax.data import parquet_headers
+from metaclip_jax.data import parquet_headers, record_files
 
 # The folders of the stages in a workdir.
 FOLDERS = (
@@ -33,6 +35,7 @@ FOLDERS = (
     "rejects",
     "balance",
 )
+BLOBS = "images"  # ends the names of files of blobs
 _FLOW, _BYTES, _LOST = b"flow", b"bytes", b"lost"
 _ID_BYTES = 12  # of an image_id, written as 24 hexadecimal digits
 _RUN_BYTES = 64 << 20  # rows that are sorted in memory at a time
@@ -40,6 +43,8 @@ _RUN_BYTES = 64 << 20  # rows that are sorted in memory at a time
 # than these take longer to read than they save.
 _GROUP_ROWS = 2_048
 _BATCH_ROWS = 8_192  # of what is read without a range
+# With checksums a changed bit is an error when the page is read.
+_HOW: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 
 
 def name(partition: int, partitions: int, suffix: str = "parquet") -> str:
@@ -77,7 +82,7 @@ def write(
     rows = flow.to_pylist() if flow is not None else []
     table = table.replace_schema_metadata({_FLOW: json.dumps(rows)})
     with files.staged(files.path(folder) / part) as local:
-        pq.write_table(table, local, compression="zstd")
+        pq.write_table(table, local, **_HOW)
 
 
 def write_sorted(
@@ -105,7 +110,7 @@ def write_sorted(
     total = size = 0
     with (
         files.staged(files.path(folder) / part) as local,
-        pq.ParquetWriter(local, of, compression="zstd") as writer,
+        pq.ParquetWriter(local, of, **_HOW) as writer,
     ):
 
         def write_run() -> None:
@@ -128,16 +133,26 @@ def write_sorted(
         writer.add_key_value_metadata(more)
 
 
+@contextmanager
+def _open(folder: str, part: str) -> Iterator[pq.ParquetFile]:
+    """Opens a part file; errors of its content name it."""
+    path = files.path(folder) / part
+    with (
+        files.naming(path, "a part"),
+        files.open_parquet(path, checksums=True) as parquet,
+    ):
+        yield parquet
+
+
 def read_range(
     folder: str, part: str, *, by: str, start: str, stop: str
 ) -> pa.RecordBatch:
     """Returns the rows of a part of `write_sorted` with start <= `by` < stop."""
-    path = files.path(folder) / part
-    with files.naming(path, "a part"), files.open_parquet(path) as parquet:
+    with _open(folder, part) as parquet:
         column = parquet.schema_arrow.names.index(by)
         first, last = start.encode(), stop.encode()
         groups = []
-        for i, chunk in enumerate(_chunks(path, column)):
+        for i, chunk in enumerate(_chunks(files.path(folder) / part, column)):
             if (chunk.least or b"") < last and (
                 chunk.largest is None or chunk.largest >= first
             ):
@@ -159,10 +174,29 @@ def _chunks(path: epath.Path, column: int) -> list[parquet_headers.Chunk]:
 
 def read_batches(folder: str, part: str) -> Iterator[pa.RecordBatch]:
     """Yields the rows of a part, some at a time."""
-    path = files.path(folder) / part
-    with files.naming(path, "a part"), files.open_parquet(path) as parquet:
+    with _open(folder, part) as parquet:
         for batch in parquet.iter_batches(_BATCH_ROWS, use_threads=False):
             yield batch.replace_schema_metadata(None)
+
+
+def is_damaged(folder: str, part: str) -> bool:
+    """Whether a part, or a file of blobs, is missing or cannot be read to its end.
+
+    Not where the storage fails, which says nothing about the content.
+    """
+    path = files.path(folder) / part
+    try:
+        if not path.exists():
+            return True
+        if not part.endswith(f".{BLOBS}"):
+            files.read_parquet(path)
+            return False
+        with files.local_copy(path) as local:
+            return record_files.count_whole(str(local)) is None
+    except ValueError:
+        return True
+    except OSError:
+        return False
 
 
 def exists(folder: str, part: str) -> bool:
@@ -178,16 +212,14 @@ def read(folder: str, part: str, columns: Sequence[str] | None = None) -> pa.Tab
 
 def read_flow(folder: str, part: str) -> pa.RecordBatch:
     """Returns the FLOW rows of the stage that wrote the part."""
-    path = files.path(folder) / part
-    with files.naming(path, "a part"), files.open_parquet(path) as parquet:
+    with _open(folder, part) as parquet:
         rows = json.loads(parquet.metadata.metadata[_FLOW])
         return pa.RecordBatch.from_pylist(rows, schema=schema.FLOW)
 
 
 def read_lost(folder: str, part: str) -> list[dict]:
     """Returns what `write_sorted` got as `lost`; nothing of older parts."""
-    path = files.path(folder) / part
-    with files.naming(path, "a part"), files.open_parquet(path) as parquet:
+    with _open(folder, part) as parquet:
         found: list[dict] = json.loads(parquet.metadata.metadata.get(_LOST, b"[]"))
         return found
 
@@ -201,9 +233,15 @@ def texts_of(folder: str, part: str, stage: str) -> int:
 
 def read_size(folder: str, part: str) -> int:
     """Returns how many bytes the rows of a part of `write_sorted` take in memory."""
-    path = files.path(folder) / part
-    with files.naming(path, "a part"), files.open_parquet(path) as parquet:
+    with _open(folder, part) as parquet:
         return int(parquet.metadata.metadata[_BYTES])
+
+
+def remove(folder: str, part: str) -> None:
+    """Removes a file, with those of the same partition that are written with it."""
+    found = re.match(r"part-\d+-of-\d+\.", part)
+    for path in files.path(folder).glob(f"{found[0]}*" if found else part):
+        path.unlink(missing_ok=True)
 
 
 def fill_empty(
@@ -245,10 +283,17 @@ def blob_writer(folder: str, part: str) -> Iterator[Callable[[bytes], int]]:
 def read_blobs(
     folder: str, part: str, positions: Sequence[int], *, batch: int = 256
 ) -> Iterator[bytes]:
-    """Yields the blobs at `positions`, in that order, reading `batch` at a time."""
-    reader = array_record.ArrayRecordReader(str(files.path(folder) / part))
+    """Yields the blobs at `positions`, in that order, reading `batch` at a time.
+
+    Raises ValueError, with the file's name, where they cannot be read.
+    """
+    path = str(files.path(folder) / part)
     try:
-        for start in range(0, len(positions), batch):
-            yield from reader.read(list(positions[start : start + batch]))
-    finally:
-        reader.close()
+        reader = array_record.ArrayRecordReader(path)
+        try:
+            for start in range(0, len(positions), batch):
+                yield from reader.read(list(positions[start : start + batch]))
+        finally:
+            reader.close()  # which raises, too, where the file is damaged
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(f"{path} should be a file of images, but: {error}") from error

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import apache_beam as beam
 import pyarrow as pa
@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
+    attempts,
     parts,
     worker_processes,
 )
@@ -258,10 +259,16 @@ def start(
     return pipeline | create | beam.Reshuffle()
 
 
-def tagged(stage: beam.DoFn, *tags: str, main: type = pa.RecordBatch) -> beam.ParDo:
-    """Returns ParDo(stage) with outputs `main`, `flow` (FLOW rows) and `tags`."""
+def tagged(
+    stage: beam.DoFn, *tags: str, main: Any = pa.RecordBatch, each: str = ""
+) -> beam.ParDo:
+    """Returns ParDo(stage) with outputs `main`, `flow` (FLOW rows) and `tags`.
+
+    With `each`, a name of its elements, those that fail three times are counted.
+    """
     names = ("flow", *tags)
     kinds = dict.fromkeys(names, pa.RecordBatch)
+    stage = attempts.Thrice(stage, each) if each else stage
     return (
         beam.ParDo(stage)
         .with_output_types(main, **kinds)

@@ -185,7 +185,7 @@ def _with_pictures(rows: pa.Table, folder: str, part: str) -> pa.RecordBatch:
     """Turns `position` into `picture`: from the blobs, or what screening dropped."""
     kept = rows["position"].to_pylist()
     places = sorted({at for at in kept if at is not None and at >= 0})
-    blobs = part.removesuffix("parquet") + "images"
+    blobs = part.removesuffix("parquet") + parts.BLOBS
     bodies = parts.read_blobs(folder, blobs, places) if places else iter(())
     small = {at: thumbnail(blob) for at, blob in zip(places, bodies, strict=True)}
     screened = parts.read(folder, part_of(part)).to_pydict()

@@ -15,6 +15,7 @@ MAX_OPEN_FILES = 512
 _INDEX_BYTES = 21  # per record, about
 _READ_AHEAD_BYTES = 16 << 20  # without, each record of a gs:// file is a request
 _MAX_IDLE_READERS = 64  # each may hold a read-ahead buffer
+_CHECKED_TOGETHER = 256  # records that are in memory
 # How array_record's error starts if the stored bytes are damaged.
 _DAMAGED = "Corrupted Riegeli/records file"
 
@@ -87,6 +88,22 @@ def count_records(shard_path: str) -> int:
     # Its error does not tell a refusal from damage; a copy does.
     with files.local_copy(shard_path) as local:
         return count_records(str(local))
+
+
+def count_whole(path: str) -> int | None:
+    """Returns how many records a local file has, None if any of them is damaged."""
+    reader = ArrayRecordReader(path)
+    try:
+        if not reader.ok():
+            return None
+        for start in range(0, reader.num_records(), _CHECKED_TOGETHER):
+            reader.read(start, min(start + _CHECKED_TOGETHER, reader.num_records()))
+        return int(reader.num_records())
+    except RuntimeError:
+        return None
+    finally:
+        with contextlib.suppress(RuntimeError):  # of a damaged file, once more
+            reader.close()
 
 
 def read_run(reader: ArrayRecordReader, wanted: list[int]) -> list[bytes]:

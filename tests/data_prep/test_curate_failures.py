@@ -1,5 +1,7 @@
 """A source or partition that fails is lost alone: everything else is finished."""
 
+from pathlib import Path
+
 import pytest
 
 from data_prep import config as config_lib
@@ -112,26 +114,39 @@ def test_only_the_parts_with_a_failed_source_are_read_again(
     assert shards(run) == without
 
 
+def _cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _empty(path):
+    path.write_bytes(b"")
+
+
+def _flip(path):
+    """Changes one bit in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = (_cut, _empty, _flip, Path.unlink)
+
+
 @pytest.mark.parametrize(
-    ("stage", "damaged", "made"),
-    [
-        ("match", "work/matches/part-00001-of-00003.parquet", "work/downloads"),
-        ("download", "work/downloads/part-00001-of-00003.images", "dataset"),
-    ],
+    "first", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))]
 )
-def test_a_partition_that_fails_is_lost_alone(
-    web, without, tmp_path, stage, damaged, made
-):
+def test_damaged_files_of_former_stages_are_made_again(web, without, tmp_path, first):
+    """All files that a stage writes and another reads, in turn by other damage."""
     run = planned(web["well"], tmp_path)
-    curate.go_on(run, stop_after=stage)
-    content = (tmp_path / damaged).read_bytes()
-    (tmp_path / damaged).write_bytes(content[: len(content) // 2])
-    with pytest.raises(RuntimeError, match="failed: .* of partition 1: "):
-        curate.go_on(run)
-    found = {path.name for path in (tmp_path / made).glob("*-of-00003*")}
-    assert {int(name.split("-of-")[0][-5:]) for name in found} == {0, 2}
-    assert not (tmp_path / "dataset" / files.MANIFEST).exists()
-    (tmp_path / damaged).write_bytes(content)
+    for stage in ("match", "download"):
+        curate.go_on(run, stop_after=stage)
+        kept = files.MANIFEST, "sources.parquet"  # they say what is made, and lost
+        found = sorted(
+            p for p in (tmp_path / "work").rglob("*.*") if p.name not in kept
+        )
+        assert len(found) > 10
+        for number, path in enumerate(found):
+            DAMAGES[(number + first) % len(DAMAGES)](path)
     curate.go_on(run)
     assert shards(run) == without
 
