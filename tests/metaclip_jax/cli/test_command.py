@@ -111,15 +111,38 @@ def mistakes_of(module):
     yield [f"--config.{swapped(key)}=1"], "--config"
 
 
+WRONG = "--counts=/no/where --metadata=/no/where --t=20"
+# Lines with a mistake that the command itself finds.
+LINES = {
+    "data_prep.explain": [
+        WRONG,
+        f"{WRONG} --verbosity=1",
+        "--metadat=/no/where --verbosity=1",
+        "counts --counts=c --metadata=m",
+    ]
+}
+# Outputs that would replace files of another kind.
+KINDS = [
+    ("data_prep.report", "--dataset=x --output=x/features.json"),
+    ("data_prep.report", "--dataset=x --output=x.png"),
+    ("data_prep.explain", "--counts=x --metadata=x --t=2 --plot=x/card.json"),
+    ("metaclip_jax.evaluate", "--workdir=x --output=x/manifest.json"),
+    ("metaclip_jax.runs", "x --output=x/config.json"),
+]
+
+
+def lines_of(module):
+    """All command lines of it that are tried here."""
+    yield ["--help"]
+    yield from (line for line, _ in mistakes_of(module))
+    yield from (line.split() for line in LINES.get(module, ()))
+    yield from (line.split() for name, line in KINDS if name == module)
+
+
 def run_all(modules):
-    """Yields (module, status, stdout, stderr): of --help, then of each mistake."""
+    """Yields (module, status, stdout, stderr) of each of `lines_of`."""
     commands = [
-        (
-            imported_as(module),
-            module,
-            [["--help"], *(m[0] for m in mistakes_of(module))],
-        )
-        for module in modules
+        (imported_as(module), module, list(lines_of(module))) for module in modules
     ]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", RUNNER, json.dumps(commands)],
@@ -133,23 +156,18 @@ def run_all(modules):
 
 @pytest.fixture(scope="module")
 def results():
+    """(status, stdout, stderr) by module and line."""
     ours = [module for module in COMMANDS if module.startswith("metaclip_jax")]
     others = [module for module in COMMANDS if module not in ours]
-    found = {module: [] for module in COMMANDS}
     with ThreadPoolExecutor(2) as pool:
-        for rows in pool.map(run_all, (ours, others)):
-            for module, *result in rows:
-                found[module].append(result)
-    return found
-
-
-def run(module, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+        rows = [row for some in pool.map(run_all, (ours, others)) for row in some]
+    asked = [
+        (module, " ".join(line))
+        for module in (*ours, *others)
+        for line in lines_of(module)
+    ]
+    assert [row[0] for row in rows] == [module for module, _ in asked]
+    return {at: row[1:] for at, row in zip(asked, rows, strict=True)}
 
 
 def test_there_are_commands():
@@ -162,7 +180,7 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("module", COMMANDS)
 def test_help_shows_the_docstring_and_all_flags(results, module):
-    status, shown, _ = results[module][0]
+    status, shown, _ = results[module, "--help"]
     assert status == 0
     assert flags_of(module) or module in ARGUMENTS_ALONE
     for name in flags_of(module):
@@ -175,45 +193,31 @@ def test_help_shows_the_docstring_and_all_flags(results, module):
 
 @pytest.mark.parametrize("module", COMMANDS)
 def test_a_mistake_on_the_command_line_is_one_line_that_names_the_cure(results, module):
-    for (line, cure), (status, shown, said) in zip(
-        mistakes_of(module), results[module][1:], strict=True
-    ):
+    for line, cure in mistakes_of(module):
+        status, shown, said = results[module, " ".join(line)]
         assert status == 1, line
         assert re.fullmatch(r"Error: .+\n", said), (line, said)
         assert cure in said, line
         assert not shown
 
 
-def test_a_wrong_value_is_one_line_and_a_traceback_only_on_request():
-    wrong = ["--counts=/no/where", "--metadata=/no/where", "--t=20"]
-    done = run("data_prep.explain", *wrong)
-    assert done.returncode == 1
-    (line,) = done.stderr.strip().splitlines()
+def test_a_wrong_value_is_one_line_and_a_traceback_only_on_request(results):
+    status, _, said = results["data_prep.explain", WRONG]
+    assert status == 1
+    (line,) = said.strip().splitlines()
     assert line.startswith("Error: ") and "/no/where" in line
-    done = run("data_prep.explain", *wrong, "--verbosity=1")
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr and "/no/where" in done.stderr
-    done = run("data_prep.explain", "--metadat=/no/where", "--verbosity=1")
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr and "metadat" in done.stderr
+    for wrong in (WRONG, "--metadat=/no/where"):
+        status, _, said = results["data_prep.explain", f"{wrong} --verbosity=1"]
+        assert status == 1
+        named = "/no/where" if wrong == WRONG else "metadat"
+        assert "Traceback" in said and named in said
 
 
-@pytest.mark.parametrize(
-    ("module", "flags"),
-    [
-        ("data_prep.report", "--dataset=x --output=x/features.json"),
-        ("data_prep.report", "--dataset=x --output=x.png"),
-        ("data_prep.explain", "--counts=x --metadata=x --t=2 --plot=x/card.json"),
-        ("metaclip_jax.evaluate", "--workdir=x --output=x/manifest.json"),
-        ("metaclip_jax.runs", "x --output=x/config.json"),
-    ],
-)
-def test_a_file_of_another_kind_is_not_replaced(module, flags):
-    done = run(module, *flags.split())
-    assert done.returncode == 1
-    assert re.fullmatch(
-        r"Error: wanted --(output|plot) to .*; rename it\n", done.stderr
-    )
+@pytest.mark.parametrize(("module", "line"), KINDS)
+def test_a_file_of_another_kind_is_not_replaced(results, module, line):
+    status, _, said = results[module, line]
+    assert status == 1
+    assert re.fullmatch(r"Error: wanted --(output|plot) to .*; rename it\n", said)
 
 
 def test_ctrl_c_ends_a_command_with_one_line():
@@ -221,6 +225,7 @@ def test_ctrl_c_ends_a_command_with_one_line():
         "import signal, time\n"
         "from metaclip_jax.cli import command\n"
         "def main(argv):\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "    signal.raise_signal(signal.SIGINT)\n"
         "    time.sleep(60)\n"
         "command.run(main)\n"
@@ -230,10 +235,11 @@ def test_ctrl_c_ends_a_command_with_one_line():
     assert done.stderr == "Interrupted. The same command continues or starts again.\n"
 
 
-def test_words_that_are_no_flags_are_refused():
-    done = run("data_prep.explain", "counts", "--counts=c", "--metadata=m")
-    assert done.returncode == 1
-    assert done.stderr == "Error: wanted only flags, got 'counts'; --help lists them\n"
+def test_words_that_are_no_flags_are_refused(results):
+    line = "counts --counts=c --metadata=m"
+    status, _, said = results["data_prep.explain", line]
+    assert status == 1
+    assert said == "Error: wanted only flags, got 'counts'; --help lists them\n"
 
 
 def test_only_what_our_own_code_raises_is_meant_for_users():
