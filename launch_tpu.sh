@@ -249,11 +249,13 @@ follow() {
   done
 }
 
-if [[ -n $stop ]]; then
-  # The trainers get the signal by their shells, save, and leave the lock.
+# The trainers get the signal by their shells, save, and leave the lock.
+stop_training() {
   run "${ssh[@]}" "${all[@]}" --command \
     'pkill -TERM -f "launch_tpu.sh --on_worke[r]"; flock metaclip-jax.lock true'
-fi
+}
+
+if [[ -n $stop ]]; then stop_training; fi
 if (($# == 0)); then
   if [[ -n $delete ]]; then remove; fi
   if [[ -n $stop$delete ]]; then exit; fi
@@ -288,16 +290,22 @@ if [[ -n $dry_run ]]; then
   create
   echo "# Once it is ready:"
   start "$@"
+  echo "# This starts on each worker, up to five errors in a row:"
+  run .venv/bin/python -m metaclip_jax.train --coordinator=auto "$@"
   echo "# Every $poll seconds, with the number of bytes that were read:"
   read_log 0
-  echo "# If the VM is preempted or has failed, before it is made anew:"
+  echo "# If the VM was preempted or has failed, before all of the above is run again:"
   remove
-  echo "# If it was stopped:"
+  echo "# If it was stopped, also before all of the above:"
   restart
+  echo "# With --stop:"
+  stop_training
   if [[ -n $delete ]]; then
     echo "# Once the run is complete:"
-    remove
+  else
+    echo "# With --delete, once the run is complete:"
   fi
+  remove
   exit
 fi
 

@@ -388,13 +388,17 @@ def dry_lines(*options):
 
 
 def test_a_dry_run_prints_the_commands():
-    describe, create, _, _, install, start, *_ = dry_lines("--type=v4-32")
+    describe, create, _, _, install, start, *later = dry_lines("--type=v4-32")
     assert "describe" in describe
     assert "--version=tpu-ubuntu2204-base" in create
     assert "-c constraints.txt" in install[-1]
     assert "--worker=all" in start
     flags = shlex.split(start[-1].partition("--on_worker ")[2].partition(">")[0])
     assert flags == FLAGS  # the workers' shells split once more
+    worker, log, preempted, stopped, stop, delete = later
+    assert worker[3:] == ["--coordinator=auto", *FLAGS]
+    assert "tail" in log[-1] and "start" in stopped and "pkill" in stop[-1]
+    assert "delete" in preempted and preempted == delete
 
 
 @pytest.mark.parametrize(
