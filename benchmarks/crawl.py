@@ -16,7 +16,6 @@ import html
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -25,13 +24,14 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 import pyarrow as pa
-from absl import app, flags
+from absl import flags
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 from selectolax.lexbor import LexborHTMLParser
 
 from data_prep import config, schema
 from data_prep.sources import kinds
 from examples.quickstart import warc_file
+from metaclip_jax.cli import command
 
 _DEFAULT = "/usr/share/doc/**/*.html,/usr/share/gimp/**/*.html"
 _HEADERS = (
@@ -138,13 +138,12 @@ def cpu_seconds(functions: Sequence[Callable[[], object]], rounds: int) -> list[
 
 def main(argv: Sequence[str]) -> None:
     """Measures and prints."""
-    if len(argv) > 1:
-        raise app.UsageError(f"wanted flags alone, got {argv[1:]}")
+    command.refuse_arguments(argv)
     pages = find_pages(flags.FLAGS.pages)
     if not pages:
-        sys.exit(
-            f"--pages={flags.FLAGS.pages} matches no file; install a -doc package with "
-            "pictures, such as Debian's gimp-help-en, or name other pages"
+        raise FileNotFoundError(
+            f"wanted HTML files, got none by --pages={flags.FLAGS.pages}; install a"
+            " -doc package with pictures, such as Debian's gimp-help-en, or name others"
         )
     with tempfile.TemporaryDirectory() as folder:
         warc, wat = (
@@ -179,4 +178,4 @@ def _by_source(table: pa.Table) -> Counter[str]:
 if __name__ == "__main__":
     flags.DEFINE_string("pages", _DEFAULT, "globs of HTML files, comma-separated")
     flags.DEFINE_integer("rounds", 5, "timed rounds of each", lower_bound=1)
-    app.run(main)
+    command.run(main)
