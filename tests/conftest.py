@@ -7,6 +7,7 @@ Cloud Storage on loopback.
 import fcntl
 import gc
 import os
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -27,6 +28,9 @@ if metadata.version("jaxlib").startswith("0.10."):  # later ones refuse the flag
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
     # The other core has its own tests: a program in one piece takes a tenth less.
     os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1"
+
+# A job in the background of a shell ignores SIGINT, and so would what tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # On a busy machine an example takes as long as it takes.
 hypothesis.settings.register_profile(
