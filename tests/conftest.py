@@ -29,9 +29,6 @@ if metadata.version("jaxlib").startswith("0.10."):  # later ones refuse the flag
     # The other core has its own tests: a program in one piece takes a tenth less.
     os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1"
 
-# A job in the background of a shell ignores SIGINT, and so would what tests start.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 # On a busy machine an example takes as long as it takes.
 hypothesis.settings.register_profile(
     "untimed",
@@ -39,6 +36,14 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_configure():
+    """A job in the background of a shell ignores SIGINT, and so would what it starts.
+
+    Not at import: workers of Beam import this module in a thread.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_make_parametrize_id(val, argname):
