@@ -234,7 +234,7 @@ def curate() -> ConfigDict:
                 "user_agent": "metaclip-jax",  # your name and contact address
                 "robots_txt": True,  # ask each host's robots.txt, and obey it
                 "concurrency": 256,  # requests in flight, per worker
-                "per_host": 16,  # requests in flight to one host, per worker
+                "per_host": 16,  # images of one host at once, for the whole machine
                 "timeout_seconds": 20.0,  # for one image, all redirects included
                 "retries": 2,  # further attempts after connection errors, 429, 5xx
                 "max_bytes": 20 << 20,  # bytes of one image

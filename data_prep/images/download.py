@@ -10,14 +10,14 @@ import contextlib
 import functools
 import queue
 import threading
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from yarl import URL
 
-from data_prep.images import addresses, request, robots
+from data_prep.images import addresses, request, robots, slots
 
 OK = request.OK
 
@@ -114,7 +114,7 @@ def fetch(
       host_map: host name -> "address:port". A pinned host is reached only there,
         private or not; any other host only at public addresses on ports 80 and 443.
       concurrency: requests in flight, over all hosts.
-      per_host: requests in flight to one host (redirects are not counted).
+      per_host: images of a host that all processes of this machine fetch at once.
       timeout_seconds: for one attempt in all, redirects and body included.
       max_bytes: of a body, after decompression.
       retries: further attempts after a busy server (429, 5xx) or a lost connection.
@@ -147,6 +147,7 @@ def fetch(
         async with request.session(pinned, user_agent) as session:
             await _fetch_all(
                 urls,
+                _by_host(urls, pinned),
                 functools.partial(
                     request.attempt,
                     session,
@@ -255,8 +256,29 @@ def _running(
         loop.close()
 
 
+class _Host:
+    """The images of one host that are still to be fetched."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name  # with the address where it is pinned
+        self.waiting: deque[int] = deque()  # positions
+        self.refused: dict[int, str] | None = None  # None: robots.txt was not read yet
+        self.turn = asyncio.Lock()  # of the worker that takes the next image
+
+
+def _by_host(urls: Sequence[str], pinned: request.Pinned) -> list[_Host]:
+    hosts: dict[str, _Host] = {}
+    for index, url in enumerate(urls):
+        name = request.host_of(url)
+        if name not in hosts:
+            hosts[name] = _Host(f"{name} {pinned.get(name, '')}")
+        hosts[name].waiting.append(index)
+    return list(hosts.values())
+
+
 async def _fetch_all(
     urls: Sequence[str],
+    hosts: Sequence[_Host],
     attempt: Callable[..., Awaitable[request.Answer]],
     *,
     results: queue.SimpleQueue[_Result | BaseException],
@@ -269,7 +291,7 @@ async def _fetch_all(
     backoff_seconds: float,
     user_agent: str | None,
 ) -> None:
-    """Runs up to `per_host` workers on the queue of each host.
+    """Runs up to `per_host` workers on the queue of each host, each with a slot.
 
     With a `user_agent`, it asks the robots.txt of a host first, also after a redirect.
     """
@@ -309,19 +331,18 @@ async def _fetch_all(
         return _Result(fetched, held.size)
 
     async def work(host: _Host) -> None:
-        while host.waiting:
-            held = _Held(room)
-            await held.wait_for(share)
-            if user_agent is not None:
-                async with host.asking:
-                    if host.refused is None:
-                        host.refused = await robots.refusals(
-                            {i: urls[i] for i in host.waiting}, ask_robots, user_agent
-                        )
-            if not host.waiting:  # another worker of this host took the last one
-                held.shrink(0)
-                return
-            index = host.waiting.popleft()
+        while True:
+            async with host.turn:
+                if not host.waiting:
+                    return
+                held = _Held(room)
+                await held.wait_for(share)
+                slot = await taken.take(host.name)
+                if user_agent is not None and host.refused is None:
+                    host.refused = await robots.refusals(
+                        {i: urls[i] for i in host.waiting}, ask_robots, user_agent
+                    )
+                index = host.waiting.popleft()
             reason = (host.refused or {}).get(index)
             # Unnamed: a local variable would keep the body alive.
             results.put(
@@ -329,14 +350,15 @@ async def _fetch_all(
                 if reason
                 else await result(index, held)
             )
+            taken.leave(host.name, slot)
 
-    async with asyncio.TaskGroup() as group:
+    async with slots.Slots(per_host) as taken, asyncio.TaskGroup() as group:
         if user_agent is not None:
             # The redirected request has a place in flight meanwhile.
             ask = functools.partial(ask_robots, place=contextlib.nullcontext())
             refusal = _redirect_refusals(ask, user_agent, group)
         # Round-robin over hosts, so that no host gets a burst of requests.
-        some = _by_host(urls)
+        some = list(hosts)
         for worker in range(per_host):
             some = [host for host in some if len(host.waiting) > worker]
             if not some:
@@ -365,22 +387,6 @@ def _redirect_refusals(
         return (await known.refusals({0: str(url)})).get(0)
 
     return refusal
-
-
-class _Host:
-    """The images of one host that are still to be fetched."""
-
-    def __init__(self) -> None:
-        self.waiting: deque[int] = deque()  # positions
-        self.refused: dict[int, str] | None = None  # None: robots.txt was not read yet
-        self.asking = asyncio.Lock()
-
-
-def _by_host(urls: Sequence[str]) -> list[_Host]:
-    hosts: dict[str, _Host] = defaultdict(_Host)
-    for index, url in enumerate(urls):
-        hosts[request.host_of(url)].waiting.append(index)
-    return list(hosts.values())
 
 
 async def _retrying(
