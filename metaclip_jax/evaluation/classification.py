@@ -51,10 +51,8 @@ def run(
     Raises:
       ValueError: there is no labelled image, or an embedding is not finite.
     """
-    task = prompts.make_task(examples.class_names, examples.templates)
-    classes = zero_shot.encode_classes(encoder, task)
+    cosines = _cosines(encoder, examples, embeddings)
     rows = examples.labelled
-    cosines = embeddings.image[rows] @ classes.T  # [L, K]
     labels = examples.labels[rows]
     yield from measure(cosines, labels, resamples=resamples)
     groups = examples.groups[rows] if len(examples.groups) else examples.groups
@@ -67,11 +65,21 @@ def statistic(
     encoder: Encoder, examples: Examples, embeddings: Embeddings, name: str
 ) -> Statistic:
     """Returns the result `name` as a function of the images' weights; see `run`."""
-    task = prompts.make_task(examples.class_names, examples.templates)
+    cosines = _cosines(encoder, examples, embeddings)
     rows = examples.labelled
-    cosines = embeddings.image[rows] @ zero_shot.encode_classes(encoder, task).T
     groups = examples.groups[rows] if len(examples.groups) else examples.groups
     return of_scores(name, cosines, examples.labels[rows], groups)
+
+
+def _cosines(
+    encoder: Encoder, examples: Examples, embeddings: Embeddings
+) -> np.ndarray:
+    """Returns f32[L, K], of the labelled images with the classes."""
+    # Not `make_task`, which refuses empty names: one of CLEVR's distances has one.
+    task = prompts.Task(examples.class_names, examples.templates, labels={})
+    return (
+        embeddings.image[examples.labelled] @ zero_shot.encode_classes(encoder, task).T
+    )
 
 
 class Confusion(NamedTuple):
@@ -94,9 +102,8 @@ def confusions(
 
     The images must have one class each; the arguments are those of `run`.
     """
-    task = prompts.make_task(examples.class_names, examples.templates)
+    cosines = _cosines(encoder, examples, embeddings)
     rows = examples.labelled
-    cosines = embeddings.image[rows] @ zero_shot.encode_classes(encoder, task).T
     labels, answers = examples.labels[rows], cosines.argmax(axis=1)
     wrong = np.flatnonzero(answers != labels)
     total = np.bincount(labels, minlength=cosines.shape[1])

@@ -77,17 +77,15 @@ def match_classes(where: str, labels: Sequence[str], asked: Prompts) -> Named:
     classes = tuple(given.values()) if isinstance(given, dict) else given
     keys = [(key,) for key in given] if isinstance(given, dict) else given
     keys = asked.keys or keys
-    place = match_names(where, labels, keys, wanted="class_names of the prompts")
-    return Named(classes, place)
+    return Named(classes, _places(where, labels, keys))
 
 
-def match_names(
-    where: str, labels: Sequence[str], classes: Sequence[Sequence[str]], *, wanted: str
+def _places(
+    where: str, labels: Sequence[str], classes: Sequence[Sequence[str]]
 ) -> np.ndarray:
     """Returns int64[n], the class that has each label as one of its names.
 
-    See `match_classes`; `wanted` describes the classes in messages. Equal lists match
-    even if two classes have the same name.
+    Equal lists match even if two classes have the same name.
     """
     own = [_plain(label) for label in labels]
     if own == [_plain(names[0]) for names in classes]:
@@ -102,12 +100,18 @@ def match_names(
         if len(found.get(plain, ())) != 1
     ]
     places = [min(found.get(plain, {-1})) for plain in own]
-    lost += [f"{labels[n]!r} (twice)" for n, p in enumerate(places) if p in places[:n]]
+    lost += [
+        f"{labels[n]!r} (twice)"
+        for n, place in enumerate(places)
+        if place >= 0 and place in places[:n]
+    ]
     if lost:
         raise ValueError(
-            f"{where}: wanted each label to be one of the {len(classes)} {wanted}, got"
-            f" {', '.join(lost[:5])}; {len(lost)} of {len(labels)} do not match. Give"
-            " class_names as an object from the label to its name or names"
+            f"{where}: wanted each label to be one of the {len(classes)} class_names of"
+            f" the prompts, such as {classes[0][0]!r}, got {', '.join(lost[:5])};"
+            f" {len(lost)} of {len(labels)} do not match. Rename them, or give --data"
+            " and --prompts, whose class_names may be an object from the label to its"
+            " name or names"
         )
     return np.array(places, np.int64)
 
@@ -130,7 +134,7 @@ def make_task(labels: Sequence[str | Sequence[str]], templates: Sequence[str]) -
     if isinstance(labels, str) or isinstance(templates, str):
         raise ValueError("wanted lists of labels and of templates, got a single text")
     class_names = _names_of_classes("labels", list(labels), at_least=1)
-    return Task(class_names, _templates("prompts", list(templates)), labels={})
+    return Task(class_names, check_templates("prompts", list(templates)), labels={})
 
 
 def load_prompts(path: str) -> Prompts:
@@ -149,7 +153,7 @@ def load_prompts(path: str) -> Prompts:
             f"{path}: wanted an object with templates (and class_names), got"
             f" {_shown(given)}"
         )
-    templates = _templates(path, given["templates"])
+    templates = check_templates(path, given["templates"])
     named = given.get("class_names")
     if named is None:
         return Prompts(None, templates)
@@ -180,7 +184,7 @@ def load_task(path: str) -> Task:
         )
     return Task(
         class_names=_class_names(path, task["class_names"]),
-        templates=_templates(path, task["templates"]),
+        templates=check_templates(path, task["templates"]),
         labels=_labels(path, task["labels"], classes=len(task["class_names"])),
     )
 
@@ -210,7 +214,16 @@ def _names_of_classes(
     return tuple(classes)
 
 
-def _templates(path: str, given: Any) -> tuple[str, ...]:
+def check_templates(path: str, given: Any) -> tuple[str, ...]:
+    """Returns templates after checking that they are a list of texts with {}.
+
+    Args:
+        path: of their file, for messages.
+        given: any value.
+
+    Raises:
+        ValueError: there is none, one is empty, or one has no {}.
+    """
     if not _is_list_of_texts(given):
         raise ValueError(
             f'{path}: templates must be a list of texts (["{SLOT}"] for the bare'

@@ -166,9 +166,9 @@ def run(
       report: called with a line of text after each task.
 
     Returns:
-      "tasks": by "SUITE/ID" the main result (value, low, high, chance), the counts, and
-      all results in "results"; "missing": by "SUITE/ID" how to get the images;
-      "averages": by suite, see `averages`.
+      "tasks": by "SUITE/ID" the main result (value, low, high, chance), the counts, the
+      task's other results in "others", and all results in "results"; "missing": by
+      "SUITE/ID" how to get the images; "averages": by suite, see `averages`.
     """
     published = tasks.paper_row(paper) if paper else {}
     report(header())
@@ -182,7 +182,7 @@ def run(
                 report(f"{name:<42}{'missing':>8}")
             lost[name] = why
             continue
-        metric = numbers_of(task, examples)[0]
+        metric, *others = numbers_of(task, examples)
         group, _, last = metric.partition("/")
         embedded = evaluator.embed_usable(encoder, examples, skip_broken=skip_broken)
         numbers = evaluator.numbers(encoder, embedded, resamples=resamples)
@@ -194,6 +194,10 @@ def run(
             "same_test_set_as_the_paper": task.same,
             "note": task.note,
             **({"paper": published[task.id]} if task.id in published else {}),
+            "others": {
+                other: numbers[group][other]
+                for _, _, other in (name.partition("/") for name in others)
+            },
             "results": numbers,
         }
         if embedded.examples.class_names and embedded.examples.labels.ndim == 1:
@@ -339,8 +343,10 @@ def header() -> str:
 
 
 def line(name: str, number: Mapping[str, Any]) -> str:
-    """Returns a task's line of the table; * = the test set is not the paper's."""
-    chance = f"{number['chance']:.2%}" if "chance" in number else ""
+    """Returns a task's line of the table, and one for each of its other results.
+
+    * = the test set is not the paper's.
+    """
     count, of = number["images"], number["images_of_the_task"]
     part = f"{count:,}" if count == of or not of else f"{count:,} of {of:,}"
     mark = "" if number["same_test_set_as_the_paper"] else " *"
@@ -349,10 +355,18 @@ def line(name: str, number: Mapping[str, Any]) -> str:
     if "against" in number:
         by = number["against"]["difference"]
         mark += f", {by['value']:+.2%} ({by['low']:+.2%} to {by['high']:+.2%})"
+    return "\n".join(
+        [
+            f"{name:<42}{_cells(number)}  {number['metric']}, {part}{mark}",
+            *(f"  {k:<40}{_cells(cell)}" for k, cell in number["others"].items()),
+        ]
+    )
+
+
+def _cells(cell: Mapping[str, Any]) -> str:
+    chance = f"{cell['chance']:.2%}" if "chance" in cell else ""
     return (
-        f"{name:<42}{number['value']:>8.2%}"
-        f" {number['low']:>7.1%} -{number['high']:>6.1%} {chance:>8}"
-        f"  {number['metric']}, {part}{mark}"
+        f"{cell['value']:>8.2%} {cell['low']:>7.1%} -{cell['high']:>6.1%} {chance:>8}"
     )
 
 

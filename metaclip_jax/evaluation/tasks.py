@@ -17,6 +17,9 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
+from absl import logging
+from etils import epath
+
 from metaclip_jax import files
 from metaclip_jax.evaluation import labelled, parquet, prompts, webdataset
 from metaclip_jax.evaluation.examples import Examples
@@ -252,12 +255,26 @@ def _tfds_order(task: Task) -> list[int]:
 def locate(task: Task, data_dir: str) -> str | None:
     """Returns the folder of a task's images, None if there is none.
 
-    In TFDS's layout, it is the folder of the newest prepared version.
+    In TFDS's layout, it is the folder of the newest prepared version. Folders without
+    the texts of one of DataComp's tasks are passed over, with a warning: the paper's
+    task of the same name may use them.
     """
     root = files.path(data_dir)
     builder = task.tfds.partition(":")[0]
-    for name in (task.id, task.id.replace("/", "_"), task.folder, builder):
-        if not name or not (root / name).is_dir():
+    names = (task.id, task.id.replace("/", "_"), task.folder, builder)
+    for name in dict.fromkeys(names):
+        # TFDS's configs are folders in a builder's folder.
+        is_parent = builder.startswith(f"{name}/") and (root / builder).is_dir()
+        if not name or is_parent or not (root / name).is_dir():
+            continue
+        if not (task.prompts or _has_texts(task, root / name)):
+            logging.warning(
+                "%s is not used for %s/%s: it has no texts as %s has",
+                root / name,
+                task.suite,
+                task.id,
+                task.repo,
+            )
             continue
         versions = [p.parent for p in (root / name).glob("*/features.json")]
         if not versions:
@@ -265,6 +282,13 @@ def locate(task: Task, data_dir: str) -> str | None:
         newest = max(versions, key=lambda p: [*map(int, re.findall(r"\d+", p.name))])
         return os.fspath(newest)
     return None
+
+
+def _has_texts(task: Task, folder: epath.Path) -> bool:
+    """Whether a folder is in a layout that has a task's texts beside its images."""
+    return webdataset.is_folder(folder) or (
+        task.classes == 0 and parquet.is_folder(folder)
+    )
 
 
 def open_task(task: Task, folder: str) -> Examples:
@@ -281,18 +305,19 @@ def open_task(task: Task, folder: str) -> Examples:
     column = 0 if task.metric in ("acc_worst_region", "acc_wg", "acc_top5_wg") else None
     if webdataset.is_folder(folder):
         examples = webdataset.open_folder(folder, asked=asked, group_column=column)
+    elif asked is None:
+        if not _has_texts(task, files.path(folder)):
+            raise ValueError(
+                f"{folder}: wanted the hub's WebDataset layout, which has DataComp's"
+                " class names and templates, or for retrieval Parquet with texts"
+            )
+        examples = parquet.open_folder(folder)
     elif (files.path(folder) / "features.json").exists():
         split = task.tfds.partition(":")[2] or "test"
-        named = asked or prompts.Prompts(None, prompts.DEFAULT_TEMPLATES)
         order = _tfds_order(task) if task.tfds else ()
-        examples = labelled.from_tfds(folder, split, named, order=order)
+        examples = labelled.from_tfds(folder, split, asked, order=order)
     elif parquet.is_folder(folder):
         examples = parquet.open_folder(folder, asked=asked)
-    elif asked is None:
-        raise ValueError(
-            f"{folder}: wanted the hub's WebDataset layout, which has DataComp's class"
-            " names and templates, or Parquet with texts"
-        )
     else:
         examples = labelled.from_folder(folder, asked)
     if len(examples.class_names) != task.classes:

@@ -1,15 +1,14 @@
 """Opens the hub's WebDataset layout: labelled images and texts in tar files.
 
 A folder has classnames.txt (one class per line), zeroshot_classification_templates.txt
-(prompts with {c} for the name), and test/0.tar, test/1.tar and so on. A sample is the
-files with one name: KEY.webp (png, jpg, jpeg); KEY.cls, its class as a number; KEY.npy,
-an image's several classes or other facts; KEY.txt, its texts, one per line. The hub's
-clip-benchmark/wds_* and djghosh/wds_*_test have this layout. Images are read from the
-tar files on demand.
+(prompts with {c} for the name), test/0.tar, test/1.tar and so on, and their number in
+test/nshards.txt. A sample is the files with one name: KEY.webp (png, jpg, jpeg);
+KEY.cls, its class as a number; KEY.npy, an image's several classes or other facts;
+KEY.txt, its texts, one per line. The hub's clip-benchmark/wds_* and djghosh/wds_*_test
+have this layout. Images are read from the tar files on demand.
 """
 
 import collections
-import contextlib
 import io
 import os
 import tarfile
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from metaclip_jax import files
@@ -26,6 +26,7 @@ from metaclip_jax.evaluation.examples import Examples
 
 CLASS_NAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
+_SHARDS = "nshards.txt"  # beside the tar files; not every folder has it
 _IMAGES = ("webp", "png", "jpg", "jpeg")
 _SMALL = ("cls", "npy", "txt")
 
@@ -70,7 +71,9 @@ def open_folder(
         message names them.
     """
     root = files.path(folder)
-    samples = [s for tar in _tars(root, split) for s in _samples(os.fspath(tar))]
+    tars = _tars(root, split)
+    _check_count(root / split / _SHARDS, len(tars))
+    samples = [s for tar in tars for s in _samples(os.fspath(tar))]
     if not samples:
         raise ValueError(
             f"{folder}: wanted images in {split}/*.tar, got none; download it again"
@@ -92,10 +95,10 @@ def open_folder(
             f" got labels up to {most}; download it again"
         )
     if asked is None:
-        templates = tuple(
-            line.replace("{c}", prompts.SLOT)
-            for line in _lines(root / TEMPLATES)
-            if line.strip()
+        lines = [line for line in _lines(root / TEMPLATES) if line.strip()]
+        templates = prompts.check_templates(
+            os.fspath(root / TEMPLATES),
+            [line.replace("{c}", prompts.SLOT) for line in lines],
         )
         class_names: tuple[tuple[str, ...], ...] = tuple((name,) for name in own)
     else:
@@ -168,13 +171,24 @@ def _tars(root: epath.Path, split: str) -> list[epath.Path]:
     return sorted(found, key=lambda tar: (len(tar.name), tar.name))
 
 
+def _check_count(path: epath.Path, count: int) -> None:
+    """Checks the number of tar files, if a file says how many there are."""
+    if not path.exists():
+        return
+    wanted = path.read_text().strip()
+    if wanted != str(count):
+        raise ValueError(
+            f"{path.parent}: wanted {wanted[:20]!r} tar files, as {path.name} says, got"
+            f" {count}; download the others"
+        )
+
+
 def _samples(path: str) -> list[_Sample]:
     """Returns the samples of a tar file, in its order."""
     images: dict[str, _Place] = {}
     rest: dict[str, dict[str, bytes]] = collections.defaultdict(dict)
     try:
-        opened = files.path(path).open("rb")
-        with opened as file, contextlib.suppress(untrusted_tar.NoEndError):
+        with files.path(path).open("rb") as file:
             for member in untrusted_tar.members(file, files.size(path)):
                 folder, _, name = member.name.rpartition("/")
                 stem, _, ending = name.partition(".")
@@ -186,6 +200,8 @@ def _samples(path: str) -> list[_Sample]:
                 elif ending in _SMALL:
                     file.seek(member.offset_data)
                     rest[key][ending] = file.read(member.size)
+    except untrusted_tar.NoEndError:
+        logging.warning("%s has no mark of its end; it may be cut off", path)
     except storage_errors.StorageError:
         raise
     except (tarfile.TarError, OSError) as error:

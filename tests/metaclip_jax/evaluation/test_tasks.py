@@ -246,6 +246,76 @@ def test_what_is_damaged_in_a_layout_is_named(digits, tmp_path):
         evaluator.open_data(str(tmp_path / "parquet"))
 
 
+def test_a_download_that_is_not_complete_is_refused(digits, tmp_path, caplog):
+    images, labels = digits
+    rows = [str(label).encode() for label in labels]
+    path = image_layouts.write_webdataset(tmp_path, images, rows, DIGITS)
+    (tmp_path / "test" / "nshards.txt").write_text("2\n")
+    assert len(webdataset.open_folder(path).names) == COUNT and not caplog.text
+    tar = tmp_path / "test" / "1.tar"
+    tar.write_bytes(tar.read_bytes().rstrip(b"\0") + bytes(-1 % 512))
+    assert len(webdataset.open_folder(path).names) == COUNT
+    assert "1.tar has no mark of its end; it may be cut off" in caplog.text
+    tar.unlink()
+    with pytest.raises(ValueError, match="wanted '2' tar files, .* says, got 1"):
+        webdataset.open_folder(path)
+
+
+def test_datacomp_s_numbers_are_of_its_own_texts(layouts):
+    """The paper's task of the same name may lie there in any layout."""
+    (paper, theirs) = tasks.find(["clip26/mnist", "datacomp38/mnist"])
+    for layout in layouts.values():
+        assert tasks.locate(paper, str(layout))
+    for layout in ("folder", "parquet", "tfds"):
+        assert tasks.locate(theirs, str(layouts[layout])) is None
+        with pytest.raises(ValueError, match="which has DataComp's class names"):
+            tasks.open_task(theirs, tasks.locate(paper, str(layouts[layout])))
+    (opened,) = suite.open_tasks([theirs], str(layouts["wds"]))
+    assert opened.examples.templates == ("a {}", "the {}")
+
+
+def test_a_config_of_tfds_is_found_in_its_builder_s_folder(tmp_path):
+    (sun,) = tasks.find(["sun397"])
+    for version in ("9.0.0", "10.0.0"):
+        (tmp_path / "sun397/tfds" / version).mkdir(parents=True)
+        (tmp_path / "sun397/tfds" / version / "features.json").touch()
+    assert tasks.locate(sun, str(tmp_path)) == f"{tmp_path}/sun397/tfds/10.0.0"
+
+
+def test_a_class_of_datacomp_may_have_no_name(encoder, digits, tmp_path):
+    images, labels = digits
+    names = ["very nearby", "nearby", "near", "", "distant", "very distant"]
+    name = "vtab/clevr_closest_object_distance"
+    rows = [str(label % 6).encode() for label in labels]
+    image_layouts.write_webdataset(tmp_path / name, images, rows, names)
+    opened = suite.open_tasks(tasks.find([name]), str(tmp_path))
+    found = suite.run(encoder, opened, resamples=2, report=str)
+    number = found["tasks"][f"datacomp38/{name}"]
+    assert number["chance"] == 1 / 6 and number["results"]["zero_shot"]["classes"] == 6
+
+
+def test_regions_are_measured_as_datacomp_and_as_wilds_do(encoder, digits, tmp_path):
+    images, _ = digits
+    samples = {}
+    for n, image in enumerate(images):
+        samples |= {f"{n}.png": image, f"{n}.cls": b"%d" % (n % 62)}
+        samples[f"{n}.npy"] = image_layouts.npy([n % 6, 2016, n % 62])
+    folder = tmp_path / "wds_wilds-fmow_test"
+    names = [f"kind {n}" for n in range(62)]
+    image_layouts.write_webdataset(folder, [], [], names)
+    image_layouts.write_tar(folder / "test" / "0.tar", samples)
+    said = []
+    opened = suite.open_tasks(tasks.find(["wilds/fmow"]), str(tmp_path))
+    found = suite.run(encoder, opened, resamples=2, report=said.append)
+    number = found["tasks"]["datacomp38/wilds/fmow"]
+    assert number["value"] == number["results"]["zero_shot"]["worst_group"]["value"]
+    (other,) = number["others"]
+    lines = [*said[1].splitlines(), *suite.summary(found).splitlines()]
+    assert [line.split()[0] for line in lines[:2]] == ["datacomp38/wilds/fmow", other]
+    assert f"{other} is WILDS's" in lines[-1]
+    assert other in page.render("a", found).decode()
+
+
 def test_another_number_of_classes_is_no_copy_of_a_task(digits, tmp_path):
     images, labels = digits
     (task,) = tasks.find(["datacomp38/mnist"])
