@@ -41,6 +41,7 @@ from data_prep.stages import (
     steps,
     sums,
 )
+from data_prep.stages.draws import Draws
 from data_prep.stages.pipelines import one_each, progress, start, tagged
 from data_prep.stages.planning import Run, plan
 from metaclip_jax import files
@@ -200,7 +201,7 @@ def download(
         fetch["host_map"] = addresses.read_host_map(fetch["host_map"])
         screen = run.config.images.to_dict() | safety.keywords(run.config)
         most = screen.pop("max_moved_texts")
-        draws = {"seed": run.config.seed, "keep_probability": thin}
+        draws = Draws.save(f"{run.workdir}/balance", thin, seed=run.config.seed)
         stage = downloads.Download(
             *(run.workdir, n),
             draws=draws,
@@ -266,7 +267,7 @@ def write(
         run.workdir,
         run.output,
         *(config.name, n),
-        draws={"seed": config.seed, "keep_probability": keep},
+        draws=Draws.save(folder, keep, seed=config.seed),
         scores=run.source.score_columns,
         faces=face_detection.chosen(config) is not None,
     )

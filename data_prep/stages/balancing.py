@@ -18,6 +18,7 @@ from data_prep.stages import (
     rejects,
     steps,
 )
+from data_prep.stages.draws import Draws
 from data_prep.stages.image_dedup import MOVED_SUFFIX
 from metaclip_jax.data import records
 
@@ -35,13 +36,13 @@ class WriteShard(beam.DoFn):
         name: str,
         partitions: int,
         *,
-        draws: Mapping,
+        draws: Draws,
         scores: Sequence[str] = (),
         faces: bool = False,
     ) -> None:
         self._workdir, self._output, self._name = workdir, output, name
         self._scores, self._faces = tuple(scores), faces
-        self._partitions, self._draws = partitions, dict(draws)
+        self._partitions, self._draws = partitions, draws
 
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Writes the shard if it is missing; yields its counts and drops."""
@@ -59,7 +60,7 @@ class WriteShard(beam.DoFn):
         )
         texts = dedup.with_moved(matches, moved)
         # Drops what thinning dropped, too: the same draws, a smaller probability.
-        kept, accepted = steps.draw(texts, **self._draws)
+        kept, accepted = self._draws(texts)
         balanced = dedup.by_kept_image(texts.filter(pa.array(kept)))
         left = images.filter(
             pc.is_in(images["image_id"], balanced["image_id"].combine_chunks())

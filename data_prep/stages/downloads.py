@@ -21,6 +21,7 @@ from data_prep.stages import (
     rejects,
     steps,
 )
+from data_prep.stages.draws import Draws
 
 Tagged = beam.pvalue.TaggedOutput
 
@@ -30,8 +31,6 @@ class Download(beam.DoFn):
 
     A finished part is read, not downloaded. But if too many of its downloads failed, or
     with `retry_failed`, failed downloads that may succeed now are retried.
-
-    `draws`, here and below, are keyword arguments of steps.draw.
     """
 
     def __init__(
@@ -39,7 +38,7 @@ class Download(beam.DoFn):
         workdir: str,
         partitions: int,
         *,
-        draws: Mapping,
+        draws: Draws,
         fetch: Mapping,
         screen: Mapping,
         source: kinds.Spec,
@@ -49,7 +48,7 @@ class Download(beam.DoFn):
     ) -> None:
         self._workdir, self._partitions = workdir, partitions
         self._processes = processes  # that share a machine
-        self._draws = dict(draws)
+        self._draws = draws
         self._fetch, self._screen = dict(fetch), dict(screen)
         self._source = source
         self._max_failed_share, self._retry_failed = max_failed_share, retry_failed
@@ -71,7 +70,7 @@ class Download(beam.DoFn):
 
     def _download(self, part: str, blobs: tuple[str, str]) -> None:
         matches = parts.read(f"{self._workdir}/matches", part)
-        kept, _ = steps.draw(matches, **self._draws)
+        kept, _ = self._draws(matches)
         thinned = matches.filter(pa.array(kept))
         images = self._fetch_and_screen(part, steps.images_of(thinned), blobs)
         drawn = matches["drawn"].to_numpy()

@@ -1,6 +1,6 @@
 """Stages that compare images with each other, and merge the texts of equal ones."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ from data_prep.stages import (
     embedded,
     parts,
     pipelines,
-    steps,
 )
+from data_prep.stages.draws import Draws
 from data_prep.stages.matches import by_partition
 
 Tagged = beam.pvalue.TaggedOutput
@@ -65,7 +65,7 @@ def add(
     *,
     workdir: str,
     partitions: int,
-    draws: Mapping,
+    draws: Draws,
     rule: str,
     rules: Rules,
     embeddings: embedded.Embedded | None = None,
@@ -76,7 +76,7 @@ def add(
       images: IMAGES of every partition, which are in WORKDIR/downloads too.
       workdir: for the parts.
       partitions: their number.
-      draws: keyword arguments of steps.draw.
+      draws: which texts are drawn.
       rule: of balancing.
       rules: which images are dropped.
       embeddings: of the images, None where none are given.
@@ -268,7 +268,7 @@ class WriteImages(beam.DoFn):
         workdir: str,
         partitions: int,
         *,
-        draws: Mapping,
+        draws: Draws,
         rule: str,
         rules: Rules,
         embeddings: embedded.Embedded | None = None,
@@ -276,7 +276,7 @@ class WriteImages(beam.DoFn):
         self._workdir, self._partitions, self._rules = workdir, partitions, rules
         self._embeddings = embeddings
         # Under v2 an image has one text, so it does not need those of its repeats.
-        self._draws, self._moves = dict(draws), rule != "v2"
+        self._draws, self._moves = draws, rule != "v2"
 
     def process(self, element: tuple[int, Iterable[pa.RecordBatch]]) -> Iterator:
         """Writes the part; yields MOVED rows, and the survivors' accepted draws."""
@@ -294,14 +294,14 @@ class WriteImages(beam.DoFn):
         yield Tagged("flow", flow)
         matches = parts.read(f"{self._workdir}/matches", part)
         ok = images.filter(pc.equal(images["status"], "ok"))
-        _, accepted = steps.draw(_texts_of(ok, matches), **self._draws)
+        _, accepted = self._draws(_texts_of(ok, matches))
         yield Tagged("accepted", accepted)
         # Every partition with images rewrites its part of moved texts.
         yield partition, schema.one_batch(schema.MOVED.empty_table())
         if self._moves:
             repeated = images.filter(pc.equal(images["status"], "repeated_image"))
             texts = _texts_of(repeated, matches)
-            kept, _ = steps.draw(texts, **self._draws)
+            kept, _ = self._draws(texts)
             texts = texts.filter(pa.array(kept))
             rows = pc.index_in(texts["image_id"], repeated["image_id"].combine_chunks())
             moved = texts.append_column("kept_as", repeated["kept_as"].take(rows))
@@ -352,10 +352,10 @@ class MergeTexts(beam.DoFn):
     """(partition, MOVED batches) -> texts that its images take over from repeats."""
 
     def __init__(
-        self, workdir: str, partitions: int, *, draws: Mapping, most: int
+        self, workdir: str, partitions: int, *, draws: Draws, most: int
     ) -> None:
         self._workdir, self._partitions = workdir, partitions
-        self._draws, self._most = dict(draws), most
+        self._draws, self._most = draws, most
 
     def process(
         self, element: tuple[int, Iterable[pa.RecordBatch]]
@@ -367,7 +367,7 @@ class MergeTexts(beam.DoFn):
             f"{self._workdir}/matches", parts.name(partition, self._partitions)
         )
         own = own.filter(pc.is_in(own["image_id"], pc.unique(moved["kept_as"])))
-        kept, _ = steps.draw(own, **self._draws)
+        kept, _ = self._draws(own)
         new, lost = dedup.moved_texts(
             moved, own.filter(pa.array(kept)), most=self._most
         )
@@ -377,5 +377,5 @@ class MergeTexts(beam.DoFn):
         part = parts.name(partition, self._partitions, MOVED_SUFFIX)
         parts.write(f"{self._workdir}/images", part, new, flow)
         yield Tagged("flow", flow)
-        _, accepted = steps.draw(new, **self._draws)
+        _, accepted = self._draws(new)
         yield accepted
