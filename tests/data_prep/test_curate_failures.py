@@ -1,5 +1,6 @@
 """A source or partition that fails is lost alone: everything else is finished."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from data_prep import curate, language
 from data_prep.sources import kinds
 from data_prep.stages import attempts, dedup, parts, steps
 from metaclip_jax import files
+from metaclip_jax.data import parquet_headers
 from tests.conftest import server_program
 from tests.data_prep import tiny_web
 
@@ -123,9 +125,14 @@ def _empty(path):
 
 
 def _flip(path):
-    """Changes one bit in the middle."""
+    """Changes one bit: of the rows, or where there are none, of the last bytes."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    at = len(content) // 2
+    if path.suffix == ".parquet":
+        groups = parquet_headers.row_groups(io.BytesIO(content), len(content))
+        ends = [chunk.end for group in groups for chunk in group.chunks]
+        at = max(ends, default=len(content)) - 1
+    content[at] ^= 1
     path.write_bytes(content)
 
 
@@ -152,26 +159,35 @@ def test_damaged_files_of_former_stages_are_made_again(web, without, tmp_path, f
 
 
 @pytest.mark.parametrize(
-    "module, name, made", [(dedup, "mark", "images"), (steps, "to_matches", "matches")]
+    "module, names, made, lost",
+    [
+        (dedup, ["repeated_images", "mark"], "images", {"bytes", "partition"}),
+        (steps, ["to_matches"], "matches", {"partition"}),
+    ],
 )
 def test_other_partitions_are_finished(
-    web, without, tmp_path, monkeypatch, module, name, made
+    web, without, tmp_path, monkeypatch, module, names, made, lost
 ):
-    """Of the images, and of a range of matches."""
-    function = getattr(module, name)
+    """Of the images, also where some groups of them fail; and of a range of matches."""
 
-    def failing(rows, *given, **more):
-        if 1 in parts.partition_of(rows["image_id"].combine_chunks(), PARTITIONS):
-            raise IndexError("one too far")
-        return function(rows, *given, **more)
+    def failing(function):
+        def called(rows, *given, **more):
+            if 1 in parts.partition_of(rows["image_id"].combine_chunks(), PARTITIONS):
+                raise IndexError("one too far")
+            return function(rows, *given, **more)
+
+        return called
 
     run = planned(web["well"], tmp_path)
-    monkeypatch.setattr(module, name, failing)
-    with pytest.raises(RuntimeError, match="of partition 1: IndexError: one too far"):
-        curate.go_on(run)
+    with monkeypatch.context() as patched:
+        for name in names:
+            patched.setattr(module, name, failing(getattr(module, name)))
+        with pytest.raises(RuntimeError, match="of partition 1: IndexError") as caught:
+            curate.go_on(run)
+    lines = caught.value.__notes__[0].splitlines()
+    assert {line.split()[2] for line in lines} == lost
     found = (tmp_path / "work" / made).glob("part-*-of-00003.parquet")
     assert sorted(int(path.name[5:10]) for path in found) == [0, 2]
-    monkeypatch.setattr(module, name, function)
     curate.go_on(run)
     assert shards(run) == without
 
