@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,8 @@ def write(
     table = table.replace_schema_metadata({_FLOW: json.dumps(rows)})
     with files.staged(files.path(folder) / part) as local:
         pq.write_table(table, local, **_HOW)
+        if rows:
+            _seal(local)
 
 
 def write_sorted(
@@ -108,35 +111,48 @@ def write_sorted(
     """
     held: list[pa.RecordBatch] = []
     total = size = 0
-    with (
-        files.staged(files.path(folder) / part) as local,
-        pq.ParquetWriter(local, of, **_HOW) as writer,
-    ):
+    with files.staged(files.path(folder) / part) as local:
+        with pq.ParquetWriter(local, of, **_HOW) as writer:
 
-        def write_run() -> None:
-            run = pa.Table.from_batches(held, of).sort_by(by)
-            writer.write_table(run, row_group_size=_GROUP_ROWS)
+            def write_run() -> None:
+                run = pa.Table.from_batches(held, of).sort_by(by)
+                writer.write_table(run, row_group_size=_GROUP_ROWS)
 
-        for batch in batches:
-            if not batch.num_rows:  # an empty row group would have no statistics
-                continue
-            held.append(batch)
-            size += batch.nbytes
-            total += batch.nbytes
-            if size >= _RUN_BYTES:
+            for batch in batches:
+                if not batch.num_rows:  # an empty row group would have no statistics
+                    continue
+                held.append(batch)
+                size += batch.nbytes
+                total += batch.nbytes
+                if size >= _RUN_BYTES:
+                    write_run()
+                    held, size = [], 0
+            if held:
                 write_run()
-                held, size = [], 0
-        if held:
-            write_run()
-        rows = json.dumps(flow().to_pylist())
-        more = {_FLOW: rows, _BYTES: str(total), _LOST: json.dumps(lost())}
-        writer.add_key_value_metadata(more)
+            rows = json.dumps(flow().to_pylist())
+            more = {_FLOW: rows, _BYTES: str(total), _LOST: json.dumps(lost())}
+            writer.add_key_value_metadata(more)
+        _seal(local)
+
+
+def _seal(path: Path) -> None:
+    """Gives the footer, which has the flow, a checksum; pages have their own."""
+    with path.open("r+b") as file:
+        parquet_headers.seal(file, files.size(path))
+
+
+def _check_seal(path: epath.Path) -> None:
+    """Checks the footer of a local file; a bucket checks what it stores."""
+    if files.is_local(path):
+        with path.open("rb") as file, files.naming(path, "a part"):
+            parquet_headers.check_seal(file, files.size(path))
 
 
 @contextmanager
 def _open(folder: str, part: str) -> Iterator[pq.ParquetFile]:
     """Opens a part file; errors of its content name it."""
     path = files.path(folder) / part
+    _check_seal(path)
     with (
         files.naming(path, "a part"),
         files.open_parquet(path, checksums=True) as parquet,
@@ -189,7 +205,7 @@ def is_damaged(folder: str, part: str) -> bool:
         if not path.exists():
             return True
         if not part.endswith(f".{BLOBS}"):
-            files.read_parquet(path)
+            read(folder, part)
             return False
         with files.local_copy(path) as local:
             return record_files.count_whole(str(local)) is None
@@ -206,7 +222,9 @@ def exists(folder: str, part: str) -> bool:
 
 def read(folder: str, part: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Returns the part's rows, or some columns of them."""
-    table = files.read_parquet(files.path(folder) / part, columns)
+    path = files.path(folder) / part
+    _check_seal(path)
+    table = files.read_parquet(path, columns)
     return table.replace_schema_metadata(None)
 
 

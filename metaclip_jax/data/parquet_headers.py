@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
+import xxhash
 
-_MAGIC = b"PAR1"
+_MAGIC, _SEAL = b"PAR1", b"FOOTSUM1"
 _READ = 1 << 14  # bytes read for a page header at first
 _MAX_HEADER = 1 << 24  # bytes; Arrow's own limit
 _MAX_BOUND = 4096  # bytes of a least or largest value
@@ -61,14 +62,8 @@ class Page(NamedTuple):
 
 def row_groups(file: BinaryIO, size: int) -> list[RowGroup]:
     """Returns the row groups of a file of `size` bytes. Raises ArrowInvalid."""
-    file.seek(max(size - 8, 0))
-    tail = file.read(8)
-    length = int.from_bytes(tail[:4], "little")
-    if tail[4:] != _MAGIC or length > size - 12:
-        raise pa.ArrowInvalid(_DAMAGE)
-    file.seek(size - 8 - length)
     try:
-        footer, _ = _struct(file.read(length), 0, _FOOTER, 0)
+        footer, _ = _struct(_footer(file, size), 0, _FOOTER, 0)
     except IndexError:
         raise pa.ArrowInvalid(_DAMAGE) from None
     return [
@@ -77,6 +72,33 @@ def row_groups(file: BinaryIO, size: int) -> list[RowGroup]:
         )
         for group in _structs(footer, 4)
     ]
+
+
+def seal(file: BinaryIO, size: int) -> None:
+    """Puts a checksum of the footer before it, where no reader of Parquet looks."""
+    footer = _footer(file, size)
+    file.seek(size - len(footer))
+    file.write(_SEAL + xxhash.xxh3_64_digest(footer) + footer)
+
+
+def check_seal(file: BinaryIO, size: int) -> None:
+    """Raises ArrowInvalid where a footer does not have the checksum of `seal`."""
+    footer = _footer(file, size)
+    file.seek(max(size - len(footer) - 16, 0))
+    found = file.read(16)
+    if found[:8] == _SEAL and found[8:] != xxhash.xxh3_64_digest(footer):
+        raise pa.ArrowInvalid("the footer has another checksum")
+
+
+def _footer(file: BinaryIO, size: int) -> bytes:
+    """Returns the footer, its length and the magic."""
+    file.seek(max(size - 8, 0))
+    tail = file.read(8)
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] != _MAGIC or length > size - 12:
+        raise pa.ArrowInvalid(_DAMAGE)
+    file.seek(size - 8 - length)
+    return file.read(length + 8)
 
 
 def pages(file: BinaryIO, chunk: Chunk) -> Iterator[Page]:
