@@ -3,6 +3,7 @@ batches or devices."""
 
 import dataclasses
 import io
+import itertools
 import math
 import subprocess
 import sys
@@ -17,7 +18,12 @@ from PIL import Image
 from metaclip_jax.data.images import Preprocess
 from metaclip_jax.data.tokenizer import load as load_tokenizer
 from metaclip_jax.data.tokenizer import train as train_tokenizer
-from metaclip_jax.evaluation.encoder import make_encoder, padded_rows, prepare_image
+from metaclip_jax.evaluation.encoder import (
+    make_encoder,
+    padded_lengths,
+    padded_rows,
+    prepare_image,
+)
 from metaclip_jax.inference import model as inference
 from metaclip_jax.models import clip, vit
 from metaclip_jax.training import sharding
@@ -131,7 +137,7 @@ def test_sizes_of_all_kinds_compile_few_programs(make_model, compiled):
     for count, length in ((1, 12), (5, 3), (8, 12), (199, 7), (64, 12), (20, 5)):
         model.embed_tokens(tokens[:count, :length])
     # 8, 32 and 64 rows: 199 are four portions of 50. Texts without an end mark are
-    # read at position 0, so all are cut to the first 8 positions.
+    # read at position 0, so all are cut to the first positions.
     assert len(compiled) - start == 3
 
 
@@ -146,6 +152,27 @@ def test_portions_are_padded_to_few_sizes_and_little(rows, shards):
         assert padded < shards * (each + each / 8)
     sizes = {padded_rows(n, shards=1) for n in range(1, 257)}
     assert len(sizes) == 5 + 4 * 8
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 77), min_size=1, max_size=40).map(sorted),
+    copies=st.integers(1, 500),
+    step=st.sampled_from([2, 8]),
+)
+def test_texts_are_padded_to_few_lengths_and_little(lengths, copies, step):
+    lengths = np.repeat(lengths, copies)
+    padded = padded_lengths(lengths, step=step)
+    assert np.all(padded >= lengths) and np.all(np.diff(padded) >= 0)
+    assert np.all(padded[lengths == lengths[-1]] < lengths[-1] + 8)
+    # Each length saves 3,000 positions or more, and no other would.
+    for shorter, longer in itertools.pairwise(np.unique(padded).tolist()):
+        assert (longer - shorter) * np.count_nonzero(padded <= shorter) >= 3_000
+    for length in range(step, 80, step):
+        texts = padded[lengths <= length]
+        if len(texts):
+            assert (texts[-1] - length) * len(texts) < 3_000
+    assert len(np.unique(padded_lengths(lengths[:3], step=step))) == 1
 
 
 def test_nothing_in_gives_nothing_out(model):
