@@ -21,7 +21,7 @@ to get the others; --download downloads those that the hub has.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -141,7 +141,7 @@ def evaluate_model(values: Any) -> None:
     """Measures --model on --data; prints the results and writes --output."""
     examples = evaluator.open_data(
         values.data,
-        split=values.split,
+        split=values.split or "test",
         data_dir=values.data_dir or None,
         prompts_path=values.prompts,
     )
@@ -158,19 +158,18 @@ def evaluate_model(values: Any) -> None:
         resamples=keys.default().evaluation.bootstrap_samples,
         skip_broken=values.skip_broken,
     )
-    skipped = found.get("skipped", {})
-    if skipped:
-        print(f"skipped {len(skipped)} of {len(examples.names)} broken images:")
-        print("\n".join(f"  {reason}" for reason in skipped.values()))
     facts = {"model": model.name, "fingerprint": model.fingerprint, "data": values.data}
     if values.output:
         files.write_json(values.output, facts | found)
-    for group, cells in found.items():
-        for name, cell in cells.items():
-            if isinstance(cell, dict):
-                chance = f" (chance {cell['chance']:.2%})" if "chance" in cell else ""
-                title = f"{group} {name}".replace("_", " ")
-                print(f"{title:<42}{cell['value']:>7.2%}{chance}")
+    rows = {
+        f"{group} {name}".replace("_", " "): cell
+        for group, cells in found.items()
+        for name, cell in cells.items()
+        if isinstance(cell, dict)
+    }
+    width = max(map(len, rows), default=0)
+    lines = [suite.row(title, cell, width) for title, cell in rows.items()]
+    print("\n".join([*suite.skipped(found), suite.header("", width), *lines]))
 
 
 def evaluate_tasks(values: Any) -> None:
@@ -232,34 +231,60 @@ def evaluate_tasks(values: Any) -> None:
         files.write_json(values.output, facts | found)
 
 
-def check_flags(values: Any) -> None:
-    """Checks that the flags name a model and what to measure it on.
+# What is measured, and the flags that only it takes.
+_FLAGS_OF = {
+    "--workdir": ("workdir", "held_out", "step"),
+    "--data": ("data", "split", "prompts", "data_dir", "skip_broken", "output"),
+    "--tasks": (
+        *("tasks", "data_dir", "against", "paper", "page", "plan", "download"),
+        *("skip_broken", "output"),
+    ),
+}
+
+
+def check_flags(values: Mapping[str, Any]) -> None:
+    """Checks that the flags name a model and what to measure it on, and no more.
+
+    Args:
+      values: of all flags by name; those that are not given are empty, None or False.
 
     Raises:
-        UsageError: they do not; says what to add.
+      UsageError: they do not; says what to add or remove.
     """
-    if values.tasks:
+    given = {name for name, value in values.items() if value}
+    given |= {"step"} if values["step"] is not None else set()  # 0 is a step
+    if values["tasks"]:
+        measured = "--tasks"
         missing = {
-            "--data_dir=DIR": not values.data_dir,
-            "--model=NAME_OR_PATH (or --plan)": not (values.model or values.plan),
+            "--data_dir=DIR": not values["data_dir"],
+            "--model=NAME_OR_PATH (or --plan)": not given & {"model", "plan"},
         }
         if wanted := [flag for flag, is_missing in missing.items() if is_missing]:
             raise app.UsageError(f"wanted {' and '.join(wanted)} with --tasks; add it")
-        if values.download and not files.is_local(values.data_dir):
+        if values["download"] and not files.is_local(values["data_dir"]):
             raise app.UsageError(
                 "wanted a local --data_dir with --download, got"
-                f" {values.data_dir}; copy the images there afterwards"
+                f" {values['data_dir']}; copy the images there afterwards"
             )
-    elif bool(values.workdir) == bool(values.model):
-        got = "both" if values.model else "neither"
+    elif bool(values["workdir"]) == bool(values["model"]):
+        got = "both" if values["model"] else "neither"
         raise app.UsageError(
             "wanted --workdir=RUN, or --model=NAME_OR_PATH with --data=DIR or with"
             f" --tasks=NAMES and --data_dir=DIR, got {got}; --help explains them"
         )
-    elif values.model and not values.data:
+    elif values["model"] and not values["data"]:
         raise app.UsageError(
             "wanted --data=DIR, or --tasks=NAMES and --data_dir=DIR, to measure --model"
             " on, got none"
+        )
+    else:
+        measured = "--data" if values["model"] else "--workdir"
+    elsewhere = {name for names in _FLAGS_OF.values() for name in names}
+    if unused := sorted(given & elsewhere - set(_FLAGS_OF[measured])):
+        flags_of = ", ".join(f"--{name}" for name in _FLAGS_OF[measured])
+        raise app.UsageError(
+            f"wanted with {measured} none but {flags_of} and the model's, got"
+            f" {', '.join(f'--{name}' for name in unused)}; leave it out"
         )
 
 
@@ -269,7 +294,7 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FLAGS
     command.refuse_ending("--page", values.page, ".html")
     command.refuse_ending("--output", values.output, ".json")
-    check_flags(values)
+    check_flags(values.flag_values_dict())
     if values.tasks:
         evaluate_tasks(values)
         return
@@ -314,7 +339,7 @@ if __name__ == "__main__":
     )
     model_flags.define(required=False)
     flags.DEFINE_string("data", "", "Folder or TFDS dataset to measure --model on.")
-    flags.DEFINE_string("split", "test", "Split of a TFDS dataset.")
+    flags.DEFINE_string("split", "", "Split of --data; default: test.")
     flags.DEFINE_list(
         "tasks",
         [],
@@ -328,7 +353,11 @@ if __name__ == "__main__":
     flags.DEFINE_string("page", "", "HTML file for the results of --tasks.")
     flags.DEFINE_bool("plan", False, "Only list which images --tasks has and lacks.")
     flags.DEFINE_bool("download", False, "Download images of --tasks from the hub.")
-    flags.DEFINE_string("prompts", "", "JSON with templates and class names.")
-    flags.DEFINE_bool("skip_broken", False, "Skip and list broken images.")
-    flags.DEFINE_string("output", "", "JSON file for the results of --model.")
+    flags.DEFINE_string(
+        "prompts", "", "JSON with templates and class names, of --data."
+    )
+    flags.DEFINE_bool(
+        "skip_broken", False, "Skip and list broken images of --data or --tasks."
+    )
+    flags.DEFINE_string("output", "", "JSON file for the results of --data or --tasks.")
     command.run(main)

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
@@ -94,7 +95,9 @@ def only_argument(arguments: Sequence[str], name: str) -> str:
 
 
 def refuse_ending(flag: str, path: str | None, *endings: str) -> None:
-    """Checks the ending of a file to write, so that no other file is replaced.
+    """Checks a file to write: its ending, so that no other is replaced, and its folder.
+
+    So a command fails before it computes what it could not write.
 
     Args:
       flag: such as "--output".
@@ -102,12 +105,22 @@ def refuse_ending(flag: str, path: str | None, *endings: str) -> None:
       endings: those that are allowed, such as ".html".
 
     Raises:
-      UsageError: the path ends otherwise.
+      UsageError: the path ends otherwise, or files cannot be made there.
     """
     if path and not path.endswith(endings):
         raise app.UsageError(
             f"wanted {flag} to end in {' or '.join(endings)}, got {path!r}; rename it"
         )
+    if path and files.is_local(path):
+        place = Path(path).absolute()
+        folder = next(p for p in place.parents if p.exists())
+        if place.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            found = place if place.is_dir() else folder
+            raise app.UsageError(
+                f"wanted {flag} to be a file that can be written, got {path}, but"
+                f" {found} is {'a folder' if place.is_dir() else 'not writable'};"
+                " give another path"
+            )
     if path and os.path.basename(path) == files.MANIFEST:
         raise app.UsageError(
             f"wanted {flag} to be a new file, got {path!r}, which marks a folder as"

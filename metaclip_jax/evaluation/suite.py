@@ -171,7 +171,9 @@ def run(
       "SUITE/ID" how to get the images; "averages": by suite, see `averages`.
     """
     published = tasks.paper_row(paper) if paper else {}
-    report(header())
+    names = (f"{one.task.suite}/{one.task.id}" for one in found)
+    width = max(map(len, names), default=0)
+    report(f"{header('task', width)}  metric, images")
     done: dict[str, dict[str, Any]] = {}
     lost: dict[str, str] = {}
     for task, examples, why in found:
@@ -179,7 +181,7 @@ def run(
         if examples is None:
             name = _missing_name(task)
             if name not in lost:
-                report(f"{name:<42}{'missing':>8}")
+                report(f"{name:<{width}}{'missing':>9}")
             lost[name] = why
             continue
         metric, *others = numbers_of(task, examples)
@@ -189,11 +191,13 @@ def run(
         done[name] = numbers[group][last] | {
             "name": task.name,
             "metric": task.metric,
-            "images": examples.size,
+            "images": embedded.examples.size,
+            "skipped": len(embedded.skipped),
+            "unit": "texts" if examples.choices else "images",
             "images_of_the_task": task.images,
             "same_test_set_as_the_paper": task.same,
             "note": task.note,
-            **({"paper": published[task.id]} if task.id in published else {}),
+            **({"paper": published[task.id]} if task.prompts and published else {}),
             "others": {
                 other: numbers[group][other]
                 for _, _, other in (name.partition("/") for name in others)
@@ -206,7 +210,7 @@ def run(
             done[name]["against"] = compare(
                 (encoder, against), embedded, metric, resamples=resamples
             )
-        report(line(name, done[name]))
+        report(line(name, done[name], width))
     if lost:
         logging.warning(
             "%d of %d tasks have no images", len(found) - len(done), len(found)
@@ -292,15 +296,21 @@ def averages(numbers: Sequence[Mapping[str, Any]], *, of: int) -> dict[str, Any]
     its interval.
 
     Args:
-      numbers: of each task: value, low, high, chance and images.
+      numbers: of each task: value, low, high, chance, images and images_of_the_task.
       of: the number of the suite's tasks.
 
     Returns:
-      "tasks" and "of", the numbers of tasks; "mean", with equal weights, as in the
-      paper; "mean_by_images"; "mean_difference" to another model; "mean_above_chance",
-      of (value - chance) / (1 - chance) over the tasks with a known chance.
+      "tasks" and "of", the numbers of tasks; "incomplete", that of tasks without all
+      their images; "mean", with equal weights, as in the paper; "mean_by_images";
+      "mean_difference" to another model; "mean_above_chance", of (value - chance) / (1
+      - chance) over the tasks with a known chance.
     """
-    found: dict[str, Any] = {"tasks": len(numbers), "of": of}
+    incomplete = sum(one["images"] < one["images_of_the_task"] for one in numbers)
+    found: dict[str, Any] = {
+        "tasks": len(numbers),
+        "of": of,
+        "incomplete": incomplete,
+    }
     if not numbers:
         return found
     value = np.array([one["value"] for one in numbers])
@@ -335,21 +345,20 @@ def _weighted(
     return {"value": mean, "low": mean - half, "high": mean + half}
 
 
-def header() -> str:
-    """Returns the header of the table."""
-    return (
-        f"{'task':<42}{'value':>8} {'95% interval':>15} {'chance':>8}  metric, images"
-    )
+def header(title: str, width: int) -> str:
+    """Returns the header of `row`s; `width`: of the first column, in characters."""
+    return f"{title:<{width}}{'value':>9} {'95% interval':>15} {'chance':>8}"
 
 
-def line(name: str, number: Mapping[str, Any]) -> str:
+def line(name: str, number: Mapping[str, Any], width: int) -> str:
     """Returns a task's line of the table, and one for each of its other results.
 
     * = the test set is not the paper's.
     """
     count, of = number["images"], number["images_of_the_task"]
     part = f"{count:,}" if count == of or not of else f"{count:,} of {of:,}"
-    mark = "" if number["same_test_set_as_the_paper"] else " *"
+    mark = f", {number['skipped']:,} skipped" if number["skipped"] else ""
+    mark += "" if number["same_test_set_as_the_paper"] else " *"
     if "paper" in number:
         mark += f", the paper {number['paper']:.1%}"
     if "against" in number:
@@ -357,17 +366,25 @@ def line(name: str, number: Mapping[str, Any]) -> str:
         mark += f", {by['value']:+.2%} ({by['low']:+.2%} to {by['high']:+.2%})"
     return "\n".join(
         [
-            f"{name:<42}{_cells(number)}  {number['metric']}, {part}{mark}",
-            *(f"  {k:<40}{_cells(cell)}" for k, cell in number["others"].items()),
+            f"{row(name, number, width)}  {number['metric']}, {part}{mark}",
+            *(row(f"  {k}", cell, width) for k, cell in number["others"].items()),
         ]
     )
 
 
-def _cells(cell: Mapping[str, Any]) -> str:
+def row(title: str, cell: Mapping[str, Any], width: int) -> str:
+    """Formats a result in per cent, with its interval and chance if it has them."""
+    interval = f"{cell['low']:.1%} -{cell['high']:>6.1%}" if "low" in cell else ""
     chance = f"{cell['chance']:.2%}" if "chance" in cell else ""
-    return (
-        f"{cell['value']:>8.2%} {cell['low']:>7.1%} -{cell['high']:>6.1%} {chance:>8}"
-    )
+    return f"{title:<{width}}{cell['value']:>9.2%} {interval:>15} {chance:>8}"
+
+
+def skipped(results: Mapping[str, Any]) -> list[str]:
+    """Returns lines of text about the broken images that `results` leave out."""
+    reasons = results.get("skipped", {}).values()
+    if not reasons:
+        return []
+    return [f"broken images that were skipped: {len(reasons):,}", *(f"  {r}" for r in reasons)]
 
 
 def summary(found: Mapping[str, Any]) -> str:
@@ -380,10 +397,11 @@ def summary(found: Mapping[str, Any]) -> str:
         "mean_difference": "mean difference to the other model",
     }
     for suite, means in found["averages"].items():
-        of = f"{means['tasks']} of the {means['of']} tasks of {suite}"
-        lines.append(
-            f"over {of}" + (" (not comparable)" * (means["tasks"] < means["of"]))
-        )
+        over = f"over {means['tasks']} of the {means['of']} tasks of {suite}"
+        if means["incomplete"]:
+            over += f", {means['incomplete']} of them without all images"
+        is_whole = means["tasks"] == means["of"] and not means["incomplete"]
+        lines.append(over if is_whole else f"{over} (not comparable)")
         lines += [
             f"  {title:<40}{means[key]['value']:>8.2%}"
             f" {means[key]['low']:>7.1%} -{means[key]['high']:>6.1%}"
@@ -393,6 +411,8 @@ def summary(found: Mapping[str, Any]) -> str:
     if found["missing"]:
         lines.append("missing:")
         lines += [f"  {name}: {why}" for name, why in found["missing"].items()]
+    for name, task in found["tasks"].items():
+        lines += [f"{name}: {line}" for line in skipped(task["results"])]
     noted = {n: t["note"] for n, t in found["tasks"].items() if t["note"]}
     return "\n".join([*lines, *(f"{name}: {note}" for name, note in noted.items())])
 

@@ -333,17 +333,18 @@ def test_another_number_of_classes_is_no_copy_of_a_task(digits, tmp_path):
 def test_averages_say_over_how_many_and_how_sure():
     def number(value, half, chance, images):
         found = {"value": value, "low": value - half, "high": value + half}
-        return found | {"chance": chance, "images": images}
+        return found | {"chance": chance, "images": images, "images_of_the_task": 100}
 
     numbers = [number(0.5, 0.03, 0.1, 100), number(0.9, 0.04, 0.5, 300)]
     found = suite.averages(numbers, of=26)
-    assert (found["tasks"], found["of"]) == (2, 26)
+    assert (found["tasks"], found["of"], found["incomplete"]) == (2, 26, 0)
+    assert suite.averages([numbers[0] | {"images": 99}], of=1)["incomplete"] == 1
     assert found["mean"]["value"] == pytest.approx(0.7)
     assert found["mean"]["high"] - 0.7 == pytest.approx(0.025)  # a 3-4-5 triangle
     assert found["mean_by_images"]["value"] == pytest.approx(0.8)
     above = (0.4 / 0.9 + 0.4 / 0.5) / 2
     assert found["mean_above_chance"]["value"] == pytest.approx(above)
-    assert suite.averages([], of=26) == {"tasks": 0, "of": 26}
+    assert suite.averages([], of=26) == {"tasks": 0, "of": 26, "incomplete": 0}
 
 
 def test_what_is_missing_is_named_and_never_averaged_over(encoder, layouts):
@@ -352,7 +353,10 @@ def test_what_is_missing_is_named_and_never_averaged_over(encoder, layouts):
     assert list(found["tasks"]) == ["clip26/mnist"]
     assert len(found["missing"]) == 25
     said = suite.summary(found)
-    assert "over 1 of the 26 tasks of clip26 (not comparable)" in said
+    assert (
+        "over 1 of the 26 tasks of clip26, 1 of them without all images (not comparable"
+        in said
+    )
     assert "hf download djghosh/wds_cifar10_test --repo-type dataset --revision" in said
     assert "10,000 images, size: 56 MB, licence: none stated: hf download" in said
     json.dumps(found)
@@ -450,7 +454,7 @@ def test_the_page_shows_each_number_and_escapes_what_strangers_wrote(encoder, la
 
 
 def evaluate_flags(**given):
-    names = "model tasks data data_dir workdir plan download paper skip_broken"
+    names = "model tasks data data_dir workdir step plan download paper skip_broken"
     return SimpleNamespace(**dict.fromkeys(names.split(), "") | given)
 
 
@@ -464,11 +468,17 @@ def evaluate_flags(**given):
         ({"tasks": ["mnist"], "plan": True}, "wanted --data_dir=DIR with --tasks"),
         ({"tasks": ["mnist"], "data_dir": "a"}, r"wanted --model=\S+ .or --plan. with"),
         ({"tasks": ["mnist"]}, r"wanted --data_dir=DIR and --model=\S+ .or --plan. w"),
+        ({"model": "b", "data": "a", "plan": True}, "with --data none .*, got --plan;"),
+        ({"workdir": "a", "data_dir": "b"}, "with --workdir none .*, got --data_dir"),
+        (
+            {"tasks": ["mnist"], "data_dir": "a", "model": "b", "data": "c", "step": 0},
+            "with --tasks none but .*, got --data, --step; leave",
+        ),
     ],
 )
 def test_flags_that_are_missing_are_named_and_no_others(given, wanted):
     with pytest.raises(app.UsageError, match=wanted):
-        evaluate.check_flags(evaluate_flags(**given))
+        evaluate.check_flags(vars(evaluate_flags(**{"step": None} | given)))
 
 
 @pytest.mark.parametrize(
@@ -481,7 +491,7 @@ def test_flags_that_are_missing_are_named_and_no_others(given, wanted):
     ],
 )
 def test_flags_that_are_enough_are_not_refused(given):
-    evaluate.check_flags(evaluate_flags(**given))
+    evaluate.check_flags(vars(evaluate_flags(**{"step": None} | given)))
 
 
 def test_to_measure_nothing_is_an_error_but_to_plan_it_is_not(tmp_path, capsys):
