@@ -384,7 +384,8 @@ def skipped(results: Mapping[str, Any]) -> list[str]:
     reasons = results.get("skipped", {}).values()
     if not reasons:
         return []
-    return [f"broken images that were skipped: {len(reasons):,}", *(f"  {r}" for r in reasons)]
+    lines = [f"  {reason}" for reason in reasons]
+    return [f"broken images that were skipped: {len(lines):,}", *lines]
 
 
 def summary(found: Mapping[str, Any]) -> str:
