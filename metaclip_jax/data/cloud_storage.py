@@ -6,6 +6,7 @@ is mistyped. Here both are a StorageError: wanted which object, got which refusa
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import random
 import re
@@ -24,7 +25,10 @@ from metaclip_jax.data import storage_errors
 
 # Of each attempt: to connect, and between two pieces of an answer. gcsfs alone waits
 # for a silent connection forever.
-TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)
+CONNECT_SECONDS, SILENT_SECONDS = 10.0, 30.0
+# The first GET may be silent for so long, the second for twice that, and so on: most
+# connections that are silent stay so, and a new one answers at once.
+FIRST_SILENT_SECONDS = 0.5
 # Waits double from 0.05 to 0.1 s on: half a minute in all. gcsfs alone waits 1 to 2 s
 # after the first failure, and most requests need no second one.
 _FIRST_WAIT_SECONDS, _ATTEMPTS = 0.1, 10
@@ -52,21 +56,55 @@ _OFFLINE = (
 _OBJECT = re.compile(r"\bb/(?P<bucket>[^/?{]+)(/o/(?P<key>[^?{]+))?")
 
 
-class FileSystem(GCSFileSystem):
-    """gcsfs's, with StorageErrors.
+# Of the attempt under way.
+_timeout: contextvars.ContextVar[aiohttp.ClientTimeout] = contextvars.ContextVar("_")
 
-    They are raised after retries, which take half a minute.
+
+class FileSystem(GCSFileSystem):
+    """gcsfs's, with StorageErrors and fewer requests.
+
+    The errors are raised after retries, which take half a minute.
     """
+
+    @property
+    def requests_timeout(self) -> aiohttp.ClientTimeout:
+        """Of the attempt under way; gcsfs reads it for each request."""
+        return _timeout.get()
+
+    @requests_timeout.setter
+    def requests_timeout(self, _: object) -> None:
+        """Ignores gcsfs's own, which would be the same for all attempts."""
 
     async def _request(self, method: str, path: str, *args: str, **kwargs: Any) -> Any:
         with _naming(path, args):
             once = GCSFileSystem._request.__wrapped__  # without gcsfs's own retries
-            return await _retry(lambda: once(self, method, path, *args, **kwargs))
+            return await _retry(
+                lambda: once(self, method, path, *args, **kwargs),
+                # An upload may be silent for long while its content is stored.
+                FIRST_SILENT_SECONDS if method == "GET" else SILENT_SECONDS,
+            )
 
     async def _get_file_request(self, rpath: str, *args: Any, **kwargs: Any) -> Any:
         with _naming(self.url(rpath), ()):
             once = GCSFileSystem._get_file_request.__wrapped__
-            return await _retry(lambda: once(self, rpath, *args, **kwargs))
+            return await _retry(
+                lambda: once(self, rpath, *args, **kwargs), FIRST_SILENT_SECONDS
+            )
+
+    async def _info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        """Asks for an object, and for a folder only where there is no such object.
+
+        gcsfs asks for both at once, and a third time for what is missing.
+        """
+        path = self._strip_protocol(path).rstrip("/")
+        if "/" not in path:
+            return await super()._info(path, **kwargs)
+        with contextlib.suppress(FileNotFoundError):
+            return await self._get_object(path)
+        objects, folders = await self._do_list_objects(path, max_results=1)
+        if not objects and not folders:
+            raise FileNotFoundError(path)
+        return {"name": path, "size": 0, "type": "directory"}
 
     async def _isdir(self, path: str) -> bool:
         try:
@@ -82,17 +120,25 @@ def register() -> None:
         fsspec.register_implementation(protocol, FileSystem, clobber=True)
 
 
-async def _retry(request: Callable[[], Awaitable[Any]]) -> Any:
-    """Repeats a request while its error may pass."""
-    for attempt in range(_ATTEMPTS - 1):
+async def _retry(request: Callable[[], Awaitable[Any]], silent_seconds: float) -> Any:
+    """Repeats a request while its error may pass.
+
+    Its first attempt may be silent for `silent_seconds`.
+    """
+    for attempt in range(_ATTEMPTS):
+        silent = min(silent_seconds * 2**attempt, SILENT_SECONDS)
+        _timeout.set(
+            aiohttp.ClientTimeout(
+                total=None, sock_connect=CONNECT_SECONDS, sock_read=silent
+            )
+        )
         try:
             return await request()
         except Exception as error:
-            if not is_retriable(error):
+            if attempt == _ATTEMPTS - 1 or not is_retriable(error):
                 raise
         longest = _FIRST_WAIT_SECONDS * 2**attempt
         await asyncio.sleep(random.uniform(longest / 2, longest))
-    return await request()
 
 
 @contextlib.contextmanager
