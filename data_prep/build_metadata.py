@@ -151,7 +151,7 @@ def choose(run: Run, parts: Sequence[counts.Part]) -> Iterator[ranking.Merged]:
         counts.database(
             folder,
             memory_gib=run.config.memory_gib,
-            threads=os.cpu_count() or 1,
+            threads=pipelines.machine_cores(),
         ) as database,
     ):
         summed = counts.Sums(

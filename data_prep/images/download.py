@@ -68,11 +68,13 @@ class Room:
 
     def leave(self, size: int) -> None:
         """Gives `size` bytes back. Wakes the event loop only if a request waits."""
+        granted = []
         with self._lock:
             self._free += size
             while self._waiting and self._take(self._waiting[0][0]):
-                turn = self._waiting.popleft()[1]
-                turn.get_loop().call_soon_threadsafe(_grant, turn)
+                granted.append(self._waiting.popleft()[1])
+        for turn in granted:  # without the lock, which the loop's thread may want
+            turn.get_loop().call_soon_threadsafe(_grant, turn)
 
     def _take(self, size: int) -> bool:
         if size > self._free:

@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
@@ -18,6 +17,7 @@ from data_prep.sources import kinds
 from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
     parts,
+    pipelines,
     rejects,
     steps,
 )
@@ -47,7 +47,7 @@ class Download(beam.DoFn):
         retry_failed: bool = False,
     ) -> None:
         self._workdir, self._partitions = workdir, partitions
-        self._processes = processes  # that share a machine
+        self._busy = min(processes, partitions)  # processes that share a machine
         self._draws = draws
         self._fetch, self._screen = dict(fetch), dict(screen)
         self._source = source
@@ -122,7 +122,7 @@ class Download(beam.DoFn):
             fetch=self._fetch,
             screen=self._screen,
             source=self._source,
-            cores=-(-(os.cpu_count() or 1) // self._processes),
+            cores=-(-pipelines.machine_cores() // self._busy),
             watch=failures.Watch(part, self._max_failed_share),
         )
         folder, name = blobs[0], rejects.part_of(part)
@@ -180,9 +180,10 @@ def download_and_screen(
             facts["http_status"] = fetched.code
         if fetched.status != download.OK:
             return fetched, facts, None
-        digest = hashlib.sha256(fetched.body).hexdigest()
-        facts |= {"bytes": len(fetched.body), "body_sha256": digest}
         image = screening.screen(fetched.body, **screen)
+        facts |= {"bytes": len(fetched.body), "body_sha256": image.sha256}
+        if image.image != fetched.body:
+            facts["body_sha256"] = hashlib.sha256(fetched.body).hexdigest()
         if image.status != screening.OK:
             dropped.offer(image.status, ids[fetched.position], fetched.body)
         return fetched._replace(body=b""), facts, image

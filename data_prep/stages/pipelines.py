@@ -142,7 +142,7 @@ def with_workers(
             )
         return options
     size = f"{source_bytes / 1e9:,.1f} GB"
-    count, why = os.cpu_count() or 1, f"one for each core, for {size} of sources"
+    count, why = machine_cores(), f"one for each core, for {size} of sources"
     if workers != "auto":
         count, why = int(workers), "as --workers says"
     elif source_bytes < _MANY_BYTES:
@@ -230,7 +230,13 @@ def ranges(
 
 def worker_count(options: PipelineOptions) -> int:
     """Returns how many worker processes the runner in this process has."""
-    return options.view_as(DirectOptions).direct_num_workers or os.cpu_count() or 1
+    return options.view_as(DirectOptions).direct_num_workers or machine_cores()
+
+
+def machine_cores() -> int:
+    """Returns how many cores this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux's
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def machine_memory() -> int:
