@@ -93,7 +93,7 @@ def embed_shard(
         bar.update(len(rows))
         return [record.image for record in found]
 
-    def note(row: int, error: ValueError) -> None:
+    def note(row: int, error: Exception) -> None:
         if not isinstance(error.__cause__, UndecodableImage):
             raise error
         status[row] = error.__cause__.reason

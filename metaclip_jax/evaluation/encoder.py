@@ -33,7 +33,7 @@ ImageLike = bytes | str | os.PathLike | Image.Image | np.ndarray
 # Ascending rows int64[n] -> their images.
 ReadImages = Callable[[np.ndarray], Sequence[ImageLike]]
 # Called with the row of an unusable image and the error, whose cause is the decoder's.
-OnBroken = Callable[[int, ValueError], None]
+OnBroken = Callable[[int, Exception], None]
 
 _MOST_DECODE_THREADS = 32
 _READ = 16  # images read at a time
@@ -151,7 +151,7 @@ class Encoder:
         def prepare(row: int, image: ImageLike) -> np.ndarray:
             try:
                 return prepare_image(image, self.preprocess, name=names(row))
-            except ValueError as error:
+            except (ValueError, FileNotFoundError, PermissionError) as error:
                 if on_broken is None:
                     raise
                 on_broken(row, error)
@@ -262,7 +262,7 @@ class Whole(NamedTuple):
 
     key: Any
     embeddings: np.ndarray
-    broken: dict[int, ValueError]
+    broken: dict[int, Exception]
 
 
 def make_encoder(

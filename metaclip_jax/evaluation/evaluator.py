@@ -84,15 +84,15 @@ def check_headers(examples: Examples) -> None:
     """Checks every image by its file's structure, which is much faster than decoding.
 
     Raises:
-      ValueError: some are not images or truncated; the message names them.
-      FileNotFoundError: a path does not exist.
+      ValueError: some are not images, truncated or cannot be read; the message names
+        them.
     """
     broken: list[str] = []
 
     def check(name: str, image: ImageLike) -> None:
         try:
             check_image(image)
-        except ValueError as error:
+        except (ValueError, FileNotFoundError, PermissionError) as error:
             broken.append(f"{name} ({error})")
 
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -153,7 +153,7 @@ def _embed_whole(encoder: Encoder, whole: Examples, *, show: bool, skip: bool) -
     """Embeds an image set of which subsets are measured, and caches the last set."""
     found = encoder.wholes.get("last")
     if found is None or found.key is not whole or (found.broken and not skip):
-        broken: dict[int, ValueError] = {}
+        broken: dict[int, Exception] = {}
         embeddings = embed(
             encoder, whole, show=show, on_broken=broken.__setitem__ if skip else None
         )
@@ -201,7 +201,7 @@ def embed_usable(
     Raises:
       ValueError: an image cannot be decoded, or all are skipped.
     """
-    broken: dict[int, ValueError] = {}
+    broken: dict[int, Exception] = {}
     embeddings = embed(
         encoder,
         examples,

@@ -95,12 +95,21 @@ def _is_hidden(path: epath.Path) -> bool:
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
-    """Yields all files below a folder, sorted, without hidden ones."""
+    """Yields all files below a folder, sorted, without hidden ones.
+
+    Raises:
+      ValueError: a link leads to a folder around it, whose images would come again.
+    """
     for path in sorted(folder.iterdir()):
         if _is_hidden(path):
             continue
         # Do not call is_dir for images, which would be slow on gs://.
         if not path.name.lower().endswith(SUFFIXES) and path.is_dir():
+            target, inside = (f"{os.path.realpath(p)}/" for p in (path, folder))
+            if os.path.islink(path) and inside.startswith(target):
+                raise ValueError(
+                    f"{path} links to {target}, around it; remove the link"
+                )
             yield from _files(path)
         else:
             yield path

@@ -47,7 +47,8 @@ def open_suite(suite: str, data_dir: str) -> OpenLanguage | None:
 def open_xm3600(folder: epath.Path) -> OpenLanguage:
     """Reads the captions, of which there are about two per image and language."""
     captions: list[dict] = []
-    for number, line in enumerate((folder / CAPTIONS).read_text().splitlines(), 1):
+    lines = (folder / CAPTIONS).read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             captions.append({"key": row["image/key"], **row})
@@ -90,7 +91,7 @@ def open_xm3600(folder: epath.Path) -> OpenLanguage:
 def _open_babel(
     imagenet: Examples, lists: tuple[epath.Path, epath.Path]
 ) -> OpenLanguage:
-    classes, templates = (json.loads(path.read_text()) for path in lists)
+    classes, templates = (files.read_json(path) for path in lists)
 
     def open_language(task: tasks.Task) -> Examples:
         language = task.id.upper()

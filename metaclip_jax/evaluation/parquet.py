@@ -69,6 +69,8 @@ def open_folder(
             f"{folder}: wanted at most {_MAX_ROWS:,} rows, got {count:,}; use a part of"
             " them"
         )
+    if not count:
+        raise ValueError(f"{folder}: wanted rows, got none; download it again")
     with _naming(paths[0]):
         schema = untrusted_parquet.schema(paths[0])
     if "candidate_images" in schema.names:
@@ -80,6 +82,7 @@ def open_folder(
             f"{folder}: wanted the columns image and label (or caption), got"
             f" {schema.names}"
         )
+    _check_images(folder, schema.field("image").type)
     value = _values(sizes, "image")
     name = os.path.basename(os.path.normpath(folder))
     examples = Examples(
@@ -151,8 +154,26 @@ def _values(sizes: Sequence[_Group], column: str) -> Callable[[int], pa.Scalar]:
 
 
 def _bytes(value: pa.Scalar) -> bytes:
+    """Returns an image's bytes; those of a row without an image are b""."""
     found = value.as_py()
-    return found["bytes"] if isinstance(found, dict) else found
+    return (found["bytes"] if isinstance(found, dict) else found) or b""
+
+
+def _check_images(folder: str, type_: pa.DataType) -> None:
+    """Checks that images are bytes: a text would be taken for a path on this machine.
+
+    Raises:
+      ValueError: they are of another type.
+    """
+    inner = type_
+    if pa.types.is_struct(type_) and type_.get_field_index("bytes") >= 0:
+        inner = type_.field("bytes").type
+    if pa.types.is_dictionary(inner):
+        inner = inner.value_type
+    if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
+        raise ValueError(
+            f"{folder}: wanted images as bytes, or as structs with bytes, got {type_}"
+        )
 
 
 def _with_choices(
@@ -170,6 +191,10 @@ def _with_choices(
         raise ValueError(
             f"{folder}: wanted the columns {wanted}, got {names_of_columns}"
         )
+    images = untrusted_parquet.schema(paths[0]).field(wanted[3]).type
+    if not (pa.types.is_list(images) or pa.types.is_large_list(images)):
+        raise ValueError(f"{folder}: wanted lists of {wanted[3]}, got {images}")
+    _check_images(folder, images.value_type)
     picture_of: dict[str, tuple[int, int]] = {}
     row_of: dict[str, int] = {}
     cues, choices = [], []
@@ -229,6 +254,11 @@ def _with_labels(
         raise ValueError(
             f"{examples.source}: wanted a number as the label, got {column.type}"
         )
+    if column.null_count:
+        raise ValueError(
+            f"{examples.source}: wanted a label in each row, got {column.null_count}"
+            f" without of {len(column)}; give another --split"
+        )
     labels = column.to_numpy().astype(np.int64)
     if labels.min() < 0 or labels.max() >= len(own):
         raise ValueError(
@@ -247,9 +277,12 @@ def _with_labels(
 def _with_texts(examples: Examples, values: list[Any]) -> Examples:
     texts, image_of_text = [], []
     for row, value in enumerate(values):
-        found = [value] if isinstance(value, str) else list(value or ())
-        if not found:
-            raise ValueError(f"{examples.source}: wanted a text of row {row}, got none")
+        found = value if isinstance(value, list) else [value]
+        if not found or not all(isinstance(text, str) for text in found):
+            raise ValueError(
+                f"{examples.source}: wanted a text or texts in row {row}, got"
+                f" {str(value)[:80]!r}; leave it out"
+            )
         if max(map(len, found)) > _MAX_TEXT:
             raise ValueError(
                 f"{examples.source}: wanted texts of at most {_MAX_TEXT:,} characters,"

@@ -93,7 +93,8 @@ def plan(found: Sequence[Found], seconds: Callable[[int, int], float] | None) ->
         f"{there} of {len(found)} tasks: {images:,} images and {texts:,} texts to embed"
     )
     if seconds is not None:
-        lines.append(f"about {seconds(images, texts) / 60:.1f} minutes on this machine")
+        minutes, left = divmod(round(seconds(images, texts)), 60)
+        lines.append(f"about {minutes} min {left} s on this machine")
     return "\n".join(lines)
 
 

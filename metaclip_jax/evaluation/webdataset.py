@@ -175,7 +175,7 @@ def _check_count(path: epath.Path, count: int) -> None:
     """Checks the number of tar files, if a file says how many there are."""
     if not path.exists():
         return
-    wanted = path.read_text().strip()
+    wanted = path.read_bytes().decode(errors="replace").strip()
     if wanted != str(count):
         raise ValueError(
             f"{path.parent}: wanted {wanted[:20]!r} tar files, as {path.name} says, got"
@@ -232,4 +232,6 @@ def _read(places: Sequence[_Place]) -> list[bytes]:
 def _lines(path: epath.Path) -> list[str]:
     if not path.exists():
         raise ValueError(f"wanted {path}, found no such file; download it again")
-    return path.read_text().rstrip("\n").split("\n")
+    with files.naming(path, "text in UTF-8"):
+        text = path.read_bytes().decode()
+    return text.replace("\r\n", "\n").rstrip("\n").split("\n")

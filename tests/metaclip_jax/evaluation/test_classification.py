@@ -230,6 +230,13 @@ def test_images_are_found_at_any_depth_and_what_is_no_image_is_counted(
     assert "skipped 2 files without the name of an image" in caplog.text
 
 
+def test_a_link_to_a_folder_around_it_is_refused(folder, tmp_path):
+    root = copied(folder, tmp_path / "images")
+    (root / "red_cat" / "again").symlink_to("..")
+    with pytest.raises(ValueError, match="red_cat/again links to .*; remove the link"):
+        evaluator.open_data(str(root))
+
+
 def test_a_grey_map_is_an_image(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -239,19 +246,23 @@ def test_a_grey_map_is_an_image(tmp_path):
     assert list(examples.names) == ["a/x.pgm", "b/x.pgm"]
 
 
-@pytest.mark.parametrize("how", ["cut", "page", "empty"])
+@pytest.mark.parametrize("how", ["cut", "page", "empty", "gone"])
 def test_a_broken_image_is_named_before_anything_is_computed_or_left_out(
     model, folder, tmp_path, how
 ):
     root = copied(folder, tmp_path / "images")
     path = sorted((root / "red_cat").iterdir())[3]
     data = path.read_bytes()
-    path.write_bytes({"cut": data[:90], "page": b"<html>", "empty": b""}[how])
+    if how == "gone":
+        path.unlink()
+        path.symlink_to("nowhere.png")
+    else:
+        path.write_bytes({"cut": data[:90], "page": b"<html>", "empty": b""}[how])
     examples = evaluator.open_data(str(root))
     name = f"red_cat/{path.name}"
     with pytest.raises(ValueError, match=f"1 of 27 images are broken: {name} "):
         evaluator.check_headers(examples)
-    with pytest.raises(ValueError, match=path.name):
+    with pytest.raises((ValueError, FileNotFoundError), match=path.name):
         evaluator.evaluate(model.encoder, examples, resamples=50)
     found = evaluator.evaluate(model.encoder, examples, resamples=50, skip_broken=True)
     assert list(found["skipped"]) == [name]
