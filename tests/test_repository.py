@@ -308,7 +308,8 @@ ANSWERS = {
     "which weight is HF's text_projection?": "metaclip_jax/conversion/huggingface.py",
     "how is a class embedded?": "metaclip_jax/evaluation/zero_shot.py",
     "where do I add a source?": "data_prep/sources/kinds.py",
-    "where do I add an evaluation?": "metaclip_jax/evaluation/tasks.py",
+    "where do I add an evaluation?": "metaclip_jax/evaluation/evaluator.py",
+    "where do I add a task?": "metaclip_jax/evaluation/texts",
     "where do I add a data key?": "metaclip_jax/config.py",
     "where do I add a model?": "metaclip_jax/models/presets.py",
 }
