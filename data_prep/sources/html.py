@@ -133,9 +133,9 @@ def _read(
             return None
         cost = tree_cost.estimate(html)
         if cost.bytes > max_tree_bytes:
-            return LostPage("tree_too_large")
+            return LostPage("tree_too_large", page.url)
         if cost.steps >= tree_cost.MAX_STEPS:
-            return LostPage("tree_too_slow")
+            return LostPage("tree_too_slow", page.url)
         tree = LexborHTMLParser(html, options=_AS_WRITTEN)
         if cost.is_telling:
             return read(_Nodes(tree, tree.css(_TELLING)))
@@ -143,7 +143,7 @@ def _read(
         return read(_Nodes(tree, tree.tags("img") if is_small else tree.css("img")))
     except Exception as error:  # a parser may raise anything: it is this page's fault
         logging.debug("%s: %r", page.url, error)
-        return LostPage("parser_error")
+        return LostPage("parser_error", page.url)
 
 
 def _page_text(nodes: "_Nodes") -> PageText:

@@ -7,7 +7,7 @@ import gzip
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -250,7 +250,7 @@ def read(
     path: str,
     spec: Spec,
     flow: list[pa.RecordBatch],
-    lost: texts.Losses | None = None,
+    lost: Mapping[str, texts.Losses] | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Yields the CANDIDATES of one file of a source.
 
@@ -258,7 +258,7 @@ def read(
       path: one of those that `find` returned.
       spec: what to read of it.
       flow: gets the FLOW rows of the file, once all of it is read.
-      lost: gets the texts that were lost, then.
+      lost: gets what was lost, then: pages, rows, ... by "read", and texts by "parse".
 
     Raises OSError where the storage fails. Damage is counted, in `flow`.
     """
@@ -266,7 +266,8 @@ def read(
     yield from kind.read(path, spec, reading)
     flow += reading.flow(kind.item)
     if lost is not None:
-        lost.add(reading.lost_texts)
+        lost["read"].add(reading.lost_items)
+        lost["parse"].add(reading.lost_texts)
 
 
 def images(

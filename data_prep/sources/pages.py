@@ -53,7 +53,7 @@ def _usable(found: Iterable[Found], reading: Reading) -> Iterator[texts.Found]:
         if isinstance(page, warc.LostFile):
             reading.lost_files[page.reason] += 1
         elif isinstance(page, warc.LostPage):
-            reading.lost_items[page.reason] += 1
+            reading.lost_items.lose(page.reason, page.url)
         else:
             yield page
 

@@ -56,7 +56,7 @@ class Reading:
     items: int = 0
     texts: int = 0
     lost_files: Counter[str] = field(default_factory=Counter)
-    lost_items: Counter[str] = field(default_factory=Counter)
+    lost_items: Losses = field(default_factory=Losses)  # shown by their addresses
     lost_texts: Losses = field(default_factory=Losses)
     addresses: Counter[str] = field(default_factory=Counter)  # of images, how chosen
 

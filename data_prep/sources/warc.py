@@ -5,7 +5,7 @@ page as a LostPage, a file that cannot be read on as a LostFile, after its good 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from etils import epath
 
@@ -29,10 +29,12 @@ class LostPage:
     """A response that is no usable page.
 
     Reasons: damaged_record, no_url, bad_http, http_status (other than 200), not_html,
-    empty_page, page_too_large; those of the HTML parser are in `sources.html`.
+    empty_page, page_too_large; those of the HTML parser are in `sources.html`. `url` is
+    the page's, "" where it is not known; it is not compared.
     """
 
     reason: str
+    url: str = field(default="", compare=False)
 
 
 def read_pages(
@@ -64,26 +66,26 @@ def _to_page(record: archive.Record, max_page_bytes: int) -> Page | LostPage:
         return LostPage("no_url")
     response = http.parse(record.block)
     if response is None:
-        return LostPage("bad_http")
+        return LostPage("bad_http", record.url)
     if response.status != 200:
-        return LostPage("http_status")
+        return LostPage("http_status", record.url)
     content_type = response.get(b"content-type")
     is_html = http.is_html(content_type, record.identified_type)
     if is_html is False:
-        return LostPage("not_html")
+        return LostPage("not_html", record.url)
     if len(response.body) > max_page_bytes:
-        return LostPage("page_too_large")
+        return LostPage("page_too_large", record.url)
     codings = (
         f"{response.get(b'content-encoding')},{response.get(b'transfer-encoding')}"
     )
     try:
         html = http.decode(response.body, codings.split(","), limit=max_page_bytes + 1)
     except ValueError:
-        return LostPage("bad_http")
+        return LostPage("bad_http", record.url)
     if is_html is None and not http.looks_like_html(html):
-        return LostPage("not_html")
+        return LostPage("not_html", record.url)
     if not html:
-        return LostPage("empty_page")
+        return LostPage("empty_page", record.url)
     if len(html) > max_page_bytes:
-        return LostPage("page_too_large")
+        return LostPage("page_too_large", record.url)
     return Page(record.url, html, content_type)

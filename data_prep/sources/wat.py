@@ -105,19 +105,19 @@ def _found(path: str, spec: Spec) -> Iterator[pages.Found]:
 def _page(record: archive.Record, spec: Spec) -> pages.Found | None:
     """Returns what a record says of a page, None where it is about something else."""
     if len(record.block) > spec.max_page_bytes:
-        return warc.LostPage("page_too_large")
+        return warc.LostPage("page_too_large", record.url)
     try:
         response = _decode(record.block).envelope.payload.response
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return warc.LostPage("bad_wat")
+        return warc.LostPage("bad_wat", record.url)
     if response is None:
         return None
     if not record.url:
         return warc.LostPage("no_url")
     if response.message.status != "200":
-        return warc.LostPage("http_status")
+        return warc.LostPage("http_status", record.url)
     if response.page is None:
-        return warc.LostPage("not_html")
+        return warc.LostPage("not_html", record.url)
     head, declared = response.page.head, ""
     for meta in response.page.head.metas:
         if (meta.http_equiv or "").strip().lower() == "content-language":

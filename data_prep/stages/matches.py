@@ -103,7 +103,7 @@ class MatchSources(beam.DoFn):
         """Yields MATCHED rows of a file; `flow` gets their FLOW rows."""
         matchers = _LazyMatchers(self._tables, self._engine)
         identify = language.shared_identifier(self._spec.identifier)
-        for candidates in kinds.read(path, self._spec, flow, lost_texts.parsed):
+        for candidates in kinds.read(path, self._spec, flow, lost_texts.lost):
             rows, lost = steps.match(
                 candidates,
                 matchers=matchers,

@@ -83,10 +83,10 @@ class Pictures:
 
 
 class Texts:
-    """Collects texts that reading and matching drop."""
+    """Collects texts that reading and matching drop, and pages that reading drops."""
 
     def __init__(self) -> None:
-        self.parsed = texts.Losses()
+        self.lost = {"read": texts.Losses(), "parse": texts.Losses()}
         self._matched: list[pa.Table] = []
 
     def offer(self, reason: str, rows: pa.Table) -> None:
@@ -103,10 +103,12 @@ class Texts:
     def rows(self) -> list[dict]:
         """Returns what `of_rows` takes, for JSON."""
         found = [schema.REJECTS.empty_table(), *self._matched]
-        for reason, shown in self.parsed.shown.items():
-            none = [""] * len(shown)
-            rows = {"image_id": none, "image_url": none, "text": list(shown.values())}
-            found.append(_lost_texts("parse", reason, pa.table(rows)))
+        for stage, losses in self.lost.items():
+            for reason, shown in losses.shown.items():
+                of = list(shown.values())
+                none = [""] * len(of)
+                rows = {"image_id": none, "image_url": none, "text": of}
+                found.append(_lost_texts(stage, reason, pa.table(rows)))
         smallest = _sorted(_smallest(pa.concat_tables(found)))
         return smallest.drop_columns(list(_NOTHING)).to_pylist()
 
@@ -219,7 +221,7 @@ def _smallest(rows: pa.Table) -> pa.Table:
 
 
 def _key(stage: str, reason: str, image_id: str, text: str) -> int:
-    if stage == "parse":
+    if stage in ("read", "parse"):
         return xxhash.xxh3_64_intdigest(text.encode())
     if stage == "match":
         return int(image_id[:16], 16) ^ (len(text) * int(_ODD) % 2**64)

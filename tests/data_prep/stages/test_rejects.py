@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep import config
 from data_prep.report import load
 from data_prep.report import page as report_page
+from data_prep.sources import kinds
 from data_prep.sources.texts import Losses
 from data_prep.stages import rejects
+from examples.quickstart import warc_file
 from tests.data_prep import tiny_web
 
 
@@ -138,6 +141,21 @@ def test_lost_texts_do_not_depend_on_how_the_sources_are_read(tmp_path):
         _, rows = lost_texts(folder, alts, sources_per_part=size, partitions=size)
         found.append(rows)
     assert found[0] == found[1] == found[2]
+
+
+def test_pages_that_are_lost_whole_are_shown_by_their_addresses(tmp_path):
+    head = (("Content-Type", "text/html"), ("Date", "Thu, 01 Jan 2026 00:00:00 GMT"))
+    addresses = [f"https://a.example/{n}" for n in range(30)]
+    answers = [warc_file.Answer(url, 404, head, b"<p>") for url in addresses]
+    path = tmp_path / "pages.warc.gz"
+    warc_file.write(path, answers, software="test")
+    lost = rejects.Texts()
+    spec = kinds.spec_of(config.curate())
+    assert not list(kinds.read(str(path), spec, [], lost.lost))
+    rows = rejects.of_rows(lost.rows()).to_pylist()
+    assert {(row["stage"], row["reason"]) for row in rows} == {("read", "http_status")}
+    assert len(rows) == len({row["text"] for row in rows}) == rejects.MOST
+    assert {row["text"] for row in rows} <= set(addresses)
 
 
 def test_a_sample_of_lost_texts_does_not_depend_on_their_order():
