@@ -1,6 +1,6 @@
 """Downloads: curation's command against img2dataset's, from addresses to a dataset.
 
-    python -m benchmarks.download                 # three minutes, once installed
+    python -m benchmarks.download                 # five minutes, once installed
     python -m benchmarks.download --img2dataset=VENV/bin/python
 
 img2dataset gets an environment of its own: one that the flag names, or one that is made
@@ -14,6 +14,11 @@ it has no start. Ours also asks robots.txt, drops equal images, makes fingerprin
 checksums, and reads back what it wrote. Rounds alternate, and the median counts. The
 limit is what the kept images cost without anything around: a request, and decoding at
 the smallest scale, which reads all bytes and so finds what is damaged.
+
+One worker screens images on all cores, so a second one finds no idle core. What counts
+is what the machine does with its cores, and the server needs them too: `scaled` runs
+again, in twice as many partitions as there are cores, with one worker beside the server
+on one core, with one worker on all cores, and with a worker for each core.
 """
 
 import asyncio
@@ -27,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -49,6 +54,17 @@ _IN_FLIGHT = 64
 _QUALITY = 60  # of the photographs: 47 kB each
 _HOST = "photographs.example"
 _KEPT_SIDE, _SCALED_SIDE = 640, 512  # pixels
+# Runs a command, and waits for all that it starts, so that their CPU is counted.
+_REAPER = """
+import ctypes, os, subprocess, sys
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER, of Linux
+status = subprocess.call(sys.argv[1:])
+try:
+    while True:
+        os.wait()
+except ChildProcessError:
+    sys.exit(status)
+"""
 _IMG2DATASET = """
 import json, sys
 from img2dataset import download
@@ -63,6 +79,13 @@ class Cost(NamedTuple):
     seconds: float
     cpu_seconds: float
     peak_bytes: int
+
+
+class Server(NamedTuple):
+    """A process that serves the images on a port of loopback."""
+
+    port: int
+    process: int
 
 
 class PerImage(NamedTuple):
@@ -126,14 +149,15 @@ def _serve(bodies: Sequence[bytes], port: Connection) -> None:
 
 
 @contextlib.contextmanager
-def serving(bodies: Sequence[bytes]) -> Iterator[int]:
-    """Serves the bodies from another process; yields its port on loopback."""
+def serving(bodies: Sequence[bytes]) -> Iterator[Server]:
+    """Serves the bodies from another process."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(bodies, sender), daemon=True)
     process.start()
     try:
-        yield receiver.recv()
+        assert process.pid is not None
+        yield Server(receiver.recv(), process.pid)
     finally:
         process.kill()
         process.join()
@@ -143,7 +167,8 @@ def measure(program: Sequence[str]) -> Cost:
     """Runs a command to its end; its output is shown if it fails."""
     begin, peak = time.monotonic(), 0
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(program, stdout=output, stderr=output)
+        reaper = [sys.executable, "-c", _REAPER, *program]
+        process = subprocess.Popen(reaper, stdout=output, stderr=output)
         while True:
             pid, status, used = os.wait4(process.pid, os.WNOHANG)
             if pid:
@@ -159,6 +184,20 @@ def measure(program: Sequence[str]) -> Cost:
     return Cost(time.monotonic() - begin, cpu, peak)
 
 
+@contextlib.contextmanager
+def on_cores(server: Server, cores: set[int]) -> Iterator[None]:
+    """Holds the server, and the commands that are started meanwhile, to some cores."""
+    processes = {0: os.sched_getaffinity(0)}
+    processes[server.process] = os.sched_getaffinity(server.process)
+    try:
+        for process in processes:
+            os.sched_setaffinity(process, cores)
+        yield
+    finally:
+        for process, before in processes.items():
+            os.sched_setaffinity(process, before)
+
+
 def write_table(path: Path, host: str, count: int) -> None:
     """Writes `count` addresses and texts."""
     columns = {
@@ -168,7 +207,9 @@ def write_table(path: Path, host: str, count: int) -> None:
     pq.write_table(pa.table(columns), path)
 
 
-def ours(port: int, count: int, *, keep: bool) -> Cost:
+def ours(
+    port: int, count: int, *, keep: bool, workers: int = 1, partitions: int = 1
+) -> Cost:
     """Measures our command; raises if it did not write `count` records."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -183,6 +224,8 @@ def ours(port: int, count: int, *, keep: bool) -> Cost:
                 f"--config.download.concurrency={_IN_FLIGHT}",
                 f"--config.download.per_host={_IN_FLIGHT}",
                 f"--config.images.max_side={_KEPT_SIDE if keep else _SCALED_SIDE}",
+                f"--config.partitions={partitions}",
+                f"--workers={workers}",
                 f"--workdir={folder}/work",
                 f"--output={folder}/dataset",
             ]
@@ -271,11 +314,12 @@ def main(argv: list[str]) -> None:
     values = flags.FLAGS
     python = values.img2dataset or environment()
     cores = len(os.sched_getaffinity(0))
-    small, large = values.images // 10, values.images + values.images // 10
+    small, large = counts = (values.images // 10, values.images * 11 // 10)
     bodies = make_photographs(large)
     size = sum(map(len, bodies)) / len(bodies) / 1e3
     print(f"{values.images:,} JPEGs of {size:.0f} kB, 640 x 480 pixels, {cores} cores")
-    with serving(bodies) as port:
+    with serving(bodies) as server:
+        port = server.port
         for name, keep in (("scaled", False), ("kept", True)):
             rivals = {
                 f"img2dataset, {n} process{'es' * (n > 1)}": functools.partial(
@@ -287,16 +331,48 @@ def main(argv: list[str]) -> None:
                 "ours": functools.partial(ours, port, keep=keep)
             }
             sides |= rivals
-            costs: dict[str, dict[int, list[Cost]]] = {
-                side: {small: [], large: []} for side in sides
-            }
-            for _ in range(values.rounds):
-                for side, run in sides.items():
-                    for count in (small, large):
-                        costs[side][count].append(run(count))
-            found = {side: per_image(of_side) for side, of_side in costs.items()}
-            _print(name, found)
+            _print(name, compared(sides, counts, values.rounds))
         print(f"kept: the limit: {limit(port, bodies) * 1e3:.2f} ms of CPU each")
+        compare_cores(server, counts, values.rounds)
+
+
+def compared(
+    sides: Mapping[str, Callable[[int], Cost]], counts: Sequence[int], rounds: int
+) -> dict[str, PerImage]:
+    """Runs all sides with a small and a large number of images, in each round."""
+    costs: dict[str, dict[int, list[Cost]]] = {
+        side: {count: [] for count in counts} for side in sides
+    }
+    for _ in range(rounds):
+        for side, run in sides.items():
+            for count in counts:
+                costs[side][count].append(run(count))
+    return {side: per_image(of_side) for side, of_side in costs.items()}
+
+
+def compare_cores(server: Server, counts: Sequence[int], rounds: int) -> None:
+    """Prints what one core does, and all of them, with one worker or one for each."""
+    cores = os.sched_getaffinity(0)
+    run = functools.partial(
+        ours, server.port, keep=False, partitions=2 * len(cores), workers=1
+    )
+
+    def on_one_core(count: int) -> Cost:
+        with on_cores(server, {max(cores)}):
+            return run(count)
+
+    one, alone = "1 worker on 1 core", f"1 worker on {len(cores)} cores"
+    several = f"{len(cores)} workers on {len(cores)} cores"
+    sides = {one: on_one_core, alone: run}
+    if len(cores) > 1:
+        sides[several] = functools.partial(run, workers=len(cores))
+    found = compared(sides, counts, rounds)
+    for side, cost in found.items():
+        print(f"scaled: {side}: {_shown(cost)}", flush=True)
+    if len(cores) > 1:
+        for side in (one, alone):
+            faster = found[side].seconds / found[several].seconds
+            print(f"download: {faster:.2f}x the images/s of {side} with {several}")
 
 
 def limit(port: int, bodies: Sequence[bytes]) -> float:
@@ -318,14 +394,16 @@ def limit(port: int, bodies: Sequence[bytes]) -> float:
     return (time.process_time() - begin) / len(urls)
 
 
+def _shown(cost: PerImage) -> str:
+    return (
+        f"{1 / cost.seconds:,.0f} images/s, {cost.cpu_seconds * 1e3:.2f} ms of CPU"
+        f" each, peak {cost.peak_bytes / 2**20:,.0f} MiB"
+    )
+
+
 def _print(name: str, found: dict[str, PerImage]) -> None:
     for side, cost in found.items():
-        print(
-            f"{name}: {side}: {1 / cost.seconds:,.0f} images/s, "
-            f"{cost.cpu_seconds * 1e3:.2f} ms of CPU each, peak "
-            f"{cost.peak_bytes / 2**20:,.0f} MiB",
-            flush=True,
-        )
+        print(f"{name}: {side}: {_shown(cost)}", flush=True)
     mine = found.pop("ours")
     for side, cost in found.items():
         faster = cost.seconds / mine.seconds
