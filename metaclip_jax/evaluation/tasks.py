@@ -21,7 +21,7 @@ from absl import logging
 from etils import epath
 
 from metaclip_jax import files
-from metaclip_jax.evaluation import labelled, parquet, prompts, webdataset
+from metaclip_jax.evaluation import label_names, labelled, parquet, prompts, webdataset
 from metaclip_jax.evaluation.examples import Examples
 from metaclip_jax.evaluation.retrieval import MEAN
 
@@ -56,9 +56,6 @@ _HOW = {
     " in {data_dir}/babel_imagenet",
 }
 _TRAINING = "train/*"  # files of the hub that no task needs
-# TFDS's label -> the paper's class, where the names do not match.
-_SWAPS = {"food101": (16, 17), "sun397": (206, 207)}
-_CALTECH_FIRST = {0: 5, 1: 6, 2: 7, 3: 8, 4: 0, 37: 1, 38: 2, 57: 3, 66: 4}
 
 
 class Task(NamedTuple):
@@ -197,10 +194,8 @@ def paper_prompts(task: Task) -> prompts.Prompts:
     Raises:
       ValueError: a file does not have its fingerprint.
     """
-    names = _json("slip_labels.json")[task.prompts]
+    names = _class_names(task)
     templates = _json("slip_templates.json")[task.prompts]
-    if task.id == "kitti_distance":  # the paper uses OpenAI's order: near first
-        names = [names[2], names[1], names[0], names[3]]
     if task.id == "imagenet":  # OpenAI's 80 and not SLIP's 7
         templates = _json("openai_imagenet_templates.json")
     got = fingerprint(names), fingerprint(templates)
@@ -209,47 +204,31 @@ def paper_prompts(task: Task) -> prompts.Prompts:
             f"{task.id}: wanted prompts of the fingerprints {task.fingerprints}, got"
             f" {got}; install the package again"
         )
-    classes = tuple((name,) if isinstance(name, str) else tuple(name) for name in names)
-    return prompts.Prompts(classes, tuple(templates), _keys(task, classes))
+    classes = _tuples(names)
+    others = label_names.with_others(task.id, classes)
+    return prompts.Prompts(classes, tuple(templates), others)
+
+
+def _class_names(task: Task) -> list[Any]:
+    names = _json("slip_labels.json")[task.prompts]
+    if task.id == "kitti_distance":  # the paper uses OpenAI's order: near first
+        names = [names[2], names[1], names[0], names[3]]
+    return names
+
+
+def _tuples(names: Sequence[Any]) -> tuple[tuple[str, ...], ...]:
+    return tuple((name,) if isinstance(name, str) else tuple(name) for name in names)
+
+
+def tfds_order(task: Task) -> list[int]:
+    """Returns the paper's class of each of TFDS's labels."""
+    return label_names.tfds_order(task.id, _tuples(_class_names(task)))
 
 
 def fingerprint(texts: Any) -> str:
     """Returns the first 16 hex digits of the sha256 of a list as compact JSON."""
     written = json.dumps(texts, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(written.encode()).hexdigest()[:16]
-
-
-def _keys(
-    task: Task, classes: tuple[tuple[str, ...], ...]
-) -> tuple[tuple[str, ...], ...]:
-    """Returns the data sets' other names of a task's classes."""
-    if task.id == "clevr_counts":  # numbers in words
-        words = "zero one two three four five six seven eight nine ten".split()
-        return tuple((names[0], words[int(names[0])]) for names in classes)
-    if task.id == "flowers102":  # folders 1 to 102, which do not sort as texts
-        return tuple((*names, str(n)) for n, names in enumerate(classes, 1))
-    if task.id == "cub200":  # folders 001.Black_footed_Albatross and so on
-        return tuple(
-            (*names, f"{n:03d}.{names[0]}") for n, names in enumerate(classes, 1)
-        )
-    return ()
-
-
-def _tfds_order(task: Task) -> list[int]:
-    """Returns the paper's class of each of TFDS's labels."""
-    order = list(range(task.classes))
-    if task.id in _SWAPS:
-        one, other = _SWAPS[task.id]
-        order[one], order[other] = other, one
-    if task.id == "oxford_pets":  # in the paper, cats (with a capital letter) are first
-        names = _json("slip_labels.json")["pets"]
-        order.sort(key=lambda k: names[k].casefold())
-    if task.id == "caltech101":  # in the paper, the background and both faces are first
-        rest = iter(k for k in range(102) if k not in _CALTECH_FIRST.values())
-        order = [
-            _CALTECH_FIRST[k] if k in _CALTECH_FIRST else next(rest) for k in range(102)
-        ]
-    return order
 
 
 def locate(task: Task, data_dir: str) -> str | None:
@@ -314,7 +293,7 @@ def open_task(task: Task, folder: str) -> Examples:
         examples = parquet.open_folder(folder)
     elif (files.path(folder) / "features.json").exists():
         split = task.tfds.partition(":")[2] or "test"
-        order = _tfds_order(task) if task.tfds else ()
+        order = tfds_order(task) if task.tfds else ()
         examples = labelled.from_tfds(folder, split, asked, order=order)
     elif parquet.is_folder(folder):
         examples = parquet.open_folder(folder, asked=asked)

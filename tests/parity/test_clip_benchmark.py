@@ -99,7 +99,7 @@ def test_their_class_names_are_found_among_the_paper_s(name):
     found = prompts.match_classes(name, own, tasks.paper_prompts(task))
     assert sorted(found.label_of) == list(range(task.classes))
     if name in ("caltech101_vtab", "pets"):  # TFDS's order, which was found by hand
-        assert found.label_of.tolist() == tasks._tfds_order(task)
+        assert found.label_of.tolist() == tasks.tfds_order(task)
     elif name != "clevr_count_all":
         assert found.label_of.tolist() == list(range(task.classes))
 

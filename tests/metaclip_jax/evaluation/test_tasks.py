@@ -92,6 +92,11 @@ def test_there_are_26_and_38_tasks_and_each_is_found_by_its_id():
         ("clevr_counts", ["three", "four", "five", "ten"], [1, 2, 3, 0]),
         ("flowers102", ["1", "10", "100", "2"], [0, 9, 99, 1]),
         ("cub200", ["001.Black_footed_Albatross", "002.Laysan_Albatross"], [0, 1]),
+        ("imagenet", ["n01443537", "n01440764", "n15075141"], [1, 0, 999]),
+        ("caltech101", ["BACKGROUND_Google", "Faces_easy", "Faces"], [0, 2, 1]),
+        ("caltech101", ["airplanes", "Motorbikes", "yin_yang"], [6, 4, 101]),
+        ("eurosat", ["SeaLake", "AnnualCrop", "Pasture"], [9, 0, 5]),
+        ("gtsrb", ["00042", "00001"], [42, 1]),
         ("fer2013", ["sad"], None),
         ("fgvc_aircraft", ["BAE-125", "BAE-146-200"], None),
     ],
@@ -109,10 +114,10 @@ def test_what_data_sets_call_a_class_is_known(name, called, label):
 
 def test_tfds_orders_are_permutations_and_exchange_what_was_found():
     for task in tasks.table("clip26"):
-        order = tasks._tfds_order(task)
+        order = tasks.tfds_order(task)
         assert sorted(order) == list(range(task.classes)), task.id
-    assert tasks._tfds_order(PAPER["food101"])[15:19] == [15, 17, 16, 18]
-    assert tasks._tfds_order(PAPER["oxford_pets"])[:9] == [
+    assert tasks.tfds_order(PAPER["food101"])[15:19] == [15, 17, 16, 18]
+    assert tasks.tfds_order(PAPER["oxford_pets"])[:9] == [
         0,
         12,
         13,
@@ -123,7 +128,7 @@ def test_tfds_orders_are_permutations_and_exchange_what_was_found():
         3,
         16,
     ]
-    caltech = tasks._tfds_order(PAPER["caltech101"])
+    caltech = tasks.tfds_order(PAPER["caltech101"])
     assert caltech[:6] == [5, 6, 7, 8, 0, 9] and caltech[36:40] == [40, 1, 2, 41]
     assert caltech[57:59] == [3, 59] and caltech[66:68] == [4, 67]
 
