@@ -4,20 +4,27 @@ import signal
 import sys
 
 _CODE = """
-import importlib, os, re, runpy, sys
+import importlib, os, re, runpy, signal, sys, threading
 
-function, when, pattern, sign, module, *flags = sys.argv[1:]
+function, when, pattern, sign, notice, module, *flags = sys.argv[1:]
 owner, name = function.rsplit(".", 1)
 owner = importlib.import_module(owner)
 call = getattr(owner, name)
 
+def stop():
+    if float(notice):
+        kill = threading.Timer(float(notice), os.kill, (os.getpid(), signal.SIGKILL))
+        kill.daemon = True
+        kill.start()
+    os.kill(os.getpid(), int(sign))
+
 def stops(*args, **kwargs):
     now = any(re.search(pattern, str(arg)) for arg in args[:2])
     if now and when == "before":
-        os.kill(os.getpid(), int(sign))
+        stop()
     result = call(*args, **kwargs)
     if now and when == "after":
-        os.kill(os.getpid(), int(sign))
+        stop()
     return result
 
 setattr(owner, name, stops)
@@ -33,6 +40,7 @@ def command(
     argument: str,
     when: str = "after",
     sign: signal.Signals = signal.SIGKILL,
+    notice_seconds: float = 0.0,
 ) -> list[str]:
     """The command `python -m module flags`, which signals itself at a call.
 
@@ -43,6 +51,7 @@ def command(
       argument: regular expression that is found in one of its first two arguments.
       when: "before" or "after" the call.
       sign: the signal.
+      notice_seconds: SIGKILL follows after that time, as in a preemption; 0 = not.
     """
-    hook = [function, when, argument, str(int(sign))]
+    hook = [function, when, argument, str(int(sign)), str(notice_seconds)]
     return [sys.executable, "-c", _CODE, *hook, module, *map(str, flags)]
