@@ -84,11 +84,17 @@ if [[ -z $name || -z $zone ]]; then
   echo "wanted --name and --zone, got neither or one of them; --help shows an example" >&2
   exit 2
 fi
+if ! [[ $name =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]]; then
+  echo "wanted --name of small letters, digits and -, as TPU VMs have, got $name" >&2
+  exit 2
+fi
 if ! [[ $slices =~ ^[1-9][0-9]{0,3}$ ]]; then
   echo "wanted --slices as a number of at least 1, got $slices" >&2
   exit 2
 fi
 poll="${LAUNCH_POLL_SECONDS:-30}"
+answered="" # by gcloud, in this run
+ready=""    # the VM was, and this run has not deleted it
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
@@ -137,11 +143,16 @@ state() {
   fi
 }
 
+# Deletes the VM; it may be gone already.
 remove() {
+  local asked=("${tpu[@]}" tpu-vm delete "$name" "${at[@]}" --quiet)
   if [[ -n $queued ]]; then
-    run "${tpu[@]}" queued-resources delete "$name" "${at[@]}" --force --quiet
-  else
-    run "${tpu[@]}" tpu-vm delete "$name" "${at[@]}" --quiet
+    asked=("${tpu[@]}" queued-resources delete "$name" "${at[@]}" --force --quiet)
+  fi
+  ready=""
+  if ! run "${asked[@]}" 2>"$scratch/said"; then
+    cat "$scratch/said" >&2
+    grep -q NOT_FOUND "$scratch/said"
   fi
 }
 
@@ -164,34 +175,66 @@ create() {
   fi
   until run "${asked[@]}" ${spot:+"$spot"} 2>"$scratch/said"; do
     cat "$scratch/said" >&2
-    if grep -qi quota "$scratch/said" ||
-      ! grep -qi 'capacity\|RESOURCE_EXHAUSTED\|UNAVAILABLE\|INTERNAL' "$scratch/said"; then
+    # Another launcher was faster.
+    if grep -q ALREADY_EXISTS "$scratch/said"; then return; fi
+    if grep -qi 'quota' "$scratch/said" ||
+      ! grep -q '[Cc]apacity\|RESOURCE_EXHAUSTED\|UNAVAILABLE\|INTERNAL\|DEADLINE_EXCEEDED' \
+        "$scratch/said"; then
       exit 1
     fi
     sleep "$poll"
   done
 }
 
+# Sets `found` to the state that a command prints. The first failure of gcloud in this run
+# is an error; later it may fail for a moment, as while a network is down.
+ask() {
+  local misses=0
+  until found=$("$@"); do
+    misses=$((misses + 1))
+    if [[ -z $answered ]] || ((misses == 10)); then exit 1; fi
+    sleep "$poll"
+  done
+  answered=1
+}
+
+# Makes what is missing, but not again what another command has deleted.
+make_missing() {
+  if [[ -n $ready ]]; then
+    echo "The VM was deleted by another command; the same command makes it anew." >&2
+    exit 1
+  fi
+  create
+}
+
+# Says a state that is waited for, once.
+await() {
+  if [[ $1 != "$waited" ]]; then echo "The $2 is $1; waiting."; fi
+  waited="$1"
+  sleep "$poll"
+}
+
 # Returns once the VM is ready; makes it if it is missing or was preempted.
 make_vm() {
-  local found
+  local found waited=""
   while true; do
     if [[ -n $queued ]]; then
-      found=$(state queued-resources "$name")
+      ask state queued-resources "$name"
       case "$found" in
         ACTIVE) ;;
-        "") create; continue ;;
-        SUSPENDED | FAILED) remove; continue ;;
-        *) sleep "$poll"; continue ;;
+        "") make_missing; continue ;;
+        SUSPENDED) remove; continue ;;
+        FAILED) remove; await FAILED "queued resource"; continue ;;
+        *) await "$found" "queued resource"; continue ;;
       esac
     fi
-    found=$(vm_state)
+    ask vm_state
     case "$found" in
-      READY) return ;;
-      "") if [[ -z $queued ]]; then create; else sleep "$poll"; fi ;;
+      READY) ready=1; return ;;
+      "") if [[ -z $queued ]]; then make_missing; else sleep "$poll"; fi ;;
       PREEMPTED | TERMINATED) remove ;;
       STOPPED) restart ;;
-      *) sleep "$poll" ;;
+      *) await "$found" VM ;;
     esac
   done
 }
@@ -205,7 +248,8 @@ start() {
   run "${tpu[@]}" "$group" scp "$archive" "$name:metaclip-jax.tar.gz" "${at[@]}" "${all[@]}" || return
   # The images' own Python is older than what we need; uv brings one.
   # shellcheck disable=SC2016 # the worker's shell expands it
-  install='flock -n metaclip-jax.lock true || exit 0
+  install='exec 9>metaclip-jax.installing && flock 9  # of another launcher
+flock -n metaclip-jax.lock true || exit 0
 mkdir -p metaclip-jax && tar -xzf metaclip-jax.tar.gz -C metaclip-jax &&
 cd metaclip-jax && python3 -m pip install -q --user uv && uv="python3 -m uv" &&
 $uv venv -q --allow-existing --python=3.11 .venv &&
@@ -216,7 +260,8 @@ $uv pip install -q --python=.venv -c constraints.txt -e ".[tpu]"'
     "${LAUNCH_INSTALL_SECONDS:-1800}" "$install"
   run "${ssh[@]}" "${all[@]}" --command "$install" || return
   printf -v flags '%q ' "$@"
-  run "${ssh[@]}" "${all[@]}" --command "flock -n metaclip-jax.lock true || exit 0
+  run "${ssh[@]}" "${all[@]}" --command "flock metaclip-jax.installing true
+flock -n metaclip-jax.lock true || exit 0
 echo running >metaclip-jax.state.new && mv metaclip-jax.state.new metaclip-jax.state
 setsid nohup flock -n metaclip-jax.lock metaclip-jax/launch_tpu.sh --on_worker $flags \
 >metaclip-jax.log 2>&1 </dev/null &"

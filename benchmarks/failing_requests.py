@@ -1,6 +1,6 @@
 """What failing requests cost: a small curation and training in a bucket.
 
-    python -m benchmarks.failing_requests           # a few minutes; needs fake-gcs-server
+    python -m benchmarks.failing_requests        # a few minutes; needs fake-gcs-server
 
 The commands use an emulated bucket through a proxy that fails none or 5% of the
 requests: status 503 or 429, a reset, half an answer, or 2 seconds of silence. Rounds of

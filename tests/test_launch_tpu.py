@@ -50,6 +50,12 @@ if verb == "describe":
     if len(states) > 1:
         place.write_text(" ".join(states[1:]))
 elif verb == "create":
+    new = cloud / f"new_{{os.getpid()}}"
+    new.write_text("CREATING")
+    try:
+        os.link(new, vm if group == "tpu-vm" else queued)
+    except FileExistsError:
+        sys.exit("ERROR: ALREADY_EXISTS: such a resource")
     for old in cloud.glob("worker_*"):
         shutil.rmtree(old)
     count = int(options.get("node-count", 1))
@@ -62,6 +68,8 @@ elif verb == "create":
     if group == "queued-resources":
         queued.write_text("WAITING_FOR_RESOURCES PROVISIONING ACTIVE")
     vm.write_text("CREATING READY" if group == "tpu-vm" else "READY")
+elif verb == "delete" and not (vm.exists() or queued.exists()):
+    sys.exit("ERROR: NOT_FOUND: no such resource")
 elif verb == "delete":
     vm.unlink(missing_ok=True)
     queued.unlink(missing_ok=True)
@@ -225,6 +233,33 @@ def test_a_second_start_only_follows(cloud):
     assert log.read_text().count("training worker_0") == 1
     assert log.read_text().endswith("saved\n")
     assert (cloud.folder / "installed").read_text().count("uv venv") == 2
+
+
+def test_a_vm_that_another_command_deletes_is_not_made_anew(cloud):
+    cloud.plan({}, ["run"])
+    first = cloud.start("--type=v4-32", "--queued")
+    log = cloud.folder / "worker_0" / "metaclip-jax.log"
+    waiting.until(lambda: log.exists() and "training" in log.read_text(), first)
+    assert cloud.run("--queued", "--stop", "--delete", flags=())[0] == 0
+    assert cloud.run("--queued", "--delete", flags=())[0] == 0  # once is enough
+    output, _ = first.communicate(timeout=waiting.SECONDS)
+    assert len(cloud.asked("queued-create")) == 1
+    assert "stopped" in output or "deleted by another command" in output
+    assert "WAITING_FOR_RESOURCES; waiting" in output
+
+
+def test_two_launchers_at_once_train_one_run(cloud):
+    cloud.plan({}, ["run"])
+    both = [cloud.start("--type=v4-32") for _ in range(2)]
+    log = cloud.folder / "worker_0" / "metaclip-jax.log"
+    waiting.until(lambda: log.exists() and "training" in log.read_text())
+    for launcher in both:
+        assert any("training worker_0" in line for line in launcher.stdout)
+    assert cloud.run("--stop", flags=())[0] == 0
+    for launcher in both:
+        output, _ = launcher.communicate(timeout=waiting.SECONDS)
+        assert launcher.returncode == 0, output
+    assert log.read_text().count("training worker_0") == 1
 
 
 @pytest.mark.parametrize("queued", [(), ("--queued",)])
@@ -405,6 +440,7 @@ def test_a_dry_run_prints_the_commands():
     ("options", "flags", "said"),
     [
         (["--zome=z"], FLAGS, "--zome=z"),
+        (["--type=v4-8", "--name=My_VM"], FLAGS, "wanted --name of small letters"),
         (["--type=v4-8", "--slices=0"], FLAGS, "wanted --slices as a number"),
         (["--type=v99-8"], FLAGS, "no image is known for --type=v99-8"),
         ([], FLAGS, "wanted --type"),
