@@ -134,7 +134,13 @@ def embed(
                 on_broken(place, of.broken[row])
         return Embeddings(of.embeddings[rows], encoder.encode_texts(examples.texts))
     total = len(examples.names)
-    with tqdm.tqdm(total=total, unit="image", disable=None if show else True) as bar:
+    with tqdm.tqdm(
+        total=total,
+        desc=examples.source[-32:],
+        unit="image",
+        leave=False,  # a table follows
+        disable=None if show else True,
+    ) as bar:
 
         def read(rows: np.ndarray) -> list[Any]:
             bar.update(len(rows))
