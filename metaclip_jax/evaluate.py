@@ -188,7 +188,7 @@ def evaluate_tasks(values: Any) -> None:
             " not there; correct it, or add --download or --plan"
         )
     for task in asked if values.download else ():
-        if task.is_on_hub and not tasks.locate(task, values.data_dir):
+        if tasks.wants_download(task, values.data_dir):
             tasks.download(task, values.data_dir)
     opened = suite.open_tasks(asked, values.data_dir)
     if values.plan and not values.model:

@@ -297,6 +297,11 @@ def open_task(task: Task, folder: str) -> Examples:
         examples = labelled.from_tfds(folder, split, asked, order=order)
     elif parquet.is_folder(folder):
         examples = parquet.open_folder(folder, asked=asked)
+    elif os.path.basename(folder) == task.folder:
+        raise ValueError(
+            f"{folder}: wanted the tar files of {task.repo}, got none; download them"
+            " with --download"
+        )
     else:
         examples = labelled.from_folder(folder, asked)
     if len(examples.class_names) != task.classes:
@@ -357,6 +362,17 @@ def how(task: Task, data_dir: str) -> str:
         f"hf download {task.repo} --repo-type dataset{revision}{test} --local-dir"
         f" {data_dir}/{task.folder}"
     )
+
+
+def wants_download(task: Task, data_dir: str) -> bool:
+    """Whether the hub has images of a task that are not there, or not all of them."""
+    if not task.is_on_hub:
+        return False
+    folder = locate(task, data_dir)
+    if folder is None:
+        return True
+    is_download = os.path.basename(folder) == task.folder
+    return is_download and not webdataset.is_complete(folder)
 
 
 def download(task: Task, data_dir: str) -> None:

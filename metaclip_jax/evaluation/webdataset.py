@@ -72,7 +72,7 @@ def open_folder(
     """
     root = files.path(folder)
     tars = _tars(root, split)
-    _check_count(root / split / _SHARDS, len(tars))
+    _check_count(root / split, len(tars))
     samples = [s for tar in tars for s in _samples(os.fspath(tar))]
     if not samples:
         raise ValueError(
@@ -171,14 +171,26 @@ def _tars(root: epath.Path, split: str) -> list[epath.Path]:
     return sorted(found, key=lambda tar: (len(tar.name), tar.name))
 
 
-def _check_count(path: epath.Path, count: int) -> None:
-    """Checks the number of tar files, if a file says how many there are."""
+def is_complete(folder: str | os.PathLike, split: str = "test") -> bool:
+    """Whether there are as many tar files as nshards.txt says."""
+    root = files.path(folder)
+    wanted = _count(root / split)
+    return wanted is not None and wanted == str(len(_tars(root, split)))
+
+
+def _count(folder: epath.Path) -> str | None:
+    """Returns what nshards.txt says; None = there is no such file."""
+    path = folder / _SHARDS
     if not path.exists():
-        return
-    wanted = path.read_bytes().decode(errors="replace").strip()
-    if wanted != str(count):
+        return None
+    return path.read_bytes().decode(errors="replace").strip()
+
+
+def _check_count(folder: epath.Path, count: int) -> None:
+    wanted = _count(folder)
+    if wanted not in (None, str(count)):
         raise ValueError(
-            f"{path.parent}: wanted {wanted[:20]!r} tar files, as {path.name} says, got"
+            f"{folder}: wanted {str(wanted)[:9]!r} tar files, as {_SHARDS} says, got"
             f" {count}; download the others"
         )
 

@@ -381,6 +381,24 @@ def test_only_test_sets_are_downloaded(monkeypatch, tmp_path):
     assert "--exclude" not in tasks.how(cifar, "DIR")
 
 
+def test_a_download_that_was_interrupted_goes_on(digits, tmp_path):
+    images, labels = digits
+    mnist, sun = tasks.find(["mnist", "sun397"])
+    assert tasks.wants_download(mnist, str(tmp_path))
+    assert not tasks.wants_download(sun, str(tmp_path))  # the hub has another
+    (tmp_path / mnist.folder / "test").mkdir(parents=True)
+    assert tasks.wants_download(mnist, str(tmp_path))
+    with pytest.raises(ValueError, match="wanted the tar files of djghosh/wds_mnist_t"):
+        suite.open_tasks([mnist], str(tmp_path))
+    rows = [str(label).encode() for label in labels]
+    image_layouts.write_webdataset(tmp_path / mnist.folder, images, rows, DIGITS)
+    for shards, want in (("3", True), ("2", False)):
+        (tmp_path / mnist.folder / "test" / "nshards.txt").write_text(shards)
+        assert tasks.wants_download(mnist, str(tmp_path)) is want
+    (tmp_path / "mnist").mkdir()  # somebody's own
+    assert not tasks.wants_download(mnist, str(tmp_path))
+
+
 def test_the_plan_is_made_without_a_model(layouts):
     command = [sys.executable, "-m", "metaclip_jax.evaluate", "--tasks=clip26"]
     done = subprocess.run(
