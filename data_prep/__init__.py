@@ -1,6 +1,12 @@
 """Curation: builds a dataset of images with their texts from web pages."""
 
 import logging
+import os
+
+# Arrow's default, mimalloc, keeps half as much again as the rows of a range take: it
+# does not return the end of a buffer that shrinks, and memory of other threads late.
+# Arrow reads this when it is imported.
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
 
 # On import, Beam logs that BigQuery's client is missing, which nothing here uses, and
 # each pipeline logs the size of its state cache between the progress bars.

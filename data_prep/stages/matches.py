@@ -1,6 +1,7 @@
 """Stages from the files of a source to parts of unique matches."""
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -167,12 +168,21 @@ def by_partition(
     rows: pa.RecordBatch, partitions: int, *, by: str = "image_id"
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yields (partition, its rows), ascending, by the image id in the column `by`."""
-    numbers = parts.partition_of(rows[by], partitions)
-    order = np.argsort(numbers, kind="stable")
-    together, sorted_numbers = rows.take(pa.array(order)), numbers[order]
-    for partition in np.unique(numbers).tolist():
-        start, end = np.searchsorted(sorted_numbers, [partition, partition + 1])
+    order, edges = _sorted_by_partition(rows[by], partitions)
+    together = rows.take(order)
+    for partition, (start, end) in edges.items():
         yield partition, together.slice(start, end - start)
+
+
+def _sorted_by_partition(
+    image_ids: pa.StringArray, partitions: int
+) -> tuple[pa.Int64Array, dict[int, tuple[int, int]]]:
+    """Returns row numbers in the order of partitions, and which are of each."""
+    numbers = parts.partition_of(image_ids, partitions)
+    order = np.argsort(numbers, kind="stable")
+    found, starts = np.unique(numbers[order], return_index=True)
+    edges = itertools.pairwise([*starts.tolist(), len(order)])
+    return pa.array(order), dict(zip(found.tolist(), edges, strict=True))
 
 
 @dataclass(frozen=True)
@@ -233,20 +243,26 @@ class Gathering:
         ("drawn"), and the flow, also of parts that were already finished.
         """
         missing = [i for i in range(start, stop) if not self._exists(i)]
-        rows: dict[int, list[pa.RecordBatch]] = {i: [] for i in missing}
-        for batch in batches if missing else ():
-            for partition, some in by_partition(batch, self.partitions):
-                if partition in rows:
-                    rows[partition].append(some)
+        # A partition's rows are taken out of them when it is written: all at once would
+        # be a second copy of a batch, in buffers that grew to up to twice their size.
+        held = [
+            (batch, *_sorted_by_partition(batch["image_id"], self.partitions))
+            for batch in (batches if missing else ())
+        ]
         lost = set()
         for partition in missing:
+            rows = [
+                batch.take(order[slice(*edges[partition])])
+                for batch, order, edges in held
+                if partition in edges
+            ]
             name = f"matches of partition {partition}"
             for failed in attempts.thrice(
-                name, functools.partial(self._write, partition, rows[partition])
+                name, functools.partial(self._write, partition, rows)
             ):
                 lost.add(partition)
                 yield failed
-            del rows[partition]
+        del held
         pipelines.release_memory()
         columns = ["metadata", "entry_ids", "drawn"]
         counted = [schema.MATCHES.empty_table().select(columns)]
