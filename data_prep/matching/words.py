@@ -11,7 +11,7 @@ from metaclip_jax import files
 
 
 def read(path: str) -> tuple[str, ...]:
-    """Reads a list: a word or phrase a line; empty lines and those with # are none.
+    """Reads a word or phrase a line; skips empty lines and comments (#).
 
     Raises ValueError for a list without words, or a word that no text can contain.
     """

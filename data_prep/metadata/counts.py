@@ -1,9 +1,9 @@
-"""Counts in files, and what is chosen by their sums within a memory budget.
+"""Writes counts to files, sums them in bounded memory, and selects entries by sums.
 
 The counts of a piece of a source are Parquet files with the same name in one folder per
 table. Their row group i is run i of the piece, whose language is row i of the marker of
-that name; a language may have several runs. Sums are made by DuckDB, which moves to
-disk what exceeds its memory.
+that name; a language may have several runs. DuckDB makes the sums, and spills to disk
+what exceeds its memory.
 """
 
 import math
@@ -106,7 +106,7 @@ class Sums:
     def frequent_titles(self, code: str, *, least: int, most: int) -> Chosen:
         """Returns the titles with `least` or more views; the score is their number.
 
-        Where the parts have articles of the language, only titles of articles.
+        If the parts have articles of the language, only titles of articles count.
         """
         tables = self._tables(TITLES, code)
         self._sum("titles", "title", tables, SCHEMAS[TITLES], least=max(1, least))
@@ -134,8 +134,8 @@ class Sums:
     ) -> Chosen:
         """Returns the bigrams with the highest scores, after `sum_words`.
 
-        The words of an entry have a space between them, or what texts have there in
-        languages without spaces.
+        An entry's two words are joined by a space, or in languages without spaces as
+        `segmentation.written` joins them.
 
         With n, a, b the counts of a bigram and of its words, and N = tokens, nltk's
         pointwise mutual information is log2(n N / (a b)), in bits. It cannot exceed
@@ -224,8 +224,8 @@ class Sums:
     def _best(self, query: str, most: int) -> Chosen:
         """Returns the best rows of a query for entries and their scores.
 
-        As many as have `most` that can match by the rule, of which the others do not
-        take the place.
+        Entries that never match under the rule are among them, but do not count
+        towards `most`.
         """
         offered = self._number(f"SELECT count(*) FROM ({query})")
         found: Ranked = []
@@ -250,9 +250,7 @@ class Sums:
 def database(
     folder: os.PathLike[str] | str, *, memory_gib: float, threads: int
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Opens a DuckDB in an empty local folder, to which it also moves what exceeds the
-    memory.
-    """
+    """Opens DuckDB in an empty local folder, to which it spills beyond its memory."""
     memory = max(_LEAST_MEMORY, math.floor(memory_gib * 2**30))
     settings: dict[str, str | bool | int | float | list[str]] = {
         "threads": threads,

@@ -1,6 +1,6 @@
-"""What a metadata looks like: counts, score curves and samples, as a JSON object.
+"""Describes a metadata as a JSON object: counts, score curves and samples.
 
-It is in the manifest, and the page and the summary show it.
+The manifest has the object; the page and the printed summary show it.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,9 @@
 """Reads the articles of MediaWiki's XML dumps, plain, .bz2 or .gz.
 
-A dump is cut into ranges of bytes that are read apart. A page belongs to the range in
-which its first byte is: of a plain file the byte itself, of bz2 the first byte of the
-stream that holds it. So a multistream dump is read by many processes, and of a file
-that is one stream the first range has all pages.
+A dump is cut into ranges of bytes that are read independently. A page belongs to the
+range that has its first byte or, in bz2, the first byte of the stream that holds the
+page. So many processes read a multistream dump, and the first range of a file that is
+one stream has all its pages.
 
 Pages are cut out by their tags and each is parsed by itself, without the document's
 prolog: a damaged page is lost alone, one that is too large is never in memory, and
@@ -41,7 +41,7 @@ class DumpPage:
 
 @dataclass(frozen=True, slots=True)
 class LostPage:
-    """A page that is no article, or not a usable one.
+    """A page that is not an article, or is unusable.
 
     Reasons: other_namespace, redirect, main_page, not_wikitext, empty_page,
     page_too_large, bad_xml.
@@ -53,7 +53,7 @@ class LostPage:
 class Dump(NamedTuple):
     """What the head of a dump says."""
 
-    has_ranges: bool = False  # whether ranges of its bytes can be read apart
+    has_ranges: bool = False  # whether its bytes can be read in ranges
     main_page: str = ""  # its title, if the dump has it
 
     def ranges(self, size: int, *, range_bytes: int) -> list[tuple[int, int]]:
@@ -70,14 +70,14 @@ class Dump(NamedTuple):
 
 
 def check(path: str, code: str) -> Dump:
-    """Reads the head of a dump; refuses a file that is no dump of a Wikipedia.
+    """Reads the head of a dump; refuses a file that is not a dump of this Wikipedia.
 
     Args:
       path: local, gs:// or http(s)://.
       code: of the Wikipedia, such as "en" or "zh_yue".
 
     Raises:
-      ValueError: it is none, it is of another wiki, or it is compressed by 7-Zip.
+      ValueError: it is not a dump, is of another wiki, or is compressed by 7-Zip.
       OSError: the file cannot be opened or the storage fails.
     """
     wanted = "--wikipedia: wanted a MediaWiki XML dump (.xml, .xml.bz2 or .xml.gz)"
@@ -126,7 +126,7 @@ def read_pages(
       path: local, gs:// or http(s)://.
       start, stop: one of `Dump.ranges`; 0 and 0 is the whole file.
       max_page_bytes: of the XML of a page.
-      main_page: title of a page that is no article.
+      main_page: title of a page to leave out, since it is not an article.
 
     Raises OSError where the file cannot be opened or the storage fails.
     """

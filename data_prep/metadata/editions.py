@@ -1,8 +1,8 @@
-"""The Wikipedias that metadata is made of, and the metadata that each belongs to.
+"""The Wikipedia editions that metadata is built from, and which metadata each joins.
 
 The table is editions.tsv; docs/languages.md shows it with the rules behind it. A
-metadata's code is that of its main edition, or "other" for the editions that are no
-language's own. A metadata is the union of its editions' lists of entries.
+metadata's code is that of its main edition, or "other" for editions of languages
+without metadata of their own. A metadata is the union of its editions' entries.
 """
 
 import difflib
@@ -41,7 +41,7 @@ class Edition(NamedTuple):
 
     @property
     def is_segmented(self) -> bool:
-        """Whether its words have to be found, since no spaces part them."""
+        """Whether its texts must be segmented, since no spaces separate words."""
         return self.scripts[0] in UNSPACED
 
     @property
@@ -70,7 +70,7 @@ def languages() -> tuple[str, ...]:
 
 
 def members(languages: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Returns the editions that each metadata is made of, its main edition first.
+    """Returns the editions that each metadata is built from, its main edition first.
 
     That of "other" is "other" itself: pages in languages without metadata.
 

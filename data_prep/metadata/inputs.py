@@ -41,8 +41,8 @@ def find(given: Mapping[str, str | None], languages: Sequence[str]) -> Inputs:
       languages: codes of metadata.
 
     Raises:
-      ValueError: no source is given, one has no files, a file is not what it should be,
-        or a language is unknown.
+      ValueError: no source is given, one has no files, a file has another format, or a
+        language is unknown.
       OSError: the storage fails.
     """
     if not any(given.values()):
@@ -101,7 +101,7 @@ def _find_warc(pattern: str, members: _Members) -> _Found:
                 f"--warc: wanted WARC files, got {got} in {path}; correct the path"
             )
         yield "", path, _NO_DUMP
-    # Some that are none, such as damaged ones, are counted while reading.
+    # Unrecognized files, such as damaged ones, are counted while reading.
     if not any(found.values()):
         raise ValueError(
             f"--warc: wanted WARC files, got none among {len(found)} such as {path};"
@@ -113,7 +113,7 @@ def _find_views(pattern: str, members: _Members) -> _Found:
     found = _files(pattern, "pageviews")
     titles.check(found[0])
     for path in found:
-        # Others without views, such as an empty hour, are counted while reading.
+        # Unrecognized files, such as an empty hour, are counted while reading.
         if (got := formats.of(path)) not in ("", "text table"):
             raise ValueError(
                 f"--pageviews: wanted files of page views, got {got} in {path};"

@@ -2,9 +2,9 @@
 
 The parser tries each opening mark to the end of the page and then again as text, often
 in several ways, and calls itself for each closing "=" of a heading. So a page of 1 MB
-can take it a day, or end the process. It is given pieces instead, none longer than
-MAX_CHARS and none cut inside of an element, in which no mark lacks its counterpart. The
-time of any page then grows with its length.
+can take it a day, or end the process. Here it gets pieces instead. No piece is
+longer than MAX_CHARS, ends inside an element, or has a mark without its counterpart.
+The time of any page then grows with its length.
 """
 
 import re
@@ -63,7 +63,7 @@ _Edit = tuple[int, int, str]  # start, stop, and what takes the place
 
 
 def pieces(markup: str) -> list[str]:
-    """Returns wikitext in pieces that can be parsed apart.
+    """Returns wikitext in pieces that can be parsed independently.
 
     Comments, tags around prose, attributes, and marks without a counterpart are taken
     out. So are elements that are longer than a piece: they are templates, tables,

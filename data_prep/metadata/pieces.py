@@ -1,4 +1,4 @@
-"""What the sources of metadata are cut into, and how each piece is counted.
+"""Pieces of the sources of metadata, and how each piece is counted.
 
 A new source is a row of KINDS. What it needs is a function that yields the texts of a
 piece, each with its language:
@@ -61,7 +61,7 @@ class Options:
 
     @property
     def editions(self) -> tuple[str, ...]:
-        """The editions that all metadata is made of."""
+        """The editions that all metadata is built from."""
         return tuple(itertools.chain(*editions.members(self.languages).values()))
 
 

@@ -1,4 +1,4 @@
-"""Entries of a metadata out of ranked sources.
+"""Merges ranked sources into the entries of a metadata.
 
 These are the paper's sources (Table 1): synsets of WordNet, words and bigrams of
 Wikipedia, titles. Case matters, as in matching: "Apple" and "apple" are two entries.
@@ -53,7 +53,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Merged:
-    """Metadata, and what each source has to do with it.
+    """Metadata, and what each source contributed.
 
     `overlap[i][j]` is how many entries sources i and j both have, of those that each
     added or found added already. `left_out` are the never matching entries.

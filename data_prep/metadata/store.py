@@ -226,7 +226,7 @@ def _from_json(file: epath.Path) -> dict[str, Metadata]:
 
 
 def _json_lists(folder: epath.Path) -> dict[str, Metadata]:
-    """Returns the lists of a folder of LANG.json alone, {} if it is none."""
+    """Returns the lists of a folder with only LANG.json files, {} for another one."""
     names = sorted(e.name for e in folder.iterdir() if not e.name.startswith("."))
     if not all(name.endswith(".json") for name in names) or files.CLAIM in names:
         return {}

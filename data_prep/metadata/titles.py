@@ -21,7 +21,7 @@ Views = dict[str, Counter[str]]  # by code of a Wikipedia and title
 
 
 def check(path: str) -> None:
-    """Refuses a file that is no file of page views.
+    """Refuses a file that has no page views.
 
     Raises:
       ValueError: fewer than half of its first lines are as `read_pageviews` wants them.

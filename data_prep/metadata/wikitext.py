@@ -1,7 +1,7 @@
 """Plain text out of wikitext, the markup of Wikipedia's pages.
 
-mwparserfromhell parses: among the kept parsers it alone has a licence that suits ours
-(MIT), and its tokens keep nested markup apart (measured in docs/metadata.md).
+mwparserfromhell parses: of the maintained parsers it is the one with a permissive
+licence (MIT), and its tokens preserve nesting. docs/metadata.md compares them.
 """
 
 import html
@@ -43,7 +43,7 @@ def plain_text(markup: str, *, namespaces: Container[str]) -> str:
     addresses are left out; links are replaced by their labels. Markup that does not
     close is read as text. Of words written in several scripts, the first form stays in
     its sentence, and the others are lines at the end. The time grows with the length
-    of the page, whatever it has.
+    of the page, whatever its markup.
 
     Args:
       markup: wikitext.
@@ -125,7 +125,7 @@ def _tag(inside: str, head: str | None, namespaces: Container[str]) -> str:
     return "" if (head or "").strip().lower() in marks.HIDDEN else inside
 
 
-# What stands for markup that closes, given its text, its head, and the namespaces.
+# The text that replaces closed markup, given its text, its head, and the namespaces.
 _Text = Callable[[str, str | None, Container[str]], str]
 _CLOSE: dict[type[tokens.Token], _Text] = {
     tokens.TemplateClose: lambda inside, head, _: "",

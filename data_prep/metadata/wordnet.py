@@ -3,7 +3,7 @@
 English entries are as the paper counts them, one for each name of a synset: its first
 lemma in lower case, with spaces. WordNet 3.0 has 86,571 of them and 3.1 86,648 (the
 paper: 86,654). The entries of other languages are all lemmas of their synsets, in the
-case in which they are written, since their first lemma is no name.
+case in which they are written, since their first lemma does not name the synset.
 The codes of OMW (ISO 639-3) are in the table of editions, for the 31 languages of the
 paper: its als is Albanian (sq), but the Wikipedia als is Alemannic.
 
@@ -23,7 +23,7 @@ from metaclip_jax import files, patterns
 PRINCETON = ("data.noun", "data.verb", "data.adj", "data.adv")
 _MAX_LINE = 1 << 20  # bytes
 _SYNSET = re.compile(rb"\d{8} \d\d [nvasr] [0-9a-f]{2} (\S+) [0-9a-f] ")
-_MARKER = re.compile(r"\((?:a|p|ip)\)$")  # of adjectives: where they stand
+_MARKER = re.compile(r"\((?:a|p|ip)\)$")  # of adjectives: their position
 _LEMMA = re.compile(
     rb"\d{8}-[nvasr]\t(?:(?P<language>[A-Za-z]{3}):)?lemma\t(?P<lemma>[^\t]+)"
 )
@@ -66,10 +66,10 @@ def read_names(path: str) -> tuple[Counter[str], int]:
       path: one of those that `find` returned.
 
     Returns:
-      Names -> of how many synsets they are, and the number of malformed lines.
+      Names -> the number of synsets that have each, and the number of malformed lines.
 
     Raises:
-      ValueError: no line is of such a file, or its last line does not end.
+      ValueError: no line is in the format, or the last line is truncated.
       OSError: the file cannot be opened or the storage fails.
     """
     name = path.rsplit("/", 1)[-1]

@@ -19,10 +19,10 @@ from data_prep.sources import http
 _GZIP_MAGIC = b"\x1f\x8b\x08"
 _ZSTD_MAGIC, _ZSTD_DICTIONARY = b"\x28\xb5\x2f\xfd", b"\x5d\x2a\x4d\x18"
 _MAX_DICTIONARY = 16 << 20
-_ZSTD_BLOCK = 1 << 10  # bytes decompressed at a time: up to 32 MiB come of them
+_ZSTD_BLOCK = 1 << 10  # bytes decompressed at a time; they expand to 32 MiB at most
 _MAX_WINDOW = 128 << 20  # bytes that a frame may make the decompressor keep
 _BLOCK = 1 << 16  # bytes read, and decompressed, at a time
-_TRIED = 4096  # compressed bytes in which a record has shown its first line
+_TRIED = 4096  # compressed bytes, enough for the first line of a record
 _MAX_HEAD = 1 << 16
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _ARC_LINE = (  # address, IP address, date, type and in version 2 five more, length
@@ -38,10 +38,9 @@ _NEXT_RECORD = re.compile(rb"\n(?=WARC/\d+\.\d+\r?\n|" + _ARC_LINE + rb")")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A response: its URL, the type that the crawler identified, and its bytes.
+    """A record of the kind that was asked for.
 
-    Or a record of another kind, with its block.
-
+    `identified_type` is the media type that the crawler found, "" if it did not look;
     `block` is truncated to the reader's `max_block_bytes`.
     """
 
@@ -112,7 +111,7 @@ def read_records(
         except (_DamageError, zlib.error, EOFError) as damage:
             # A damaged member may seem to extend to the end of the file.
             is_member_broken = not isinstance(damage, _DamageError)
-            if not stream.go_on(is_member_broken=is_member_broken):
+            if not stream.skip_damage(is_member_broken=is_member_broken):
                 is_cut = isinstance(damage, EOFError)
                 yield LostFile("truncated_warc" if is_cut else "corrupt_warc")
                 return
@@ -145,7 +144,7 @@ class _Zstd:
     def read(self, size: int) -> bytes:
         """Reads some bytes, none at the end.
 
-        Raises zlib.error where the file is damaged, EOFError where it breaks off.
+        Raises zlib.error where the file is damaged, EOFError where it is truncated.
         """
         del size
         output = b""
@@ -237,7 +236,7 @@ class _Plain:
             if not self.fill():
                 return
 
-    def go_on(self, *, is_member_broken: bool) -> bool:
+    def skip_damage(self, *, is_member_broken: bool) -> bool:
         """Moves to the next record after damage; False if there is none."""
         del is_member_broken
         while True:
@@ -250,7 +249,7 @@ class _Plain:
 
 
 class _Gzip(_Plain):
-    """The same of a gzip file of one member a record, or of any other members."""
+    """The content of a gzip file, whether or not it has one member per record."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file)
@@ -270,7 +269,7 @@ class _Gzip(_Plain):
     def fill(self) -> bool:
         """Adds bytes to the buffer; False when the member's checksum was right.
 
-        Raises EOFError where the file breaks off, zlib.error for a broken member.
+        Raises EOFError where the file is truncated, zlib.error for a broken member.
         """
         while self._is_open:
             output = self._member.decompress(self._input, _BLOCK)
@@ -315,7 +314,7 @@ class _Gzip(_Plain):
         if self.buffer and not self._begins_with_record() and b"\n" in self.buffer:
             raise _DamageError
 
-    def go_on(self, *, is_member_broken: bool) -> bool:
+    def skip_damage(self, *, is_member_broken: bool) -> bool:
         """Moves to the next record after damage; False if there is none.
 
         In a broken member nothing can be trusted: the next one that holds a record is
@@ -327,7 +326,7 @@ class _Gzip(_Plain):
             return True
         while True:
             try:
-                if super().go_on(is_member_broken=False):
+                if super().skip_damage(is_member_broken=False):
                     return True
                 self.buffer = b""
                 if not self._next_member():

@@ -64,7 +64,7 @@ def check(path: str, spec: Spec) -> None:
 def _pairs(path: str, spec: Spec, reading: Reading) -> Iterator[pairs.Pair]:
     reader = ArrayRecordReader(path)
     count = reader.num_records() if reader.ok() else 0
-    if not count:  # also of a file that is cut off
+    if not count:  # also for a truncated file
         reading.lost_files["damaged_records"] += 1
         return
     for start in range(0, count, _BATCH):
@@ -93,7 +93,7 @@ def _read(reader: ArrayRecordReader, indices: list[int]) -> list[bytes]:
 
 
 def fields_of(data: bytes) -> dict[str, Any] | None:
-    """Returns the features of a record by name: one value, or a list; None if none."""
+    """Returns the features of a record by name: a value or a list; None if damaged."""
     example = tf_example_pb2.Example()
     try:
         example.ParseFromString(data)

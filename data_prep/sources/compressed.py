@@ -1,7 +1,7 @@
 """Bytes of files that are plain, .gz or .bz2, whatever their names say.
 
-Ranges of a file can be read apart: of a plain file its bytes, of bz2 the streams that
-begin in the range. Of others the first range has all.
+Ranges of a file can be read independently: the bytes of a plain file, or the bz2
+streams that begin in the range. The first range of any other file has all of it.
 """
 
 import bz2
@@ -21,7 +21,7 @@ _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
 
 class DamageError(Exception):
-    """A file cannot be read on; says "truncated" or "corrupt"."""
+    """A file cannot be read further; the message is "truncated" or "corrupt"."""
 
 
 def has_ranges(start: bytes) -> bool:

@@ -128,7 +128,7 @@ def _is_file(path: str) -> bool:
 def _is_outside(path: str, spec: Spec) -> bool:
     """Says whether symbolic links lead from a path out of the source's folder.
 
-    A stranger's archive must not bring in private files of this machine.
+    An untrusted archive must not make curation read private files of this machine.
     """
     if not files.is_local(path):
         return False

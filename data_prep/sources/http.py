@@ -53,7 +53,7 @@ class Response:
 
 
 def parse(block: bytes) -> Response | None:
-    """Parses a stored response; None if it is none.
+    """Parses a stored response; None if the block is not an HTTP response.
 
     Lines may end in LF alone, fields may be folded, the reason phrase may be missing.
     Interim responses (1xx) before the response are skipped.
@@ -196,7 +196,7 @@ def _inflated(body: bytes, limit: int, *, may_be_raw: bool) -> bytes | None:
 
 
 def _inflate(body: bytes, window: int, limit: int) -> tuple[bytes, bytes, bool]:
-    """Returns up to `limit` bytes, the bytes after the end, whether none was wrong."""
+    """Returns up to `limit` bytes, the bytes after the end, whether all were valid."""
     inflater = zlib.decompressobj(window)
     parts = []
     for start in range(0, len(body), _STEP):
@@ -213,7 +213,7 @@ def _inflate(body: bytes, window: int, limit: int) -> tuple[bytes, bytes, bool]:
 
 
 def _unbrotlied(body: bytes, limit: int) -> bytes | None:
-    """Undoes brotli. It has no mark: one wrong byte shows that this is none."""
+    """Undoes brotli, which has no magic bytes: an invalid byte shows another coding."""
     if not _is_binary(body):
         return None
     pieces = [body[i : i + _STEP] for i in range(0, len(body), _STEP)]
@@ -226,7 +226,7 @@ def _unbrotlied(body: bytes, limit: int) -> bytes | None:
 
 
 def _unbrotli(pieces: Sequence[bytes], limit: int) -> tuple[bytes, int]:
-    """Returns about `limit` bytes, and how many pieces are right or after the end."""
+    """Returns about `limit` bytes, and how many pieces are valid or after the end."""
     decoder = brotli.Decompressor()
     parts = []
     for number, piece in enumerate(pieces):

@@ -24,7 +24,8 @@ class Pair(NamedTuple):
     # (text source, text, its language or None), the last two as `_string` takes them.
     texts: Sequence[tuple[str, Any, Any]]
     page_url: str = ""
-    # Of a source that has the bytes: what stands for an address, and where they are.
+    # Of a source that has the bytes: the image's name in place of an address, and the
+    # reference to the bytes (`stored.reference`).
     name: str = ""
     stored_at: str = ""
     left_out: int = 0  # texts beyond max_texts_per_page
@@ -125,7 +126,7 @@ def _string(value: Any, most: int) -> str:
 def _as_utf8(text: str) -> str:
     """Writes lone surrogates, which UTF-8 cannot, as Python does: \\udcff.
 
-    JSON has them, and they stand for the bytes of a name that is not UTF-8.
+    They come from JSON, and from file names that are not UTF-8.
     """
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 

@@ -1,7 +1,7 @@
 """Opens the files of a source: local, on gs://, or on a web server (https://).
 
 A web server is read politely: one request for a whole file, a pause after each refusal
-that doubles up to two minutes, and a slower pace afterwards. A body that breaks off is
+that doubles up to two minutes, and a slower pace afterwards. A body that is cut off is
 resumed where it ended.
 """
 
@@ -26,14 +26,14 @@ _BLOCK = 1 << 18  # bytes read at a time; seeks within them need no request
 _TIMEOUT_SECONDS = 60.0  # without a byte
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 120.0  # seconds
 _TRIES = 12  # without a byte in between: about ten minutes
-_TRIES_OF_STRANGERS = 3  # where a server refuses that never answered
+_TRIES_OF_STRANGERS = 3  # for a server that has never answered
 # Statuses of a server that wants to be asked later. Common Crawl also uses 403.
 _BUSY = frozenset((403, 408, 425, 429, 500, 502, 503, 504))
 _RANGE = re.compile(r"bytes (?:(\d{1,18})-\d{1,18}|\*)/(\d{1,18})")
 
 
 class WebFileError(OSError):
-    """A web server does not give a file, or no longer the same one."""
+    """A web server does not send a file, or sends another version of it."""
 
 
 def is_on_web(path: epath.PathLike) -> bool:
@@ -46,7 +46,7 @@ def open_file(path: epath.PathLike, *, user_agent: str = USER_AGENT) -> BinaryIO
 
     Args:
       path: local, gs:// or http(s)://.
-      user_agent: what a web server is told.
+      user_agent: the header that a web server gets.
 
     Raises OSError here or while reading, if the storage fails: FileNotFoundError if
     there is no such file, WebFileError if a server refuses for about ten minutes.
@@ -255,6 +255,6 @@ class _WebFile(io.RawIOBase):
 
 
 def _number(headers: urllib3.HTTPHeaderDict) -> int | None:
-    """Returns the length of a body, None where the server does not tell it."""
+    """Returns the length of a body, None where the server does not send it."""
     length = headers.get("Content-Length", "")
     return int(length) if length.isdigit() else None

@@ -1,4 +1,4 @@
-"""The options of a source, and its counts."""
+"""The options of a source, and the counts of what was read from it."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -33,8 +33,8 @@ class Spec:
     max_url_chars: int
     identifier: str  # of languages
     max_image_bytes: int
-    user_agent: str  # what web servers are told
-    extra: tuple[str, ...] = ()  # columns to read besides
+    user_agent: str  # the header that web servers get
+    extra: tuple[str, ...] = ()  # further columns to read
     optional: frozenset[str] = frozenset()  # columns that a file may lack
     root: str = ""  # the folder of all files, with its slash
 

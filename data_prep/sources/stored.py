@@ -1,7 +1,7 @@
 """Reads images whose bytes are in the source itself.
 
-Its reader gives each image a reference to them, and no text of a page or a table can
-become one: sources of pages make none, and no reference is looked at in their runs.
+The source's reader gives each image a reference to its bytes. No text of a page or a
+table can become a reference: sources of pages make none, and their runs follow none.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,7 @@
 """Reads tables of image addresses and texts: Parquet, CSV, TSV, JSON lines.
 
-As LAION, COYO and DataComp publish them, or of your own. Columns go by their names, and
-a column of several texts may be a list. A row that cannot be read is counted.
+As LAION, COYO and DataComp publish them, or your own. Columns are found by name, and a
+column of several texts may be a list. A row that cannot be read is counted.
 """
 
 import csv
@@ -144,13 +144,13 @@ def check_with_images(path: str, spec: Spec) -> None:
 def rows(path: str, spec: Spec, reading: Reading) -> Iterator[dict[str, Any]]:
     """Yields the rows of a table, of the columns that `spec` names.
 
-    A file that breaks off is lost from there on (damaged_table, or empty_file), and so
-    is one whose values would fill the memory (table_too_large). A row that is none is a
+    A truncated or damaged file is lost from there on (damaged_table, or empty_file), as
+    is one whose values would fill the memory (table_too_large). A malformed row is a
     lost item (bad_row).
 
     Raises:
       OSError: the file cannot be opened or the storage fails.
-      ValueError: it has not the columns, or not the name of a table.
+      ValueError: a column is missing, or the name is not that of a table.
     """
     reader = _reader(path)
     if not files.size(path):
@@ -219,7 +219,7 @@ def _read_parquet(path: str, spec: Spec, _: Reading) -> Iterator[_Columns]:
             try:
                 columns = dict(zip(batch.schema.names, values, strict=True))
             except (ArithmeticError, LookupError, ValueError) as error:
-                raise EOFError from error  # a date or time that Python has not
+                raise EOFError from error  # a date or time that Python cannot hold
             yield columns
 
 

@@ -120,7 +120,7 @@ class Tag(NamedTuple):
     name: np.uint64  # its hash; that of <h1> for all headings
     bits: int
     attributes: int
-    end: int  # behind its ">"; beyond the page where there is none
+    end: int  # after its ">"; beyond the page where there is none
     closed: bool  # ends in "/>"
     lookups: int  # names that the parser passes as it looks for those of this tag
     is_telling: bool  # by its name or attributes, as <html lang> is not

@@ -1,6 +1,6 @@
-"""What a page or a table says of its images becomes rows of CANDIDATES.
+"""Turns the texts that a page or a table has for its images into rows of CANDIDATES.
 
-Texts are cleaned, and what is not usable is counted by reason.
+Texts are cleaned; unusable ones are counted by reason.
 """
 
 import re
@@ -14,7 +14,7 @@ from data_prep import language
 from data_prep.sources import image_urls
 from metaclip_jax.data import records
 
-SAID_CHARS = 300  # of a page's text, to know its language by
+SAID_CHARS = 300  # of a page's text, enough to identify its language
 REMOVABLE_CHARS = 1 << 16  # white space and the like, at most, of a usable text
 BREAK = "\0"  # no page has it: the parser replaces it
 # Attributes of an image; figcaption is the caption of its figure.
@@ -22,7 +22,7 @@ SOURCES = ("alt", "title", "data-image-title", "figcaption")
 # How many images got a larger address than that in `src`, and how many did not.
 LARGER, AS_WRITTEN = "larger_address", "address_as_written"
 _LANGUAGE = re.compile(r"([a-z]{2,3})(?:[-_]|$)", re.I)
-# Control characters that are no white space, and lone surrogates (no valid UTF-8).
+# Control characters other than white space, and lone surrogates (invalid in UTF-8).
 _UNWANTED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]+")
 
 SHOWN = 12  # lost texts of each reason, to look at
@@ -71,7 +71,7 @@ class Found(NamedTuple):
     url: str  # of the page
     texts: list[Text]
     losses: Losses
-    said: str  # what to know the page's language by, "" where all texts declare theirs
+    said: str  # text to identify the language by; "" where all texts declare theirs
 
 
 class Image(NamedTuple):
@@ -200,7 +200,7 @@ def _to_rows(page: Found, of_page: str) -> list[Row]:
 
 
 def beginning(said: Iterable[str]) -> str:
-    """Returns as much of what a page says as its language is identified by."""
+    """Returns the beginning of a page's text, by which its language is identified."""
     parts: list[str] = []
     chars = 0
     for part in said:
@@ -218,6 +218,6 @@ def language_of_list(content: str | None) -> str:
 
 
 def subtag(declared: str | None) -> str:
-    """Returns the lower-case primary subtag: "en-GB" -> "en"; "" where it is none."""
+    """Returns the lower-case primary subtag: "en-GB" -> "en"; "" for no tag."""
     found = _LANGUAGE.match((declared or "").strip())
     return found[1].lower() if found else ""

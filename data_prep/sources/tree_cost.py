@@ -1,7 +1,7 @@
 """Estimates what a page's tree will cost, before the HTML parser builds it.
 
-A small page can have a tree of gigabytes: formatting elements that nobody closes are
-opened anew in each paragraph, and a text that comes in pieces is copied for each of
+A small page can have a tree of gigabytes: formatting elements that are never closed
+are reopened in each paragraph, and a text that comes in pieces is copied for each of
 them. And the parser's time grows with the square of some counts: the depth, the
 attributes of one tag, the names that a page invents. Once it runs it cannot be stopped,
 so such a page must not reach it.
@@ -27,7 +27,7 @@ MAX_STEPS = 200_000_000  # the parser does them in about half a second
 _ELEMENT, _ATTRIBUTE, _TEXT, _COMMENT = 200, 240, 130, 160
 _MAX_DEPTH = 1 << 15
 _SLOTS = 1 << 14  # of the hash tables of names and of formatting tags
-_ALIKE = 3  # equal formatting tags that the parser opens anew; others it forgets
+_ALIKE = 3  # equal formatting tags that the parser reopens; it forgets others
 _MAX_TREE = 1 << 40  # bytes; nothing beyond is counted
 _TABLES = tags.TABLE | tags.PARTS | tags.TEMPLATE
 _ADOPTIONS = 8  # blocks that one misplaced end tag of a formatting element splits
@@ -60,7 +60,7 @@ class _Open(NamedTuple):
     _DEPTH,  # elements above
     _PASSED,  # others, of which it is not certain that they were closed
     _FOREIGNERS,  # <svg> and <math> above
-    _FORMATS,  # formatting elements that may be opened anew
+    _FORMATS,  # formatting elements that may be reopened
     _LINKS,  # those with tags.LINK among them
     _FORMAT_BYTES,  # what that takes each time
     _ROOT_ATTRIBUTES,
@@ -228,7 +228,7 @@ def _start(open_: Any, tag: Any, written: Any) -> None:
 
 @borrowing
 def _charge(open_: Any, reopens: Any) -> None:
-    """Counts the steps for a tag, and what may be opened anew behind it."""
+    """Counts the steps for a tag, and what may be reopened after it."""
     counts = open_.counts
     depth = counts[_DEPTH] + counts[_PASSED] + 4
     counts[_STEPS] += depth
@@ -276,7 +276,7 @@ def _close_before(open_: Any, bits: Any) -> None:
     if bits & tags.HEADING and last > 0 and open_.bits[last - 1] & tags.HEADING:
         last -= 1
     if bits & (tags.HEADING | tags.OPTION) and last < depth:
-        # Formatting that was opened anew in there would keep it open.
+        # Formatting that was reopened inside would keep it open.
         open_.counts[_PASSED] += open_.counts[_FORMATS] > 0
     _pop(open_, last, wanted)
 
@@ -343,7 +343,7 @@ def _end_formatting(open_: Any, name: Any, certain: Any) -> None:
 
 @borrowing
 def _pop(open_: Any, to: Any, certain: Any) -> None:
-    """Takes the elements from `to` on off; formatting may still be opened anew.
+    """Removes the elements from `to` on; formatting may still be reopened.
 
     That the first and the `certain` ones are closed is beyond doubt.
     """

@@ -45,7 +45,7 @@ def read_pages(
     Args:
       path: local, gs:// or http(s)://.
       max_page_bytes: a longer page, as stored or decoded, is a LostPage.
-      user_agent: what a web server is told.
+      user_agent: the header that a web server gets.
 
     Raises OSError where the file cannot be opened or the storage fails.
     """

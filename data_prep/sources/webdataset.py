@@ -34,9 +34,9 @@ def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
     """Yields the CANDIDATES of a tar.
 
     A text column is an extension of the tar's files (txt) or else a key of its .json.
-    A tar that breaks off is lost from there on (damaged_tar, or empty_file). Lost
+    A truncated or damaged tar is lost from there on (damaged_tar, or empty_file). Lost
     samples: not_a_sample (a name without extension), no_image, repeated_name (also of
-    further images of a sample), bad_facts (.json that is none).
+    further images of a sample), bad_facts (malformed .json).
 
     Raises OSError where the file cannot be opened or the storage fails.
     """
@@ -47,10 +47,7 @@ def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
 
 
 def check(path: str, spec: Spec) -> None:
-    """Raises ValueError for a compressed tar.
-
-    And where the first sample has none of the text columns.
-    """
+    """Raises ValueError for a compressed tar, or a first sample without texts."""
     with files.path(path).open("rb") as file:
         start = file.read(max(map(len, _COMPRESSED)))
         for mark, name in _COMPRESSED.items():
@@ -129,7 +126,7 @@ def _samples(
         reading.lost_files["damaged_tar"] += 1
     except tarfile.TarError:
         reading.lost_files["damaged_tar"] += 1
-        return  # the sample in which it breaks off may lack its texts
+        return  # the last sample may lack its texts
     if members:
         yield key, members
 
