@@ -66,23 +66,25 @@ def main(argv: list[str]) -> None:
     )
     full = files.naming_full_disk(run.output)
     with full, files.lock(run.workdir), files.lock(run.output):
-        go_on(run, stop_after=values.stop_after, retry_failed=values.retry_failed)
+        run_stages(run, stop_after=values.stop_after, retry_failed=values.retry_failed)
     if values.stop_after == "write":
         outcomes.report(run.output)
 
 
-def go_on(run: Run, *, stop_after: str = "write", retry_failed: bool = False) -> None:
+def run_stages(
+    run: Run, *, stop_after: str = "write", retry_failed: bool = False
+) -> None:
     """Runs the stages that are not finished yet, up to `stop_after`.
 
-    A file of a former stage that is damaged is made again, once.
+    A damaged file of an earlier stage is rebuilt, once.
     """
     images = os.path.join(run.workdir, "images")
     if retry_failed and outcomes.any_to_retry(images, run.inputs):
         damage.reopen(run)
-    damage.repairing(run, lambda: _go_on(run, stop_after, retry_failed))
+    damage.repairing(run, lambda: _run_stages(run, stop_after, retry_failed))
 
 
-def _go_on(run: Run, stop_after: str, retry_failed: bool) -> None:
+def _run_stages(run: Run, stop_after: str, retry_failed: bool) -> None:
     if files.finished(run.output, run.inputs) is not None:
         return
     pool = match(run)

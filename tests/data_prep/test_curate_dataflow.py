@@ -50,7 +50,7 @@ fn_runner.FnApiRunner().run_via_runner_api(pipeline, options).wait_until_finish(
 def test_the_pipeline_of_a_template_writes_the_same_parts(tmp_path, cloud_storage):
     flags = tiny_web.write(tmp_path / "web", ALTS, warcs=3)
     here = planned(flags, tmp_path)
-    curate.go_on(here, stop_after="match")
+    curate.run_stages(here, stop_after="match")
     with cloud_storage(tmp_path / "buckets") as storage:
         storage.upload(*(tmp_path / "web").glob("pages-*"))
         places = {

@@ -80,7 +80,7 @@ def configured(folder, port):
 def run(config, folder, **options):
     """Curates in this process, as the command does."""
     plan = curate.plan(config, f"{folder}/work", f"{folder}/dataset", [])
-    curate.go_on(plan, **options)
+    curate.run_stages(plan, **options)
 
 
 def content(folder):

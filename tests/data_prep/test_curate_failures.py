@@ -68,7 +68,7 @@ def shards(run):
 def without(web, tmp_path_factory):
     """The dataset without the file that fails."""
     run = planned(web["well"], tmp_path_factory.mktemp("without"))
-    curate.go_on(run)
+    curate.run_stages(run)
     return shards(run)
 
 
@@ -81,10 +81,10 @@ def test_a_source_that_fails_is_lost_alone(web, without, tmp_path, engine):
     workers = {"one process": "1", "two workers": "2", "prism": "auto"}[engine]
     run = planned(web["ill"], tmp_path, *arguments, workers=workers)
     with pytest.raises(RuntimeError, match=r"pages-1\.warc\.gz: ValueError: a fish\."):
-        curate.go_on(run, stop_after="match")
+        curate.run_stages(run, stop_after="match")
     assert len(list((tmp_path / "work/matched").glob("part-*"))) == 3
     run = planned(web["ill"], tmp_path, *arguments, workers=workers, most=1)
-    curate.go_on(run, stop_after="match" if engine == "prism" else "write")
+    curate.run_stages(run, stop_after="match" if engine == "prism" else "write")
     if engine != "prism":
         assert shards(run) == without
         card = files.read_json(tmp_path / "dataset/data_card.json")
@@ -107,11 +107,11 @@ def test_only_the_parts_with_a_failed_source_are_read_again(
     monkeypatch.setattr(kinds, "read", noting)
     run = planned(web["ill"], tmp_path, sources_per_part=2)
     with pytest.raises(RuntimeError, match=r"max_failed_sources=1 goes on"):
-        curate.go_on(run)
+        curate.run_stages(run)
     assert sorted(opened) == ["0"] * 4 + ["1"] * 3 + ["2"]
     opened.clear()
     run = planned(web["ill"], tmp_path, most=1, sources_per_part=2)
-    curate.go_on(run)
+    curate.run_stages(run)
     assert sorted(opened) == ["0"] * 4 + ["1"] * 3
     assert shards(run) == without
 
@@ -146,7 +146,7 @@ def test_damaged_files_of_former_stages_are_made_again(web, without, tmp_path, f
     """All files that a stage writes and another reads, in turn by other damage."""
     run = planned(web["well"], tmp_path)
     for stage in ("match", "download"):
-        curate.go_on(run, stop_after=stage)
+        curate.run_stages(run, stop_after=stage)
         kept = files.MANIFEST, "sources.parquet"  # they say what is made, and lost
         found = sorted(
             p for p in (tmp_path / "work").rglob("*.*") if p.name not in kept
@@ -154,7 +154,7 @@ def test_damaged_files_of_former_stages_are_made_again(web, without, tmp_path, f
         assert len(found) > 10
         for number, path in enumerate(found):
             DAMAGES[(number + first) % len(DAMAGES)](path)
-    curate.go_on(run)
+    curate.run_stages(run)
     assert shards(run) == without
 
 
@@ -183,22 +183,22 @@ def test_other_partitions_are_finished(
         for name in names:
             patched.setattr(module, name, failing(getattr(module, name)))
         with pytest.raises(RuntimeError, match="of partition 1: IndexError") as caught:
-            curate.go_on(run)
+            curate.run_stages(run)
     lines = caught.value.__notes__[0].splitlines()
     assert {line.split()[2] for line in lines} == lost
     found = (tmp_path / "work" / made).glob("part-*-of-00003.parquet")
     assert sorted(int(path.name[5:10]) for path in found) == [0, 2]
-    curate.go_on(run)
+    curate.run_stages(run)
     assert shards(run) == without
 
 
 def test_partitions_that_nothing_fills_are_said(web, tmp_path, caplog):
     run = planned(web["well"], tmp_path, partitions=11)
-    curate.go_on(run, stop_after="match")
+    curate.run_stages(run, stop_after="match")
     assert "16 texts matched, which fill 1 of 11 partitions" in caplog.text
     assert "--config.partitions=1 continues with fewer" in caplog.text
     caplog.clear()
-    curate.go_on(planned(web["well"], tmp_path / "few"), stop_after="match")
+    curate.run_stages(planned(web["well"], tmp_path / "few"), stop_after="match")
     assert "partitions" not in caplog.text
 
 

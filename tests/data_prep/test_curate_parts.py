@@ -49,7 +49,7 @@ def content(run):
 @pytest.fixture(scope="module")
 def straight(web, tmp_path_factory):
     run = planned(web, tmp_path_factory.mktemp("straight"))
-    curate.go_on(run)
+    curate.run_stages(run)
     return run
 
 
@@ -76,7 +76,7 @@ def test_sources_of_a_part_and_memory_change_no_byte(
 ):
     cut = {"sources_per_part": sources_per_part, "memory_gib": memory_gib}
     run = planned(web, tmp_path, **cut)
-    curate.go_on(run)
+    curate.run_stages(run)
     assert content(run) == content(straight)
 
 
@@ -88,7 +88,7 @@ def test_the_order_of_the_sources_changes_no_byte(web, straight, tmp_path):
     turned = {"source.paths": f"{tmp_path}/web/turned-*.warc.gz"}
     run = planned(web | flags, tmp_path, **turned)
     run.config.download.host_map = web["config.download.host_map"]
-    curate.go_on(run)
+    curate.run_stages(run)
     before = content(straight)
     assert {k: v for k, v in content(run).items() if k != files.MANIFEST} == {
         k: v for k, v in before.items() if k != files.MANIFEST
@@ -114,8 +114,8 @@ def test_a_finished_part_is_not_read_again(web, straight, tmp_path, monkeypatch)
     run = planned(web, tmp_path)
     for _ in range(WARCS):
         with pytest.raises(OSError, match="the end"):
-            curate.go_on(run)
-    curate.go_on(run)
+            curate.run_stages(run)
+    curate.run_stages(run)
     assert sorted(opened) == sorted(glob.glob(web["config.source.paths"]))
     assert len(finished) == WARCS
     assert content(run) == content(straight)
@@ -139,12 +139,12 @@ def test_other_partitions_are_gathered_without_reading_the_source(
     web, straight, tmp_path, monkeypatch
 ):
     run = planned(web, tmp_path)
-    curate.go_on(run, stop_after="match")
+    curate.run_stages(run, stop_after="match")
     monkeypatch.setattr(kinds, "read", None)
     for name in ("matches",):
         for path in (tmp_path / "work" / name).iterdir():
             path.unlink()
     run = planned(web, tmp_path, partitions=2)
-    curate.go_on(run, stop_after="match")
+    curate.run_stages(run, stop_after="match")
     found = [parts.name(i, 2) for i in range(2)]
     assert all((tmp_path / "work/matches" / name).exists() for name in found)

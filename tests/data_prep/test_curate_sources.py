@@ -214,7 +214,7 @@ def curated(folder, source, host_map="", **values):
         (folder / "metadata.json").write_text(json.dumps(["cat", "dog", "red"]))
         config.metadata = str(folder / "metadata.json")
     run = curate.plan(config, f"{folder}/work", f"{folder}/dataset", [])
-    curate.go_on(run)
+    curate.run_stages(run)
     return run
 
 

@@ -110,7 +110,7 @@ def run(
     """Curates such a web in this process, into folder/work and folder/dataset."""
     with serve(images) as host_map:
         planned = plan(folder, alts, **{"download.host_map": host_map} | overrides)
-        curate.go_on(planned)
+        curate.run_stages(planned)
     return planned
 
 

@@ -120,7 +120,7 @@ def test_scores_of_a_table_choose_its_rows(tmp_path):
     )
     with tiny_web.serve(BODIES) as config.download.host_map:
         run = curate.plan(config, f"{tmp_path}/work", f"{tmp_path}/dataset", [])
-        curate.go_on(run)
+        curate.run_stages(run)
     assert sorted(kept(run)) == list(range(15, COUNT))
     assert lost(run) == {"low_score": 14, "no_score": 1, "repeated_pair": 0}
 
