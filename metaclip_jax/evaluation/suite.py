@@ -40,7 +40,8 @@ def open_tasks(asked: Sequence[Task], data_dir: str) -> list[Found]:
     """Finds the images of each task, without reading them.
 
     Raises:
-      ValueError: a task's folder is damaged, or its layout is unknown.
+      ValueError: a task's folder is damaged, its layout is unknown, or its images do
+        not allow the task's metric.
     """
     suites = {task.suite for task in asked} & set(tasks.BY_LANGUAGE)
     open_language = {s: languages.open_suite(s, data_dir) for s in sorted(suites)}
@@ -52,6 +53,8 @@ def open_tasks(asked: Sequence[Task], data_dir: str) -> list[Found]:
         else:
             folder = tasks.locate(task, data_dir)
             examples = tasks.open_task(task, folder) if folder else None
+        if examples is not None:
+            numbers_of(task, examples)  # fails before anything is computed
         why = "" if examples else tasks.missing(task, data_dir)
         found.append(Found(task, examples, why))
     return found

@@ -251,6 +251,19 @@ def test_what_is_damaged_in_a_layout_is_named(digits, tmp_path):
         evaluator.open_data(str(tmp_path / "parquet"))
 
 
+def test_images_that_do_not_allow_a_task_s_metric_are_refused_at_once(digits, tmp_path):
+    (memes,) = tasks.find(["hateful_memes"])
+    for name in ("meme", "hatespeech meme"):
+        (tmp_path / "hateful_memes" / name).mkdir(parents=True)
+        (tmp_path / "hateful_memes" / name / "a.png").write_bytes(digits[0][0])
+    assert suite.open_tasks([memes], str(tmp_path))[0].examples
+    rows = [b"0"] * len(digits[0])
+    names = [name for (name,) in tasks.paper_prompts(memes).class_names]
+    image_layouts.write_webdataset(tmp_path / "hateful_memes", digits[0], rows, names)
+    with pytest.raises(ValueError, match="wanted images for zero_shot/roc_auc, got"):
+        suite.open_tasks([memes], str(tmp_path))
+
+
 def test_a_download_that_is_not_complete_is_refused(digits, tmp_path, caplog):
     images, labels = digits
     rows = [str(label).encode() for label in labels]
