@@ -4,7 +4,7 @@
 
 Checks that the manifest's files exist with their sizes and checksums; that each record
 can be read, and its image has its checksum and decodes to its size; that records and
-sidecars agree; that no image is there twice; and that all counts agree with the
+sidecars agree; that no image occurs twice; and that all counts agree with the
 manifest, dataset_info.json, the data card and counts.parquet. Ends with status 1 if
 anything is wrong.
 """
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     if count:
         raise ValueError(
             f"{folder} has {count} fault{'s'[: count > 1]}; restore the files from a "
-            "copy, or make them again"
+            "copy, or curate the dataset again"
         )
     print(f"{folder} is as it was written")
 
@@ -51,7 +51,7 @@ def faults(folder: str) -> Iterator[str]:
     """Yields the faults of a dataset, one line each.
 
     Raises:
-      FileNotFoundError: the folder is no finished dataset.
+      FileNotFoundError: the folder is not a finished dataset.
       ValueError: its manifest, dataset_info.json or data card cannot be read.
     """
     dataset = records.open_dataset(folder, verify=False)

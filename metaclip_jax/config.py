@@ -203,7 +203,7 @@ RANGES: dict[str, Range] = {
     "model.family": Range(str, choices=("clip", "siglip")),
     "model.patch_size": Range(int, least=1, most=65_535),
     "model.vision_width": _WIDTH,
-    "model.vision_layers": Range(int, least=2, most=1_000),  # the last stands alone
+    "model.vision_layers": Range(int, least=2, most=1_000),  # the last is not scanned
     "model.vision_heads": _WIDTH,
     "model.vision_mlp_width": Range(int, least=0, most=2**20),
     "model.text_width": _WIDTH,

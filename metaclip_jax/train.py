@@ -2,7 +2,7 @@
 
     python -m metaclip_jax.train --config=configs/quickstart.py --workdir=RUN
 
-Run again, it goes on from the newest checkpoint as if it had never stopped; once all
+Run again, it continues from the newest checkpoint as if it had never stopped; once all
 steps are done it ends at once. SIGTERM saves a checkpoint and ends with status 0.
 Several processes: the same command on each, with --coordinator=auto on TPU pods, under
 Slurm and in a JobSet, or --coordinator=HOST:PORT --process_count=N --process_index=I.

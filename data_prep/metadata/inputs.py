@@ -126,7 +126,7 @@ def _find_dumps(pattern: str, members: _Members) -> _Found:
     if CODE not in pattern and (len(members) > 1 or editions.OTHER in members):
         raise ValueError(
             f"--wikipedia: wanted {CODE} in the path for the languages"
-            f" {in_short(members)}, got {pattern}; write such as"
+            f" {in_short(members)}, got {pattern}; for example"
             f" {CODE}wiki-*-pages-articles*.xml.bz2"
         )
     for language, codes in members.items():

@@ -1,4 +1,4 @@
-"""Online balancing: each epoch keeps another fair part of an unthinned dataset.
+"""Online balancing: each epoch keeps a new balanced sample of an unthinned dataset.
 
 MetaCLIP's best B/32 row balances in the loader (paper, table 4): the head's samples
 change from epoch to epoch. For an epoch, one text of each image is chosen by hash and
@@ -21,8 +21,8 @@ from metaclip_jax.data import balance, kept, order, records, texts
 
 COUNTS = "counts.parquet"  # of a dataset folder
 
-_EPOCHS_HELD = 2  # at least: a batch may straddle two,
-_BITS_HELD = 1 << 20  # and of a small dataset, whose epochs a mixture goes through
+_EPOCHS_HELD = 2  # at least, since a batch may straddle two epochs
+_BITS_HELD = 1 << 20  # more epochs of a small dataset: a mixture's batch may have many
 
 
 def read_counts(dataset: records.Dataset) -> dict[str, NDArray[np.int64]]:
@@ -141,7 +141,7 @@ class OnlineBalance:
             return self._total(epoch)
 
     def progress(self, position: int) -> float:
-        """Returns how many epochs lie before a position."""
+        """Returns how many epochs come before a position."""
         ends = self._ends_until(position)
         epoch = int(np.searchsorted(ends, position, side="right"))
         start = ends[epoch - 1] if epoch else 0
@@ -191,5 +191,5 @@ class OnlineBalance:
         try:
             self._rule.bits(epoch)
             self._rule.forget(epoch - 2 - _EPOCHS_HELD)
-        except Exception as error:  # it comes again where the bits are needed
+        except Exception as error:  # raised again when the bits are needed
             logging.info("preparing epoch %d: %r", epoch, error)

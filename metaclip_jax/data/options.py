@@ -1,4 +1,4 @@
-"""What batches are made of, as plain values read from a config once, at the command."""
+"""The options of batches: plain values that a command reads from its config once."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -84,8 +84,9 @@ def run(
       apply: the layer; it decides what the backward pass recomputes, by its own
         `jax.checkpoint`.
       statistics: of an input, for `apply`. They are computed at the end of the layer
-        before, where its output is at hand, and have no gradient of their own. (By the
-        TPU compiler's estimate, this takes B/16's blocks from 67.9 to 64.8 M cycles.)
+        before, where its output is already loaded, and have no gradient of their own.
+        (By the TPU compiler's estimate, this takes B/16's blocks from 67.9 to 64.8 M
+        cycles.)
       stacks: parameters, each leaf with a leading axis of layers.
       x: the first layer's input; outputs have its shapes and dtypes.
       rows: of the batch.

@@ -55,7 +55,7 @@ def chip(device: jax.Device) -> Chip | None:
 
 
 def transfer_seconds(collective_bytes: Mapping[str, int], chip: Chip) -> float:
-    """Returns how long a chip's links are busy at least.
+    """Returns the least number of seconds that a chip's links are busy.
 
     An all-reduce is a reduce-scatter and an all-gather, and moves everything twice.
     """

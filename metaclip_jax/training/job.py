@@ -29,12 +29,12 @@ class Job(NamedTuple):
     program: Program
     data: DataOptions
     tokenizer: Tokenizer
-    preprocess: Preprocess  # how its images are seen when it is measured
+    preprocess: Preprocess  # of images when the model is evaluated
     inputs: dict[str, str]  # fingerprints of the dataset and the tokenizer
 
 
 class Carried(NamedTuple):
-    """What a run goes on with: its job as the model is, state, what was lost so far."""
+    """What training continues with; `job` has the preprocessing of the loaded model."""
 
     job: Job
     state: train_state.TrainState
@@ -42,7 +42,7 @@ class Carried(NamedTuple):
 
 
 class Resumed(NamedTuple):
-    """A checkpoint: its step, and what the run goes on with."""
+    """A checkpoint: its step, and what training continues with."""
 
     step: int
     carried: Carried
@@ -70,7 +70,7 @@ def prepare(config: ConfigDict, workdir: str) -> Job:
 def resume(
     job: Job, config: ConfigDict, manager: ocp.CheckpointManager, workdir: str
 ) -> Resumed | None:
-    """What the newest checkpoint holds; None where there is none.
+    """Returns the newest checkpoint; None where there is none.
 
     With config.checkpoint.fallback, a damaged one is passed over, and removed once an
     older one is read.
@@ -107,7 +107,7 @@ def resume(
 
 
 def new_state(job: Job, config: ConfigDict) -> Carried:
-    """The state before the first step: new, or from config.init_from."""
+    """Returns the state before the first step: new, or from config.init_from."""
     state = train_state.create(
         architecture=job.program.architecture,
         optimizer=job.program.optimizer,
@@ -122,7 +122,7 @@ def new_state(job: Job, config: ConfigDict) -> Carried:
 
 
 def initial_params(job: Job, config: ConfigDict) -> tuple[clip.Params, Preprocess]:
-    """The parameters of config.init_from on the mesh, and how it sees images.
+    """Returns the parameters of config.init_from on the mesh, and its preprocessing.
 
     Raises:
         ValueError: they are those of another architecture.

@@ -3,7 +3,7 @@
 JAX waits too, but then it aborts each process and does not say for which it waited.
 Process 0 listens at the coordinator's port, which JAX's service takes afterwards. Each
 other process sends one line of JSON, {"process": 2, "of": 4}, and waits for a line:
-{"missing": []} once all are there, {"missing": [3]} if time is up.
+{"missing": []} once all have connected, {"missing": [3]} if time is up.
 """
 
 import contextlib
@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from typing import Any
 
 _MOST_LINE_BYTES = 10_000
-_PATIENCE_SECONDS = 5.0  # for one line of a process that is there
+_PATIENCE_SECONDS = 5.0  # for one line from a process that has connected
 _PAUSE_SECONDS = 0.5
 
 
 def meet(coordinator: str, count: int, index: int, *, seconds: float) -> None:
-    """Returns once all processes of the run are there.
+    """Returns once all processes of the run have connected.
 
     Args:
       coordinator: HOST:PORT of process 0.

@@ -1,4 +1,4 @@
-"""What a run has lost since its first step, counted over all its processes.
+"""Counts what a run skipped, truncated or replaced, over all its processes.
 
 A checkpoint carries the totals, so that a resumed run counts like an uninterrupted one.
 """

@@ -1,7 +1,7 @@
 """Ends a run that makes no progress, and says what each of its processes is doing.
 
-JAX notices a process that is gone. But one that waits without end, say for its storage,
-still answers JAX, and its peers wait for it in the next collective.
+JAX notices a process that has died. But one that hangs, say on its storage, still
+answers JAX, and its peers wait for it in the next collective.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import jax
 from absl import logging
 from jax._src import distributed  # its key-value store is what processes share
 
-# How long a process waits for what its peers write, whose time is up a little later.
+# How long a process waits for its peers' reports; their time is up a little later.
 _MOST_PATIENCE_SECONDS = 30.0
 
 # What the main thread does, and since when; None before the first step.
@@ -24,7 +24,7 @@ _last: tuple[str, float] | None = None
 
 
 def alive(doing: str) -> None:
-    """Tells what the main thread begins to do, such as "computing step 7"."""
+    """Records what the main thread begins to do, such as "computing step 7"."""
     global _last
     _last = doing, time.monotonic()
 
@@ -66,7 +66,7 @@ def _end(doing: str, seconds: float) -> None:
             "wanted progress within %g seconds, got none: %s; see the log of the one"
             " that keeps the others waiting. All processes have to be started again",
             seconds,
-            "; ".join(f"process {n} was {told}" for n, told in found.items()),
+            "; ".join(f"process {n} was {what}" for n, what in found.items()),
         )
         logging.flush()
     finally:
@@ -82,8 +82,9 @@ def _gather(doing: str, patience: float) -> dict[int, str]:
     assert client is not None
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # a peer ended before
         client.key_value_set(f"stalled/{index}", doing)
-        # All end with the first that does: that is process 0, whose log is looked at.
+        # The first process that exits ends the others. Process 0 waits less, so that
+        # its log, the one that people read, is complete.
         time.sleep(2 * patience if index else patience)
-        for key, told in client.key_value_dir_get("stalled"):
-            found[int(key.rpartition("/")[2])] = told
+        for key, what in client.key_value_dir_get("stalled"):
+            found[int(key.rpartition("/")[2])] = what
     return found
