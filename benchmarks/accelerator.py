@@ -1,4 +1,4 @@
-"""Train steps on the accelerators at hand: ours against open_clip's, in one run.
+"""Train steps on this machine's accelerators: ours against open_clip's, in one run.
 
     python -m benchmarks.accelerator             # writes docs/accelerator.md
 

@@ -3,12 +3,12 @@
     apt-get download PACKAGE ...; dpkg -x PACKAGE.deb texts    # for each of them
     python -m benchmarks.bigrams --texts=texts                 # two minutes
 
-Remove what is not English first: some packages have translated manuals too.
+First remove texts in other languages: some packages have translated manuals.
 
 The text is that of all files in the folder: HTML, and plain text, also if compressed
-with gzip; a paragraph that was there before is left out. It is counted at five sizes,
-each twice the one before, and the number of bigrams that a score keeps is carried on to
-the size of English Wikipedia, with the growth of the last three doublings.
+with gzip; repeated paragraphs are left out. It is counted at five sizes, each twice the
+one before, and the number of bigrams that a score keeps is extrapolated to the size of
+English Wikipedia from the growth over the last three doublings.
 """
 
 import gzip
@@ -29,7 +29,7 @@ from data_prep.sources import html, warc
 from metaclip_jax.cli import command
 
 _ROOT = Path(__file__).resolve().parents[1]
-_WIKIPEDIA = 4.4e9  # words of English Wikipedia in 2023, as it says itself
+_WIKIPEDIA = 4.4e9  # words of English Wikipedia in 2023, by its own count
 _PAPER = 100_646  # bigrams that the paper keeps
 _HALVINGS = 4
 _LEAST_CHARS = 40  # of a paragraph

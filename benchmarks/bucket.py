@@ -1,12 +1,12 @@
-"""Reading a bucket in blocks: the loader beside itself on a local disk.
+"""Reading a bucket in blocks: the loader against itself on a local disk.
 
     python -m benchmarks.bucket                  # two minutes; needs fake-gcs-server
 
 The dataset is in an emulated bucket behind a proxy that adds 30 ms to each request, and
 then also fails 5% of them. The loader has one core, on which it makes about as many
 images a second as a TPU host needs; the bucket and the proxy have the others. Rounds of
-the local disk and of the bucket alternate, and all count. As many records of a batch
-are in one block as those that a host of a pod reads of its batch.
+the local disk and of the bucket alternate, and all count. Sizes are chosen so that a
+block holds as many records of a batch as it does for one host of a pod.
 fake-gcs-server is looked for on PATH and in the folder $METACLIP_TEST_SERVERS.
 """
 

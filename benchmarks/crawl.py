@@ -7,7 +7,7 @@
 The pages are put into a WARC file, and their links into a WAT file as Common Crawl
 writes it. The bare loop is what one would write: fastwarc, lexbor, css("img[alt]"),
 urljoin; nothing is bounded, identified, cleaned or counted. Rounds alternate, and the
-median of each counts. What a WAT file lacks is said by reason.
+median of each counts. What the WAT file lacks is printed by reason.
 """
 
 import glob

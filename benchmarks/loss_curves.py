@@ -1,4 +1,4 @@
-"""Loss curves with the faster forms of the layers and without, beside those of seeds.
+"""Compares loss curves with and without the faster layers, and of different seeds.
 
     python -m benchmarks.loss_curves --dataset=quickstart_run/dataset \\
         --tokenizer=quickstart_run/tokenizer.json --workdir=loss_curves
@@ -6,7 +6,7 @@
 It trains the quick start's model in f32 (300 steps), and with a ViT-S/16 for pictures
 in bf16 (2,000 steps of 32 pictures): with the forms that docs/training.md lists, with
 them switched off, and with another seed. That takes an hour on two cores; a run that
-was stopped goes on when the command is run again.
+was stopped continues when the command is run again.
 
 The forms round in other places, so two runs of a seed differ, and the difference grows
 as training goes on. It should stay below that of two seeds. Printed is the root mean
@@ -79,7 +79,7 @@ def difference(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Trains three runs of each model, and prints how far their curves are apart."""
+    """Trains three runs of each model, and prints how far apart their curves are."""
     command.refuse_arguments(argv)
     for name, keys in _MODELS.items():
         folder = Path(flags.FLAGS.workdir) / name.replace(" ", "_")

@@ -5,14 +5,14 @@
 
 The pictures are tiles, which do not overlap, of those that scikit-image and
 scikit-learn install with. Copies are recompressed, scaled, recoloured, cropped. A
-threshold is wanted at which different pictures are not taken for one among a billion,
-each of which is compared with all others. So it is six standard deviations below the
-mean distance of different pictures, here about their least distance of 5,000 pairs or
-less. With it, the recall of each change is printed; and the time of one hash of decoded
-pixels, in CPU time.
+hash's threshold is six standard deviations below the mean distance of different
+pictures, so that about one comparison in a billion is wrong if distances are normal;
+here that is about the least distance among 5,000 pairs, or below it. With it, the
+recall of each change is printed; and the time of one hash of decoded pixels, in CPU
+time.
 
 Then `data_prep.images.similarity` groups all pictures by bands, as curation does, and
-its recall is printed beside that of comparing all with all.
+its recall is printed next to that of comparing all pairs.
 """
 
 import io

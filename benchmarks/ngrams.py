@@ -7,8 +7,8 @@
 The text is English: the docstrings of installed packages. nltk counts words that were
 found before, by FreqDist and BigramCollocationFinder.from_words; we find and count
 them. Rounds of the two alternate on one core, and the median counts; the counts must be
-equal. Then parts of the same text are summed by DuckDB, and the rates are multiplied
-out to Wikipedia. With --dump, an English dump or a piece of one is read to plain text
+equal. Then DuckDB sums parts of the same text, and the rates are extrapolated to
+Wikipedia. With --dump, an English dump or a piece of one is read to plain text
 too; there is one in the tests of gensim.
 """
 
@@ -32,8 +32,8 @@ from metaclip_jax.cli import command
 
 _PARTS = 8
 _LEAST_CHARS = 200  # of a docstring
-# Words in billions: English as it says itself in 2023. All Wikipedias are taken as four
-# times that, since no figure is published.
+# Words in billions: English Wikipedia's own count of 2023. For all Wikipedias four
+# times as many are assumed, since no figure is published.
 _WIKIPEDIAS = {"English Wikipedia": 4.4, "all Wikipedias": 17.6}
 
 

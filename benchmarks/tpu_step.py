@@ -1,4 +1,4 @@
-"""A train step on TPU slices by the compiler's estimate: ours beside a plain one.
+"""A train step on TPU slices by the compiler's estimate: ours against a plain one.
 
     python -m benchmarks.tpu_step                # half an hour, needs libtpu
     python -m benchmarks.tpu_step --only=b16_512_full,l14_v5p

@@ -1,7 +1,7 @@
 """The pages of the small web: galleries in twelve languages, English ones in threes.
 
 Each page has its own files of its pictures, on paper of another colour, as if each
-author had taken the photograph anew: an image that repeats is one image to curation.
+author had taken another photograph: curation merges images with equal bytes.
 """
 
 import io
