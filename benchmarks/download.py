@@ -367,7 +367,7 @@ def compare_cores(server: Server, counts: Sequence[int], rounds: int) -> None:
     if len(cores) > 1:
         sides[several] = functools.partial(run, workers=len(cores))
     found = compared(sides, counts, rounds)
-    print("The server has no cores of its own; a worker screens on all that it may use.")
+    print("The server has no core of its own; a worker screens on all it may use.")
     for side, cost in found.items():
         print(f"scaled: {side}: {_shown(cost)}", flush=True)
     if len(cores) > 1:
