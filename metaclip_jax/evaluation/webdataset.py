@@ -246,4 +246,5 @@ def _lines(path: epath.Path) -> list[str]:
         raise ValueError(f"wanted {path}, found no such file; download it again")
     with files.naming(path, "text in UTF-8"):
         text = path.read_bytes().decode()
-    return text.replace("\r\n", "\n").rstrip("\n").split("\n")
+    # Spaces around a name are no part of it, as in clip_benchmark.
+    return [line.strip() for line in text.rstrip("\r\n").split("\n")]

@@ -15,7 +15,7 @@ from metaclip_jax import evaluate
 from metaclip_jax.data.tokenizer import load as load_tokenizer
 from metaclip_jax.data.tokenizer import train as train_tokenizer
 from metaclip_jax.evaluation import evaluator, page, prompts, suite, tasks, webdataset
-from tests import image_layouts, small_models, waiting
+from tests import browser, image_layouts, small_models, waiting
 
 COUNT = 120
 PAPER = {task.id: task for task in tasks.table("clip26")}
@@ -177,6 +177,15 @@ def test_a_folder_of_one_s_own_in_the_hub_s_layout_has_its_own_prompts(layouts):
     shown = evaluator.open_data(str(layouts["parquet"] / "mnist"))
     assert shown.templates == prompts.DEFAULT_TEMPLATES
     assert len(shown.names) == COUNT
+
+
+def test_spaces_around_a_class_name_are_no_part_of_it(digits, tmp_path):
+    images, labels = digits
+    rows = [str(label % 2).encode() for label in labels]
+    image_layouts.write_webdataset(tmp_path, images, rows, [" cat\t", "dog "])
+    (tmp_path / "zeroshot_classification_templates.txt").write_bytes(b" a {c} \r\n")
+    shown = evaluator.open_data(str(tmp_path))
+    assert shown.class_names == (("cat",), ("dog",)) and shown.templates == ("a {}",)
 
 
 def test_texts_are_read_for_retrieval_in_both_layouts(encoder, digits, tmp_path):
@@ -487,6 +496,38 @@ def test_the_page_shows_each_number_and_escapes_what_strangers_wrote(encoder, la
     assert f"{100 * number['value']:.2f}%" in text and "41.5%" in text
     assert text.count("data:image/jpeg;base64,") == len(number["confusions"])
     assert "wds_cifar10_test" in text  # how to get it
+
+
+@pytest.mark.slow
+@browser.wanted
+def test_a_browser_shows_values_and_bars_at_desktop_and_phone_width(
+    encoder, layouts, digits, tmp_path
+):
+    data_dir = layouts["wds"]
+    name = "retrieval/mscoco_2014_5k_test_image_text_retrieval"
+    texts = [f"number {label}".encode() for label in digits[1]]
+    image_layouts.write_webdataset(
+        data_dir / "wds_mscoco_captions", digits[0], texts, ["x"], ending="txt"
+    )
+    opened = suite.open_tasks(tasks.find(["clip26", name]), str(data_dir))
+    found = suite.run(
+        encoder, opened, resamples=20, against=encoder, paper="B/32-400M", report=str
+    )
+    file = tmp_path / "page.html"
+    file.write_bytes(page.render("A model", found))
+    ends = "[...document.querySelectorAll('.interval')].map(e => e.getBoundingClient"
+    ends += "Rect().right)"
+
+    async def measure(tab):
+        return await tab.evaluate(browser.MEASURE), await tab.evaluate(ends)
+
+    with browser.chromium(tmp_path / "profile") as port:
+        for width in (1280, 390):
+            (seen, bars), tab = browser.look_at(port, file, measure, width=width)
+            assert seen["width"] == width and seen["wide"] == []
+            assert seen["images"] > 3 and seen["broken"] == 0
+            assert len(bars) == 2 and max(bars) <= width
+            assert tab.requests() == [file.as_uri()] and tab.complaints() == []
 
 
 def evaluate_flags(**given):
