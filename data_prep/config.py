@@ -101,10 +101,10 @@ def _safety() -> dict:
         "image_scorer": "",
         # For clip: a model as metaclip_jax.load takes it, on every worker.
         "clip_model": config_dict.placeholder(str),
-        # Whole prompts; the score is the probability of the unsafe ones (their mean)
+        # Complete prompts; the score is the probability of the unsafe ones (their mean)
         # against the safe ones.
         "unsafe_prompts": (),
-        "safe_prompts": (),  # what images are otherwise
+        "safe_prompts": (),  # complete prompts of other images
         # Images with a higher score, 0 to 1, are dropped. OpenNSFW's authors call
         # scores above 0.8 highly probable.
         "max_image_score": 0.8,
@@ -112,7 +112,7 @@ def _safety() -> dict:
         # package.module:name of a callable that makes a FaceDetector. The boxes are in
         # faces-*.parquet beside the dataset.
         "face_detector": "",
-        "least_face_score": 0.5,  # of a face, 0 to 1
+        "least_face_score": 0.5,  # faces with a lower score, 0 to 1, do not count
         "blur_faces": True,  # False: faces are only listed
     }
 
@@ -170,20 +170,20 @@ def curate() -> ConfigDict:
                 # Put before the lines of a list of files, such as
                 # https://data.commoncrawl.org/; "": the list's folder.
                 "prefix": "",
-                # Names of columns of a table, features of a record, extensions in a tar
-                # or folder. Here the image's address; "": `url`, if it is there.
+                # Column of the image's address; "": `url`, if there is one. Columns are
+                # features in records, and extensions in tars and folders.
                 "url_column": "",
-                # Of the texts, whose sources they become; a list holds several texts.
+                # Columns of texts or lists of texts; their names are the text sources.
                 # (): `text`, in tars and folders `txt`, in records `texts`.
                 "text_columns": (),
-                "image_column": "",  # of the images' bytes; "": `image`
-                "language_column": "",  # of the texts' language, if there is one
-                "page_column": "",  # of the page's address, if there is one
-                # Of numbers, which scores-*.parquet beside the dataset has by text.
+                "image_column": "",  # column of the image's bytes; "": `image`
+                "language_column": "",  # column of the texts' language; "": none
+                "page_column": "",  # column of the page's address; "": none
+                # Columns of numbers, for each text in the dataset's scores-*.parquet.
                 "score_columns": (),
-                # Of pages: the texts of an image. "aria-label" may be added.
+                # The texts of an image in a page. "aria-label" may be added.
                 "page_texts": ("alt", "title", "data-image-title", "figcaption"),
-                # Of pages: whether the largest image in srcset and <picture> (up to
+                # In pages, whether the largest image in srcset and <picture> (up to
                 # 1,600 pixels wide, AVIF too) is taken in place of `src`.
                 "prefer_larger": False,
                 "header": (),  # the columns of a CSV file whose first line has no names

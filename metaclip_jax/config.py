@@ -46,7 +46,7 @@ def default() -> ConfigDict:
     config.image_size = 224  # pixels, height and width
     config.dtype = "bfloat16"  # of the towers' matrix products
     config.loss = "softmax"  # CLIP's softmax, or SigLIP's sigmoid
-    config.loss_form = "gathered"  # how negatives meet: "gathered" or "ring"
+    config.loss_form = "gathered"  # how devices get negatives: gathered or ring
     config.loss_chunk = 1_024  # columns of logits at a time in the ring form
     config.cpu_devices = 0  # virtual CPU devices to make; 0 = use the real devices
     config.compilation_cache = ""  # folder; "" = none; not for several CPU devices
@@ -67,7 +67,7 @@ def default() -> ConfigDict:
     # Also keep the checkpoint that is best by this metric: "evaluation/clip26/cifar10",
     # "evaluation/zero_shot/accuracy", "evaluation/image_to_text/R@1", ...; "" = none.
     config.checkpoint.keep_best = ""
-    config.checkpoint.fallback = False  # remove damaged ones, go on from one before
+    config.checkpoint.fallback = False  # delete damaged ones, use an older
 
     config.tensorboard = True  # also write TensorBoard files
     config.wandb = ""  # Weights & Biases project to log to; "" = none
@@ -78,7 +78,7 @@ def default() -> ConfigDict:
 
     config.evaluation = ConfigDict()
     config.evaluation.held_out = ""  # dataset folder with zero_shot.json; "" = none
-    config.evaluation.tasks = ""  # of evaluate: "clip26,cifar100"; "" = none
+    config.evaluation.tasks = ""  # suites, tasks: "clip26,cifar100"; "" = none
     config.evaluation.data_dir = ""  # folder of the images of tasks
     config.evaluation.batch = 0  # images or texts encoded at a time; 0 = by the device
     config.evaluation.bootstrap_samples = 1_000  # resamples behind each interval
@@ -103,10 +103,10 @@ def _model() -> ConfigDict:
     model.activation = "quick_gelu"  # of the MLPs: quick_gelu, gelu or gelu_tanh
     model.text_pool = "eos"  # read at the first "eos", "argmax" of ids, "last" (siglip)
     model.attention = "xla"  # xla, jax (its own gradient, wider weights) or cudnn
-    model.layer_norm = "xla"  # or jax: with its own gradient
+    model.layer_norm = "xla"  # xla, or jax (its own gradient)
     model.remat = "none"  # what the backward pass recomputes: none, dots or full
     model.chunk = -1  # rows of a device at a time in a layer; 0 = all, -1 = 32 on TPUs
-    model.unroll = False  # compile each layer by itself and not a loop, for GPUs
+    model.unroll = False  # compile layers separately, not as a loop; for GPUs
     return model
 
 
@@ -129,7 +129,7 @@ def _data() -> ConfigDict:
     # Several datasets instead of config.dataset: ((folder, weight), ...). The
     # weights are relative: (4, 5) means 4/9 and 5/9 of the examples.
     data.mixture = ()
-    data.order = "global"  # of records, or of "blocks" of them: large reads, for gs://
+    data.order = "global"  # single records, or "blocks" of them: large reads, for gs://
     data.block_records = 256  # consecutive records that stay together
     data.window_blocks = 32  # blocks shuffled together: at most a quarter of a batch
     data.crop_scale = (0.9, 1.0)  # least and most share of the image area to crop
@@ -287,7 +287,7 @@ def check(config: ConfigDict) -> None:
 
 
 def _rules(config: ConfigDict) -> list[ranges.Rule]:
-    """What must hold between keys of which each by itself is in its range."""
+    """Returns the rules between keys; each key by itself is in its range."""
     return [*_rules_of_the_model(config), *_rules_of_the_run(config)]
 
 

@@ -19,7 +19,7 @@ NOTHING, SPACE, LINE = "\x01", "\x02", "\x03"
 _END, _BEGIN = "\x04", "\x05"
 _OURS = re.compile(f"[{NOTHING}-{_BEGIN}]")
 
-# Tags whose content is no prose. `table` is also the tag of {| ... |}.
+# Tags whose content is not prose. `table` is also the tag of {| ... |}.
 HIDDEN = frozenset(
     "categorytree ce chem code div-col gallery graph hiero imagemap indicator inputbox"
     " mapframe maplink math noinclude pre ref references score script section source"
@@ -35,7 +35,7 @@ _VERBATIM = frozenset(
     " section source syntaxhighlight templatedata timeline".split()
 )
 _SINGLE = frozenset("br hr wbr img li dt dd tr td th".split())
-_MARKUP = frozenset(("{{", "[[", "{|"))  # elements that are no tags
+_MARKUP = frozenset(("{{", "[[", "{|"))  # elements other than tags
 _MAX_DEPTH = 20  # of nested markup; the parser gives up at 40
 _MAX_LINKS = 4  # of links in the captions of links
 # What opens or closes markup. A tag ends before the next "<"; what does not is text.

@@ -47,7 +47,7 @@ class Piece(NamedTuple):
     start: int = 0
     stop: int = 0
     code: str = ""  # of the Wikipedia or wordnet, if the whole piece is of one
-    main_page: str = ""  # title in a dump of a page that is no article
+    main_page: str = ""  # title of a page to leave out of a dump
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ _FILE_NAME = "file_name"
 def find(root: str) -> list[str]:
     """Returns the folders with files at or below `root`, sorted; each is read alone.
 
-    Raises ValueError where it is no folder.
+    Raises ValueError where it is not a folder.
     """
     if not files.path(root).is_dir():
         raise ValueError(

@@ -238,7 +238,7 @@ def hash_(written: Any) -> Any:
 
 @borrowing
 def _value_end(html: Any, at: Any) -> Any:
-    """Returns where the value of an attribute ends; `at` is behind the "="."""
+    """Returns where the value of an attribute ends; `at` is after the "="."""
     while at < html.size and is_space(html[at]):
         at += 1
     if at < html.size and (html[at] == _QUOTE or html[at] == _APOSTROPHE):

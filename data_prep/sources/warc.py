@@ -26,7 +26,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class LostPage:
-    """A response that is no usable page.
+    """A response that is not a usable page.
 
     Reasons: damaged_record, no_url, bad_http, http_status (other than 200), not_html,
     empty_page, page_too_large; those of the HTML parser are in `sources.html`. `url` is

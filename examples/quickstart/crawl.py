@@ -257,7 +257,7 @@ def _session() -> aiohttp.ClientSession:
 
 
 def _join(base: str, href: str) -> str:
-    """Resolves a link; "" if it is no valid URL."""
+    """Resolves a link; "" if it is not a valid URL."""
     try:
         return urljoin(base, href.strip())
     except ValueError:

@@ -46,7 +46,7 @@ def dump(everything: Sequence[Picture], language: str, *, seed: int) -> bytes:
     """Returns LANGUAGEwiki-...-pages-articles-multistream.xml.bz2.
 
     One article per drawing, which says its names with all skin tones, a redirect, and a
-    page that is no article.
+    page that is not an article.
     """
     articles = _articles(everything, language, seed=seed)
     first = next(iter(articles))

@@ -83,7 +83,7 @@ def fingerprint(folders: Sequence[str], weights: Sequence[float]) -> str:
     That of several datasets is over their weights too, in their order.
 
     Raises:
-      FileNotFoundError: a folder is no finished dataset.
+      FileNotFoundError: a folder is not a finished dataset.
     """
     prints = [_fingerprint(folder) for folder in folders]
     if len(prints) == 1:

@@ -145,7 +145,7 @@ def statistic(
 def mean_recall(
     image_to_text: np.ndarray, text_to_image: np.ndarray, image_of_text: np.ndarray
 ) -> Statistic:
-    """Returns the mean of R@1 over both directions; see `recall` for the arguments."""
+    """Returns the mean of R@1 over both directions; see `recall` for the arrays."""
     found = image_to_text < 1
     texts = np.bincount(image_of_text)
     shown = np.bincount(image_of_text, weights=text_to_image < 1)

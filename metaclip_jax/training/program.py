@@ -28,7 +28,7 @@ def load_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no tokenizer, or not that of config.vocabulary.
+        ValueError: it is not a tokenizer, or not that of config.vocabulary.
     """
     loaded = tokenizer.load(config.tokenizer, family=config.model.family)
     presets.check_vocabulary(
