@@ -1,4 +1,4 @@
-"""Commands that signal themselves, at moments that no test could meet from outside."""
+"""Commands that signal themselves, at moments that a test cannot time from outside."""
 
 import signal
 import sys

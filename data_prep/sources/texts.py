@@ -95,8 +95,8 @@ def texts_of(
 ) -> tuple[list[Text], Losses]:
     """Returns the usable texts of a page's images, and how many were lost by reason.
 
-    `base` is what `image_urls.base_of` returned; the reasons are in `parse_page`. With
-    `prefer_larger`, it also counts images as LARGER and AS_WRITTEN.
+    `base` is what `image_urls.base_of` returned; `html.find_texts` lists the reasons.
+    With `prefer_larger`, it also counts images as LARGER and AS_WRITTEN.
     """
     drops = Losses()
     rows: list[Text] = []

@@ -79,7 +79,7 @@ def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
     """Yields the CANDIDATES of a WAT file, of many pages in each batch.
 
     Lost pages: damaged_record, no_url, bad_wat (malformed JSON), http_status,
-    not_html, page_too_large; texts as in `html.parse_page`.
+    not_html, page_too_large; texts as in `html.find_texts`.
 
     Raises OSError where the file cannot be opened or the storage fails.
     """

@@ -1,4 +1,4 @@
-"""Servers that answer anything: each URL gets a status, nothing raises or hangs."""
+"""Hostile answers of servers: each URL gets a status, nothing raises or hangs."""
 
 import gzip
 import os

@@ -1,4 +1,4 @@
-"""Words are found where no spaces part them, and entries occur in texts as written."""
+"""Words are found where no spaces separate them; entries occur in texts as written."""
 
 import itertools
 

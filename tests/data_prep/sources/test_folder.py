@@ -1,4 +1,4 @@
-"""Folders of strangers: only files are read, and no name ends a run."""
+"""Untrusted folders: only files are read, and no name ends a run."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""How a run is cut for the memory and the cores of a machine."""
+"""How a run is divided to fit the memory and the cores of a machine."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Online balancing: a fair part of the dataset in each epoch, known by its position."""
+"""Online balancing: a new sample in each epoch, computed from the position."""
 
 import io
 import pickle

@@ -1,4 +1,4 @@
-"""Loaded models measured on labelled images, wherever those lie."""
+"""Loaded models measured on labelled images, wherever those are stored."""
 
 import io
 import json

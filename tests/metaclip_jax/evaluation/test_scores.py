@@ -1,4 +1,4 @@
-"""The field's numbers: equal to scikit-learn's on the same scores, ties included."""
+"""Standard metrics equal scikit-learn's on the same scores, ties included."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Numbers are written short."""
+"""Large and small numbers are abbreviated."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Processes that meet: all, or all learn who is missing."""
+"""Rendezvous: all processes connect, or all learn which ones are missing."""
 
 import contextlib
 import random

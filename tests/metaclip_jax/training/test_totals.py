@@ -1,4 +1,4 @@
-"""What a run lost: any way of counting it in parts gives the same totals."""
+"""Totals of skips and replacements: counted in any parts, they are the same."""
 
 import json
 
