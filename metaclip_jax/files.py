@@ -1,10 +1,9 @@
 """Atomic files and finished folders, local or on Google Cloud Storage (gs://).
 
-Files on s3:// can be read.
-
-A file is written under a temporary name and renamed when it is complete. A folder is
-finished if it has a manifest. gs:// files are written locally and then uploaded: a
-gs:// file that is open for writing is committed half written if an exception closes it.
+Files on s3:// can be read. A file is written under a temporary name and renamed when it
+is complete. A folder is finished if it has a manifest. gs:// files are written locally
+and then uploaded: a gs:// file that is open for writing is committed half written if an
+exception closes it.
 """
 
 import contextlib
@@ -47,10 +46,7 @@ def path(p: epath.PathLike) -> epath.Path:
     Raises ValueError for an empty path, which would be the current folder.
     """
     if not os.fspath(p):
-        raise ValueError(
-            "wanted a file or a folder, got an empty path; write . for the current"
-            " folder"
-        )
+        raise ValueError("wanted a path, got an empty path; . is the current folder")
     if os.fspath(p).startswith("gs://"):
         _configure_gcs()
     if os.fspath(p).startswith("s3://") and not util.find_spec("s3fs"):
@@ -96,9 +92,10 @@ def write_json(p: epath.PathLike, obj: Any) -> None:
 
 @contextlib.contextmanager
 def naming(p: epath.PathLike, wanted: str) -> Iterator[None]:
-    """Turns an error about a file's content into a ValueError that names the file.
+    """Makes an error about a file say which file it is, what it should be and the cure.
 
-    Errors of the storage, and errors that already name the file, are not changed.
+    Errors about its content become a ValueError. Most errors of the storage, and those
+    that already name the file, are not changed.
 
     Args:
       p: the file that the block reads.
@@ -107,8 +104,12 @@ def naming(p: epath.PathLike, wanted: str) -> Iterator[None]:
     try:
         yield
     except (*CONTENT_ERRORS, OSError) as error:
-        is_of_storage = isinstance(error, OSError) and error.errno is not None
-        if is_of_storage or os.fspath(p) in str(error):
+        names_file, code = os.fspath(p) in str(error), getattr(error, "errno", None)
+        if isinstance(error, FileNotFoundError) and (code or not names_file):
+            raise FileNotFoundError(
+                f"{p}, which should be {wanted}, is missing; write or restore it"
+            ) from error
+        if code is not None or names_file:
             raise
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ValueError(
@@ -248,8 +249,7 @@ def publish(local_file: epath.PathLike, final: epath.PathLike) -> None:
     wanted, found = size(local_file), size(final)
     if found != wanted:
         raise OSError(
-            f"{final} should have {wanted} bytes after its upload, got {found}; run "
-            "the command again"
+            f"{final}: wanted {wanted} bytes after its upload, got {found}; run again"
         )
     local_file.unlink()
 

@@ -218,9 +218,12 @@ class MakeBatch:
             epochs = np.array([place.epoch])
             number = int(source.records(epochs, index)[0])
             data = records.read(dataset, [number])[0]
+        cure = f"check {dataset.folder} by python -m data_prep.verify"
+        if all(reason == "no_text" for _, reason in losses):
+            cure = "give a text source that they have a weight above 0"
         raise ValueError(
             f"position {position}: {len(losses)} records in a row cannot be used, the "
-            f"last {losses[-1][0]} ({last}); is {dataset.folder} damaged?"
+            f"last {losses[-1][0]} ({last}); {cure}"
         )
 
     def _has_text(self, record: records.Record) -> bool:

@@ -320,11 +320,11 @@ def read_entries(dataset: Dataset, shard: int) -> pa.Table:
       ValueError: it is damaged.
     """
     sidecar = entries_path(dataset.shards[shard])
-    if files.is_local(sidecar):
-        source = pa.memory_map(sidecar)
-    else:
-        source = pa.BufferReader(files.path(sidecar).read_bytes())
     with files.naming(sidecar, "the entries of a file of records"):
+        if files.is_local(sidecar):
+            source = pa.memory_map(sidecar)
+        else:
+            source = pa.BufferReader(files.path(sidecar).read_bytes())
         table = pa.ipc.open_file(source).read_all()
         table.validate(full=True)
     return table

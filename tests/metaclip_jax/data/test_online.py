@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -275,6 +276,18 @@ def test_a_batch_shows_the_text_that_was_accepted(folder, source, tmp_path):
             index = texts.shown(key, count, epochs=0, seed=3)[0]
             (want,), _ = tokenize([record.texts[index]], 16)
             np.testing.assert_array_equal(row, want)
+
+
+@pytest.mark.parametrize(
+    "name", ["counts.parquet", "data_card.json", "dataset_info.json", "entries"]
+)
+def test_a_missing_file_of_a_dataset_is_named_with_the_cure(folder, tmp_path, name):
+    shutil.copytree(folder, tmp_path / "dataset")
+    (missing,) = list((tmp_path / "dataset").glob(f"*{name}*"))[:1]
+    missing.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{missing}.* missing; .*restore it"):
+        dataset = records.open_dataset(str(tmp_path / "dataset"))
+        online.OnlineBalance(dataset, seed=0, t=T, tail_share=0).size(0)
 
 
 def test_a_balanced_dataset_is_not_thinned_again(tmp_path):
