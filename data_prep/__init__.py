@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 
 # Arrow's default, mimalloc, keeps half as much again as the rows of a range take: it
 # does not return the end of a buffer that shrinks, and memory of other threads late.
@@ -17,10 +18,15 @@ logging.getLogger("apache_beam.runners.worker.statecache").setLevel(logging.WARN
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Drops messages about a full disk: the command ends with one line about it."""
+    """Drops messages about a full disk or a bucket that refuses, with their tracebacks.
+
+    The command ends with one line about it.
+    """
     from metaclip_jax import files
 
-    return not files.is_full_disk(record.getMessage())
+    said = record.getMessage()
+    refused = re.search(r"\bwanted gs://\S+, got ", said)  # a StorageError
+    return not refused and not files.is_full_disk(said)
 
 
 for name in ("common", "worker.sdk_worker", "portability.local_job_service"):

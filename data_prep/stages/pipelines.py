@@ -303,7 +303,8 @@ def progress(
         there, texts, began = finished(), 0, time.monotonic()
         with tqdm(total=partitions, initial=len(there), desc=title, unit="part") as bar:
             while True:
-                last = done.wait(0.5)
+                # A bucket's owner pays for each look.
+                last = done.wait(0.5 if files.is_local(folder) else 5)
                 now = finished()
                 for number in now.keys() - there.keys() if stage else ():
                     texts += parts.texts_of(folder, now[number], stage)
@@ -314,7 +315,11 @@ def progress(
                 if last:
                     return
 
-    watcher = threading.Thread(target=watch, daemon=True)
+    def watch_while_it_answers() -> None:
+        with contextlib.suppress(OSError):  # of storage; the pipeline says more
+            watch()
+
+    watcher = threading.Thread(target=watch_while_it_answers, daemon=True)
     watcher.start()
     try:
         yield
