@@ -49,10 +49,9 @@ class Draws:
         content = pa.BufferOutputStream()
         with pa.ipc.new_file(content, rows.schema) as writer:
             writer.write_batch(rows)
-        data = content.getvalue()
+        data = content.getvalue().to_pybytes()
         path = f"{folder}/keep-{hashlib.sha256(data).hexdigest()[:16]}"
-        with files.staged(path) as local, local.open("wb") as file:
-            file.write(data)
+        files.write_bytes(path, data)
         return cls(path, seed)
 
     def __call__(self, matches: pa.Table) -> tuple[np.ndarray, pa.RecordBatch]:
