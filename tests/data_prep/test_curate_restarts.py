@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests import storage
+from tests import storage, waiting
 from tests.data_prep import tiny_web
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -209,6 +209,33 @@ def test_requests_that_fail_change_no_byte(
     failed = proxy.faults()
     assert failed.total() > share / 2 * len(proxy.asked)
     assert failed.keys() == set(storage.FAULTS) or share < 0.2
+    assert content(buckets / "bucket1/run") == undisturbed
+
+
+@pytest.mark.slow
+def test_a_bucket_that_vanishes_is_one_line_and_when_it_is_back_the_run_goes_on(
+    flags, undisturbed, tmp_path, cloud_storage
+):
+    buckets, place = tmp_path / "buckets", "gs://bucket1/run"
+    values = flags | {"workdir": f"{place}/work", "output": f"{place}/dataset"}
+    command = [sys.executable, "-m", "data_prep.curate"]
+    with cloud_storage(buckets) as server:
+        run = subprocess.Popen(
+            [*command, *(f"--{name}={value}" for name, value in values.items())],
+            cwd=ROOT,
+            env=server.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        waiting.until(lambda: list(buckets.glob("bucket1/run/work/matches/*")), run)
+    said, _ = run.communicate(timeout=waiting.SECONDS)
+    assert run.returncode == 1
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("Error: wanted gs://bucket1"), said
+    assert "got no connection" in said
+    with cloud_storage(buckets) as server:
+        curate(flags, place, environment=server.environment)
     assert content(buckets / "bucket1/run") == undisturbed
 
 
