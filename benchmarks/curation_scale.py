@@ -15,23 +15,19 @@ run of an installation, which compiles for 10 s and in 90 MiB more, is not measu
 HTML of ordinary pages is parsed in a run of its own, since its cost goes by bytes.
 """
 
-import contextlib
-import ctypes
 import itertools
 import json
 import os
-import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from absl import flags
 
+from benchmarks.processes import Cost, measure
 from data_prep import config as curation_config
 from data_prep import language
 from data_prep.sources import html, warc
@@ -47,19 +43,10 @@ _JUNK = 0.5  # file names and the like: about half of all texts match nothing
 _REPEATED = 0.05  # of the images occur again in the same file, with the same text
 _SNAPSHOT_BYTES = 3e9 * 60e3  # a snapshot of Common Crawl: pages, bytes of HTML each
 _DOLLARS_PER_CORE_HOUR = 0.04  # what cc2dataset's README paid: 2,800 for 70,000
-_PR_SET_CHILD_SUBREAPER = 36  # of Linux's prctl
 _HEADERS = (
     ("Content-Type", "text/html; charset=utf-8"),
     ("Date", "Thu, 01 Jan 2026 00:00:00 GMT"),
 )
-
-
-class Cost(NamedTuple):
-    """What a command took."""
-
-    seconds: float
-    cpu_seconds: float  # of all its processes
-    peak_bytes: int  # of all its processes together
 
 
 def words(count: int) -> list[str]:
@@ -139,42 +126,6 @@ def english() -> language.LanguageIdentifier:
     return answer
 
 
-def measure(program: list[str]) -> Cost:
-    """Runs a program and its processes. Raises CalledProcessError where it fails."""
-    # Processes whose parent has ended become ours, so that their CPU is counted too.
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    begin, peak = time.monotonic(), 0
-    root = str(Path(__file__).parents[1])
-    process = subprocess.Popen(program, env=os.environ | {"PYTHONPATH": root})
-    while process.poll() is None:
-        peak = max(peak, tree_bytes(process.pid))
-        time.sleep(0.2)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, program)
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            os.wait()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Cost(time.monotonic() - begin, cpu, peak)
-
-
-def tree_bytes(process: int) -> int:
-    """Returns the PSS of a process and all below it; 0 of those that have ended."""
-    total, below = 0, [process]
-    while below:
-        folder = Path("/proc", str(below.pop()))
-        try:
-            lines = (folder / "smaps_rollup").read_text().splitlines()
-            total += sum(int(x.split()[1]) << 10 for x in lines if x.startswith("Pss:"))
-            for task in (folder / "task").iterdir():
-                below += map(int, (task / "children").read_text().split())
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return total
-
-
 def curate(crawl: Path, metadata: Path, count: int, workers: str) -> Cost:
     """Measures the command on a crawl of `count` texts."""
     partitions = max(1, count // 2 // _IMAGES_PER_PARTITION)
@@ -193,7 +144,8 @@ def curate(crawl: Path, metadata: Path, count: int, workers: str) -> Cost:
                 "--stop_after=match",
                 f"--workers={workers}",
                 "--verbosity=-1",
-            ]
+            ],
+            shown=True,
         )
 
 

@@ -44,7 +44,7 @@ import simplejpeg
 from absl import flags, logging
 
 from benchmarks import photographs
-from benchmarks.curation_scale import tree_bytes
+from benchmarks.processes import Cost, measure
 from data_prep.images import download as fetching
 from metaclip_jax.cli import command
 from metaclip_jax.data import records
@@ -54,31 +54,12 @@ _IN_FLIGHT = 64
 _QUALITY = 60  # of the photographs: 47 kB each
 _HOST = "photographs.example"
 _KEPT_SIDE, _SCALED_SIDE = 640, 512  # pixels
-# Runs a command, and waits for all that it starts, so that their CPU is counted.
-_REAPER = """
-import ctypes, os, subprocess, sys
-ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER, of Linux
-status = subprocess.call(sys.argv[1:])
-try:
-    while True:
-        os.wait()
-except ChildProcessError:
-    sys.exit(status)
-"""
 _IMG2DATASET = """
 import json, sys
 from img2dataset import download
 if __name__ == "__main__":
     download(**json.loads(sys.argv[1]))
 """
-
-
-class Cost(NamedTuple):
-    """What a command took; `peak_bytes` is the most that its processes held."""
-
-    seconds: float
-    cpu_seconds: float
-    peak_bytes: int
 
 
 class Server(NamedTuple):
@@ -161,27 +142,6 @@ def serving(bodies: Sequence[bytes]) -> Iterator[Server]:
     finally:
         process.kill()
         process.join()
-
-
-def measure(program: Sequence[str]) -> Cost:
-    """Runs a command to its end; its output is shown if it fails."""
-    begin, peak = time.monotonic(), 0
-    with tempfile.TemporaryFile() as output:
-        reaper = [sys.executable, "-c", _REAPER, *program]
-        process = subprocess.Popen(reaper, stdout=output, stderr=output)
-        while True:
-            pid, status, used = os.wait4(process.pid, os.WNOHANG)
-            if pid:
-                break
-            peak = max(peak, tree_bytes(process.pid))
-            time.sleep(0.1)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            output.seek(0)
-            sys.stderr.write(output.read().decode(errors="replace"))
-            raise subprocess.CalledProcessError(process.returncode, list(program))
-    cpu = used.ru_utime + used.ru_stime
-    return Cost(time.monotonic() - begin, cpu, peak)
 
 
 @contextlib.contextmanager
