@@ -40,6 +40,7 @@ from data_prep.report import metadata as report
 from data_prep.stages import counting, outcomes, pipelines, sums
 from metaclip_jax import files
 from metaclip_jax.cli import command, config_flag
+from metaclip_jax.data import machine
 
 _PARTS = "parts"  # folder in the output, unless --workdir is given
 
@@ -151,7 +152,7 @@ def choose(run: Run, parts: Sequence[counts.Part]) -> Iterator[ranking.Merged]:
         counts.database(
             folder,
             memory_gib=run.config.memory_gib,
-            threads=pipelines.machine_cores(),
+            threads=machine.cores(),
         ) as database,
     ):
         summed = counts.Sums(

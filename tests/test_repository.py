@@ -31,6 +31,7 @@ SHARED = {
     "metaclip_jax.data.containers",
     "metaclip_jax.data.decoding",
     "metaclip_jax.data.image_tags",
+    "metaclip_jax.data.machine",
     "metaclip_jax.data.parquet_headers",
     "metaclip_jax.data.record_files",
     "metaclip_jax.data.records",

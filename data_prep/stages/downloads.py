@@ -17,11 +17,11 @@ from data_prep.sources import kinds
 from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
     parts,
-    pipelines,
     rejects,
     steps,
 )
 from data_prep.stages.draws import Draws
+from metaclip_jax.data import machine
 
 Tagged = beam.pvalue.TaggedOutput
 
@@ -122,7 +122,7 @@ class Download(beam.DoFn):
             fetch=self._fetch,
             screen=self._screen,
             source=self._source,
-            cores=-(-pipelines.machine_cores() // self._busy),
+            cores=-(-machine.cores() // self._busy),
             watch=failures.Watch(part, self._max_failed_share),
         )
         folder, name = blobs[0], rejects.part_of(part)
@@ -181,9 +181,9 @@ def download_and_screen(
         if fetched.status != download.OK:
             return fetched, facts, None
         image = screening.screen(fetched.body, **screen)
-        facts |= {"bytes": len(fetched.body), "body_sha256": image.sha256}
-        if image.image != fetched.body:
-            facts["body_sha256"] = hashlib.sha256(fetched.body).hexdigest()
+        is_kept = image.image == fetched.body  # then it is hashed already
+        digest = image.sha256 if is_kept else hashlib.sha256(fetched.body).hexdigest()
+        facts |= {"bytes": len(fetched.body), "body_sha256": digest}
         if image.status != screening.OK:
             dropped.offer(image.status, ids[fetched.position], fetched.body)
         return fetched._replace(body=b""), facts, image

@@ -4,13 +4,11 @@ import argparse
 import contextlib
 import ctypes
 import itertools
-import os
 import re
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import apache_beam as beam
@@ -31,6 +29,7 @@ from data_prep.stages import (
 )
 from metaclip_jax import files
 from metaclip_jax.cli import errors
+from metaclip_jax.data import machine
 
 # Their job servers define more options, and refuse unknown ones themselves.
 _HAVE_JOB_SERVERS = ("portable", "flink", "spark", "prism", "kafkastreams")
@@ -142,7 +141,7 @@ def with_workers(
             )
         return options
     size = f"{source_bytes / 1e9:,.1f} GB"
-    count, why = machine_cores(), f"one for each core, for {size} of sources"
+    count, why = machine.cores(), f"one for each core, for {size} of sources"
     if workers != "auto":
         count, why = int(workers), "as --workers says"
     elif source_bytes < _MANY_BYTES:
@@ -214,7 +213,7 @@ def ranges(
       options: of the pipeline, which say how many workers there are.
     """
     workers = worker_count(options)
-    memory = max(1, int(memory_gib * 2**30 or machine_memory() / 4))
+    memory = max(1, int(memory_gib * 2**30 or machine.memory() / 4))
     # While partitions are made, the rows of a range are there, and sorted copies.
     wanted = max(workers, -(-3 * size * workers // memory))
     if wanted > partitions and wanted > workers:
@@ -230,22 +229,7 @@ def ranges(
 
 def worker_count(options: PipelineOptions) -> int:
     """Returns how many worker processes the runner in this process has."""
-    return options.view_as(DirectOptions).direct_num_workers or machine_cores()
-
-
-def machine_cores() -> int:
-    """Returns how many cores this process may use."""
-    allowed = getattr(os, "sched_getaffinity", None)  # Linux's
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
-
-
-def machine_memory() -> int:
-    """Returns the bytes of memory that this process may use."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container
-        with contextlib.suppress(OSError, ValueError):
-            limits.append(int(Path("/sys/fs/cgroup", name).read_text()))
-    return min(limits)
+    return options.view_as(DirectOptions).direct_num_workers or machine.cores()
 
 
 def one_each(values: Iterable[int]) -> list[pa.RecordBatch]:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from metaclip_jax import files
-from metaclip_jax.data import containers, decoding
+from metaclip_jax.data import containers, decoding, machine
 from metaclip_jax.data.images import Preprocess, decode_eval, fit_eval
 from metaclip_jax.data.tokenizer import Tokenizer
 from metaclip_jax.models import clip
@@ -53,12 +53,6 @@ class _Portion(NamedTuple):
     start: int
     end: int
     own: np.ndarray
-
-
-def _cores() -> int:
-    """Returns the number of cores that this process may use; only Linux limits it."""
-    allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def _length_step() -> int:
@@ -158,7 +152,7 @@ class Encoder:
                 return np.zeros((size, size, 3), np.uint8)
 
         portions = self._portions(total)
-        threads = min(_MOST_DECODE_THREADS, max(2, _cores()))
+        threads = min(_MOST_DECODE_THREADS, max(2, machine.cores()))
         with ThreadPoolExecutor(threads) as pool:
             asked = [row for portion in portions for row in np.unique(portion.own)]
             chunks = np.split(
