@@ -138,7 +138,7 @@ def main(argv: Sequence[str]) -> None:
     """Prints the prediction, and writes plots with --plot."""
     command.refuse_arguments(argv)
     values = flags.FLAGS
-    command.refuse_ending("--plot", values.plot, ".html")
+    command.check_output("--plot", values.plot, ".html")
     if (values.t is None) == (values.tail_share is None):
         raise app.UsageError(
             "wanted one of --t and --tail_share, got"

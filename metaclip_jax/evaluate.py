@@ -292,8 +292,8 @@ def main(argv: Sequence[str]) -> None:
     """Evaluates a run, or any model, from the command line."""
     command.refuse_arguments(argv)
     values = flags.FLAGS
-    command.refuse_ending("--page", values.page, ".html")
-    command.refuse_ending("--output", values.output, ".json")
+    command.check_output("--page", values.page, ".html")
+    command.check_output("--output", values.output, ".json")
     check_flags(values.flag_values_dict())
     if values.tasks:
         evaluate_tasks(values)

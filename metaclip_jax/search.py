@@ -131,7 +131,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(
             f'wanted either --query="a text" or --image=FILE, got {got}; give one'
         )
-    command.refuse_ending("--output", values.output, ".html", ".png")
+    command.check_output("--output", values.output, ".html", ".png")
     manifest = embeddings.read_manifest(values.embeddings)
     dataset = records.open_dataset(values.dataset)
     # The query needs the model and the dtype of the embeddings.

@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> None:
     """Builds the page and writes it atomically."""
     command.refuse_arguments(argv)
     values = flags.FLAGS
-    command.refuse_ending("--output", values.output, ".html")
+    command.check_output("--output", values.output, ".html")
     content = page.build(
         values.dataset,
         held_out=values.held_out,

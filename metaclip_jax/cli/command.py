@@ -94,7 +94,7 @@ def only_argument(arguments: Sequence[str], name: str) -> str:
     return arguments[1]
 
 
-def refuse_ending(flag: str, path: str | None, *endings: str) -> None:
+def check_output(flag: str, path: str | None, *endings: str) -> None:
     """Checks a file to write: its ending, so that no other is replaced, and its folder.
 
     So a command fails before it computes what it could not write.

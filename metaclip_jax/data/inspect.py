@@ -290,7 +290,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(
             f"wanted one dataset folder at most, got {' '.join(argv[1:])}; name one"
         )
-    command.refuse_ending("--output", values.output, ".html", ".png")
+    command.check_output("--output", values.output, ".html", ".png")
     if len(argv) == 2:
         config.dataset, config.data.mixture = argv[1], ()
     keys.check(config)

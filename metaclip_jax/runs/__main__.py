@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(
             "wanted folders of runs, got none; python -m metaclip_jax.runs DIR..."
         )
-    command.refuse_ending("--output", flags.FLAGS.output, ".html")
+    command.check_output("--output", flags.FLAGS.output, ".html")
     runs = [load.read(workdir) for workdir in load.find(argv[1:])]
     print(table(runs))
     if flags.FLAGS.output:
