@@ -18,7 +18,6 @@ from data_prep.stages import pipelines, sums
 from metaclip_jax import files
 from metaclip_jax.data import records
 from tests import stopping, waiting
-from tests.conftest import server_program
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTS = ("sample-web.example", "images.sample-web.example")
@@ -231,13 +230,6 @@ def test_a_portable_job_service_writes_the_same_bytes(web, curated, tmp_path):
     finally:
         service.terminate()
         service.wait()
-    assert dataset_bytes(tmp_path) == dataset_bytes(curated)
-
-
-def test_prism_writes_the_same_bytes(web, curated, tmp_path):
-    """Beam's portable runner, the nearest to a cluster that runs on one machine."""
-    options = ["--runner=PrismRunner", f"--prism_location={server_program('prism')}"]
-    run("data_prep.curate", "--", *options, **curation(web, tmp_path))
     assert dataset_bytes(tmp_path) == dataset_bytes(curated)
 
 
