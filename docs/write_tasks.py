@@ -8,7 +8,7 @@ The tasks come from the tables in metaclip_jax/evaluation/texts.
 from collections.abc import Iterable
 from pathlib import Path
 
-from metaclip_jax.evaluation import tasks
+from metaclip_jax.evaluation import downloads, tasks
 
 PAGE = Path(__file__).with_name("tasks.md")
 HEAD = """# Tasks of evaluation
@@ -19,10 +19,11 @@ are run, and what was proven, is in [evaluation.md](evaluation.md).
 
 Data sets are not ours. A licence here is what a data set's makers state, "none stated"
 where we found nothing: read it before you download. `DIR` is what `--data_dir` names.
-Sizes are those of the test files in the hub's listings. After "~" it is the size of the
-same images in clip-benchmark's repository, which may differ (Country211 takes 3.8 GB
-there and 4.5 GB here); "unknown" means that we found no listing.
-[sizes.tsv](../metaclip_jax/evaluation/texts/sizes.tsv) says which repository was read.
+Sizes are those of the test files in the hub's listings, or of the archive that is
+fetched. After "~" it is the size of another copy of the same images, which may differ
+(Country211 takes 3.8 GB in clip-benchmark's repository and 4.5 GB here). Where we found
+neither, it is estimated from images of the same kind, and says so.
+[sizes.tsv](../metaclip_jax/evaluation/texts/sizes.tsv) has the source of each.
 No image of these tasks was at hand where this project was made.
 """
 PAPER = """
@@ -76,9 +77,9 @@ def paper() -> list[str]:
             task.classes,
             _count(task.images),
             task.metric,
-            tasks.size(task),
+            downloads.size(task),
             task.licence,
-            f"`{tasks.how(task, 'DIR')}`",
+            f"`{downloads.how(task, 'DIR')}`",
             "yes" if task.same else "no",
             "prompts, order of labels" if task.id in ORDERED else "prompts",
             task.note,
@@ -102,9 +103,9 @@ def datacomp() -> list[str]:
             f"`{task.id}`",
             _count(task.images),
             task.metric,
-            tasks.size(task),
+            downloads.size(task),
             task.licence,
-            f"`{tasks.how(task, 'DIR')}`",
+            f"`{downloads.how(task, 'DIR')}`",
         )
         for task in tasks.table("datacomp38")
     )
@@ -120,11 +121,13 @@ def languages() -> list[str]:
     for suite in tasks.BY_LANGUAGE:
         found = tasks.table(suite)
         codes = " ".join(task.id for task in found)
-        how = tasks.how(found[0], "DIR")
-        rows.append((f"`{suite}/CODE`", found[0].metric, found[0].licence, how, codes))
+        how = downloads.how(found[0], "DIR")
+        size = downloads.size(found[0])
+        row = f"`{suite}/CODE`", found[0].metric, size, found[0].licence, how, codes
+        rows.append(row)
     return [
         LANGUAGES,
-        *_rows("id | metric | licence | how to get it | codes", rows),
+        *_rows("id | metric | size | licence | how to get it | codes", rows),
     ]
 
 

@@ -29,7 +29,7 @@ from absl import app, flags, logging
 from metaclip_jax import config as keys
 from metaclip_jax import files
 from metaclip_jax.cli import command
-from metaclip_jax.evaluation import evaluator, retrieval, suite, tasks
+from metaclip_jax.evaluation import downloads, evaluator, retrieval, suite, tasks
 from metaclip_jax.evaluation.examples import Embeddings, Examples
 from metaclip_jax.evaluation.held_out import load_held_out
 from metaclip_jax.inference import model as inference
@@ -188,8 +188,8 @@ def evaluate_tasks(values: Any) -> None:
             " not there; correct it, or add --download or --plan"
         )
     for task in asked if values.download else ():
-        if tasks.wants_download(task, values.data_dir):
-            tasks.download(task, values.data_dir)
+        if downloads.wanted(task, values.data_dir):
+            downloads.download(task, values.data_dir)
     opened = suite.open_tasks(asked, values.data_dir)
     if values.plan and not values.model:
         print(suite.plan(opened, None))

@@ -15,6 +15,7 @@ from absl import logging
 from metaclip_jax.data.images import Preprocess
 from metaclip_jax.evaluation import (
     classification,
+    downloads,
     evaluator,
     languages,
     statistics,
@@ -55,7 +56,7 @@ def open_tasks(asked: Sequence[Task], data_dir: str) -> list[Found]:
             examples = tasks.open_task(task, folder) if folder else None
         if examples is not None:
             numbers_of(task, examples)  # fails before anything is computed
-        why = "" if examples else tasks.missing(task, data_dir)
+        why = "" if examples else downloads.missing(task, data_dir)
         found.append(Found(task, examples, why))
     return found
 

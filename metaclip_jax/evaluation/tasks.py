@@ -25,7 +25,7 @@ from metaclip_jax.evaluation import label_names, labelled, parquet, prompts, web
 from metaclip_jax.evaluation.examples import Examples
 from metaclip_jax.evaluation.retrieval import MEAN
 
-_JACCARD = "jaccard_score_10-12"  # WinoGAViL's
+JACCARD = "jaccard_score_10-12"  # WinoGAViL's
 # A task's results, by the tables' name of its metric; the first is the main result.
 METRICS: Mapping[str, tuple[str, ...]] = {
     "acc1": ("zero_shot/accuracy",),
@@ -42,20 +42,11 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "acc_wg": ("zero_shot/worst_group",),
     "acc_top5_wg": ("zero_shot/worst_group_top5",),
     "mean_recall@1": (MEAN,),
-    _JACCARD: ("association/jaccard_10_12", "association/jaccard"),
+    JACCARD: ("association/jaccard_10_12", "association/jaccard"),
 }
 SUITES = ("clip26", "datacomp38", "retrieval", "xm3600", "babel")
 # In these suites, a task is a language: the suite's images with that language's texts.
 BY_LANGUAGE = ("xm3600", "babel")
-_HOW = {
-    "xm3600": "unpack google.github.io/crossmodal-3600/web-data/captions.zip into"
-    " {data_dir}/xm3600, and open-images-dataset.s3.amazonaws.com/crossmodal-3600/"
-    "images.tgz into {data_dir}/xm3600/images",
-    "babel": "ImageNet's images, see --tasks=imagenet, and babel_imagenet.json and"
-    " nllb_dist13b_prompts.json of `pip install --no-deps clip_benchmark==1.6.2`, or"
-    " in {data_dir}/babel_imagenet",
-}
-_TRAINING = "train/*"  # files of the hub that no task needs
 
 
 class Task(NamedTuple):
@@ -70,7 +61,7 @@ class Task(NamedTuple):
       images: the size of the test set; 0 = copies differ.
       metric: a key of METRICS.
       repo: on the hub, "" = no repository has this test set.
-      revision: to download; "" = the newest.
+      revision: to download.
       tfds: BUILDER:SPLIT, "" = TFDS does not have it.
       same: whether the test set is the paper's.
       licence: of the download, as its makers state it.
@@ -98,7 +89,7 @@ class Task(NamedTuple):
     @property
     def is_on_hub(self) -> bool:
         """Whether `download` gets its images; WinoGAViL's repository is a script."""
-        return bool(self.repo) and self.metric != _JACCARD
+        return bool(self.repo) and self.metric != JACCARD
 
     @property
     def folder(self) -> str:
@@ -116,7 +107,7 @@ def table(suite: str) -> tuple[Task, ...]:
     if suite == "retrieval":
         return tuple(t for t in table("datacomp38") if t.metric == "mean_recall@1")
     name = "languages" if suite in BY_LANGUAGE else suite
-    rows = csv.DictReader(_text(f"{name}.tsv").splitlines(), delimiter="\t")
+    rows = csv.DictReader(text(f"{name}.tsv").splitlines(), delimiter="\t")
     if suite in BY_LANGUAGE:
         return tuple(_of_language(suite, r) for r in rows if r["suite"] == suite)
     return tuple(_task(suite, row) for row in rows)
@@ -313,96 +304,9 @@ def open_task(task: Task, folder: str) -> Examples:
 
 
 @functools.cache
-def _sizes() -> dict[str, str]:
-    """Returns the size of each repository's test files, as the hub lists them.
-
-    A size after "~" is that of another repository with the same images.
-    """
-    found = {}
-    for row in csv.DictReader(_text("sizes.tsv").splitlines(), delimiter="\t"):
-        megabytes = int(row["megabytes"])
-        size = f"{megabytes / 1000:.1f} GB" if megabytes >= 1000 else f"{megabytes} MB"
-        found[row["repo"]] = size if row["listed"] == row["repo"] else f"~{size}"
-    return found
-
-
-def size(task: Task) -> str:
-    """Returns the size of a task's download, "unknown" if we found none."""
-    return _sizes().get(task.repo, "unknown")
-
-
-def missing(task: Task, data_dir: str) -> str:
-    """Returns a task's number of images, their size, licence, and how to get them."""
-    images = 50_000 if task.suite == "babel" else task.images  # all of ImageNet's
-    count = f"{images:,}" if images else "some"
-    what = "texts with images" if task.metric == _JACCARD else "images"
-    return (
-        f"{count} {what}, size: {size(task)}, licence: {task.licence}:"
-        f" {how(task, data_dir)}"
-    )
-
-
-def how(task: Task, data_dir: str) -> str:
-    """Returns the command or instruction for getting a task's images."""
-    if task.suite in BY_LANGUAGE:
-        return _HOW[task.suite].format(data_dir=data_dir)
-    if task.metric == _JACCARD:
-        return (
-            f"with datasets<4, load_dataset({task.repo!r}, split='test',"
-            f" revision={task.revision!r}, trust_remote_code=True)"
-            f".to_parquet('{data_dir}/{task.folder}/test-00000-of-00001.parquet')"
-        )
-    if not task.repo:
-        how = f"put them into {data_dir}/{task.id}/CLASS"
-        return f"{how}, or prepare {task.tfds} by TFDS" if task.tfds else how
-    revision = f" --revision {task.revision}" if task.revision else ""
-    # clip-benchmark's repositories also hold the training sets.
-    test = "" if task.repo.endswith("_test") else f" --exclude '{_TRAINING}'"
-    return (
-        f"hf download {task.repo} --repo-type dataset{revision}{test} --local-dir"
-        f" {data_dir}/{task.folder}"
-    )
-
-
-def wants_download(task: Task, data_dir: str) -> bool:
-    """Whether the hub has images of a task that are not there, or not all of them."""
-    if not task.is_on_hub:
-        return False
-    folder = locate(task, data_dir)
-    if folder is None:
-        return True
-    is_download = os.path.basename(folder) == task.folder
-    return is_download and not webdataset.is_complete(folder)
-
-
-def download(task: Task, data_dir: str) -> None:
-    """Fetches the images of a task from the hub, at the revision of the table.
-
-    Raises:
-      RuntimeError: the download failed.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        snapshot_download(
-            task.repo,
-            repo_type="dataset",
-            revision=task.revision or None,
-            ignore_patterns=_TRAINING,
-            local_dir=os.path.join(data_dir, task.folder),
-        )
-    except (HfHubHTTPError, OSError) as error:
-        raise RuntimeError(
-            f"{task.repo} could not be downloaded from the Hugging Face hub"
-            f" ({type(error).__name__}: {str(error)[:200]}); try again"
-        ) from error
-
-
-@functools.cache
 def paper_rows() -> dict[str, dict[str, float]]:
     """Returns the results of the paper's tables 4 and 5 by model and task id."""
-    rows = csv.DictReader(_text("paper.tsv").splitlines(), delimiter="\t")
+    rows = csv.DictReader(text("paper.tsv").splitlines(), delimiter="\t")
     return {
         row["model"]: {k: float(v) / 100 for k, v in row.items() if k != "model"}
         for row in rows
@@ -424,10 +328,11 @@ def paper_row(model: str) -> dict[str, float]:
 
 @functools.cache
 def _json(name: str) -> Any:
-    return json.loads(_text(name))
+    return json.loads(text(name))
 
 
-def _text(name: str) -> str:
+def text(name: str) -> str:
+    """Returns a file of the folder texts."""
     return (
         resources.files("metaclip_jax.evaluation").joinpath("texts", name).read_text()
     )

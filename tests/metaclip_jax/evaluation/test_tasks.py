@@ -1,6 +1,7 @@
 """The tasks of the paper and of DataComp: prompts, label orders, layouts, averages."""
 
 import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -14,7 +15,15 @@ from sklearn import datasets
 from metaclip_jax import evaluate
 from metaclip_jax.data.tokenizer import load as load_tokenizer
 from metaclip_jax.data.tokenizer import train as train_tokenizer
-from metaclip_jax.evaluation import evaluator, page, prompts, suite, tasks, webdataset
+from metaclip_jax.evaluation import (
+    downloads,
+    evaluator,
+    page,
+    prompts,
+    suite,
+    tasks,
+    webdataset,
+)
 from tests import browser, image_layouts, small_models, waiting
 
 COUNT = 120
@@ -389,6 +398,19 @@ def test_what_is_missing_is_named_and_never_averaged_over(encoder, layouts):
     json.dumps(found)
 
 
+def test_each_task_has_a_size_a_licence_a_revision_and_a_way_to_get_it():
+    for task in (one for suite_ in tasks.SUITES for one in tasks.table(suite_)):
+        said = downloads.missing(task, "a b")
+        assert re.search(r"size: (~|about |more than )?[\d.]+ [MG]B", said), said
+        assert task.licence and "a b" in said or task.suite == "babel"
+        assert not task.repo or re.fullmatch("[0-9a-f]{40}", task.revision), task.id
+        if task.is_on_hub:
+            assert said.endswith(f"--local-dir 'a b/{task.folder}'")
+    (memes, cub) = tasks.find(["hateful_memes", "cub200"])
+    assert "size: ~189 MB" in downloads.missing(memes, "a")
+    assert "tfds build caltech_birds2011 --file_format" in downloads.how(cub, "a")
+
+
 def test_only_test_sets_are_downloaded(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(
@@ -397,28 +419,28 @@ def test_only_test_sets_are_downloaded(monkeypatch, tmp_path):
     coco, cifar = tasks.find(
         ["retrieval/mscoco_2014_5k_test_image_text_retrieval", "cifar10"]
     )
-    tasks.download(coco, str(tmp_path))
+    downloads.download(coco, str(tmp_path))
     assert asked[0]["ignore_patterns"] == "train/*"
-    assert "--exclude 'train/*'" in tasks.how(coco, "DIR")
-    assert "--exclude" not in tasks.how(cifar, "DIR")
+    assert "--exclude 'train/*'" in downloads.how(coco, "DIR")
+    assert "--exclude" not in downloads.how(cifar, "DIR")
 
 
 def test_a_download_that_was_interrupted_goes_on(digits, tmp_path):
     images, labels = digits
     mnist, sun = tasks.find(["mnist", "sun397"])
-    assert tasks.wants_download(mnist, str(tmp_path))
-    assert not tasks.wants_download(sun, str(tmp_path))  # the hub has another
+    assert downloads.wanted(mnist, str(tmp_path))
+    assert not downloads.wanted(sun, str(tmp_path))  # the hub has another
     (tmp_path / mnist.folder / "test").mkdir(parents=True)
-    assert tasks.wants_download(mnist, str(tmp_path))
+    assert downloads.wanted(mnist, str(tmp_path))
     with pytest.raises(ValueError, match="wanted the tar files of djghosh/wds_mnist_t"):
         suite.open_tasks([mnist], str(tmp_path))
     rows = [str(label).encode() for label in labels]
     image_layouts.write_webdataset(tmp_path / mnist.folder, images, rows, DIGITS)
     for shards, want in (("3", True), ("2", False)):
         (tmp_path / mnist.folder / "test" / "nshards.txt").write_text(shards)
-        assert tasks.wants_download(mnist, str(tmp_path)) is want
+        assert downloads.wanted(mnist, str(tmp_path)) is want
     (tmp_path / "mnist").mkdir()  # somebody's own
-    assert not tasks.wants_download(mnist, str(tmp_path))
+    assert not downloads.wanted(mnist, str(tmp_path))
 
 
 def test_the_plan_is_made_without_a_model(layouts):
