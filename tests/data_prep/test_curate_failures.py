@@ -8,7 +8,7 @@ import pytest
 from data_prep import config as config_lib
 from data_prep import curate, language
 from data_prep.sources import kinds
-from data_prep.stages import attempts, dedup, parts, steps
+from data_prep.stages import attempts
 from metaclip_jax import files
 from metaclip_jax.data import parquet_headers
 from tests.conftest import server_program
@@ -158,37 +158,36 @@ def test_damaged_files_of_former_stages_are_made_again(web, without, tmp_path, f
     assert shards(run) == without
 
 
-@pytest.mark.parametrize(
-    "module, names, made, lost",
-    [
-        (dedup, ["repeated_images", "mark"], "images", {"bytes", "partition"}),
-        (steps, ["to_matches"], "matches", {"partition"}),
-    ],
-)
-def test_other_partitions_are_finished(
-    web, without, tmp_path, monkeypatch, module, names, made, lost
+def test_in_every_stage_a_piece_that_fails_is_lost_alone(
+    web, without, tmp_path, monkeypatch
 ):
-    """Of the images, also where some groups of them fail; and of a range of matches."""
+    """The first piece of each kind in turn; the same command then goes on."""
+    thrice, tried, ill = attempts.thrice, [], []
 
-    def failing(function):
-        def called(rows, *given, **more):
-            if 1 in parts.partition_of(rows["image_id"].combine_chunks(), PARTITIONS):
-                raise IndexError("one too far")
-            return function(rows, *given, **more)
+    def kind(name):
+        return name.partition("(")[0].rpartition(" ")[0]
 
-        return called
+    def failing():
+        raise IndexError("one too far")
 
-    run = planned(web["well"], tmp_path)
-    with monkeypatch.context() as patched:
-        for name in names:
-            patched.setattr(module, name, failing(getattr(module, name)))
-        with pytest.raises(RuntimeError, match="of partition 1: IndexError") as caught:
+    def faulty(name, work):
+        if not ill[-1] and kind(name) not in map(kind, ill):
+            ill[-1] = name
+        tried.append(kind(name))
+        return thrice(name, failing if name == ill[-1] else work)
+
+    monkeypatch.setattr(attempts, "thrice", faulty)
+    near = {"duplicates.near_bits": 1}  # nothing is near, but all is compared
+    run = planned(web["well"], tmp_path, **near)
+    while not ill or ill[-1]:
+        tried.clear()
+        ill.append("")
+        try:
             curate.run_stages(run)
-    lines = caught.value.__notes__[0].splitlines()
-    assert {line.split()[2] for line in lines} == lost
-    found = (tmp_path / "work" / made).glob("part-*-of-00003.parquet")
-    assert sorted(int(path.name[5:10]) for path in found) == [0, 2]
-    curate.run_stages(run)
+        except RuntimeError as error:
+            assert error.__notes__ == [f"{ill[-1]}: IndexError: one too far"]
+            assert tried.count(kind(ill[-1])) > 1  # the others, too
+    assert len(ill) > 12
     assert shards(run) == without
 
 

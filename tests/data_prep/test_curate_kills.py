@@ -1,7 +1,6 @@
 """Processes of curation are killed, again and again: nothing is read twice."""
 
 import contextlib
-import itertools
 import os
 import random
 import signal
@@ -151,13 +150,22 @@ def larger_undisturbed(larger_web, tmp_path_factory):
 def test_all_is_killed_at_random_moments(
     larger_web, larger_undisturbed, tmp_path, workers
 ):
-    """Later and later, so that the run ends on any machine."""
+    """Each time after some more files, and a part of a second."""
     curation = Curation(larger_web, tmp_path / "run", workers)
-    rng = random.Random(workers)
-    for turn in itertools.count():
-        end = time.monotonic() + rng.uniform(1, 4 + 2 * turn)
-        if not curation.run(lambda end=end: time.monotonic() > end):
+    rng, kills = random.Random(workers), 0
+    while True:
+        there, wanted = len(curation.files()), rng.randint(1, 60)
+        due = []
+
+        def stop(there=there, wanted=wanted, due=due):
+            if not due and len(curation.files()) >= there + wanted:
+                due.append(time.monotonic() + rng.random() / 2)
+            return due and time.monotonic() > due[0]
+
+        if not curation.run(stop):
             break
+        kills += 1
+    assert kills > 4
     assert curation.dataset() == larger_undisturbed
 
 
