@@ -73,7 +73,7 @@ def shares(card: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = []
     for title, key in (
         ("Languages of the kept texts", "languages"),
-        ("Where the kept texts stood", "text_sources"),
+        ("Sources of the kept texts", "text_sources"),
     ):
         if key not in card or not card[key]:
             continue

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.report.dataset_size import Estimate, Size
+from metaclip_jax.data import balance
 from metaclip_jax.pages import charts, numbers, page
 from metaclip_jax.pages.page import clean
 
@@ -73,7 +74,7 @@ def as_text(found: Explanation) -> str:
         f" {total.pool_images:,.0f}",
         "",
         f"{'metadata':<10}{'t':>12}{'texts kept':>16}{'of':>16}"
-        f"{'head':>10}{'tail':>10}{'unmatched':>11}{'dead':>9}{'tail share':>12}",
+        f"{'head':>10}{'tail':>10}{'unmatched':>11}{'never':>9}{'tail share':>12}",
     ]
     for row in found.entries:
         size = found.by_code[row.code]
@@ -85,7 +86,7 @@ def as_text(found: Explanation) -> str:
             f"{numbers.ratio(row.tail_matches, matches):>12}"
         )
     lines += ["", f"{'t':>14}{'tail share':>13}{'texts kept':>18}{'images kept':>18}"]
-    chosen = _chosen_t(found)
+    chosen = _lead_t(found)
     for point in found.curve:
         mark = "  <- your t" if point.t == chosen else ""
         lines.append(
@@ -93,23 +94,30 @@ def as_text(found: Explanation) -> str:
             f"{point.size.texts.value:>18,.0f}{point.size.images.value:>18,.0f}{mark}"
         )
     for row in found.entries:
-        lines += ["", f"most frequent entries of {clean(row.code, limit=20)}"]
+        lines += [
+            "",
+            f"most frequent entries of {clean(row.code, limit=20)}",
+            f"{'matches':>14}{'share':>9}{'accepted':>10}  entry",
+        ]
         matches = row.tail_matches + row.head_matches
         for entry, count in row.top:
             lines.append(
                 f"{count:>14,.0f}{numbers.ratio(count, matches):>9}"
-                f"  keep {numbers.percent(min(1.0, row.t / count)):>6}"
+                f"{numbers.percent(min(1.0, row.t / count)):>10}"
                 f"  {clean(entry, limit=40)}"
             )
         for entry, reason in row.dead_examples:
             why = NEVER_MATCHES.get(reason, reason)
-            lines.append(f"{'can never match':>23}  {clean(entry, limit=40)}: {why}")
+            lines.append(f"{'can never match':>33}  {clean(entry, limit=40)}: {why}")
     return "\n".join(lines)
 
 
 def as_page(found: Explanation, *, counts: Mapping[str, np.ndarray]) -> bytes:
-    """Returns two plots, and the text below them, as one HTML page in UTF-8."""
-    row = max(found.entries, key=lambda each: each.tail_matches + each.head_matches)
+    """Returns two charts and the text below them, as one HTML page in UTF-8.
+
+    The second chart is that of the metadata with the most matches.
+    """
+    row = max(found.entries, key=lambda row: row.tail_matches + row.head_matches)
     return page.render(
         __package__,
         "explain.html",
@@ -137,12 +145,12 @@ def _size_chart(found: Explanation) -> dict[str, Any]:
         ],
         x_axis=charts.Axis("t", log=True),
         y_axis=charts.Axis(
-            "share of the pool's texts, of its matches",
+            "share of the pool's texts (kept) or matches (tail)",
             format=charts.SHARE,
             low=0,
             high=1,
         ),
-        rules=[_rule("x", _chosen_t(found))],
+        rules=[_rule("x", _lead_t(found))],
         describe="Share of texts kept, and of matches in the tail, by t.",
     )
 
@@ -167,9 +175,9 @@ def _rule(axis: str, t: int) -> charts.Rule:
     return charts.Rule(axis, float(t), f"t = {numbers.count(t)}")
 
 
-def _chosen_t(found: Explanation) -> int:
-    codes = {row.code: row.t for row in found.entries}
-    return codes["en"] if "en" in codes else codes[min(codes)]
+def _lead_t(found: Explanation) -> int:
+    t = {row.code: row.t for row in found.entries}
+    return t[balance.lead(t)]
 
 
 def _between(estimate: Estimate) -> str:

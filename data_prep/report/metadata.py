@@ -30,7 +30,7 @@ def as_text(described: _Described, read: Mapping[str, int]) -> str:
 
     Args:
       described: of each metadata, by code.
-      read: numbers of what was read and lost, by name.
+      read: how many "pages" and so on were read, and how many lost ("page: reason").
     """
     lines = []
     for code in sorted(described):
@@ -42,9 +42,10 @@ def as_text(described: _Described, read: Mapping[str, int]) -> str:
         if len(described) <= MAX_TABLES:
             lines += [*_table(one["shares"]), ""]
     if read:
-        lines.append("read and lost")
+        lines.append("read, and lost (-)")
         lines += [
-            f"{number:>14,}  {words(name)}" for name, number in sorted(read.items())
+            f"{'-' * is_lost + f'{number:,}':>14}  {name}"
+            for name, number, is_lost in _read_rows(read)
         ]
     return "\n".join(lines).rstrip()
 
@@ -65,16 +66,26 @@ def as_page(described: _Described, read: Mapping[str, int]) -> bytes:
         "metadata.html",
         title=title,
         has_charts=True,
-        filters={"visible": visible, "words": words},
+        filters={"visible": visible},
         scripts=["rows.js"] if len(rows) > 1 else [],
         values={
             "rows": rows,
             "colours": colours,
-            "read": dict(sorted(read.items())),
+            "read": _read_rows(read),
             "total": sum(row["entries"] for row in rows),
             "reasons": NEVER_MATCHES,
         },
     )
+
+
+def _read_rows(read: Mapping[str, int]) -> list[tuple[str, int, bool]]:
+    """Returns names, numbers, and whether lost; what was lost follows its unit."""
+    rows = []
+    for name, number in read.items():
+        unit, separator, _ = name.partition(": ")
+        is_lost = bool(separator)
+        rows.append((unit.removesuffix("s"), is_lost, words(name), number))
+    return [(name, number, is_lost) for _, is_lost, name, number in sorted(rows)]
 
 
 def visible(entry: str) -> str:

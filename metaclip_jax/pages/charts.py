@@ -140,7 +140,13 @@ def line_chart(
     legend = alt.Legend(title=None, orient="top", symbolType="stroke", offset=12)
     layers = [
         alt.Chart()
-        .mark_line(clip=True, strokeWidth=2, aria=False, strokeCap="round")
+        .mark_line(
+            clip=True,
+            strokeWidth=2,
+            aria=False,
+            strokeCap="round",
+            point=len(rows) == 1,  # a line of one point would be invisible
+        )
         .encode(
             x=at_x,
             y=alt.Y(f"y{i}:Q", **y_options),
