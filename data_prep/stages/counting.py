@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import apache_beam as beam
 import pyarrow as pa
 
-from data_prep import drops, schema
+from data_prep import schema
 from data_prep.metadata import counts, pieces
 from data_prep.stages import (
     arrow_coder,  # noqa: F401  registers the coder of RecordBatch
@@ -48,16 +48,11 @@ class CountPieces(beam.DoFn):
                 self._folder, part, marker, schema.sum_counts(flow, schema.FLOW)
             )
 
-        if not self._is_whole(part):
+        if not parts.is_whole(self._folder, part):
             for failed in self._sources.thrice([piece.path], write):
                 yield Tagged("flow", failed)
             pipelines.release_memory()
         yield Tagged("flow", parts.read_flow(self._folder, part))
-
-    def _is_whole(self, part: str) -> bool:
-        return parts.exists(self._folder, part) and not drops.any_failed_source(
-            parts.read_flow(self._folder, part)
-        )
 
 
 def run(

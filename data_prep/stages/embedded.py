@@ -16,7 +16,7 @@ from absl import logging
 from apache_beam.options.pipeline_options import PipelineOptions
 from ml_collections import ConfigDict
 
-from data_prep import drops, schema
+from data_prep import schema
 from data_prep.images import cosine
 from data_prep.stages import dedup, parts, pipelines
 from metaclip_jax import files, patterns
@@ -166,7 +166,6 @@ class Sort(beam.DoFn):
     def process(self, element: pa.RecordBatch) -> None:
         """Writes both parts."""
         (row,) = element.to_pylist()
-        nothing = drops.flow("image_dedup", entered=0, left=0, drops={})
         chosen: list[pa.RecordBatch] = []
 
         def rows() -> Iterator[pa.RecordBatch]:
@@ -182,7 +181,6 @@ class Sort(beam.DoFn):
             rows(),
             schema.EMBEDDED,
             by="image_id",
-            flow=lambda: nothing,
         )
         pivots = pa.Table.from_batches(chosen, schema.EMBEDDED)
         parts.write(self._folder, _pivots(row["number"], self._count), pivots)

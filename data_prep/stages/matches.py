@@ -80,7 +80,7 @@ class MatchSources(beam.DoFn):
                 lost=lost.rows,
             )
 
-        if not self._is_whole(part):
+        if not parts.is_whole(self._folder, part):
             for failed in self._sources.thrice(element["path"].to_pylist(), write):
                 yield Tagged("flow", failed)
         yield Tagged("flow", parts.read_flow(self._folder, part))
@@ -92,11 +92,6 @@ class MatchSources(beam.DoFn):
             "count": parts.read_size(self._folder, part),
         }
         yield pa.RecordBatch.from_pylist([row], schema=schema.TALLIES)
-
-    def _is_whole(self, part: str) -> bool:
-        return parts.exists(self._folder, part) and not drops.any_failed_source(
-            parts.read_flow(self._folder, part)
-        )
 
     def _matched(
         self, path: str, flow: list[pa.RecordBatch], lost_texts: rejects.Texts

@@ -95,7 +95,7 @@ def write_sorted(
     of: pa.Schema,
     *,
     by: str,
-    flow: Callable[[], pa.RecordBatch],
+    flow: Callable[[], pa.RecordBatch | pa.Table] = schema.FLOW.empty_table,
     lost: Callable[[], list[dict]] = list,
 ) -> None:
     """Writes any number of rows as a part file from which `read_range` reads ranges.
@@ -218,6 +218,11 @@ def is_damaged(folder: str, part: str) -> bool:
 def exists(folder: str, part: str) -> bool:
     """Whether the part is finished."""
     return (files.path(folder) / part).exists()
+
+
+def is_whole(folder: str, part: str) -> bool:
+    """Whether the part is finished, with none of its sources lost."""
+    return exists(folder, part) and not drops.any_failed_source(read_flow(folder, part))
 
 
 def read(folder: str, part: str, columns: Sequence[str] | None = None) -> pa.Table:

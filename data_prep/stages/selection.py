@@ -20,7 +20,7 @@ from absl import logging
 from apache_beam.options.pipeline_options import PipelineOptions
 from ml_collections import ConfigDict
 
-from data_prep import drops, schema
+from data_prep import schema
 from data_prep.matching import words
 from data_prep.stages import parts, pipelines
 from metaclip_jax import files, patterns
@@ -190,14 +190,12 @@ class Sort(beam.DoFn):
         """Writes the part."""
         (row,) = element.to_pylist()
         score = "" if row["kind"] == "exclude" else self._score
-        nothing = drops.flow("dedup", entered=0, left=0, drops={})
         parts.write_sorted(
             self._folder,
             parts.name(row["number"], self._count),
             _read(row["path"], score),
             schema.SELECTED,
             by="image_id",
-            flow=lambda: nothing,
         )
 
 
