@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from etils import epath
@@ -19,23 +18,8 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
         ValueError: a line is not an object with a `step`; the message names file and
             line.
     """
-    return merge(
-        (part for _, part in numbered_parts(workdir)),
-        wanted="wanted a JSON object with a step",
-        cure="remove this file or start the run again",
-    )
-
-
-def merge(
-    parts: Iterable[epath.Path], *, wanted: str, cure: str
-) -> list[dict[str, Any]]:
-    """Returns the rows of part files by step; later lines replace earlier ones.
-
-    Raises:
-        ValueError: a line is not what is wanted; the message names file, line and cure.
-    """
     rows: dict[int, dict[str, Any]] = {}
-    for part in parts:
+    for _, part in numbered_parts(workdir):
         for number, line in enumerate(part.read_bytes().splitlines(), start=1):
             try:
                 row = json.loads(line)
@@ -43,7 +27,8 @@ def merge(
             except files.CONTENT_ERRORS as error:
                 shown = line[:80].decode("utf-8", "replace")
                 raise ValueError(
-                    f"{part}:{number}: {wanted}, got {shown!r}; {cure}"
+                    f"{part}:{number}: wanted a JSON object with a step, got"
+                    f" {shown!r}; remove this file or start the run again"
                 ) from error
     return [rows[step] for step in sorted(rows)]
 

@@ -70,7 +70,7 @@ def funnel(stages: Sequence[Stage]) -> dict[str, Any]:
 
 def shares(card: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns tables of the kept texts by language and source, most frequent first."""
-    found = []
+    tables = []
     for title, key in (
         ("Languages of the kept texts", "languages"),
         ("Sources of the kept texts", "text_sources"),
@@ -80,7 +80,7 @@ def shares(card: Mapping[str, Any]) -> list[dict[str, Any]]:
         rows = sorted(card[key].items(), key=lambda item: (-item[1], item[0]))
         rest = rows[_MAX_ROWS:]
         more = [(f"{len(rest)} more", sum(n for _, n in rest))] if rest else []
-        found.append(
+        tables.append(
             {
                 "title": title,
                 "rows": rows[:_MAX_ROWS] + more,
@@ -88,12 +88,12 @@ def shares(card: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "total": max(sum(card[key].values()), 1),
             }
         )
-    return found
+    return tables
 
 
 def group(counts: EntryCounts, card: Mapping[str, Any]) -> dict[str, Any]:
     """Returns two charts of one metadata's matches before and after balancing."""
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "code": counts.code,
         "t": counts.t,
         "matched": len(counts.pool),
@@ -103,19 +103,19 @@ def group(counts: EntryCounts, card: Mapping[str, Any]) -> dict[str, Any]:
         "head": None,
     }
     if counts.t is None:
-        return found
+        return values
     limit, head = np.array([counts.t]), counts.head()
-    found["tail_before"] = cumulative_share(counts.pool, counts.pool, limit)[0]
-    found["tail_after"] = cumulative_share(counts.pool, counts.kept, limit)[0]
+    values["tail_before"] = cumulative_share(counts.pool, counts.pool, limit)[0]
+    values["tail_after"] = cumulative_share(counts.pool, counts.kept, limit)[0]
     if head.any():
-        found["head"] = {
+        values["head"] = {
             "entries": int(head.sum()),
             "pool": int(counts.pool[head].sum()),
             "kept": int(counts.kept[head].sum()),
             "draws": float(np.median(counts.accepted[head])),
             "stay": float(np.median(counts.kept[head])),
         }
-    return found
+    return values
 
 
 def _sorted_chart(counts: EntryCounts) -> dict[str, Any]:

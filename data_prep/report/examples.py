@@ -80,17 +80,17 @@ def head_and_tail(
     half of the entries counts as the head.
     """
     opened = records.open_dataset(dataset)
-    found: dict[int, dict[str, int]] = {}  # entry id -> text -> record position
+    texts_of: dict[int, dict[str, int]] = {}  # entry id -> text -> record position
     for position, record in _scan(opened, limit=scan):
         for index, text in enumerate(record.texts):
             if record.metadata[index] != counts.code:
                 continue
             start, end = record.entry_offsets[index : index + 2]
             for entry_id in record.entry_ids[start:end].tolist():
-                of_entry = found.setdefault(entry_id, {})
-                if len(of_entry) < _CANDIDATES:
-                    of_entry.setdefault(text, position)
-    seen = np.isin(counts.entry_ids, np.fromiter(found, np.int64, len(found)))
+                candidates = texts_of.setdefault(entry_id, {})
+                if len(candidates) < _CANDIDATES:
+                    candidates.setdefault(text, position)
+    seen = np.isin(counts.entry_ids, np.fromiter(texts_of, np.int64, len(texts_of)))
     head = counts.head()
     if counts.t is None:
         head = np.arange(len(counts.pool)) < len(counts.pool) / 2
@@ -98,7 +98,7 @@ def head_and_tail(
     tail_rows = _spread(np.flatnonzero(~head & seen), entries)
     used: set[int] = set()
     chosen = {
-        row: _different_images(found[int(counts.entry_ids[row])], used, texts)
+        row: _different_images(texts_of[int(counts.entry_ids[row])], used, texts)
         for row in (*head_rows.tolist(), *tail_rows.tolist())
     }
     pictures = {
@@ -134,12 +134,12 @@ def dropped(
       side: pixels of a picture.
       most: examples of a reason.
     """
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
     for stage in funnel:
         for reason, count in stage.drops:
             key = stage.name, reason
             own = [row for row in rows if (row["stage"], row["reason"]) == key]
-            if not own or key in found and stage.unit != "texts":
+            if not own or key in groups and stage.unit != "texts":
                 continue
             own = sorted(own, key=lambda row: not row["picture"])[:most]
             shown = [
@@ -149,14 +149,14 @@ def dropped(
                 )
                 for row in own
             ]
-            found[key] = {
+            groups[key] = {
                 "stage": stage.name,
                 "reason": reason,
                 "count": count,
                 "unit": stage.unit,
                 "examples": shown,
             }
-    return list(found.values())
+    return list(groups.values())
 
 
 def thumbnails(

@@ -59,12 +59,12 @@ class Explanation:
     sampled_images: int
 
 
-def as_text(found: Explanation) -> str:
+def as_text(explanation: Explanation) -> str:
     """Returns the explanation as lines for a terminal."""
-    total = found.total
+    total = explanation.total
     lines = [
-        f"rule {found.rule}, from a sample of {found.sampled_images:,} of about "
-        f"{total.pool_images:,.0f} images; before losses in the download",
+        f"rule {explanation.rule}, from a sample of {explanation.sampled_images:,} of"
+        f" about {total.pool_images:,.0f} images; before losses in the download",
         "",
         f"texts kept   {_between(total.texts)}"
         f"   {numbers.ratio(total.texts.value, total.pool_texts)} of"
@@ -76,8 +76,8 @@ def as_text(found: Explanation) -> str:
         f"{'metadata':<10}{'t':>12}{'texts kept':>16}{'of':>16}"
         f"{'head':>10}{'tail':>10}{'unmatched':>11}{'never':>9}{'tail share':>12}",
     ]
-    for row in found.entries:
-        size = found.by_code[row.code]
+    for row in explanation.entries:
+        size = explanation.by_code[row.code]
         matches = row.tail_matches + row.head_matches
         lines.append(
             f"{clean(row.code, limit=9):<10}{row.t:>12,}{size.texts.value:>16,.0f}"
@@ -86,14 +86,14 @@ def as_text(found: Explanation) -> str:
             f"{numbers.ratio(row.tail_matches, matches):>12}"
         )
     lines += ["", f"{'t':>14}{'tail share':>13}{'texts kept':>18}{'images kept':>18}"]
-    chosen = _lead_t(found)
-    for point in found.curve:
+    chosen = _lead_t(explanation)
+    for point in explanation.curve:
         mark = "  <- your t" if point.t == chosen else ""
         lines.append(
             f"{point.t:>14,}{numbers.percent(point.tail_share):>13}"
             f"{point.size.texts.value:>18,.0f}{point.size.images.value:>18,.0f}{mark}"
         )
-    for row in found.entries:
+    for row in explanation.entries:
         lines += [
             "",
             f"most frequent entries of {clean(row.code, limit=20)}",
@@ -112,33 +112,33 @@ def as_text(found: Explanation) -> str:
     return "\n".join(lines)
 
 
-def as_page(found: Explanation, *, counts: Mapping[str, np.ndarray]) -> bytes:
+def as_page(explanation: Explanation, *, counts: Mapping[str, np.ndarray]) -> bytes:
     """Returns two charts and the text below them, as one HTML page in UTF-8.
 
     The second chart is that of the metadata with the most matches.
     """
-    row = max(found.entries, key=lambda row: row.tail_matches + row.head_matches)
+    row = max(explanation.entries, key=lambda row: row.tail_matches + row.head_matches)
     return page.render(
         __package__,
         "explain.html",
         title="Predicted size by threshold",
         has_charts=True,
         values={
-            "total": found.total,
+            "total": explanation.total,
             "row": row,
-            "size": _size_chart(found),
+            "size": _size_chart(explanation),
             "counts": _count_chart(row, counts[row.code]),
-            "text": as_text(found),
+            "text": as_text(explanation),
         },
     )
 
 
-def _size_chart(found: Explanation) -> dict[str, Any]:
-    pool = max(found.total.pool_texts, 1.0)
-    kept = np.array([point.size.texts.value for point in found.curve])
-    share = np.array([point.tail_share for point in found.curve])
+def _size_chart(explanation: Explanation) -> dict[str, Any]:
+    pool = max(explanation.total.pool_texts, 1.0)
+    kept = np.array([point.size.texts.value for point in explanation.curve])
+    share = np.array([point.tail_share for point in explanation.curve])
     return charts.line_chart(
-        np.array([point.t for point in found.curve]),
+        np.array([point.t for point in explanation.curve]),
         [
             charts.Series("texts kept", kept / pool, "accent"),
             charts.Series("tail share", share, "second"),
@@ -150,7 +150,7 @@ def _size_chart(found: Explanation) -> dict[str, Any]:
             low=0,
             high=1,
         ),
-        rules=[_rule("x", _lead_t(found))],
+        rules=[_rule("x", _lead_t(explanation))],
         describe="Share of texts kept, and of matches in the tail, by t.",
     )
 
@@ -175,8 +175,8 @@ def _rule(axis: str, t: int) -> charts.Rule:
     return charts.Rule(axis, float(t), f"t = {numbers.count(t)}")
 
 
-def _lead_t(found: Explanation) -> int:
-    t = {row.code: row.t for row in found.entries}
+def _lead_t(explanation: Explanation) -> int:
+    t = {row.code: row.t for row in explanation.entries}
     return t[balance.lead(t)]
 
 

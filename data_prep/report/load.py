@@ -1,7 +1,7 @@
 """Reads what a report shows: the dataset's card and counts, a run's metrics and scores.
 
-Only finished files are read. What a run does not have yet (metrics, an evaluation) is
-None; a file of the wrong form is an error that names it.
+What a run does not have yet (metrics, an evaluation) is None; a file of the wrong form
+is an error that names it.
 """
 
 from collections.abc import Mapping
@@ -84,21 +84,21 @@ def card(dataset: str) -> dict[str, Any]:
     path = files.path(dataset) / "data_card.json"
     _require(path, cure="run `python -m data_prep.curate` to the end first")
     with files.naming(path, "the data card of a dataset"):
-        found: dict[str, Any] = files.read_json(path)
-        missing = [key for key in _CARD_KEYS if key not in found]
+        content: dict[str, Any] = files.read_json(path)
+        missing = [key for key in _CARD_KEYS if key not in content]
         if missing:
             raise ValueError(
-                f"{path}: expected keys {list(_CARD_KEYS)}, missing {missing}; "
+                f"{path}: wanted the keys {list(_CARD_KEYS)}, got none of {missing}; "
                 "write the dataset again with this version"
             )
-        funnel(found), thresholds(found)  # checks them here, where errors name the file
-    return found
+        funnel(content), thresholds(content)  # so that their errors name the file
+    return content
 
 
 def licence(dataset: str) -> str:
     """Returns the licence in the dataset's card, "" if none."""
-    found = files.read_json(files.path(dataset) / "data_card.json")
-    return str(found.get("license", ""))
+    content = files.read_json(files.path(dataset) / "data_card.json")
+    return str(content.get("license", ""))
 
 
 def funnel(data_card: Mapping[str, Any]) -> list[Stage]:
@@ -120,8 +120,8 @@ def funnel(data_card: Mapping[str, Any]) -> list[Stage]:
 
 def thresholds(data_card: Mapping[str, Any]) -> dict[str, float]:
     """Returns t by metadata code; empty if the dataset is not balanced."""
-    balanced = data_card["balanced"] if "balanced" in data_card else None
-    if not balanced or not balanced["t"]:
+    balanced = data_card.get("balanced")
+    if not balanced:
         return {}
     return {code: float(t) for code, t in balanced["t"].items()}
 
@@ -134,8 +134,8 @@ def entry_counts(dataset: str, t: Mapping[str, float]) -> list[EntryCounts]:
     missing = [name for name in _COUNT_COLUMNS if name not in table.column_names]
     if missing:
         raise ValueError(
-            f"{path}: expected columns {list(_COUNT_COLUMNS)}, missing {missing}; "
-            "write the dataset again with this version"
+            f"{path}: wanted the columns {list(_COUNT_COLUMNS)}, got none of {missing};"
+            " write the dataset again with this version"
         )
     with files.naming(path, "the counts of a dataset"):
         return _entry_counts(table, t)
@@ -159,7 +159,7 @@ def _entry_counts(table: pa.Table, t: Mapping[str, float]) -> list[EntryCounts]:
                 pool=pool[order],
                 kept=rows["kept_count"].to_numpy().astype(np.int64)[order],
                 accepted=rows["accepted_draws"].to_numpy().astype(np.int64)[order],
-                t=t[code] if code in t else None,
+                t=t.get(code),
             )
         )
     return sorted(result, key=lambda counts: (-int(counts.pool.sum()), counts.code))
@@ -168,36 +168,27 @@ def _entry_counts(table: pa.Table, t: Mapping[str, float]) -> list[EntryCounts]:
 def rejects(workdir: str) -> list[dict[str, Any]]:
     """Reads the sample of what a curation dropped: rows of schema.REJECTS."""
     folder = files.path(workdir) / "rejects"
-    path, sources = folder / "rejects.parquet", folder / "sources.parquet"
+    path = folder / "rejects.parquet"
     _require(path, cure="give --curation the workdir of a finished `data_prep.curate`")
-    rows: list[dict[str, Any]] = files.read_parquet(path).to_pylist()
-    if sources.exists():  # older runs have none
-        rows += files.read_parquet(sources).to_pylist()
-    return rows
+    tables = map(files.read_parquet, (path, folder / "sources.parquet"))
+    return [row for table in tables for row in table.to_pylist()]
 
 
 def run(workdir: str) -> Run | None:
     """Reads a run's config and metrics; None if it has not logged a step yet."""
-    folder = files.path(workdir)
-    config_path, metrics_path = folder / "config.json", folder / "metrics"
-    if not config_path.exists() or not metrics_path.exists():
+    path = files.path(workdir) / "config.json"
+    rows = metric_rows.read(workdir)
+    if not path.exists() or not rows:
         return None
-    rows = metric_rows.merge(
-        sorted(metrics_path.glob("part-*.jsonl"), key=lambda p: (len(p.name), p.name)),
-        wanted="expected a JSON object with `step`",
-        cure="remove the damaged part or train again",
-    )
-    if not rows:
-        return None
-    config = files.read_json(config_path)
+    config = files.read_json(path)
     if "global_batch" not in config:
         raise ValueError(
-            f"{config_path}: expected the key `global_batch`, found {sorted(config)}; "
-            "is this the folder of a training run?"
+            f"{path}: wanted the key 'global_batch', got {sorted(config)}; give the "
+            "folder of a training run"
         )
     steps = [int(row["step"]) for row in rows]
     keys = sorted({key for row in rows for key in row} - {"step"})
-    metrics = {key: np.array([_number(row, key) for row in rows]) for key in keys}
+    metrics = {key: np.array([_number(row.get(key)) for row in rows]) for key in keys}
     return Run(config, np.array(steps, np.int64), metrics)
 
 
@@ -216,23 +207,22 @@ def evaluation(workdir: str) -> Evaluation | None:
         _ = scores["candidates"], scores["model"]["image_to_text"]["R@1"]["chance"]
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"{folder / f'{newest}.json'}: expected `candidates` and "
-            f"`model.image_to_text.R@1`, missing {error}; evaluate the run again"
+            f"{folder / f'{newest}.json'}: wanted 'candidates' and"
+            f" 'model.image_to_text.R@1', got no {error}; evaluate the run again"
         ) from error
     top5 = files.read_json(best_texts) if best_texts.exists() else []
     if any("right" not in best for item in top5 for best in item["top5"]):
         raise ValueError(
-            f"{best_texts}: expected `right` with each text, as this version writes it;"
+            f"{best_texts}: wanted 'right' with each text, got a text without it;"
             " evaluate the run again"
         )
     return Evaluation(step=newest, scores=scores, top5=top5)
 
 
-def _number(row: Mapping[str, Any], key: str) -> float:
-    value = row[key] if key in row else None
+def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else np.nan
 
 
 def _require(path: Any, *, cure: str) -> None:
     if not path.exists():
-        raise ValueError(f"expected {path}, found no such file; {cure}")
+        raise ValueError(f"wanted {path}, got no such file; {cure}")

@@ -34,13 +34,13 @@ def as_text(described: _Described, read: Mapping[str, int]) -> str:
     """
     lines = []
     for code in sorted(described):
-        one = described[code]
-        sources = ", ".join(f"{s['source']} {s['added']:,}" for s in one["shares"])
-        never = ", ".join(f"{n:,} by {mode}" for mode, n in _never(one).items())
-        entries = f"{one['entries']:,} entries ({sources})"
+        facts = described[code]
+        sources = ", ".join(f"{s['source']} {s['added']:,}" for s in facts["shares"])
+        never = ", ".join(f"{n:,} by {mode}" for mode, n in _never(facts).items())
+        entries = f"{facts['entries']:,} entries ({sources})"
         lines.append(f"{clean(code)}: {entries}; never match: {never}")
         if len(described) <= MAX_TABLES:
-            lines += [*_table(one["shares"]), ""]
+            lines += [*_table(facts["shares"]), ""]
     if read:
         lines.append("read, and lost (-)")
         lines += [
@@ -53,10 +53,10 @@ def as_text(described: _Described, read: Mapping[str, int]) -> str:
 def as_page(described: _Described, read: Mapping[str, int]) -> bytes:
     """Returns the page in UTF-8; its arguments are those of `as_text`."""
     names = dict.fromkeys(
-        s["source"] for one in described.values() for s in one["shares"]
+        share["source"] for facts in described.values() for share in facts["shares"]
     )
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
-    most = max(one["entries"] for one in described.values())
+    most = max(facts["entries"] for facts in described.values())
     rows = [_row(code, described[code], most=most) for code in sorted(described)]
     title = f"Metadata: {rows[0]['code']}"
     if len(rows) > 1:
@@ -123,41 +123,41 @@ def _ends(samples: Mapping[str, Sequence[tuple[str, float]]]) -> str:
     )
 
 
-def _never(one: Mapping[str, Any]) -> dict[str, int]:
+def _never(facts: Mapping[str, Any]) -> dict[str, int]:
     """Returns the number of entries that never match, by mode."""
     return {
-        mode: sum(found["entries"] for found in one["never_matching"][mode].values())
+        mode: sum(group["entries"] for group in facts["never_matching"][mode].values())
         for mode in MODES  # a manifest has them in alphabetical order
     }
 
 
-def _row(code: str, one: Mapping[str, Any], *, most: int) -> dict[str, Any]:
+def _row(code: str, facts: Mapping[str, Any], *, most: int) -> dict[str, Any]:
     """Returns the values of one metadata; `most` is the entries of the largest one."""
-    added = {share["source"]: share["added"] for share in one["shares"]}
+    added = {share["source"]: share["added"] for share in facts["shares"]}
     starts = dict(zip(added, np.cumsum([0, *added.values()]).tolist(), strict=False))
     edition = editions.table().get(code)
-    modes = {mode: one["never_matching"][mode] for mode in MODES}
+    modes = {mode: facts["never_matching"][mode] for mode in MODES}
     return {
         "code": code,
         "name": edition.name if edition else "",
-        "entries": one["entries"],
-        "fingerprint": one["fingerprint"],
+        "entries": facts["entries"],
+        "fingerprint": facts["fingerprint"],
         "added": added,
         "parts": [(name, starts[name] / most, n / most) for name, n in added.items()],
-        "shares": one["shares"],
+        "shares": facts["shares"],
         "widest": max(1, *added.values()),
-        "charts": [found for s in one["shares"] if (found := _score_chart(s))],
-        "overlap": one["overlap"],
-        "modes": _never(one),
+        "charts": [chart for s in facts["shares"] if (chart := _score_chart(s))],
+        "overlap": facts["overlap"],
+        "modes": _never(facts),
         "never": [
             (
                 reason,
                 [modes[mode].get(reason, {"entries": 0})["entries"] for mode in modes],
-                next(f[reason]["samples"] for f in modes.values() if reason in f),
+                next(m[reason]["samples"] for m in modes.values() if reason in m),
             )
-            for reason in dict.fromkeys(r for found in modes.values() for r in found)
+            for reason in dict.fromkeys(r for m in modes.values() for r in m)
         ],
-        "left_out": one["left_out"],
+        "left_out": facts["left_out"],
     }
 
 

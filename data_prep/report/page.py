@@ -54,7 +54,7 @@ def build(
         filters={"marked": marked},
         values={
             "card": card,
-            "balanced": card["balanced"] if "balanced" in card else None,
+            "balanced": card.get("balanced"),
             "funnel": curation.funnel(load.funnel(card)),
             "shares": curation.shares(card),
             "dropped": dropped,
@@ -74,11 +74,11 @@ def marked(text: str, entry: str, limit: int) -> Markup:
     Ignores case, and skips parts of words, except in scripts without spaces.
     """
     line, wanted = page.clean(text, limit), page.clean(entry, limit)
-    for found in re.finditer(re.escape(wanted), line, re.IGNORECASE) if wanted else ():
-        start, end = found.span()
+    for match in re.finditer(re.escape(wanted), line, re.IGNORECASE) if wanted else ():
+        start, end = match.span()
         if not (_in_word(line, start) or _in_word(line, end)):
             form = Markup('<bdi dir="auto">{}<mark>{}</mark>{}</bdi>')
-            return form.format(line[:start], found.group(), line[end:])
+            return form.format(line[:start], match.group(), line[end:])
     return page.stranger(text, limit)
 
 

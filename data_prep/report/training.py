@@ -39,13 +39,13 @@ def averaged(
 
 
 def curves(run: Run) -> dict[str, Any]:
-    """Loss, in-batch accuracy and learning rate over the steps; None = not logged."""
+    """Returns charts and figures of a run's metrics; None for what is not logged."""
     batch = int(run.config["global_batch"])
     steps = int(run.steps[-1])
     speed = _finite(run, "examples_per_second")
     loss, rate = _finite(run, "loss"), _finite(run, "learning_rate")
     guess = math.log(batch)
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "batch": batch,
         "steps": steps,
         "examples": batch * steps,
@@ -65,23 +65,23 @@ def curves(run: Run) -> dict[str, Any]:
             charts.Axis("loss, nats", format=charts.SMALL, low=0),
             rules=[rule],
         )
-        found["loss"] = {"chart": chart, "first": float(y[0]), "last": float(y[-1])}
+        values["loss"] = {"chart": chart, "first": float(y[0]), "last": float(y[-1])}
     if rate:
         x, y = averaged(*rate)
         series = [charts.Series("learning rate", y, "accent")]
         axis = charts.Axis("learning rate", format=charts.SMALL, low=0)
-        found["rate"] = {
+        values["rate"] = {
             "chart": _chart(x, series, axis),
             "peak": float(y.max()),
             "peak_step": float(x[y.argmax()]),
             "last": float(y[-1]),
         }
-    return found
+    return values
 
 
 def _finite(run: Run, key: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Returns the finite values of a metric with their steps, or None."""
-    values = run.metrics[key] if key in run.metrics else np.zeros(0)
+    values = run.metrics.get(key, np.full(len(run.steps), np.nan))
     shown = np.isfinite(values)
     return (run.steps[shown], values[shown]) if shown.any() else None
 
@@ -125,7 +125,7 @@ def _is_measure(value: object) -> bool:
 
 
 def scores(evaluation: Evaluation) -> dict[str, Any]:
-    """The scores on held-out images beside those of the untrained model.
+    """Returns the scores on held-out images beside those of the untrained model.
 
     `groups` are (title, rows) with rows (name, model, untrained or None): the retrieval
     directions first, then other evaluations.
@@ -143,7 +143,7 @@ def scores(evaluation: Evaluation) -> dict[str, Any]:
             (name for name in measures if _is_measure(measures[name])),
             key=lambda name: (len(name), name),
         )
-        title = _DIRECTIONS[key] if key in _DIRECTIONS else key.replace("_", " ")
+        title = _DIRECTIONS.get(key, key.replace("_", " "))
         if "classes" in measures:
             title += f", {numbers.count(measures['classes'])} classes"
         rows = [
@@ -165,10 +165,10 @@ def _untrained(
 ) -> Mapping[str, float] | None:
     """Returns the untrained model's score of a measure, None if not measured."""
     try:
-        found: Mapping[str, float] = evaluation.scores["untrained"][key][name]
+        score: Mapping[str, float] = evaluation.scores["untrained"][key][name]
     except KeyError:
         return None
-    return found
+    return score
 
 
 def cards(

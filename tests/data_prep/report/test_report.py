@@ -184,10 +184,10 @@ def write_run(folder: Path, held_out: list[records.Record], *, steps: int = 60) 
         return json.dumps(values | other) + "\n"
 
     parts = folder / "metrics"
-    (parts / "part-00000.jsonl").write_text(
+    (parts / "part-000000.jsonl").write_text(
         "".join(row(s) for s in range(1, 30)) + row(30, loss=99.0)
     )
-    (parts / "part-00001.jsonl").write_text(
+    (parts / "part-000001.jsonl").write_text(
         "".join(row(s) for s in range(30, steps + 1))
     )
     evaluation = {
@@ -444,15 +444,15 @@ def test_unfinished_dataset_is_an_error_that_names_the_file(tmp_path: Path) -> N
 
 def test_damaged_metrics_are_an_error_that_names_the_line(tmp_path: Path) -> None:
     write_run(tmp_path, [])
-    (tmp_path / "metrics" / "part-00001.jsonl").write_text('{"step": 1}\n{"st')
-    with pytest.raises(ValueError, match=r"part-00001\.jsonl:2: expected a JSON"):
+    (tmp_path / "metrics" / "part-000001.jsonl").write_text('{"step": 1}\n{"st')
+    with pytest.raises(ValueError, match=r"part-000001\.jsonl:2: wanted a JSON"):
         load.run(str(tmp_path))
 
 
 def test_unknown_evaluation_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     write_run(tmp_path, [])
     (tmp_path / "evaluation" / "60.json").write_text('{"step": 60}')
-    with pytest.raises(ValueError, match=r"60\.json: expected `candidates`"):
+    with pytest.raises(ValueError, match=r"60\.json: wanted 'candidates'"):
         load.evaluation(str(tmp_path))
 
 
