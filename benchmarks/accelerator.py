@@ -47,7 +47,7 @@ _GIB = 2**30
 _LIBRARIES = ("jax", "jaxlib", "flax", "torch", "open_clip_torch", "transformers")
 
 
-class Fed(NamedTuple):
+class LoaderRun(NamedTuple):
     """A run of the trainer on a dataset."""
 
     towers: str
@@ -141,7 +141,7 @@ def images_a_core() -> Iterator[float]:
     yield count / min(taken)
 
 
-def train_from_loader(name: str, row: Row, device: Device) -> Fed:
+def train_from_loader(name: str, row: Row, device: Device) -> LoaderRun:
     """Runs the trainer with the row's settings on a dataset of photographs."""
     from benchmarks import photographs
 
@@ -150,9 +150,9 @@ def train_from_loader(name: str, row: Row, device: Device) -> Fed:
     config = steps.config_of(sizes_of(name), batch=batch, size=values.image_size)
     config.model.attention, config.model.remat = row.attention, row.remat
     config.model.unroll = row.unrolled
-    config.total_steps = values.fed_steps
+    config.total_steps = values.loader_steps
     config.optimizer.warmup_steps = 1
-    config.log_every_steps = max(values.fed_steps // 4, 1)
+    config.log_every_steps = max(values.loader_steps // 4, 1)
     config.data.worker_count = values.workers
     with tempfile.TemporaryDirectory() as folder:
         config.dataset = f"{folder}/dataset"
@@ -170,11 +170,16 @@ def train_from_loader(name: str, row: Row, device: Device) -> Fed:
         train = [sys.executable, "-m", "metaclip_jax.train", f"--config={recipe}"]
         subprocess.run([*train, f"--workdir={folder}/run"], check=True)
         last = metric_rows.read(f"{folder}/run")[-1]
-    return Fed(name, row.batch, last["examples_per_second_per_chip"], last["data_wait"])
+    return LoaderRun(
+        name, row.batch, last["examples_per_second_per_chip"], last["data_wait"]
+    )
 
 
 def report(
-    device: Device, rows: dict[str, list[Row]], core: float, fed: Sequence[Fed]
+    device: Device,
+    rows: dict[str, list[Row]],
+    core: float,
+    loader_runs: Sequence[LoaderRun],
 ) -> str:
     """Returns the page."""
     lines = [
@@ -199,19 +204,19 @@ def report(
             *_table(device, found),
         ]
         lines += ["", _verdict(found, core)]
-    if fed:
+    if loader_runs:
         lines += [
             "",
             "## The trainer on a dataset",
             "",
             f"{flags.FLAGS.workers} loader processes, 640 x 480 JPEGs; the last quarter"
-            f" of {flags.FLAGS.fed_steps} steps.",
+            f" of {flags.FLAGS.loader_steps} steps.",
             "",
             "| model | batch per device | pairs/s per device | waiting for data |",
             "|---|---|---|---|",
             *(
-                f"| {one.towers} | {one.batch:,} | {one.rate:,.0f} | {one.waited:.1%} |"
-                for one in fed
+                f"| {run.towers} | {run.batch:,} | {run.rate:,.0f} | {run.waited:.1%} |"
+                for run in loader_runs
             ),
         ]
     return "\n".join(lines) + "\n"
@@ -305,14 +310,14 @@ def main(argv: Sequence[str]) -> None:
         return
     core = next(device_steps.run_alone(images_a_core), 0.0)
     rows: dict[str, list[Row]] = {}
-    fed: list[Fed] = []
+    loader_runs: list[LoaderRun] = []
     for name, batches in models().items():
         rows[name] = measure(name, batches, device)
         best = fastest(rows[name], ours=True)
         if values.workers and best is not None:
-            fed.append(train_from_loader(name, best, device))
+            loader_runs.append(train_from_loader(name, best, device))
         # After each model: a later one may take long, or fail.
-        Path(values.output).write_text(report(device, rows, core, fed))
+        Path(values.output).write_text(report(device, rows, core, loader_runs))
     print(Path(values.output).read_text())
 
 
@@ -348,6 +353,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "workers", 0, "Loader processes for runs on a dataset; 0 = none.", lower_bound=0
     )
-    flags.DEFINE_integer("fed_steps", 40, "Steps of a run on a dataset.", lower_bound=4)
+    flags.DEFINE_integer("loader_steps", 40, "Steps of such a run.", lower_bound=4)
     flags.DEFINE_string("output", "docs/accelerator.md", "Page to write.")
     command.run(main)

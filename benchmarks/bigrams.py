@@ -181,9 +181,9 @@ def page(sizes: Sequence[Counted], packages: Sequence[str]) -> str:
         f" {_PAPER:,} bigrams of English Wikipedia (about {_WIKIPEDIA / 1e9:g} billion"
         ' words) with "PMI ≥ 30"; [metadata.md](metadata.md) says what that may mean,'
         " and what is done here.",
-        f" from Debian's {', '.join(packages)}, without translated manuals.",
+        "",
         f"The text: {last.total:,.0f} words of documentation, dictionaries and books,"
-        f" from Debian's {', '.join(packages)}.",
+        f" from Debian's {', '.join(packages)}, without translated manuals.",
         "",
         "Bigrams that reach 30 by each reading; PMI has to be as far below its largest"
         f" value, log2(words), as 30 is on Wikipedia ({_BELOW_LARGEST:.1f} bits). The"

@@ -167,8 +167,8 @@ def main(argv: Sequence[str]) -> None:
     print(f"crawl: {from_warc / loop:.2f}x the bare loop's CPU, WARC to candidates")
     print(f"crawl: {from_wat / loop:.2f}x the bare loop's CPU, WAT to candidates")
     lost = _by_source(of_pages) - _by_source(of_links)
-    said = ", ".join(f"{count:,} of {source}" for source, count in lost.most_common())
-    print(f"texts that the WAT file lacks: {said or 'none'}")
+    lines = [f"{count:,} of {source}" for source, count in lost.most_common()]
+    print(f"texts that the WAT file lacks: {', '.join(lines) or 'none'}")
 
 
 def _by_source(table: pa.Table) -> Counter[str]:

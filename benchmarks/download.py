@@ -257,9 +257,9 @@ def per_image(costs: dict[int, list[Cost]]) -> PerImage:
     """Returns what an image of the larger run costs beyond those of the smaller."""
     small, large = sorted(costs)
 
-    def difference(of: str) -> float:
+    def difference(field: str) -> float:
         high, low = (
-            statistics.median(getattr(cost, of) for cost in costs[count])
+            statistics.median(getattr(cost, field) for cost in costs[count])
             for count in (large, small)
         )
         return (high - low) / (large - small)

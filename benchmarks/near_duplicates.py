@@ -182,7 +182,7 @@ def _measure_bands(images: Sequence[Image.Image]) -> None:
     copies = [(number, bits) for number, bits in copies if bits.size]
     numbers = np.array([number for number, _ in copies])
     bits = np.stack([bits for _, bits in copies])
-    prints = pa.array([np.packbits(one).tobytes() for one in bits], pa.binary())
+    prints = pa.array([np.packbits(row).tobytes() for row in bits], pa.binary())
     found = similarity.Fingerprints.of(prints)
     rank = np.arange(len(numbers))
     by_bands = np.full(len(numbers), -1)

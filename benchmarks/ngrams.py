@@ -156,7 +156,7 @@ def main(argv: Sequence[str]) -> None:
         took, counted = timed(BigramCollocationFinder.from_words, found)
         seconds["nltk"].append(took)
     check(run, counted)
-    mine, nltks = (float(np.median(each)) for each in seconds.values())
+    mine, nltks = (float(np.median(times)) for times in seconds.values())
     total = sum(run.words["count"].to_pylist())
     print(
         f"ngrams: {nltks / mine:.1f}x the words/s of nltk on a core, with equal counts;"

@@ -113,8 +113,8 @@ COLUMNS = (
 STEPS = """
 ## Beside a plain step
 
-Printed by `python -m benchmarks.tpu_step`, whose head says what is compared: our step,
-and a plain JAX step in the way of big_vision's trainer.
+Printed by `python -m benchmarks.tpu_step`, whose docstring says what is compared: our
+step, and a plain JAX step in the way of big_vision's trainer.
 
 ```text
 """

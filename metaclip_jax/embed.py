@@ -101,7 +101,7 @@ def embed_shard(
     image = model.encoder.encode_images(  # [n, E]
         read, names=lambda row: f"image {ids[row]}", total=total, on_broken=note
     )
-    lost = [row for row, one in enumerate(status) if one != embeddings.OK]
+    lost = [row for row, state in enumerate(status) if state != embeddings.OK]
     for row in lost[:_LOSSES_TO_LOG]:
         logging.warning("image %s has no embedding: %s", ids[row], status[row])
     counts = [len(own) for own in texts]
@@ -109,7 +109,7 @@ def embed_shard(
     text = model.embed_texts(flat)  # [m, E]
     cosines = (image.repeat(counts, axis=0) * text).sum(axis=1)
     keys = records.text_keys(np.repeat(ids, counts).tolist(), flat)
-    ok = np.array([one == embeddings.OK for one in status], np.float32)
+    ok = np.array([state == embeddings.OK for state in status], np.float32)
     ends = np.cumsum(counts)
     parts = [slice(end - n, end) for end, n in zip(ends, counts, strict=True)]
     rows = {

@@ -146,9 +146,10 @@ def evaluate_model(values: Any) -> None:
         prompts_path=values.prompts,
     )
     classes = len(examples.class_names)
-    of = f" of {classes} classes" if classes else ""
-    texts = f" with {len(examples.texts)} texts" if examples.texts else ""
-    print(f"{values.data}: {len(examples.names)} images{of}{texts}", flush=True)
+    contents = f"{len(examples.names)} images"
+    contents += f" of {classes} classes" if classes else ""
+    contents += f" with {len(examples.texts)} texts" if examples.texts else ""
+    print(f"{values.data}: {contents}", flush=True)
     if not values.skip_broken:
         evaluator.check_headers(examples)  # before a model takes its time
     model = model_flags.load(values)
@@ -194,14 +195,14 @@ def evaluate_tasks(values: Any) -> None:
     if values.plan and not values.model:
         print(suite.plan(opened, None))
         return
-    if not values.plan and all(one.examples is None for one in opened):
+    if not values.plan and all(task.examples is None for task in opened):
         print(suite.plan(opened, None))
         raise ValueError(
-            f"wanted images of --tasks in {values.data_dir}, got none; get them as said"
-            " above"
+            f"wanted images of --tasks in {values.data_dir}, got none; the lines"
+            " above say how to get them"
         )
     if not (values.plan or values.skip_broken):
-        for examples in suite.image_sets(one.examples for one in opened):
+        for examples in suite.image_sets(task.examples for task in opened):
             evaluator.check_headers(examples)  # before a model takes its time
     model = model_flags.load(values)
     if values.plan:
@@ -224,8 +225,8 @@ def evaluate_tasks(values: Any) -> None:
         from metaclip_jax.evaluation import page  # a slow import, because of charts
 
         files.write_bytes(values.page, page.render(model.name, found))
-    for number in found["tasks"].values():
-        for confusion in number.get("confusions", ()):
+    for result in found["tasks"].values():
+        for confusion in result.get("confusions", ()):
             confusion.pop("picture")  # only the page shows it
     if values.output:
         files.write_json(values.output, facts | found)

@@ -56,7 +56,7 @@ def _matching(folder: str, components: Sequence[str]) -> Iterator[str]:
                 fnmatch.fnmatchcase(name, first) and (name[0] != "." or first[0] == ".")
             )
         ]
-        as_written = [one for one in found if one[0] == first]
+        as_written = [entry for entry in found if entry[0] == first]
         for name, is_folder in as_written or found:
             if rest and is_folder:
                 yield from _matching(f"{folder}{name}/", rest)
@@ -79,9 +79,9 @@ def _list(folder: str) -> list[tuple[str, bool]]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     return [
-        (one["name"].rstrip("/").rpartition("/")[2], one["type"] == "directory")
-        for one in objects
-        if one["name"].rstrip("/") != place  # the folder's own placeholder object
+        (entry["name"].rstrip("/").rpartition("/")[2], entry["type"] == "directory")
+        for entry in objects
+        if entry["name"].rstrip("/") != place  # the folder's own placeholder object
     ]
 
 
@@ -97,17 +97,17 @@ def _is_link(name: str) -> bool:
 
 
 def find_all(given: Iterable[str], *, key: str) -> list[str]:
-    """Returns the Parquet files of all patterns of a key of a config, sorted.
+    """Returns the Parquet files that match any pattern of a config's key, sorted.
 
-    Raises ValueError where a pattern has none.
+    Raises ValueError if a pattern matches none.
     """
     found: set[str] = set()
     for pattern in given:
-        here = find(pattern)
-        if not here:
+        matching = find(pattern)
+        if not matching:
             raise ValueError(
                 f"{key}: wanted Parquet files, got none for {pattern!r}; correct the"
                 " path"
             )
-        found.update(here)
+        found.update(matching)
     return sorted(found)

@@ -61,13 +61,13 @@ def _differences(want: Any, got: Any, where: str) -> list[str]:
 
 
 def _apart(want: list[Any], got: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Returns what each of two long lists has alone; both whole if that is nothing."""
+    """Returns the items that only one of two long lists has; if none, both lists."""
     if max(len(_short(want)), len(_short(got))) <= _CHARS:
         return want, got
-    names = [{json.dumps(one) for one in side} for side in (want, got)]
+    wanted, found = ({json.dumps(item) for item in side} for side in (want, got))
     alone = (
-        [one for one in want if json.dumps(one) not in names[1]],
-        [one for one in got if json.dumps(one) not in names[0]],
+        [item for item in want if json.dumps(item) not in found],
+        [item for item in got if json.dumps(item) not in wanted],
     )
     return alone if any(alone) else (want, got)
 

@@ -123,7 +123,7 @@ def _unknown(name: str, values: flags.FlagValues) -> str:
     names = list(values)
     for flag in values:
         names += [f"{flag}.{key}" for key in table_of(values[flag])]
-    names = [one for one in names if ("." in one) == ("." in name)]
+    names = [other for other in names if ("." in other) == ("." in name)]
     cure = did_you_mean(name, names, otherwise="--help lists them", prefix="--")
     return f"wanted a flag of this command, got --{name}; {cure}"
 

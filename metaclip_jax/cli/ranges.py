@@ -57,7 +57,7 @@ class Range:
 
     def holds(self, value: Any) -> bool:
         """Whether a key may have this value."""
-        if any(type(value) is type(one) and value == one for one in self.also):
+        if any(type(value) is type(other) and value == other for other in self.also):
             return True
         if self.type is bool:
             return isinstance(value, bool)
@@ -101,7 +101,7 @@ class Range:
         else:
             name = {int: "an integer", float: "a number", str: "a string"}[self.type]
             text = self.form or name + self._bounds()
-        return "".join([text, *(f", or {one!r}" for one in self.also)])
+        return "".join([text, *(f", or {value!r}" for value in self.also)])
 
     def _bounds(self) -> str:
         if self.least is not None and self.most is not None:
@@ -204,7 +204,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def _differing_keys(config: ConfigDict, default: ConfigDict) -> list[str]:
     """Returns a message for each unknown and each missing key."""
-    got, want = (list(dict(flat(one))) for one in (config, default))
+    got, want = (list(dict(flat(tree))) for tree in (config, default))
     return [
         *(_no_such_key(key, want) for key in got if key not in want),
         *(

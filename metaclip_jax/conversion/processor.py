@@ -111,7 +111,7 @@ def read_huggingface(
     _check_channels(file, "image_std", std, values["image_std"])
     resample = values["resample"]
     if type(resample) is not int or resample not in set(Image.Resampling):
-        filters = {one.value: one.name.lower() for one in Image.Resampling}
+        filters = {kind.value: kind.name.lower() for kind in Image.Resampling}
         _refuse(file, "resample", f"one of {filters}", resample)
     shape = _shape(values, architecture.image_size, file)
     return shape._replace(

@@ -71,12 +71,12 @@ PATCHES = Transform(  # OIHW <-> HWIO
 # Separate query, key and value: three [D, D] or [D] <-> [D, 3, H, D / H] or
 # [3, H, D / H].
 QKV_KERNEL = Transform(
-    lambda a, heads: np.stack([_heads_out(each, heads) for each in a], axis=1),
+    lambda a, heads: np.stack([_heads_out(part, heads) for part in a], axis=1),
     lambda a, _: [a[:, i].reshape(a.shape[0], -1).T for i in range(3)],
 )
 QKV_BIAS = Transform(
-    lambda a, heads: np.stack([each.reshape(heads, -1) for each in a]),
-    lambda a, _: [each.reshape(-1) for each in a],
+    lambda a, heads: np.stack([part.reshape(heads, -1) for part in a]),
+    lambda a, _: [part.reshape(-1) for part in a],
 )
 # Fused query, key and value: [3D, D] or [3D].
 FUSED_KERNEL = Transform(
@@ -217,7 +217,7 @@ def _check_shapes(
             wanted = [tensor.shape for tensor in made]
         # A scalar may be [] or [1].
         if not fits or (layer and found != wanted):
-            shown = ", ".join(str(list(one)) for one in found)
+            shown = ", ".join(str(list(size)) for size in found)
             raise ValueError(
                 f"{weights.where}: wanted {', '.join(names)} to give {rule.ours}"
                 f" {list(layer)}, as its config says, got {shown}; give the config and"

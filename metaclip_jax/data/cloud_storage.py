@@ -150,11 +150,11 @@ def _naming(address: str, parts: tuple[str, ...]) -> Iterator[None]:
         got, cure = _cause(error, of_object=len(parts) > 1 or "/o/" in address)
         if not got:
             raise
-        said = ""
-        if not isinstance(error, FileNotFoundError):  # which says the address again
-            said = ": " + " ".join(re.sub("^Forbidden: .*", "", str(error)).split())
+        detail = ""
+        if not isinstance(error, FileNotFoundError):  # whose text is the address
+            detail = ": " + " ".join(re.sub("^Forbidden: .*", "", str(error)).split())
         raise storage_errors.StorageError(
-            f"wanted {_name(address, parts)}, got {got}{said[:300]}; {cure}"
+            f"wanted {_name(address, parts)}, got {got}{detail[:300]}; {cure}"
         ) from error
 
 

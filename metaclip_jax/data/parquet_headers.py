@@ -161,7 +161,7 @@ def _number(fields: Mapping[int, Any], field: int) -> int:
 
 def _structs(fields: Mapping[int, Any], field: int) -> list[dict[int, Any]]:
     found = fields.get(field, [])
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+    if not isinstance(found, list) or not all(isinstance(x, dict) for x in found):
         raise pa.ArrowInvalid(_DAMAGE)
     return found
 

@@ -68,14 +68,14 @@ def batches(
     opened = tuple(_open(folder) for folder in options.folders)
     steps = _check_steps(start_step, options.total_steps)
     options.choice.check_sources(
-        [one.data_card.get("text_sources", {}) for one in opened]
+        [dataset.data_card.get("text_sources", {}) for dataset in opened]
     )
     make = batch.MakeBatch(
         options=options,
         datasets=opened,
-        sources=tuple(_source(one, n, options) for n, one in enumerate(opened)),
+        sources=tuple(_source(data, n, options) for n, data in enumerate(opened)),
         readers=tuple(
-            blocks.BlockReader(one) if options.blocks else None for one in opened
+            blocks.BlockReader(data) if options.blocks else None for data in opened
         ),
         shares=mixture.shares(options.weights),
         tokenize=tokenize,
@@ -173,16 +173,16 @@ class Batches:
         shared_memory.unlink(found.values())
         self.examples += len(found["position"])
         self.truncated += int(found["truncated"].sum())
-        self.replaced.update(one.reason for one in replaced)
+        self.replaced.update(image.reason for image in replaced)
         self.losses = Losses(
             truncated_texts=int(found["truncated"][self._owned].sum()),
-            replaced=tuple(one for one in replaced if self._owned[one.row]),
+            replaced=tuple(image for image in replaced if self._owned[image.row]),
         )
         for _, image_id, reason in replaced:
             if image_id not in self._logged and len(self._logged) < _REPLACED_TO_LOG:
                 self._logged.add(image_id)
                 logging.warning("image %s is replaced: %s", image_id, reason)
-        self._judge(len(found["position"]), [one.reason for one in replaced])
+        self._judge(len(found["position"]), [image.reason for image in replaced])
         return found
 
     def close(self) -> None:
@@ -222,15 +222,16 @@ def judge_replaced(most: float) -> Callable[[int, Sequence[str]], None]:
             lately -= recent.popleft()[0]
         if examples < _EXAMPLES_TO_JUDGE:
             return
-        for when, count, of, slack in (
+        for when, count, total, slack in (
             ("", reasons.total(), examples, 0.0),
             ("last ", sum(n for _, n in recent), lately, 4 * (most * lately) ** 0.5),
         ):
-            if count > most * of + slack:
+            if count > most * total + slack:
                 raise ValueError(
-                    f"{count} of the {when}{of} images cannot be decoded "
+                    f"{count} of the {when}{total} images cannot be decoded "
                     f"({dict(reasons)} since the start), more than the share "
-                    f"max_replaced_share={most}; is the dataset damaged?"
+                    f"max_replaced_share={most}; check the dataset by python -m "
+                    "data_prep.verify"
                 )
 
     return judge
@@ -278,7 +279,7 @@ def _held_bytes(make: batch.MakeBatch, host_batch: int) -> int:
 def _check_steps(start_step: int, total_steps: int) -> range:
     if start_step > total_steps:
         raise ValueError(
-            f"start_step={start_step} lies after total_steps={total_steps}; raise the "
+            f"start_step={start_step} is after total_steps={total_steps}; raise the "
             "latter or start a new run"
         )
     return range(start_step, total_steps)

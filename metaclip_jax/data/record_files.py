@@ -136,4 +136,4 @@ def read_sound(reader: ArrayRecordReader, wanted: list[int]) -> list[bytes]:
             raise
     if len(wanted) == 1:
         return [b""]
-    return [read_sound(reader, [one])[0] for one in wanted]
+    return [read_sound(reader, [number])[0] for number in wanted]

@@ -228,7 +228,7 @@ def _axis(axis: Axis, values: Sequence[float | None], *, air: bool) -> dict[str,
 
     `air` leaves room above the highest value, unless `axis.high` is given.
     """
-    limits = [each for each in (axis.low, axis.high) if each is not None]
+    limits = [limit for limit in (axis.low, axis.high) if limit is not None]
     shown = [value for value in (*values, *limits) if value is not None] or [1.0]
     low, high = min(shown), max(shown)
     if low == high:

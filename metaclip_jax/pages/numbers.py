@@ -17,11 +17,6 @@ def percent(share: float) -> str:
     return f"{value:.{digits}f}%"
 
 
-def axis_percent(share: float) -> str:
-    """Formats a share for an axis or a tooltip: 0.5 -> 50%."""
-    return f"{100 * share:.3g}%"
-
-
 def ratio(part: float, whole: float) -> str:
     """Formats part / whole as a percentage; a dash if `whole` is 0."""
     return percent(part / whole) if whole else "\u2013"

@@ -129,7 +129,7 @@ def metrics(runs: Sequence[Run]) -> dict[str, list[float | None]]:
         found[name] = [
             run.scores[name]["value"] if name in run.scores else None for run in runs
         ]
-    return {k: v for k, v in found.items() if any(one is not None for one in v)}
+    return {k: v for k, v in found.items() if any(x is not None for x in v)}
 
 
 def curve(run: Run, key: str, *, points: int = 200) -> tuple[np.ndarray, np.ndarray]:

@@ -45,7 +45,7 @@ FLUSH_SECONDS = 300.0
 class Writer:
     """Collects rows and writes them as a new part at each flush.
 
-    A row is whole when that of the next step begins; if the last flush is then more
+    A row is complete when the next step's row begins; if the last flush is then more
     than `flush_seconds` ago, it is flushed. With `tensorboard`, the numbers also go to
     WORKDIR/tensorboard, and with the name of a `wandb` project to Weights & Biases,
     together with `config`. With `write` False nothing is written: of several processes,
@@ -308,12 +308,12 @@ class Meter:
         self._own = Totals()
 
     def row(self, measured: Mapping[str, jax.Array]) -> dict[str, float]:
-        """The numbers of the newest step, the totals, and the rates since last asked.
+        """Returns the newest step's numbers, the totals, and rates since the last row.
 
-        `data_wait` is the share of time spent waiting for data. The model's FLOPs a
-        second leave out what rematerialisation recomputes; their share of the chip's
-        peak, `model_flops_utilisation`, is left out where the peak
-        is unknown. All processes must call it at the same steps.
+        `data_wait` is the share of time spent waiting for data. The model's FLOPs per
+        second do not count what rematerialisation recomputes. Their share of the chip's
+        peak, `model_flops_utilisation`, is missing if the peak is unknown. All
+        processes must call it at the same steps.
         """
         row = {key: float(value) for key, value in jax.device_get(measured).items()}
         del row["skipped"]
@@ -365,10 +365,9 @@ def write_skipped(workdir: str, step: int, image_ids: np.ndarray) -> None:
     WORKDIR/metrics/skipped/STEP-PROCESS.json: {"step", "image_ids"}.
     """
     name = f"{step:08d}-{jax.process_index():05d}.json"
-    files.write_json(
-        files.path(workdir) / "metrics" / "skipped" / name,
-        {"step": step, "image_ids": [one.decode() for one in image_ids.tolist()]},
-    )
+    ids = [image_id.decode() for image_id in image_ids.tolist()]
+    path = files.path(workdir) / "metrics" / "skipped" / name
+    files.write_json(path, {"step": step, "image_ids": ids})
 
 
 def check_wandb(project: str) -> None:
@@ -385,7 +384,7 @@ def check_wandb(project: str) -> None:
 
 
 def _open_wandb(project: str, workdir: str, config: Mapping[str, Any]) -> Any:
-    """The run of a workdir at Weights & Biases, new or taken up again."""
+    """Starts or resumes the workdir's run at Weights & Biases, and returns it."""
     check_wandb(project)
     wandb = importlib.import_module("wandb")
     name = str(files.path(workdir))

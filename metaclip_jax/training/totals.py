@@ -24,8 +24,8 @@ class Totals:
         skipped_in_a_row: such steps at the end of the run so far.
         truncated_texts: texts that were longer than the context.
         replaced: images that could not be used and were replaced, by reason.
-        replaced_ids: of the first thousand different ones, how often each was met:
-            {reason: {image id: times}}.
+        replaced_ids: how often each of the first thousand different images was
+            replaced: {reason: {image id: times}}.
     """
 
     skipped_steps: int = 0
@@ -55,9 +55,9 @@ class Totals:
     def add_losses(self, losses: pipeline.Losses) -> None:
         """Counts what was lost in a batch."""
         self.truncated_texts += losses.truncated_texts
-        for one in losses.replaced:
-            self.replaced[one.reason] += 1
-            self._add_id(one.reason, one.image_id, 1)
+        for image in losses.replaced:
+            self.replaced[image.reason] += 1
+            self._add_id(image.reason, image.image_id, 1)
 
     def add(self, other: "Totals") -> None:
         """Adds the losses of the data that another process counted."""

@@ -63,7 +63,7 @@ def test_it_trains_torchs_model_in_the_same_run(tmp_path):
 
 @pytest.mark.slow
 def test_the_trainer_is_fed_by_the_loader(tmp_path):
-    flags = ["--notheirs", "--unroll=false", "--workers=1", "--fed_steps=4"]
+    flags = ["--notheirs", "--unroll=false", "--workers=1", "--loader_steps=4"]
     page, _ = measured(tmp_path, *flags)
     row = re.search(r"^\| s16 \| 4 \| ([\d,]+) \| [\d.]+% \|$", page, re.M)
     assert int(row[1].replace(",", "")) > 0

@@ -367,9 +367,9 @@ def test_many_bad_images_lately_end_the_run_however_many_were_good():
 
     good = [0] * 2_000
     judged(*good, *[25, 30, 20, 35] * 5)  # about the share, by chance
-    with pytest.raises(ValueError, match=r"of the last 2000 images .*damaged"):
+    with pytest.raises(ValueError, match=r"of the last 2000 images .*verify"):
         judged(*good, *[40] * 4)
-    with pytest.raises(ValueError, match=r"80 of the 1500 images .*damaged"):
+    with pytest.raises(ValueError, match=r"80 of the 1500 images .*verify"):
         judged(25, 25, 30)
     judged(500)  # too few to judge
 
@@ -415,7 +415,7 @@ def test_values_that_do_not_fit_are_refused(batches):
             batches(rows=rows)
     with pytest.raises(ValueError, match="global_batch: wanted at least 1, got 0"):
         batches(global_batch=0)
-    with pytest.raises(ValueError, match="start_step=9 lies after total_steps=8"):
+    with pytest.raises(ValueError, match="start_step=9 is after total_steps=8"):
         batches(start_step=9)
     with pytest.raises(ValueError, match="read_threads: wanted at least 1"):
         batches(read_threads=0)
