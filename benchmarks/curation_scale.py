@@ -174,7 +174,6 @@ def parse_rate() -> tuple[float, float]:
         )
     size = sum(len(answer.body) for answer in answers)
     limits = curation_config.curate().pages.to_dict()
-    limits["identify"] = language.Lid176()
     max_page_bytes = limits.pop("max_page_bytes")
 
     def parse(path: str) -> int:

@@ -17,8 +17,8 @@ CANDIDATES = pa.schema(
         ("text", pa.string()),
         ("text_source", pa.string()),  # alt, title, data-image-title, figcaption
         ("language", pa.string()),  # declared by the page, "" if none
-        # Identified from the page's text if it declares no known one, else "".
-        ("page_language", pa.string()),
+        # Beginning of the page's text if it declares no known language, else "".
+        ("page_text", pa.string()),
         # Where the source holds the image's bytes (sources.stored), "" if it does not.
         ("stored_at", pa.string()),
         # JSON list of the numbers in config.source.score_columns, "" without any.
@@ -29,7 +29,7 @@ CANDIDATES = pa.schema(
 # A candidate with its matches. `language` is now that of the text.
 MATCHED = pa.schema(
     [
-        *(field for field in CANDIDATES if field.name != "page_language"),
+        *(field for field in CANDIDATES if field.name != "page_text"),
         ("metadata", pa.string()),  # code of the metadata it was matched with
         ("entry_ids", pa.list_(pa.int32())),  # ascending, unique
     ]

@@ -52,17 +52,13 @@ _Read = TypeVar("_Read")
 
 
 def parse_page(
-    page: Page, *, identify: language.LanguageIdentifier, **options: Any
+    page: Page, **options: Any
 ) -> tuple[list[texts.Row], texts.Losses] | LostPage:
-    """Returns the CANDIDATES of a page, and its drops by reason; see `find_texts`.
-
-    Where the page declares no language for some of its texts, `identify` is asked once,
-    for that of the page.
-    """
+    """Returns the CANDIDATES of a page, and its drops by reason; see `find_texts`."""
     found = find_texts(page, **options)
     if isinstance(found, LostPage):
         return found
-    return texts.identified([found], identify)[0]
+    return texts.to_rows(found), found.losses
 
 
 def find_texts(

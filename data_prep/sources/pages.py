@@ -1,16 +1,14 @@
 """Reads the web pages of an archive to batches of candidates."""
 
-import itertools
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
-from data_prep import language, schema
+from data_prep import schema
 from data_prep.sources import html, texts, warc
 from data_prep.sources.spec import Reading, Spec
 
 _BATCH_ROWS = 16_384
-_IDENTIFIED = 32  # pages at a time
 
 # What a page has, or what is lost whole.
 Found = texts.Found | warc.LostPage | warc.LostFile
@@ -21,41 +19,31 @@ def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
 
     Raises OSError where the file cannot be opened or the storage fails.
     """
-    identify = language.shared_identifier(spec.identifier)
-    yield from batches(_found(path, spec), identify, reading)
+    yield from batches(_found(path, spec), reading)
 
 
-def batches(
-    found: Iterable[Found], identify: language.LanguageIdentifier, reading: Reading
-) -> Iterator[pa.RecordBatch]:
+def batches(found: Iterable[Found], reading: Reading) -> Iterator[pa.RecordBatch]:
     """Yields the rows of pages, of many pages in each batch, and counts them."""
     rows: list[texts.Row] = []
-    usable = _usable(found, reading)
-    while some := list(itertools.islice(usable, _IDENTIFIED)):
-        for of_page, lost in texts.identified(some, identify):
-            rows += of_page
-            for counted in (texts.LARGER, texts.AS_WRITTEN):
-                if count := lost.pop(counted, 0):
-                    reading.addresses[counted] += count
-            reading.lost_texts.add(lost)
-            reading.items += 1
-            reading.texts += len(of_page)
-            if len(rows) >= _BATCH_ROWS:
-                yield schema.from_rows(rows, schema.CANDIDATES)
-                rows = []
-    if rows:
-        yield schema.from_rows(rows, schema.CANDIDATES)
-
-
-def _usable(found: Iterable[Found], reading: Reading) -> Iterator[texts.Found]:
-    """Yields the pages that are not lost, and counts the others."""
     for page in found:
         if isinstance(page, warc.LostFile):
             reading.lost_files[page.reason] += 1
-        elif isinstance(page, warc.LostPage):
+            continue
+        if isinstance(page, warc.LostPage):
             reading.lost_items.lose(page.reason, page.url)
-        else:
-            yield page
+            continue
+        rows += texts.to_rows(page)
+        for counted in (texts.LARGER, texts.AS_WRITTEN):
+            if count := page.losses.pop(counted, 0):
+                reading.addresses[counted] += count
+        reading.lost_texts.add(page.losses)
+        reading.items += 1
+        reading.texts += len(page.texts)
+        if len(rows) >= _BATCH_ROWS:
+            yield schema.from_rows(rows, schema.CANDIDATES)
+            rows = []
+    if rows:
+        yield schema.from_rows(rows, schema.CANDIDATES)
 
 
 def _found(path: str, spec: Spec) -> Iterator[Found]:

@@ -170,32 +170,16 @@ def clean(text: str) -> str:
     return " ".join(text.split())
 
 
-def identified(
-    pages: Sequence[Found], identify: language.LanguageIdentifier
-) -> list[tuple[list[Row], Losses]]:
-    """Returns the rows of CANDIDATES and the losses of each page.
-
-    `identify` is called at most once: between other work, an identifier's tables have
-    left the processor's caches, so page by page takes twice as long.
-    """
-    asked = [i for i, page in enumerate(pages) if page.said]
-    codes = language.of_pages([pages[i].said for i in asked], identify)
-    of_page = dict(zip(asked, codes, strict=True))
-    return [
-        (_to_rows(page, of_page.get(i, "")), page.losses)
-        for i, page in enumerate(pages)
-    ]
-
-
-def _to_rows(page: Found, of_page: str) -> list[Row]:
-    unknown = {
-        code for code in {one[-1] for one in page.texts} if not language.known(code)
+def to_rows(page: Found) -> list[Row]:
+    """Returns the rows of CANDIDATES of a page."""
+    said = {
+        code: "" if language.known(code) else page.said
+        for code in {one[-1] for one in page.texts}
     }
     image_ids = {url: records.image_id(url) for url in {one[0] for one in page.texts}}
     return [
-        (image_ids[url], url, page.url, text, source, code, said, "", "")
+        (image_ids[url], url, page.url, text, source, code, said[code], "", "")
         for url, text, source, code in page.texts
-        for said in (of_page if code in unknown else "",)
     ]
 
 

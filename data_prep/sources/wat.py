@@ -83,10 +83,7 @@ def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
 
     Raises OSError where the file cannot be opened or the storage fails.
     """
-    found = _found(path, spec)
-    yield from pages.batches(
-        found, language.shared_identifier(spec.identifier), reading
-    )
+    yield from pages.batches(_found(path, spec), reading)
 
 
 def _found(path: str, spec: Spec) -> Iterator[pages.Found]:

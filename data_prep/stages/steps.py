@@ -101,7 +101,7 @@ def _with_language(
     languages = language.resolve(
         table["text"].to_pylist(),
         declared=table["language"].to_pylist(),
-        identified=table["page_language"].to_pylist(),
+        identified=_identified(table["page_text"], identify),
         identify=identify,
     )
     codes = {
@@ -110,7 +110,7 @@ def _with_language(
     wanted = [codes[code] for code in languages]
     at = table.column_names.index("language")
     table = table.set_column(at, "language", pa.array(languages, pa.string()))
-    table = table.drop_columns("page_language")
+    table = table.drop_columns("page_text")
     if "metadata" not in table.column_names:
         table = table.append_column("metadata", pa.array(wanted, pa.string()))
     kept = pa.array([code is not None for code in wanted], pa.bool_())
@@ -118,6 +118,15 @@ def _with_language(
     if kept.false_count:
         reject("other_language", table.select(_SHOWN).filter(pc.invert(kept)))
     return table.filter(kept)
+
+
+def _identified(
+    page_texts: pa.ChunkedArray, identify: language.LanguageIdentifier
+) -> list[str]:
+    """Returns the language of each row's page, identified once for each text."""
+    encoded = page_texts.combine_chunks().dictionary_encode()
+    codes = language.of_pages(encoded.dictionary.to_pylist(), identify)
+    return [codes[i] for i in encoded.indices.to_pylist()]
 
 
 def count(matches: pa.Table) -> pa.RecordBatch:

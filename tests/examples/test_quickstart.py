@@ -17,7 +17,7 @@ from fastwarc.warc import ArchiveIterator, WarcRecordType
 from PIL import Image
 from selectolax.lexbor import LexborHTMLParser
 
-from data_prep import language, schema
+from data_prep import schema
 from data_prep.sources import html, warc
 from examples.quickstart import (
     crawl,
@@ -123,7 +123,6 @@ def candidates_of(site):
         "max_text_chars": 2_000,
         "max_url_chars": 2_048,
         "max_tree_bytes": TREE,
-        "identify": language.Lid176(),
     }
     rows, drops = [], Counter()
     for page in pages_of(site):

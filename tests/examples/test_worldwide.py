@@ -103,7 +103,6 @@ def candidates(everything):
     drawing = pictures.Drawing(white, b"", np.zeros(0))
     drawings = {picture.code: drawing for picture in everything}
     made = site.make(everything, drawings, HeldOut([], frozenset()), seed=0)
-    identify = language.shared_identifier("lid176")
     rows = []
     for place, data in sorted(made.contents.items()):
         if place.startswith(f"{tags.HOST}/") and place.endswith(".html"):
@@ -114,7 +113,6 @@ def candidates(everything):
                 max_text_chars=2_000,
                 max_url_chars=2_048,
                 max_tree_bytes=64 << 20,
-                identify=identify,
             )
             rows += found
     assert len(rows) == 14 * len(everything)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_prep import language, schema
+from data_prep import schema
 from data_prep.sources import charset, html, texts
 from data_prep.sources.warc import LostPage, Page
 from metaclip_jax.data import records
@@ -13,7 +13,6 @@ LIMITS = {
     "max_text_chars": 50,
     "max_url_chars": 200,
     "max_tree_bytes": TREE,
-    "identify": language.Lid176(),
 }
 PAGE_URL = "https://site.example/dir/page.html"
 
@@ -225,57 +224,36 @@ def test_the_nearest_declared_language_counts(markup, language):
 WORDS = "We sell small brown dogs that play in the snow."
 
 
-class Hearing:
-    """An identifier that hears one language in all, and notes what it is asked."""
-
-    def __init__(self):
-        self.asked = []
-
-    def __call__(self, texts, /, *, expected):
-        self.asked += texts
-        return ["de"] * len(texts)
-
-
 @pytest.mark.parametrize(
-    ("markup", "asked", "languages"),
+    ("markup", "wanted"),
     [
-        ("{words}<img {}>", [f"{WORDS} x"], [("", "de")]),
+        ("{words}<img {}>", [("", f"{WORDS} x")]),
         (
             "<title>Our shop</title><p>{words}<script>a</script><img {}>",
-            [f"Our shop {WORDS} x"],
-            [("", "de")],
+            [("", f"Our shop {WORDS} x")],
         ),
         (
             f"<img src=a.jpg alt='{WORDS[:19]}'><img src=b.jpg title='{WORDS[20:]}'>",
-            [f"{WORDS[:19]} {WORDS[20:]}"],
-            [("", "de")] * 2,
+            [("", f"{WORDS[:19]} {WORDS[20:]}")] * 2,
         ),
-        ("<html lang=not-known>{words}<img {}>", [f"{WORDS} x"], [("not", "de")]),
+        ("<html lang=not-known>{words}<img {}>", [("not", f"{WORDS} x")]),
         (
             "<p lang=fr><img {}></p>{words}<img {}>",
-            [f"{WORDS} x x"],
-            [("fr", ""), ("", "de")],
+            [("fr", ""), ("", f"{WORDS} x x")],
         ),
-        ("<html lang=fr>{words}<img {}>", [], [("fr", "")]),
-        ("{words}", [], []),  # nothing to know the language for
-        ("{words}<img src=a.jpg>", [], []),
-        ("too few<img {}>", [], [("", "")]),
+        ("<html lang=fr>{words}<img {}>", [("fr", "")]),
+        ("{words}", []),  # nothing to know the language for
+        ("{words}<img src=a.jpg>", []),
     ],
 )
-def test_a_page_that_declares_no_language_is_identified_once(markup, asked, languages):
-    hearing = Hearing()
+def test_texts_without_a_known_language_bring_the_text_of_their_page(markup, wanted):
     filled = markup.replace("{words}", WORDS).replace("{}", "src=a.jpg alt=x")
-    batch, _ = parse_page(page(filled), **LIMITS | {"identify": hearing})
-    assert hearing.asked == asked
-    found = batch.select(["language", "page_language"]).to_pylist()
-    assert [tuple(row.values()) for row in found] == languages
+    assert rows(filled, "language", "page_text") == wanted
 
 
 def test_the_beginning_of_a_page_is_enough_to_know_its_language():
-    hearing = Hearing()
-    markup = "<img src=a.jpg alt=x>" + f"<p>{WORDS}" * 1_000
-    parse_page(page(markup), **LIMITS | {"identify": hearing})
-    assert [len(text) for text in hearing.asked] == [300]
+    ((text,),) = rows("<img src=a.jpg alt=x>" + f"<p>{WORDS}" * 1_000, "page_text")
+    assert len(text) == 300
 
 
 CYRILLIC = "Красное яблоко"

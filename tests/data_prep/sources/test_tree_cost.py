@@ -13,13 +13,12 @@ import sys
 import pytest
 from selectolax.lexbor import LexborDocumentOptions, LexborHTMLParser
 
-from data_prep import config, language
+from data_prep import config
 from data_prep.sources import html, tree_cost
 from data_prep.sources.warc import LostPage, Page
 
 PAGES = config.curate().pages
 LIMITS = {key: PAGES[key] for key in PAGES if key != "max_page_bytes"}
-LIMITS["identify"] = language.Lid176()
 TAGS = """a applet b body br button caption center code col colgroup dd div dl dt em
     font foreignObject form frame frameset g h1 h2 head hr html i iframe image
     img input li marquee math menu mi nobr noembed object ol option optgroup p

@@ -110,9 +110,7 @@ def test_they_have_the_candidates_of_the_pages_but_for_languages(tmp_path):
     (tmp_path / "a.wat.gz").write_bytes(wat_of(PAGES))
     pages, of_pages = read(tmp_path / "a.warc.gz", "warc")
     links, of_links = read(tmp_path / "a.wat.gz", "wat")
-    same = [
-        n for n in schema.CANDIDATES.names if n not in ("language", "page_language")
-    ]
+    same = [n for n in schema.CANDIDATES.names if n not in ("language", "page_text")]
     assert links.select(same).to_pylist() == pages.select(same).to_pylist()
     assert links.num_rows == 5
     assert of_links == of_pages

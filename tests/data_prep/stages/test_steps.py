@@ -24,7 +24,7 @@ def candidates(texts, languages=None):
         "text": texts,
         "text_source": ["alt"] * n,
         "language": languages or ["en"] * n,
-        "page_language": [""] * n,
+        "page_text": [""] * n,
         "stored_at": [""] * n,
         "scores": [""] * n,
     }
@@ -60,15 +60,36 @@ def test_with_several_metadata_the_language_decides():
 
 
 def test_a_text_is_expected_to_be_in_the_language_of_its_page():
-    batch = candidates(["the cat", "the dog"], ["", "en"])
-    at = batch.schema.get_field_index("page_language")
-    batch = batch.set_column(at, batch.schema.field(at), pa.array(["de", ""]))
+    batch = candidates(["the cat", "the dog", "a cat"], ["", "en", ""])
+    at = batch.schema.get_field_index("page_text")
+    page = "Hunde und Katzen im Schnee und im Garten"
+    batch = batch.set_column(at, batch.schema.field(at), pa.array([page, "", page]))
+    asked = []
+
+    def identify(texts, expected):
+        asked.extend(texts)
+        return [code or "de" for code in expected]
+
     matchers = {"de": Matcher(ENTRIES), "en": Matcher(ENTRIES)}
-    matches, _ = steps.match(
-        batch, matchers=matchers, identify=lambda texts, expected: expected
-    )
-    assert matches["metadata"].to_pylist() == ["de", "en"]
-    assert matches["language"].to_pylist() == ["de", "en"]
+    matches, _ = steps.match(batch, matchers=matchers, identify=identify)
+    assert matches["metadata"].to_pylist() == ["de", "de", "en"]
+    assert matches["language"].to_pylist() == ["de", "de", "en"]
+    assert asked == [page, "the cat", "a cat"]  # the page once
+
+
+def test_with_one_metadata_pages_without_matched_texts_are_not_identified():
+    batch = candidates(["the cat", "nothing"], ["", ""])
+    at = batch.schema.get_field_index("page_text")
+    pages = [f"A page with letters enough to identify, number {i}" for i in range(2)]
+    batch = batch.set_column(at, batch.schema.field(at), pa.array(pages))
+    asked = []
+
+    def identify(texts, expected):
+        asked.extend(texts)
+        return ["en"] * len(texts)
+
+    steps.match(batch, matchers={"en": Matcher(ENTRIES)}, identify=identify)
+    assert asked == [pages[0], "the cat"]
 
 
 def test_a_batch_of_no_rows_stays_typed():
