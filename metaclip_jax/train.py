@@ -79,19 +79,19 @@ def train(config: ConfigDict, workdir: str, prefetcher: workers.Prefetcher) -> N
         start = resumed.step if resumed else 0
         batches = open_batches(job, prefetcher, start_step=start)
         stack.callback(batches.close)
-        job, state, totals = resumed.carried if resumed else new_state(job, config)
+        _, job, state, totals = resumed or new_state(job, config)
         scores_of = make_measure(job, config)
         # Write only now, so that a refused config leaves no workdir.
         claim(write=chief)
         if chief:
             run_config.clear_finished(workdir)
-        fed = feed.feed_devices(mesh, batches, ahead=config.data.device_prefetch)
+        on_devices = feed.feed_devices(mesh, batches, ahead=config.data.device_prefetch)
         step_function, compile_seconds = compile_step(job, config)
         writer = stack.enter_context(open_writer(config, workdir, start_step=start))
         meter = stack.enter_context(
             open_meter(job, config, workdir, totals, start_step=start)
         )
-        next_is = stack.enter_context(
+        trace_step = stack.enter_context(
             runtime.profiler(
                 workdir,
                 first_step=config.profile.first_step,
@@ -102,10 +102,10 @@ def train(config: ConfigDict, workdir: str, prefetcher: workers.Prefetcher) -> N
         )
 
         for step in range(start + 1, config.total_steps + 1):
-            next_is(step)
+            trace_step(step)
             watchdog.alive(f"waiting for the batch of step {step:,}")
             with meter.waiting():
-                batch = next(fed)
+                batch = next(on_devices)
             state, measured = take_step(step_function, step, state, batch.arrays)
             meter.add(step, measured, batch.image_ids, batch.losses)
 

@@ -33,19 +33,13 @@ class Job(NamedTuple):
     inputs: dict[str, str]  # fingerprints of the dataset and the tokenizer
 
 
-class Carried(NamedTuple):
-    """What training continues with; `job` has the preprocessing of the loaded model."""
+class Start(NamedTuple):
+    """What training starts with; `job` has the preprocessing of a loaded model."""
 
+    step: int  # steps done
     job: Job
     state: train_state.TrainState
     totals: Totals
-
-
-class Resumed(NamedTuple):
-    """A checkpoint: its step, and what training continues with."""
-
-    step: int
-    carried: Carried
 
 
 def prepare(config: ConfigDict, workdir: str) -> Job:
@@ -69,18 +63,18 @@ def prepare(config: ConfigDict, workdir: str) -> Job:
 
 def resume(
     job: Job, config: ConfigDict, manager: ocp.CheckpointManager, workdir: str
-) -> Resumed | None:
-    """Returns the newest checkpoint; None where there is none.
+) -> Start | None:
+    """Returns the newest checkpoint; None if there is none.
 
-    With config.checkpoint.fallback, a damaged one is passed over, and removed once an
-    older one is read.
+    With config.checkpoint.fallback, damaged ones are skipped, and removed once an older
+    one is read.
 
     Raises:
         DamagedError: the newest checkpoint is damaged, or all are.
-        ValueError: it is one of another model, dataset or tokenizer.
+        ValueError: it is of another model, dataset or tokenizer.
     """
-    there = checkpoint.steps(workdir)
-    for step in reversed(there):
+    saved = checkpoint.steps(workdir)
+    for step in reversed(saved):
         try:
             state, meta = checkpoint.restore(
                 workdir,
@@ -91,22 +85,22 @@ def resume(
                 inputs=job.inputs,
             )
         except checkpoint.DamagedError as error:
-            # Where reading failed, other processes may have read what they need.
+            # If reading failed, and no checksum, other processes may have succeeded.
             alone = error.__cause__ is not None and jax.process_count() > 1
-            if alone or step == there[0] or not config.checkpoint.fallback:
+            if alone or step == saved[0] or not config.checkpoint.fallback:
                 raise
             logging.error("%s", error)
             continue
-        for damaged in (later for later in there if later > step):
-            logging.error("going on before step %d, which is removed", damaged)
+        for damaged in (later for later in saved if later > step):
+            logging.error("removing the damaged checkpoint of step %d", damaged)
             manager.delete(damaged)
         logging.info("%s goes on from step %d", workdir, step)
         job = job._replace(preprocess=checkpoint.preprocess_of(meta))
-        return Resumed(step, Carried(job, state, Totals.from_json(meta["totals"])))
+        return Start(step, job, state, Totals.from_json(meta["totals"]))
     return None
 
 
-def new_state(job: Job, config: ConfigDict) -> Carried:
+def new_state(job: Job, config: ConfigDict) -> Start:
     """Returns the state before the first step: new, or from config.init_from."""
     state = train_state.create(
         architecture=job.program.architecture,
@@ -118,7 +112,7 @@ def new_state(job: Job, config: ConfigDict) -> Carried:
         params, preprocess = initial_params(job, config)
         state = state._replace(params=params)
         job = job._replace(preprocess=preprocess)
-    return Carried(job, state, Totals())
+    return Start(0, job, state, Totals())
 
 
 def initial_params(job: Job, config: ConfigDict) -> tuple[clip.Params, Preprocess]:

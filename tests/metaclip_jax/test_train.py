@@ -330,7 +330,7 @@ def test_a_run_goes_on_before_a_damaged_checkpoint_where_it_may(folder, straight
 
     status, output = run(folder, "damaged", "--config.checkpoint.fallback=True")
     assert status == 0, output
-    assert "going on before step 20, which is removed" in output
+    assert "removing the damaged checkpoint of step 20" in output
     assert checkpoint.steps(str(workdir)) == [10, 20, 30]
     for (path, want), (_, got) in zip(
         state_of(straight[0]), state_of(workdir), strict=True

@@ -40,10 +40,10 @@ def open_batches(folder):
 def test_batches_come_in_order_and_so_many_are_under_way(folder, ahead):
     mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
     stream = open_batches(folder)
-    fed = feed.feed_devices(mesh, stream, ahead=ahead)
-    found = [next(fed)]
+    on_devices = feed.feed_devices(mesh, stream, ahead=ahead)
+    found = [next(on_devices)]
     assert stream.examples == BATCH * min(1 + ahead, STEPS)
-    found += fed
+    found += on_devices
     stream.close()
     wanted = open_batches(folder)
     for got, want in zip(found, wanted, strict=True):
