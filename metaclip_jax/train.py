@@ -151,7 +151,7 @@ def open_batches(
 
 
 def compile_step(job: Job, config: ConfigDict) -> tuple[StepFunction, float]:
-    """The compiled (state, batch) -> (state, metrics), and the seconds it took."""
+    """Compiles (state, batch) -> (state, metrics); also returns the seconds it took."""
     start = time.monotonic()
     compiled = program.lower(job.program, config).compile()
     seconds = time.monotonic() - start

@@ -47,8 +47,8 @@ def open_manager(
     Args:
         workdir: local or gs://.
         keep_last: how many of the newest checkpoints to keep.
-        keep_every_steps: keep the checkpoints at multiples of this too; 0 = none.
-        keep_best: keep the checkpoint with the highest score of this name too, on ties
+        keep_every_steps: also keep the checkpoints at multiples of this; 0 = none.
+        keep_best: also keep the checkpoint with the highest score of this name, on ties
             the newest; "" = none.
 
     Raises:
@@ -105,12 +105,12 @@ def save(
     Raises:
         Exception: an earlier write in the background failed.
     """
-    found = {_META: _meta_checksum(meta), **checksums.of_tree(state)}
+    sums = {_META: _meta_checksum(meta), **checksums.of_tree(state)}
     manager.save(
         step,
         args=ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            meta=ocp.args.JsonSave({**meta, _CHECKSUMS: found}),
+            meta=ocp.args.JsonSave({**meta, _CHECKSUMS: sums}),
         ),
         metrics=dict(scores) if scores else None,
     )
@@ -183,7 +183,8 @@ def restore(
 def _reading(workdir: str, step: int) -> Iterator[None]:
     """Turns any exception into a DamagedError that names the checkpoint.
 
-    But a refusal of Cloud Storage, for which nobody may remove a checkpoint, stays one.
+    A refusal by Cloud Storage stays a StorageError: the checkpoint may be sound, and
+    must not be removed.
     """
     try:
         yield
@@ -233,8 +234,8 @@ def steps(workdir: str) -> list[int]:
     try:
         return sorted(ocp.utils.checkpoint_steps(folder))
     except FileNotFoundError:
-        # A folder on gs:// goes with its last object: that of a step that a run was
-        # killed in, which Orbax removes in the background.
+        # On gs://, a folder disappears with its last object. Orbax may be removing
+        # one in the background: the step in which a run was killed.
         if folder.exists():
             raise
         return []

@@ -1,4 +1,4 @@
-"""The config of a run in its workdir, by which a restart knows that it is the same run.
+"""The config of a run in its workdir, which shows whether a restart is the same run.
 
 WORKDIR/config.json is the resolved config, tokenizer.json a copy of the tokenizer, and
 manifest.json is there once all steps are done.
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from metaclip_jax import config as keys
 from metaclip_jax import files
+from metaclip_jax.cli import ranges
 
 TOKENIZER = "tokenizer.json"
 # A run may go on with other values of these keys; an entry that ends in "." means all
@@ -52,7 +53,7 @@ FREE_KEYS = (
     "profile.",
     "evaluation.",
 )
-_OURS = "seed"  # a key of every run's config, and of no model's
+_RUN_KEY = "seed"  # a key of every run's config, and of no model's
 
 
 def claim(
@@ -75,14 +76,14 @@ def claim(
             it holds something else, such as a dataset or a model.
     """
     path = files.path(workdir) / "config.json"
-    mine = _flat(json.loads(json.dumps(config)))
+    mine = _flat_json(config)
     if path.exists():
         with files.naming(path, "the config of a run"):
-            theirs = _flat(files.read_json(path))
-        if _OURS not in theirs:
+            theirs = dict(ranges.flat(files.read_json(path)))
+        if _RUN_KEY not in theirs:
             _refuse(path)
         # Keys that are newer than the run had their default.
-        default = _flat(keys.default().to_dict())
+        default = _flat_json(keys.default().to_dict())
         theirs |= {k: default[k] for k in mine if k not in theirs and k in default}
         different = [
             key
@@ -116,7 +117,7 @@ def _refuse(found: epath.Path) -> NoReturn:
 
 
 def read(workdir: str) -> ConfigDict:
-    """The config of a run, with keys that are newer than the run at their default.
+    """Reads a run's config; keys that are newer than the run have their default.
 
     Raises:
         FileNotFoundError: the workdir holds no run.
@@ -137,7 +138,7 @@ def read(workdir: str) -> ConfigDict:
 
 
 def tokenizer_path(workdir: str, config: ConfigDict) -> str:
-    """The run's own copy of its tokenizer; older runs have none and name the file."""
+    """Returns the run's own copy of its tokenizer; an older run names another file."""
     own = files.path(workdir) / TOKENIZER
     return os.fspath(own) if own.exists() else config.tokenizer
 
@@ -165,19 +166,13 @@ def _check_form(held: Any, wanted: Mapping[str, Any], name: str = "it") -> None:
             raise ValueError(f"wanted {key} to be a value, got an object")
 
 
+def _flat_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values by dotted key as JSON has them: tuples are lists."""
+    return dict(ranges.flat(json.loads(json.dumps(config))))
+
+
 def _is_free(key: str) -> bool:
     return any(
         key.startswith(free) if free.endswith(".") else key == free
         for free in FREE_KEYS
     )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested object as {"mesh.data": 2, ...}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

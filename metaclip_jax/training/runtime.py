@@ -47,7 +47,7 @@ def fail_with_peers() -> Iterator[None]:
     """Exits at once if the block raises and there are other processes.
 
     A normal exit deadlocks: JAX waits for the peers to end, and they wait for this
-    process in a collective. An immediate exit closes the connection, and so they fail.
+    process in a collective. An immediate exit closes the connection, so the peers fail.
     """
     try:
         yield

@@ -59,7 +59,7 @@ def make_mesh(
     slices: int = -1,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """Returns a mesh over all devices; data=-1 takes what the others leave.
+    """Returns a mesh over all devices; data=-1 takes those that the others leave.
 
     TPU slices, which are linked by the data centre's slow network, split the `data`
     axis, so that only gradients cross it. `slices` is the expected number of slices,
@@ -81,26 +81,26 @@ def make_mesh(
             f"{data * fsdp * tensor} devices, but there are {count}; change mesh.*, "
             "or set cpu_devices to make virtual CPU devices"
         )
-    there = len({getattr(device, "slice_index", 0) for device in devices})
+    slice_count = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == -1 and devices[0].platform != "tpu":
-        there = 1  # a GPU's is its host or its NVLink domain
-    if slices not in (-1, there):
-        raise ValueError(f"mesh.slices={slices}, but the devices are in {there}")
-    if data % there:
+        slice_count = 1  # a GPU's slice_index is its host or NVLink domain
+    if slices not in (-1, slice_count):
+        raise ValueError(f"mesh.slices={slices}, but the devices are in {slice_count}")
+    if data % slice_count:
         raise ValueError(
-            f"mesh data={data} must be a multiple of the {there} slices, over "
+            f"mesh data={data} must be a multiple of the {slice_count} slices, over "
             "which it is split"
         )
     axis_types = (AxisType.Auto,) * len(AXES)
     # A mesh axis may take a part of an axis of the torus.
-    if there == 1:
+    if slice_count == 1:
         grid = mesh_utils.create_device_mesh(
             (data, fsdp, tensor), devices, allow_split_physical_axes=True
         )
     else:
         grid = mesh_utils.create_hybrid_device_mesh(
-            (data // there, fsdp, tensor),
-            (there, 1, 1),
+            (data // slice_count, fsdp, tensor),
+            (slice_count, 1, 1),
             devices,
             allow_split_physical_axes=True,
         )
@@ -142,12 +142,12 @@ def tree_shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds a full copy."""
+    """Returns the sharding with a full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis is split over `data` and `fsdp`, in this order."""
+    """Returns the sharding that splits the first axis over `data`, then `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
@@ -174,7 +174,7 @@ def layer_collector(mesh: Mesh) -> Callable[[Any], Any]:
     """
 
     def collect(path: Sequence[Any], leaf: jax.Array) -> jax.Array:
-        name = path_name(path).removesuffix("/value")  # as modules call a leaf
+        name = path_name(path).removesuffix("/value")  # the leaf of an nnx.Param
         spec = partition_spec(f"last/{name}")
         kept = (None if axis == "fsdp" else axis for axis in spec)
         return jax.lax.with_sharding_constraint(
@@ -233,7 +233,7 @@ def owned_rows(mesh: Mesh, global_batch: int) -> np.ndarray:
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Returns global arrays made of the `process_rows` [b, ...] of each process.
 
-    All arrays of a batch are of one length.
+    All arrays of a batch have the same length.
     """
     sharding = batch_sharding(mesh)
     parts = len(_holders(mesh)) / len(_held_parts(mesh))
@@ -245,7 +245,7 @@ def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Arra
     }
 
 
-@functools.lru_cache(maxsize=8)  # it is asked for with each batch
+@functools.lru_cache(maxsize=8)  # called with each batch
 def _holders(mesh: Mesh) -> tuple[tuple[int, ...], ...]:
     """Returns which processes hold each part of a batch, ascending."""
     parts = mesh.devices.reshape(-1, mesh.shape["tensor"])
@@ -264,7 +264,7 @@ def _rows_of_parts(mesh: Mesh, global_batch: int) -> np.ndarray:
 
 
 def _leaf_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
-    """The rule's layout, after checking that it divides the leaf's shape."""
+    """Returns the rule's layout, after checking that it divides the leaf's shape."""
     spec = partition_spec(path)
     if len(spec) > len(shape):
         raise ValueError(f"the sharding rule {spec} of {path} does not fit {shape}")

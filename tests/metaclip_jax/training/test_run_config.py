@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from metaclip_jax import config as keys
 from metaclip_jax import files
+from metaclip_jax.cli import ranges
 from metaclip_jax.training import run_config
 
 INPUTS = {"dataset": "d" * 64, "tokenizer": "e" * 64}
@@ -47,13 +49,21 @@ def test_a_run_may_go_on_longer_on_another_mesh(tmp_path):
     assert '"total_steps": 20' in (tmp_path / "config.json").read_text()
 
 
-def test_every_free_key_is_a_key_of_the_config():
-    from metaclip_jax import config
+def test_a_run_older_than_a_key_goes_on_if_the_key_has_its_default(tmp_path):
+    config = keys.default().to_dict()
+    older = config | {"data": {"order": "global"}}  # also without keys of tuples
+    other = config | {"data": config["data"] | {"crop_scale": (0.5, 1.0)}}
+    files.write_json(tmp_path / "config.json", older)
+    with pytest.raises(ValueError, match=r"crop_scale: wanted \[0.5, 1.0\], found"):
+        run_config.claim(str(tmp_path), other, write=True)
+    run_config.claim(str(tmp_path), config, write=True)
 
-    keys = run_config._flat(config.default().to_dict())
+
+def test_every_free_key_is_a_key_of_the_config():
+    names = dict(ranges.flat(keys.default()))
     for free in run_config.FREE_KEYS:
-        assert any(run_config._is_free(key) for key in keys), free
-        assert free in keys or any(key.startswith(free) for key in keys), free
+        assert any(run_config._is_free(key) for key in names), free
+        assert free in names or any(key.startswith(free) for key in names), free
 
 
 def test_a_finished_run_says_so_until_it_goes_on(tmp_path):
