@@ -59,7 +59,8 @@ def contrastive_loss(
     check(kind=kind, form=form, chunk=chunk)
     bias = jnp.asarray(logit_bias, jnp.float32)
     if form == "ring":
-        scalars = _ring(image, text, logit_scale, bias, kind, mesh, batch_axes, chunk)
+        options = _RingOptions(kind, mesh, batch_axes, chunk)
+        scalars = _ring(image, text, logit_scale, bias, options)
     else:
         gathered = _gathered_softmax if kind == "softmax" else _gathered_sigmoid
         scalars = jax.shard_map(
@@ -201,19 +202,25 @@ class _LogSumExp(NamedTuple):
         return self.top + jnp.log(self.total)
 
 
+class _RingOptions(NamedTuple):
+    """Static options of the ring form; see `contrastive_loss`."""
+
+    kind: str
+    mesh: Mesh
+    axes: Axes
+    chunk: int
+
+
 # A hand-written gradient: JAX's derivative of the loops would save all logits.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _ring(
     image: jax.Array,
     text: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
-    kind: str,
-    mesh: Mesh,
-    axes: Axes,
-    chunk: int,
+    options: _RingOptions,
 ) -> Scalars:
-    return _ring_forward(image, text, scale, bias, kind, mesh, axes, chunk)[0]
+    return _ring_forward(image, text, scale, bias, options)[0]
 
 
 def _ring_forward(
@@ -221,16 +228,13 @@ def _ring_forward(
     text: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
-    kind: str,
-    mesh: Mesh,
-    axes: Axes,
-    chunk: int,
+    options: _RingOptions,
 ) -> tuple[Scalars, tuple[jax.Array, ...]]:
     """Returns the scalars and the residuals of the backward pass."""
-    rows = P(axes)
+    rows = P(options.axes)
     scalars, *saved = jax.shard_map(
-        functools.partial(_forward_rows, kind=kind, axes=axes, chunk=chunk),
-        mesh=mesh,
+        functools.partial(_forward_rows, options=options),
+        mesh=options.mesh,
         in_specs=(rows, rows, P(), P()),
         out_specs=(P(), rows, rows, rows),
     )(image, text, scale, bias)
@@ -238,18 +242,13 @@ def _ring_forward(
 
 
 def _ring_backward(
-    kind: str,
-    mesh: Mesh,
-    axes: Axes,
-    chunk: int,
-    saved: tuple[jax.Array, ...],
-    cotangents: Scalars,
+    options: _RingOptions, saved: tuple[jax.Array, ...], cotangents: Scalars
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Returns the gradients of image, text, scale and bias."""
-    rows = P(axes)
+    rows = P(options.axes)
     gradients = jax.shard_map(
-        functools.partial(_backward_rows, kind=kind, axes=axes, chunk=chunk),
-        mesh=mesh,
+        functools.partial(_backward_rows, options=options),
+        mesh=options.mesh,
         in_specs=(rows, rows, P(), P(), rows, rows, rows),
         out_specs=(rows, rows, P(), P()),
     )(*saved)
@@ -265,9 +264,7 @@ def _forward_rows(
     scale: jax.Array,
     bias: jax.Array,
     *,
-    kind: str,
-    axes: Axes,
-    chunk: int,
+    options: _RingOptions,
 ) -> tuple[Scalars, jax.Array, jax.Array, jax.Array]:
     """Compares the device's images f32[b, E] with every text, a chunk at a time.
 
@@ -275,10 +272,11 @@ def _forward_rows(
     their device. Returns the scalars, each pair's logit f32[b], and the losses f32[b]
     of each image and of each text; these are zeros for the sigmoid.
     """
+    kind, axes = options.kind, options.axes
     count, devices = image.shape[0], lax.axis_size(axes)
     empty = _varying((_Best.empty(count), _LogSumExp.empty(count)), axes)
     no_loss = _varying(jnp.zeros(()), axes)
-    split = functools.partial(_chunked, chunk=chunk)
+    split = functools.partial(_chunked, chunk=options.chunk)
     columns = split(jnp.arange(count))
     block = (split(text), jax.tree.map(split, empty))
 
@@ -329,13 +327,12 @@ def _backward_rows(
     image_loss: jax.Array,
     text_loss: jax.Array,
     *,
-    kind: str,
-    axes: Axes,
-    chunk: int,
+    options: _RingOptions,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Recomputes the logits in the same order; texts travel with their gradient."""
+    kind, axes = options.kind, options.axes
     count, devices = image.shape[0], lax.axis_size(axes)
-    split = functools.partial(_chunked, chunk=chunk)
+    split = functools.partial(_chunked, chunk=options.chunk)
     columns = split(jnp.arange(count))
     texts = (split(text), split(positive), split(text_loss))
     zero = _varying(jnp.zeros(()), axes)
