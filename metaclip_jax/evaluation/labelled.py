@@ -1,7 +1,7 @@
 """Labelled images for classification: a folder CLASS/IMAGE, or a TFDS dataset."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,31 +42,35 @@ def from_folder(folder: str, asked: prompts.Prompts) -> Examples:
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; correct the path")
     inside = sorted(p for p in root.iterdir() if not _is_hidden(p))
-    classes = [p.name for p in inside if p.is_dir()]
-    if len(classes) < 2:
+    tops = [p.name for p in inside if p.is_dir()]
+    if tops and _SPLITS.issuperset(name.lower() for name in tops):
         raise ValueError(
-            f"{folder}: wanted at least 2 folders, one per class, got {classes}"
+            f"{folder}: wanted one folder per class, got the splits {tops}; give one"
+            f" of them, like {root / tops[0]}"
         )
-    if _SPLITS.issuperset(name.lower() for name in classes):
-        raise ValueError(
-            f"{folder}: wanted one folder per class, got the splits {classes}; give one"
-            f" of them, like {root / classes[0]}"
-        )
-    left_out = [p for p in inside if p.name not in classes]
+    known = prompts.known_labels(asked)
+    left_out = [p for p in inside if p.name not in tops]
     paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found: list[epath.Path] = []
-        for path in _files(root / name):
-            is_image = path.name.lower().endswith(SUFFIXES)
-            (found if is_image else left_out).append(path)
-        if not found:
-            raise ValueError(
-                f"{root / name} holds no image ({', '.join(SUFFIXES)}); remove it, or"
-                " add some"
-            )
-        paths += map(os.fspath, found)
-        labels += [label] * len(found)
+    names: list[str] = []
+    empty: list[epath.Path] = []
+    for top in tops:
+        count = len(paths)
+        for path in _files(root / top):
+            if path.name.lower().endswith(SUFFIXES):
+                paths.append(os.fspath(path))
+                names.append(_class_of(path.relative_to(root).parts[:-1], known))
+            else:
+                left_out.append(path)
+        empty += [root / top] if len(paths) == count else []
+    classes = sorted(set(names))
+    if max(len(tops), len(classes)) < 2:
+        raise ValueError(
+            f"{folder}: wanted at least 2 folders, one per class, got {tops}"
+        )
+    if empty:
+        raise ValueError(
+            f"{empty[0]} holds no image ({', '.join(SUFFIXES)}); remove it, or add some"
+        )
     if left_out:
         logging.warning(
             "%s: skipped %d files without the name of an image, for example %s",
@@ -81,8 +85,44 @@ def from_folder(folder: str, asked: prompts.Prompts) -> Examples:
         read=lambda rows: [paths[row] for row in rows],
         class_names=named.class_names,
         templates=asked.templates,
-        labels=named.label_of[np.array(labels)],
+        labels=named.label_of[np.searchsorted(classes, names)],
     )
+
+
+def _class_of(folders: Sequence[str], known: Collection[str]) -> str:
+    """Returns the name of an image's class: the first folder, or a/abbey if known."""
+    for depth in range(1, len(folders) + 1):
+        name = "/".join(folders[:depth])
+        if prompts.plain(name) in known:
+            return name
+    return folders[0]
+
+
+def folder_of_classes(folder: str, splits: Sequence[str]) -> str:
+    """Returns the folder of the classes, which may lie deeper.
+
+    It is the first of `splits` that is there, and an only folder is entered: archives
+    often have a folder of their own.
+
+    Args:
+      folder: to look in.
+      splits: names of splits, the best first.
+    """
+    root = files.path(folder)
+    while True:
+        inside = _folders(root)
+        splits_here = [inside[name] for name in splits if name in inside]
+        alone = list(inside.values()) if len(inside) == 1 else []
+        deeper = splits_here or [path for path in alone if _folders(path)]
+        if not deeper:
+            return os.fspath(root)
+        root = deeper[0]
+
+
+def _folders(root: epath.Path) -> dict[str, epath.Path]:
+    """Returns the folders in a folder, by their names in small letters."""
+    inside = (p for p in root.iterdir() if not _is_hidden(p))
+    return {p.name.lower(): p for p in inside if p.is_dir()}
 
 
 def inverse(order: Sequence[int]) -> list[int]:

@@ -26,7 +26,7 @@ def render(model: str, found: Mapping[str, Any]) -> bytes:
             "suite": suite,
             "tasks": means["tasks"],
             "of": means["of"],
-            "incomplete": means["incomplete"],
+            "other_images": means["other_images"],
             "rows": [(title, means[k]) for k, title in _TITLES.items() if k in means],
         }
         for suite, means in found["averages"].items()

@@ -75,9 +75,15 @@ def match_classes(where: str, labels: Sequence[str], asked: Prompts) -> Named:
         own = tuple((label.replace("_", " "),) for label in labels)
         return Named(own, np.arange(len(labels)))
     classes = tuple(given.values()) if isinstance(given, dict) else given
-    keys = [(key,) for key in given] if isinstance(given, dict) else given
-    keys = asked.keys or keys
-    return Named(classes, _places(where, labels, keys))
+    return Named(classes, _places(where, labels, _keys(asked)))
+
+
+def _keys(asked: Prompts) -> Sequence[tuple[str, ...]]:
+    """Returns the data set's names of each class; () = its own names are taken."""
+    given = asked.class_names
+    if given is None or asked.keys:
+        return asked.keys
+    return [(key,) for key in given] if isinstance(given, dict) else given
 
 
 def _places(
@@ -87,19 +93,19 @@ def _places(
 
     Equal lists match even if two classes have the same name.
     """
-    own = [_plain(label) for label in labels]
-    if own == [_plain(names[0]) for names in classes]:
+    own = [plain(label) for label in labels]
+    if own == [plain(names[0]) for names in classes]:
         return np.arange(len(labels))
     found: dict[str, set[int]] = {}
     for place, names in enumerate(classes):
         for name in names:
-            found.setdefault(_plain(name), set()).add(place)
+            found.setdefault(plain(name), set()).add(place)
     lost = [
-        f"{label!r} ({'no class' if plain not in found else 'several classes'})"
-        for label, plain in zip(labels, own, strict=True)
-        if len(found.get(plain, ())) != 1
+        f"{label!r} ({'no class' if key not in found else 'several classes'})"
+        for label, key in zip(labels, own, strict=True)
+        if len(found.get(key, ())) != 1
     ]
-    places = [min(found.get(plain, {-1})) for plain in own]
+    places = [min(found.get(key, {-1})) for key in own]
     lost += [
         f"{labels[n]!r} (twice)"
         for n, place in enumerate(places)
@@ -116,8 +122,14 @@ def _places(
     return np.array(places, np.int64)
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """Returns a name without case, spaces and punctuation, as names are compared."""
     return "".join(filter(str.isalnum, name.casefold())) or name
+
+
+def known_labels(asked: Prompts) -> frozenset[str]:
+    """Returns the `plain` labels that `match_classes` knows; none if it takes all."""
+    return frozenset(plain(name) for names in _keys(asked) for name in names)
 
 
 def make_task(labels: Sequence[str | Sequence[str]], templates: Sequence[str]) -> Task:

@@ -305,16 +305,16 @@ def averages(numbers: Sequence[Mapping[str, Any]], *, of: int) -> dict[str, Any]
       of: the number of the suite's tasks.
 
     Returns:
-      "tasks" and "of", the numbers of tasks; "incomplete", that of tasks without all
-      their images; "mean", with equal weights, as in the paper; "mean_by_images";
-      "mean_difference" to another model; "mean_above_chance", of (value - chance) / (1
-      - chance) over the tasks with a known chance.
+      "tasks" and "of", the numbers of tasks; "other_images", that of tasks with fewer
+      or more images than their test sets; "mean", with equal weights, as in the paper;
+      "mean_by_images"; "mean_difference" to another model; "mean_above_chance", of
+      (value - chance) / (1 - chance) over the tasks with a known chance.
     """
-    incomplete = sum(one["images"] < one["images_of_the_task"] for one in numbers)
+    other = sum(one["images_of_the_task"] not in (0, one["images"]) for one in numbers)
     found: dict[str, Any] = {
         "tasks": len(numbers),
         "of": of,
-        "incomplete": incomplete,
+        "other_images": other,
     }
     if not numbers:
         return found
@@ -404,9 +404,9 @@ def summary(found: Mapping[str, Any]) -> str:
     }
     for suite, means in found["averages"].items():
         over = f"over {means['tasks']} of the {means['of']} tasks of {suite}"
-        if means["incomplete"]:
-            over += f", {means['incomplete']} of them without all images"
-        is_whole = means["tasks"] == means["of"] and not means["incomplete"]
+        if means["other_images"]:
+            over += f", {means['other_images']} of them not with their number of images"
+        is_whole = means["tasks"] == means["of"] and not means["other_images"]
         lines.append(over if is_whole else f"{over} (not comparable)")
         lines += [
             f"  {title:<40}{means[key]['value']:>8.2%}"

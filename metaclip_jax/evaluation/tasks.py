@@ -261,6 +261,15 @@ def _has_texts(task: Task, folder: epath.Path) -> bool:
     )
 
 
+def _splits(task: Task) -> tuple[str, ...]:
+    """Returns the names of a folder of the task's images beside those for training."""
+    validation = ("val", "valid", "validation")
+    is_validation = task.tfds.endswith(":validation") or task.id == "kinetics700"
+    if is_validation and task.id != "food101":  # TFDS calls its test set so
+        return (*validation, "test", "testing")
+    return ("test", "testing", *validation)
+
+
 def open_task(task: Task, folder: str) -> Examples:
     """Opens the images of a task, with its prompts.
 
@@ -294,7 +303,8 @@ def open_task(task: Task, folder: str) -> Examples:
             " with --download"
         )
     else:
-        examples = labelled.from_folder(folder, asked)
+        where = labelled.folder_of_classes(folder, _splits(task))
+        examples = labelled.from_folder(where, asked)
     if len(examples.class_names) != task.classes:
         raise ValueError(
             f"{folder}: wanted the {task.classes} classes of {task.id}, got"

@@ -18,6 +18,7 @@ from metaclip_jax.data.tokenizer import train as train_tokenizer
 from metaclip_jax.evaluation import (
     downloads,
     evaluator,
+    label_names,
     page,
     prompts,
     suite,
@@ -95,30 +96,100 @@ def test_there_are_26_and_38_tasks_and_each_is_found_by_its_id():
         tasks.find(["cifar"])
 
 
+# What folders are called, in the order of the paper's classes. The others have the
+# names of the prompts, with "_" for spaces and slashes.
+FOLDERS = {
+    "clevr_counts": "count_10 count_3 count_4 count_5 count_6 count_7 count_8 count_9",
+    "country211": " ".join(label_names._COUNTRIES),
+    "eurosat": "AnnualCrop Forest HerbaceousVegetation Highway Industrial Pasture"
+    " PermanentCrop Residential River SeaLake",
+    "fer2013": "angry disgust fear happy neutral sad surprise",
+    "flowers102": " ".join(map(str, range(1, 103))),
+    "gtsrb": " ".join(f"{n:05d}" for n in range(43)),
+    "kitti_distance": "below_8 below_20 above_20 no_vehicle",
+    "pcam": "no_tumor tumor",
+}
+
+
+def folders_of(task):
+    """What the folders of a data set are called, as its archive or VISSL has them."""
+    if task.id in FOLDERS:
+        return FOLDERS[task.id].split()
+    names = [names[0] for names in tasks.paper_prompts(task).class_names]
+    if task.id == "cub200":
+        return [f"{n:03d}.{name.replace(' ', '_')}" for n, name in enumerate(names, 1)]
+    if task.id == "stanford_cars":
+        return [f"{n:03d}_{name.replace(' ', '_')}" for n, name in enumerate(names)]
+    if task.id in ("imagenet", "caltech101"):
+        found = dict(enumerate(prompts._keys(tasks.paper_prompts(task))))
+        return [found[n][-1] for n in range(task.classes)]
+    if task.id == "sun397":
+        return [f"{name[0]}/{name.replace(' ', '_')}" for name in names]
+    if task.id == "ucf101":
+        return [name.title().replace(" ", "") for name in names]
+    return [re.sub("[ /]", "_", name) for name in names]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_folders_give_their_class_by_name(name, digits, tmp_path):
+    task = PAPER[name]
+    called = folders_of(task)
+    asked = tasks.paper_prompts(task)
+    assert len({prompts.plain(word) for word in called}) == task.classes
+    turned = sorted(called)
+    found = prompts.match_classes("here", turned, asked).label_of
+    assert [called[label] for label in found] == turned
+    with pytest.raises(ValueError, match="got 'no such' .no class."):
+        prompts.match_classes("here", ["no such", *turned[1:]], asked)
+    few = called[:: max(1, task.classes // 5)]
+    root = tmp_path / name / ("val" if name == "pcam" else "test") / "outer"
+    for n, folder in enumerate(few):
+        (root / folder).mkdir(parents=True)
+        (root / folder / f"{n}.png").write_bytes(digits[0][n])
+    (tmp_path / name / "train" / "x").mkdir(parents=True)
+    examples = tasks.open_task(task, tasks.locate(task, str(tmp_path)))
+    assert len(examples.class_names) == task.classes
+    by_file = {
+        folder.rsplit("/", 1)[0]: called[label]
+        for folder, label in zip(examples.names, examples.labels, strict=True)
+    }
+    assert by_file == {folder: folder for folder in few}
+
+
 @pytest.mark.parametrize(
     ("name", "called", "label"),
     [
         ("clevr_counts", ["three", "four", "five", "ten"], [1, 2, 3, 0]),
-        ("flowers102", ["1", "10", "100", "2"], [0, 9, 99, 1]),
         ("cub200", ["001.Black_footed_Albatross", "002.Laysan_Albatross"], [0, 1]),
         ("imagenet", ["n01443537", "n01440764", "n15075141"], [1, 0, 999]),
         ("caltech101", ["BACKGROUND_Google", "Faces_easy", "Faces"], [0, 2, 1]),
         ("caltech101", ["airplanes", "Motorbikes", "yin_yang"], [6, 4, 101]),
-        ("eurosat", ["SeaLake", "AnnualCrop", "Pasture"], [9, 0, 5]),
-        ("gtsrb", ["00042", "00001"], [42, 1]),
-        ("fer2013", ["sad"], None),
-        ("fgvc_aircraft", ["BAE-125", "BAE-146-200"], None),
+        ("country211", ["ZW", "AD", "XK", "GB"], [210, 0, 206, 65]),
+        ("gtsrb", ["42", "1"], [42, 1]),
+        ("fer2013", ["sad", "smiling"], [5, 3]),
+        ("fgvc_aircraft", ["BAE-125", "BAE-146-200"], [39, 37]),
+        ("kitti_distance", ["no_vehicle", "below_8"], [3, 0]),
     ],
 )
 def test_what_data_sets_call_a_class_is_known(name, called, label):
     asked = tasks.paper_prompts(PAPER[name])
     found = prompts.match_classes("here", called, asked)
-    if label is None:  # one of the class's own names
-        for place, word in zip(found.label_of, called, strict=True):
-            names = [prompts._plain(n) for n in asked.class_names[place]]
-            assert prompts._plain(word) in names
-    else:
-        assert found.label_of.tolist() == label
+    assert found.label_of.tolist() == label
+
+
+def test_countries_are_called_as_iso_3166_does():
+    """By the names that the time zone database has, where they are the same."""
+    pytz = pytest.importorskip("pytz")
+    asked = tasks.paper_prompts(PAPER["country211"])
+    found = {prompts.plain(name): code for code, name in pytz.country_names.items()}
+    same = 0
+    for names in asked.class_names:
+        code = found.get(prompts.plain(names[0]))
+        if code:
+            places = prompts.match_classes("here", [code], asked)
+            assert asked.class_names[places.label_of[0]] == names
+            same += 1
+    assert same == 180
 
 
 def test_tfds_orders_are_permutations_and_exchange_what_was_found():
@@ -369,18 +440,24 @@ def test_another_number_of_classes_is_no_copy_of_a_task(digits, tmp_path):
 def test_averages_say_over_how_many_and_how_sure():
     def number(value, half, chance, images):
         found = {"value": value, "low": value - half, "high": value + half}
-        return found | {"chance": chance, "images": images, "images_of_the_task": 100}
+        return found | {
+            "chance": chance,
+            "images": images,
+            "images_of_the_task": images,
+        }
 
     numbers = [number(0.5, 0.03, 0.1, 100), number(0.9, 0.04, 0.5, 300)]
     found = suite.averages(numbers, of=26)
-    assert (found["tasks"], found["of"], found["incomplete"]) == (2, 26, 0)
-    assert suite.averages([numbers[0] | {"images": 99}], of=1)["incomplete"] == 1
+    assert (found["tasks"], found["of"], found["other_images"]) == (2, 26, 0)
+    for images in (99, 101):  # too many are another test set, too
+        averages = suite.averages([numbers[0] | {"images": images}], of=1)
+        assert averages["other_images"] == 1
     assert found["mean"]["value"] == pytest.approx(0.7)
     assert found["mean"]["high"] - 0.7 == pytest.approx(0.025)  # a 3-4-5 triangle
     assert found["mean_by_images"]["value"] == pytest.approx(0.8)
     above = (0.4 / 0.9 + 0.4 / 0.5) / 2
     assert found["mean_above_chance"]["value"] == pytest.approx(above)
-    assert suite.averages([], of=26) == {"tasks": 0, "of": 26, "incomplete": 0}
+    assert suite.averages([], of=26) == {"tasks": 0, "of": 26, "other_images": 0}
 
 
 def test_what_is_missing_is_named_and_never_averaged_over(encoder, layouts):
@@ -389,10 +466,8 @@ def test_what_is_missing_is_named_and_never_averaged_over(encoder, layouts):
     assert list(found["tasks"]) == ["clip26/mnist"]
     assert len(found["missing"]) == 25
     said = suite.summary(found)
-    assert (
-        "over 1 of the 26 tasks of clip26, 1 of them without all images (not comparable"
-        in said
-    )
+    over = "over 1 of the 26 tasks of clip26, 1 of them not with their number of images"
+    assert f"{over} (not comparable" in said
     assert "hf download djghosh/wds_cifar10_test --repo-type dataset --revision" in said
     assert "10,000 images, size: 56 MB, licence: none stated: hf download" in said
     json.dumps(found)
