@@ -31,6 +31,7 @@ _PATH_ERRORS = {
     errno.EPERM,
     errno.EROFS,
 }
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def is_raised_by_us(error: BaseException) -> bool:
@@ -59,14 +60,17 @@ def wants_traceback(argv: Sequence[str]) -> bool:
 def of_given_path(error: BaseException, argv: Sequence[str]) -> str:
     """Returns a message for an unusable path of the command line, else "".
 
-    The error is about such a path if it names the path itself or a folder above it.
+    The error is about such a path if it names the path itself, a folder above it, or a
+    file below it that may not be written.
     """
     if not isinstance(error, OSError) or error.errno not in _PATH_ERRORS:
         return ""
     place = str(error.filename or "").rstrip("/")
     for word in argv[1:]:
-        given = word.partition("=")[2] or word
-        if place and f"{given.rstrip('/')}/".startswith(f"{place}/"):
+        given = (word.partition("=")[2] or word).rstrip("/")
+        is_it = place and f"{given}/".startswith(f"{place}/")
+        is_below = given and f"{place}/".startswith(f"{given}/")
+        if is_it or is_below and error.errno in _NOT_WRITABLE:
             return f"{word}: {error.strerror}: {place}; correct the path"
     return ""
 
