@@ -73,6 +73,7 @@ class WriteShard(beam.DoFn):
                 f"{self._workdir}/downloads",
                 parts.name(partition, self._partitions, parts.BLOBS),
                 left["position"].to_pylist(),
+                digests=left["sha256"].to_pylist(),
             )
             facts = sink.write_shard(path, steps.to_records(balanced, left, bodies))
         name = sink.table_name("scores", partition, self._partitions)

@@ -6,6 +6,7 @@ stage that wrote it, so that a restarted run counts the drops of a finished part
 redoing it.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -198,7 +199,8 @@ def read_batches(folder: str, part: str) -> Iterator[pa.RecordBatch]:
 def is_damaged(folder: str, part: str) -> bool:
     """Whether a part, or a file of blobs, is missing or cannot be read to its end.
 
-    Not where the storage fails, which says nothing about the content.
+    Blobs also where they are not those of their table. Not where the storage fails,
+    which says nothing about the content.
     """
     path = files.path(folder) / part
     try:
@@ -208,7 +210,15 @@ def is_damaged(folder: str, part: str) -> bool:
             read(folder, part)
             return False
         with files.local_copy(path) as local:
-            return record_files.count_whole(str(local)) is None
+            if record_files.count_whole(str(local)) is None:
+                return True
+        table = part.removesuffix(BLOBS) + "parquet"
+        kept = read(folder, table, ["position", "sha256"])
+        kept = kept.filter(pc.greater_equal(kept["position"], 0))
+        places, digests = (column.to_pylist() for column in kept)
+        for _ in read_blobs(folder, part, places, digests=digests):
+            pass
+        return False
     except ValueError:
         return True
     except OSError:
@@ -304,18 +314,31 @@ def blob_writer(folder: str, part: str) -> Iterator[Callable[[bytes], int]]:
 
 
 def read_blobs(
-    folder: str, part: str, positions: Sequence[int], *, batch: int = 256
+    folder: str,
+    part: str,
+    positions: Sequence[int],
+    *,
+    digests: Sequence[str] = (),
+    batch: int = 256,
 ) -> Iterator[bytes]:
     """Yields the blobs at `positions`, in that order, reading `batch` at a time.
 
-    Raises ValueError, with the file's name, where they cannot be read.
+    Raises ValueError, with the file's name, where they cannot be read or where their
+    sha256 are not `digests`: an engine may run a piece of work twice at once, which
+    leaves the table of one run and the blobs of the other, in another order.
     """
     path = str(files.path(folder) / part)
     try:
         reader = array_record.ArrayRecordReader(path)
         try:
             for start in range(0, len(positions), batch):
-                yield from reader.read(list(positions[start : start + batch]))
+                blobs = reader.read(list(positions[start : start + batch]))
+                for blob, digest in zip(
+                    blobs, digests[start : start + batch], strict=False
+                ):
+                    if hashlib.sha256(blob).hexdigest() != digest:
+                        raise ValueError(f"{path} has other images than its table")
+                yield from blobs
         finally:
             reader.close()  # which raises, too, where the file is damaged
     except (RuntimeError, IndexError) as error:

@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -59,6 +61,21 @@ def test_blobs_come_back_by_position(tmp_path):
     order = [39, 0, 7, 7, 12]
     back = parts.read_blobs(tmp_path, "blobs", order, batch=2)
     assert list(back) == [blobs[i] for i in order]
+
+
+def test_blobs_of_another_table_are_an_error_and_damage(tmp_path):
+    """Two workers may download a partition at once, each in an order of its own."""
+    blobs = [bytes([i]) * 9 for i in range(5)]
+    digests = [hashlib.sha256(blob).hexdigest() for blob in blobs]
+    table = pa.table({"position": [*range(5), -1], "sha256": [*digests, ""]})
+    parts.write(tmp_path, "part.parquet", table)
+    for order, whole in ((blobs, True), (blobs[::-1], False)):
+        with parts.blob_writer(tmp_path, "part.images") as write_blob:
+            for blob in order:
+                write_blob(blob)
+        assert parts.is_damaged(tmp_path, "part.images") != whole
+    with pytest.raises(ValueError, match="part.images has other images than its"):
+        list(parts.read_blobs(tmp_path, "part.images", range(5), digests=digests))
 
 
 def test_an_interrupted_blob_file_gets_no_name(tmp_path):
