@@ -7,8 +7,6 @@ file shard, and the manifest last. A killed run resumes and writes the same byte
 """
 
 import collections
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,11 +38,8 @@ def embed_dataset(model: inference.Model, dataset_folder: str, output: str) -> N
       ValueError: the output belongs to another model or dataset.
     """
     dataset = records.open_dataset(dataset_folder)
-    shards = records.read_shards(dataset_folder)
     inputs = {
-        "dataset": hashlib.sha256(
-            json.dumps(shards, sort_keys=True).encode()
-        ).hexdigest(),
+        "dataset": records.fingerprint(dataset_folder),
         "model": model.fingerprint,
     }
     with files.lock(output):

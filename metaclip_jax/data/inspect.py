@@ -39,7 +39,7 @@ from metaclip_jax.data import (
 )
 
 _RECORDS_FOR_LENGTHS = 10_000
-_TEXTS_FOR_TOKENIZER = 20_000
+_RECORDS_FOR_TOKENIZER = 20_000
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,11 @@ def measure_texts(
     Each dataset gives as many images as its share asks for.
     """
     texts = [
-        decoded.texts
+        record.texts
         for dataset, share in zip(datasets, shares, strict=True)
-        for decoded in _spread(dataset, round(_RECORDS_FOR_LENGTHS * share))
+        for record in records.evenly_spaced(
+            dataset, round(_RECORDS_FOR_LENGTHS * share)
+        )
     ]
     flat = [text for of_image in texts for text in of_image]
     lengths = np.array([len(ids) for ids in tokenize.ids(flat)], np.int64)
@@ -260,25 +262,18 @@ def _balanced(data_card: dict[str, Any]) -> str:
     return f"by rule {balanced['rule']}, t: {thresholds}"
 
 
-def _spread(dataset: records.Dataset, count: int) -> list[records.Record]:
-    """Returns at most `count` records, spread evenly over the dataset."""
-    count = min(count, len(dataset))
-    positions = np.arange(count) * len(dataset) // max(count, 1)
-    return [records.decode(data) for data in records.read(dataset, positions)]
-
-
 def _tokenizer_path(config: ConfigDict, folder: str) -> str:
-    """Trains a tokenizer for the look at a dataset that has none yet."""
+    """Trains a tokenizer for a dataset that has none yet."""
     folders, _ = mixture.members(config.dataset, config.data.mixture)
     texts = [
         text
-        for one in folders
-        for record in _spread(records.open_dataset(one), _TEXTS_FOR_TOKENIZER)
+        for dataset in map(records.open_dataset, folders)
+        for record in records.evenly_spaced(dataset, _RECORDS_FOR_TOKENIZER)
         for text in record.texts
     ]
     path = Path(folder) / "tokenizer.json"
     path.write_text(tokenizer.train(texts, 8_192).to_str())
-    logging.warning("config.tokenizer is empty: the lengths are by one made for this")
+    logging.warning("config.tokenizer is empty: lengths are by a tokenizer trained now")
     return str(path)
 
 
@@ -298,8 +293,8 @@ def main(argv: Sequence[str]) -> None:
     config.global_batch = values.batch
     config.total_steps = 1_000_000_000
     config.data.max_replaced_share = 1.0
-    logging.set_verbosity(logging.WARNING)  # the pipeline's notes are about training
-    jax.config.update("jax_platforms", "cpu")  # accelerators stay with who has them
+    logging.set_verbosity(logging.WARNING)  # what the pipeline logs is about training
+    jax.config.update("jax_platforms", "cpu")  # leave accelerators to their users
     with tempfile.TemporaryDirectory() as folder:
         if not config.tokenizer:
             config.tokenizer, config.vocabulary = _tokenizer_path(config, folder), ""

@@ -14,7 +14,6 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from metaclip_jax import files
 from metaclip_jax.data import draws, records
 
 CYCLE = 4_096  # positions
@@ -85,10 +84,10 @@ def fingerprint(folders: Sequence[str], weights: Sequence[float]) -> str:
     Raises:
       FileNotFoundError: a folder is not a finished dataset.
     """
-    prints = [_fingerprint(folder) for folder in folders]
+    prints = [records.fingerprint(folder) for folder in folders]
     if len(prints) == 1:
         return prints[0]
-    facts = [[one, float(weight)] for one, weight in zip(prints, weights, strict=True)]
+    facts = list(zip(prints, map(float, weights), strict=True))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -137,14 +136,3 @@ def _dealt(cycle: int, shares: Sequence[float], seed: int) -> NDArray[np.int64]:
         counts.append(end - before)
         before = end
     return np.array([*counts, cycle * CYCLE - before], np.int64)
-
-
-def _fingerprint(folder: str) -> str:
-    path = files.path(folder) / files.MANIFEST
-    if not path.exists():
-        raise FileNotFoundError(
-            f"the dataset {folder!r} is not a finished dataset: it has no"
-            f" {files.MANIFEST}; finish data_prep.curate, or correct the path"
-        )
-    shards = records.read_shards(folder)
-    return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()

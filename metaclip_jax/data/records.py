@@ -7,7 +7,8 @@ reads them through this module; neither needs the other's dependencies.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +41,7 @@ ENTRIES = pa.schema(
 )
 
 _CURE = "use a dataset that data_prep wrote"
+_READ_TOGETHER = 1_000  # records, if many are read
 
 
 def image_id(url: str) -> str:
@@ -220,12 +222,8 @@ def open_dataset(folder: str, *, verify: bool = True) -> Dataset:
       FileNotFoundError: the folder is not a finished dataset.
       ValueError: a file's number of records is not the one in dataset_info.json.
     """
+    _check_finished(folder)
     root = files.path(folder)
-    if not (root / files.MANIFEST).exists():
-        raise FileNotFoundError(
-            f"{folder} is not a finished dataset: it has no {files.MANIFEST}. Finish "
-            "the run that writes it, or check the path"
-        )
     with files.naming(root / DATASET_INFO, "what TFDS reads of a dataset"):
         info = files.read_json(root / DATASET_INFO)
         lengths = tuple(int(length) for length in info["splits"][0]["shardLengths"])
@@ -312,6 +310,14 @@ def read(
     return result
 
 
+def evenly_spaced(dataset: Dataset, most: int) -> Iterator[Record]:
+    """Yields at most so many records, spaced evenly over the dataset."""
+    count = min(most, len(dataset))
+    positions = np.arange(count) * len(dataset) // max(count, 1)
+    for start in range(0, count, _READ_TOGETHER):
+        yield from map(decode, read(dataset, positions[start : start + _READ_TOGETHER]))
+
+
 def read_entries(dataset: Dataset, shard: int) -> pa.Table:
     """Returns the sidecar of a shard (schema ENTRIES), memory-mapped if it is local.
 
@@ -340,6 +346,26 @@ def read_shards(folder: str) -> list[dict[str, Any]]:
     path = files.path(folder) / files.MANIFEST
     with files.naming(path, "the manifest of a dataset"):
         return [dict(shard) for shard in files.read_json(path)["shards"]]
+
+
+def fingerprint(folder: str) -> str:
+    """Returns the sha256 over the file list in a dataset's manifest.
+
+    Raises:
+      FileNotFoundError: the folder is not a finished dataset.
+      ValueError: the manifest is damaged.
+    """
+    _check_finished(folder)
+    shards = json.dumps(read_shards(folder), sort_keys=True)
+    return hashlib.sha256(shards.encode()).hexdigest()
+
+
+def _check_finished(folder: str) -> None:
+    if not (files.path(folder) / files.MANIFEST).exists():
+        raise FileNotFoundError(
+            f"{folder!r} is not a finished dataset: it has no {files.MANIFEST}; finish"
+            " data_prep.curate, or correct the path"
+        )
 
 
 def _check(record: Record) -> None:

@@ -9,9 +9,10 @@ the clean-up.
 """
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,6 @@ _MARKS_OF_FAMILY: dict[str, tuple[_Marks, ...]] = {
     "siglip": ((None, "</s>", "</s>", "canonical"), *_MARKS),
 }
 _SMALLEST_VOCABULARY = 2 * bpe.BYTES + 3  # each byte inside and at the end of a word
-_BATCH = 1_000  # texts at a time in training
 # Characters that a vocabulary may lack; it must then have an unknown token.
 _RARE = "".join(map(chr, range(32, 127))) + " \u00e9 \u6771 \U0001f600 \U0010fffd"
 
@@ -309,28 +309,6 @@ def _with_marks(
     )
 
 
-def _dataset_texts(dataset: records.Dataset, most_records: int) -> Iterator[str]:
-    """Yields the texts of records spaced evenly over the dataset."""
-    count = min(most_records, len(dataset))
-    positions = np.arange(count) * len(dataset) // max(count, 1)
-    for start in range(0, count, _BATCH):
-        for data in records.read(dataset, positions[start : start + _BATCH]):
-            yield from records.decode(data).texts
-
-
-def _inputs(
-    dataset: records.Dataset, model: str, vocab_size: int, most_records: int
-) -> dict[str, object]:
-    """Returns what the output depends on, without paths, so that folders may move."""
-    shards = records.read_shards(dataset.folder)
-    return {
-        "dataset": hashlib.sha256(json.dumps(shards).encode()).hexdigest(),
-        "model": model,
-        "vocab_size": vocab_size,
-        "records": most_records,
-    }
-
-
 _TRAIN = {"bpe": train, "unigram": unigram.train}
 
 
@@ -347,7 +325,13 @@ def main(argv: Sequence[str]) -> None:
     output = files.path(values.output)
     # The manifest is named after the file, because its folder may have other files.
     manifest = output.with_name(f"{output.stem}.manifest.json")
-    inputs = _inputs(dataset, values.model, values.vocab_size, values.records)
+    # What the output depends on, without paths, so that folders may move.
+    inputs = {
+        "dataset": records.fingerprint(values.dataset),
+        "model": values.model,
+        "vocab_size": values.vocab_size,
+        "records": values.records,
+    }
     if output.exists():
         found = files.read_json(manifest) if manifest.exists() else None
         if found != inputs:
@@ -359,7 +343,8 @@ def main(argv: Sequence[str]) -> None:
             )
         logging.info("%s is finished already", output)
         return
-    texts = _dataset_texts(dataset, values.records)
+    read = records.evenly_spaced(dataset, values.records)
+    texts = itertools.chain.from_iterable(record.texts for record in read)
     trained = _TRAIN[values.model](texts, values.vocab_size)
     # The manifest comes first, because the output's existence means it is finished.
     files.write_json(manifest, inputs)
