@@ -17,6 +17,7 @@ from metaclip_jax.conversion.table import (
     Rule,
     block_rules,
 )
+from metaclip_jax.models import presets
 from metaclip_jax.models.clip import Architecture
 
 _BLOCK = (
@@ -53,9 +54,12 @@ _RULES: tuple[Rule, ...] = (
     Rule("log_logit_scale", ("logit_scale",), SCALAR),
 )
 
-CLIP_VOCABULARY = 49_408
-# (eos, pad) by vocabulary size: CLIP's BPE, XLM-V, and the worldwide models' mT5.
-_END_AND_PAD = {CLIP_VOCABULARY: (49_407, 0), 901_629: (2, 1), 250_000: (1, 0)}
+CLIP_VOCABULARY = presets.VOCABULARIES["clip"].size
+# (eos, pad) by vocabulary size, of the models that have open_clip's format.
+_END_AND_PAD = {
+    vocabulary.size: (vocabulary.eos_id, vocabulary.pad_id)
+    for vocabulary in map(presets.vocabulary, ("clip", "xlm_v", "mt5"))
+}
 
 
 def rules(architecture: Architecture) -> tuple[Rule, ...]:

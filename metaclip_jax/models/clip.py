@@ -237,20 +237,32 @@ def _values(tower: nnx.Module) -> Params:
     return nnx.to_pure_dict(nnx.state(tower, nnx.Param))
 
 
-def _image_tower(
-    architecture: Architecture, rngs: nnx.Rngs
-) -> vit.ImageTower | siglip.ImageTower:
-    block = layers.BlockShape(
-        width=architecture.vision_width,
-        heads=architecture.vision_heads,
-        mlp_width=architecture.vision_mlp_width,
+def _block_shape(
+    architecture: Architecture, *, width: int, heads: int, mlp_width: int, causal: bool
+) -> layers.BlockShape:
+    return layers.BlockShape(
+        width=width,
+        heads=heads,
+        mlp_width=mlp_width,
         activation=architecture.activation,
-        causal=False,
+        causal=causal,
         attention=architecture.attention,
         dtype=architecture.dtype,
         epsilon=layer_norm_epsilon(architecture),
         norm_gradient=architecture.layer_norm,
         unroll=architecture.unroll,
+    )
+
+
+def _image_tower(
+    architecture: Architecture, rngs: nnx.Rngs
+) -> vit.ImageTower | siglip.ImageTower:
+    block = _block_shape(
+        architecture,
+        width=architecture.vision_width,
+        heads=architecture.vision_heads,
+        mlp_width=architecture.vision_mlp_width,
+        causal=False,
     )
     if architecture.family == "siglip":
         return siglip.ImageTower(
@@ -275,17 +287,12 @@ def _image_tower(
 def _text_tower(
     architecture: Architecture, rngs: nnx.Rngs
 ) -> text.TextTower | siglip.TextTower:
-    block = layers.BlockShape(
+    block = _block_shape(
+        architecture,
         width=architecture.text_width,
         heads=architecture.text_heads,
         mlp_width=architecture.text_mlp_width,
-        activation=architecture.activation,
         causal=architecture.family == "clip",
-        attention=architecture.attention,
-        dtype=architecture.dtype,
-        epsilon=layer_norm_epsilon(architecture),
-        norm_gradient=architecture.layer_norm,
-        unroll=architecture.unroll,
     )
     if architecture.family == "siglip":
         return siglip.TextTower(

@@ -106,7 +106,7 @@ def run(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _run(static: _Static, stacks: Any, x: Any) -> Any:
     def step(carry: Any, layer: Any) -> tuple[Any, None]:
-        compute = _spread(static, functools.partial(_layer, static))
+        compute = _chunks_forward(static, functools.partial(_layer, static))
         return compute(static.rows.collect(layer), carry), None
 
     return lax.scan(step, (x, static.statistics(x)), stacks)[0][0]
@@ -119,12 +119,12 @@ def _layer(static: _Static, layer: Any, carry: Any) -> Any:
 
 def _forward(static: _Static, stacks: Any, x: Any) -> tuple[Any, tuple[Any, Any]]:
     def compute(layer: Any, carry: Any) -> Any:
-        x, found = carry
-        y, pull = jax.vjp(lambda layer, x: static.apply(layer, x, found), layer, x)
-        return (y, static.statistics(y)), _without(layer, pull)
+        x, statistics = carry
+        y, pull = jax.vjp(lambda layer, x: static.apply(layer, x, statistics), layer, x)
+        return (y, static.statistics(y)), _omit_parameters(layer, pull)
 
     def step(carry: Any, layer: Any) -> tuple[Any, Any]:
-        return _spread(static, compute)(static.rows.collect(layer), carry)
+        return _chunks_forward(static, compute)(static.rows.collect(layer), carry)
 
     (y, _), pulls = lax.scan(step, (x, static.statistics(x)), stacks)
     return y, (stacks, pulls)
@@ -136,7 +136,7 @@ def _backward(static: _Static, residuals: tuple[Any, Any], gradient: Any) -> Any
 
     def compute(layer: Any, rows: Any) -> Any:
         pull, gradient = rows
-        return _with(layer, pull)(gradient)
+        return _restore_parameters(layer, pull)(gradient)
 
     def step(number: jax.Array, carry: Any) -> Any:
         gradients, gradient = carry
@@ -146,9 +146,9 @@ def _backward(static: _Static, residuals: tuple[Any, Any], gradient: Any) -> Any
             (stacks, pulls),
         )
         layer = static.rows.collect(layer)
-        own, gradient = _spread_back(static, compute)(layer, (pull, gradient))
+        own, gradient = _chunks_backward(static, compute)(layer, (pull, gradient))
         gradients = jax.tree.map(
-            lambda stack, one: lax.dynamic_update_index_in_dim(stack, one, number, 0),
+            lambda stack, new: lax.dynamic_update_index_in_dim(stack, new, number, 0),
             gradients,
             static.rows.collect(own),
         )
@@ -161,7 +161,7 @@ def _backward(static: _Static, residuals: tuple[Any, Any], gradient: Any) -> Any
 _run.defvjp(_forward, _backward)
 
 
-def _spread(static: _Static, compute: Callable[..., Any]) -> Callable[..., Any]:
+def _chunks_forward(static: _Static, compute: Callable[..., Any]) -> Callable[..., Any]:
     """Lets each device run compute(layer, rows) for one chunk of its rows at a time."""
     if static.chunks == 1:
         return compute
@@ -180,8 +180,10 @@ def _spread(static: _Static, compute: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-def _spread_back(static: _Static, compute: Callable[..., Any]) -> Callable[..., Any]:
-    """Does the same where the result is a layer's gradient, and that of the rows."""
+def _chunks_backward(
+    static: _Static, compute: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Does the same if compute(layer, rows) returns their gradients."""
     if static.chunks == 1:
         return compute
 
@@ -225,16 +227,16 @@ class _Parameter(int):
     """Stands for a leaf of a layer's parameters, by its number."""
 
 
-def _without(layer: Any, pull: Any) -> Any:
-    """Replaces a layer's own parameters, which are in `stacks` already."""
+def _omit_parameters(layer: Any, pull: Any) -> Any:
+    """Replaces a layer's own parameters in `pull`, as `stacks` has them already."""
     own = {id(leaf): number for number, leaf in enumerate(jax.tree.leaves(layer))}
     return jax.tree.map(
         lambda leaf: _Parameter(own[id(leaf)]) if id(leaf) in own else leaf, pull
     )
 
 
-def _with(layer: Any, pull: Any) -> Any:
-    """Undoes `_without`."""
+def _restore_parameters(layer: Any, pull: Any) -> Any:
+    """Undoes `_omit_parameters`."""
     leaves = jax.tree.leaves(layer)
     return jax.tree.map(
         lambda leaf: leaves[leaf] if isinstance(leaf, _Parameter) else leaf,
