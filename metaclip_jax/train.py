@@ -36,6 +36,7 @@ from metaclip_jax.training import (
     watchdog,
 )
 from metaclip_jax.training.job import Job, new_state, prepare, resume
+from metaclip_jax.training.meter import Meter
 from metaclip_jax.training.totals import Totals
 
 # Steps that an accelerator may have ahead: it never waits for Python, and does not
@@ -200,9 +201,9 @@ def open_meter(
     totals: Totals,
     *,
     start_step: int,
-) -> Iterator[metrics.Meter]:
+) -> Iterator[Meter]:
     """Opens the meter of this process's steps."""
-    meter = metrics.Meter(
+    meter = Meter(
         totals,
         workdir=workdir,
         start_step=start_step,
