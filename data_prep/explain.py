@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from absl import app, flags
 
-from data_prep.matching import Matcher
+from data_prep.matching import spacing
 from data_prep.metadata import store
 from data_prep.report import dataset_size, explanation
 from data_prep.stages import matches, steps, sums
@@ -32,7 +32,7 @@ _CURVE_POINTS = 25
 
 @dataclass(frozen=True)
 class Pool:
-    """The output of the match stage, and its metadata."""
+    """All matched texts, as the match stage counted and sampled them."""
 
     metadata: Mapping[str, store.Metadata]
     counts: Mapping[str, np.ndarray]  # f64[entries] for each code
@@ -61,17 +61,17 @@ def load(folder: str, metadata: str) -> Pool:
         config = inputs["config"]
         mode, rule = config["matching"]["mode"], config["rule"]
         partitions = config["partitions"]
-    found = store.load(metadata)
-    fingerprints = {code: m.fingerprint for code, m in found.items()}
+    loaded = store.load(metadata)
+    fingerprints = {code: m.fingerprint for code, m in loaded.items()}
     if fingerprints != matched_with:
         raise ValueError(
             f"--metadata={metadata}: wanted the metadata of {folder}, {matched_with}, "
             f"got {fingerprints}; give the one it was matched with"
         )
-    sizes = {code: len(m.entries) for code, m in found.items()}
+    sizes = {code: len(m.entries) for code, m in loaded.items()}
     counts = steps.to_vectors(sums.read_sum(folder, "counts.parquet"), sizes)
     return Pool(
-        metadata=found,
+        metadata=loaded,
         counts={code: vector.astype(np.float64) for code, vector in counts.items()},
         sample=matches.read_sample(folder, partitions),
         mode=mode,
@@ -102,8 +102,8 @@ def curve(pool: Pool, t: Mapping[str, int]) -> list[explanation.Point]:
     values = sorted({*grid.tolist(), t[lead]})
     points = []
     for value in values:
-        every = balance.thresholds(pool.counts, t=value, tail_share=0.0)
-        size, _ = expected(pool, every)
+        t_of_all = balance.thresholds(pool.counts, t=value, tail_share=0.0)
+        size, _ = expected(pool, t_of_all)
         share = balance.share_below(pool.counts[lead], value)
         points.append(explanation.Point(value, share, size))
     return points
@@ -114,7 +114,8 @@ def entry_table(pool: Pool, t: Mapping[str, int]) -> list[explanation.EntryRow]:
     rows = []
     for code, counts in pool.counts.items():
         entries = pool.metadata[code].entries
-        dead = Matcher(entries, mode=pool.mode).dead_entries()
+        reasons = [(e, spacing.dead_reason(e, mode=pool.mode)) for e in entries]
+        dead = [(entry, reason) for entry, reason in reasons if reason]
         order = np.argsort(-counts, kind="stable")[: explanation.TOP]
         tail = (counts > 0) & (counts < t[code])
         rows.append(
@@ -122,7 +123,7 @@ def entry_table(pool: Pool, t: Mapping[str, int]) -> list[explanation.EntryRow]:
                 code=code,
                 t=t[code],
                 dead=len(dead),
-                dead_examples=tuple((each.entry, each.reason) for each in dead[:5]),
+                dead_examples=tuple(dead[:5]),
                 unmatched=int(np.sum(counts == 0)) - len(dead),
                 tail=int(np.sum(tail)),
                 head=int(np.sum(counts >= t[code])),
@@ -149,7 +150,7 @@ def main(argv: Sequence[str]) -> None:
         pool.counts, t=values.t or 0, tail_share=values.tail_share or 0.0
     )
     total, by_code = expected(pool, t)
-    found = explanation.Explanation(
+    predicted = explanation.Explanation(
         rule=pool.rule,
         total=total,
         by_code=by_code,
@@ -157,9 +158,9 @@ def main(argv: Sequence[str]) -> None:
         curve=curve(pool, t),
         sampled_images=len(pc.unique(pool.sample["image_id"])),
     )
-    print(explanation.as_text(found))
+    print(explanation.as_text(predicted))
     if values.plot:
-        page = explanation.as_page(found, counts=pool.counts)
+        page = explanation.as_page(predicted, counts=pool.counts)
         files.write_bytes(values.plot, page)
         print(f"\nplots: {os.path.abspath(values.plot)}")
 

@@ -1,5 +1,5 @@
 """Substring matching of texts against metadata, by the rules of MetaCLIP 1 and 2."""
 
-from data_prep.matching.matcher import DeadEntry, EveryText, Matcher
+from data_prep.matching.matcher import EveryText, Matcher
 
-__all__ = ["DeadEntry", "EveryText", "Matcher"]
+__all__ = ["EveryText", "Matcher"]

@@ -32,12 +32,12 @@ def match(
     """Returns (i64[texts + 1], i32[matches]), as `token_trie.match` does."""
     ends = [0]
     matches: list[int] = []
-    searching = len(automaton) > 0
+    has_keys = len(automaton) > 0
     for text in texts:
-        if searching:
-            found: set[int] = set()
+        if has_keys:
+            matched: set[int] = set()
             for _, entry_ids in automaton.iter(spacing.spaced(text, mode=mode)):
-                found.update(entry_ids)
-            matches.extend(sorted(found))
+                matched.update(entry_ids)
+            matches.extend(sorted(matched))
         ends.append(len(matches))
     return np.array(ends, np.int64), np.array(matches, np.int32)

@@ -24,8 +24,8 @@ def shared(p: str | os.PathLike[str]) -> Path:
     """
     if files.is_local(p):
         return Path(p)
-    found = files.path(p).stat()
-    key = json.dumps([os.fspath(p), found.length, found.mtime])
+    stat = files.path(p).stat()
+    key = json.dumps([os.fspath(p), stat.length, stat.mtime])
     folder = Path(tempfile.gettempdir(), f"metaclip_jax-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():  # what is mapped is trusted
@@ -47,7 +47,7 @@ def shared(p: str | os.PathLike[str]) -> Path:
 
 
 def _remove_unused(folder: Path) -> None:
-    """Also removes halves that a killed process left."""
+    """Removes copies that no process uses, among them what a killed one left."""
     for path in folder.iterdir():
         if path.name == ".lock":
             continue

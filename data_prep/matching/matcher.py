@@ -6,7 +6,7 @@
 import json
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -30,14 +30,6 @@ _MAGIC = b"METAMATCH1\n"
 _ALIGNMENT = 64
 _MAPPED = ("slots", "entry_states", "entry_bytes", "entry_offsets", "same_as")
 _MAPPED_RULES = ("byte_classes", "classes")
-
-
-class DeadEntry(NamedTuple):
-    """An entry that no text can match. The reasons are those of spacing.dead_reason."""
-
-    entry_id: int
-    entry: str
-    reason: str
 
 
 class Matcher:
@@ -123,15 +115,6 @@ class Matcher:
     def entries(self) -> list[str]:
         """Returns the entries in the order of their ids."""
         return _from_buffers(*self._raw).to_pylist()
-
-    def dead_entries(self) -> list[DeadEntry]:
-        """Returns the entries that can never match, each with the reason."""
-        dead = []
-        for entry_id, entry in enumerate(self.entries()):
-            reason = spacing.dead_reason(entry, mode=self.mode)
-            if reason:
-                dead.append(DeadEntry(entry_id, entry, reason))
-        return dead
 
     @property
     def table_bytes(self) -> int:
@@ -277,7 +260,9 @@ def _strings(values: Strings, what: str) -> pa.Array:
     if pa.types.is_dictionary(values.type) or pa.types.is_string_view(values.type):
         values = values.cast(pa.large_string())
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-        raise TypeError(f"every {what} must be a string, got an array of {values.type}")
+        raise TypeError(
+            f"wanted every {what} to be a str, got an array of {values.type}"
+        )
     if values.null_count:
         position = pc.index(values.is_null(), True).as_py()
         raise ValueError(f"{what} {position}: wanted a string, got null; remove it")
@@ -292,7 +277,7 @@ def _surrogate_message(values: Sequence[str], what: str) -> str:
                     f"{what} {position}: wanted valid Unicode, got a lone surrogate "
                     f"U+{ord(character):04X} at character {at}; remove it"
                 )
-    return f"a {what} is not valid Unicode"
+    return f"wanted valid Unicode, got a {what} that is not; remove it"
 
 
 def _check_entries(entries: pa.Array) -> None:
@@ -301,7 +286,8 @@ def _check_entries(entries: pa.Array) -> None:
     if pc.any(pc.equal(pc.binary_length(entries), 0)).as_py():
         position = pc.index(pc.binary_length(entries), 0).as_py()
         raise ValueError(
-            f"entry {position} is empty and would match every text; remove it"
+            f"entry {position}: wanted a string that is not empty, since '' would match"
+            " every text; remove it"
         )
     if pc.count_distinct(entries).as_py() == len(entries):
         return
@@ -309,8 +295,8 @@ def _check_entries(entries: pa.Array) -> None:
     for position, entry in enumerate(entries.to_pylist()):
         if entry in seen:
             raise ValueError(
-                f"entry {position} repeats entry {seen[entry]}: {entry!r}; "
-                "an entry has one id, remove one of them"
+                f"entry {position}: wanted different entries, got {entry!r} again,"
+                f" which is entry {seen[entry]}; remove one"
             )
         seen[entry] = position
 

@@ -45,8 +45,8 @@ BREAKS = "\t\n\r"
 # and SINGLEs. EXTENDS (combining marks) joins the atom before it.
 PLAIN, SPACE, MARK, SINGLE, IGNORED, EXTENDS = range(6)
 
-# What a key has, and no spaced text. Between two characters that are not marks, a text
-# has at most one space; beside a mark also the mark's own.
+# What no spaced text has, so that a key with it never matches. Between two characters
+# that are not marks, a text has at most one space; beside a mark also the mark's own.
 _FAULTS = (
     ("mark_without_its_spaces", re.compile(rf"(?<=[^ ])[{MARKS}]|[{MARKS}](?=[^ ])")),
     ("marks_share_a_space", re.compile(rf"[{MARKS}] [{MARKS}]")),
@@ -115,7 +115,7 @@ def check_mode(mode: str) -> None:
 def spaced(text: str, *, mode: str) -> str:
     """Returns the form of `text` that is searched for the keys of `mode`."""
     if mode == "fixed":
-        return _SEPARATOR.join(["", *pieces(text), ""])
+        return _SEPARATOR.join(["", *atoms(text), ""])
     for mark in MARKS:
         text = text.replace(mark, f" {mark} ")
     text = text.replace("\t", " ").replace("\n", " ").replace("\r", " ")
@@ -131,7 +131,7 @@ def key(entry: str, *, mode: str) -> str:
     if not entry:
         raise ValueError("wanted an entry of at least one character, got ''")
     if mode == "fixed":
-        return _SEPARATOR.join(["", *pieces(entry), ""])
+        return _SEPARATOR.join(["", *atoms(entry), ""])
     if mode == "v1":
         return f" {entry} "
     classes = character_classes("v2")
@@ -146,8 +146,8 @@ def dead_reason(entry: str, *, mode: str) -> str | None:
     with no white space but single spaces between other characters.
     """
     if mode == "fixed":
-        found = any(map(str.isalnum, entry)) or bool(pieces(entry))
-        return None if found else "nothing_left"
+        has_atoms = any(map(str.isalnum, entry)) or bool(atoms(entry))
+        return None if has_atoms else "nothing_left"
     if entry.isalnum():
         return None
     for character in entry:
@@ -178,13 +178,13 @@ def character_classes(mode: str) -> NDArray[np.uint8]:
     return classes
 
 
-def is_of_a_word(character: str) -> bool:
-    """Whether a character is part of a word, whose ends its neighbours decide.
+def is_in_words(character: str) -> bool:
+    """Whether words are runs of such characters.
 
-    False for marks and for scripts without spaces.
+    False for marks, and in scripts without spaces.
     """
     kind = int(character_classes("fixed")[ord(character)])
-    if kind == EXTENDS:  # of a letter of its script
+    if kind == EXTENDS:  # decided by the script of the letter before it
         return int(character_classes("v2")[ord(character)]) == PLAIN
     return kind == PLAIN
 
@@ -207,8 +207,8 @@ def _fill_fixed(classes: NDArray[np.uint8]) -> None:
         classes[first : last + 1] = IGNORED  # variation selectors
 
 
-def pieces(text: str) -> list[str]:
-    """Cuts `text` into atoms by the rules of fixed mode, with " " between words.
+def atoms(text: str) -> list[str]:
+    """Cuts `text` into atoms by the rules of fixed mode, with " " where words end.
 
     Joined, they are the text's canonical form, which has the same atoms.
     """

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data_prep.matching import spacing
-from data_prep.matching.native import Rules, Tables, compiled
+from data_prep.matching.native import FIRST_MULTIPLIER, Rules, Tables, compiled
 from data_prep.matching.token_trie import (
     GOES_ON,
     ID_BITS,
@@ -84,7 +84,7 @@ def _text_rules(mode: str, *, seed: int) -> Rules:
         byte_classes=frozen(byte_classes),
         classes=classes if wide else classes[:0],
         literal=mode != "fixed",
-        seed=np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64),
+        seed=np.uint64(seed * int(FIRST_MULTIPLIER) % 2**64),
     )
 
 
@@ -103,7 +103,7 @@ def _canonical(entries: pa.Array) -> pa.Array:
     """Returns the entries' canonical forms in fixed mode; they may repeat."""
     plain = pc.match_substring_regex(entries, _PLAIN_WORDS)
     others = entries.filter(pc.invert(plain)).to_pylist()
-    spaced = pa.array(["".join(spacing.pieces(e)) for e in others], entries.type)
+    spaced = pa.array(["".join(spacing.atoms(e)) for e in others], entries.type)
     return pc.replace_with_mask(entries, pc.invert(plain), spaced)
 
 

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from data_prep.matching import spacing
 from data_prep.matching.matcher import Matcher
 from metaclip_jax import files
+
+_MODE = "fixed"
 
 
 def read(path: str) -> tuple[str, ...]:
@@ -17,23 +20,24 @@ def read(path: str) -> tuple[str, ...]:
     """
     with files.naming(path, "a list of words"):
         lines = files.path(path).read_text().splitlines()
-        found = [line.strip() for line in lines if not line.startswith("#")]
-        words = tuple(dict.fromkeys(word.lower() for word in found if word))
+        kept = [line.strip() for line in lines if not line.startswith("#")]
+        words = tuple(dict.fromkeys(word.lower() for word in kept if word))
         if not words:
             raise ValueError(f"{path}: wanted a word a line, got none; write some")
-        if dead := _matcher(words).dead_entries():
-            raise ValueError(
-                f"{path}: wanted words that a text can contain, got {dead[0].entry!r};"
-                " remove it"
-            )
+        for word in words:
+            if spacing.dead_reason(word, mode=_MODE):
+                raise ValueError(
+                    f"{path}: wanted words that a text can contain, got {word!r};"
+                    " remove it"
+                )
     return words
 
 
 def contains(texts: pa.StringArray, words: Sequence[str]) -> np.ndarray:
     """Returns bool[n]: texts that contain one of the words, as whole words.
 
-    In any case and between any punctuation; a word of a script without spaces may be
-    anywhere.
+    Letter case does not count, and any punctuation ends a word. A word of a script
+    without spaces may be anywhere.
     """
     offsets, _ = _matcher(tuple(words)).match(texts)
     return np.diff(offsets) > 0
@@ -41,4 +45,4 @@ def contains(texts: pa.StringArray, words: Sequence[str]) -> np.ndarray:
 
 @functools.cache
 def _matcher(words: tuple[str, ...]) -> Matcher:
-    return Matcher(words, mode="fixed", ignore_case=True)
+    return Matcher(words, mode=_MODE, ignore_case=True)

@@ -85,4 +85,4 @@ def marked(text: str, entry: str, limit: int) -> Markup:
 def _in_word(line: str, place: int) -> bool:
     """Whether the characters on both sides of this place belong to one word."""
     around = line[max(place - 1, 0) : place + 1]
-    return 0 < place < len(line) and all(map(spacing.is_of_a_word, around))
+    return 0 < place < len(line) and all(map(spacing.is_in_words, around))
