@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
             files.write_manifest(output, inputs=inputs, **facts)
             logging.info("site: %s", facts)
         held_out_dataset.write(held_out_folder, held_out, drawings, inputs=inputs)
-        logging.info("held out: %d compositions", len(held_out.shown))
+        logging.info("held out: %d compositions", len(held_out.chosen))
 
 
 def _inputs() -> dict[str, Any]:

@@ -24,11 +24,13 @@ _TONES_LEFT = 3  # of five, per (role, gender)
 
 @dataclass(frozen=True)
 class HeldOut:
-    """`shown`: the pictures of the held-out dataset, no two alike. `withheld`: codes
-    of all pictures that the site must not have (`shown`, and those that look alike).
+    """The pictures of the held-out dataset, and what the site must not have.
+
+    No two of `chosen` look alike. `withheld` has their codes, and those of all pictures
+    that look like one of them.
     """
 
-    shown: list[Picture]
+    chosen: list[Picture]
     withheld: frozenset[str]
 
 
@@ -48,10 +50,10 @@ def hold_out(
     texts = [words(picture.name) for picture in everything]
     index = {picture.code: i for i, picture in enumerate(everything)}
     left = _parts(everything)
-    shown: list[Picture] = []
+    chosen: list[Picture] = []
     withheld: set[str] = set()
     for key in shuffled(seed, units, "hold out"):
-        if len(shown) == count:
+        if len(chosen) == count:
             break
         unit = units[key]
         best = min(unit, key=_plainness)
@@ -66,27 +68,27 @@ def hold_out(
         ):
             continue  # a text of the site would contain its name
         left = after
-        shown.append(best)
+        chosen.append(best)
         withheld |= {picture.code for picture in unit}
-    shown.sort(key=lambda picture: picture.code)
-    return HeldOut(shown, frozenset(withheld))
+    chosen.sort(key=lambda picture: picture.code)
+    return HeldOut(chosen, frozenset(withheld))
 
 
-def zero_shot(shown: Sequence[Picture], image_ids: Sequence[str]) -> dict:
+def zero_shot(chosen: Sequence[Picture], image_ids: Sequence[str]) -> dict:
     """Returns the task "which role": class_names, templates, labels by image_id."""
-    classes = sorted({role_text(picture) for picture in shown})
+    classes = sorted({role_text(picture) for picture in chosen})
     labels = {
         image_id: classes.index(role_text(picture))
-        for image_id, picture in zip(image_ids, shown, strict=True)
+        for image_id, picture in zip(image_ids, chosen, strict=True)
     }
     return {"class_names": classes, "templates": list(TEMPLATES), "labels": labels}
 
 
-def skin_tone(shown: Sequence[Picture], image_ids: Sequence[str]) -> dict:
+def skin_tone(chosen: Sequence[Picture], image_ids: Sequence[str]) -> dict:
     """Returns the task "which skin tone", in the same form as `zero_shot`."""
     labels = {
         image_id: names.TONES.index(picture.tones[0])
-        for image_id, picture in zip(image_ids, shown, strict=True)
+        for image_id, picture in zip(image_ids, chosen, strict=True)
     }
     return {
         "class_names": [f"{tone} skin tone" for tone in names.TONES],

@@ -31,13 +31,13 @@ def write(
 
     `drawings`: by code. One record per picture; its only text is the name.
     """
-    made = [_record(picture, drawings[picture.code]) for picture in held_out.shown]
+    made = [_record(picture, drawings[picture.code]) for picture in held_out.chosen]
     facts = array_record.write_shard(f"{folder}/{records.shard_name(NAME, 0, 1)}", made)
     ids = [record.image_id for record in made]
     root = files.path(folder)
     tasks = {
-        "zero_shot.json": held_out_lib.zero_shot(held_out.shown, ids),
-        "skin_tone.json": held_out_lib.skin_tone(held_out.shown, ids),
+        "zero_shot.json": held_out_lib.zero_shot(held_out.chosen, ids),
+        "skin_tone.json": held_out_lib.skin_tone(held_out.chosen, ids),
     }
     for name, task in tasks.items():
         files.write_json(root / name, task)

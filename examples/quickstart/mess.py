@@ -10,7 +10,7 @@ from examples.quickstart import phrases, pictures, tags
 from examples.quickstart.names import Picture
 from examples.quickstart.picks import draw, noise, pick, shuffled
 from examples.quickstart.pictures import Drawing
-from examples.quickstart.tags import HOST, IMAGE_HOST, Page, Shown
+from examples.quickstart.tags import HOST, IMAGE_HOST, Page, PageImage
 
 KINDS = (
     "missing",
@@ -66,7 +66,7 @@ def spoil(
     files: Files,
     *,
     seed: int,
-) -> list[Shown]:
+) -> list[PageImage]:
     """Adds bad or duplicated images for one picture in twelve, each kind at least once.
 
     Returns their <img>s, each with a text of its picture.
@@ -80,17 +80,17 @@ def spoil(
         drawing, url = drawings[picture.code], url_of[picture.code]
         _store(kind, place, drawing, url, files, seed=seed)
         text = phrases.english(picture, "spoiled", seed=seed)
-        shown.append(Shown(f"http://{place}", alt=text))
+        shown.append(PageImage(f"http://{place}", alt=text))
     return shown
 
 
-def tracker(path: str, *, seed: int) -> Shown | None:
+def tracker(path: str, *, seed: int) -> PageImage | None:
     """Returns the tracking pixel of a page, or None."""
     choice = draw(seed, path, "tracker")
     if choice > 0.5:
         return None
     alt = pick(seed, ("", "", "pixel", "image"), path, "tracker alt")
-    return Shown(f"http://{IMAGE_HOST}/t.gif?page={path.strip('/')}", alt=alt)
+    return PageImage(f"http://{IMAGE_HOST}/t.gif?page={path.strip('/')}", alt=alt)
 
 
 def odd_pages(some: Sequence[Picture], url_of: Mapping[str, str]) -> list[Page]:
@@ -99,10 +99,10 @@ def odd_pages(some: Sequence[Picture], url_of: Mapping[str, str]) -> list[Page]:
     listed = ", ".join(picture.name for picture in some[:200])
     rows = [
         # Keyword stuffing, longer than any limit on texts.
-        Shown(url_of[first.code], alt=(f"{listed}, buy cheap icons, " * 4)[:9000]),
-        Shown(url_of[second.code], alt="  \n  "),
-        Shown(url_of[third.code], alt=f"  {third.name}\n\t({third.group})  "),
-        Shown(f"http://{HOST}/" + "very-long-name-" * 200 + ".jpg", alt=first.name),
+        PageImage(url_of[first.code], alt=(f"{listed}, buy cheap icons, " * 4)[:9000]),
+        PageImage(url_of[second.code], alt="  \n  "),
+        PageImage(url_of[third.code], alt=f"  {third.name}\n\t({third.group})  "),
+        PageImage(f"http://{HOST}/" + "very-long-name-" * 200 + ".jpg", alt=first.name),
     ]
     body = "\n".join(
         tags.image(row, page_path="/odd/alts.html", seed=0) for row in rows

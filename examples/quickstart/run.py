@@ -69,30 +69,39 @@ class Stage:
 def main(argv: list[str]) -> None:
     """Runs every stage that is not finished, then prints the results."""
     command.refuse_arguments(argv)
-    workdir = Path(flags.FLAGS.workdir)
-    prepare(workdir, fresh=flags.FLAGS.fresh)
-    try:
-        with children.interruptible() as call, files.lock(workdir):
-            wanted = stages(workdir, recipes())
-            record = make(wanted, workdir, call, site=workdir / "site")
-    except children.Interrupted as error:
-        without = " without --fresh" if flags.FLAGS.fresh else ""
-        say(f"interrupted; the same command{without} continues")
-        raise SystemExit(128 + error.received) from None
-    summarise(workdir, record)
+    values = flags.FLAGS
+    workdir, configs = Path(values.workdir), recipes()
+    wanted = stages(workdir, configs, pictures=values.pictures, steps=values.steps)
+    record = run_all(wanted, workdir, site=workdir / "site", fresh=values.fresh)
+    summarise(workdir, configs, {stage.title: record[stage.title] for stage in wanted})
 
 
-def make(
-    wanted: Sequence[Stage], workdir: Path, call: Callable[..., int], *, site: Path
+def run_all(
+    wanted: Sequence[Stage], workdir: Path, *, site: Path, fresh: bool
 ) -> dict[str, dict]:
     """Runs the stages that are not finished; returns the record of all.
 
     Args:
       wanted: in order.
       workdir: where the record is kept.
-      call: runs a command and returns its exit status.
       site: served to the stages that need a server.
+      fresh: removes the results of an earlier run.
+
+    Raises SystemExit at SIGTERM or SIGINT, after the running command has ended.
     """
+    prepare(workdir, fresh=fresh)
+    try:
+        with children.interruptible() as call, files.lock(workdir):
+            return _run_missing(wanted, workdir, call, site=site)
+    except children.Interrupted as error:
+        without = " without --fresh" if fresh else ""
+        say(f"interrupted; the same command{without} continues")
+        raise SystemExit(128 + error.received) from None
+
+
+def _run_missing(
+    wanted: Sequence[Stage], workdir: Path, call: Callable[..., int], *, site: Path
+) -> dict[str, dict]:
     record = files.read_json(workdir / _RECORD)
     host_map = ""
     with contextlib.ExitStack() as running:
@@ -136,17 +145,24 @@ def prepare(workdir: Path, *, fresh: bool) -> None:
         files.write_json(workdir / _RECORD, {})
 
 
-def stages(workdir: Path, configs: Path) -> list[Stage]:
-    """Returns all stages, in order."""
-    pictures = {"pictures": flags.FLAGS.pictures} if flags.FLAGS.pictures else {}
-    steps = {"config.total_steps": flags.FLAGS.steps} if flags.FLAGS.steps else {}
-    if 0 < flags.FLAGS.steps < 100:  # the recipe warms up for 50
-        steps["config.optimizer.warmup_steps"] = flags.FLAGS.steps // 2
+def stages(workdir: Path, configs: Path, *, pictures: int, steps: int) -> list[Stage]:
+    """Returns all stages, in order.
+
+    Args:
+      workdir: of all output.
+      configs: folder of recipes.
+      pictures: on the web; 0 = all.
+      steps: of training; 0 = the recipe's.
+    """
+    fewer = {"pictures": pictures} if pictures else {}
+    shorter = {"config.total_steps": steps} if steps else {}
+    if 0 < steps < 100:  # the recipe warms up for 50
+        shorter["config.optimizer.warmup_steps"] = steps // 2
     return [
         Stage(
             "Build a small web",
             "examples.quickstart.build",
-            {"output": workdir / "site", "held_out": workdir / "held_out", **pictures},
+            {"output": workdir / "site", "held_out": workdir / "held_out", **fewer},
             result=f"{workdir}/held_out/manifest.json",
         ),
         Stage(
@@ -202,7 +218,7 @@ def stages(workdir: Path, configs: Path) -> list[Stage]:
                 "config": configs / "quickstart.py",
                 "config.dataset": workdir / "dataset",
                 "config.tokenizer": workdir / "tokenizer.json",
-                **steps,
+                **shorter,
                 "workdir": workdir / "run",
             },
             result=f"{workdir}/run/manifest.json",
@@ -302,7 +318,7 @@ def run(stage: Stage, host_map: str, call: Callable[..., int]) -> dict:
     }
 
 
-def summarise(workdir: Path, record: Mapping[str, Mapping]) -> None:
+def summarise(workdir: Path, configs: Path, record: Mapping[str, Mapping]) -> None:
     """Prints the results, the time, and what to try next."""
     evaluations = (workdir / "run" / "evaluation").glob("*.json")
     evaluation = max(
@@ -315,10 +331,9 @@ def summarise(workdir: Path, record: Mapping[str, Mapping]) -> None:
         "Image to text": scores["model"]["image_to_text"]["R@1"],
         "Text to image": scores["model"]["text_to_image"]["R@1"],
     }
-    titles = [stage.title for stage in stages(workdir, recipes())]
-    rows = [(title, f"{record[title]['seconds']:.1f} s") for title in titles]
-    total = sum(record[title]["seconds"] for title in titles)
-    peak = max(record[title]["peak_gib"] for title in titles)
+    rows = [(title, f"{facts['seconds']:.1f} s") for title, facts in record.items()]
+    total = sum(facts["seconds"] for facts in record.values())
+    peak = max(facts["peak_gib"] for facts in record.values())
     rows += [
         ("All stages", f"{total:.1f} s"),
         ("Peak memory of one process", f"{peak:.1f} GiB"),
@@ -338,7 +353,6 @@ def summarise(workdir: Path, record: Mapping[str, Mapping]) -> None:
     ]
     width = max(len(title) for title, _ in rows)
     say("\n".join(f"{title:<{width}}  {value}" for title, value in rows))
-    configs = recipes()
     say(
         f"""The report: {workdir}/report.html
 

@@ -11,7 +11,7 @@ from examples.quickstart import phrases, tags
 from examples.quickstart.groups import GROUPS
 from examples.quickstart.names import LANGUAGES, Picture, slug
 from examples.quickstart.picks import draw, pick, shuffled
-from examples.quickstart.tags import IMAGE_HOST, Page, Shown
+from examples.quickstart.tags import IMAGE_HOST, Page, PageImage
 from examples.quickstart.tongues import TONGUES
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ def galleries(some: Sequence[Picture], at: Addresses, *, seed: int) -> list[Page
             items = []
             for picture in chunk:
                 extra = draw(seed, picture.code, "gallery extra")
-                shown = _shown(
+                shown = _page_image(
                     picture,
                     at,
                     seed=seed,
@@ -109,7 +109,7 @@ def articles(some: Sequence[Picture], at: Addresses, *, seed: int) -> list[Page]
         body = [f"<h1>{tags.escape(title)}</h1>"]
         for i, picture in enumerate(lesson):
             other = lesson[i - 1] if len(lesson) > 1 else picture
-            shown = _shown(
+            shown = _page_image(
                 picture,
                 at,
                 seed=seed,
@@ -134,7 +134,7 @@ def shop(some: Sequence[Picture], at: Addresses, *, seed: int) -> list[Page]:
         rows = []
         for picture in chunk:
             extra = draw(seed, picture.code, "shop extra")
-            shown = _shown(
+            shown = _page_image(
                 picture,
                 at,
                 seed=seed,
@@ -168,7 +168,7 @@ def templates(some: Sequence[Picture], at: Addresses, *, seed: int) -> list[Page
         base = _base(path, seed=seed)
         items = [
             tags.image(
-                _shown(
+                _page_image(
                     picture,
                     at,
                     seed=seed,
@@ -220,7 +220,7 @@ def other_languages(
             for picture in chunk:
                 name = picture.translations[language]
                 captioned = draw(seed, picture.code, language, "caption") < 0.3
-                shown = _shown(
+                shown = _page_image(
                     picture,
                     at,
                     seed=seed,
@@ -256,7 +256,7 @@ def _charset(language: str, number: int) -> tuple[str, str]:
     return legacy.get((language, number), ("utf-8", "header"))
 
 
-def _shown(
+def _page_image(
     picture: Picture,
     at: Addresses,
     *,
@@ -265,12 +265,12 @@ def _shown(
     title: str = "",
     data_title: str = "",
     caption: str = "",
-) -> Shown:
+) -> PageImage:
     url, small, other = at[picture.code]
     way = "srcset" if small else "picture" if other else "plain"
     if way == "plain" and draw(seed, picture.code, alt, "lazy") < 0.2:
         way = "lazy"
-    return Shown(url, alt, title, data_title, caption, way, small, other)
+    return PageImage(url, alt, title, data_title, caption, way, small, other)
 
 
 def _base(path: str, *, seed: int) -> str:

@@ -126,11 +126,14 @@ def _unsayable(
 
 
 def _with_mess(
-    by_section: Mapping[str, list[Page]], spoiled: Sequence[tags.Shown], *, seed: int
+    by_section: Mapping[str, list[Page]],
+    spoiled: Sequence[tags.PageImage],
+    *,
+    seed: int,
 ) -> dict[str, list[Page]]:
     """Adds trackers to pages, and bad images to the shop."""
     where = [page.path for page in by_section["Shop"] or by_section["Galleries"]]
-    spread: dict[str, list[tags.Shown]] = {}
+    spread: dict[str, list[tags.PageImage]] = {}
     for bad in spoiled:
         spread.setdefault(pick(seed, where, "spread", bad.url), []).append(bad)
     return {
@@ -144,7 +147,7 @@ def _with_mess(
     }
 
 
-def _append(page: Page, images: Iterable[tags.Shown | None]) -> Page:
+def _append(page: Page, images: Iterable[tags.PageImage | None]) -> Page:
     more = [
         tags.image(shown, page_path=page.path, base=page.base, seed=0)
         for shown in images
@@ -204,7 +207,7 @@ def _write_pages(
     written = []
     for section, members in pages.items():
         for i, page in enumerate(members):
-            logo = tags.Shown(
+            logo = tags.PageImage(
                 f"http://{mess.LOGO}", alt="logo", title="Sample Web logo"
             )
             around = [

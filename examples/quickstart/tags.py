@@ -17,7 +17,7 @@ _PLACEHOLDER = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAACAkQBADs="
 
 
 @dataclass(frozen=True)
-class Shown:
+class PageImage:
     """One image on a page. `alt` None: no such attribute; other texts: "" = none.
 
     `way`: plain, lazy, srcset or picture. `small_url` is a smaller copy of the image,
@@ -72,7 +72,7 @@ def reference(url: str, *, page_path: str, base: str, seed: int) -> str:
     return target if choice < 0.85 else url
 
 
-def image(shown: Shown, *, page_path: str, base: str = "", seed: int) -> str:
+def image(shown: PageImage, *, page_path: str, base: str = "", seed: int) -> str:
     """Returns the <img> (or <figure>, <picture>) of one image."""
 
     def address(url: str) -> str:

@@ -61,11 +61,11 @@ def main(argv: list[str]) -> None:
                 },
                 f"dumps/{PAGEVIEWS}": dumps.views(everything, seed=values.seed),
                 f"held_out/xm3600/{languages.CAPTIONS}": site.captions(
-                    held_out.shown
+                    held_out.chosen
                 ).encode(),
                 **{
                     f"held_out/xm3600/images/{p.code}.jpg": drawings[p.code].jpg
-                    for p in held_out.shown
+                    for p in held_out.chosen
                 },
             },
         )
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
             output,
             inputs=inputs,
             pictures=len(everything),
-            held_out=len(held_out.shown),
+            held_out=len(held_out.chosen),
         )
 
 

@@ -15,7 +15,6 @@ import numpy as np
 from absl import flags
 
 from data_prep.report import load
-from examples.quickstart import children
 from examples.quickstart import run as quickstart
 from examples.quickstart.run import Stage
 from examples.worldwide import build, names
@@ -48,25 +47,21 @@ _WAYS = ("image_to_text", "text_to_image")
 def main(argv: list[str]) -> None:
     """Runs every stage that is not finished, then prints the table."""
     command.refuse_arguments(argv)
-    workdir = Path(flags.FLAGS.workdir)
-    quickstart.prepare(workdir, fresh=flags.FLAGS.fresh)
-    try:
-        with children.interruptible() as call, files.lock(workdir):
-            wanted = stages(
-                workdir,
-                quickstart.recipes(),
-                pictures=flags.FLAGS.pictures,
-                t=flags.FLAGS.t,
-                steps=flags.FLAGS.steps,
-            )
-            quickstart.make(wanted, workdir, call, site=workdir / "world" / "site")
-    except children.Interrupted as error:
-        quickstart.say("interrupted; the same command continues")
-        raise SystemExit(128 + error.received) from None
+    values = flags.FLAGS
+    workdir = Path(values.workdir)
+    wanted = stages(
+        workdir,
+        quickstart.recipes(),
+        pictures=values.pictures,
+        t=values.t,
+        steps=values.steps,
+    )
+    site = workdir / "world" / "site"
+    quickstart.run_all(wanted, workdir, site=site, fresh=values.fresh)
     page = render(workdir)
     quickstart.say(page)
-    if flags.FLAGS.page:
-        files.write_bytes(flags.FLAGS.page, page.encode())
+    if values.page:
+        files.write_bytes(values.page, page.encode())
 
 
 def stages(
@@ -183,12 +178,12 @@ def _training(workdir: Path, configs: Path, *, steps: int) -> list[Stage]:
 def render(workdir: Path) -> str:
     """Returns docs/worldwide.md: a row of figures for each language."""
     card = files.read_json(workdir / "dataset" / "data_card.json")
-    found = files.read_json(workdir / "evaluation.json")["tasks"]
+    tasks = files.read_json(workdir / "evaluation.json")["tasks"]
     counts = pool_counts(workdir / "dataset")
     t = card["balanced"]["t"]
     rows = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
     for code in names.LANGUAGES:
-        task = found[f"xm3600/{code}"]
+        task = tasks[f"xm3600/{code}"]
         recalls = (task["results"][way]["R@1"]["value"] for way in _WAYS)
         cells = (
             f"{names.SAYINGS[code].label} ({code})",
@@ -216,7 +211,7 @@ def render(workdir: Path) -> str:
 
 def pool_counts(dataset: Path) -> dict[str, np.ndarray]:
     """Returns i64[n] by metadata code: all matches of each entry that has any."""
-    return {one.code: one.pool for one in load.entry_counts(str(dataset), {})}
+    return {each.code: each.pool for each in load.entry_counts(str(dataset), {})}
 
 
 def tokens_per_caption(workdir: Path, code: str) -> float:

@@ -17,7 +17,7 @@ from examples.quickstart.mess import Files
 from examples.quickstart.names import Picture
 from examples.quickstart.picks import draw, pick, shuffled
 from examples.quickstart.pictures import Drawing
-from examples.quickstart.tags import HOST, IMAGE_HOST, Page, Shown
+from examples.quickstart.tags import HOST, IMAGE_HOST, Page, PageImage
 from examples.worldwide import names
 
 _EDITIONS = {"en": 3}  # of each gallery; other languages have one
@@ -59,7 +59,7 @@ def make(
     return files
 
 
-def captions(shown: Sequence[Picture]) -> str:
+def captions(pictures: Sequence[Picture]) -> str:
     """Returns captions.jsonl of the held-out pictures, in XM3600's form."""
     rows: list[dict[str, Any]] = [
         {"image/key": picture.code}
@@ -67,7 +67,7 @@ def captions(shown: Sequence[Picture]) -> str:
             language: {"caption": [names.name(picture, language)]}
             for language in names.LANGUAGES
         }
-        for picture in shown
+        for picture in pictures
     ]
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
@@ -91,7 +91,7 @@ def _page(
             picture=saying.picture,
             title=saying.title,
         )
-        shown = Shown(f"http://{stem}", alt=text)
+        shown = PageImage(f"http://{stem}", alt=text)
         items.append(tags.image(shown, page_path=path, seed=seed))
     declared = _DECLARED[int(draw(seed, path, "declared") * len(_DECLARED))]
     return Page(

@@ -32,7 +32,7 @@ _RUN = """
 from examples.quickstart import run
 from metaclip_jax.cli import command
 
-def stages(workdir, configs):
+def stages(workdir, configs, **sizes):
     slow = {"folder": workdir}
     return [run.Stage("Sleep", "slow_stage", slow, "result", needs_server=True)]
 

@@ -143,10 +143,10 @@ def held_out_of(folder):
     everything = names.choose(names.all_pictures(), inputs["pictures"], seed=seed)
     codes = [picture.code for picture in everything]
     drawings = dict(zip(codes, pictures.render_all(codes, processes=1), strict=True))
-    chosen = held_out.hold_out(
+    held = held_out.hold_out(
         everything, drawings, count=inputs["held_out_count"], seed=seed
     )
-    return everything, chosen, drawings
+    return everything, held, drawings
 
 
 @pytest.fixture(scope="module")
@@ -231,16 +231,16 @@ def test_pictures_look_alike_with_their_mirror_image_only_if_asked():
 
 
 def test_held_out_names_and_pictures_stand_nowhere_on_the_site(web, chosen_of_web):
-    everything, chosen, drawings = chosen_of_web
-    assert len(chosen.shown) >= 10
-    withheld = [p for p in everything if p.code in chosen.withheld]
+    everything, held, drawings = chosen_of_web
+    assert len(held.chosen) >= 10
+    withheld = [p for p in everything if p.code in held.withheld]
     rows, _ = candidates_of(web / "site")
     texts = {row["text"] for row in rows}
     views = (web / "site" / "pageviews.txt").read_text().replace("_", " ")
     pages = map(text_of, pages_of(web / "site"))
     read = [line for page in pages for line in (page.title, *page.text.splitlines())]
     all_words = "\n".join(map(held_out.words, [*texts, *read, *views.splitlines()]))
-    for picture in chosen.shown:
+    for picture in held.chosen:
         assert held_out.words(picture.name) not in all_words, picture.name
     lowered = {text.lower() for text in texts}
     for picture in withheld:
@@ -254,21 +254,21 @@ def test_held_out_names_and_pictures_stand_nowhere_on_the_site(web, chosen_of_we
 
 
 def test_no_held_out_picture_looks_like_one_on_the_site_or_another(chosen_of_web):
-    everything, chosen, rendered = chosen_of_web
+    everything, held, rendered = chosen_of_web
     thumbnails = np.stack([rendered[p.code].thumbnail for p in everything])
-    shown = {picture.code for picture in chosen.shown}
+    shown = {picture.code for picture in held.chosen}
     for i, j in pictures.look_alikes(thumbnails, mirrored=True):
         a, b = everything[i].code, everything[j].code
-        assert (a in chosen.withheld) == (b in chosen.withheld)
+        assert (a in held.withheld) == (b in held.withheld)
         assert not {a, b} <= shown
 
 
 def test_each_part_of_a_held_out_composition_stays_with_other_partners(chosen_of_web):
-    everything, chosen, _ = chosen_of_web
-    left = [p for p in everything if p.code not in chosen.withheld]
+    everything, held, _ = chosen_of_web
+    left = [p for p in everything if p.code not in held.withheld]
     tones = Counter((p.role, p.gender) for p in left if len(p.tones) == 1)
     partners = Counter((p.role, p.tones) for p in left)
-    for picture in chosen.shown:
+    for picture in held.chosen:
         assert tones[picture.role, picture.gender] >= 3
         if picture.gender:
             assert partners[picture.role, picture.tones] >= 1
@@ -278,8 +278,8 @@ def test_the_held_out_dataset_holds_one_unique_name_a_picture(web, chosen_of_web
     dataset = records.open_dataset(str(web / "held_out"))
     count = sum(dataset.shard_lengths)
     read = [records.decode(d) for d in records.read(dataset, np.arange(count))]
-    _, chosen, _ = chosen_of_web
-    assert [r.texts for r in read] == [(p.name,) for p in chosen.shown]
+    _, held, _ = chosen_of_web
+    assert [r.texts for r in read] == [(p.name,) for p in held.chosen]
     assert len({r.texts for r in read}) == len({r.sha256 for r in read}) == count
     for task, least in (("zero_shot", 4), ("skin_tone", 5)):
         task = json.loads((web / "held_out" / f"{task}.json").read_text())
@@ -333,13 +333,13 @@ def test_the_site_has_the_mess_of_the_web(web):
 
 
 def test_every_shown_picture_has_several_english_texts(candidates, chosen_of_web):
-    everything, chosen, _ = chosen_of_web
+    everything, held, _ = chosen_of_web
     rows, drops = candidates
     said = [held_out.words(row["text"]) for row in rows]
     texts_of = {
         p.code: sum(held_out.words(p.subject) in text for text in said)
         for p in everything
-        if p.code not in chosen.withheld
+        if p.code not in held.withheld
     }
     assert min(texts_of.values()) >= 2
     assert len(rows) / len(texts_of) > 4
@@ -347,12 +347,12 @@ def test_every_shown_picture_has_several_english_texts(candidates, chosen_of_web
 
 
 def test_words_of_names_stand_in_the_text_of_pages(web, chosen_of_web):
-    everything, chosen, _ = chosen_of_web
+    everything, held, _ = chosen_of_web
     words = Counter()
     for page in pages_of(web / "site"):
         words.update(re.findall(r"[\w’-]+", text_of(page).text.lower()))
     for picture in everything:
-        if picture.code not in chosen.withheld:
+        if picture.code not in held.withheld:
             for word in re.findall(r"[\w’-]+", picture.name.lower()):
                 assert words[word] >= 2, (picture.name, word)
 
@@ -598,7 +598,7 @@ def test_an_unavailable_robots_txt_allows_all_an_unreachable_one_nothing(
 
 
 def test_markup_survives_a_parser():
-    shown = tags.Shown(
+    shown = tags.PageImage(
         "http://images.sample-web.example/i/a.jpg", alt='a "b" <c> & d', caption="<i>"
     )
     tree = LexborHTMLParser(tags.image(shown, page_path="/p/q.html", seed=0))
@@ -610,9 +610,9 @@ def test_markup_survives_a_parser():
 @pytest.mark.slow
 def test_the_whole_site_holds_out_at_least_300_compositions(tmp_path):
     build(tmp_path, pictures=0, processes=2)
-    chosen = held_out_of(tmp_path)
-    test_held_out_names_and_pictures_stand_nowhere_on_the_site(tmp_path, chosen)
-    test_each_part_of_a_held_out_composition_stays_with_other_partners(chosen)
+    held = held_out_of(tmp_path)
+    test_held_out_names_and_pictures_stand_nowhere_on_the_site(tmp_path, held)
+    test_each_part_of_a_held_out_composition_stays_with_other_partners(held)
     task = json.loads((tmp_path / "held_out" / "zero_shot.json").read_text())
     assert len(task["labels"]) >= 300
     assert len(task["class_names"]) >= 20
