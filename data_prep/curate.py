@@ -49,10 +49,10 @@ from metaclip_jax.cli import command, config_flag
 from metaclip_jax.data import balance
 
 
-class Pool(NamedTuple):
-    """Entry counts of the matches, uint64[entries] for each metadata."""
+class PoolCounts(NamedTuple):
+    """Matches of each entry in the pool, uint64[entries] for each metadata."""
 
-    counts: steps.Vectors  # of all texts
+    all: steps.Vectors  # of all texts
     drawn: steps.Vectors  # of the texts that the rule draws
 
 
@@ -90,13 +90,13 @@ def _run_stages(run: Run, stop_after: str, retry_failed: bool) -> None:
     pool = match(run)
     if stop_after == "match":
         return log_stop(run, "matches")
-    t = thresholds(run, pool.counts)
-    thin = balance.keep_probabilities(pool.counts, t, slack=run.config.balance.slack)
+    t = thresholds(run, pool.all)
+    thin = balance.keep_probabilities(pool.all, t, slack=run.config.balance.slack)
     accepted = download(run, thin, retry_failed=retry_failed)
     if stop_after == "download":
         return log_stop(run, "images")
-    keep = steps.recount(accepted, thin, t, pool=pool.counts, drawn_counts=pool.drawn)
-    write(run, t=t, thin=thin, keep=keep, pool=pool.counts, accepted=accepted)
+    keep = steps.recount(accepted, thin, t, pool=pool.all, drawn_counts=pool.drawn)
+    write(run, t=t, thin=thin, keep=keep, pool=pool.all, accepted=accepted)
 
 
 def log_stop(run: Run, name: str) -> None:
@@ -105,17 +105,17 @@ def log_stop(run: Run, name: str) -> None:
     logging.info("%s is finished; without --stop_after the command continues", folder)
 
 
-def match(run: Run) -> Pool:
+def match(run: Run) -> PoolCounts:
     """Source files -> parts of unique matches. Returns the entry counts."""
     folder = os.path.join(run.workdir, "matches")
     if files.finished(folder, run.match_inputs) is None:
         match_sources(run)
         gather(run, folder)
     total = sums.read_sum(folder, "counts.parquet")
-    counts = drawn = steps.to_vectors(total, run.sizes)
+    every = drawn = steps.to_vectors(total, run.sizes)
     if run.config.balance.rule == "v2":  # other rules draw all texts
         drawn = steps.to_vectors(sums.read_sum(folder, "drawn.parquet"), run.sizes)
-    return Pool(counts, drawn)
+    return PoolCounts(every, drawn)
 
 
 def match_sources(run: Run) -> None:

@@ -203,9 +203,8 @@ def main(argv: Sequence[str]) -> None:
     counts = [files.read_parquet(os.path.join(f, sink.COUNTS)) for f in folders]
     card, total = merge(cards, counts)
     output = flags.FLAGS.output
-    buffer = pa.BufferOutputStream()
-    pq.write_table(total, buffer)
-    files.write_bytes(os.path.join(output, sink.COUNTS), buffer.getvalue().to_pybytes())
+    with files.staged(os.path.join(output, sink.COUNTS)) as local:
+        pq.write_table(total, local)
     files.write_json(os.path.join(output, records.DATA_CARD), card)
     print(drops.render(card["funnel"]))
     print(

@@ -79,9 +79,8 @@ def funnel(total: pa.RecordBatch, stages: Sequence[str]) -> list[dict]:
     for row in total.to_pylist():
         if row["stage"] == FAILED:
             continue
-        counts.setdefault((row["stage"], row["unit"]), Counter())[row["reason"]] += row[
-            "count"
-        ]
+        reasons = counts.setdefault((row["stage"], row["unit"]), Counter())
+        reasons[row["reason"]] += row["count"]
     unknown = {stage for stage, _ in counts} - set(stages)
     if unknown:
         raise AssertionError(
@@ -124,19 +123,19 @@ def render(table: Sequence[Mapping]) -> str:
     """Returns the funnel as text: one line per stage, its drops below."""
     lines = []
     for row in table:
-        head = (
+        lines.append(
             f"{row['stage']:<12} {row['unit']:<6} {row['in']:>12,} -> {row['out']:>12,}"
         )
-        lines.append(head)
         for reason, n in sorted(row["drops"].items(), key=lambda kv: (-kv[1], kv[0])):
             lines.append(f"{'':<12} {'':<6} {n:>12,}    {reason}")
     return "\n".join(lines)
 
 
 def lost(table: Sequence[Mapping]) -> str:
-    """Returns where most was lost of what came last, such as texts or else pages.
+    """Returns the most frequent reason of a loss, to end a sentence with.
 
-    For the end of a sentence: ": of 9 texts, most (8) were lost at screen: too_small".
+    It is of the last unit that has losses: ": of 9 texts, most (8) were lost at screen:
+    too_small". Without losses it says how much was read.
     """
     units = list(dict.fromkeys(row["unit"] for row in table))
     for unit in reversed(units):
@@ -147,7 +146,7 @@ def lost(table: Sequence[Mapping]) -> str:
             for reason, n in row["drops"].items()
         ]
         if any(n for n, *_ in losses):
-            n, stage, reason = max(losses, key=lambda one: one[0])
+            n, stage, reason = max(losses, key=lambda loss: loss[0])
             return (
                 f": of {rows[0]['in']:,} {unit}, most ({n:,}) were lost at {stage}: "
                 f"{reason}"

@@ -24,9 +24,9 @@ from metaclip_jax import files
 from metaclip_jax.cli import command
 from metaclip_jax.data import records
 
-# A writer of one file, and the names of file i of n.
 _Writer = Callable[[Path, Iterator[records.Record]], None]
 JSON = "json"
+# How a file of records is written, and the name of file i of n.
 FORMATS: dict[str, tuple[_Writer, Callable[[int, int], str]]] = {
     "webdataset": (exports.to_webdataset, lambda i, n: f"{i:05d}.tar"),
     "parquet": (
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
         metadata = store.load(folder)
         with files.naming_full_disk(values.output):
             store.save_json(values.output, metadata)
-        entries = sum(len(one.entries) for one in metadata.values())
+        entries = sum(len(each.entries) for each in metadata.values())
         print(f"{entries:,} entries of {len(metadata)} metadata in {values.output}")
         return
     dataset = records.open_dataset(folder)

@@ -65,10 +65,11 @@ def faults(folder: str) -> Iterator[str]:
     if len(dataset.shards) != len(shards):
         return  # it is not known which files there should be
     seen = _Seen()
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as threads:
         for index, shard in enumerate(tqdm(shards, desc="verify", unit="file")):
-            found = _shard_faults(dataset, index, shard, seen, pool)
-            for shown, fault in enumerate(found):  # all of them: they count records
+            each_fault = _shard_faults(dataset, index, shard, seen, threads)
+            # To the last one, since this also counts the records in `seen`.
+            for shown, fault in enumerate(each_fault):
                 if shown < _SHOWN:
                     yield f"{shard['file']}: {fault}"
                 elif shown == _SHOWN:
@@ -122,7 +123,7 @@ class _Seen:
         """Returns the beginnings of image ids that more than one record has."""
         ids = np.sort(np.frombuffer(self._images, np.uint64))
         again = np.unique(ids[1:][ids[1:] == ids[:-1]])
-        return [f"{one:016x}" for one in again.tolist()]
+        return [f"{start:016x}" for start in again.tolist()]
 
 
 def _shard_faults(
@@ -130,14 +131,15 @@ def _shard_faults(
     index: int,
     shard: Mapping[str, Any],
     seen: _Seen,
-    pool: ThreadPoolExecutor,
+    threads: ThreadPoolExecutor,
 ) -> Iterator[str]:
+    """Yields the faults of a shard and its sidecar; adds its records to `seen`."""
     for part in (shard, shard["entries"]):
         yield from _file_faults(dataset.folder, part)
     path = dataset.shards[index]
-    found = record_files.count_records(path)
-    if found != shard["count"]:
-        yield f"wanted {shard['count']} records, {found} can be read"
+    count = record_files.count_records(path)
+    if count != shard["count"]:
+        yield f"wanted {shard['count']} records, {count} can be read"
         return
     try:
         rows = records.read_entries(dataset, index).to_pylist()
@@ -146,22 +148,22 @@ def _shard_faults(
         rows = []
     start = sum(dataset.shard_lengths[:index])
     texts = 0
-    for first in range(0, found, _BATCH):
-        numbers = range(first, min(first + _BATCH, found))
-        data = records.read(dataset, [start + number for number in numbers])
-        whole: list[tuple[int, records.Record]] = []
-        for number, one in zip(numbers, data, strict=True):
+    for first in range(0, count, _BATCH):
+        numbers = range(first, min(first + _BATCH, count))
+        encoded = records.read(dataset, [start + number for number in numbers])
+        decoded: dict[int, records.Record] = {}
+        for number, data in zip(numbers, encoded, strict=True):
             try:
-                whole.append((number, records.decode(one)))
+                decoded[number] = records.decode(data)
             except ValueError as error:
                 yield f"record {number}: {error}"
-        said = [rows[number : number + 1] for number, _ in whole]
-        found_faults = list(pool.map(_record_faults, [r for _, r in whole], said))
-        for (number, record), of_record in zip(whole, found_faults, strict=True):
+        sidecar = [rows[number : number + 1] for number in decoded]
+        checked = list(threads.map(_record_faults, decoded.values(), sidecar))
+        for (number, record), faults in zip(decoded.items(), checked, strict=True):
             seen.add(record)
             texts += len(record.texts)
             yield from (
-                f"record {number} ({record.image_id}): {fault}" for fault in of_record
+                f"record {number} ({record.image_id}): {fault}" for fault in faults
             )
     if texts != shard["texts"]:
         yield f"wanted {shard['texts']} texts, got {texts}"
@@ -184,6 +186,7 @@ def _file_faults(folder: str, part: Mapping[str, Any]) -> Iterator[str]:
 def _record_faults(
     record: records.Record, row: Sequence[Mapping[str, Any]]
 ) -> list[str]:
+    """Returns the faults of a record; `row` has its row of the sidecar, if any."""
     faults = []
     if hashlib.sha256(record.image).hexdigest() != record.sha256:
         faults.append(f"wanted an image of sha256 {record.sha256}, got another")
@@ -209,17 +212,17 @@ def _count_faults(folder: str, seen: _Seen) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
         return
-    said = _to_counter(table)
-    wrong = {key for key in said | seen.entries if said[key] != seen.entries[key]}
-    for code, entry in sorted(wrong)[:1]:  # what is wrong with one is so with many
+    listed = _to_counter(table)
+    wrong = {key for key in listed | seen.entries if listed[key] != seen.entries[key]}
+    for code, entry in sorted(wrong)[:1]:  # mostly all are wrong for one reason
         yield (
-            f"{sink.COUNTS}: says that {said[code, entry]} texts match entry {entry} "
+            f"{sink.COUNTS}: says that {listed[code, entry]} texts match entry {entry} "
             f"of {code!r}, but {seen.entries[code, entry]} do"
         )
 
 
 def _url_faults(folder: str, lengths: Sequence[int]) -> Iterator[str]:
-    """Compares the rows of URLs, which older datasets lack, with the records."""
+    """Compares the tables of URLs with the records; only curated datasets have them."""
     paths = [
         os.path.join(folder, sink.table_name("urls", index, len(lengths)))
         for index in range(len(lengths))
@@ -232,16 +235,20 @@ def _url_faults(folder: str, lengths: Sequence[int]) -> Iterator[str]:
         except (ValueError, FileNotFoundError) as error:
             yield str(error)
             continue
-        found = pc.sum(inside).as_py() or 0
-        if found != count:
-            yield f"{path}: wanted {count} URLs in the dataset, got {found}"
+        listed = pc.sum(inside).as_py() or 0
+        if listed != count:
+            yield f"{path}: wanted {count} URLs in the dataset, got {listed}"
 
 
 def _to_counter(table: pa.Table) -> Counter[tuple[str, int]]:
     kept = table["kept_count"].to_numpy()
-    some = table.take(pa.array(np.flatnonzero(kept)))
-    keys = zip(some["metadata"].to_pylist(), some["entry_id"].to_pylist(), strict=True)
-    return Counter(dict(zip(keys, some["kept_count"].to_pylist(), strict=True)))
+    kept_rows = table.take(pa.array(np.flatnonzero(kept)))
+    keys = zip(
+        kept_rows["metadata"].to_pylist(),
+        kept_rows["entry_id"].to_pylist(),
+        strict=True,
+    )
+    return Counter(dict(zip(keys, kept_rows["kept_count"].to_pylist(), strict=True)))
 
 
 if __name__ == "__main__":

@@ -46,10 +46,10 @@ def write_shard(
     entries_path = records.entries_path(final_path)
     with files.staged(entries_path) as sidecar, files.staged(final_path) as shard:
         count, texts = _write(shard, sidecar, shard_records)
-        found = record_files.count_records(str(shard))
-        if found != count:
+        read_back = record_files.count_records(str(shard))
+        if read_back != count:
             raise OSError(
-                f"{final_path}: wanted to read back {count} records, got {found}; "
+                f"{final_path}: wanted to read back {count} records, got {read_back}; "
                 "check the disk"
             )
         return {
@@ -134,9 +134,8 @@ def write_dataset(
     files.write_json(root / records.DATASET_INFO, _dataset_info(name, shard_facts))
     files.write_json(root / records.DATA_CARD, data_card)
     if counts is not None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(counts, sink)
-        files.write_bytes(root / COUNTS, sink.getvalue().to_pybytes())
+        with files.staged(root / COUNTS) as local:
+            pq.write_table(counts, local)
     files.write_manifest(
         folder,
         inputs=inputs,

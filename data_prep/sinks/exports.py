@@ -34,14 +34,14 @@ PARQUET = pa.schema(
 )
 
 
-def to_webdataset(local: Path, found: Iterator[records.Record]) -> None:
+def to_webdataset(local: Path, shard: Iterator[records.Record]) -> None:
     """Writes a tar of samples: the image, its first text as .txt, all facts as .json.
 
     This is the layout of img2dataset, webdataset and open_clip. The .json has all
     `texts`, and `url` and `caption`, as img2dataset names them.
     """
     with tarfile.open(local, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for record in found:
+        for record in shard:
             facts = {name: getattr(record, name) for name in (*_FACTS, *_TEXTS)}
             facts |= {"url": record.image_url, "caption": record.texts[0]}
             parts = {
@@ -55,14 +55,14 @@ def to_webdataset(local: Path, found: Iterator[records.Record]) -> None:
                 tar.addfile(member, io.BytesIO(data))
 
 
-def to_parquet(local: Path, found: Iterator[records.Record]) -> None:
+def to_parquet(local: Path, shard: Iterator[records.Record]) -> None:
     """Writes rows of schema PARQUET, one per image."""
     with pq.ParquetWriter(local, PARQUET, compression="zstd") as writer:
         rows: list[Mapping[str, Any]] = []
-        for record in found:
-            name = f"{record.image_id}.{_extension(record)}"
+        for record in shard:
+            path = f"{record.image_id}.{_extension(record)}"
             facts = {name: getattr(record, name) for name in (*_FACTS, *_TEXTS)}
-            rows.append({"image": {"bytes": record.image, "path": name}, **facts})
+            rows.append({"image": {"bytes": record.image, "path": path}, **facts})
             if len(rows) == _ROWS:
                 writer.write_table(pa.Table.from_pylist(rows, PARQUET))
                 rows = []
