@@ -19,7 +19,7 @@ from data_prep.config_ranges import CURATE_RANGES, METADATA_RANGES
 from data_prep.metadata import editions
 from metaclip_jax.cli import ranges
 
-_OF_CLIP = ("clip_model", "unsafe_prompts", "safe_prompts")
+_CLIP_KEYS = ("clip_model", "unsafe_prompts", "safe_prompts")  # of config.safety
 
 every_language = editions.languages  # for recipes
 
@@ -65,9 +65,11 @@ def metadata() -> ConfigDict:
             "title_min_views": 70,  # views (paper, Table 1: 70)
             "max_titles": 61_235,  # entries (paper, Table 1)
             "title_share": 1.0,  # of a language's titles, those with the most views
-            # Of curation: entries that can never match in it are left out. any: in all.
+            # config.matching.mode of curation: entries that can never match in it are
+            # left out. any: entries that can match in no mode.
             "matching_mode": "any",
-            # GiB of counts in the memory of all workers of a machine; more go to disk.
+            # GiB of counts that all workers of a machine hold in memory; the rest goes
+            # to disk.
             "memory_gib": 4.0,
             "pages": _pages(),
         }
@@ -99,7 +101,7 @@ def _safety() -> dict:
         # 'metaclip-jax[train]'), by the prompts below; or package.module:name of a
         # callable that makes an ImageScorer.
         "image_scorer": "",
-        # For clip: a model as metaclip_jax.load takes it, on every worker.
+        # For clip: a model that metaclip_jax.load can load on every worker.
         "clip_model": config_dict.placeholder(str),
         # Complete prompts; the score is the probability of the unsafe ones (their mean)
         # against the safe ones.
@@ -131,7 +133,7 @@ def _images() -> dict:
 
 
 def _duplicates() -> dict:
-    """Which images are dropped for what other images are."""
+    """Which images are dropped because of other images."""
     return {
         # Bits, of 256, in which the perceptual fingerprints (PDQ) of near
         # duplicates differ at most; the largest is kept. 0: all are kept. 40
@@ -146,14 +148,16 @@ def _duplicates() -> dict:
         # Bits, of 256, in which the fingerprints of one picture differ at most; 0: only
         # equal bytes or fingerprints count.
         "evaluation_bits": 40,
-        # Globs of Parquet as metaclip_jax.embed writes them, of the images.
+        # Globs of Parquet with embeddings of the images, as metaclip_jax.embed writes
+        # it.
         "embeddings": (),
-        # Of the images of evaluation sets, by the same model.
+        # Globs of Parquet with embeddings of evaluation sets, by the same model.
         "evaluation_embeddings": (),
-        # Least cosine of the embeddings of near duplicates; which is near depends on
+        # Least cosine of the embeddings of near duplicates; the right one depends on
         # the model. 0: not compared.
         "near_cosine": 0.0,
-        # Of an image that is in an evaluation set; 0: not compared.
+        # Least cosine with the embedding of an image of an evaluation set at which an
+        # image is dropped. 0: not compared.
         "evaluation_cosine": 0.0,
     }
 
@@ -162,8 +166,8 @@ def curate() -> ConfigDict:
     """Keys of `python -m data_prep.curate`."""
     return _locked(
         {
-            "name": "metaclip",  # of the dataset; file names begin with it
-            "seed": 0,  # of every random draw
+            "name": "metaclip",  # the dataset's; file names begin with it
+            "seed": 0,  # for every random draw
             "source": {
                 "kind": "warc",  # the format: a row of data_prep/sources/kinds.py
                 "paths": config_dict.placeholder(str),  # glob of the files to read
@@ -295,11 +299,11 @@ def _curate_rules(config: ConfigDict) -> list[ranges.Rule]:
     """Returns the rules between keys; each key by itself is in its range."""
     images, download, selection = config.images, config.download, config.selection
     duplicates = config.duplicates
-    carried = selection.score in config.source.score_columns
+    is_in_source = selection.score in config.source.score_columns
     return [
         (
             "selection.score",
-            not selection.score or bool(selection.scores) or carried,
+            not selection.score or bool(selection.scores) or is_in_source,
             "a name in config.source.score_columns, or files in"
             " config.selection.scores",
         ),
@@ -330,8 +334,8 @@ def _curate_rules(config: ConfigDict) -> list[ranges.Rule]:
         (
             "safety.image_scorer",
             (config.safety.image_scorer == "clip")
-            == all(config.safety[key] for key in _OF_CLIP)
-            == any(config.safety[key] for key in _OF_CLIP),
+            == all(config.safety[key] for key in _CLIP_KEYS)
+            == any(config.safety[key] for key in _CLIP_KEYS),
             "'clip' with all of config.safety.clip_model, unsafe_prompts and"
             " safe_prompts, or another value with none of them",
         ),
