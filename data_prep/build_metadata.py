@@ -31,11 +31,11 @@ from data_prep.metadata import (
     description,
     editions,
     inputs,
-    pieces,
     ranking,
     segmentation,
     store,
 )
+from data_prep.metadata.pieces import KINDS, Options, Piece
 from data_prep.report import metadata as report
 from data_prep.stages import counting, outcomes, pipelines, sums
 from metaclip_jax import files
@@ -50,7 +50,7 @@ class Run:
     """What a run reads and writes."""
 
     config: ConfigDict
-    found: Sequence[pieces.Piece]
+    pieces: Sequence[Piece]
     inputs: dict[str, Any]  # what decides the result
     options: PipelineOptions
     workdir: str
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     values = flags.FLAGS
     run = plan(
         *(values.config, values.output, values.workdir, argv[1:]),
-        given={kind: getattr(values, kind) for kind in pieces.KINDS},
+        sources={kind: getattr(values, kind) for kind in KINDS},
         workers=values.workers,
         max_failed_sources=values.max_failed_sources,
     )
@@ -76,8 +76,8 @@ def main(argv: list[str]) -> None:
             with files.lock(run.workdir):
                 save(run, choose(run, count(run)))
         remove_parts(run)
-        made = files.read_json(files.path(run.output) / files.MANIFEST)
-    print(report.as_text(made["metadata"], made["read"]))
+        manifest = files.read_json(files.path(run.output) / files.MANIFEST)
+    print(report.as_text(manifest["metadata"], manifest["read"]))
     print(f"\n{files.path(run.output) / report.PAGE}")
 
 
@@ -87,35 +87,35 @@ def plan(
     workdir: str | None,
     arguments: list[str],
     *,
-    given: Mapping[str, str | None],
+    sources: Mapping[str, str | None],
     workers: str = "auto",
     max_failed_sources: int = 0,
 ) -> Run:
     """Checks the command line before anything is written; returns the run.
 
-    `given` has the path of each kind of source, as `inputs.find` wants them.
+    `sources` has the path of each kind of source, for `inputs.find`.
     """
     command.refuse_missing({"--output": output})
     assert output
     if workdir:
         command.refuse_same_folder({"--output": output, "--workdir": workdir})
     config_lib.check_metadata(config)
-    of = editions.members(config.languages)
+    members = editions.members(config.languages)
     options = pipelines.options(arguments)
-    read = inputs.find(given, config.languages)
+    found = inputs.find(sources, config.languages)
     folder = workdir or os.path.join(output, _PARTS)
-    places = [(f"--{piece.kind}", piece.path) for piece in read.found]
+    places = [(f"--{piece.kind}", piece.path) for piece in found.pieces]
     pipelines.refuse_local(options, [("--workdir", folder), *places])
     values = config.to_dict()
     del values["memory_gib"]
-    decided: dict[str, Any] = {"config": values, "files": read.described}
-    if any(map(segmentation.segmenter, itertools.chain(*of.values()))):
+    decided: dict[str, Any] = {"config": values, "files": found.described}
+    if any(map(segmentation.segmenter, itertools.chain(*members.values()))):
         decided["icu"] = segmentation.version()
     return Run(
         config=config,
-        found=read.found,
+        pieces=found.pieces,
         inputs=decided,
-        options=pipelines.with_workers(options, workers, source_bytes=read.bytes),
+        options=pipelines.with_workers(options, workers, source_bytes=found.bytes),
         workdir=folder,
         output=output,
         max_failed_sources=max_failed_sources,
@@ -128,16 +128,16 @@ def count(run: Run) -> list[counts.Part]:
     if files.finished(folder, run.inputs) is None:
         files.claim(folder, run.inputs)
         workers = pipelines.worker_count(run.options)
-        options = pieces.Options(
+        options = Options(
             languages=tuple(config.languages),
             max_page_bytes=config.pages.max_page_bytes,
             max_tree_bytes=config.pages.max_tree_bytes,
             max_count_bytes=int(config.memory_gib * 2**30 / workers),
         )
-        counting.run(folder, run.found, options, run.options)
+        counting.run(folder, run.pieces, options, run.options)
         outcomes.check_failed(folder, most=run.max_failed_sources)
         files.write_manifest(folder, inputs=run.inputs)
-    return counting.read_parts(folder, len(run.found))
+    return counting.read_parts(folder, len(run.pieces))
 
 
 def choose(run: Run, parts: Sequence[counts.Part]) -> Iterator[ranking.Merged]:
@@ -156,16 +156,16 @@ def choose(run: Run, parts: Sequence[counts.Part]) -> Iterator[ranking.Merged]:
         ) as database,
     ):
         summed = counts.Sums(
-            run.workdir, parts, database, rule=run.config.matching_mode
+            run.workdir, parts, database, mode=run.config.matching_mode
         )
         counted = {code for part in parts for code in part.codes}
         is_empty = True
         for code, members in editions.members(run.config.languages).items():
-            some = [each for each in members if each in counted] or [code]
-            if (merged := _merged(code, some, summed, run.config)) is not None:
+            read = [member for member in members if member in counted] or [code]
+            if (merged := _merged(code, read, summed, run.config)) is not None:
                 is_empty = False
                 yield merged
-                del merged  # before the next is made
+                del merged  # frees it before the next is made
             elif len(run.config.languages) > 1:
                 logging.warning("%s: no entries; its texts are those of other", code)
         if is_empty:
@@ -176,20 +176,20 @@ def _merged(
     code: str, members: Sequence[str], summed: counts.Sums, config: ConfigDict
 ) -> ranking.Merged | None:
     """Returns the metadata of a language from its editions, None without entries."""
-    rule = config.matching_mode
+    mode = config.matching_mode
     sources = [
         ranking.limit(
-            select(each, summed, config),
+            select(member, summed, config),
             unigram_share=config.unigram_share,
             bigrams_per_unigram=config.bigrams_per_unigram,
             title_share=config.title_share,
         )
-        for each in members
+        for member in members
     ]
-    joined = ranking.union(code, sources, rule=rule)
-    if not ranking.any_entry(joined, rule=rule):
+    joined = ranking.union(code, sources, mode=mode)
+    if not ranking.any_entry(joined, mode=mode):
         return None
-    return ranking.merge(code, joined, rule=rule)
+    return ranking.merge(code, joined, mode=mode)
 
 
 def _without_entries(run: Run) -> str:
@@ -210,7 +210,7 @@ def select(code: str, summed: counts.Sums, config: ConfigDict) -> list[ranking.S
     caps = (
         config.max_synsets, config.max_unigrams, config.max_bigrams, config.max_titles
     )  # fmt: skip
-    # Of the best of a source, earlier sources may have all that they may add.
+    # The best entries of a source may all be in the sources before it.
     _, most_unigrams, most_bigrams, most_titles = itertools.accumulate(caps)
     synsets = summed.synsets(code, most=config.max_synsets)
     tokens = summed.sum_words(code)
@@ -237,18 +237,18 @@ def select(code: str, summed: counts.Sums, config: ConfigDict) -> list[ranking.S
         1.0, config.unigram_min_count, config.bigram_min_score, config.title_min_views
     )  # fmt: skip
     return [
-        ranking.Source(name, one.ranked, cap, threshold, one.offered)
-        for name, one, cap, threshold in zip(names, chosen, caps, least, strict=True)
+        ranking.Source(name, best.ranked, cap, threshold, best.offered)
+        for name, best, cap, threshold in zip(names, chosen, caps, least, strict=True)
     ]
 
 
 def save(run: Run, merged: Iterable[ranking.Merged]) -> None:
     """Writes each metadata when it is ready, the page that shows all, the manifest."""
     described = {}
-    for one in merged:
-        summary = store.write(run.output, one.metadata)
-        described[one.metadata.code] = description.describe(one) | summary
-        del one  # before the next is made
+    for each in merged:
+        summary = store.write(run.output, each.metadata)
+        described[each.metadata.code] = description.describe(each) | summary
+        del each  # frees it before the next is made
     read = read_and_lost(run.workdir)
     if empty := len(run.config.languages) - len(described):
         read["language: no_entries"] = empty
@@ -258,17 +258,17 @@ def save(run: Run, merged: Iterable[ranking.Merged]) -> None:
 
 
 def read_and_lost(folder: str) -> dict[str, int]:
-    """Returns what was read of the sources, and what was lost by reason.
+    """Returns how much was read ("pages") and lost ("page: reason") of the sources.
 
     Args:
       folder: of the parts.
     """
-    found: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     for row in drops.funnel(sums.read_sum(folder, counting.FLOW), ("read",)):
-        found[row["unit"]] = row["out"]
+        numbers[row["unit"]] = row["out"]
         for reason, lost in row["drops"].items():
-            found[f"{row['unit'].removesuffix('s')}: {reason}"] = lost
-    return found
+            numbers[f"{row['unit'].removesuffix('s')}: {reason}"] = lost
+    return numbers
 
 
 def remove_parts(run: Run) -> None:

@@ -33,14 +33,14 @@ _LABEL = "__label__"
 # names of 15 to 30 characters are still identified.
 ODDS = 100
 LINGUA_ODDS = 30  # of Lingua, whose probabilities are closer together
-DOUBT_LETTERS = 30  # a shorter text in the declared language's script gets that
+DOUBT_LETTERS = 30  # shorter texts in the declared language's script get that language
 PAGE_LETTERS = 30  # a page with fewer is not identified
 _FILE_TYPE = re.compile(r"\.(?:avif|bmp|gif|jpe?g|png|svg|tiff?|webp)\b")
 _ADDRESS = re.compile(
     rf"(?:https?://|www\.)\S+|(?<!\S)[^\s@]+@\S+\.\S+|{_FILE_TYPE.pattern}"
 )
-_IN_ADDRESSES = re.compile("@|//|www[.]")  # in all but those of _FILE_TYPE
-_SINGLE = re.compile(r" \S ")  # in all that are _SPACED_OUT
+_IN_ADDRESSES = re.compile("@|//|www[.]")  # each _ADDRESS but a _FILE_TYPE has one
+_SINGLE = re.compile(r" \S ")  # each _SPACED_OUT has one
 _SPACED_OUT = re.compile(r"(?<!\S)(?:\S ){2,}\S(?!\S)")
 
 # Codes on pages for languages that have another code in lid.176.
@@ -53,7 +53,7 @@ _ALIASES = {
 # The languages of lid.176, and the scripts that each is written in: the first words of
 # the letters' Unicode names.
 _EDITIONS = {edition.lid: edition for edition in editions.table().values()}
-_LETTERS_OF = {code: set(of.scripts) for code, of in _EDITIONS.items() if code}
+_LETTERS_OF = {lid: set(row.scripts) for lid, row in _EDITIONS.items() if lid}
 _KNOWN = frozenset(_LETTERS_OF)
 # Codes without their own metadata, and why.
 WITHOUT_METADATA = {
@@ -61,6 +61,12 @@ WITHOUT_METADATA = {
     **{code: _EDITIONS[code].note for code in _KNOWN
        if _EDITIONS[code].metadata == editions.OTHER},
 }  # fmt: skip
+# The metadata of each code that lid.176 can return, None for WITHOUT_METADATA. Whether
+# it exists depends on the run.
+METADATA_CODES: dict[str, str | None] = {
+    **{code: _EDITIONS[code].metadata for code in sorted(_KNOWN)},
+    **dict.fromkeys(WITHOUT_METADATA),
+}
 
 
 class LanguageIdentifier(Protocol):
@@ -299,7 +305,7 @@ def resolve(
 
 
 def of_pages(texts: Sequence[str], identify: LanguageIdentifier) -> list[str]:
-    """Returns the languages of pages that declare none, "" of those with little text.
+    """Returns the languages of pages that declare none, "" for those with little text.
 
     Args:
       texts: the text of each page, or the first part of it.
@@ -314,23 +320,13 @@ def of_pages(texts: Sequence[str], identify: LanguageIdentifier) -> list[str]:
     return codes
 
 
-def metadata_codes() -> dict[str, str | None]:
-    """Returns the metadata code of each language code, None for WITHOUT_METADATA.
-
-    Has every code that lid.176 can return. Whether there is metadata of a code depends
-    on the run.
-    """
-    codes: dict[str, str | None] = {c: _EDITIONS[c].metadata for c in sorted(_KNOWN)}
-    return codes | dict.fromkeys(WITHOUT_METADATA)
-
-
 def metadata_code(language: str, available: Collection[str]) -> str | None:
     """Returns the code of the metadata that a language is matched with.
 
-    That is the language's code in `metadata_codes`, else "other", whichever `available`
-    has; None if it has neither: texts of that language are dropped.
+    That is the language's code in METADATA_CODES, or its own code, else "other",
+    whichever `available` has; None if it has none: texts of that language are dropped.
     """
-    own = _METADATA_CODES.get(language, language)
+    own = METADATA_CODES.get(language)
     for candidate in (own, language, OTHER):
         if candidate in available:
             return candidate
@@ -370,6 +366,3 @@ def _script(letter: str) -> str:
     """Returns the first word of a letter's Unicode name, mostly its script."""
     name = unicodedata.name(unicodedata.normalize("NFKC", letter)[:1], "")
     return name.partition(" ")[0]
-
-
-_METADATA_CODES = metadata_codes()

@@ -107,7 +107,7 @@ def _fate(edition: editions.Edition) -> str:
 
 def _row(edition: editions.Edition) -> str:
     words = "spaces"
-    if edition.is_segmented:
+    if edition.needs_segmentation:
         words = "syllables" if edition.scripts[0] == "TIBETAN" else "ICU"
     shown = {"own": "own", "unread": "not read"}
     metadata = shown.get(_fate(edition), f"`{edition.metadata}`")
@@ -121,7 +121,7 @@ def page() -> str:
     table = editions.table().values()
     head = HEAD.format(
         fates=_fates(),
-        lids=len(language.metadata_codes()) - 1,
+        lids=len(language.METADATA_CODES) - 1,
         wordnets=sum(bool(edition.wordnet) for edition in table),
     )
     columns = "edition | language | metadata | words | scripts | WordNet | lid.176"

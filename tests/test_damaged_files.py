@@ -14,6 +14,7 @@ from data_prep.stages import parts
 from metaclip_jax import files, metric_rows
 from metaclip_jax.data import embeddings, online, records
 from metaclip_jax.training import run_config
+from tests import metadata_folders
 
 TEXTS = ("cat", "Łódź", "a red apple", "東京") * 30
 FLOW = pa.RecordBatch.from_pylist(
@@ -48,7 +49,7 @@ def metadata(folder):
     n = len(TEXTS)
     entries = tuple(f"{text} {i}" for i, text in enumerate(TEXTS))
     one = store.Metadata("en", entries, ("title",) * n, tuple(map(float, range(n))))
-    store.save(folder, {"en": one}, inputs={})
+    metadata_folders.save(folder, {"en": one})
     return folder
 
 

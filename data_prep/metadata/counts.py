@@ -31,12 +31,11 @@ SCHEMAS = {
     ARTICLES: pa.schema([("title", pa.string())]),
     SYNSETS: pa.schema([("name", pa.string()), ("count", pa.int64())]),
 }
-SCORES = ("pmi", "worldwide")
+_PAIRS = pa.schema([("pair", pa.uint64()), ("count", pa.int64())])
 _ROWS = 1 << 20  # of bigrams that are looked up at a time
 MOST = (1 << 63) - 1  # larger sums count as this
 _LEAST_MEMORY = 256 << 20  # bytes that DuckDB needs
-# So that the order does not depend on the last bits of a logarithm.
-_DIGITS = 9
+_DIGITS = 9  # of a score: the order must not depend on a logarithm's last bits
 
 
 class Part(NamedTuple):
@@ -81,7 +80,10 @@ def write(
 
 
 class Sums:
-    """Sums the counts of the parts in a folder, one language at a time."""
+    """Sums the counts of the parts in a folder, one language at a time.
+
+    `mode` is that of matching, see `ranking.never_matches`.
+    """
 
     def __init__(
         self,
@@ -89,10 +91,10 @@ class Sums:
         parts: Sequence[Part],
         database: duckdb.DuckDBPyConnection,
         *,
-        rule: str = ANY,
+        mode: str = ANY,
     ) -> None:
         self._folder, self._parts, self._database = folder, parts, database
-        self._rule = rule
+        self._mode = mode
 
     def sum_words(self, code: str) -> int:
         """Sums the words of a language, for the methods below; returns how many."""
@@ -158,8 +160,8 @@ class Sums:
         common = self._database.sql(
             "SELECT word FROM common ORDER BY id"
         ).to_arrow_table()["word"]
-        pairs = _Pairs(self._folder, self._parts, code, common.combine_chunks())
-        self._sum("pairs", "pair", pairs.tables(), _PAIRS, least=min_count)
+        pairs = _pairs(self._folder, self._parts, code, common.combine_chunks())
+        self._sum("pairs", "pair", pairs, _PAIRS, least=min_count)
         self._run(
             "CREATE OR REPLACE TABLE scored AS"
             " SELECT a.word AS first, b.word AS second, n.count AS count,"
@@ -188,35 +190,34 @@ class Sums:
 
     def _tables(self, table: str, code: str) -> Iterator[pa.Table]:
         for part in self._parts:
-            for _, rows in _read(self._folder, table, part, code):
-                yield rows
+            yield from _read(self._folder, table, part, code)
 
     def _sum(
         self,
         name: str,
         key: str,
         tables: Iterator[pa.Table],
-        of: pa.Schema,
+        schema: pa.Schema,
         *,
         least: int,
     ) -> None:
-        """Makes a table of the sums, of keys with `least` or more."""
+        """Makes a table of the sums that reach `least`, by key."""
         query = (
             f"SELECT {key}, least(sum(count), {MOST})::BIGINT AS count FROM counted"
             f" GROUP BY {key} HAVING sum(count) >= {least}"
         )
-        self._load(name, tables, of, query)
+        self._load(name, tables, schema, query)
 
     def _load(
         self,
         name: str,
         tables: Iterator[pa.Table],
-        of: pa.Schema,
+        schema: pa.Schema,
         query: str = "FROM counted",
     ) -> None:
-        """Makes a table of a query for the rows, which are called `counted`."""
+        """Makes a table of a query, in which the rows are called `counted`."""
         batches = (batch for table in tables for batch in table.to_batches())
-        reader = pa.RecordBatchReader.from_batches(of, batches)
+        reader = pa.RecordBatchReader.from_batches(schema, batches)
         self._database.register("counted", reader)
         self._run(f"CREATE OR REPLACE TABLE {name} AS {query}")
         self._database.unregister("counted")
@@ -224,19 +225,18 @@ class Sums:
     def _best(self, query: str, most: int) -> Chosen:
         """Returns the best rows of a query for entries and their scores.
 
-        Entries that never match under the rule are among them, but do not count
-        towards `most`.
+        Entries that never match are among them, but do not count towards `most`.
         """
         offered = self._number(f"SELECT count(*) FROM ({query})")
-        found: Ranked = []
+        best: Ranked = []
         wanted = most
-        while wanted and len(found) < offered:
+        while wanted and len(best) < offered:
             rows = self._database.execute(
-                f"{query} ORDER BY 2 DESC, 1 LIMIT {wanted} OFFSET {len(found)}"
+                f"{query} ORDER BY 2 DESC, 1 LIMIT {wanted} OFFSET {len(best)}"
             ).fetchall()
-            found += [(entry, float(score)) for entry, score in rows]
-            wanted = sum(never_matches(entry, rule=self._rule) for entry, _ in rows)
-        return Chosen(found, offered)
+            best += [(entry, float(score)) for entry, score in rows]
+            wanted = sum(never_matches(entry, mode=self._mode) for entry, _ in rows)
+        return Chosen(best, offered)
 
     def _number(self, query: str) -> int:
         ((number,),) = self._database.execute(query).fetchall()
@@ -266,49 +266,38 @@ def database(
         yield connection
 
 
-_PAIRS = pa.schema([("pair", pa.uint64()), ("count", pa.int64())])
+def _pairs(
+    folder: str, parts: Sequence[Part], code: str, common: pa.StringArray
+) -> Iterator[pa.Table]:
+    """Yields a language's bigrams of common words.
+
+    As _PAIRS: position of the first word in `common` << 32 | that of the second.
+    """
+    for part in parts:
+        words_of_runs = _read(folder, WORDS, part, code)
+        bigrams_of_runs = _read(folder, BIGRAMS, part, code)
+        for words, bigrams in zip(words_of_runs, bigrams_of_runs, strict=True):
+            positions = pc.index_in(words["word"], value_set=common)
+            ids = positions.fill_null(-1).to_numpy().astype(np.int64)
+            for start in range(0, bigrams.num_rows, _ROWS):
+                rows = bigrams.slice(start, _ROWS)
+                first, second = (
+                    ids[rows[name].to_numpy()] for name in ("first", "second")
+                )
+                both = (first >= 0) & (second >= 0)
+                pair = (first[both] << 32 | second[both]).astype(np.uint64)
+                times = rows["count"].to_numpy()[both]
+                yield pa.Table.from_arrays(
+                    [pa.array(pair), pa.array(times)], schema=_PAIRS
+                )
 
 
-class _Pairs(NamedTuple):
-    """The bigrams of a language in all parts, by the positions of their words."""
-
-    folder: str
-    parts: Sequence[Part]
-    code: str
-    common: pa.StringArray
-
-    def tables(self) -> Iterator[pa.Table]:
-        """Yields _PAIRS: position of the first word << 32 | that of the second.
-
-        Bigrams with a word that is not common are left out.
-        """
-        for part in self.parts:
-            runs = _read(self.folder, WORDS, part, self.code)
-            pairs = _read(self.folder, BIGRAMS, part, self.code)
-            for (_, words), (_, bigrams) in zip(runs, pairs, strict=True):
-                found = pc.index_in(words["word"], value_set=self.common)
-                ids = found.fill_null(-1).to_numpy().astype(np.int64)
-                for start in range(0, bigrams.num_rows, _ROWS):
-                    rows = bigrams.slice(start, _ROWS)
-                    first, second = (
-                        ids[rows[name].to_numpy()] for name in ("first", "second")
-                    )
-                    both = (first >= 0) & (second >= 0)
-                    pair = (first[both] << 32 | second[both]).astype(np.uint64)
-                    times = rows["count"].to_numpy()[both]
-                    yield pa.Table.from_arrays(
-                        [pa.array(pair), pa.array(times)], schema=_PAIRS
-                    )
-
-
-def _read(
-    folder: str, table: str, part: Part, code: str
-) -> Iterator[tuple[int, pa.Table]]:
-    """Yields the number of each run of a language, and its rows."""
-    wanted = [i for i, of in enumerate(part.codes) if of == code]
+def _read(folder: str, table: str, part: Part, code: str) -> Iterator[pa.Table]:
+    """Yields the rows of each run of a language."""
+    runs = [i for i, language in enumerate(part.codes) if language == code]
     path = files.path(folder) / table / part.name
-    if not wanted or not path.exists():
+    if not runs or not path.exists():
         return
     with files.naming(path, "a part"), files.open_parquet(path) as parquet:
-        for i in wanted:
-            yield i, parquet.read_row_group(i, use_threads=False)
+        for i in runs:
+            yield parquet.read_row_group(i, use_threads=False)

@@ -61,11 +61,14 @@ def _samples(pairs: list[tuple[str, float]]) -> dict[str, list[tuple[str, float]
 
 def _never_matching(entries: Sequence[str], mode: str) -> dict[str, Any]:
     """Returns the number and the first entries that never match, by reason."""
-    found: dict[str, list[str]] = {}
+    entries_of: dict[str, list[str]] = {}
     for entry in entries:
         if reason := spacing.dead_reason(entry, mode=mode):
-            found.setdefault(reason, []).append(entry)
+            entries_of.setdefault(reason, []).append(entry)
     return {
-        reason: {"entries": len(found[reason]), "samples": found[reason][:SAMPLES]}
-        for reason in sorted(found)
+        reason: {
+            "entries": len(entries_of[reason]),
+            "samples": entries_of[reason][:SAMPLES],
+        }
+        for reason in sorted(entries_of)
     }

@@ -7,8 +7,8 @@ one stream has all its pages.
 
 Pages are cut out by their tags and each is parsed by itself, without the document's
 prolog: a damaged page is lost alone, one that is too large is never in memory, and
-there are no entities to declare. mwxml parses the dump as one document (its rate and
-ours are in docs/metadata.md).
+there are no entities to declare. mwxml parses the dump as one document, and is slower
+(docs/metadata.md).
 """
 
 import re

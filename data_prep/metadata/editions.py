@@ -40,7 +40,7 @@ class Edition(NamedTuple):
     note: str
 
     @property
-    def is_segmented(self) -> bool:
+    def needs_segmentation(self) -> bool:
         """Whether its texts must be segmented, since no spaces separate words."""
         return self.scripts[0] in UNSPACED
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from absl import logging
 
-from data_prep.metadata import dumps, editions, pieces, titles, wordnet
+from data_prep.metadata import dumps, editions, titles, wordnet
+from data_prep.metadata.pieces import Piece
 from data_prep.sources import formats, remote
 from metaclip_jax import files, patterns
 
@@ -24,7 +25,7 @@ _RANGE_BYTES = 64 << 20  # of a dump: minutes of work for a core if it is compre
 class Inputs(NamedTuple):
     """What is read, and what identifies it: kind, code, name and size of each file."""
 
-    found: list[pieces.Piece]
+    pieces: list[Piece]
     described: list[tuple[str, str, str, int]]
 
     @property
@@ -33,11 +34,11 @@ class Inputs(NamedTuple):
         return sum(size for *_, size in self.described)
 
 
-def find(given: Mapping[str, str | None], languages: Sequence[str]) -> Inputs:
+def find(paths: Mapping[str, str | None], languages: Sequence[str]) -> Inputs:
     """Returns the pieces of all sources.
 
     Args:
-      given: path of each kind of `pieces.KINDS`; None or "" if it is not read.
+      paths: of each kind of `pieces.KINDS`; None or "" if it is not read.
       languages: codes of metadata.
 
     Raises:
@@ -45,17 +46,17 @@ def find(given: Mapping[str, str | None], languages: Sequence[str]) -> Inputs:
         language is unknown.
       OSError: the storage fails.
     """
-    if not any(given.values()):
-        names = " or ".join(f"--{name}" for name in given)
+    if not any(paths.values()):
+        names = " or ".join(f"--{name}" for name in paths)
         raise ValueError(f"wanted a source of metadata, got none; give {names}")
     members = editions.members(languages)
     inputs = Inputs([], [])
-    for kind, path in given.items():
+    for kind, path in paths.items():
         if not path:
             continue
         read = [
             (code, _name(file), remote.size(file), file, dump)
-            for code, file, dump in _FIND[kind](path, members)
+            for code, file, dump in _FINDERS[kind](path, members)
         ]
         seen: dict[tuple[str, str], str] = {}
         # Not by folder: moved files are the same inputs, and make the same parts.
@@ -66,8 +67,8 @@ def find(given: Mapping[str, str | None], languages: Sequence[str]) -> Inputs:
                 continue
             inputs.described.append((kind, code, name, size))
             ranges = dump.ranges(size, range_bytes=_RANGE_BYTES)
-            inputs.found.extend(
-                pieces.Piece(kind, file, start, stop, code, dump.main_page)
+            inputs.pieces.extend(
+                Piece(kind, file, start, stop, code, dump.main_page)
                 for start, stop in ranges
             )
     return inputs
@@ -88,31 +89,31 @@ def _resolved(file: str) -> str:
 
 
 # Code of a Wikipedia or "", a file, and what its head says if it is a dump.
-_Found = Iterator[tuple[str, str, dumps.Dump]]
+_SourceFiles = Iterator[tuple[str, str, dumps.Dump]]
 _NO_DUMP = dumps.Dump()
 _Members = Mapping[str, Sequence[str]]  # by code of a metadata
 
 
-def _find_warc(pattern: str, members: _Members) -> _Found:
-    found = {path: formats.of(path) for path in _files(pattern, "warc")}
-    for path, got in found.items():
+def _find_warc(pattern: str, members: _Members) -> _SourceFiles:
+    forms = {path: formats.of(path) for path in _files(pattern, "warc")}
+    for path, got in forms.items():
         if got not in ("", "WARC"):
             raise ValueError(
                 f"--warc: wanted WARC files, got {got} in {path}; correct the path"
             )
         yield "", path, _NO_DUMP
     # Unrecognized files, such as damaged ones, are counted while reading.
-    if not any(found.values()):
+    if not any(forms.values()):
         raise ValueError(
-            f"--warc: wanted WARC files, got none among {len(found)} such as {path};"
+            f"--warc: wanted WARC files, got none among {len(forms)} such as {path};"
             " correct the path"
         )
 
 
-def _find_views(pattern: str, members: _Members) -> _Found:
-    found = _files(pattern, "pageviews")
-    titles.check(found[0])
-    for path in found:
+def _find_views(pattern: str, members: _Members) -> _SourceFiles:
+    paths = _files(pattern, "pageviews")
+    titles.check(paths[0])
+    for path in paths:
         # Unrecognized files, such as an empty hour, are counted while reading.
         if (got := formats.of(path)) not in ("", "text table"):
             raise ValueError(
@@ -122,7 +123,7 @@ def _find_views(pattern: str, members: _Members) -> _Found:
         yield "", path, _NO_DUMP
 
 
-def _find_dumps(pattern: str, members: _Members) -> _Found:
+def _find_dumps(pattern: str, members: _Members) -> _SourceFiles:
     if CODE not in pattern and (len(members) > 1 or editions.OTHER in members):
         raise ValueError(
             f"--wikipedia: wanted {CODE} in the path for the languages"
@@ -133,11 +134,11 @@ def _find_dumps(pattern: str, members: _Members) -> _Found:
         wanted = [code for code in codes if code != editions.OTHER]
         if CODE not in pattern:
             wanted = wanted[:1]
-        found = {code: _listed(pattern.replace(CODE, code), "wikipedia")
+        listed = {code: _listed(pattern.replace(CODE, code), "wikipedia")
                  for code in wanted}  # fmt: skip
-        if language in found and not found[language]:
+        if language in listed and not listed[language]:
             raise _no_files(pattern.replace(CODE, language), "wikipedia")
-        missing = [code for code in wanted if not found[code]]
+        missing = [code for code in wanted if not listed[code]]
         if missing:
             logging.warning(
                 "--wikipedia: no files of %s, parts of %s", ", ".join(missing), language
@@ -148,27 +149,27 @@ def _find_dumps(pattern: str, members: _Members) -> _Found:
                 f" {pattern!r}; correct the path, or config.languages"
             )
         for code in wanted:
-            for path in found[code]:
+            for path in listed[code]:
                 yield code, path, dumps.check(path, code)
 
 
-def _find_wordnets(folder: str, members: _Members) -> _Found:
-    found = [
+def _find_wordnets(folder: str, members: _Members) -> _SourceFiles:
+    wordnets = [
         (code, path, _NO_DUMP)
         for codes in members.values()
         for code in codes
         for path in wordnet.find(folder.replace(CODE, code), code)
     ]
-    if not found:
+    if not wordnets:
         raise ValueError(
             f"--wordnet: wanted {', '.join(wordnet.PRINCETON)} for English, or"
             " wn-data-XXX.tab of a language of docs/languages.md, got none in"
             f" {folder}; correct the folder"
         )
-    yield from found
+    yield from wordnets
 
 
-_FIND: dict[str, Callable[[str, _Members], _Found]] = {
+_FINDERS: dict[str, Callable[[str, _Members], _SourceFiles]] = {
     "wordnet": _find_wordnets,
     "wikipedia": _find_dumps,
     "warc": _find_warc,
@@ -178,21 +179,20 @@ _FIND: dict[str, Callable[[str, _Members], _Found]] = {
 
 def _files(pattern: str, flag: str) -> list[str]:
     """Returns the files of a path. Raises ValueError if there are none."""
-    if not (found := _listed(pattern, flag)):
+    if not (paths := _listed(pattern, flag)):
         raise _no_files(pattern, flag)
-    return found
+    return paths
 
 
 def _listed(pattern: str, flag: str) -> list[str]:
     """Returns the files of a path, [] if there are none."""
     if remote.is_on_web(pattern):
-        found = [each.strip() for each in pattern.split(",") if each.strip()]
         if "*" in pattern:
             raise ValueError(
                 f"--{flag}: wanted the address of each file, since web servers list"
                 f" none, got {pattern!r}; join them by commas"
             )
-        return found
+        return [part.strip() for part in pattern.split(",") if part.strip()]
     return patterns.find(pattern)
 
 

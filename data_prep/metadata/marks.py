@@ -76,7 +76,7 @@ def pieces(markup: str) -> list[str]:
       Pieces of at most MAX_CHARS characters, to be joined as they are.
     """
     markup = _OURS.sub("", markup)
-    found: list[str] = []
+    finished: list[str] = []
     piece: list[str] = []
     size = 0
     for line in _lines(_edited(markup)):
@@ -84,13 +84,13 @@ def pieces(markup: str) -> list[str]:
         # A line that is longer than a piece is cut between its chunks.
         for chunk in [whole] if len(whole) < MAX_CHARS else line:
             if size + len(chunk) > MAX_CHARS and piece:
-                found.append("".join(piece))
+                finished.append("".join(piece))
                 is_inside = not piece[-1].endswith("\n")
                 piece = [NOTHING] if is_inside and chunk[0] in _LINE_STARTS else []
                 size = len(piece)
             piece.append(chunk)
             size += len(chunk)
-    return [*found, "".join(piece)]
+    return [*finished, "".join(piece)]
 
 
 def _lines(markup: str) -> Iterator[list[str]]:

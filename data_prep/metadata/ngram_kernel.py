@@ -61,7 +61,7 @@ def new_block() -> Block:
 
 
 def no_words(capacity: int, arena: int) -> Words:
-    """Returns a table without words, for so many words and bytes of them."""
+    """Returns an empty table for `capacity` words of `arena` bytes in all."""
     return Words(
         np.zeros(1 << (2 * capacity - 1).bit_length(), np.uint64),
         np.empty(capacity, np.uint64),
@@ -71,7 +71,10 @@ def no_words(capacity: int, arena: int) -> Words:
 
 
 def no_bigrams(capacity: int) -> NDArray[np.uint64]:
-    """Returns an empty table: u64[slots, 2], first id << 32 | second id, count."""
+    """Returns an empty table for `capacity` bigrams.
+
+    It is u64[slots, 2]: first id << 32 | second id, and the count.
+    """
     return np.zeros((1 << (2 * capacity - 1).bit_length(), 2), np.uint64)
 
 
@@ -92,7 +95,7 @@ def _class_at(data: Any, at: Any, classes: Any) -> Any:
 
 @compiled
 def find_words(data: Any, at: Any, classes: Any, block: Block) -> Any:
-    """Finds the next words; returns how many, and the byte after the last.
+    """Finds the next words; returns how many, and the byte to continue from.
 
     Args:
       data: u8[n], valid UTF-8 that ends with PADDING characters of no word.
@@ -128,8 +131,10 @@ def find_words(data: Any, at: Any, classes: Any, block: Block) -> Any:
 
 @compiled
 def look_up(data: Any, block: Block, n: Any, words: Words, known: Any) -> Any:
-    """Counts the first n words of a block and gives them ids; returns how many words
-    there are then. `known` is how many there were; there must be room for n more.
+    """Counts the first n words of a block and sets their ids in `block.word`.
+
+    `known` is the number of words in the table, which must have room for n more.
+    Returns the new number, and what was read ahead, so that it is not optimised away.
     """
     mask = np.uint64(words.slots.size - 1)
     read = _NONE
@@ -181,9 +186,10 @@ def _equal(one: Any, at: Any, other: Any, start: Any, length: Any) -> Any:
 
 @compiled
 def pair(block: Block, n: Any, last: Any, bigrams: Any) -> Any:
-    """Counts the bigrams of the first n words of a block; returns how many are new.
+    """Counts the bigrams of the first n words of a block.
 
-    `last` is the word before the block. There must be room for n more bigrams.
+    `last` is the word before the block. There must be room for n more bigrams. Returns
+    how many are new, and what was read ahead, so that it is not optimised away.
     """
     mask = np.uint64(bigrams.shape[0] - 1)
     read, new = _NONE, 0

@@ -70,7 +70,7 @@ Runs = Iterator[tuple[str, Mapping[str, pa.Table]]]
 _Flow = list[pa.RecordBatch]
 
 
-def read_warc(piece: Piece, options: Options, flow: _Flow) -> Texts:
+def _read_warc(piece: Piece, options: Options, flow: _Flow) -> Texts:
     """Yields title and text of the pages whose language has metadata."""
     identify = language.shared_identifier("lid176")
     lost_files: Counter[str] = Counter()
@@ -83,32 +83,32 @@ def read_warc(piece: Piece, options: Options, flow: _Flow) -> Texts:
         else:
             text = page
         if isinstance(text, LostFile):
-            lost_files[_named(piece, text)] += 1
+            lost_files[_logged(piece, text)] += 1
         elif isinstance(text, warc.LostPage):
             lost_pages[text.reason] += 1
         else:
-            (found,) = language.resolve(
+            (identified,) = language.resolve(
                 [text.text[:_IDENTIFIED_CHARS]],
                 declared=[text.language],
                 identified=[""],
                 identify=identify,
             )
-            code = language.metadata_code(found, options.languages)
+            code = language.metadata_code(identified, options.languages)
             if code:
                 kept += 1
                 yield code, (text.title, text.text)
             else:
                 lost_pages["other_language"] += 1
-    flow += read_flow("files", 1 - lost_files.total(), lost_files)
-    flow += read_flow("pages", kept, lost_pages)
+    flow += _read_flow("files", 1 - lost_files.total(), lost_files)
+    flow += _read_flow("pages", kept, lost_pages)
 
 
-def read_wikipedia(
-    piece: Piece, options: Options, flow: _Flow, found: list[str]
+def _read_wikipedia(
+    piece: Piece, options: Options, flow: _Flow, read_titles: list[str]
 ) -> Texts:
     """Yields title and text of the articles that begin in a range of a dump.
 
-    `found` gets their titles, before each is yielded.
+    Appends the title of each to `read_titles` before it is yielded.
     """
     namespaces = titles.link_prefixes(piece.code)
     lost_ranges: Counter[str] = Counter()
@@ -122,21 +122,21 @@ def read_wikipedia(
         main_page=piece.main_page,
     ):
         if isinstance(page, LostFile):
-            lost_ranges[_named(piece, page)] += 1
+            lost_ranges[_logged(piece, page)] += 1
         elif isinstance(page, dumps.LostPage):
             lost_pages[page.reason] += 1
         else:
             kept += 1
-            found.append(page.title)
+            read_titles.append(page.title)
             text = wikitext.plain_text(page.text, namespaces=namespaces)
             yield piece.code, (page.title, text)
     if not piece.start:  # the range that every dump has
-        flow += read_flow("files", 1, {})
-    flow += read_flow("ranges", 1 - lost_ranges.total(), lost_ranges)
-    flow += read_flow("pages", kept, lost_pages)
+        flow += _read_flow("files", 1, {})
+    flow += _read_flow("ranges", 1 - lost_ranges.total(), lost_ranges)
+    flow += _read_flow("pages", kept, lost_pages)
 
 
-def read_flow(unit: str, kept: int, lost: Mapping[str, int]) -> _Flow:
+def _read_flow(unit: str, kept: int, lost: Mapping[str, int]) -> _Flow:
     """Returns the FLOW rows of what was read of a piece, by unit ("files", "pages")."""
     entered = kept + sum(lost.values())
     return [drops.flow("read", unit=unit, entered=entered, left=kept, drops=lost)]
@@ -147,27 +147,27 @@ def count_texts(texts: Iterable[tuple[str, Sequence[str]]], max_bytes: int) -> R
 
     Args:
       texts: as a reader yields them; segmented here where no spaces part words.
-      max_bytes: of the counts in memory. Where they would exceed it, the counts of the
-        language with most are yielded first, and it begins another run.
+      max_bytes: of the counts in memory. Where they would exceed it, those of the
+        language with the most bytes are yielded, and it begins another run.
     """
     counters: dict[str, ngrams.Counter] = {}
     segment = cache(segmentation.segmenter)
     total = 0
-    for code, some in texts:
-        if find_words := segment(code):
-            some = list(map(find_words, some))
+    for code, page in texts:
+        if put_spaces := segment(code):
+            page = list(map(put_spaces, page))
         if code not in counters:
             counters[code] = ngrams.Counter()
             total += counters[code].nbytes
         before = counters[code].nbytes
-        counters[code].add(some)
+        counters[code].add(page)
         total += counters[code].nbytes - before
         # While a table is enlarged there are two; a run is a copy.
         while 3 * total > max_bytes and total > 0:
-            largest = max(counters, key=lambda each: counters[each].nbytes)
-            whole = counters.pop(largest)
-            total -= whole.nbytes
-            yield largest, _tables(whole)
+            largest = max(counters, key=lambda code: counters[code].nbytes)
+            counter = counters.pop(largest)
+            total -= counter.nbytes
+            yield largest, _tables(counter)
     for code in sorted(counters):
         yield code, _tables(counters[code])
 
@@ -178,7 +178,7 @@ def _tables(counter: ngrams.Counter) -> dict[str, pa.Table]:
 
 
 def _count_warc(piece: Piece, options: Options, flow: _Flow) -> Runs:
-    return count_texts(read_warc(piece, options, flow), options.max_count_bytes)
+    return count_texts(_read_warc(piece, options, flow), options.max_count_bytes)
 
 
 def _count_views(piece: Piece, options: Options, flow: _Flow) -> Runs:
@@ -186,47 +186,47 @@ def _count_views(piece: Piece, options: Options, flow: _Flow) -> Runs:
     lost_files: Counter[str] = Counter()
     lost_lines: Counter[str] = Counter()
     kept = 0
-    for found in titles.read_pageviews(
+    for views in titles.read_pageviews(
         piece.path, languages=options.editions, lost=lost_lines
     ):
-        if isinstance(found, LostFile):
-            lost_files[_named(piece, found)] += 1
+        if isinstance(views, LostFile):
+            lost_files[_logged(piece, views)] += 1
             continue
-        kept += sum(map(len, found.values()))
-        for code in sorted(found):
-            if views := found[code]:
-                yield code, {counts.TITLES: _scored(views, counts.TITLES)}
-    flow += read_flow("files", 1 - lost_files.total(), lost_files)
-    flow += read_flow("titles", kept, lost_lines)
+        kept += sum(map(len, views.values()))
+        for code in sorted(views):
+            if views[code]:
+                yield code, {counts.TITLES: _scored(views[code], counts.TITLES)}
+    flow += _read_flow("files", 1 - lost_files.total(), lost_files)
+    flow += _read_flow("titles", kept, lost_lines)
 
 
 def _count_wikipedia(piece: Piece, options: Options, flow: _Flow) -> Runs:
     """Yields the words of a range of a dump, and the titles of its articles."""
-    found: list[str] = []
-    texts = read_wikipedia(piece, options, flow, found)
+    read_titles: list[str] = []
+    texts = _read_wikipedia(piece, options, flow, read_titles)
     for code, tables in count_texts(texts, options.max_count_bytes):
-        articles = pa.table([found], schema=counts.SCHEMAS[counts.ARTICLES])
+        articles = pa.table([read_titles], schema=counts.SCHEMAS[counts.ARTICLES])
         yield code, {**tables, counts.ARTICLES: articles}
-        found.clear()
+        read_titles.clear()
 
 
 def _count_wordnet(piece: Piece, options: Options, flow: _Flow) -> Runs:
     """Yields the names of synsets in a file of a wordnet."""
-    found, malformed = wordnet.read_names(piece.path)
+    names, malformed = wordnet.read_names(piece.path)
     lost = {"malformed_line": malformed} if malformed else {}
-    flow += [*read_flow("files", 1, {}), *read_flow("names", len(found), lost)]
-    yield piece.code, {counts.SYNSETS: _scored(found, counts.SYNSETS)}
+    flow += [*_read_flow("files", 1, {}), *_read_flow("names", len(names), lost)]
+    yield piece.code, {counts.SYNSETS: _scored(names, counts.SYNSETS)}
 
 
-def _named(piece: Piece, lost: LostFile) -> str:
-    """Returns why a file was lost, after a warning that names it."""
+def _logged(piece: Piece, lost: LostFile) -> str:
+    """Logs which file was lost and why; returns why."""
     logging.warning("--%s: %s: %s", piece.kind, piece.path, lost.reason)
     return lost.reason
 
 
-def _scored(found: Mapping[str, int], table: str) -> pa.Table:
-    scores = [min(score, counts.MOST) for score in found.values()]
-    return pa.table([list(found), scores], schema=counts.SCHEMAS[table])
+def _scored(scores: Mapping[str, int], table: str) -> pa.Table:
+    capped = [min(score, counts.MOST) for score in scores.values()]
+    return pa.table([list(scores), capped], schema=counts.SCHEMAS[table])
 
 
 # Kind -> how a piece of it is counted.

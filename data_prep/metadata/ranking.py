@@ -14,7 +14,7 @@ from data_prep.matching import spacing
 from data_prep.metadata.store import Metadata
 
 Ranked = list[tuple[str, float]]  # entries with their scores, best first
-ANY = "any"  # rule of matching
+ANY = "any"  # in place of a mode of matching: all of them
 
 
 class Source(NamedTuple):
@@ -65,7 +65,7 @@ class Merged:
     left_out: tuple[str, ...]
 
 
-def merge(code: str, sources: Sequence[Source], *, rule: str = ANY) -> Merged:
+def merge(code: str, sources: Sequence[Source], *, mode: str = ANY) -> Merged:
     """Joins sources into one metadata, in the order of the sources.
 
     An entry belongs to the first source that has it. A source adds up to `max_entries`
@@ -74,13 +74,13 @@ def merge(code: str, sources: Sequence[Source], *, rule: str = ANY) -> Merged:
     Args:
       code: of the metadata.
       sources: in the order of their entries' ids.
-      rule: of matching, see `never_matches`. Entries that never match are left out and
-        do not count towards `max_entries`.
+      mode: of matching, see `never_matches`. Entries that never match in it are left
+        out and do not count towards `max_entries`.
 
     Raises:
       ValueError: there is no entry, or a source is not in its order.
     """
-    entries, of_sources, left_out, shares = _join(code, sources, rule)
+    entries, source_bits, left_out, shares = _join(code, sources, mode)
     if not entries:
         raise ValueError(
             f"metadata {code!r}: wanted entries, got none above the thresholds of "
@@ -89,16 +89,16 @@ def merge(code: str, sources: Sequence[Source], *, rule: str = ANY) -> Merged:
         )
     names, scores = zip(*entries.values(), strict=True)
     metadata = Metadata(code, tuple(entries), names, scores)
-    overlap = _overlap(of_sources, len(sources))
+    overlap = _overlap(source_bits, len(sources))
     return Merged(metadata, tuple(shares), overlap, tuple(left_out))
 
 
 def _join(
-    code: str, sources: Sequence[Source], rule: str
+    code: str, sources: Sequence[Source], mode: str
 ) -> tuple[dict[str, tuple[str, float]], dict[str, int], dict[str, None], list[Share]]:
     """Returns source and score of each entry, and what `Merged` has; see `merge`."""
     entries: dict[str, tuple[str, float]] = {}
-    of_sources: dict[str, int] = {}  # bit i: source i has the entry
+    source_bits: dict[str, int] = {}  # bit i: source i has the entry
     left_out: dict[str, None] = {}
     shares = []
     for i, source in enumerate(sources):
@@ -115,24 +115,24 @@ def _join(
             counts["seen"] += 1
             if counts["added"] >= source.max_entries:
                 continue
-            if never_matches(entry, rule=rule):
+            if never_matches(entry, mode=mode):
                 counts["never_matching"] += 1
                 left_out[entry] = None
                 continue
-            of_sources[entry] = of_sources.get(entry, 0) | 1 << i
+            source_bits[entry] = source_bits.get(entry, 0) | 1 << i
             if entry in entries:
                 counts["already"] += 1
             else:
                 entries[entry] = (source.name, score)
                 counts["added"] += 1
         offered = counts["seen"] if source.offered is None else source.offered
-        three = counts["added"], counts["already"], counts["never_matching"]
+        before_cut = counts["added"], counts["already"], counts["never_matching"]
         share = Share(
             *(source.name, source.threshold, source.max_entries, offered),
-            *(*three, offered - sum(three)),
+            *(*before_cut, offered - sum(before_cut)),
         )
         shares.append(share)
-    return entries, of_sources, left_out, shares
+    return entries, source_bits, left_out, shares
 
 
 def limit(
@@ -161,17 +161,17 @@ def limit(
     return [source._replace(max_entries=most[source.name]) for source in sources]
 
 
-def any_entry(sources: Sequence[Source], *, rule: str) -> bool:
-    """Whether metadata of the sources would have an entry; `rule` as in `merge`."""
+def any_entry(sources: Sequence[Source], *, mode: str) -> bool:
+    """Whether metadata of the sources would have an entry; `mode` as in `merge`."""
     return any(
-        source.max_entries > 0 and not never_matches(entry, rule=rule)
+        source.max_entries > 0 and not never_matches(entry, mode=mode)
         for source in sources
         for entry, _ in source.ranked
     )
 
 
 def union(
-    code: str, editions: Sequence[Sequence[Source]], *, rule: str = ANY
+    code: str, editions: Sequence[Sequence[Source]], *, mode: str = ANY
 ) -> list[Source]:
     """Returns sources with the entries that each edition's metadata would have.
 
@@ -181,22 +181,21 @@ def union(
     Args:
       code: of the metadata, for errors.
       editions: the sources of each, of the same names in the same order.
-      rule: as in `merge`.
+      mode: as in `merge`.
     """
     if len(editions) == 1:
         return list(editions[0])
     best: dict[str, dict[str, float]] = {source.name: {} for source in editions[0]}
     for sources in editions:
-        for entry, (name, score) in _join(code, sources, rule)[0].items():
+        for entry, (name, score) in _join(code, sources, mode)[0].items():
             best[name][entry] = max(score, best[name].get(entry, -math.inf))
     return [
-        first._replace(
-            ranked=best_first(best[first.name].items()),
+        same[0]._replace(
+            ranked=best_first(best[same[0].name].items()),
             max_entries=sum(source.max_entries for source in same),
             offered=None,
         )
-        for first, *rest in zip(*editions, strict=True)
-        for same in [(first, *rest)]
+        for same in zip(*editions, strict=True)
     ]
 
 
@@ -205,19 +204,19 @@ def best_first(scored: Iterable[tuple[str, float]]) -> Ranked:
     return sorted(scored, key=lambda pair: (-pair[1], pair[0]))
 
 
-def never_matches(entry: str, *, rule: str) -> bool:
+def never_matches(entry: str, *, mode: str) -> bool:
     """Whether no text of curation can match an entry.
 
     Args:
       entry: any string.
-      rule: a mode of `spacing`, or ANY: by none of the modes.
+      mode: a mode of `spacing`, or ANY: in none of the modes.
     """
-    modes = spacing.MODES if rule == ANY else (rule,)
-    return all(spacing.dead_reason(entry, mode=mode) for mode in modes)
+    modes = spacing.MODES if mode == ANY else (mode,)
+    return all(spacing.dead_reason(entry, mode=each) for each in modes)
 
 
-def _overlap(of_sources: dict[str, int], n: int) -> tuple[tuple[int, ...], ...]:
-    counts = Counter(of_sources.values())
+def _overlap(source_bits: dict[str, int], n: int) -> tuple[tuple[int, ...], ...]:
+    counts = Counter(source_bits.values())
     return tuple(
         tuple(
             sum(count for bits, count in counts.items() if bits >> i & bits >> j & 1)

@@ -43,7 +43,7 @@ def segmenter(code: str) -> Segmenter | None:
     the words of a script without spaces become line ends, since an entry has no space
     there. Text in other scripts stays as it is.
     """
-    if code != editions.OTHER and not editions.table()[code].is_segmented:
+    if code != editions.OTHER and not editions.table()[code].needs_segmentation:
         return None
 
     def segment(text: str) -> str:

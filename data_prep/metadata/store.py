@@ -87,31 +87,13 @@ def every_text() -> dict[str, Metadata]:
     return {"other": Metadata("other", ("*",), ("every_text",), (0.0,))}
 
 
-def save(
-    folder: epath.PathLike,
-    metadata: Mapping[str, Metadata],
-    *,
-    inputs: Mapping[str, Any],
-    **facts: Any,
-) -> None:
-    """Writes one Parquet file per metadata, and the manifest last.
-
-    Args:
-      folder: created if it does not exist.
-      metadata: by code.
-      inputs: what decides the metadata, any JSON object.
-      **facts: more for the manifest, such as counts of pages read.
-    """
-    summaries = {code: write(folder, metadata[code]) for code in sorted(metadata)}
-    files.write_manifest(folder, inputs=inputs, metadata=summaries, **facts)
-
-
-def write(folder: epath.PathLike, one: Metadata) -> dict[str, Any]:
-    """Writes the Parquet file of a metadata; returns what the manifest says of it."""
-    table = pa.table([one.entries, one.sources, one.scores], schema=SCHEMA)
-    with files.staged(files.path(folder) / f"{one.code}.parquet") as local:
+def write(folder: epath.PathLike, metadata: Metadata) -> dict[str, Any]:
+    """Writes CODE.parquet; returns what the manifest, under "metadata", says of it."""
+    columns = [metadata.entries, metadata.sources, metadata.scores]
+    with files.staged(files.path(folder) / f"{metadata.code}.parquet") as local:
+        table = pa.table(columns, schema=SCHEMA)
         pq.write_table(table, local, compression="zstd")
-    return {**identity(one), "sources": one.source_counts}
+    return {**identity(metadata), "sources": metadata.source_counts}
 
 
 def save_json(output: epath.PathLike, metadata: Mapping[str, Metadata]) -> None:
@@ -174,17 +156,16 @@ def load(source: epath.PathLike) -> dict[str, Metadata]:
             raise ValueError("it has no metadata; it may belong to another folder")
         fingerprints = {code: str(described[code]["fingerprint"]) for code in described}
     return {
-        code: _read(place / code, code, fingerprints[code])
-        for code in sorted(fingerprints)
+        code: _read(place, code, fingerprints[code]) for code in sorted(fingerprints)
     }
 
 
-def _read(stem: epath.Path, code: str, fingerprint: str) -> Metadata:
-    file = stem.parent / f"{code}.json"
+def _read(folder: epath.Path, code: str, fingerprint: str) -> Metadata:
+    file = folder / f"{code}.json"
     if file.exists():
-        metadata = _of_list(files.read_json(file), code, file)
+        metadata = _from_list(files.read_json(file), code, file)
     else:
-        file = stem.parent / f"{code}.parquet"
+        file = folder / f"{code}.parquet"
         with files.naming(file, f"Parquet with the columns {SCHEMA.names}"):
             columns = _columns(file)
             metadata = Metadata(
@@ -202,27 +183,31 @@ def _read(stem: epath.Path, code: str, fingerprint: str) -> Metadata:
 
 
 def _columns(file: epath.Path) -> dict[str, list[Any]]:
-    """Reads the columns of a file that may be a stranger's: equal values are one."""
-    found: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    """Reads the columns of a file that may be a stranger's.
+
+    Repeats of a value in a batch share one object, so that a small file cannot fill the
+    memory.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     with files.local_copy(file) as local:
         with files.open_parquet(local) as parquet:
             missing = set(SCHEMA.names) - set(parquet.schema_arrow.names)
         if missing:
             raise ValueError(f"it lacks {sorted(missing)}")
         for _, batch in untrusted_parquet.batches(local, SCHEMA.names):
-            for name, values in found.items():
+            for name, values in columns.items():
                 values += untrusted_parquet.to_python(batch[name])
-    return found
+    return columns
 
 
 def _from_json(file: epath.Path) -> dict[str, Metadata]:
-    found = files.read_json(file)
-    if not isinstance(found, dict):
-        return {JSON_CODE: _of_list(found, JSON_CODE, file)}
+    content = files.read_json(file)
+    if not isinstance(content, dict):
+        return {JSON_CODE: _from_list(content, JSON_CODE, file)}
     with files.naming(file, "a JSON list of strings, or an object of them by code"):
-        if not found:
+        if not content:
             raise ValueError("it has no lists")
-    return {code: _of_list(found[code], code, file) for code in sorted(found)}
+    return {code: _from_list(content[code], code, file) for code in sorted(content)}
 
 
 def _json_lists(folder: epath.Path) -> dict[str, Metadata]:
@@ -231,14 +216,14 @@ def _json_lists(folder: epath.Path) -> dict[str, Metadata]:
     if not all(name.endswith(".json") for name in names) or files.CLAIM in names:
         return {}
     return {
-        (code := name.removesuffix(".json")): _of_list(
+        (code := name.removesuffix(".json")): _from_list(
             files.read_json(folder / name), code, folder / name
         )
         for name in names
     }
 
 
-def _of_list(entries: Any, code: str, file: epath.Path) -> Metadata:
+def _from_list(entries: Any, code: str, file: epath.Path) -> Metadata:
     with files.naming(file, "a JSON list of strings"):
         if not isinstance(entries, list):
             raise ValueError(f"it is a {type(entries).__name__}")

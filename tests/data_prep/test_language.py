@@ -10,13 +10,13 @@ import fasttext
 import pytest
 
 from data_prep.language import (
+    METADATA_CODES,
     OTHER,
     UNDECIDED,
     WITHOUT_METADATA,
     Lid176,
     load_identifier,
     metadata_code,
-    metadata_codes,
     of_pages,
     resolve,
     surface,
@@ -295,11 +295,9 @@ def test_every_language_of_the_model_has_its_metadata_code_or_a_reason():
     model = fasttext.load_model(str(Path(origin).parent / "resources/lid.176.ftz"))
     labels = [label for _, label in model.f.predict("a\n", 1_000, -1.0, "strict")]
     known = {label.removeprefix("__label__") for label in labels}
-    codes = metadata_codes()
     assert len(known) == 176
-    assert set(codes) == known | set(WITHOUT_METADATA)
-    assert {code for code, own in codes.items() if own is None} == set(WITHOUT_METADATA)
-    own = [code for code in codes.values() if code is not None]
+    assert set(METADATA_CODES) == known | set(WITHOUT_METADATA)
+    own = [code for code in METADATA_CODES.values() if code is not None]
     assert len(set(own)) == len(own) == 175  # no two languages share one
 
 

@@ -32,7 +32,7 @@ sink.write_shard(
 """,
     "matcher": "Matcher([f'entry {n}' for n in range(2_000)]).save(f'{folder}/big')",
     "metadata": """
-store.save(f'{folder}/big', {'en': metadata}, inputs={}, read={})
+store.write(f'{folder}/big', metadata)
 """,
     "embeddings": """
 embeddings.write_part(f'{folder}/big', pa.table({'x': numbers}), inputs={})

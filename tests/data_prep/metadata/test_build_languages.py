@@ -58,7 +58,7 @@ def build(sources, output, *languages, given=None, **changed):
     keys |= {"title_min_views": 1, "languages": languages} | changed
     config = config_lib.recipe(config_lib.metadata(), {"": keys}, "")
     given = given or {"warc": f"{sources}/*.warc", "pageviews": f"{sources}/views"}
-    run = build_metadata.plan(config, str(output), None, [], given=given, workers="1")
+    run = build_metadata.plan(config, str(output), None, [], sources=given, workers="1")
     parts = build_metadata.count(run)
     merged = build_metadata.choose(run, parts)
     build_metadata.save(run, merged)

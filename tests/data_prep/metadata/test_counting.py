@@ -121,7 +121,7 @@ def summed(folder, *, max_bytes, parts):
     return made
 
 
-@pytest.mark.parametrize("score", counts.SCORES)
+@pytest.mark.parametrize("score", ["pmi", "worldwide"])
 @pytest.mark.parametrize("max_bytes", [1, 1 << 30])
 @pytest.mark.parametrize("parts", [1, 5])
 def test_sums_of_parts_on_disk_are_the_counts_of_all_texts(
@@ -161,13 +161,13 @@ def test_entries_that_never_match_take_no_place(tmp_path, most):
     titles = pa.table([names, range(9, 2, -1)], schema=counts.SCHEMAS[counts.TITLES])
     made = counts.write(str(tmp_path), "part", [("en", {counts.TITLES: titles})])
     parts = [counts.Part("part", made)]
-    for rule, wanted in (
+    for mode, wanted in (
         ("any", names[:most]),
         ("v1", names[: (0, 3, 4, 6, 7, 7)[most]]),
     ):
-        (tmp_path / rule).mkdir()
-        with counts.database(tmp_path / rule, memory_gib=0.1, threads=1) as database:
-            sums = counts.Sums(str(tmp_path), parts, database, rule=rule)
+        (tmp_path / mode).mkdir()
+        with counts.database(tmp_path / mode, memory_gib=0.1, threads=1) as database:
+            sums = counts.Sums(str(tmp_path), parts, database, mode=mode)
             found = sums.frequent_titles("en", least=1, most=most)
         assert [entry for entry, _ in found.ranked][: len(wanted)] == wanted
         assert found.offered == len(names)
@@ -321,7 +321,7 @@ def test_a_killed_command_reads_no_finished_piece_again(sources, built):
 def planned(folder, **changed):
     config = config_lib.recipe(config_lib.metadata(), {"": changed}, "")
     given = {"warc": f"{folder}/*.warc.gz", "pageviews": None}
-    return build_metadata.plan(config, str(folder / "x"), None, [], given=given)
+    return build_metadata.plan(config, str(folder / "x"), None, [], sources=given)
 
 
 def test_another_config_is_refused_in_the_folder_and_an_unknown_language(sources):

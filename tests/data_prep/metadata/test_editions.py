@@ -66,7 +66,7 @@ def test_a_named_edition_has_its_own_metadata_and_is_part_of_no_other():
 
 
 def test_segmented_editions_are_those_whose_main_script_has_no_spaces():
-    segmented = [e.code for e in editions.table().values() if e.is_segmented]
+    segmented = [e.code for e in editions.table().values() if e.needs_segmentation]
     assert segmented == (
         "blk bo dz gan ja km lo mnw my shn th wuu zh zh_classical zh_yue".split()
     )

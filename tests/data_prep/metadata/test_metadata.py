@@ -20,6 +20,7 @@ from data_prep.metadata import inputs, pieces, ranking, store, titles
 from data_prep.metadata.store import Metadata
 from data_prep.sources.archive import LostFile
 from metaclip_jax import files
+from tests import metadata_folders
 from tests.data_prep import tiny_web
 from tests.data_prep.metadata import dump_files
 
@@ -168,10 +169,10 @@ def test_every_file_of_another_format_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"--{kind}: wanted .*, got {got} in"):
             inputs.find({kind: str(tmp_path / glob)}, ["en"])
-    assert len(inputs.find({"pageviews": f"{tmp_path}/[ab]*"}, ["en"]).found) == 3
+    assert len(inputs.find({"pageviews": f"{tmp_path}/[ab]*"}, ["en"]).pieces) == 3
     with pytest.raises(ValueError, match="--warc: wanted WARC files, got none among 2"):
         inputs.find({"warc": f"{tmp_path}/[ab]"}, ["en"])
-    assert len(inputs.find({"warc": f"{tmp_path}/[abc]"}, ["en"]).found) == 3
+    assert len(inputs.find({"warc": f"{tmp_path}/[abc]"}, ["en"]).pieces) == 3
 
 
 @pytest.mark.parametrize(
@@ -296,16 +297,16 @@ def best_first(scores):
     return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
-@given(sources=sources_, rule=st.sampled_from(["any", "v1", "v2", "fixed"]))
+@given(sources=sources_, mode=st.sampled_from(["any", "v1", "v2", "fixed"]))
 def test_every_source_is_accounted_for_and_in_the_order_of_scores_then_texts(
-    sources, rule
+    sources, mode
 ):
     sources = [
         ranking.Source(str(i), best_first(scores), most)
         for i, (scores, most) in enumerate(sources)
     ]
     try:
-        merged = ranking.merge("en", sources, rule=rule)
+        merged = ranking.merge("en", sources, mode=mode)
     except ValueError as error:
         assert "wanted entries, got none" in str(error)
         return
@@ -326,20 +327,20 @@ def test_every_source_is_accounted_for_and_in_the_order_of_scores_then_texts(
             assert merged.overlap[i][j] == merged.overlap[j][i]
             both = added[str(j)] & dict(source.ranked).keys() - set(merged.left_out)
             assert merged.overlap[i][j] >= len(both) * (share.cut == 0)
-    assert not any(ranking.never_matches(entry, rule=rule) for entry in made.entries)
-    assert all(ranking.never_matches(entry, rule=rule) for entry in merged.left_out)
+    assert not any(ranking.never_matches(entry, mode=mode) for entry in made.entries)
+    assert all(ranking.never_matches(entry, mode=mode) for entry in merged.left_out)
 
 
-@pytest.mark.parametrize("rule", ["any", "v1", "v2", "fixed"])
-def test_what_never_matches_by_the_rule_leaves_its_place_to_the_next(rule):
+@pytest.mark.parametrize("mode", ["any", "v1", "v2", "fixed"])
+def test_what_never_matches_by_the_rule_leaves_its_place_to_the_next(mode):
     ranked = [("\x07", 9.0), ("St. Louis", 8.0), ("a  b", 7.0), ("cat", 6.0), ("d", 5)]
-    merged = ranking.merge("en", [ranking.Source("title", ranked, 3)], rule=rule)
+    merged = ranking.merge("en", [ranking.Source("title", ranked, 3)], mode=mode)
     kept = {
         "any": ("St. Louis", "a  b", "cat"),
         "v1": ("cat", "d"),
         "v2": ("cat", "d"),
         "fixed": ("St. Louis", "a  b", "cat"),
-    }[rule]
+    }[mode]
     assert merged.metadata.entries == kept
     (share,) = merged.shares
     assert (share.added, share.never_matching) == (len(kept), len(merged.left_out))
@@ -394,7 +395,7 @@ def test_what_is_saved_is_loaded_and_equal_input_gives_equal_bytes(tmp_path):
     saved = {"en": metadata("cat", "Łódź", "a, b"), "zh_yue": metadata("貓")}
     saved["zh_yue"] = Metadata("zh_yue", ("貓",), ("title",), (1.5,))
     for folder in ("a", "b"):
-        store.save(tmp_path / folder, saved, inputs={"x": 1}, read={"pages": 2})
+        metadata_folders.save(tmp_path / folder, saved, read={"pages": 2})
     loaded = store.load(tmp_path / "a")
     assert list(loaded) == ["en", "zh_yue"]
     for code, one in loaded.items():
@@ -404,7 +405,7 @@ def test_what_is_saved_is_loaded_and_equal_input_gives_equal_bytes(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (
             tmp_path / "b" / name
         ).read_bytes()
-    manifest = files.finished(tmp_path / "a", {"x": 1})
+    manifest = files.finished(tmp_path / "a", {})
     assert manifest["read"] == {"pages": 2}
     assert manifest["metadata"]["en"] == {
         "entries": 3,
@@ -452,7 +453,7 @@ TWO = ENGLISH | {"zh_yue": metadata("貓", code="zh_yue")}
 @pytest.mark.parametrize("name", ["metadata.json", "folder"])
 @pytest.mark.parametrize("saved", [ENGLISH, TWO], ids=["en", "two"])
 def test_json_out_and_in_keeps_the_ids(tmp_path, saved, name):
-    store.save(tmp_path / "parquet", saved, inputs={})
+    metadata_folders.save(tmp_path / "parquet", saved)
     for _ in range(2):  # again, when it is finished
         flags = ["--format=json", f"--output={name}", "parquet"]
         done = build(tmp_path, *flags, module="export")
@@ -486,8 +487,8 @@ def test_a_folder_without_metadata_is_refused(tmp_path):
 
 
 def test_changed_or_broken_files_are_refused(tmp_path):
-    store.save(tmp_path / "a", {"en": metadata("cat", "dog")}, inputs={})
-    store.save(tmp_path / "b", {"en": metadata("dog", "cat")}, inputs={})
+    metadata_folders.save(tmp_path / "a", {"en": metadata("cat", "dog")})
+    metadata_folders.save(tmp_path / "b", {"en": metadata("dog", "cat")})
     file = tmp_path / "a" / "en.parquet"
     file.write_bytes((tmp_path / "b" / "en.parquet").read_bytes())
     with pytest.raises(ValueError, match="fingerprint.*was changed"):
@@ -507,9 +508,8 @@ def test_a_long_entry_that_repeats_takes_memory_once_and_is_named_in_short(tmp_p
     column = pa.DictionaryArray.from_arrays(
         pa.array([0] * rows, pa.int32()), ["x" * 3_000_000]
     )
-    store.save(
-        tmp_path, {"en": store.Metadata("en", ("a",), ("b",), (1.0,))}, inputs={}
-    )
+    one = store.Metadata("en", ("a",), ("b",), (1.0,))
+    metadata_folders.save(tmp_path, {"en": one})
     table = pa.table({"entry": column, "source": column, "score": [1.0] * rows})
     pq.write_table(table, tmp_path / "en.parquet", dictionary_pagesize_limit=1 << 30)
     tracemalloc.start()
@@ -533,7 +533,7 @@ def test_files_of_another_format_and_folders_are_refused_before_reading(tmp_path
         return inputs.find({key: str(tmp_path / name)}, ["en"])
 
     for key, name in good.items():
-        (piece,) = find(key, name).found
+        (piece,) = find(key, name).pieces
         assert (piece.kind, piece.path) == (key, str(tmp_path / name))
         with pytest.raises(ValueError, match=f"{key}: wanted .*, got Parquet "):
             find(key, "*.parquet")

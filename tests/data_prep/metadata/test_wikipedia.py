@@ -92,7 +92,7 @@ def _given(folder, pattern="{code}wiki-*.xml.bz2"):
 def _build(output, given, languages=tuple(ARTICLES)):
     changed = SETTINGS | {"languages": languages}
     config = config_lib.recipe(config_lib.metadata(), {"": changed}, "")
-    run = build_metadata.plan(config, str(output), None, [], given=given)
+    run = build_metadata.plan(config, str(output), None, [], sources=given)
     merged = build_metadata.choose(run, build_metadata.count(run))
     chosen = {one.metadata.code: one.metadata for one in merged}
     return chosen, build_metadata.read_and_lost(run.workdir)
@@ -238,7 +238,7 @@ def test_a_file_with_two_names_is_read_once(folder, caplog):
         ("en",),
     )
     assert twice.bytes == once.bytes
-    assert [piece.kind for piece in twice.found] == [p.kind for p in once.found]
+    assert [piece.kind for piece in twice.pieces] == [p.kind for p in once.pieces]
     assert caplog.text.count("are one file") == 2
 
 
@@ -256,7 +256,7 @@ def test_a_file_with_two_names_is_read_once(folder, caplog):
 def test_a_command_that_is_killed_in_any_source_gives_the_same_bytes(folder, parts):
     given = {kind: path for kind, path in _given(folder).items() if path}
     config = config_lib.recipe(config_lib.metadata(), {"": SETTINGS}, "")
-    run = build_metadata.plan(config, str(folder / "whole"), None, [], given=given)
+    run = build_metadata.plan(config, str(folder / "whole"), None, [], sources=given)
     build_metadata.save(run, build_metadata.choose(run, build_metadata.count(run)))
     build_metadata.remove_parts(run)
 
@@ -305,7 +305,7 @@ def test_moved_files_are_the_same_inputs(folder):
 def test_the_folder_of_parts_is_not_the_output(folder):
     config = config_lib.recipe(config_lib.metadata(), {"": SETTINGS}, "")
     with pytest.raises(app.UsageError, match="wanted two folders"):
-        build_metadata.plan(config, "out", "./out", [], given=_given(folder))
+        build_metadata.plan(config, "out", "./out", [], sources=_given(folder))
 
 
 def test_a_language_without_text_is_refused(folder):
