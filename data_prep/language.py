@@ -118,10 +118,10 @@ class Lid176:
         if not text:
             return expected or UNDECIDED
         line = text + "\n"
-        found = self._predict(line, 1, 0.0, "strict")
-        if not found:
+        predicted = self._predict(line, 1, 0.0, "strict")
+        if not predicted:
             return expected or UNDECIDED
-        ((probability, label),) = found
+        ((probability, label),) = predicted
         if expected and label != _LABEL + expected:
             near = self._predict(line, len(_KNOWN), probability / ODDS, "strict")
             if any(other == _LABEL + expected for _, other in near):
@@ -151,10 +151,10 @@ class Lingua:
             .build()
             .compute_language_confidence_values
         )
-        codes = (
-            (one, one.iso_code_639_1.name.lower()) for one in lingua.Language.all()
-        )
-        self._codes = {one: known(code) or code for one, code in codes}
+        codes = {
+            each: each.iso_code_639_1.name.lower() for each in lingua.Language.all()
+        }
+        self._codes = {each: known(code) or code for each, code in codes.items()}
         self._languages = frozenset(self._codes.values())
         self._judged = self._languages | {""}
         self._lid176 = Lid176()
@@ -175,7 +175,7 @@ class Lingua:
     def _identify(self, text: str, expected: str) -> str:
         """Returns a code, "" if Lingua cannot tell."""
         probability = {
-            self._codes[found.language]: found.value for found in self._detect(text)
+            self._codes[each.language]: each.value for each in self._detect(text)
         }
         best = max(probability, key=probability.__getitem__)
         if (expected, best) == ("ja", "zh"):  # how it takes all texts without kana
@@ -220,7 +220,7 @@ def surface(text: str) -> str:
     else:
         text = text.translate(_LETTERS)
     if _SINGLE.search(text):
-        text = _SPACED_OUT.sub(lambda found: found[0].replace(" ", ""), text)
+        text = _SPACED_OUT.sub(lambda match: match[0].replace(" ", ""), text)
     if "'" not in text:
         return " ".join(text.split())
     return " ".join(filter(None, (word.strip("'") for word in text.split())))
@@ -314,8 +314,8 @@ def of_pages(texts: Sequence[str], identify: LanguageIdentifier) -> list[str]:
     codes = [""] * len(texts)
     asked = [i for i, text in enumerate(texts) if _has_letters(text, PAGE_LETTERS)]
     if asked:
-        found = identify([texts[i] for i in asked], expected=[""] * len(asked))
-        for i, code in zip(asked, found, strict=True):
+        identified = identify([texts[i] for i in asked], expected=[""] * len(asked))
+        for i, code in zip(asked, identified, strict=True):
             codes[i] = "" if code == UNDECIDED else code
     return codes
 

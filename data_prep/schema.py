@@ -236,25 +236,25 @@ def one_batch(table: pa.Table) -> pa.RecordBatch:
     return pa.RecordBatch.from_struct_array(table.to_struct_array().combine_chunks())
 
 
-def from_columns(columns: dict[str, object], of: pa.Schema) -> pa.RecordBatch:
-    """Returns a RecordBatch of schema `of`; columns may be lists or arrays."""
+def from_columns(columns: dict[str, object], schema: pa.Schema) -> pa.RecordBatch:
+    """Returns a RecordBatch of the schema; columns may be lists or arrays."""
     return pa.RecordBatch.from_arrays(
-        [pa.array(columns[field.name], field.type) for field in of], schema=of
+        [pa.array(columns[field.name], field.type) for field in schema], schema=schema
     )
 
 
-def from_rows(rows: Sequence[tuple], of: pa.Schema) -> pa.RecordBatch:
-    """Returns a RecordBatch of schema `of`, from tuples of its fields."""
-    columns = zip(*rows, strict=True) if rows else [()] * len(of)
-    return from_columns(dict(zip(of.names, columns, strict=True)), of)
+def from_rows(rows: Sequence[tuple], schema: pa.Schema) -> pa.RecordBatch:
+    """Returns a RecordBatch of the schema, from tuples of its fields."""
+    columns = zip(*rows, strict=True) if rows else [()] * len(schema)
+    return from_columns(dict(zip(schema.names, columns, strict=True)), schema)
 
 
-def sum_counts(batches: Iterable[pa.RecordBatch], of: pa.Schema) -> pa.RecordBatch:
-    """Sums `count` over rows of schema `of` that agree in all other columns; sorted."""
-    keys = [name for name in of.names if name != "count"]
-    table = pa.Table.from_batches(batches, schema=of)
+def sum_counts(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatch:
+    """Sums `count` over rows of the schema that agree in all other columns; sorted."""
+    keys = [name for name in schema.names if name != "count"]
+    table = pa.Table.from_batches(batches, schema=schema)
     # By one thread: threads take twice the memory, and longer in all.
     total = table.group_by(keys, use_threads=False).aggregate([("count", "sum")])
     total = total.rename_columns([*keys, "count"])
     total = total.sort_by([(key, "ascending") for key in keys])
-    return one_batch(total.cast(of))
+    return one_batch(total.cast(schema))

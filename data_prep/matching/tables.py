@@ -60,8 +60,8 @@ def buffers(strings: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     width = np.int32 if pa.types.is_string(strings.type) else np.int64
     offsets = np.zeros(1, np.int64)
     if len(strings):
-        found = np.frombuffer(offset_buffer, width)[strings.offset :]
-        offsets = found[: len(strings) + 1].astype(np.int64, copy=False)
+        ends = np.frombuffer(offset_buffer, width)[strings.offset :]
+        offsets = ends[: len(strings) + 1].astype(np.int64, copy=False)
     data = np.frombuffer(data_buffer or b"", np.uint8)
     if offsets[0] or offsets[-1] != data.size:
         data, offsets = data[offsets[0] : offsets[-1]], offsets - offsets[0]

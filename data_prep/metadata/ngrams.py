@@ -146,6 +146,6 @@ def character_classes() -> NDArray[np.uint8]:
             classes[code] = kernel.MARK
     classes[list(map(ord, _JOINERS))] = kernel.JOINER
     every = "".join(map(chr, range(classes.size)))
-    for found in re.finditer(r"[^\W_]+", every):
-        classes[found.start() : found.end()] = kernel.LETTER
+    for letters in re.finditer(r"[^\W_]+", every):
+        classes[letters.start() : letters.end()] = kernel.LETTER
     return classes

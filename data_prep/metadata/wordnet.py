@@ -75,31 +75,31 @@ def read_names(path: str) -> tuple[Counter[str], int]:
     name = path.rsplit("/", 1)[-1]
     is_princeton = name in PRINCETON
     language = name.removeprefix("wn-data-").removesuffix(".tab").encode()
-    found, malformed = Counter[str](), 0
+    names, malformed = Counter[str](), 0
     for line in _lines(path):
         if line is None:
             malformed += 1
         elif is_princeton:
             synset = _SYNSET.match(line)
             if synset:
-                found[_name(_MARKER.sub("", synset[1].decode("latin-1"))).lower()] += 1
+                names[_name(_MARKER.sub("", synset[1].decode("latin-1"))).lower()] += 1
             elif not line.startswith(b"  "):  # the licence
                 malformed += 1
         elif (lemma := _LEMMA.match(line)) and (
             (lemma["language"] or language).lower() == language
         ):
             text = _VOWELS.sub("", lemma["lemma"].decode("utf-8", "replace"))
-            found[_name(_PARTICLE.sub("", text))] += 1
+            names[_name(_PARTICLE.sub("", text))] += 1
         elif not _OTHER_ROW.match(line):
             malformed += 1
     for gap in _GAPS:
-        del found[gap]
-    if not found:
+        del names[gap]
+    if not names:
         what = "synsets of Princeton's WordNet" if is_princeton else "lemmas of OMW"
         raise ValueError(
             f"{path}: wanted lines with {what}, got none; restore the file"
         )
-    return found, malformed
+    return names, malformed
 
 
 def _name(written: str) -> str:

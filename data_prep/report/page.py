@@ -39,8 +39,9 @@ def build(
         ids = [str(item["image_id"]) for item in top5]
         pictures = examples.thumbnails(held_out, ids, side=_PICTURE_SIDE)
     groups = [
-        curation.group(each, card) | {"examples": examples.head_and_tail(dataset, each)}
-        for each in counts[: curation.MAX_METADATA]
+        curation.group(entry_counts, card)
+        | {"examples": examples.head_and_tail(dataset, entry_counts)}
+        for entry_counts in counts[: curation.MAX_METADATA]
     ]
     dropped = None
     if curation_workdir:

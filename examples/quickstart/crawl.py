@@ -156,19 +156,19 @@ async def breadth_first(
 
 def links(answer: Answer) -> list[str]:
     """Returns the links of an answer on its own host: redirect target, or <a href>."""
-    found = []
+    urls = []
     if 300 <= answer.status < 400:
-        found = [urljoin(answer.url, answer.header("Location"))]
+        urls = [urljoin(answer.url, answer.header("Location"))]
     elif answer.status == 200 and answer.header("Content-Type").startswith("text/html"):
         tree = LexborHTMLParser(answer.body)
         base = answer.url
         if node := tree.css_first("base[href]"):
             base = _join(base, node.attributes["href"] or "")
-        found = [
+        urls = [
             _join(base, node.attributes["href"] or "") for node in tree.css("a[href]")
         ]
     host = urlsplit(answer.url).netloc
-    plain = (urldefrag(url).url for url in found if url)
+    plain = (urldefrag(url).url for url in urls if url)
     return [
         url
         for url in dict.fromkeys(plain)

@@ -351,10 +351,10 @@ def group_of(name: str, *, person: bool) -> str:
     if person:
         return "people"
     words = name.lower().replace(",", " ").replace(":", " ").split()
-    found = {_GROUP_OF_WORD[word] for word in words if word in _GROUP_OF_WORD}
-    if not found:
+    matching = {_GROUP_OF_WORD[word] for word in words if word in _GROUP_OF_WORD}
+    if not matching:
         return "things"
     # First, since people share words with food and sports.
     if words[0] in {"man", "woman", "person", "men", "women", "people"}:
         return "people"
-    return min(found, key=_ORDER.__getitem__)
+    return min(matching, key=_ORDER.__getitem__)

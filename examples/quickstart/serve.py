@@ -107,10 +107,10 @@ async def _serve(handler: Handler, *, port: int, parent: int) -> None:
             f" {os.strerror(error.errno or 0)!r}; give another port, or --port=0 for a"
             " free one"
         ) from error
-    found = runner.addresses[0][1]
-    logging.info("serving on 127.0.0.1:%d", found)
+    opened = runner.addresses[0][1]
+    logging.info("serving on 127.0.0.1:%d", opened)
     if flags.FLAGS.port_file:
-        files.write_bytes(flags.FLAGS.port_file, f"{found}\n".encode())
+        files.write_bytes(flags.FLAGS.port_file, f"{opened}\n".encode())
     while os.getppid() == parent:
         await asyncio.sleep(_PARENT_CHECK_SECONDS)
     logging.info("the parent process has ended, so the server ends")

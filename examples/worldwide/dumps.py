@@ -86,21 +86,21 @@ def _articles(
         title = phrases.heading(names.name(plain[picture.code], language))
         members.setdefault(title, []).append(names.name(picture, language))
     titles = list(members)
-    found = {}
-    for title, of_title in members.items():
+    articles = {}
+    for title, all_names in members.items():
         others = [t for t in shuffled(seed, titles, "see", title)[:3] if t != title]
-        found[title] = "\n".join(
+        articles[title] = "\n".join(
             [
                 "{{Infobox|name=Xyzzy|size=96}}",
                 f"'''{title}''' – [[{saying.title}|{saying.intro}]]<ref>Xyzzy</ref>",
                 "",
                 f"== {saying.title} ==",
-                *(f"* ''{saying.picture}'': {name}" for name in of_title),
+                *(f"* ''{saying.picture}'': {name}" for name in all_names),
                 f"* {saying.picture}: " + ", ".join(f"[[{other}]]" for other in others),
                 "[[Category:Xyzzy]]",
             ]
         )
-    return found
+    return articles
 
 
 def _page(

@@ -196,9 +196,9 @@ def render(workdir: Path) -> str:
             *(f"{recall:.0%}" for recall in recalls),
         )
         rows.append(f"| {' | '.join(cells)} |")
-    made = files.read_json(workdir / "world" / files.MANIFEST)
+    manifest = files.read_json(workdir / "world" / files.MANIFEST)
     head = _HEAD.format(
-        pictures=made["pictures"],
+        pictures=manifest["pictures"],
         t=t["en"],
         share=balance.share_below(counts["en"], t["en"]),
         tokens=tokenizer.load(workdir / "tokenizer.json", family="clip").tokens,
