@@ -1,4 +1,4 @@
-"""Opens pages in Chromium where there is one, and says what it shows."""
+"""Opens pages in Chromium, if it is installed, and measures what they show."""
 
 import asyncio
 import contextlib
@@ -20,8 +20,8 @@ CHROMIUM = next(
     None,
 )
 wanted = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-# What a page looks like from inside, once its charts are drawn; a box that scrolls by
-# itself may be wider.
+# Measures a page once its charts are drawn; only a box that scrolls by itself may be
+# wider than the page.
 MEASURE = """(async () => {
   const plots = [...document.querySelectorAll(".chart .plot")];
   const drawn = () => plots.every(e => e.querySelector("svg"));

@@ -1,7 +1,8 @@
-"""Eight virtual CPU devices for whatever test starts jax; jax is not imported here.
+"""Settings and fixtures of all tests.
 
-The quick start on a small web, run once for all tests that look at its results; and
-Cloud Storage on loopback.
+Tests that start jax get eight virtual CPU devices; jax is not imported here. The quick
+start runs once, on a small web, for all tests of its results. Cloud Storage is a server
+on loopback.
 """
 
 import fcntl
@@ -52,7 +53,7 @@ def pytest_make_parametrize_id(val, argname):
 
 
 def pytest_collection_modifyitems(items):
-    """Commands before their parts, and long files before short ones.
+    """Puts tests of commands before those of their parts, and long files first.
 
     So no long file is left at the end, when one process works and the other waits.
     """
@@ -71,7 +72,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session")
 def quickstart():
-    """Runs it, with fewer pictures and steps, in a folder; returns what it prints."""
+    """Returns a function that runs a small quick start, and returns what it printed."""
 
     def run(workdir, *extra):
         command = [sys.executable, "-m", "examples.quickstart.run"]
@@ -94,7 +95,7 @@ def quickstart():
 def finished(quickstart, tmp_path_factory):
     """A finished quick start: its folder, and what it printed.
 
-    The processes of one test run share it: the first that asks makes it.
+    All processes of a test run share it; the first that needs it runs it.
     """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -124,11 +125,11 @@ def site_address(finished, tmp_path):
 
 
 def server_program(name):
-    """The path of a server that tests start, or a skip that says where it is sought."""
-    found = storage.program(name)
-    if found is None:
+    """Returns the path of a server that tests start; skips if it is not installed."""
+    path = storage.program(name)
+    if path is None:
         pytest.skip(f"no {name} on PATH or in the folder $METACLIP_TEST_SERVERS")
-    return found
+    return path
 
 
 @pytest.fixture(scope="session")

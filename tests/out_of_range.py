@@ -1,4 +1,4 @@
-"""Values that a row of a config's table must refuse, made from the row itself."""
+"""Makes values that a row of a config's table of ranges must refuse."""
 
 from collections.abc import Iterator
 from math import inf, nan, nextafter

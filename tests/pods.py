@@ -1,4 +1,4 @@
-"""Runs of several processes on this machine, each of which plays a host of a pod."""
+"""Training runs of several processes on this machine, as on the hosts of a pod."""
 
 import os
 import socket

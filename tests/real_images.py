@@ -1,4 +1,4 @@
-"""Real pictures that install with packages: no test draws what it can show."""
+"""Real pictures that come with installed packages."""
 
 import gzip
 import importlib.util
@@ -78,10 +78,10 @@ def astronaut() -> Image.Image:
 
     Skips where the package is missing.
     """
-    found = importlib.util.find_spec("skimage")
-    if found is None or not found.submodule_search_locations:
+    package = importlib.util.find_spec("skimage")
+    if package is None or not package.submodule_search_locations:
         pytest.skip("no scikit-image: make test-parity installs it")
-    folder = Path(found.submodule_search_locations[0])
+    folder = Path(package.submodule_search_locations[0])
     return Image.open(io.BytesIO((folder / "data/astronaut.png").read_bytes()))
 
 

@@ -1,4 +1,4 @@
-"""A small architecture for tests, of which each says what differs; random models."""
+"""A small architecture for tests, which name only what differs; random models."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -36,7 +36,7 @@ def architecture(tokenizer: Tokenizer, **changes: Any) -> clip.Architecture:
 
 
 def random_params(wanted: clip.Architecture) -> clip.Params:
-    """Weights so large that images get different answers, and no larger."""
+    """Random weights, just large enough that images get different answers."""
     rng = np.random.default_rng(7)
     return jax.tree.map(
         lambda leaf: np.asarray(rng.normal(scale=0.4, size=leaf.shape), np.float32),

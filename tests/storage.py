@@ -1,8 +1,7 @@
 """Cloud Storage on loopback: a server, and a proxy that fails or delays requests.
 
-A fault comes before a request is applied, and which requests fail is a hash of the
-seed, the request and how often it was made: it does not depend on the order in which
-requests arrive.
+A fault comes before a request is applied. Which requests fail is decided by a hash of
+the seed, the request and how often it was made, not by the order in which they arrive.
 """
 
 import asyncio
@@ -30,7 +29,7 @@ from tests import waiting
 
 FAULTS = ("503", "429", "reset", "cut", "stall")
 _IN_A_ROW = 4  # faults of one request; gcsfs gives up after six
-# Of one connection, or made anew by the proxy.
+# Headers that belong to one connection, or that the proxy makes itself.
 _NOT_FORWARDED = {"host", "connection", "transfer-encoding", "keep-alive", "expect"}
 # What differs between two runs of the same program.
 _RANDOM = re.compile(r"upload_id=[^&]*|[0-9a-f]{12,}|\d{9,}")
@@ -116,7 +115,7 @@ def serve(server: str, log: Path, folder: Path | None = None) -> Iterator[CloudS
 
 
 class Proxy:
-    """What went through a proxy.
+    """A proxy before the server, which counts requests and makes some of them fail.
 
     Attributes:
       url: its address.

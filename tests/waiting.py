@@ -1,4 +1,4 @@
-"""Waiting in tests: so long that only a fault, and no busy machine, ends it."""
+"""Waits in tests: so long that only a fault ends them, however busy the machine."""
 
 import subprocess
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SECONDS = 900  # what takes longer will not come
+SECONDS = 900  # after which a test fails
 
 
 def until(
@@ -17,7 +17,7 @@ def until(
 ) -> Any:
     """Returns what the condition returns, once that is true.
 
-    Fails where `process` ends before, and after SECONDS. `pause` is in seconds.
+    Fails if `process` ends before that, or after SECONDS. `pause` is in seconds.
     """
     latest = time.monotonic() + SECONDS
     while not (found := condition()):

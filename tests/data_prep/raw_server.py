@@ -1,4 +1,4 @@
-"""A server on loopback that answers with bytes as they are given, right or wrong."""
+"""A server on loopback that answers with any given bytes, valid HTTP or not."""
 
 import socket
 import struct

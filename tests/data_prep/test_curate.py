@@ -157,7 +157,7 @@ def test_the_counts_agree_with_the_records(curated):
 def test_other_partitions_and_worker_processes_keep_the_same_texts(
     web, curated, tmp_path
 ):
-    """The draws do not know where they are made: only the file layout changes."""
+    """Only the file layout depends on partitions and workers, not the draws."""
     flags = curation(web, tmp_path, **{"config.partitions": 3})
     run("data_prep.curate", workers=2, **flags)
 
@@ -316,7 +316,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(web, curated, tmp_pat
     assert dataset_bytes(tmp_path) == dataset_bytes(curated)
 
 
-def test_a_truncated_and_a_false_file_cost_only_what_they_lost(web, tmp_path):
+def test_a_truncated_and_a_false_file_lose_only_their_own_pages(web, tmp_path):
     folder, _ = web
     crawl = tmp_path / "crawl"
     crawl.mkdir()
@@ -359,7 +359,7 @@ def test_dask_is_refused_with_the_reason(web, tmp_path):
     assert "entry counts would be wrong" in error
 
 
-def test_what_would_travel_as_pickle_is_refused():
+def test_elements_that_beam_would_pickle_are_refused():
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         rows = pipeline | beam.Create([1])
         with pytest.raises(TypeError, match="wanted RecordBatches"):

@@ -1,4 +1,4 @@
-"""Curation where nothing is left, in a partition or at all: a dataset none the less.
+"""Curation of which nothing is left, in a partition or at all, still makes a dataset.
 
 Only a source without any text is an error, since it is read by the wrong keys.
 """

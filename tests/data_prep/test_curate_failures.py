@@ -191,7 +191,7 @@ def test_in_every_stage_a_piece_that_fails_is_lost_alone(
     assert shards(run) == without
 
 
-def test_partitions_that_nothing_fills_are_said(web, tmp_path, caplog):
+def test_far_too_many_partitions_are_warned_about(web, tmp_path, caplog):
     run = planned(web["well"], tmp_path, partitions=11)
     curate.run_stages(run, stop_after="match")
     assert "16 texts matched, which fill 1 of 11 partitions" in caplog.text
@@ -216,7 +216,7 @@ def reading(*failing, reason):
     return sources, work, done
 
 
-def test_a_storage_that_fails_gets_time(monkeypatch):
+def test_a_storage_failure_is_retried_after_a_pause(monkeypatch):
     slept = []
     monkeypatch.setattr(attempts.time, "sleep", slept.append)
     sources, work, done = reading("b", reason=OSError("away"))

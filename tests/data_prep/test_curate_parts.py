@@ -20,7 +20,7 @@ WARCS, PARTITIONS = 5, 3
 ALTS = [(f"/{n % 17}.jpg", f"a red cat and dog number {n % 23}") for n in range(90)]
 ALTS += [("/1.jpg", "a zebra"), ("/missing.jpg", "a dog"), ("/2.jpg", "a cat")] * 2
 BODIES = {f"/{n}.jpg": tiny_web.picture(n % 13) for n in range(17)}
-# What the first version of these stages made of it: all rows in one GroupByKey.
+# Of the first version of these stages, which passed all rows through a GroupByKey.
 TEXTS = "c6d6bb412daef1c7"
 FUNNEL = "73370361acff7af7"
 
@@ -57,7 +57,7 @@ def digest(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def test_the_dataset_is_the_one_that_it_has_always_been(straight):
+def test_the_dataset_has_its_golden_digests(straight):
     dataset = records.open_dataset(straight.output)
     raw = map(records.decode, records.read(dataset, range(len(dataset))))
     fields = ("image_id", "image_url", "page_url", "texts", "text_sources", "languages")

@@ -375,7 +375,7 @@ def test_pageviews_are_in_wikimedias_format_and_fall_off(web):
 # The server
 
 
-def test_the_server_tells_hosts_apart_and_lies_where_it_should(port, web):
+def test_the_server_tells_hosts_apart_and_sends_the_special_answers(port, web):
     assert get(port, "/")[0] == 200
     assert get(port, "/", host="elsewhere.example")[0] == 404
     assert get(port, "/t.gif?page=x", host=IMAGES)[1]["Content-Type"] == "image/gif"

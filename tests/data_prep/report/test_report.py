@@ -346,7 +346,7 @@ def test_charts_carry_hostile_entries_as_data(report: str) -> None:
     assert [row["y0"] for row in data[: len(POOL)]] == POOL
 
 
-def test_the_licence_of_the_pictures_is_said(report: str) -> None:
+def test_the_page_shows_the_licence_of_the_pictures(report: str) -> None:
     foot = Tags(report[report.index("<footer>") :]).text
     assert "Held-out pictures: Drawings: <b>somebody</b>, CC BY-SA" in foot
 
@@ -379,7 +379,7 @@ def test_funnel_names_each_reason_with_its_count(report: str) -> None:
     assert "each stage adds up" in words
 
 
-def test_funnel_that_does_not_add_up_is_said(tmp_path: Path) -> None:
+def test_a_funnel_that_does_not_add_up_gives_a_warning(tmp_path: Path) -> None:
     stages = [load.Stage("match", "texts", 100, 60, (("no_match", 39),))]
     assert curation.funnel(stages)["broken"] == ["match"]
     card = data_card(2, 1)
