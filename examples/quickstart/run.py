@@ -154,10 +154,12 @@ def stages(workdir: Path, configs: Path, *, pictures: int, steps: int) -> list[S
       pictures: on the web; 0 = all.
       steps: of training; 0 = the recipe's.
     """
+    curated = _curation(workdir, configs, pictures=pictures)
+    return [*curated, *_training(workdir, configs, steps=steps)]
+
+
+def _curation(workdir: Path, configs: Path, *, pictures: int) -> list[Stage]:
     fewer = {"pictures": pictures} if pictures else {}
-    shorter = {"config.total_steps": steps} if steps else {}
-    if 0 < steps < 100:  # the recipe warms up for 50
-        shorter["config.optimizer.warmup_steps"] = steps // 2
     return [
         Stage(
             "Build a small web",
@@ -201,6 +203,14 @@ def stages(workdir: Path, configs: Path, *, pictures: int, steps: int) -> list[S
             result=f"{workdir}/dataset/manifest.json",
             needs_server=True,
         ),
+    ]
+
+
+def _training(workdir: Path, configs: Path, *, steps: int) -> list[Stage]:
+    shorter = {"config.total_steps": steps} if steps else {}
+    if 0 < steps < 100:  # the recipe warms up for 50
+        shorter["config.optimizer.warmup_steps"] = steps // 2
+    return [
         Stage(
             "Train a tokenizer",
             "metaclip_jax.data.tokenizer",
