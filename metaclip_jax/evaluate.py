@@ -16,8 +16,8 @@ evaluation/prompts.py describes FILE.
     python -m metaclip_jax.evaluate --model=NAME_OR_PATH --tasks=clip26 --data_dir=DIR
 
 runs the paper's 26 tasks (or datacomp38, retrieval, xm3600, babel, or single ones, such
-as cifar10,food101) on the images in DIR. --plan only lists which images DIR has and how
-to get the others; --download downloads those that the hub has.
+as cifar10,food101) on the images in DIR. --plan only lists which images DIR has, how to
+get the others and how long it takes; --download downloads those that the hub has.
 """
 
 import functools
@@ -29,7 +29,7 @@ from absl import app, flags, logging
 from metaclip_jax import config as keys
 from metaclip_jax import files
 from metaclip_jax.cli import command
-from metaclip_jax.evaluation import downloads, evaluator, retrieval, suite, tasks
+from metaclip_jax.evaluation import downloads, evaluator, plan, retrieval, suite, tasks
 from metaclip_jax.evaluation.examples import Embeddings, Examples
 from metaclip_jax.evaluation.held_out import load_held_out
 from metaclip_jax.inference import model as inference
@@ -193,10 +193,10 @@ def evaluate_tasks(values: Any) -> None:
             downloads.download(task, values.data_dir)
     opened = suite.open_tasks(asked, values.data_dir)
     if values.plan and not values.model:
-        print(suite.plan(opened, None))
+        print(plan.describe(opened))
         return
     if not values.plan and all(task.examples is None for task in opened):
-        print(suite.plan(opened, None))
+        print(plan.describe(opened))
         raise ValueError(
             f"wanted images of --tasks in {values.data_dir}, got none; the lines"
             " above say how to get them"
@@ -206,7 +206,7 @@ def evaluate_tasks(values: Any) -> None:
             evaluator.check_headers(examples)  # before a model takes its time
     model = model_flags.load(values)
     if values.plan:
-        print(suite.plan(opened, suite.rate(model.encoder)))
+        print(plan.describe(opened, plan.measured(model.encoder)))
         return
     found = suite.run(
         model.encoder,
@@ -352,7 +352,11 @@ if __name__ == "__main__":
     flags.DEFINE_string("against", "", "Another model to compare with on --tasks.")
     flags.DEFINE_string("paper", "", "Row of the paper to show, such as B/32-400M.")
     flags.DEFINE_string("page", "", "HTML file for the results of --tasks.")
-    flags.DEFINE_bool("plan", False, "Only list which images --tasks has and lacks.")
+    flags.DEFINE_bool(
+        "plan",
+        False,
+        "Only list which images --tasks has and lacks, and how long it takes.",
+    )
     flags.DEFINE_bool("download", False, "Download images of --tasks from the hub.")
     flags.DEFINE_string(
         "prompts", "", "JSON with templates and class names, of --data."

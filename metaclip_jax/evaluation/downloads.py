@@ -63,10 +63,14 @@ def size(task: Task) -> str:
     return _sizes()[_key(task)]
 
 
+def image_count(task: Task) -> int:
+    """Returns the number of images to get; 0 = copies differ."""
+    return 50_000 if task.suite == "babel" else task.images  # all of ImageNet's
+
+
 def missing(task: Task, data_dir: str) -> str:
     """Returns a task's number of images, their size, licence, and how to get them."""
-    images = 50_000 if task.suite == "babel" else task.images  # all of ImageNet's
-    count = f"{images:,}" if images else "some"
+    count = f"{image_count(task):,}" if image_count(task) else "some"
     what = "texts with images" if task.metric == JACCARD else "images"
     return (
         f"{count} {what}, size: {size(task)}, licence: {task.licence}:"

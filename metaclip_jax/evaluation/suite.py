@@ -4,7 +4,6 @@ An average comes with the number of its tasks and that of the suite.
 """
 
 import base64
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -67,41 +66,6 @@ def image_sets(several: Iterable[Examples | None]) -> list[Examples]:
     return list({id(one): one for one in whole}.values())
 
 
-def plan(found: Sequence[Found], seconds: Callable[[int, int], float] | None) -> str:
-    """Lists the tasks with images, the missing ones and how to get them, and the time.
-
-    Args:
-      found: from `open_tasks`.
-      seconds: maps the numbers of images and texts to the time of embedding; None =
-        unknown.
-    """
-    lines = []
-    images = sum(
-        len(examples.names) for examples in image_sets(one.examples for one in found)
-    )
-    texts = 0
-    for task, examples, why in found:
-        title = f"{task.suite}/{task.id}"
-        if examples is None:
-            line = f"  missing  {_missing_name(task):<34} {why}"
-            if line not in lines:
-                lines.append(line)
-            continue
-        texts += prompt_count(examples)
-        lines.append(
-            f"  there    {title:<34} {_count(task, examples)} images in"
-            f" {examples.source}"
-        )
-    there = sum(examples is not None for _, examples, _ in found)
-    lines.append(
-        f"{there} of {len(found)} tasks: {images:,} images and {texts:,} texts to embed"
-    )
-    if seconds is not None:
-        minutes, left = divmod(round(seconds(images, texts)), 60)
-        lines.append(f"about {minutes} min {left} s on this machine")
-    return "\n".join(lines)
-
-
 def numbers_of(task: Task, examples: Examples) -> tuple[str, ...]:
     """Returns the names of a task's results; the first is the main one.
 
@@ -118,35 +82,9 @@ def numbers_of(task: Task, examples: Examples) -> tuple[str, ...]:
     return wanted
 
 
-def _missing_name(task: Task) -> str:
-    """Of what is missing: all languages of a suite have the same images."""
+def missing_name(task: Task) -> str:
+    """Returns the name of missing images, which the languages of a suite share."""
     return task.suite if task.suite in tasks.BY_LANGUAGE else f"{task.suite}/{task.id}"
-
-
-def prompt_count(examples: Examples) -> int:
-    """Returns the number of texts to embed for these examples."""
-    names = sum(len(names) for names in examples.class_names)
-    return names * len(examples.templates) + len(examples.texts)
-
-
-def rate(encoder: Encoder) -> Callable[[int, int], float]:
-    """Times a batch of images and one of texts; returns `plan`'s `seconds`.
-
-    Decoding is not included.
-    """
-    size, batch = encoder.preprocess.size, encoder.batch
-    pixels = np.zeros((batch, size, size, 3), np.uint8)
-    texts = ["a photo of a large brown dog, a type of pet."] * batch
-    each = []
-    for embed in (
-        lambda: encoder.encode_pixels(pixels),
-        lambda: encoder.encode_texts(texts),
-    ):
-        embed()  # compiles
-        start = time.monotonic()
-        embed()
-        each.append((time.monotonic() - start) / batch)
-    return lambda images, prompts: images * each[0] + prompts * each[1]
 
 
 def run(
@@ -184,7 +122,7 @@ def run(
     for task, examples, why in found:
         name = f"{task.suite}/{task.id}"
         if examples is None:
-            name = _missing_name(task)
+            name = missing_name(task)
             if name not in lost:
                 report(f"{name:<{width}}{'missing':>9}")
             lost[name] = why
@@ -421,10 +359,3 @@ def summary(found: Mapping[str, Any]) -> str:
         lines += [f"{name}: {line}" for line in skipped(task["results"])]
     noted = {n: t["note"] for n, t in found["tasks"].items() if t["note"]}
     return "\n".join([*lines, *(f"{name}: {note}" for name, note in noted.items())])
-
-
-def _count(task: Task, examples: Examples) -> str:
-    count = examples.size
-    if task.images in (0, count):
-        return f"{count:,}"
-    return f"{count:,} (the task has {task.images:,})"

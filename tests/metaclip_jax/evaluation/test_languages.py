@@ -19,6 +19,7 @@ from metaclip_jax.evaluation import (
     evaluator,
     examples,
     languages,
+    plan,
     retrieval,
     suite,
     tasks,
@@ -104,9 +105,12 @@ def test_xm3600_is_retrieval_by_language_and_embeds_its_images_once(
 def test_what_is_missing_of_xm3600_is_named(tmp_path):
     (found,) = suite.open_tasks(tasks.find(["xm3600/de"]), str(tmp_path))
     assert found.examples is None
-    assert "3,600 images, size: unknown, licence: CC BY 4.0, images CC BY" in found.why
+    assert (
+        "3,600 images, size: about 190 MB (estimated), licence: CC BY 4.0, images CC BY"
+        in found.why
+    )
     several = suite.open_tasks(tasks.find(["xm3600", "babel/de"]), str(tmp_path))
-    said = suite.plan(several, None)
+    said = plan.describe(several)
     assert said.count("missing  xm3600 ") == 1 and "missing  xm3600/de" not in said
     assert re.search(
         "50,000 images, size: .*, licence: ImageNet's and BabelNet's", said

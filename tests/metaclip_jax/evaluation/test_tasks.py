@@ -20,6 +20,7 @@ from metaclip_jax.evaluation import (
     evaluator,
     label_names,
     page,
+    plan,
     prompts,
     suite,
     tasks,
@@ -530,6 +531,21 @@ def test_the_plan_is_made_without_a_model(layouts):
     assert "120 (the task has 10,000) images in" in done.stdout
     assert "1 of 26 tasks: 120 images and 10 texts to embed" in done.stdout
     assert done.stdout.count("  missing  ") == 25
+    assert "images and 10 texts to embed, about 10 s" in done.stdout
+    assert "267,142 images are missing, about 6 h 5 min more" in done.stdout
+    assert "times are with ViT-B/32 at 100 GFLOP/s" in done.stdout
+
+
+def test_the_plan_of_a_model_takes_its_time(encoder, layouts):
+    opened = suite.open_tasks(tasks.find(["mnist", "kinetics700"]), str(layouts["wds"]))
+    estimate = plan.measured(encoder)
+    assert estimate.seconds(2_000, 0) > estimate.seconds(1_000, 0) > 0
+    said = plan.describe(opened, estimate._replace(seconds=lambda n, m: 60 * n + m))
+    assert "120 images and 10 texts to embed, about 2 h 0 min\n" in said
+    assert said.endswith("this model on this machine, decoding not included")
+        "times are with this model on this machine, decoding not included"
+    )
+    assert "are missing," not in said  # copies of Kinetics differ
 
 
 def test_models_are_compared_on_the_same_draws(encoder, layouts):
