@@ -10,7 +10,6 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 from absl import logging
@@ -134,9 +133,10 @@ def _read(
             return LostPage("tree_too_slow", page.url)
         tree = LexborHTMLParser(html, options=_AS_WRITTEN)
         if cost.is_telling:
-            return read(_Nodes(tree, tree.css(_TELLING)))
+            return read(_Nodes(tree, tree.css(_TELLING), only_images=False))
         is_small = len(html) < _BY_NAME
-        return read(_Nodes(tree, tree.tags("img") if is_small else tree.css("img")))
+        images = tree.tags("img") if is_small else tree.css("img")
+        return read(_Nodes(tree, images, only_images=True))
     except Exception as error:  # a parser may raise anything: it is this page's fault
         logging.debug("%s: %r", page.url, error)
         return LostPage("parser_error", page.url)
@@ -196,9 +196,12 @@ def _first_pieces(body: LexborNode) -> list[str]:
     """
     pieces: list[str] = []
     chars = 0
-    end = body.mem_id
-    node = body.first_child
-    while node is not None:
+    after = 0  # mem_id of the node after an invisible element
+    for node in body.traverse(include_text=True):
+        if after:
+            if node.mem_id != after:
+                continue
+            after = 0
         if node.is_text_node:
             piece = node.text_content
             if piece and not piece.isspace():
@@ -206,19 +209,22 @@ def _first_pieces(body: LexborNode) -> list[str]:
                 chars += len(piece)
                 if chars >= texts.SAID_CHARS:
                     break
-        elif node.tag not in _INVISIBLE:
-            child = node.first_child
-            if child is not None:
-                node = child
-                continue
-        beside = node.next
-        while beside is None:
-            node = node.parent
-            if node is None or node.mem_id == end:
-                return pieces
-            beside = node.next
-        node = beside
+        elif node.tag in _INVISIBLE:
+            after = _after(node, body)
+            if not after:
+                break
     return pieces
+
+
+def _after(node: LexborNode, body: LexborNode) -> int:
+    """Returns the mem_id of what comes after all that is in a node, 0 at the end."""
+    beside = node.next
+    while beside is None:
+        above = node.parent
+        if above is None or above.mem_id == body.mem_id:
+            return 0
+        node, beside = above, above.next
+    return beside.mem_id
 
 
 def _parse(
@@ -235,16 +241,11 @@ def _parse(
         return texts.Found(page_url, [], texts.Losses(), "")
     captions = _captions(nodes, max_text_chars) if "figcaption" in text_sources else {}
     found, drops = texts.texts_of(
-        (
-            texts.Image(
-                attributes,
-                _sources(image),
-                captions.get(image.mem_id) if captions else None,
-                partial(nodes.language_of, image),
-            )
-            for image, attributes in nodes.images
-        ),
+        nodes.images,
         image_urls.base_of(page_url, nodes.base_href),
+        language_of=nodes.language_of,
+        sources_of=_sources,
+        caption_of=(lambda image: captions.get(image.mem_id)) if captions else None,
         max_texts_per_page=max_texts_per_page,
         max_text_chars=max_text_chars,
         max_url_chars=max_url_chars,
@@ -333,7 +334,13 @@ def _caption_text(caption: LexborNode, max_chars: int) -> str:
 class _Nodes:
     """The elements of a page that say something of its images, found in one walk."""
 
-    def __init__(self, tree: LexborHTMLParser, found: Sequence[LexborNode]) -> None:
+    def __init__(
+        self,
+        tree: LexborHTMLParser,
+        found: Sequence[LexborNode],
+        *,
+        only_images: bool,
+    ) -> None:
         """`found` are those of _TELLING, or the images if there are no others.
 
         Then only <html> declares a language.
@@ -347,6 +354,9 @@ class _Nodes:
         root = tree.root
         if root is not None and root.tag == "html":
             self.language = texts.subtag(root.attributes.get("lang"))
+        if only_images:
+            self.images = [(node, node.attributes) for node in found]
+            return
         has_base = has_meta = False
         meta_language, in_doubt = "", list[LexborNode]()
         seen = None

@@ -10,7 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.matching.native import borrowing, eight_bytes, low_zeros
+from data_prep.matching.native import (
+    FIRST_MULTIPLIER,
+    borrowing,
+    compiled,
+    eight_bytes,
+    letters_ahead,
+    low_zeros,
+)
 
 BUCKETS = 128  # of the parser's own table of names
 TOO_MANY = 1 << 40  # lookups for a name that `read` has no room for
@@ -94,9 +101,16 @@ _NAMES = {
 _0, _EVERY = np.uint64(0), np.uint64(0x0101010101010101)
 _HIGH_BITS = np.uint64(0x80) * _EVERY
 _BASIS, _PRIME = 0xCBF29CE484222325, 0x100000001B3  # of the hash FNV-1a
+_32 = np.uint64(32)
+_CASE_BITS = np.uint64(0x20) * _EVERY
 
 
 def _hash_of(name: str) -> int:
+    """Returns what `_hash_name` does."""
+    if name.isalpha() and len(name) < 8:
+        packed = int.from_bytes(name.encode(), "little")
+        state = packed * int(FIRST_MULTIPLIER) % 2**64
+        return state ^ (state >> 32)
     state = _BASIS
     for letter in name.encode():
         state = (state ^ letter) * _PRIME % 2**64
@@ -126,6 +140,14 @@ class Tag(NamedTuple):
     is_telling: bool  # by its name or attributes, as <html lang> is not
 
 
+class Names(NamedTuple):
+    """The names of a page's tags and attributes so far."""
+
+    used: NDArray[np.uint64]  # [a power of two] hash table of their hashes, 0: free
+    places: NDArray[np.uint8]  # the parser's bucket of each
+    buckets: NDArray[np.int64]  # [BUCKETS] how many of them are in each
+
+
 @cache
 def known() -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """Returns a hash table of the names above: hashes, 0 where none, and bits."""
@@ -143,18 +165,24 @@ def known() -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     return hashes, values
 
 
+@compiled
+def no_names(slots: Any) -> Any:
+    """Returns Names without any, with room for some."""
+    used, places = np.zeros(slots, np.uint64), np.empty(slots, np.uint8)
+    return Names(used, places, np.zeros(BUCKETS, np.int64))
+
+
 @borrowing
-def read(html: Any, at: Any, hashes: Any, values: Any, used: Any, buckets: Any) -> Any:
+def read(html: Any, at: Any, hashes: Any, values: Any, names: Any) -> Any:
     """Returns the tag whose name starts at `at`.
 
     Args:
       html: u8[bytes], the page.
       at: position of the first letter.
       hashes, values: what `known` returned.
-      used: u64[a power of two], hashes of the names so far, 0 where there is none.
-      buckets: i64[BUCKETS], how many of them the parser has in each bucket.
+      names: those of the page so far.
     """
-    at, name, lookups = _read_name(html, at, False, used, buckets)
+    at, name, lookups = _read_name(html, at, False, names)
     slot = np.int64(name) & (hashes.size - 1)
     while hashes[slot] != _0 and hashes[slot] != name:
         slot = (slot + 1) & (hashes.size - 1)
@@ -169,7 +197,7 @@ def read(html: Any, at: Any, hashes: Any, values: Any, used: Any, buckets: Any) 
             at += 1
         if at >= html.size or html[at] == _GREATER:
             break
-        at, attribute, passed = _read_name(html, at, True, used, buckets)
+        at, attribute, passed = _read_name(html, at, True, names)
         if attribute == _LANG or attribute == _XML_LANG:
             is_telling |= bits & HTML == 0
         lookups += passed
@@ -186,34 +214,71 @@ def read(html: Any, at: Any, hashes: Any, values: Any, used: Any, buckets: Any) 
 
 
 @borrowing
-def _read_name(html: Any, at: Any, attribute: Any, used: Any, buckets: Any) -> Any:
+def _read_name(html: Any, at: Any, attribute: Any, names: Any) -> Any:
     """Returns where the name ends, its hash, and the names that a search passes."""
-    state = np.uint64(_BASIS)
-    bucket = np.uint64(0)  # by the parser's hash, Jenkins' one-at-a-time
-    mask = np.uint64(0xFFFFFFFF)
-    first = at
+    end, state = _hash_name(html, at, attribute)
+    slot = probe(names.used, state)
+    if slot < 0:
+        return end, state, np.int64(TOO_MANY)
+    if names.used[slot] == _0:
+        names.used[slot] = state
+        names.places[slot] = _bucket(html[at:end])
+        names.buckets[names.places[slot]] += 1
+    return end, state, names.buckets[names.places[slot]]
+
+
+@borrowing
+def _hash_name(html: Any, at: Any, attribute: Any) -> Any:
+    """Returns where the name ends, and its hash: quick for up to seven letters."""
+    if at + 8 <= html.size:
+        word = eight_bytes(html, at)
+        size = letters_ahead(word)
+        if 0 < size < 8 and _ends_name(html[at + size], attribute):
+            return at + size, _short(word | _CASE_BITS, size)
+    state, word = np.uint64(_BASIS), _0
+    first, letters = at, True
     while at < html.size:
         byte = html[at]
-        if is_space(byte) or byte == SLASH or byte == _GREATER:
-            break
-        if attribute and byte == _EQUALS and at > first:
+        if _ends_name(byte, attribute and at > first):
             break
         letter = np.uint64(byte | 32 if 65 <= byte <= 90 else byte)
         state = (state ^ letter) * np.uint64(_PRIME)
-        bucket = (bucket + letter) & mask
+        letters &= is_letter(byte)
+        if at - first < 8:
+            word |= letter << np.uint64(8 * (at - first))
+        at += 1
+    if letters and 0 < at - first < 8:
+        state = _short(word, at - first)
+    return at, state
+
+
+@borrowing
+def _ends_name(byte: Any, attribute: Any) -> Any:
+    if byte == SLASH or byte == _GREATER or is_space(byte):
+        return True
+    return attribute and byte == _EQUALS
+
+
+@borrowing
+def _short(word: Any, size: Any) -> Any:
+    """Returns the hash of a name: `size` lower-case letters at the start of a word."""
+    word &= (np.uint64(1) << np.uint64(8 * size)) - np.uint64(1)
+    word *= FIRST_MULTIPLIER
+    return word ^ (word >> _32)
+
+
+@borrowing
+def _bucket(name: Any) -> Any:
+    """Returns the parser's bucket of a name, by Jenkins' one-at-a-time hash."""
+    bucket, mask = _0, np.uint64(0xFFFFFFFF)
+    for byte in name:
+        bucket += np.uint64(byte | 32 if 65 <= byte <= 90 else byte)
+        bucket &= mask
         bucket = (bucket + (bucket << np.uint64(10))) & mask
         bucket ^= bucket >> np.uint64(6)
-        at += 1
     bucket = (bucket + (bucket << np.uint64(3))) & mask
     bucket ^= bucket >> np.uint64(11)
-    bucket = (bucket + (bucket << np.uint64(15))) & np.uint64(BUCKETS - 1)
-    slot = probe(used, state)
-    if slot < 0:
-        return at, state, np.int64(TOO_MANY)
-    if used[slot] == _0:
-        used[slot] = state
-        buckets[bucket] += 1
-    return at, state, buckets[bucket]
+    return (bucket + (bucket << np.uint64(15))) & np.uint64(BUCKETS - 1)
 
 
 @borrowing
@@ -230,10 +295,17 @@ def probe(table: Any, value: Any) -> Any:
 @borrowing
 def hash_(written: Any) -> Any:
     """Returns the hash of u8[bytes]."""
-    state = np.uint64(_BASIS)
-    for byte in written:
-        state = (state ^ np.uint64(byte)) * np.uint64(_PRIME)
-    return state
+    state, at = np.uint64(_BASIS) ^ np.uint64(written.size), np.int64(0)
+    if written.size < 8:
+        for byte in written:
+            state = (state ^ np.uint64(byte)) * np.uint64(_PRIME)
+        return state
+    while at + 8 < written.size:
+        state = (state ^ eight_bytes(written, at)) * FIRST_MULTIPLIER
+        state ^= state >> _32
+        at += 8
+    state = (state ^ eight_bytes(written, written.size - 8)) * FIRST_MULTIPLIER
+    return state ^ (state >> _32)
 
 
 @borrowing

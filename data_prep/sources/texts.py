@@ -6,7 +6,7 @@ Texts are cleaned; unusable ones are counted by reason.
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import xxhash
 
@@ -74,19 +74,16 @@ class Found(NamedTuple):
     said: str  # text to identify the language by; "" where all texts declare theirs
 
 
-class Image(NamedTuple):
-    """An image of a page."""
-
-    attributes: image_urls.Attributes
-    sources: Iterable[image_urls.Attributes]  # of its <picture>
-    caption: str | None
-    language: Callable[[], str]  # the declared one, "" where there is none
+_Image = TypeVar("_Image")
 
 
 def texts_of(
-    images: Iterable[Image],
+    images: Iterable[tuple[_Image, image_urls.Attributes]],
     base: str,
     *,
+    language_of: Callable[[_Image], str],
+    sources_of: Callable[[_Image], Iterable[image_urls.Attributes]],
+    caption_of: Callable[[_Image], str | None] | None = None,
     max_texts_per_page: int,
     max_text_chars: int,
     max_url_chars: int,
@@ -95,15 +92,24 @@ def texts_of(
 ) -> tuple[list[Text], Losses]:
     """Returns the usable texts of a page's images, and how many were lost by reason.
 
-    `base` is what `image_urls.base_of` returned; `html.find_texts` lists the reasons.
-    With `prefer_larger`, it also counts images as LARGER and AS_WRITTEN.
+    `html.find_texts` lists the reasons. With `prefer_larger`, it also counts images as
+    LARGER and AS_WRITTEN.
+
+    Args:
+      images: of the page, with their attributes.
+      base: what `image_urls.base_of` returned.
+      language_of: returns the language that is declared for an image, "" if none is.
+      sources_of: returns the attributes of the <source>s of its <picture>.
+      caption_of: returns its caption; None where no image has any.
+      max_texts_per_page, max_text_chars, max_url_chars: as in `html.find_texts`.
+      text_sources, prefer_larger: likewise.
     """
     drops = Losses()
     rows: list[Text] = []
     names = tuple(name for name in text_sources if name != "figcaption")
-    for attributes, sources, caption, declared in images:
+    for image, attributes in images:
         texts = [(n, attributes[n]) for n in names if n in attributes]
-        if caption is not None:
+        if caption_of is not None and (caption := caption_of(image)) is not None:
             texts.append(("figcaption", caption))
         if len(rows) >= max_texts_per_page:
             shown = texts[0][1] if texts else None
@@ -113,6 +119,7 @@ def texts_of(
         if not kept:
             continue
         url = ""
+        sources = sources_of(image)
         if prefer_larger:
             sources = list(sources)
             if larger := image_urls.larger(attributes, sources):
@@ -129,7 +136,7 @@ def texts_of(
             continue
         if prefer_larger:
             drops[LARGER if is_larger else AS_WRITTEN] += 1
-        code = declared()
+        code = language_of(image)
         rows += [(url, text, source, code) for source, text in kept]
     if len(rows) > max_texts_per_page:
         lost = len(rows) - max_texts_per_page

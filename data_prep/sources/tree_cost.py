@@ -25,8 +25,8 @@ MAX_STEPS = 200_000_000  # the parser does them in about half a second
 
 # What the parser allocates, in bytes; measured and rounded up.
 _ELEMENT, _ATTRIBUTE, _TEXT, _COMMENT = 200, 240, 130, 160
-_MAX_DEPTH = 1 << 15
-_SLOTS = 1 << 14  # of the hash tables of names and of formatting tags
+# Open elements and slots of hash tables: what most pages need, and at most.
+_SIZES = ((1 << 10, 1 << 10), (1 << 15, 1 << 14))
 _ALIKE = 3  # equal formatting tags that the parser reopens; it forgets others
 _MAX_TREE = 1 << 40  # bytes; nothing beyond is counted
 _TABLES = tags.TABLE | tags.PARTS | tags.TEMPLATE
@@ -44,15 +44,14 @@ class Cost(NamedTuple):
 class _Open(NamedTuple):
     """What may be open, in the order of the start tags, and what was counted."""
 
-    names: NDArray[np.uint64]  # [_MAX_DEPTH] hashes
+    names: NDArray[np.uint64]  # [elements] hashes
     bits: NDArray[np.int64]
     bytes: NDArray[np.int64]  # that a formatting element takes each time
     slots: NDArray[np.int32]  # of formatting elements in `signatures`, or -1
     parts: NDArray[np.int64]  # the last part of a table or <template> so far, or -1
-    signatures: NDArray[np.uint64]  # [_SLOTS] hashes of formatting tags, or 0
+    signatures: NDArray[np.uint64]  # [slots] hashes of formatting tags, or 0
     alike: NDArray[np.int32]  # how many of each may be open
-    used: NDArray[np.uint64]  # [_SLOTS] hashes of all names, or 0
-    buckets: NDArray[np.int64]  # [tags.BUCKETS] how many names are in each
+    known: tags.Names
     counts: NDArray[np.int64]  # by the numbers below
 
 
@@ -71,8 +70,9 @@ class _Open(NamedTuple):
     _TREE,
     _STEPS,
     _TELLING,  # 1 where a tag is_telling
+    _FULL,  # 1 where there was no room for an element or a name
     _COUNTS,
-) = range(15)
+) = range(16)
 
 
 def estimate(html: bytes) -> Cost:
@@ -84,24 +84,22 @@ def estimate(html: bytes) -> Cost:
 
 @compiled
 def _estimate(html: Any, hashes: Any, values: Any) -> Any:
-    depth, slots = 256, 256  # as many as so short a page can use
-    while depth < _MAX_DEPTH and depth < html.size // 3:
-        depth *= 2
-    while slots < _SLOTS and slots < html.size // 4:
-        slots *= 2
-    open_ = _Open(
-        np.empty(depth, np.uint64),
-        np.empty(depth, np.int64),
-        np.empty(depth, np.int64),
-        np.empty(depth, np.int32),
-        np.empty(depth, np.int64),
-        np.zeros(slots, np.uint64),
-        np.zeros(slots, np.int32),
-        np.zeros(slots, np.uint64),
-        np.zeros(tags.BUCKETS, np.int64),
-        np.zeros(_COUNTS, np.int64),
-    )
-    return _follow(open_, html, hashes, values)
+    for depth, slots in _SIZES:
+        open_ = _Open(
+            np.empty(depth, np.uint64),
+            np.empty(depth, np.int64),
+            np.empty(depth, np.int64),
+            np.empty(depth, np.int32),
+            np.empty(depth, np.int64),
+            np.zeros(slots, np.uint64),
+            np.zeros(slots, np.int32),
+            tags.no_names(slots),
+            np.zeros(_COUNTS, np.int64),
+        )
+        found = _follow(open_, html, hashes, values)
+        if not open_.counts[_FULL]:
+            break
+    return found
 
 
 @borrowing
@@ -128,9 +126,10 @@ def _follow(open_: Any, html: Any, hashes: Any, values: Any) -> Any:
             if html[name] in (tags.BANG, tags.QUESTION) or name > at + 1:
                 end = tags.comment_end(html, at)
         else:
-            tag = tags.read(html, name, hashes, values, open_.used, open_.buckets)
+            tag = tags.read(html, name, hashes, values, open_.known)
             end = tag.end
             counts[_STEPS] += 2 * tag.lookups
+            counts[_FULL] |= tag.lookups >= tags.TOO_MANY
             counts[_TELLING] |= tag.is_telling
             if end <= html.size:
                 if name == at + 1:
@@ -196,6 +195,7 @@ def _start(open_: Any, tag: Any, written: Any) -> None:
     at = counts[_DEPTH]
     if at == open_.names.size:
         counts[_STEPS] += MAX_STEPS
+        counts[_FULL] = 1
         return
     counts[_DEPTH] += 1
     counts[_FOREIGNERS] += bits & tags.FOREIGN != 0
@@ -222,6 +222,7 @@ def _start(open_: Any, tag: Any, written: Any) -> None:
         slot = tags.probe(open_.signatures, signature)
         if slot >= 0:
             open_.signatures[slot] = signature
+        counts[_FULL] |= slot < 0
         open_.slots[at] = slot
         _count_formatting(open_, at, 1)
 

@@ -10,7 +10,6 @@ comments, scripts and templates may be listed, as these were found without a tre
 
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
 from html import unescape
 from html.entities import html5
 
@@ -121,13 +120,15 @@ def _page(record: archive.Record, spec: Spec) -> pages.Found | None:
             declared = texts.language_of_list(attribute(meta.content))
             break
     images = (
-        texts.Image(_attributes(link), (), None, partial(str, declared))
+        (link, _attributes(link))
         for link in response.page.links
         if link.path == "IMG@/src"
     )
     found, drops = texts.texts_of(
         images,
         image_urls.base_of(record.url, attribute(head.base)),
+        language_of=lambda link: declared,
+        sources_of=lambda link: (),
         max_texts_per_page=spec.max_texts_per_page,
         max_text_chars=spec.max_text_chars,
         max_url_chars=spec.max_url_chars,
