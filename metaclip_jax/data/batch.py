@@ -37,8 +37,8 @@ class Replaced(NamedTuple):
 class Made(NamedTuple):
     """A host batch, and what had to be replaced in it.
 
-    A tuple with a dict of arrays, since Grain shares memory with its workers only for
-    arrays that it finds in such.
+    It is a tuple with a dict of arrays, because Grain shares memory with its workers
+    only for arrays in tuples and dicts.
     """
 
     batch: Batch

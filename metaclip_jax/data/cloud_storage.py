@@ -23,8 +23,8 @@ from gcsfs.retry import HttpError, is_retriable
 
 from metaclip_jax.data import storage_errors
 
-# Of each attempt: to connect, and between two pieces of an answer. gcsfs alone waits
-# for a silent connection forever.
+# Limits of each attempt: to connect, and between two pieces of an answer. gcsfs alone
+# waits forever for a silent connection.
 CONNECT_SECONDS, SILENT_SECONDS = 10.0, 30.0
 # The first GET may be silent for so long, the second for twice that, and so on: most
 # connections that are silent stay so, and a new one answers at once.
@@ -56,7 +56,7 @@ _OFFLINE = (
 _OBJECT = re.compile(r"\bb/(?P<bucket>[^/?{]+)(/o/(?P<key>[^?{]+))?")
 
 
-# Of the attempt under way.
+# The timeouts of the current attempt.
 _timeout: contextvars.ContextVar[aiohttp.ClientTimeout] = contextvars.ContextVar("_")
 
 
@@ -68,7 +68,7 @@ class FileSystem(GCSFileSystem):
 
     @property
     def requests_timeout(self) -> aiohttp.ClientTimeout:
-        """Of the attempt under way; gcsfs reads it for each request."""
+        """The current attempt's; gcsfs reads it for each request."""
         return _timeout.get()
 
     @requests_timeout.setter

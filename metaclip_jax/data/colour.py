@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 
 Mode = Literal["L", "RGB", "CMYK"]
 
-# Profiles of sRGB have many names and roundings; differences up to this are none.
+# Profiles of sRGB have many names and roundings: smaller differences do not count.
 _SAME = 2  # levels of 255
 _CACHED = 64  # profiles; few are in use, each in many files
 
@@ -32,7 +32,7 @@ def changes(icc: bytes) -> bool:
 def to_srgb(image: Image.Image, icc: bytes) -> Image.Image:
     """Returns an L, RGB or CMYK image as RGB in the colours of sRGB.
 
-    Without a profile, or with one of other channels, as Pillow converts it.
+    Pillow converts images without a profile, or with one of other channels.
     """
     if image.mode == "RGB" and icc and mode_of(icc) == "L":
         image = image.getchannel(0)  # grey that was decoded as RGB
@@ -53,7 +53,7 @@ def pixels_to_srgb(pixels: np.ndarray, icc: bytes) -> np.ndarray:
 
 @functools.lru_cache(_CACHED)
 def _transform(icc: bytes) -> ImageCms.ImageCmsTransform | None:
-    """Returns the conversion; None for none that matters, or of a broken profile."""
+    """Returns the conversion; None if it changes nothing, or the profile is broken."""
     mode = mode_of(icc)
     try:
         transform = ImageCms.buildTransform(

@@ -70,7 +70,7 @@ def has_part(path: str, *, inputs: Mapping[str, Any], rows: int) -> bool:
     with files.naming(path, wanted), files.open_parquet(path) as parquet:
         found = (parquet.schema_arrow.metadata or {}).get(_INPUTS, b"{}")
         count = parquet.metadata.num_rows
-        found.decode()
+        found.decode()  # raises here, where the file is named, if it is damaged
     if found != _dumps(inputs) or count != rows:
         raise ValueError(
             f"{path} belongs to another run: wanted {rows} rows of {dict(inputs)},"

@@ -1,9 +1,9 @@
 """What an epoch of online balancing keeps: a bit for each record of the dataset.
 
 Whether a record is kept is a pure function of the seed, the epoch, the sidecar beside
-its file shard and the keep probabilities, so every process finds the same. Since each
-needs the bits of all, they may share them in a folder: what one has computed, the
-others read, those of other hosts and of a run that goes on included.
+its file shard and the keep probabilities, so every process computes the same bits. Each
+needs the bits of the whole dataset, so processes may share a folder: what one has
+computed the others read, also on other hosts and after a restart.
 """
 
 import hashlib
@@ -91,7 +91,7 @@ class Rule:
         return digest.hexdigest()[:16]
 
     def read_total(self, epoch: int) -> int:
-        """Returns how many records an epoch keeps, 0 where that is not shared yet."""
+        """Returns how many records an epoch keeps; 0 if no process has shared it."""
         path = self.folder and files.path(f"{self.folder}/{epoch:06}/total")
         return int(path.read_text()) if path and path.exists() else 0
 
@@ -124,7 +124,7 @@ class Rule:
     def _group(
         self, shards: NDArray[np.int64], name: str, epoch: int
     ) -> list[NDArray[np.uint8]]:
-        """Returns the packed bits of some shards, shared ones where there are any."""
+        """Reads the packed bits of some shards from the folder, or computes them."""
         sizes = [-(-self.dataset.shard_lengths[shard] // 8) for shard in shards]
         path = self.folder and files.path(f"{self.folder}/{name}")
         if path and path.exists():
@@ -181,7 +181,7 @@ class Rule:
         return np.array(starts, np.int64)[encoded.indices.to_numpy()]
 
     def _kinds(self, shard: int, table: pa.Table) -> tuple[NDArray, NDArray] | None:
-        """Weights and kinds of the shard's texts, where their source matters."""
+        """Returns weights and kinds of the shard's texts, if their sources matter."""
         if not self._choice.needs_sources:
             return None
         if "text_sources" not in table.column_names:

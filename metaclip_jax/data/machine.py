@@ -1,4 +1,4 @@
-"""How much of its machine this process may use."""
+"""The cores and the memory that this process may use."""
 
 import contextlib
 import os

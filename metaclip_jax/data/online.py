@@ -156,13 +156,13 @@ class OnlineBalance:
             return np.array(self._ends)
 
     def _total(self, epoch: int) -> int:
-        """How many records an epoch keeps; read where a process has shared it."""
+        """Returns how many records an epoch keeps, from another process if possible."""
         if epoch in self._held or not (total := self._rule.read_total(epoch)):
             return self._hold(epoch).total
         return total
 
     def _hold(self, epoch: int) -> kept.Bits:
-        """The bits of an epoch, computed or read when first needed."""
+        """Returns the bits of an epoch; they are computed or read when first needed."""
         if epoch not in self._held:
             most = max(_EPOCHS_HELD, _BITS_HELD // len(self._dataset))
             for old in sorted(self._held)[: 1 - most]:

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from metaclip_jax.data import images, mixture, order, texts
 
-# Keys of config.data that are no field of the options: from_config reads the last two,
-# and the others say only who makes batches, and how many are ahead.
+# Keys of config.data without a field: the first three set up the processes that make
+# batches and how many are made ahead, and from_config reads the other two.
 ELSEWHERE = ("worker_count", "prefetch", "device_prefetch", "mixture", "order")
 
 

@@ -113,7 +113,7 @@ def shuffle(
     count = -(-n // size)
     last = n - (count - 1) * size  # records of the last block, which may be short
     missing = size - last
-    # It has a slot drawn for it alone, so that all other slots have one size.
+    # The last block's slot is drawn separately, so that all others have the same size.
     slot_of_last = int(draws.below(count, draws.mix(key, _SLOT)))
     window_of_last = slot_of_last // window
 

@@ -35,7 +35,7 @@ _PAGE: _Fields = {
 class Chunk(NamedTuple):
     """A column in a row group: where its pages begin and end in the file, in bytes.
 
-    And the encoded least and largest value, or None; long ones are cut.
+    `least` and `largest` are its bounds as encoded, cut if long; None if not recorded.
     """
 
     start: int
@@ -195,7 +195,7 @@ def _struct(
 def _value(
     data: bytes, at: int, kind: int, keep: _Fields, depth: int
 ) -> tuple[Any, int]:
-    """Reads a value of some type, of a string its beginning; None for some types."""
+    """Reads a value; a string is cut, and types that nothing needs give None."""
     if kind in (1, 2, 3):  # a byte
         return None, at + 1
     if kind in (4, 5, 6):

@@ -46,7 +46,7 @@ def members(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
         headers = cast(BinaryIO, _Headers(file))
         with tarfile.open(fileobj=headers, mode="r:") as tar:
             for member in tar:
-                if tar.offset <= member.offset:  # of a negative size: no end
+                if tar.offset <= member.offset:  # a negative size would never end
                     raise tarfile.ReadError("a file that is followed by itself")
                 if not member.isreg() or member.issparse():
                     continue

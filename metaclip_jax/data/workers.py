@@ -35,9 +35,9 @@ from metaclip_jax.data import shared_memory
 _ROWS_PER_TASK = 16  # what a thread decodes at a time
 _MIB = 1 << 20
 _LIBRARIES_MIB = 300  # of a process, about
-_SECONDS_TO_LOOK = 0.01  # between looks at what others do
-_SECONDS_TO_START = 10  # all; where main is not guarded, a worker waits in vain
-_NO_BATCH = ()  # after the last; Grain passes over None
+_POLL_SECONDS = 0.01
+_SECONDS_TO_START = 10  # for all workers; none starts if `__main__` is not guarded
+_NO_BATCH = ()  # after the last batch; Grain skips None
 # Batches in shared memory. Per worker, up to four: being written, queued, dequeued,
 # buffered. For all together two more: the one that the reader has, and the next.
 _SHARED_EACH, _SHARED_IN_ALL = 4, 2
@@ -144,7 +144,7 @@ class Prefetcher:
     def close(self) -> None:
         """Ends threads and worker processes."""
         if not self._started:
-            for process in self._processes:  # they would wait for ever
+            for process in self._processes:  # they would wait forever for work
                 process.kill()
         self._started = True
         if self._made is not None:
@@ -179,14 +179,14 @@ class Prefetcher:
         before = set(multiprocessing.active_children())
         with self._owner.naming_semaphores():
             self._made = iter(ahead)
-            # Or Grain would start a worker when the first batch of it is asked for.
-            self._made.get_state()  # makes what starts them
+            # Otherwise Grain starts a worker when its first batch is asked for.
+            self._made.get_state()  # creates the object that starts them
             with _signals_held():
                 self._made.start_prefetch()
-        # Where one cannot start, the first batch is the error.
+        # If a worker cannot start, the first batch raises the error.
         latest = time.monotonic() + _SECONDS_TO_START
         while len(self._processes) < self.worker_count and time.monotonic() < latest:
-            time.sleep(_SECONDS_TO_LOOK)
+            time.sleep(_POLL_SECONDS)
             self._processes = list(set(multiprocessing.active_children()) - before)
 
 
@@ -214,7 +214,7 @@ class _WorkFile:
                 if self._file.exists():
                     self._work = pickle.loads(self._file.read_bytes())
                 else:
-                    time.sleep(_SECONDS_TO_LOOK)
+                    time.sleep(_POLL_SECONDS)
         make, steps = self._work
         return make(steps[index]) if index < len(steps) else _NO_BATCH
 

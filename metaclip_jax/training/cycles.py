@@ -60,7 +60,7 @@ def estimate(text: str) -> Estimate:
     for times, instruction in _executed(program, entry):
         if found := _CYCLES.search(instruction.line):
             cycles += times * int(found[1])
-        # An asynchronous one has its result where it is done.
+        # An asynchronous collective has its result in its "-done" instruction.
         kind = instruction.opcode.removesuffix("-done")
         if kind in COLLECTIVES:
             collectives[kind] += times * _result_bytes(instruction)
@@ -99,7 +99,7 @@ def _split_shape(text: str) -> tuple[str, str]:
 def _executed(program: _Program, name: str) -> Iterator[tuple[int, _Instruction]]:
     """Yields the instructions of a computation, and how often each is executed.
 
-    What is inside a fusion is not yielded: the fusion has an estimate of its own.
+    Instructions inside a fusion are not yielded: the fusion has its own estimate.
     """
     for instruction in program[name]:
         inside: list[str] = []
