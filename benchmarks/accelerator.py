@@ -196,14 +196,14 @@ def report(
     if missing := [name for name in models() if name not in rows]:
         lines += ["", f"Not measured yet: {', '.join(missing)}."]
     size = flags.FLAGS.image_size
-    for name, found in rows.items():
+    for name, model_rows in rows.items():
         lines += [
             "",
             f"## {name}, {size} pixels",
             "",
-            *_table(device, found),
+            *_table(device, model_rows),
         ]
-        lines += ["", _verdict(found, core)]
+        lines += ["", _verdict(model_rows, core)]
     if loader_runs:
         lines += [
             "",
@@ -290,13 +290,13 @@ def _driver() -> str:
 
 
 def _versions() -> str:
-    found = []
+    versions = []
     for name in _LIBRARIES:
         try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
+            versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    return ", ".join(found)
+    return ", ".join(versions)
 
 
 def main(argv: Sequence[str]) -> None:

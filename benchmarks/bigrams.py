@@ -233,8 +233,8 @@ def main(argv: Sequence[str]) -> None:
         for halved in range(_HALVINGS, -1, -1)
     ]
     sizes = [count(texts[:cut]) for cut in cuts]
-    found = Path(flags.FLAGS.texts).glob("usr/share/doc/*/copyright")
-    packages = sorted(path.parent.name for path in found)
+    copyrights = Path(flags.FLAGS.texts).glob("usr/share/doc/*/copyright")
+    packages = sorted(path.parent.name for path in copyrights)
     Path(flags.FLAGS.output).write_text(page(sizes, packages))
     print(f"wrote {flags.FLAGS.output}")
 

@@ -233,10 +233,10 @@ def img2dataset(
         return cost
 
 
-def _check(found: int, wanted: int) -> None:
-    if found != wanted:
+def _check(written: int, wanted: int) -> None:
+    if written != wanted:
         raise RuntimeError(
-            f"wanted {wanted} images, got {found}; the server was too slow"
+            f"wanted {wanted} images, got {written}; the server was too slow"
         )
 
 
@@ -326,13 +326,13 @@ def compare_cores(server: Server, counts: Sequence[int], rounds: int) -> None:
     sides = {one: on_one_core, alone: run}
     if len(cores) > 1:
         sides[several] = functools.partial(run, workers=len(cores))
-    found = compared(sides, counts, rounds)
+    costs = compared(sides, counts, rounds)
     print("The server has no core of its own; a worker screens on all it may use.")
-    for side, cost in found.items():
+    for side, cost in costs.items():
         print(f"scaled: {side}: {_shown(cost)}", flush=True)
     if len(cores) > 1:
         for side in (one, alone):
-            faster = found[side].seconds / found[several].seconds
+            faster = costs[side].seconds / costs[several].seconds
             print(f"download: {faster:.2f}x the images/s of {side} with {several}")
 
 
@@ -362,11 +362,11 @@ def _shown(cost: PerImage) -> str:
     )
 
 
-def _print(name: str, found: dict[str, PerImage]) -> None:
-    for side, cost in found.items():
+def _print(name: str, costs: dict[str, PerImage]) -> None:
+    for side, cost in costs.items():
         print(f"{name}: {side}: {_shown(cost)}", flush=True)
-    mine = found.pop("ours")
-    for side, cost in found.items():
+    mine = costs.pop("ours")
+    for side, cost in costs.items():
         faster = cost.seconds / mine.seconds
         cheaper = mine.cpu_seconds / cost.cpu_seconds
         smaller = mine.peak_bytes / cost.peak_bytes

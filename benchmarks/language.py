@@ -113,7 +113,7 @@ RIVALS = {
 def names(per_language: int) -> list[tuple[str, str]]:
     """Returns (language, name of an emoji) of 14 languages, drawn by a fixed seed."""
     emoji.config.load_language()
-    found = []
+    pairs = []
     for code in sorted(emoji.LANGUAGES):
         every = {
             row[code].strip(":").replace("_", " ")
@@ -121,8 +121,8 @@ def names(per_language: int) -> list[tuple[str, str]]:
             if code in row
         }
         written = sorted(name for name in every if any(map(str.isalpha, name)))
-        found += [(code, n) for n in random.Random(0).sample(written, per_language)]
-    return found
+        pairs += [(code, n) for n in random.Random(0).sample(written, per_language)]
+    return pairs
 
 
 def score(name: str, texts: Sequence[tuple[str, str]]) -> Score:
@@ -134,9 +134,9 @@ def score(name: str, texts: Sequence[tuple[str, str]]) -> Score:
         identify(text)
     mib = _resident_mib() - before
     start = time.process_time()
-    found = [identify(text) for _, text in plain]
+    answers = [identify(text) for _, text in plain]
     seconds = time.process_time() - start
-    right = [_code(got) == code for got, (code, _) in zip(found, texts, strict=True)]
+    right = [_code(got) == code for got, (code, _) in zip(answers, texts, strict=True)]
     brief = [r for r, (_, text) in zip(right, texts, strict=True) if len(text) < _SHORT]
     page = foreign = None
     if name in ("lid176", "lingua"):
@@ -160,12 +160,12 @@ def _share(
     expected: Callable[[str], str],
 ) -> float:
     codes = [code for code, _ in texts]
-    found = identify([t for _, t in texts], expected=list(map(expected, codes)))
-    return sum(map(str.__eq__, found, codes)) / len(codes)
+    answers = identify([t for _, t in texts], expected=list(map(expected, codes)))
+    return sum(map(str.__eq__, answers, codes)) / len(codes)
 
 
-def _code(found: str) -> str:
-    short = found.lower().partition("_")[0]
+def _code(answer: str) -> str:
+    short = answer.lower().partition("_")[0]
     return _SAME.get(short, short)
 
 

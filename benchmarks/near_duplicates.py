@@ -124,7 +124,7 @@ def hashes() -> dict[str, Hash]:
 
 def pictures() -> list[Image.Image]:
     """Returns the tiles that PDQ finds features in."""
-    found = []
+    images = []
     for folder in (
         resources.files("skimage").joinpath("data"),
         resources.files("sklearn.datasets").joinpath("images"),
@@ -132,10 +132,10 @@ def pictures() -> list[Image.Image]:
         for path in sorted(folder.iterdir(), key=lambda path: path.name):
             if path.name.endswith(_ENDINGS) and path.name not in _SKIPPED:
                 data = io.BytesIO(path.read_bytes())
-                found.append(Image.open(data).convert("RGB"))
+                images.append(Image.open(data).convert("RGB"))
     tiles = [
         image.crop((x, y, x + _TILE, y + _TILE))
-        for image in found
+        for image in images
         for y in range(0, image.height - _TILE + 1, _TILE)
         for x in range(0, image.width - _TILE + 1, _TILE)
     ]
@@ -183,11 +183,13 @@ def _measure_bands(images: Sequence[Image.Image]) -> None:
     numbers = np.array([number for number, _ in copies])
     bits = np.stack([bits for _, bits in copies])
     prints = pa.array([np.packbits(row).tobytes() for row in bits], pa.binary())
-    found = similarity.Fingerprints.of(prints)
+    fingerprints = similarity.Fingerprints.of(prints)
     rank = np.arange(len(numbers))
     by_bands = np.full(len(numbers), -1)
     for band in range(similarity.BANDS):
-        better = similarity.better_like(found, rank, band=band, most_bits=_NEAR_BITS)
+        better = similarity.better_like(
+            fingerprints, rank, band=band, most_bits=_NEAR_BITS
+        )
         by_bands = np.where(by_bands < 0, better, by_bands)
     near = np.tril((bits[:, None] != bits[None]).sum(-1) <= _NEAR_BITS, -1).any(1)
     hits = by_bands >= 0

@@ -82,20 +82,21 @@ def words(texts: Sequence[str]) -> Iterator[str | None]:
     )
     for text in texts:
         end = -2
-        for found in word.finditer(text):
-            if found.start() != end + 1 or text[end] != " ":
+        for match in word.finditer(text):
+            if match.start() != end + 1 or text[end] != " ":
                 yield None
-            yield found[0]
-            end = found.end()
+            yield match[0]
+            end = match.end()
         yield None
 
 
-def check(run: ngrams.Run, found: Any) -> None:
+def check(run: ngrams.Run, nltk_counts: Any) -> None:
     """Ends the program if the counts are not nltk's."""
     keys, times = (column.to_pylist() for column in run.words)
     first, second, both = (column.to_pylist() for column in run.bigrams)
     pairs = {(keys[a], keys[b]): n for a, b, n in zip(first, second, both, strict=True)}
-    if dict(zip(keys, times, strict=True)) != found.word_fd or pairs != found.ngram_fd:
+    counted = dict(zip(keys, times, strict=True))
+    if counted != nltk_counts.word_fd or pairs != nltk_counts.ngram_fd:
         raise SystemExit("ngrams: the counts differ")
 
 
@@ -130,14 +131,14 @@ def sums(texts: Sequence[str], memory_gib: float) -> tuple[float, int, int]:
 def read(dump: str) -> tuple[float, int, int]:
     """Reads a dump to text; returns CPU seconds, its words, and bytes of wikitext."""
     namespaces = titles.link_prefixes("en")
-    found, size = [], 0
+    texts, size = [], 0
     start = time.process_time()
     for page in dumps.read_pages(dump, max_page_bytes=1 << 22):
         if isinstance(page, dumps.DumpPage):
             size += len(page.text.encode())
-            found.append(wikitext.plain_text(page.text, namespaces=namespaces))
+            texts.append(wikitext.plain_text(page.text, namespaces=namespaces))
     seconds = time.process_time() - start
-    return seconds, sum(ours(found).words["count"].to_pylist()), size
+    return seconds, sum(ours(texts).words["count"].to_pylist()), size
 
 
 def main(argv: Sequence[str]) -> None:
@@ -147,13 +148,13 @@ def main(argv: Sequence[str]) -> None:
     command.refuse_arguments(argv)
     values = flags.FLAGS
     texts = docstrings(values.megabytes * 1_000_000)
-    found = list(words(texts))
+    nltk_words = list(words(texts))
     ours(texts[:10])  # compiles
     seconds: dict[str, list[float]] = {"ours": [], "nltk": []}
     for _ in range(values.rounds):
         took, run = timed(ours, texts)
         seconds["ours"].append(took)
-        took, counted = timed(BigramCollocationFinder.from_words, found)
+        took, counted = timed(BigramCollocationFinder.from_words, nltk_words)
         seconds["nltk"].append(took)
     check(run, counted)
     mine, nltks = (float(np.median(times)) for times in seconds.values())

@@ -72,11 +72,11 @@ class Result(NamedTuple):
 
 def names() -> list[str]:
     """Returns the benchmarks that have no separate page."""
-    found = []
+    benchmarks = []
     for path in sorted(Path(__file__).parent.glob("*.py")):
         if path.stem not in _ELSEWHERE and "command.run(main)" in path.read_text():
-            found.append(path.stem)
-    return found
+            benchmarks.append(path.stem)
+    return benchmarks
 
 
 def run(name: str) -> Result:
@@ -102,8 +102,8 @@ def machine() -> str:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        found = re.search(r"model name\s*: (.+)", info.read_text())
-        cpu = found[1] if found else cpu
+        model = re.search(r"model name\s*: (.+)", info.read_text())
+        cpu = model[1] if model else cpu
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     return (
         f"{cpu}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB of memory,"
@@ -113,13 +113,13 @@ def machine() -> str:
 
 def versions() -> str:
     """Returns Python's version and those of the libraries that are installed."""
-    found = [f"Python {platform.python_version()}"]
+    parts = [f"Python {platform.python_version()}"]
     for library in _LIBRARIES:
         try:
-            found.append(f"{library} {importlib.metadata.version(library)}")
+            parts.append(f"{library} {importlib.metadata.version(library)}")
         except importlib.metadata.PackageNotFoundError:
-            found.append(f"no {library}")
-    return ", ".join(found)
+            parts.append(f"no {library}")
+    return ", ".join(parts)
 
 
 def section(result: Result, *, date: str, where: str) -> str:
@@ -136,13 +136,13 @@ def section(result: Result, *, date: str, where: str) -> str:
 
 def sections(page: str) -> dict[str, str]:
     """Returns the sections of a page that was written before, by benchmark."""
-    _, *found = re.split(r"^## benchmarks\.", page, flags=re.MULTILINE)
+    _, *texts = re.split(r"^## benchmarks\.", page, flags=re.MULTILINE)
     return {
-        text.split("\n", 1)[0]: f"## benchmarks.{text.rstrip()}\n" for text in found
+        text.split("\n", 1)[0]: f"## benchmarks.{text.rstrip()}\n" for text in texts
     }
 
 
-def page(found: Mapping[str, str], *, libraries: str) -> str:
+def page(sections_by_name: Mapping[str, str], *, libraries: str) -> str:
     """Returns docs/benchmarks.md: a table of ratios, then the sections by name."""
     out = [
         "# Benchmarks",
@@ -156,7 +156,7 @@ def page(found: Mapping[str, str], *, libraries: str) -> str:
         "| benchmark | ratio | of what |",
         "|---|---|---|",
     ]
-    texts = [text for _, text in sorted(found.items())]
+    texts = [text for _, text in sorted(sections_by_name.items())]
     for line in "".join(texts).splitlines():
         if ratio := RATIO.fullmatch(line):
             cells = (cell.replace("|", "\\|") for cell in ratio.groups())
@@ -174,13 +174,13 @@ def main(argv: Sequence[str]) -> int:
             f" {', '.join(unknown)}; correct them"
         )
     output, failed = Path(values.output), False
-    found = sections(output.read_text()) if output.exists() else {}
-    found = {name: text for name, text in found.items() if name in names()}
+    by_name = sections(output.read_text()) if output.exists() else {}
+    by_name = {name: text for name, text in by_name.items() if name in names()}
     for name in values.only or names():
         result = run(name)
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
-        found[name] = section(result, date=date, where=machine())
-        output.write_text(page(found, libraries=versions()))
+        by_name[name] = section(result, date=date, where=machine())
+        output.write_text(page(by_name, libraries=versions()))
         print(f"wrote {name} to {output}")
         failed |= result.status != 0
     return int(failed)

@@ -168,7 +168,7 @@ def line(row: Row, config: ConfigDict, where: plan.Slice, made: plan.Plan) -> st
 
 def beside() -> list[str]:
     """Returns the rows of the second table."""
-    found = []
+    rows = []
     for name, chip, hours, stages in PUBLISHED:
         total = 0.0
         for stage in stages:
@@ -180,8 +180,8 @@ def beside() -> list[str]:
             of_pair = flops.of_step(sizes, global_batch=1, patches=sizes.patches)
             total += of_pair * stage.pairs
         floor = total / flops.PEAKS[chip] / 3600
-        found.append(f"| {name} | {hours:,} | {floor:,.0f} | {floor / hours:.0%} |")
-    return found
+        rows.append(f"| {name} | {hours:,} | {floor:,.0f} | {floor / hours:.0%} |")
+    return rows
 
 
 def main(argv: Sequence[str]) -> None:

@@ -82,11 +82,11 @@ def embed_shard(
     status = [embeddings.OK] * total
 
     def read(rows: np.ndarray) -> list[bytes]:
-        found = [records.decode(data) for data in records.read(dataset, start + rows)]
-        ids.extend(record.image_id for record in found)
-        texts.extend(record.texts for record in found)
+        batch = [records.decode(data) for data in records.read(dataset, start + rows)]
+        ids.extend(record.image_id for record in batch)
+        texts.extend(record.texts for record in batch)
         bar.update(len(rows))
-        return [record.image for record in found]
+        return [record.image for record in batch]
 
     def note(row: int, error: Exception) -> None:
         if not isinstance(error.__cause__, UndecodableImage):

@@ -70,13 +70,13 @@ def best_texts(held_out: Examples, embeddings: Embeddings) -> list[dict[str, Any
     ]
 
 
-def table(found: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     """Formats the results of an evaluation file, one per line, in per cent."""
     lines = [
-        f"step {found['step']}, {found['candidates']} held-out images",
+        f"step {results['step']}, {results['candidates']} held-out images",
         f"{'':<28}{'model':>7} {'95% interval':>15} {'untrained':>10} {'chance':>8}",
     ]
-    for group, cells in found["model"].items():
+    for group, cells in results["model"].items():
         for name, cell in cells.items():
             if not isinstance(cell, dict):
                 continue
@@ -84,7 +84,7 @@ def table(found: dict[str, Any]) -> str:
             if "low" in cell:
                 interval = f"{cell['low']:.1%} - {cell['high']:.1%}"
             chance = f"{cell['chance']:.2%}" if "chance" in cell else ""
-            before = found["untrained"][group][name]["value"]
+            before = results["untrained"][group][name]["value"]
             title = f"{group} {name}".replace("_", " ")
             lines.append(
                 f"{title:<28}{cell['value']:>7.2%} {interval:>15} {before:>10.2%}"
@@ -124,17 +124,17 @@ def evaluate_run(
             architecture=trained.architecture, mesh=trained.mesh, seed=seed
         )
     )
-    found: dict[str, Any] = {"step": step, "candidates": len(held_out.names)}
+    results: dict[str, Any] = {"step": step, "candidates": len(held_out.names)}
     # The trained model comes last, because `best_texts` uses its embeddings.
     for name, encoder in (("untrained", untrained), ("model", trained)):
         embeddings = evaluator.embed(encoder, held_out)
         measured = evaluator.results(encoder, held_out, embeddings, resamples=resamples)
-        found[name] = evaluator.with_counts(measured, held_out)
+        results[name] = evaluator.with_counts(measured, held_out)
     folder = files.path(workdir) / "evaluation"
     # STEP.json comes last, so that both files exist if it does.
     files.write_json(folder / f"{step}_top5.json", best_texts(held_out, embeddings))
-    files.write_json(folder / f"{step}.json", found)
-    return found
+    files.write_json(folder / f"{step}.json", results)
+    return results
 
 
 def evaluate_model(values: Any) -> None:
@@ -153,7 +153,7 @@ def evaluate_model(values: Any) -> None:
     if not values.skip_broken:
         evaluator.check_headers(examples)  # before a model takes its time
     model = model_flags.load(values)
-    found = evaluator.evaluate(
+    results = evaluator.evaluate(
         model.encoder,
         examples,
         resamples=keys.default().evaluation.bootstrap_samples,
@@ -161,16 +161,16 @@ def evaluate_model(values: Any) -> None:
     )
     facts = {"model": model.name, "fingerprint": model.fingerprint, "data": values.data}
     if values.output:
-        files.write_json(values.output, facts | found)
+        files.write_json(values.output, facts | results)
     rows = {
         f"{group} {name}".replace("_", " "): cell
-        for group, cells in found.items()
+        for group, cells in results.items()
         for name, cell in cells.items()
         if isinstance(cell, dict)
     }
     width = max(map(len, rows), default=0)
     lines = [suite.row(title, cell, width) for title, cell in rows.items()]
-    print("\n".join([*suite.skipped(found), suite.header("", width), *lines]))
+    print("\n".join([*suite.skipped(results), suite.header("", width), *lines]))
 
 
 def evaluate_tasks(values: Any) -> None:
@@ -208,7 +208,7 @@ def evaluate_tasks(values: Any) -> None:
     if values.plan:
         print(plan.describe(opened, plan.measured(model.encoder)))
         return
-    found = suite.run(
+    results = suite.run(
         model.encoder,
         opened,
         resamples=keys.default().evaluation.bootstrap_samples,
@@ -219,17 +219,17 @@ def evaluate_tasks(values: Any) -> None:
         paper=values.paper,
         report=functools.partial(print, flush=True),
     )
-    print(suite.summary(found))
+    print(suite.summary(results))
     facts = {"model": model.name, "fingerprint": model.fingerprint}
     if values.page:
         from metaclip_jax.evaluation import page  # a slow import, because of charts
 
-        files.write_bytes(values.page, page.render(model.name, found))
-    for result in found["tasks"].values():
+        files.write_bytes(values.page, page.render(model.name, results))
+    for result in results["tasks"].values():
         for confusion in result.get("confusions", ()):
             confusion.pop("picture")  # only the page shows it
     if values.output:
-        files.write_json(values.output, facts | found)
+        files.write_json(values.output, facts | results)
 
 
 # What is measured, and the flags that only it takes.
@@ -319,7 +319,7 @@ def main(argv: Sequence[str]) -> None:
         if not values[name].present:
             values[name].value = value
     step = checkpoint.find_step(values.workdir, values.step)
-    found = evaluate_run(
+    results = evaluate_run(
         values.workdir,
         model_flags.load(values, values.workdir, step),
         step,
@@ -327,8 +327,8 @@ def main(argv: Sequence[str]) -> None:
         seed=config.seed,
         resamples=config.evaluation.bootstrap_samples,
     )
-    logging.info("wrote %s/evaluation/%d.json", values.workdir, found["step"])
-    print(table(found))
+    logging.info("wrote %s/evaluation/%d.json", values.workdir, results["step"])
+    print(table(results))
 
 
 if __name__ == "__main__":

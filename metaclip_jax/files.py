@@ -246,10 +246,10 @@ def publish(local_file: epath.PathLike, final: epath.PathLike) -> None:
         os.replace(local_file, destination)
         return
     _file_system(final).put_file(os.fspath(local_file), os.fspath(final))
-    wanted, found = size(local_file), size(final)
-    if found != wanted:
+    wanted, uploaded = size(local_file), size(final)
+    if uploaded != wanted:
         raise OSError(
-            f"{final}: wanted {wanted} bytes after its upload, got {found}; run again"
+            f"{final}: wanted {wanted} bytes uploaded, got {uploaded}; run again"
         )
     local_file.unlink()
 
@@ -300,17 +300,17 @@ def _of_this_run(
     file = path(folder) / name
     if not file.exists():
         return None
-    found = read_json(file)
-    if not isinstance(found, dict) or not isinstance(found.get("inputs"), dict):
+    manifest = read_json(file)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("inputs"), dict):
         raise ValueError(f"{file} should be a manifest of ours; choose another folder")
-    if other := differences.other_output(inputs, found["inputs"]):
+    if other := differences.other_output(inputs, manifest["inputs"]):
         raise ValueError(f"{folder} holds {other}; choose another folder")
-    if wrong := differences.describe(json.loads(_dumps(inputs)), found["inputs"]):
+    if wrong := differences.describe(json.loads(_dumps(inputs)), manifest["inputs"]):
         raise ValueError(
             f"{folder} is {what} of another run: {wrong}. Choose another folder, or"
             " remove this one"
         )
-    return found
+    return manifest
 
 
 def write_manifest(

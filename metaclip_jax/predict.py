@@ -16,18 +16,18 @@ from metaclip_jax.inference import model as inference
 from metaclip_jax.inference import model_flags
 
 
-def table(images: Sequence[str], found: inference.Classification, *, top: int) -> str:
+def table(images: Sequence[str], result: inference.Classification, *, top: int) -> str:
     """Formats the most probable labels of each image, one per line, best first.
 
     Args:
       images: N names.
-      found: the labels' probabilities [N, K].
+      result: the labels' probabilities [N, K].
       top: most labels per image.
     """
-    shown = [[printable(label) for label in found.labels]] * len(images)
+    shown = [[printable(label) for label in result.labels]] * len(images)
     width = max(len(label) for label in shown[0])
     lines = []
-    for image, labels, row in zip(images, shown, found.probabilities, strict=True):
+    for image, labels, row in zip(images, shown, result.probabilities, strict=True):
         lines.append(printable(image))
         best = sorted(range(len(row)), key=lambda k: -row[k])[:top]
         lines += [f"  {labels[k]:<{width}} {row[k]:>7.2%}" for k in best]
@@ -49,12 +49,12 @@ def main(argv: Sequence[str]) -> None:
             'wanted at least one label, got none; for example --labels="cat,dog"'
         )
     model = model_flags.load(values)
-    found = model.classify(
+    result = model.classify(
         values.image,
         labels,
         templates=values.template or inference.DEFAULT_TEMPLATES,
     )
-    print(table(values.image, found, top=values.top))
+    print(table(values.image, result, top=values.top))
 
 
 if __name__ == "__main__":

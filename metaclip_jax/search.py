@@ -72,7 +72,7 @@ def nearest(folder: str, query: np.ndarray, *, count: int) -> list[Hit]:
     return best
 
 
-def pictures(dataset: records.Dataset, hits: Sequence[Hit]) -> list[Picture]:
+def read_pictures(dataset: records.Dataset, hits: Sequence[Hit]) -> list[Picture]:
     """Reads the hits' texts and makes thumbnails of their images.
 
     Raises:
@@ -93,10 +93,10 @@ def pictures(dataset: records.Dataset, hits: Sequence[Hit]) -> list[Picture]:
     ]
 
 
-def table(found: Sequence[Picture]) -> str:
+def table(pictures: Sequence[Picture]) -> str:
     """Formats the hits, one per line: rank, cosine, image id and first text."""
     lines = [f"{'rank':>4} {'cosine':>7} {'image_id':<24} text"]
-    for rank, picture in enumerate(found, 1):
+    for rank, picture in enumerate(pictures, 1):
         text = predict.printable(picture.texts[0] if picture.texts else "")
         lines.append(
             f"{rank:>4} {picture.hit.score:>7.4f} {picture.hit.image_id:<24} {text}"
@@ -104,7 +104,7 @@ def table(found: Sequence[Picture]) -> str:
     return "\n".join(lines)
 
 
-def to_sheet(query: str, found: Sequence[Picture]) -> sheet.Sheet:
+def to_sheet(query: str, pictures: Sequence[Picture]) -> sheet.Sheet:
     """Returns the contact sheet of the hits, best first.
 
     The images are re-encoded, so that no stranger's bytes reach the browser.
@@ -116,7 +116,7 @@ def to_sheet(query: str, found: Sequence[Picture]) -> sheet.Sheet:
             note=f"{rank}   {picture.hit.score:.3f}",
             others=picture.texts[1:],
         )
-        for rank, picture in enumerate(found, 1)
+        for rank, picture in enumerate(pictures, 1)
     ]
     note = "Each with its rank and its cosine with the query."
     return sheet.Sheet(title=query, cells=cells, note=note)
@@ -149,10 +149,11 @@ def main(argv: Sequence[str]) -> None:
         if values.query
         else model.embed_images([values.image])
     )
-    found = pictures(dataset, nearest(values.embeddings, query[0], count=values.top))
-    print(table(found))
+    hits = nearest(values.embeddings, query[0], count=values.top)
+    pictures = read_pictures(dataset, hits)
+    print(table(pictures))
     if values.output:
-        shown = to_sheet(values.query or values.image, found)
+        shown = to_sheet(values.query or values.image, pictures)
         png = values.output.endswith(".png")
         files.write_bytes(values.output, sheet.render(shown, png=png))
 

@@ -26,9 +26,9 @@ def run(main: Callable[[list[str]], Any]) -> None:
     in one line, with exit status 1. Other errors, and all errors with --verbosity=1,
     show the traceback. Ctrl-C ends the command with one line and status 130.
     """
-    for module, found in flags.FLAGS.flags_by_module_dict().items():
+    for module, module_flags in flags.FLAGS.flags_by_module_dict().items():
         if module.partition(".")[0] in errors.PACKAGES:
-            for flag in found:
+            for flag in module_flags:
                 flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(functools.partial(_run, main), flags_parser=_parse)
 
@@ -115,10 +115,10 @@ def check_output(flag: str, path: str | None, *endings: str) -> None:
         place = Path(path).absolute()
         folder = next(p for p in place.parents if p.exists())
         if place.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            found = place if place.is_dir() else folder
+            in_the_way = place if place.is_dir() else folder
             raise app.UsageError(
                 f"wanted {flag} to be a file that can be written, got {path}, but"
-                f" {found} is {'a folder' if place.is_dir() else 'not writable'};"
+                f" {in_the_way} is {'a folder' if place.is_dir() else 'not writable'};"
                 " give another path"
             )
     if path and os.path.basename(path) == files.MANIFEST:

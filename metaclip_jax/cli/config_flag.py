@@ -118,19 +118,19 @@ def check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
     """
     keys = [key for key, _ in ranges.flat(config)]
     for word in argv:
-        found = re.match(r"--?(?:no)?config\.([^=]*)", word)
-        if found is None or found[1] in keys:
+        match = re.match(r"--?(?:no)?config\.([^=]*)", word)
+        if match is None or match[1] in keys:
             continue
-        members = [key for key in keys if key.startswith(f"{found[1]}.")]
+        members = [key for key in keys if key.startswith(f"{match[1]}.")]
         if members:
             raise app.UsageError(
-                f"wanted a key, got --config.{found[1]}, which is a group; set one of"
+                f"wanted a key, got --config.{match[1]}, which is a group; set one of"
                 f" {', '.join(f'--config.{key}' for key in members)}"
             )
         cure = errors.did_you_mean(
-            found[1], keys, otherwise="docs/config.md lists them", prefix="--config."
+            match[1], keys, otherwise="docs/config.md lists them", prefix="--config."
         )
-        raise app.UsageError(f"wanted a key, got --config.{found[1]}; {cure}")
+        raise app.UsageError(f"wanted a key, got --config.{match[1]}; {cure}")
 
 
 class _Parser(flags.ArgumentParser):

@@ -112,8 +112,8 @@ class Range:
             "of at most": self.most,
             "below": self.below,
         }
-        found = [f"{word} {n}" for word, n in words.items() if n is not None]
-        return f" {' and '.join(found)}" if found else ""
+        bounds = [f"{word} {n}" for word, n in words.items() if n is not None]
+        return f" {' and '.join(bounds)}" if bounds else ""
 
     def _form(self) -> str:
         """Returns a tuple's form: "((a string, a number above 0), ...)"."""
@@ -216,8 +216,8 @@ def _differing_keys(config: ConfigDict, default: ConfigDict) -> list[str]:
 
 
 def _no_such_key(key: str, keys: Iterable[str]) -> str:
-    found = nearest(key, keys)
-    cure = f"did you mean config.{found}?" if found else "docs/config.md lists them"
+    similar = nearest(key, keys)
+    cure = f"did you mean config.{similar}?" if similar else "docs/config.md lists them"
     return f"wanted a key of the config, got config.{key}; {cure}"
 
 
@@ -241,10 +241,10 @@ def variant(variants: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str
       ValueError: there is no such variant; the message lists the variants.
     """
     if name not in variants:
-        found = nearest(name, variants)
+        similar = nearest(name, variants)
         raise ValueError(
             f"wanted a variant among {', '.join(variants)}, got {name!r}; "
-            + (f"did you mean {found}?" if found else "choose one of them")
+            + (f"did you mean {similar}?" if similar else "choose one of them")
         )
     return variants[name]
 

@@ -132,12 +132,12 @@ def open_weights(
     """
     path = files.path(source)
     if path.is_dir():
-        found = [path / name for name in _NAMES if (path / name).exists()]
-        if not found:
+        present = [path / name for name in _NAMES if (path / name).exists()]
+        if not present:
             raise FileNotFoundError(
                 f"{path} holds no weights; looked for {', '.join(_NAMES)}"
             )
-        path = found[0]
+        path = present[0]
     if not path.exists():
         raise FileNotFoundError(f"no weights at {path}: there is no such file")
     where = os.fspath(path)

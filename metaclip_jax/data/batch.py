@@ -86,10 +86,10 @@ class MakeBatch:
             pixels,
             strict=True,
         )
-        found = self.threads.map(lambda row: self._fill_row(*row), list(rows))
+        filled = self.threads.map(lambda row: self._fill_row(*row), list(rows))
         tokens, truncated = self.tokenize(
             self._texts(
-                [record for record, _, _ in found],
+                [record for record, _, _ in filled],
                 epochs=np.array([place.epoch for place in places]),
             ),
             self.options.context_length,
@@ -100,13 +100,13 @@ class MakeBatch:
                 "tokens": tokens,
                 "position": positions,
                 "dataset": np.array([place.dataset for place in places], np.int32),
-                "record": np.array([number for _, number, _ in found], np.int64),
-                "image_id": np.array([record.image_id for record, _, _ in found], "S"),
+                "record": np.array([number for _, number, _ in filled], np.int64),
+                "image_id": np.array([record.image_id for record, _, _ in filled], "S"),
                 "truncated": truncated,
             },
             replaced=tuple(
                 Replaced(row, *loss)
-                for row, (_, _, losses) in enumerate(found)
+                for row, (_, _, losses) in enumerate(filled)
                 for loss in losses
             ),
         )
@@ -251,8 +251,8 @@ def _decode(data: bytes) -> records.Record:
 
 def names(datasets: Sequence[records.Dataset]) -> list[str]:
     """Returns each dataset's name, with a number where several have the same."""
-    found = [dataset.name for dataset in datasets]
+    plain = [dataset.name for dataset in datasets]
     return [
-        f"{name}_{index}" if found.count(name) > 1 else name
-        for index, name in enumerate(found)
+        f"{name}_{index}" if plain.count(name) > 1 else name
+        for index, name in enumerate(plain)
     ]

@@ -85,14 +85,14 @@ def strip(data: bytes) -> Stripped:
 
 
 def _strip_jpeg(data: bytes) -> Stripped:
-    found = jpeg.strip(data)
+    stripped = jpeg.strip(data)
     return Stripped(
         "JPEG",
-        found.data,
-        orientation=found.header.orientation,
-        icc=found.header.icc,
-        plain=found.header.channels in (1, 3) and found.scans <= _PLAIN_SCANS,
-        structure=found,
+        stripped.data,
+        orientation=stripped.header.orientation,
+        icc=stripped.header.icc,
+        plain=stripped.header.channels in (1, 3) and stripped.scans <= _PLAIN_SCANS,
+        structure=stripped,
     )
 
 
@@ -218,8 +218,8 @@ def _strip_gif(data: bytes) -> bytes:
     position = 13 + _gif_colours(data[10:11])
     head, control = data[:position], b""
     for _ in range(MAX_CHUNKS):
-        found = _GIF_BLOCK.search(data, position)
-        start = found.start() if found else len(data)
+        block = _GIF_BLOCK.search(data, position)
+        start = block.start() if block else len(data)
         kind = data[start : start + 1]
         if kind == b"!":
             position = _gif_blocks_end(data, start + 2)

@@ -85,10 +85,10 @@ def first_examples(
     """Returns the first `count` rows that a stream hands to the model."""
     names = batch.names(datasets) if len(datasets) > 1 else [""]
     examples: list[Example] = []
-    for found in stream:
-        members, numbers = found["dataset"].tolist(), found["record"].tolist()
+    for rows in stream:
+        members, numbers = rows["dataset"].tolist(), rows["record"].tolist()
         for image, tokens, member, number in zip(
-            np.array(found["image"]), found["tokens"], members, numbers, strict=True
+            np.array(rows["image"]), rows["tokens"], members, numbers, strict=True
         ):
             record = records.decode(records.read(datasets[member], [number])[0])
             text = tokenize.decode(tokens.tolist())
@@ -126,8 +126,8 @@ def measure_speed(stream: pipeline.Batches, *, seconds: float) -> float:
     """Returns images per second of a stream, after its first batch."""
     next(stream)
     images, start = 0, time.perf_counter()
-    for found in stream:
-        images += len(found["image"])
+    for rows in stream:
+        images += len(rows["image"])
         if time.perf_counter() - start > seconds:
             break
     return images / max(time.perf_counter() - start, 1e-9)
@@ -211,15 +211,15 @@ def look(config: ConfigDict, *, examples: int, seconds: float) -> Look:
     )
 
 
-def to_sheet(found: Look) -> sheet.Sheet:
+def to_sheet(shown: Look) -> sheet.Sheet:
     """Returns the contact sheet of a look at the data."""
     return sheet.Sheet(
-        title=f"What training sees of {found.title}",
-        facts=found.facts,
-        lengths=found.lengths,
+        title=f"What training sees of {shown.title}",
+        facts=shown.facts,
+        lengths=shown.lengths,
         note="Cropped and resized; the text as the model reads it, and below it the"
         " others of the image.",
-        cells=[_cell(example) for example in found.examples],
+        cells=[_cell(example) for example in shown.examples],
     )
 
 
@@ -298,12 +298,12 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if not config.tokenizer:
             config.tokenizer, config.vocabulary = _tokenizer_path(config, folder), ""
-        found = look(config, examples=values.examples, seconds=values.seconds)
-    for what, figure in found.facts:
+        shown = look(config, examples=values.examples, seconds=values.seconds)
+    for what, figure in shown.facts:
         print(f"{what:32} {figure}")
     if values.output:
         png = values.output.endswith(".png")
-        files.write_bytes(values.output, sheet.render(to_sheet(found), png=png))
+        files.write_bytes(values.output, sheet.render(to_sheet(shown), png=png))
         print(f"{'contact sheet':32} {values.output}")
 
 

@@ -89,8 +89,8 @@ def is_jpeg(data: bytes) -> bool:
 
 def header(data: bytes) -> Header:
     """Reads a JPEG up to its first scan. Raises UndecodableImage."""
-    if found := _plain_header(data):
-        return found
+    if plain := _plain_header(data):
+        return plain
     frame, tags = None, _Tags()
     for code, start, end in _segments(data):
         if code in _FRAMES:
@@ -159,10 +159,10 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """
     position = 2
     for _ in range(MAX_SEGMENTS):
-        found = _MARKER.search(data, position)
-        if found is None:
+        marker = _MARKER.search(data, position)
+        if marker is None:
             return
-        position = start = found.end()
+        position = start = marker.end()
         code = data[start - 1]
         if code in _ALONE:
             continue
@@ -208,13 +208,13 @@ def _plain_header(data: bytes) -> Header | None:
 
 def _scan_data(data: bytes, start: int) -> tuple[int, int, int]:
     """Returns (code, start, end) of the entropy-coded data from `start` on."""
-    found = _AFTER_SCAN_OR_FILL.search(data, start)
-    if found is None:
+    marker = _AFTER_SCAN_OR_FILL.search(data, start)
+    if marker is None:
         return _FILLED_ENTROPY, start, len(data)  # may end inside a marker
-    if data[found.end() - 1] != 0xFF:
-        return _ENTROPY, start, found.start()
-    found = _AFTER_SCAN.search(data, found.start())
-    return _FILLED_ENTROPY, start, found.start() if found else len(data)
+    if data[marker.end() - 1] != 0xFF:
+        return _ENTROPY, start, marker.start()
+    marker = _AFTER_SCAN.search(data, marker.start())
+    return _FILLED_ENTROPY, start, marker.start() if marker else len(data)
 
 
 def _read_frame(code: int, payload: bytes) -> _Frame:

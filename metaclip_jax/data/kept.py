@@ -105,8 +105,8 @@ class Rule:
         key = np.full(len(groups), int.from_bytes(who[:8]), np.uint64)
         own = draws.permute(np.arange(len(groups)), n=len(groups), key=key)
         for number in own.tolist():
-            found = self._group(groups[number], f"{epoch:06}/{number:03}", epoch)
-            for shard, bits in zip(groups[number].tolist(), found, strict=True):
+            group_bits = self._group(groups[number], f"{epoch:06}/{number:03}", epoch)
+            for shard, bits in zip(groups[number].tolist(), group_bits, strict=True):
                 packed[shard] = bits
         result = Bits(np.array(self.dataset.shard_lengths), packed)
         if self.folder:
@@ -131,10 +131,10 @@ class Rule:
             data = np.frombuffer(path.read_bytes(), np.uint8)
             if data.size == sum(sizes):
                 return np.split(data, np.cumsum(sizes)[:-1])
-        found = [np.packbits(self.mask(shard, epoch)) for shard in shards.tolist()]
+        packed = [np.packbits(self.mask(shard, epoch)) for shard in shards.tolist()]
         if path:
-            files.write_bytes(path, np.concatenate(found).tobytes())
-        return found
+            files.write_bytes(path, np.concatenate(packed).tobytes())
+        return packed
 
     def mask(self, shard: int, epoch: int) -> NDArray[np.bool_]:
         """Returns bool[records of the shard], which of them the epoch keeps."""

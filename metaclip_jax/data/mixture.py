@@ -27,14 +27,14 @@ def shares(weights: Sequence[float]) -> tuple[float, ...]:
     """
     if not weights or any(not 0 < weight < float("inf") for weight in weights):
         raise ValueError(f"data.mixture needs positive weights, got {list(weights)}")
-    found = tuple(weight / sum(weights) for weight in weights)
-    if min(found) < _LEAST:
+    result = tuple(weight / sum(weights) for weight in weights)
+    if (least := min(result)) < _LEAST:
         raise ValueError(
-            f"data.mixture has a share of {min(found):.2g}, but positions are dealt in "
+            f"data.mixture has a share of {least:.2g}, but positions are dealt in "
             f"cycles of {CYCLE} and the least share is {_LEAST:.2g}; raise its weight "
             "or leave the dataset out"
         )
-    return found
+    return result
 
 
 def deal(

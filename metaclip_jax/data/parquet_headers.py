@@ -85,8 +85,8 @@ def check_seal(file: BinaryIO, size: int) -> None:
     """Raises ArrowInvalid where a footer does not have the checksum of `seal`."""
     footer = _footer(file, size)
     file.seek(max(size - len(footer) - 16, 0))
-    found = file.read(16)
-    if found[:8] == _SEAL and found[8:] != xxhash.xxh3_64_digest(footer):
+    stored = file.read(16)
+    if stored[:8] == _SEAL and stored[8:] != xxhash.xxh3_64_digest(footer):
         raise pa.ArrowInvalid("the footer has another checksum")
 
 
@@ -119,19 +119,19 @@ def pages(file: BinaryIO, chunk: Chunk) -> Iterator[Page]:
 
 
 def _chunk(column: dict[int, Any], size: int) -> Chunk:
-    found = column.get(3)
-    if not isinstance(found, dict):
+    fields = column.get(3)
+    if not isinstance(fields, dict):
         raise pa.ArrowInvalid(_DAMAGE)
-    if not _number(found, 5):  # Arrow reads no page, and the offsets mean nothing
+    if not _number(fields, 5):  # Arrow reads no page, and the offsets mean nothing
         return Chunk(0, 0)
-    start = _number(found, 9)
-    dictionary = found.get(11, 0)
+    start = _number(fields, 9)
+    dictionary = fields.get(11, 0)
     if isinstance(dictionary, int) and 0 < dictionary < start:
         start = dictionary
-    end = start + _number(found, 7)
+    end = start + _number(fields, 7)
     if end > size:
         raise pa.ArrowInvalid(_DAMAGE)
-    statistics = found.get(12)
+    statistics = fields.get(12)
     if not isinstance(statistics, dict):
         return Chunk(start, end)
     bounds = (statistics.get(field) for field in (6, 5))
@@ -153,17 +153,17 @@ def _page_header(file: BinaryIO, position: int) -> tuple[dict[int, Any], int]:
 
 
 def _number(fields: Mapping[int, Any], field: int) -> int:
-    found = fields.get(field)
-    if not isinstance(found, int) or not 0 <= found < 1 << 62:
+    value = fields.get(field)
+    if not isinstance(value, int) or not 0 <= value < 1 << 62:
         raise pa.ArrowInvalid(_DAMAGE)
-    return found
+    return value
 
 
 def _structs(fields: Mapping[int, Any], field: int) -> list[dict[int, Any]]:
-    found = fields.get(field, [])
-    if not isinstance(found, list) or not all(isinstance(x, dict) for x in found):
+    values = fields.get(field, [])
+    if not isinstance(values, list) or not all(isinstance(x, dict) for x in values):
         raise pa.ArrowInvalid(_DAMAGE)
-    return found
+    return values
 
 
 def _struct(
@@ -222,12 +222,12 @@ def _list(
         count, at = _varint(data, at)
     if count > len(data):
         raise pa.ArrowInvalid(_DAMAGE)
-    found = []
+    values = []
     for _ in range(count):
         value, at = _value(data, at, kind, keep, depth + 1)
         if keep:
-            found.append(value)
-    return found if keep else None, at
+            values.append(value)
+    return values if keep else None, at
 
 
 def _integer(data: bytes, at: int) -> tuple[int, int]:

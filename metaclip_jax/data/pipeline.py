@@ -169,21 +169,21 @@ class Batches:
         return self
 
     def __next__(self) -> batch.Batch:
-        found, replaced = next(self._made)
-        shared_memory.unlink(found.values())
-        self.examples += len(found["position"])
-        self.truncated += int(found["truncated"].sum())
+        arrays, replaced = next(self._made)
+        shared_memory.unlink(arrays.values())
+        self.examples += len(arrays["position"])
+        self.truncated += int(arrays["truncated"].sum())
         self.replaced.update(image.reason for image in replaced)
         self.losses = Losses(
-            truncated_texts=int(found["truncated"][self._owned].sum()),
+            truncated_texts=int(arrays["truncated"][self._owned].sum()),
             replaced=tuple(image for image in replaced if self._owned[image.row]),
         )
         for _, image_id, reason in replaced:
             if image_id not in self._logged and len(self._logged) < _REPLACED_TO_LOG:
                 self._logged.add(image_id)
                 logging.warning("image %s is replaced: %s", image_id, reason)
-        self._judge(len(found["position"]), [image.reason for image in replaced])
-        return found
+        self._judge(len(arrays["position"]), [image.reason for image in replaced])
+        return arrays
 
     def close(self) -> None:
         """Ends threads and worker processes; the iterator is used up afterwards."""

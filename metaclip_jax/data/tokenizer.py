@@ -333,11 +333,11 @@ def main(argv: Sequence[str]) -> None:
         "records": values.records,
     }
     if output.exists():
-        found = files.read_json(manifest) if manifest.exists() else None
-        if found != inputs:
+        written = files.read_json(manifest) if manifest.exists() else None
+        if written != inputs:
             other = f"there is no {manifest.name} that says how it was made"
-            if found is not None:
-                other = f"it is another one: {differences.describe(inputs, found)}"
+            if written is not None:
+                other = f"it is another one: {differences.describe(inputs, written)}"
             raise ValueError(
                 f"{output} exists, but {other}; choose another file, or remove this one"
             )

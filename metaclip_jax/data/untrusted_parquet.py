@@ -148,11 +148,11 @@ def to_python(array: pa.Array) -> list[Any]:
         return _of_dictionary(array)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         values = to_python(array.flatten())
-        found, end = [], 0
+        lists, end = [], 0
         for length in array.value_lengths().to_pylist():
-            found.append(None if length is None else values[end : end + length])
+            lists.append(None if length is None else values[end : end + length])
             end += length or 0
-        return found
+        return lists
     if pa.types.is_struct(kind):
         fields = [to_python(field) for field in array.flatten()]
         names = [kind.field(i).name for i in range(kind.num_fields)]
@@ -180,7 +180,7 @@ def _of_dictionary(array: pa.DictionaryArray) -> list[Any]:
 
 def _leaves(parquet: pq.ParquetFile, columns: Sequence[str]) -> list[tuple[int, bool]]:
     """Returns the physical columns of `columns`: (number, whether it can be shared)."""
-    arrow, found = parquet.schema_arrow, []
+    arrow, leaves = parquet.schema_arrow, []
     for i in range(len(parquet.schema)):
         column = parquet.schema.column(i)
         for name in columns:
@@ -188,9 +188,9 @@ def _leaves(parquet: pq.ParquetFile, columns: Sequence[str]) -> list[tuple[int, 
                 place = arrow.get_field_index(name)
                 is_bytes = column.physical_type == "BYTE_ARRAY"
                 is_simple = place >= 0 and _is_simple(arrow.field(place).type)
-                found.append((i, is_bytes and is_simple))
+                leaves.append((i, is_bytes and is_simple))
                 break
-    return found
+    return leaves
 
 
 def _is_simple(kind: pa.DataType) -> bool:
@@ -211,7 +211,7 @@ def _chunks(
     """Reads the page headers of a row group. Raises ArrowInvalid."""
     if len(group.chunks) != len(parquet.schema):
         raise pa.ArrowInvalid("columns are missing")
-    found = []
+    chunks = []
     for leaf, can_share in leaves:
         column = parquet.schema.column(leaf)
         values, sizes, dictionary, is_delta = [], [], 0, False
@@ -225,8 +225,8 @@ def _chunks(
         if not column.max_repetition_level and sum(values) != group.rows:
             raise pa.ArrowInvalid("values are missing")
         arrays = np.array(values, np.int64), np.array(sizes, np.int64)
-        found.append(_Chunk(column, can_share, *arrays, dictionary, is_delta))
-    return found
+        chunks.append(_Chunk(column, can_share, *arrays, dictionary, is_delta))
+    return chunks
 
 
 def _rows(chunk: _Chunk, share: bool, max_page: int) -> int:

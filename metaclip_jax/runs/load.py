@@ -50,7 +50,7 @@ def find(folders: Sequence[str]) -> list[str]:
     Raises:
       FileNotFoundError: a folder is missing, or has no run.
     """
-    found: list[str] = []
+    workdirs: list[str] = []
     for folder in folders:
         root = files.path(folder)
         if not root.is_dir():
@@ -61,8 +61,8 @@ def find(folders: Sequence[str]) -> list[str]:
                 f"{folder} holds no run: wanted a workdir of metaclip_jax.train, with"
                 " its config.json, or a folder of them"
             )
-        found += [str(path) for path in inside]
-    return list(dict.fromkeys(found))
+        workdirs += [str(path) for path in inside]
+    return list(dict.fromkeys(workdirs))
 
 
 def _is_run(path: Any) -> bool:
@@ -101,35 +101,35 @@ def _scores(folder: Any) -> tuple[dict[str, dict[str, float]], int | None]:
     path = folder / f"{max(steps)}.json"
     with files.naming(path, "an evaluation"):
         groups = files.read_json(path)["model"]
-        found = {
+        scores = {
             f"{group}/{name}": cell
             for group, cells in groups.items()
             for name, cell in cells.items()
             if isinstance(cell, dict)
         }
-    return found, max(steps)
+    return scores, max(steps)
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Returns each run's values of the config keys in which the runs differ."""
     # `run_config.read` adds the default of keys that are newer than a run.
-    found = {key: [run.config[key] for run in runs] for key in runs[0].config}
+    by_key = {key: [run.config[key] for run in runs] for key in runs[0].config}
     return {
         key: values
-        for key, values in found.items()
+        for key, values in by_key.items()
         if any(value != values[0] for value in values)
     }
 
 
 def metrics(runs: Sequence[Run]) -> dict[str, list[float | None]]:
     """Returns each run's newest metrics and scores by name."""
-    found = {key: [run.last(key) for run in runs] for key in _SHOWN}
+    by_name = {key: [run.last(key) for run in runs] for key in _SHOWN}
     names = dict.fromkeys(name for run in runs for name in run.scores)
     for name in names:
-        found[name] = [
+        by_name[name] = [
             run.scores[name]["value"] if name in run.scores else None for run in runs
         ]
-    return {k: v for k, v in found.items() if any(x is not None for x in v)}
+    return {k: v for k, v in by_name.items() if any(x is not None for x in v)}
 
 
 def curve(run: Run, key: str, *, points: int = 200) -> tuple[np.ndarray, np.ndarray]:

@@ -95,10 +95,10 @@ def too_much(message: str) -> tuple[int, int] | None:
 
     None: the message is another error's.
     """
-    found = _TOO_MUCH.search(message)
-    if found is None:
+    match = _TOO_MUCH.search(message)
+    if match is None:
         return None
-    needed, needed_unit, limit, limit_unit = found.groups()
+    needed, needed_unit, limit, limit_unit = match.groups()
     return (
         round(float(needed) * _UNITS[needed_unit]),
         round(float(limit) * _UNITS[limit_unit]),

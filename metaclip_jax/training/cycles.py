@@ -58,8 +58,8 @@ def estimate(text: str) -> Estimate:
     program, entry = _parse(text)
     cycles, collectives = 0, Counter[str]()
     for times, instruction in _executed(program, entry):
-        if found := _CYCLES.search(instruction.line):
-            cycles += times * int(found[1])
+        if match := _CYCLES.search(instruction.line):
+            cycles += times * int(match[1])
         # An asynchronous collective has its result in its "-done" instruction.
         kind = instruction.opcode.removesuffix("-done")
         if kind in COLLECTIVES:
@@ -73,16 +73,16 @@ def _parse(text: str) -> tuple[_Program, str]:
     entry = current = ""
     for line in text.splitlines():
         if not line.startswith(" "):
-            found = _COMPUTATION.match(line)
-            if found and not line.startswith("HloModule"):
-                current = found[2]
+            match = _COMPUTATION.match(line)
+            if match and not line.startswith("HloModule"):
+                current = match[2]
                 program[current] = []
-                entry = current if found[1] else entry
-        elif current and (found := _INSTRUCTION.match(line)):
-            shape, rest = _split_shape(found[2])
+                entry = current if match[1] else entry
+        elif current and (match := _INSTRUCTION.match(line)):
+            shape, rest = _split_shape(match[2])
             opcode = re.match(r"[\w\-]*", rest)
             assert opcode is not None
-            program[current].append(_Instruction(found[1], shape, opcode[0], line))
+            program[current].append(_Instruction(match[1], shape, opcode[0], line))
     return program, entry
 
 
@@ -116,8 +116,8 @@ def _executed(program: _Program, name: str) -> Iterator[tuple[int, _Instruction]
         else:
             yield 1, instruction
         for inner in inside:
-            for count, found in _executed(program, inner):
-                yield times * count, found
+            for count, executed in _executed(program, inner):
+                yield times * count, executed
 
 
 def _iterations(program: _Program, loop: _Instruction) -> int:
@@ -126,8 +126,8 @@ def _iterations(program: _Program, loop: _Instruction) -> int:
     Scans count from 0. libtpu says the number itself ("known_trip_count") for some
     loops only.
     """
-    if found := _KNOWN_TRIPS.search(loop.line):
-        return int(found[1])
+    if match := _KNOWN_TRIPS.search(loop.line):
+        return int(match[1])
     condition = list(program[_attribute("condition", loop)])
     for instruction in tuple(condition):  # the constant may be inside a fusion
         for inner in _called(instruction):
@@ -143,16 +143,16 @@ def _iterations(program: _Program, loop: _Instruction) -> int:
 
 
 def _attribute(name: str, instruction: _Instruction) -> str:
-    found = re.search(rf"\b{name}=%?([\w.\-]+)", instruction.line)
-    assert found is not None, instruction.line
-    return found[1]
+    match = re.search(rf"\b{name}=%?([\w.\-]+)", instruction.line)
+    assert match is not None, instruction.line
+    return match[1]
 
 
 def _called(instruction: _Instruction) -> list[str]:
     """Returns the computations that an instruction calls."""
     names = _CALLED.findall(instruction.line)
-    if found := _BRANCHES.search(instruction.line):
-        names += [name.strip().lstrip("%") for name in found[1].split(",")]
+    if match := _BRANCHES.search(instruction.line):
+        names += [name.strip().lstrip("%") for name in match[1].split(",")]
     return names
 
 

@@ -109,10 +109,10 @@ def claim(
         files.write_json(path, config)
 
 
-def _refuse(found: epath.Path) -> NoReturn:
+def _refuse(path: epath.Path) -> NoReturn:
     raise ValueError(
-        f"wanted a new or empty workdir, or that of a run, got {found.parent}, which"
-        f" holds something else ({found.name}); choose another folder"
+        f"wanted a new or empty workdir, or that of a run, got {path.parent}, which"
+        f" holds something else ({path.name}); choose another folder"
     )
 
 

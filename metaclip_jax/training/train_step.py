@@ -142,10 +142,10 @@ def _encode(
 
 def head_scalars(params: clip.Params) -> Metrics:
     """Returns logit_scale f32[] and, if the model has one, logit_bias f32[]."""
-    found = {"logit_scale": jnp.exp(params["log_logit_scale"])}
+    scalars = {"logit_scale": jnp.exp(params["log_logit_scale"])}
     if "logit_bias" in params:
-        found["logit_bias"] = params["logit_bias"]
-    return found
+        scalars["logit_bias"] = params["logit_bias"]
+    return scalars
 
 
 def largest_norm(params: clip.Params, learning_rate: jax.Array) -> jax.Array:

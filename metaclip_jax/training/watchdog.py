@@ -59,14 +59,14 @@ def _end(doing: str, seconds: float) -> None:
     """Writes what this process was doing, then what all did, and exits."""
     try:
         faulthandler.dump_traceback(sys.stderr)
-        found = {0: doing}
+        by_process = {0: doing}
         if jax.process_count() > 1:
-            found = _gather(doing, min(seconds / 4, _MOST_PATIENCE_SECONDS))
+            by_process = _gather(doing, min(seconds / 4, _MOST_PATIENCE_SECONDS))
         logging.error(
             "wanted progress within %g seconds, got none: %s; see the log of the one"
             " that keeps the others waiting. All processes have to be started again",
             seconds,
-            "; ".join(f"process {n} was {what}" for n, what in found.items()),
+            "; ".join(f"process {n} was {what}" for n, what in by_process.items()),
         )
         logging.flush()
     finally:
@@ -77,7 +77,7 @@ def _gather(doing: str, patience: float) -> dict[int, str]:
     """Returns what each process was doing, by its number."""
     index, count = jax.process_index(), jax.process_count()
     logging.error("process %d makes no progress: it was %s", index, doing)
-    found = dict.fromkeys(range(count), "silent") | {index: doing}
+    by_process = dict.fromkeys(range(count), "silent") | {index: doing}
     client = distributed.global_state.client
     assert client is not None
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # a peer ended before
@@ -86,5 +86,5 @@ def _gather(doing: str, patience: float) -> dict[int, str]:
         # its log, the one that people read, is complete.
         time.sleep(2 * patience if index else patience)
         for key, what in client.key_value_dir_get("stalled"):
-            found[int(key.rpartition("/")[2])] = what
-    return found
+            by_process[int(key.rpartition("/")[2])] = what
+    return by_process

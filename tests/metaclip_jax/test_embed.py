@@ -165,7 +165,7 @@ def test_the_contact_sheet_escapes_what_strangers_wrote(embedded, dataset, model
     query = model.embed_images([image])[0]
     hits = search.nearest(embedded, query, count=6 * SHARDS)
     assert hits[0].position == 0
-    found = search.pictures(records.open_dataset(dataset), hits)
+    found = search.read_pictures(records.open_dataset(dataset), hits)
     page = sheet.render_html(search.to_sheet("<b>me</b>", found))
     assert "<script>" not in page and "&lt;script&gt;alert" in page
     assert "<b>me" not in page and page.count("<figure>") == len(hits)
@@ -180,7 +180,7 @@ def test_search_in_another_dataset_is_refused(
     other = write_dataset(tmp_path_factory.mktemp("other") / "d", record_count=4)
     hits = search.nearest(embedded, model.embed_texts(["a"])[0], count=20)
     with pytest.raises(ValueError, match="not the dataset that was embedded"):
-        search.pictures(records.open_dataset(other), hits)
+        search.read_pictures(records.open_dataset(other), hits)
 
 
 def test_commands_print_tables(run, dataset, embedded, tmp_path):

@@ -66,7 +66,7 @@ run = f"{bucket}/models/checkpoint"
 model = inference.load(run, batch=16)
 embed.embed_dataset(model, dataset, f"{bucket}/embeddings")
 hits = search.nearest(f"{bucket}/embeddings", wanted[0][0], count=3)
-assert len(search.pictures(records.open_dataset(dataset), hits)) == 3
+assert len(search.read_pictures(records.open_dataset(dataset), hits)) == 3
 found = evaluate.evaluate_run(
     run, model, 0, held_out_folder=dataset, seed=0, resamples=10
 )
