@@ -3,12 +3,14 @@
 # copies this checkout with its changes (but not files that git does not know) to every
 # worker, installs it, and starts the same command on all of them. Each worker starts it
 # again after an error, so that training outlives this terminal. Then this script shows
-# the log of worker 0, and after a preemption it makes the VM anew.
+# the log of worker 0. It starts training again on workers where it was killed, say as
+# they were rebooted, and after a preemption it makes the VM anew.
 #
 #   ./launch_tpu.sh --name=clip --zone=us-central2-b --type=v4-32 --spot -- \
 #       --config=configs/metaclip.py:vit_b32_400m --workdir=gs://bucket/runs/b32
 #
-# Run it again at any time: where training runs already, it only shows the log.
+# Run it again at any time: where training runs already, it only shows the log. Other
+# flags of training, or other code, need --stop first.
 #
 #   --spot      a VM that is cheaper and may be preempted
 #   --reserved  a VM of your reservation
@@ -29,11 +31,13 @@ say() {
 
 # What a worker runs: training, again after each error, unless five come in a row.
 on_worker() {
-  local failures=0 began workdir="" flag
+  local failures=0 restarts=0 began trainer="" workdir="" flag
   for flag; do [[ $flag != --workdir=* ]] || workdir="${flag#*=}"; done
-  trap 'kill -TERM "$trainer" || true; wait "$trainer" || true
+  trap 'if [[ -n $trainer ]]; then kill -TERM "$trainer" || true; wait "$trainer" || true; fi
     say stopped; exit' TERM
+  echo $$ >../metaclip-jax.pid
   while true; do
+    say "running $restarts"
     began=$SECONDS
     .venv/bin/python -m metaclip_jax.train --coordinator=auto "$@" &
     trainer=$!
@@ -45,8 +49,9 @@ sys.exit(not (files.path(sys.argv[1]) / files.MANIFEST).exists())' "$workdir"; t
       say finished
       return
     fi
+    trainer=""
     if ((SECONDS - began > 600)); then failures=0; fi
-    failures=$((failures + 1))
+    failures=$((failures + 1)) restarts=$((restarts + 1))
     if ((failures == 5)); then
       say failed
       return 1
@@ -94,7 +99,7 @@ if ! [[ $slices =~ ^[1-9][0-9]{0,3}$ ]]; then
 fi
 poll="${LAUNCH_POLL_SECONDS:-30}"
 answered="" # by gcloud, in this run
-ready=""    # the VM was, and this run has not deleted it
+known=""    # the VM, or that it was asked for; this run has not deleted it
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
@@ -149,7 +154,7 @@ remove() {
   if [[ -n $queued ]]; then
     asked=("${tpu[@]}" queued-resources delete "$name" "${at[@]}" --force --quiet)
   fi
-  ready=""
+  known=""
   if ! run "${asked[@]}" 2>"$scratch/said"; then
     cat "$scratch/said" >&2
     grep -q NOT_FOUND "$scratch/said"
@@ -176,7 +181,7 @@ create() {
   until run "${asked[@]}" ${spot:+"$spot"} 2>"$scratch/said"; do
     cat "$scratch/said" >&2
     # Another launcher was faster.
-    if grep -q ALREADY_EXISTS "$scratch/said"; then return; fi
+    if grep -q ALREADY_EXISTS "$scratch/said"; then break; fi
     if grep -qi 'quota' "$scratch/said" ||
       ! grep -q '[Cc]apacity\|RESOURCE_EXHAUSTED\|UNAVAILABLE\|INTERNAL\|DEADLINE_EXCEEDED' \
         "$scratch/said"; then
@@ -184,6 +189,7 @@ create() {
     fi
     sleep "$poll"
   done
+  known=1
 }
 
 # Sets `found` to the state that a command prints. The first failure of gcloud in this run
@@ -196,11 +202,12 @@ ask() {
     sleep "$poll"
   done
   answered=1
+  if [[ -n $found ]]; then known=1; fi
 }
 
 # Makes what is missing, but not again what another command has deleted.
 make_missing() {
-  if [[ -n $ready ]]; then
+  if [[ -n $known ]]; then
     echo "The VM was deleted by another command; the same command makes it anew." >&2
     exit 1
   fi
@@ -230,7 +237,7 @@ make_vm() {
     fi
     ask vm_state
     case "$found" in
-      READY) ready=1; return ;;
+      READY) return ;;
       "") if [[ -z $queued ]]; then make_missing; else sleep "$poll"; fi ;;
       PREEMPTED | TERMINATED) remove ;;
       STOPPED) restart ;;
@@ -239,17 +246,43 @@ make_vm() {
   done
 }
 
-# Installs this checkout and starts training on all workers, unless they train already.
+# Packs this checkout, once: after a preemption the same code is installed again.
+pack() {
+  local changed
+  # A commit of the changes, if there are any; nothing changes here, as git's index is a
+  # copy.
+  cp "$(git rev-parse --git-path index)" "$scratch/index"
+  changed=$(GIT_INDEX_FILE="$scratch/index" git -c user.name=launcher \
+    -c user.email=launcher@localhost stash create)
+  run git archive --format=tar.gz --output="$archive" "${changed:-HEAD}"
+}
+
+# Prints the flags with which worker 0 trains, if it does.
+read_flags() {
+  quietly "${ssh[@]}" "${first[@]}" --command \
+    'flock -n -s metaclip-jax.lock true || cat metaclip-jax.flags'
+}
+
+# Ends this run if worker 0 trains with other flags.
+refuse_other_flags() {
+  local found
+  found=$(read_flags) || return
+  if [[ -n $found && $found != "$flags" ]]; then
+    echo "wanted to train with $flags, but $name trains with $found: --stop that first," \
+      "or choose another --name" >&2
+    exit 1
+  fi
+}
+
+# Installs what was packed and starts training on all workers, unless they train already.
+# Where it has ended since this run began to follow it, it ended for all.
 start() {
-  local archive="$scratch/metaclip-jax.tar.gz" changed install flags
-  # A commit of the changes, if there are any; nothing changes here.
-  changed=$(git -c user.name=launcher -c user.email=launcher@localhost stash create)
-  run git archive --format=tar.gz --output="$archive" "${changed:-HEAD}" || return
+  local install only_killed=""
   run "${tpu[@]}" "$group" scp "$archive" "$name:metaclip-jax.tar.gz" "${at[@]}" "${all[@]}" || return
   # The images' own Python is older than what we need; uv brings one.
   # shellcheck disable=SC2016 # the worker's shell expands it
   install='exec 9>metaclip-jax.installing && flock 9  # of another launcher
-flock -n metaclip-jax.lock true || exit 0
+flock -n -s metaclip-jax.lock true || exit 0
 mkdir -p metaclip-jax && tar -xzf metaclip-jax.tar.gz -C metaclip-jax &&
 cd metaclip-jax && python3 -m pip install -q --user uv && uv="python3 -m uv" &&
 $uv venv -q --allow-existing --python=3.11 .venv &&
@@ -259,31 +292,47 @@ $uv pip install -q --python=.venv -c constraints.txt -e ".[tpu]"'
   printf -v install 'timeout %q bash -c %q || { echo "$(hostname) did not install" >&2; exit 1; }' \
     "${LAUNCH_INSTALL_SECONDS:-1800}" "$install"
   run "${ssh[@]}" "${all[@]}" --command "$install" || return
-  printf -v flags '%q ' "$@"
+  if [[ -z $new ]]; then
+    only_killed='[[ ! -e metaclip-jax.state ]] || grep -q ^running metaclip-jax.state || exit 0'
+  fi
+  # Training has the lock for as long as it runs; others try it for a moment.
   run "${ssh[@]}" "${all[@]}" --command "flock metaclip-jax.installing true
-flock -n metaclip-jax.lock true || exit 0
-echo running >metaclip-jax.state.new && mv metaclip-jax.state.new metaclip-jax.state
-setsid nohup flock -n metaclip-jax.lock metaclip-jax/launch_tpu.sh --on_worker $flags \
->metaclip-jax.log 2>&1 </dev/null &"
+exec 8>metaclip-jax.lock && flock -w 1 8 || exit 0
+$only_killed
+echo $(printf %q "$flags") >metaclip-jax.flags
+echo running 0 >metaclip-jax.state.new && mv metaclip-jax.state.new metaclip-jax.state
+setsid nohup metaclip-jax/launch_tpu.sh --on_worker $flags >metaclip-jax.log 2>&1 </dev/null &" || return
+  new=""
 }
 
-# Prints the run's state, and worker 0's log without its first bytes.
+# Prints worker 0's state, and its log without its first bytes. A worker that says it is
+# running has the lock, or was killed.
 read_log() {
   quietly "${ssh[@]}" "${first[@]}" --command \
-    "cat metaclip-jax.state; tail -c +$(($1 + 1)) metaclip-jax.log"
+    "if state=\$(flock -n -s metaclip-jax.lock cat metaclip-jax.state); then
+  [[ \$state != running* ]] || state=killed
+else
+  state=\$(cat metaclip-jax.state)
+fi
+echo \$state; tail -c +$(($1 + 1)) metaclip-jax.log"
 }
 
-# Shows worker 0's log; returns the run's state, or "gone" if the VM is no longer ready.
+# Shows worker 0's log; returns the run's state, "restarted" if training has started again
+# there, or "gone" if the VM is no longer ready.
 follow() {
-  local seen=0 silent=0 vm new="$scratch/new"
+  local silent=0 vm more="$scratch/more"
   outcome=""
   while true; do
-    if read_log "$seen" >"$new"; then
+    if read_log "$seen" >"$more"; then
       silent=0
-      sed 1d "$new"
-      seen=$((seen + $(sed 1d "$new" | wc -c)))
-      outcome=$(head -n 1 "$new")
-      if [[ $outcome != running ]]; then return; fi
+      sed 1d "$more"
+      seen=$((seen + $(sed 1d "$more" | wc -c)))
+      outcome=$(head -n 1 "$more")
+      if [[ $outcome != running* ]]; then return; fi
+      if [[ $outcome != "running $restarts" ]]; then
+        restarts="${outcome#running }" outcome=restarted
+        return
+      fi
     else
       silent=$((silent + 1))
     fi
@@ -296,10 +345,16 @@ follow() {
 
 # The trainers get the signal by their shells, save, and leave the lock.
 stop_training() {
+  # shellcheck disable=SC2016 # the worker's shell expands it
   run "${ssh[@]}" "${all[@]}" --command \
-    'pkill -TERM -f "launch_tpu.sh --on_worke[r]"; flock metaclip-jax.lock true'
+    'flock -n -s metaclip-jax.lock true || kill -TERM "$(cat metaclip-jax.pid)"
+flock -s metaclip-jax.lock true'
 }
 
+if [[ -z $dry_run ]] && ! command -v gcloud >/dev/null; then
+  echo "wanted gcloud on PATH, got none; https://cloud.google.com/sdk/docs/install" >&2
+  exit 1
+fi
 if [[ -n $stop ]]; then stop_training; fi
 if (($# == 0)); then
   if [[ -n $delete ]]; then remove; fi
@@ -327,14 +382,22 @@ if [[ -z $version ]]; then
   esac
 fi
 
+archive="$scratch/metaclip-jax.tar.gz"
+new=1 # the VM, to this run
+printf -v flags '%q ' "$@"
+flags="${flags% }"
 if [[ -n $dry_run ]]; then
-  echo "# At first, and every $poll seconds while training runs, the VM's state:"
+  echo "# At first:"
+  pack
+  echo "# Then, and every $poll seconds while training runs, the VM's state:"
   if [[ -n $queued ]]; then state queued-resources "$name"; fi
   for node in "${nodes[@]}"; do state tpu-vm "$node"; done
   echo "# If there is no VM, again and again until the zone has capacity:"
   create
-  echo "# Once it is ready:"
-  start "$@"
+  echo "# Once it is ready, the flags with which it trains already:"
+  read_flags
+  echo "# If there are no others:"
+  start
   echo "# This starts on each worker, up to five errors in a row:"
   run .venv/bin/python -m metaclip_jax.train --coordinator=auto "$@"
   echo "# Every $poll seconds, with the number of bytes that were read:"
@@ -354,23 +417,32 @@ if [[ -n $dry_run ]]; then
   exit
 fi
 
-attempts=0
+pack
+attempts=0 # to start training, or to start it again where it was killed, in a row
+seen=0     # bytes of worker 0's log
+restarts=0 # of training on worker 0
 while true; do
   make_vm
-  if ! start "$@"; then
-    attempts=$((attempts + 1))
-    if ((attempts == 5)); then
-      echo "wanted all workers to install and start, got the error above 5 times" >&2
-      exit 1
-    fi
-    sleep "$poll"
-    continue
+  began=$SECONDS
+  if refuse_other_flags && start; then
+    follow
+  else
+    outcome="not started"
   fi
-  attempts=0
-  follow
+  if ((SECONDS - began > 600)); then attempts=0; fi
   case "$outcome" in
     finished) echo "The run is complete."; break ;;
-    gone) echo "The VM is gone; it is made anew." ;;
+    gone) new=1 attempts=0 seen=0 restarts=0; echo "The VM is gone; it is made anew." ;;
+    # A worker without training, say after a reboot, makes the others fail.
+    restarted) attempts=0 ;;
+    killed) seen=0 restarts=0; echo "Training was killed on worker 0; it starts again." ;;&
+    killed | "not started")
+      attempts=$((attempts + 1))
+      if ((attempts == 5)); then
+        echo "wanted all workers to install, start and go on, got what is above 5 times" >&2
+        exit 1
+      fi
+      sleep "$poll" ;;
     failed)
       echo "Training failed five times in a row: see above. The VM is still there;" \
         "--delete deletes it." >&2

@@ -4,9 +4,11 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,13 +16,17 @@ import pytest
 from tests import waiting
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAGS = ["--config=configs/metaclip.py:vit_b32_400m", "--workdir=gs://b/a folder"]
+FLAGS = [
+    "--config=configs/metaclip.py:vit_b32_400m",
+    '--workdir=gs://b/a "folder" that\'s $HOME',
+]
 
 # Plays Google's side. "plan.json" holds, by what is asked, the errors to give first;
-# "vm" the VM's state, "queued" the queued resource's; "asked" all that was asked.
+# "vm" the VM's state, "queued" the queued resource's; "asked" all that was asked, and
+# "kill" after how many answers the launcher is killed.
 GCLOUD = """\
 #!{python}
-import fcntl, json, os, pathlib, shutil, subprocess, sys
+import fcntl, json, os, pathlib, shutil, signal, subprocess, sys
 
 cloud = pathlib.Path({cloud!r})
 words = sys.argv[1:]
@@ -57,7 +63,7 @@ elif verb == "create":
     except FileExistsError:
         sys.exit("ERROR: ALREADY_EXISTS: such a resource")
     for old in cloud.glob("worker_*"):
-        shutil.rmtree(old)
+        old.rename(cloud / f"gone_{{os.getpid()}}_{{old.name}}")  # it may write still
     count = int(options.get("node-count", 1))
     made = [options.get("node-id", words[4])]
     if count > 1:
@@ -93,6 +99,13 @@ elif verb in ("scp", "ssh"):
         done = subprocess.run(["bash", "-c", command], cwd=home, env=environment)
         if done.returncode:
             sys.exit(done.returncode)
+sys.stdout.flush()
+kill = cloud / "kill"
+if kill.exists():
+    left = int(kill.read_text()) - 1
+    kill.write_text(str(left))
+    if not left:
+        os.killpg(os.getpgrp(), signal.SIGKILL)
 """
 # A worker's python3: it "installs" a python that plays training.
 PYTHON3 = """\
@@ -141,6 +154,8 @@ elif act == "run":
 class Cloud:
     """The folder of a stand-in for gcloud, and starts of the launcher in it."""
 
+    install_seconds = 100
+
     def __init__(self, folder):
         self.folder = folder
         (folder / "bin").mkdir()
@@ -171,11 +186,12 @@ class Cloud:
                 "PATH": f"{self.folder}:{os.environ['PATH']}",
                 "LAUNCH_POLL_SECONDS": "0.1",
                 "LAUNCH_PAUSE_SECONDS": "0.1",
-                "LAUNCH_INSTALL_SECONDS": "10",
+                "LAUNCH_INSTALL_SECONDS": str(self.install_seconds),
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
 
     def run(self, *options, **values):
@@ -244,8 +260,77 @@ def test_a_vm_that_another_command_deletes_is_not_made_anew(cloud):
     assert cloud.run("--queued", "--delete", flags=())[0] == 0  # once is enough
     output, _ = first.communicate(timeout=waiting.SECONDS)
     assert len(cloud.asked("queued-create")) == 1
-    assert "stopped" in output or "deleted by another command" in output
+    assert "stopped" in output or "deleted by another command" in output, output
     assert "WAITING_FOR_RESOURCES; waiting" in output
+
+
+def test_a_second_start_with_other_flags_is_refused(cloud):
+    cloud.plan({}, ["run"])
+    first = cloud.start("--type=v4-32")
+    log = cloud.folder / "worker_0" / "metaclip-jax.log"
+    waiting.until(lambda: log.exists() and "training" in log.read_text(), first)
+    status, output = cloud.run(
+        "--type=v4-32", "--delete", flags=["--workdir=gs://b/c d"]
+    )
+    assert status == 1
+    want, _, got = output.splitlines()[-1].partition(", but n trains with ")
+    assert shlex.split(want)[-1] == "--workdir=gs://b/c d"
+    assert shlex.split(got.partition(": --stop that first")[0]) == FLAGS
+    assert cloud.run("--stop", flags=())[0] == 0
+    assert "stopped" in first.communicate(timeout=waiting.SECONDS)[0]
+    assert log.read_text().count("training worker_0") == 1
+    assert not cloud.asked("delete")
+
+
+def test_a_queued_resource_that_is_deleted_while_it_waits_is_not_made_anew(cloud):
+    (cloud.folder / "queued").write_text("WAITING_FOR_RESOURCES")
+    first = cloud.start("--type=v4-32", "--queued")
+    assert any("waiting" in line for line in first.stdout)
+    assert cloud.run("--queued", "--delete", flags=())[0] == 0
+    output, _ = first.communicate(timeout=waiting.SECONDS)
+    assert first.returncode == 1 and "deleted by another command" in output
+    assert not cloud.asked("queued-create")
+
+
+def test_workers_on_which_training_is_killed_start_again(cloud):
+    """Say by a reboot: worker 1's, which makes worker 0's fail, then that of both."""
+    cloud.plan({}, ["run", "run", "complete"])
+    first = cloud.start("--type=v4-32")
+
+    def supervisor(number):
+        pid = cloud.folder / f"worker_{number}" / "metaclip-jax.pid"
+        waiting.until(lambda: pid.exists() and pid.read_text().strip(), first)
+        return int(pid.read_text())
+
+    log = cloud.folder / "worker_0" / "metaclip-jax.log"
+    waiting.until(lambda: log.exists() and "training" in log.read_text(), first)
+    zero, one = map(supervisor, range(2))
+    os.killpg(one, signal.SIGKILL)
+    children = Path(f"/proc/{zero}/task/{zero}/children")
+    os.kill(int(children.read_text().split()[0]), signal.SIGTERM)
+    waiting.until(lambda: supervisor(1) != one, first)
+    assert supervisor(0) == zero
+    waiting.until(lambda: log.read_text().count("training worker_0") == 2, first)
+    for number in range(2):
+        os.killpg(supervisor(number), signal.SIGKILL)
+    output, _ = first.communicate(timeout=waiting.SECONDS)
+    assert first.returncode == 0, output
+    assert "Training was killed on worker 0; it starts again." in output
+    assert "step 20" in output and "The run is complete." in output
+    assert supervisor(0) != zero and len(cloud.asked("create")) == 1
+
+
+@pytest.mark.slow
+def test_a_launcher_that_is_killed_after_each_of_its_calls_gets_there(cloud):
+    for calls in range(1, 30):
+        (cloud.folder / "kill").write_text(str(calls))
+        status, output = cloud.run("--type=v4-32", "--queued")
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL, output
+    assert output.endswith("The run is complete.\n")
+    assert calls > 8 and len(cloud.asked("queued-create")) == 1
+    assert len(list(cloud.folder.glob("*worker_*"))) == 2
 
 
 def test_two_launchers_at_once_train_one_run(cloud):
@@ -262,7 +347,9 @@ def test_two_launchers_at_once_train_one_run(cloud):
     assert log.read_text().count("training worker_0") == 1
 
 
-@pytest.mark.parametrize("queued", [(), ("--queued",)])
+@pytest.mark.parametrize(
+    "queued", [(), pytest.param(("--queued",), marks=pytest.mark.slow)]
+)
 def test_a_preempted_vm_is_made_anew_until_the_run_is_complete(cloud, queued):
     cloud.plan({}, ["preempt", "preempt", "complete"])
     options = "--type=v5p-256", "--delete", *queued
@@ -345,21 +432,23 @@ def test_a_state_that_cannot_be_asked_makes_no_vm(cloud):
 
 
 def test_a_worker_that_fails_to_install_is_tried_again(cloud):
-    cloud.plan({"ssh": ["pip: no connection", "pip: no connection"]}, [])
+    cloud.plan({"scp": ["scp: lost", "scp: lost"], "ssh": ["ssh: no connection"]}, [])
     status, output = cloud.run("--type=v4-32")
     assert status == 0, output
-    assert output.count("pip: no connection") == 2
+    assert output.count("scp: lost") == 2 and output.count("ssh: no connection") == 1
 
-    cloud.plan({"ssh": ["pip: no connection"] * 9}, [])
+    cloud.plan({"ssh": ["ssh: no connection"] * 9}, [])
     status, output = cloud.run("--type=v4-32")
-    assert status == 1 and "got the error above 5 times" in output
+    assert status == 1 and output.count("ssh: no connection") == 5
+    assert "got what is above 5 times" in output
 
 
 def test_a_worker_that_hangs_while_it_installs_is_named_and_tried_again(cloud):
     (cloud.folder / "hangs").touch()
+    cloud.install_seconds = 5
     status, output = cloud.run("--type=v4-32")
     assert status == 0, output
-    assert output.count(f"{os.uname().nodename} did not install") == 1
+    assert f"{os.uname().nodename} did not install" in output
     assert output.endswith("The run is complete.\n")
 
 
@@ -423,7 +512,8 @@ def dry_lines(*options):
 
 
 def test_a_dry_run_prints_the_commands():
-    describe, create, _, _, install, start, *later = dry_lines("--type=v4-32")
+    pack, describe, create, _, _, install, start, *later = dry_lines("--type=v4-32")
+    assert "archive" in pack
     assert "describe" in describe
     assert "--version=tpu-ubuntu2204-base" in create
     assert "-c constraints.txt" in install[-1]
@@ -432,7 +522,7 @@ def test_a_dry_run_prints_the_commands():
     assert flags == FLAGS  # the workers' shells split once more
     worker, log, preempted, stopped, stop, delete = later
     assert worker[3:] == ["--coordinator=auto", *FLAGS]
-    assert "tail" in log[-1] and "start" in stopped and "pkill" in stop[-1]
+    assert "tail" in log[-1] and "start" in stopped and "kill -TERM" in stop[-1]
     assert "delete" in preempted and preempted == delete
 
 
@@ -453,6 +543,25 @@ def test_a_wrong_option_is_named_and_nothing_is_asked(cloud, options, flags, sai
     status, output = cloud.run(*options, flags=flags)
     assert status == 2 and said in output
     assert not (cloud.folder / "asked").exists()
+
+
+def test_a_missing_gcloud_is_named():
+    programs = {
+        name: shutil.which(name) for name in ("bash", "dirname", "mktemp", "rm")
+    }
+    command = ["./launch_tpu.sh", "--name=n", "--zone=z", "--type=v4-8", "--", *FLAGS]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, path in programs.items():
+            (Path(folder) / name).symlink_to(path)
+        done = subprocess.run(
+            [programs["bash"], *command],
+            cwd=ROOT,
+            env={"PATH": folder},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("wanted gcloud on PATH, got none")
 
 
 @pytest.mark.slow
