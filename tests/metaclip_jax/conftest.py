@@ -9,6 +9,7 @@ import simplejpeg
 
 from data_prep.sinks import array_record
 from metaclip_jax.data import records
+from tests import small_records
 
 
 @pytest.fixture(scope="session")
@@ -37,21 +38,13 @@ def write_dataset() -> Callable[..., str]:
             image = (images or {}).get(number, simplejpeg.encode_jpeg(pixels))
             made = tuple(f"picture {number} told as {n}" for n in range(1 + number % 3))
             made = (texts or {}).get(number, made)
-            url = f"http://images.example/{number}.jpg"
-            return records.Record(
+            return small_records.record(
+                f"http://images.example/{number}.jpg",
+                made,
                 image=image,
-                image_id=records.image_id(url),
-                image_url=url,
-                page_url="http://pages.example/",
-                sha256="0" * 64,
                 width=50,
                 height=40,
-                texts=made,
                 text_sources=(text_sources * len(made))[: len(made)],
-                languages=("en",) * len(made),
-                metadata=("en",) * len(made),
-                entry_ids=np.zeros(0, np.int32),
-                entry_offsets=np.zeros(len(made) + 1, np.int64),
             )
 
         bounds = [record_count * n // shard_count for n in range(shard_count + 1)]

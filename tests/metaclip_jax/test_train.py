@@ -1,7 +1,6 @@
 """Real training runs, as commands, on a small made-up dataset."""
 
 import dataclasses
-import hashlib
 import io
 import json
 import os
@@ -24,7 +23,7 @@ from metaclip_jax.data import mixture, records, tokenizer, workers
 from metaclip_jax.evaluation import evaluator
 from metaclip_jax.evaluation import held_out as held_outs
 from metaclip_jax.training import checkpoint, run_config, runtime
-from tests import stopping, waiting
+from tests import small_records, stopping, waiting
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (40, 60, 220)}
@@ -92,22 +91,14 @@ def record(index):
     pixels[:, 4 * place : 4 * place + 4] = COLOURS[colour]
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=90 - index % 7)
-    url = f"http://images.example/{index}"
-    texts = (f"a {colour} bar at {place}", f"bar {place}, {colour}, number {index}")
-    return records.Record(
+    return small_records.record(
+        f"http://images.example/{index}",
+        (f"a {colour} bar at {place}", f"bar {place}, {colour}, number {index}"),
         image=buffer.getvalue(),
-        image_id=records.image_id(url),
-        image_url=url,
-        page_url="http://example/",
-        sha256=hashlib.sha256(buffer.getvalue()).hexdigest(),
+        entry_ids=[[0], [1]],
         width=32,
         height=32,
-        texts=texts,
         text_sources=("alt", "made"),
-        languages=("en",) * 2,
-        metadata=("en",) * 2,
-        entry_ids=np.array([0, 1], np.int32),
-        entry_offsets=np.array([0, 1, 2], np.int64),
     )
 
 

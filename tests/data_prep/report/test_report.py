@@ -10,7 +10,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image, ImageDraw
@@ -20,7 +19,7 @@ from data_prep.report import page as report_page
 from data_prep.sinks import array_record
 from metaclip_jax.data import records
 from metaclip_jax.pages import page
-from tests import browser
+from tests import browser, small_records
 
 T = 40
 ENTRIES = ["image", "icon", "cat", "red apple", "bicycle", "\u732b", "violin", "kite"]
@@ -51,22 +50,15 @@ def jpeg(index: int, side: int = 96) -> bytes:
 
 def record(index: int, texts: list[str], *, image: bytes = b"") -> records.Record:
     """A record whose texts match the entries that they contain."""
-    ids = [[i for i, entry in enumerate(ENTRIES) if entry in text] for text in texts]
-    url = f"https://images.example/{index}.jpg"
-    return records.Record(
+    return small_records.record(
+        f"https://images.example/{index}.jpg",
+        texts,
         image=image or jpeg(index),
-        image_id=records.image_id(url),
-        image_url=url,
-        page_url="https://pages.example/",
-        sha256="0" * 64,
+        entry_ids=[
+            [i for i, entry in enumerate(ENTRIES) if entry in text] for text in texts
+        ],
         width=96,
         height=96,
-        texts=tuple(texts),
-        text_sources=("alt",) * len(texts),
-        languages=("en",) * len(texts),
-        metadata=("en",) * len(texts),
-        entry_ids=np.array([i for each in ids for i in each], np.int32),
-        entry_offsets=np.cumsum([0, *(len(each) for each in ids)]),
     )
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from data_prep.sinks import array_record
 from metaclip_jax import files
 from metaclip_jax.data import records
+from tests import small_records
 
 COUNTS = pa.table({"metadata": ["en", "en"], "entry_id": [0, 4], "pool_count": [9, 1]})
 
@@ -29,23 +30,13 @@ def make_picture(index, image_format="JPEG"):
 
 
 def make_record(index, image_format="JPEG"):
-    url = f"http://images.example/{index}"
-    image = make_picture(index, image_format)
-    texts = tuple(f"text {k} of {index}" for k in range(index % 3))
-    return records.Record(
-        image=image,
-        image_id=records.image_id(url),
-        image_url=url,
-        page_url="http://example/",
-        sha256=hashlib.sha256(image).hexdigest(),
-        width=16,
+    texts = [f"text {k} of {index}" for k in range(index % 3)]
+    return small_records.record(
+        f"http://images.example/{index}",
+        texts,
+        image=make_picture(index, image_format),
+        entry_ids=[(2 * k, 2 * k + 1) for k in range(len(texts))],
         height=12,
-        texts=texts,
-        text_sources=("alt",) * len(texts),
-        languages=("en",) * len(texts),
-        metadata=("en",) * len(texts),
-        entry_ids=np.arange(len(texts) * 2, dtype=np.int32),
-        entry_offsets=np.arange(len(texts) + 1, dtype=np.int64) * 2,
     )
 
 
@@ -153,12 +144,13 @@ def test_tfds_reads_webp_and_grey_images_too(tmp_path):
 def test_equal_input_gives_equal_bytes_in_every_process(tmp_path):
     write(tmp_path / "here")
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "import pathlib, test_array_record as t\n"
-        "t.write(pathlib.Path(sys.argv[1]))"
+        "import pathlib, sys\n"
+        "from tests.data_prep.sinks import test_array_record\n"
+        "test_array_record.write(pathlib.Path(sys.argv[1]))"
     )
     subprocess.run(
         [sys.executable, "-c", code, tmp_path / "there"],
+        cwd=Path(__file__).parents[3],
         env={"PYTHONHASHSEED": "11"},
         check=True,
     )

@@ -29,6 +29,7 @@ from metaclip_jax.data import (
     tokenizer,
 )
 from metaclip_jax.data.options import DataOptions
+from tests import small_records
 
 ENTRIES, RECORDS, SHARDS, T = 60, 3_000, 3, 100
 
@@ -60,22 +61,13 @@ def make(folder, *, balanced, size=RECORDS, codes=("en",), seed=0):
         ]
         for code, row in zip(metadata, ids, strict=True):
             counts[code][row] += np.uint64(1)
-        url = f"http://a.example/{number}.jpg"
         made.append(
-            records.Record(
+            small_records.record(
+                f"http://a.example/{number}.jpg",
+                [f"text {i} of {number}" for i in range(len(ids))],
                 image=buffer.getvalue(),
-                image_id=records.image_id(url),
-                image_url=url,
-                page_url="",
-                sha256="",
-                width=16,
-                height=16,
-                texts=tuple(f"text {i} of {number}" for i in range(len(ids))),
-                text_sources=("alt",) * len(ids),
-                languages=("en",) * len(ids),
+                entry_ids=ids,
                 metadata=tuple(metadata),
-                entry_ids=np.concatenate(ids).astype(np.int32),
-                entry_offsets=np.cumsum([0, *map(len, ids)]).astype(np.int64),
             )
         )
     made.sort(key=lambda record: record.image_id)

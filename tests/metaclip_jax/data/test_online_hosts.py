@@ -22,7 +22,7 @@ from metaclip_jax.data import (
     workers,
 )
 from metaclip_jax.data.options import DataOptions
-from tests import waiting
+from tests import small_records, waiting
 
 ENTRIES = {"en": 20, "zh": 35, "other": 5}
 RECORDS, SHARDS, SEED, T = 150, 3, 5, 9
@@ -48,22 +48,14 @@ def write(folder, name):
         ]
         for code, row in zip(codes, ids, strict=True):
             counts[code][row] += np.uint64(1)
-        url = f"http://{name}.example/{number}.jpg"
         made.append(
-            records.Record(
+            small_records.record(
+                f"http://{name}.example/{number}.jpg",
+                [f"text {i} of {number}" for i in range(len(codes))],
                 image=picture,
-                image_id=records.image_id(url),
-                image_url=url,
-                page_url="",
-                sha256="",
-                width=16,
-                height=16,
-                texts=tuple(f"text {i} of {number}" for i in range(len(codes))),
+                entry_ids=ids,
                 text_sources=tuple(rng.choice(SOURCES, len(codes)).tolist()),
-                languages=("en",) * len(codes),
                 metadata=tuple(codes),
-                entry_ids=np.concatenate(ids).astype(np.int32),
-                entry_offsets=np.cumsum([0, *map(len, ids)]).astype(np.int64),
             )
         )
     size = RECORDS // SHARDS

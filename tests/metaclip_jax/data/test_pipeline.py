@@ -377,7 +377,7 @@ def test_many_bad_images_lately_end_the_run_however_many_were_good():
 def test_too_many_undecodable_images_end_the_run(tmp_path, write_dataset, batches):
     bad = dict.fromkeys(range(RECORDS // 2), b"no image")
     folder = write_dataset(tmp_path, record_count=RECORDS, images=bad)
-    with pytest.raises(ValueError, match=r"max_replaced_share.*damaged"):
+    with pytest.raises(ValueError, match=r"max_replaced_share.*data_prep.verify"):
         list(batches(folder, total_steps=100))
 
 

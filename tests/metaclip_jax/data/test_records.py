@@ -15,25 +15,17 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from metaclip_jax import files
 from metaclip_jax.data import record_files, records
+from tests import small_records
 
 
 def make_record(index=0, texts=("a cat", "кот"), entry_ids=((0, 5), (7,))):
-    url = f"http://images.example/{index}.jpg"
-    image = b"bytes of image %d" % index
-    return records.Record(
-        image=image,
-        image_id=records.image_id(url),
-        image_url=url,
-        page_url="http://example/",
-        sha256=hashlib.sha256(image).hexdigest(),
+    return small_records.record(
+        f"http://images.example/{index}.jpg",
+        texts,
+        image=b"bytes of image %d" % index,
+        entry_ids=entry_ids,
         width=64,
         height=48,
-        texts=tuple(texts),
-        text_sources=("alt",) * len(texts),
-        languages=("en",) * len(texts),
-        metadata=("en",) * len(texts),
-        entry_ids=np.array([e for ids in entry_ids for e in ids], np.int32),
-        entry_offsets=np.cumsum([0, *map(len, entry_ids)]).astype(np.int64),
     )
 
 
