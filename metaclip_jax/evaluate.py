@@ -31,7 +31,6 @@ from metaclip_jax import files
 from metaclip_jax.cli import command
 from metaclip_jax.evaluation import downloads, evaluator, plan, retrieval, suite, tasks
 from metaclip_jax.evaluation.examples import Embeddings, Examples
-from metaclip_jax.evaluation.held_out import load_held_out
 from metaclip_jax.inference import model as inference
 from metaclip_jax.inference import model_flags
 from metaclip_jax.training import run_config
@@ -115,7 +114,9 @@ def evaluate_run(
     Returns:
         The content of STEP.json.
     """
-    from metaclip_jax.training import train_state  # a slow import
+    # Slow imports.
+    from metaclip_jax.evaluation.held_out import load_held_out
+    from metaclip_jax.training import train_state
 
     held_out = load_held_out(held_out_folder)
     trained = model.encoder

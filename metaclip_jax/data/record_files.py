@@ -9,6 +9,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from metaclip_jax import files
 
+DATA_CARD = "data_card.json"  # the file beside them that says what they are
 # An open file costs a descriptor and the memory of its index; opening a file of 20k
 # records takes about as long as decoding an image.
 MAX_OPEN_FILES = 512

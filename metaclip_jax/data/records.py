@@ -26,7 +26,7 @@ from metaclip_jax import files
 from metaclip_jax.data import record_files
 
 DATASET_INFO = "dataset_info.json"
-DATA_CARD = "data_card.json"
+DATA_CARD = record_files.DATA_CARD
 
 # The sidecar of a file shard, an Arrow IPC file, which can be memory-mapped. It has one
 # row per record, in the same order, so that balancing need not read the images.

@@ -27,7 +27,7 @@ from tokenizers import (
 
 from metaclip_jax import files
 from metaclip_jax.cli import command, differences
-from metaclip_jax.data import bpe, records, unigram
+from metaclip_jax.data import bpe, unigram
 from metaclip_jax.data.bpe import BOS, EOS
 from metaclip_jax.data.clean_up import canonical, clean
 
@@ -314,6 +314,8 @@ _TRAIN = {"bpe": train, "unigram": unigram.train}
 
 def main(argv: Sequence[str]) -> None:
     """Trains a tokenizer on a dataset and writes it, unless the file is finished."""
+    from metaclip_jax.data import records  # a slow import, of TFDS
+
     command.refuse_arguments(argv)
     values = flags.FLAGS
     dataset = records.open_dataset(values.dataset)

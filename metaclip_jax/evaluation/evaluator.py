@@ -9,7 +9,7 @@ import numpy as np
 import tqdm
 
 from metaclip_jax import files
-from metaclip_jax.data import records
+from metaclip_jax.data import record_files
 from metaclip_jax.evaluation import (
     association,
     classification,
@@ -32,7 +32,6 @@ from metaclip_jax.evaluation.examples import (
     Statistic,
     nested,
 )
-from metaclip_jax.evaluation.held_out import load_held_out
 from metaclip_jax.evaluation.labelled import from_folder, from_tfds
 
 _CHECKED = 256  # images read at a time to check them
@@ -68,8 +67,10 @@ def open_data(
     """
     asked = prompts.load_prompts(prompts_path) if prompts_path else None
     root = files.path(data)
-    if (root / records.DATA_CARD).exists():
-        return load_held_out(data, asked)
+    if (root / record_files.DATA_CARD).exists():
+        from metaclip_jax.evaluation import held_out  # a slow import, of TFDS
+
+        return held_out.load_held_out(data, asked)
     if webdataset.is_folder(data, split):
         return webdataset.open_folder(data, split=split, asked=asked)
     if parquet.is_folder(data, split):
