@@ -21,7 +21,7 @@ if srun --gpu-bind=none --kill-on-bad-exit=0 launch/train.sh "$@"; then
   echo "The run is complete."
   exit
 fi
-# What ends so soon fails each time.
+# A job that ends this soon would fail each time.
 if ((SECONDS < ${LAUNCH_LEAST_SECONDS:-600})); then
   echo "Training failed within ${LAUNCH_LEAST_SECONDS:-600} seconds: see above. Submit it again." >&2
   exit 1

@@ -1,0 +1,1 @@
+"""The format of datasets, and loading: order, mixture, images, texts, workers."""

@@ -1,0 +1,1 @@
+"""The towers, CLIP itself, and the sizes of the released models."""

@@ -1,0 +1,1 @@
+"""HTML pages and their charts, for both programs."""

@@ -330,7 +330,7 @@ def _backward_rows(
     options: _RingOptions,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Recomputes the logits in the same order; texts travel with their gradient."""
-    kind, axes = options.kind, options.axes
+    axes = options.axes
     count, devices = image.shape[0], lax.axis_size(axes)
     split = functools.partial(_chunked, chunk=options.chunk)
     columns = split(jnp.arange(count))
@@ -347,16 +347,12 @@ def _backward_rows(
             is_pair = (number == 0) & _same(count, columns)
             cosine = _dot(image, text)  # [b, n]
             logits = scale * cosine + bias
-            # The loss's derivative by the logit, for a pair and for a negative.
-            if kind == "sigmoid":
-                at_pair, at_negative = -jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits)
+            if options.kind == "sigmoid":
+                slope = _sigmoid_slope(logits, is_pair)
             else:
-                # The probability, minus 1 for a pair: expm1(-loss) without rounding.
-                at_pair = jnp.expm1(-image_loss)[:, None] + jnp.expm1(-text_loss)
-                at_negative = jnp.exp(logits - positive[:, None] - image_loss[:, None])
-                at_negative += jnp.exp(logits - text_positive - text_loss)
-                at_pair, at_negative = at_pair / 2, at_negative / 2
-            slope = jnp.where(is_pair, at_pair, at_negative)
+                slope = _softmax_slope(
+                    logits, is_pair, (positive, image_loss), (text_positive, text_loss)
+                )
             gradients = (
                 image_gradient + _dot(slope, text.T),
                 scale_gradient + jnp.sum(slope * cosine),
@@ -381,6 +377,30 @@ def _backward_rows(
         lax.psum(scale_gradient, axes) * mean,
         lax.psum(bias_gradient, axes) * mean,
     )
+
+
+def _sigmoid_slope(logits: jax.Array, is_pair: jax.Array) -> jax.Array:
+    """Returns the derivative of `_sigmoid_loss` by each logit."""
+    return jnp.where(is_pair, -jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits))
+
+
+def _softmax_slope(
+    logits: jax.Array,
+    is_pair: jax.Array,
+    rows: tuple[jax.Array, jax.Array],
+    columns: tuple[jax.Array, jax.Array],
+) -> jax.Array:
+    """Returns the derivative of the softmax loss by each logit, f32[b, n].
+
+    It is the mean of a logit's probabilities in its row and in its column, each minus 1
+    for a pair: expm1(-loss), without rounding. `rows` f32[b] and `columns` f32[n] are
+    the logits of their pairs, and their losses.
+    """
+    (positive, loss), (column_positive, column_loss) = rows, columns
+    at_pair = jnp.expm1(-loss)[:, None] + jnp.expm1(-column_loss)
+    at_negative = jnp.exp(logits - positive[:, None] - loss[:, None])
+    at_negative += jnp.exp(logits - column_positive - column_loss)
+    return jnp.where(is_pair, at_pair, at_negative) / 2
 
 
 def _chunked(x: jax.Array, chunk: int) -> jax.Array:
