@@ -131,7 +131,7 @@ def _data() -> ConfigDict:
     data.mixture = ()
     data.order = "global"  # single records, or "blocks" of them: large reads, for gs://
     data.block_records = 256  # consecutive records that stay together
-    data.window_blocks = 32  # blocks shuffled together: at most a quarter of a batch
+    data.window_blocks = 32  # blocks shuffled together; best up to a quarter of a batch
     data.crop_scale = (0.9, 1.0)  # least and most share of the image area to crop
     data.flip = False  # mirror half of the images, chosen by hash
     data.colour = 0.0  # most change of brightness, contrast, saturation, as a share

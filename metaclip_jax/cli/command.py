@@ -1,4 +1,4 @@
-"""Runs a command: --help shows all its flags, and errors are one line."""
+"""Runs a command: --help shows all its flags, and user errors have no traceback."""
 
 import functools
 import os
@@ -23,8 +23,8 @@ def run(main: Callable[[list[str]], Any]) -> None:
 
     --help shows the flags of all our imported modules. A wrong flag, a path on the
     command line that cannot be used, and an error that our own code raised are printed
-    in one line, with exit status 1. Other errors, and all errors with --verbosity=1,
-    show the traceback. Ctrl-C ends the command with one line and status 130.
+    without a traceback, with exit status 1. Other errors show the traceback, as all do
+    with --verbosity=1. Ctrl-C ends the command with one line and status 130.
     """
     for module, module_flags in flags.FLAGS.flags_by_module_dict().items():
         if module.partition(".")[0] in errors.PACKAGES:

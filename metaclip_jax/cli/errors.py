@@ -1,4 +1,4 @@
-"""One-line messages for wrong flags and for errors that a user can cure."""
+"""Messages for wrong flags and for errors that a user can cure."""
 
 import errno
 import linecache
@@ -47,7 +47,7 @@ def is_raised_by_us(error: BaseException) -> bool:
 
 
 def fail(text: str) -> NoReturn:
-    """Ends the program with one line on stderr and status 1."""
+    """Ends the program with a message on stderr and status 1."""
     sys.stderr.write(f"Error: {text}\n")
     sys.exit(1)
 

@@ -16,7 +16,7 @@ ELSEWHERE = ("worker_count", "prefetch", "device_prefetch", "mixture", "order")
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Everything that decides the content of batches, for all hosts alike.
+    """What batches hold and how they are read; equal on all hosts.
 
     A field that is named like a key of config.data has its value; the key's comment in
     metaclip_jax/config.py says what it means. A new key is a row there and a field here

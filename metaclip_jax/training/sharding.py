@@ -1,8 +1,8 @@
 """Which device holds what: the mesh, and one table from parameter path to layout.
 
 Mesh axes: `data` splits the batch and copies the parameters, `fsdp` splits the batch
-and the parameters, `tensor` splits attention heads and MLP width. Only this file
-spells them.
+and the parameters, `tensor` splits attention heads and MLP width. No other module names
+a mesh's axes.
 """
 
 import functools
@@ -144,6 +144,11 @@ def tree_shardings(mesh: Mesh, tree: Any) -> Any:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding with a full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def splits_layers(mesh: Mesh) -> bool:
+    """Returns whether devices share the heads and the MLP of each layer."""
+    return mesh.shape["tensor"] > 1
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -124,7 +124,7 @@ def _encode(
     if chunk == -1:
         chunk = TPU_CHUNK if mesh.devices.flat[0].platform == "tpu" else 0
     # Only the loop has chunks, and a chunk's device has to hold whole layers.
-    if architecture.unroll or mesh.shape["tensor"] > 1:
+    if architecture.unroll or sharding.splits_layers(mesh):
         chunk = 0
     rows = stack.Rows(mesh, sharding.BATCH_AXES, chunk, sharding.layer_collector(mesh))
     tokens = batch["tokens"]
