@@ -197,60 +197,66 @@ def download(
 
     Raises RuntimeError where too many downloads failed.
     """
-    folder, n = os.path.join(run.workdir, "images"), run.config.partitions
+    folder = os.path.join(run.workdir, "images")
     if files.finished(folder, run.inputs) is None:
-        fetch = run.config.download.to_dict()
-        fetch["host_map"] = addresses.read_host_map(fetch["host_map"])
-        screen = run.config.images.to_dict() | safety.keywords(run.config)
-        most = screen.pop("max_moved_texts")
-        draws = Draws.save(f"{run.workdir}/balance", thin, seed=run.config.seed)
-        stage = downloads.Download(
-            *(run.workdir, n),
-            draws=draws,
-            source=run.source,
-            max_failed_share=fetch.pop("max_failed_share"),
-            retry_failed=retry_failed,
-            processes=pipelines.worker_count(run.options),
-            fetch=fetch,
-            screen=screen,
-        )
-        files.claim(folder, run.inputs)
-        rules = image_dedup.Rules(most, **run.config.duplicates.to_dict())
-        if sets := rules.evaluation_sets:
-            contamination.read_sets(sets, folder, screen=screen, options=run.options)
-        fetching = os.path.join(run.workdir, "downloads")
-        with (
-            progress(fetching, n, "download", stage="thin"),
-            pipelines.new(run.options) as pipeline,
-        ):
-            fetched = start(pipeline, one_each(range(n))) | "download" >> tagged(
-                stage, "outcomes", each="downloads of partition"
-            )
-            deduplicated = image_dedup.add(
-                fetched.main,
-                workdir=run.workdir,
-                partitions=n,
-                draws=draws,
-                rule=run.config.balance.rule,
-                rules=rules,
-                embeddings=embedded.prepare(run.config, run.workdir, run.options),
-            )
-            flow = (fetched.flow, *deduplicated["flow"]) | "flows" >> beam.Flatten()
-            accepted = deduplicated["accepted"] | "draws" >> beam.Flatten()
-            sums.write_sum(flow, schema.FLOW, folder, "flow.parquet")
-            sums.write_sum(accepted, schema.COUNTS, folder, "accepted.parquet")
-            sums.write_sum(fetched.outcomes, schema.TALLIES, folder, outcomes.PART)
-            if rules.evaluation_sets or rules.evaluation_embeddings:
-                (listed,) = deduplicated["evaluated"]
-                sums.write_sum(listed, schema.EVALUATED, folder, contamination.LIST)
-        outcomes.check_failed(folder)
-        outcomes.check(folder, run.config.download.max_failed_share)
-        parts.fill_empty(folder, n, schema.IMAGES, "image_dedup")
-        parts.fill_empty(
-            folder, n, schema.MOVED, "image_dedup", image_dedup.MOVED_SUFFIX
-        )
-        files.write_manifest(folder, inputs=run.inputs)
+        fetch_images(run, folder, thin, retry_failed=retry_failed)
     return steps.to_vectors(sums.read_sum(folder, "accepted.parquet"), run.sizes)
+
+
+def fetch_images(
+    run: Run, folder: str, thin: steps.Vectors, *, retry_failed: bool
+) -> None:
+    """Downloads and screens images, drops duplicates, and counts accepted draws."""
+    n = run.config.partitions
+    fetch = run.config.download.to_dict()
+    fetch["host_map"] = addresses.read_host_map(fetch["host_map"])
+    screen = run.config.images.to_dict() | safety.keywords(run.config)
+    most = screen.pop("max_moved_texts")
+    draws = Draws.save(f"{run.workdir}/balance", thin, seed=run.config.seed)
+    stage = downloads.Download(
+        *(run.workdir, n),
+        draws=draws,
+        source=run.source,
+        max_failed_share=fetch.pop("max_failed_share"),
+        retry_failed=retry_failed,
+        processes=pipelines.worker_count(run.options),
+        fetch=fetch,
+        screen=screen,
+    )
+    files.claim(folder, run.inputs)
+    rules = image_dedup.Rules(most, **run.config.duplicates.to_dict())
+    if sets := rules.evaluation_sets:
+        contamination.read_sets(sets, folder, screen=screen, options=run.options)
+    fetching = os.path.join(run.workdir, "downloads")
+    with (
+        progress(fetching, n, "download", stage="thin"),
+        pipelines.new(run.options) as pipeline,
+    ):
+        fetched = start(pipeline, one_each(range(n))) | "download" >> tagged(
+            stage, "outcomes", each="downloads of partition"
+        )
+        deduplicated = image_dedup.add(
+            fetched.main,
+            workdir=run.workdir,
+            partitions=n,
+            draws=draws,
+            rule=run.config.balance.rule,
+            rules=rules,
+            embeddings=embedded.prepare(run.config, run.workdir, run.options),
+        )
+        flow = (fetched.flow, *deduplicated["flow"]) | "flows" >> beam.Flatten()
+        accepted = deduplicated["accepted"] | "draws" >> beam.Flatten()
+        sums.write_sum(flow, schema.FLOW, folder, "flow.parquet")
+        sums.write_sum(accepted, schema.COUNTS, folder, "accepted.parquet")
+        sums.write_sum(fetched.outcomes, schema.TALLIES, folder, outcomes.PART)
+        if rules.evaluation_sets or rules.evaluation_embeddings:
+            (listed,) = deduplicated["evaluated"]
+            sums.write_sum(listed, schema.EVALUATED, folder, contamination.LIST)
+    outcomes.check_failed(folder)
+    outcomes.check(folder, run.config.download.max_failed_share)
+    parts.fill_empty(folder, n, schema.IMAGES, "image_dedup")
+    parts.fill_empty(folder, n, schema.MOVED, "image_dedup", image_dedup.MOVED_SUFFIX)
+    files.write_manifest(folder, inputs=run.inputs)
 
 
 def write(

@@ -114,17 +114,17 @@ def entry_table(pool: Pool, t: Mapping[str, int]) -> list[explanation.EntryRow]:
     rows = []
     for code, counts in pool.counts.items():
         entries = pool.metadata[code].entries
-        reasons = [(e, spacing.dead_reason(e, mode=pool.mode)) for e in entries]
-        dead = [(entry, reason) for entry, reason in reasons if reason]
+        reasons = [(e, spacing.why_never_matches(e, mode=pool.mode)) for e in entries]
+        never = [(entry, reason) for entry, reason in reasons if reason]
         order = np.argsort(-counts, kind="stable")[: explanation.TOP]
         tail = (counts > 0) & (counts < t[code])
         rows.append(
             explanation.EntryRow(
                 code=code,
                 t=t[code],
-                dead=len(dead),
-                dead_examples=tuple(dead[:5]),
-                unmatched=int(np.sum(counts == 0)) - len(dead),
+                never=len(never),
+                never_examples=tuple(never[:5]),
+                unmatched=int(np.sum(counts == 0)) - len(never),
                 tail=int(np.sum(tail)),
                 head=int(np.sum(counts >= t[code])),
                 tail_matches=float(counts[tail].sum()),

@@ -55,18 +55,13 @@ _ALIASES = {
 _EDITIONS = {edition.lid: edition for edition in editions.table().values()}
 _LETTERS_OF = {lid: set(row.scripts) for lid, row in _EDITIONS.items() if lid}
 _KNOWN = frozenset(_LETTERS_OF)
-# Codes without their own metadata, and why.
-WITHOUT_METADATA = {
-    UNDECIDED: "no letters, or no probable language",
-    **{code: _EDITIONS[code].note for code in _KNOWN
-       if _EDITIONS[code].metadata == editions.OTHER},
-}  # fmt: skip
-# The metadata of each code that lid.176 can return, None for WITHOUT_METADATA. Whether
-# it exists depends on the run.
+# The metadata of each code that lid.176 can return, None for those without their own.
+# Whether it exists depends on the run.
 METADATA_CODES: dict[str, str | None] = {
-    **{code: _EDITIONS[code].metadata for code in sorted(_KNOWN)},
-    **dict.fromkeys(WITHOUT_METADATA),
+    code: None if _EDITIONS[code].metadata == OTHER else _EDITIONS[code].metadata
+    for code in sorted(_KNOWN)
 }
+METADATA_CODES[UNDECIDED] = None
 
 
 class LanguageIdentifier(Protocol):

@@ -18,7 +18,7 @@ def build(entries: Sequence[str], *, mode: str) -> Any:
     """Returns an automaton over the keys; its values are tuples of entry ids."""
     automaton = ahocorasick.Automaton()
     for entry_id, entry in enumerate(entries):
-        if mode == "fixed" and spacing.dead_reason(entry, mode=mode):
+        if mode == "fixed" and spacing.why_never_matches(entry, mode=mode):
             continue  # a key without atoms would match texts without atoms
         key = spacing.key(entry, mode=mode)
         automaton.add_word(key, (*automaton.get(key, ()), entry_id))

@@ -139,7 +139,7 @@ def key(entry: str, *, mode: str) -> str:
     return ("" if first else " ") + entry + ("" if last else " ")
 
 
-def dead_reason(entry: str, *, mode: str) -> str | None:
+def why_never_matches(entry: str, *, mode: str) -> str | None:
     """Returns why no text can match `entry`, or None if one can.
 
     Texts are as `sources.texts.clean` returns them: without control characters, and

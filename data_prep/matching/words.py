@@ -25,7 +25,7 @@ def read(path: str) -> tuple[str, ...]:
         if not words:
             raise ValueError(f"{path}: wanted a word a line, got none; write some")
         for word in words:
-            if spacing.dead_reason(word, mode=_MODE):
+            if spacing.why_never_matches(word, mode=_MODE):
                 raise ValueError(
                     f"{path}: wanted words that a text can contain, got {word!r};"
                     " remove it"

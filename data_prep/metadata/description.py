@@ -63,7 +63,7 @@ def _never_matching(entries: Sequence[str], mode: str) -> dict[str, Any]:
     """Returns the number and the first entries that never match, by reason."""
     entries_of: dict[str, list[str]] = {}
     for entry in entries:
-        if reason := spacing.dead_reason(entry, mode=mode):
+        if reason := spacing.why_never_matches(entry, mode=mode):
             entries_of.setdefault(reason, []).append(entry)
     return {
         reason: {

@@ -212,7 +212,7 @@ def never_matches(entry: str, *, mode: str) -> bool:
       mode: a mode of `spacing`, or ANY: in none of the modes.
     """
     modes = spacing.MODES if mode == ANY else (mode,)
-    return all(spacing.dead_reason(entry, mode=each) for each in modes)
+    return all(spacing.why_never_matches(entry, mode=each) for each in modes)
 
 
 def _overlap(source_bits: dict[str, int], n: int) -> tuple[tuple[int, ...], ...]:

@@ -12,7 +12,7 @@ from metaclip_jax.pages import charts, numbers, page
 from metaclip_jax.pages.page import clean
 
 TOP = 20  # entries shown
-NEVER_MATCHES = {  # by the reason of `spacing.dead_reason`
+NEVER_MATCHES = {  # by the reason of `spacing.why_never_matches`
     "mark_without_its_spaces": "texts get spaces around this mark, the entry has none",
     "marks_share_a_space": "texts get two spaces between marks, the entry has one",
     "too_many_spaces": "texts never have as many spaces side by side",
@@ -37,8 +37,8 @@ class EntryRow:
 
     code: str
     t: int
-    dead: int  # can never match
-    dead_examples: tuple[tuple[str, str], ...]  # entry, reason
+    never: int  # can never match
+    never_examples: tuple[tuple[str, str], ...]  # entry, reason
     unmatched: int  # could match, but no text does
     tail: int  # 0 < count < t
     head: int  # count >= t
@@ -82,7 +82,7 @@ def as_text(explanation: Explanation) -> str:
         lines.append(
             f"{clean(row.code, limit=9):<10}{row.t:>12,}{size.texts.value:>16,.0f}"
             f"{size.pool_texts:>16,.0f}{row.head:>10,}{row.tail:>10,}"
-            f"{row.unmatched:>11,}{row.dead:>9,}"
+            f"{row.unmatched:>11,}{row.never:>9,}"
             f"{numbers.ratio(row.tail_matches, matches):>12}"
         )
     lines += ["", f"{'t':>14}{'tail share':>13}{'texts kept':>18}{'images kept':>18}"]
@@ -106,7 +106,7 @@ def as_text(explanation: Explanation) -> str:
                 f"{numbers.percent(min(1.0, row.t / count)):>10}"
                 f"  {clean(entry, limit=40)}"
             )
-        for entry, reason in row.dead_examples:
+        for entry, reason in row.never_examples:
             why = NEVER_MATCHES.get(reason, reason)
             lines.append(f"{'can never match':>33}  {clean(entry, limit=40)}: {why}")
     return "\n".join(lines)

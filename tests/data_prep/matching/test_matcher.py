@@ -49,7 +49,7 @@ def brute_force(entries: list[str], text: str, mode: str) -> list[int]:
         entry_id
         for entry_id, entry in enumerate(entries)
         if spacing.key(entry, mode=mode) in spaced
-        and not (mode == "fixed" and spacing.dead_reason(entry, mode=mode))
+        and not (mode == "fixed" and spacing.why_never_matches(entry, mode=mode))
     ]
 
 
@@ -197,12 +197,14 @@ def test_fixed_finds_every_entry_that_is_spaced_to_the_same_form():
 
 
 @pytest.mark.parametrize("mode", spacing.MODES)
-def test_dead_entries_match_no_clean_text_and_all_others_match_one_of_their_own(mode):
+def test_entries_never_match_exactly_if_no_clean_text_of_their_own_has_them(mode):
     @settings(max_examples=300)
     @given(entries=entries_, texts=texts_)
     def check(entries, texts):
         matcher = Matcher(entries, mode=mode)
-        dead = {i for i, e in enumerate(entries) if spacing.dead_reason(e, mode=mode)}
+        never = {
+            i for i, e in enumerate(entries) if spacing.why_never_matches(e, mode=mode)
+        }
         around = [
             f"{a}{e}{b}"
             for e in entries
@@ -211,7 +213,7 @@ def test_dead_entries_match_no_clean_text_and_all_others_match_one_of_their_own(
         candidates = [*entries, *own_texts(entries), *texts, *around]
         cleaned = sorted({clean(text) for text in candidates})
         matched = {i for ids in found(matcher, cleaned) for i in ids}
-        assert dead == set(range(len(entries))) - matched
+        assert never == set(range(len(entries))) - matched
 
     def own_texts(entries):
         for entry in entries:
@@ -226,7 +228,7 @@ def test_dead_entries_match_no_clean_text_and_all_others_match_one_of_their_own(
 
 
 @pytest.mark.parametrize("mode", ["v1", "v2"])
-def test_an_entry_is_dead_if_and_only_if_no_short_clean_text_holds_its_key(mode):
+def test_an_entry_never_matches_exactly_if_no_short_clean_text_has_its_key(mode):
     def strings(most):
         parts = (itertools.product("a東 ,", repeat=n) for n in range(1, most + 1))
         return map("".join, itertools.chain.from_iterable(parts))
@@ -234,13 +236,13 @@ def test_an_entry_is_dead_if_and_only_if_no_short_clean_text_holds_its_key(mode)
     spaced = {spacing.spaced(clean(text), mode=mode) for text in strings(7)}
     searched = "\0".join(sorted(spaced))
     for entry in strings(4):
-        alive = spacing.key(entry, mode=mode) in searched
-        assert (spacing.dead_reason(entry, mode=mode) is None) == alive, entry
+        can_match = spacing.key(entry, mode=mode) in searched
+        assert (spacing.why_never_matches(entry, mode=mode) is None) == can_match, entry
 
 
-def test_dead_entries_say_why():
+def test_why_entries_never_match():
     entries = ["cat", "St. Louis", "a\tb", ", ,", "a , b", "a  b", "a\xa0b", "a\x7f"]
-    assert [spacing.dead_reason(entry, mode="v1") for entry in entries] == [
+    assert [spacing.why_never_matches(entry, mode="v1") for entry in entries] == [
         None,
         "mark_without_its_spaces",
         "other_white_space",
@@ -250,8 +252,8 @@ def test_dead_entries_say_why():
         "other_white_space",
         "control_character",
     ]
-    assert spacing.dead_reason("St. Louis", mode="fixed") is None
-    assert spacing.dead_reason("\u200d \t", mode="fixed") == "nothing_left"
+    assert spacing.why_never_matches("St. Louis", mode="fixed") is None
+    assert spacing.why_never_matches("\u200d \t", mode="fixed") == "nothing_left"
 
 
 @pytest.mark.parametrize("mode", spacing.MODES)

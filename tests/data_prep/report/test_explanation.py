@@ -19,8 +19,8 @@ def made() -> str:
     row = explanation.EntryRow(
         code=HOSTILE,
         t=10,
-        dead=1,
-        dead_examples=((HOSTILE, "mark_without_its_spaces"),),
+        never=1,
+        never_examples=((HOSTILE, "mark_without_its_spaces"),),
         unmatched=1,
         tail=2,
         head=1,
