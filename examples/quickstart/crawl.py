@@ -3,9 +3,9 @@
     python -m examples.quickstart.crawl --start_url=http://sample-web.example/ \\
         --host_map=sample-web.example=127.0.0.1:8000 --output=run/crawl
 
-It follows links on the start page's host, obeys robots.txt, and writes every answer
-(pages, redirects, errors) in the order in which the links were found, so the same site
-gives the same bytes. Images are not fetched.
+It follows links on the start page's host, obeys robots.txt and its crawl delay, and
+writes every answer (pages, redirects, errors) in the order in which the links were
+found, so the same site gives the same bytes. Images are not fetched.
 """
 
 import asyncio
@@ -29,6 +29,9 @@ from metaclip_jax.cli import command
 
 Fetch = Callable[[str], Awaitable[Answer]]
 
+_CONCURRENCY = 8  # requests in flight
+_RETRIES = 2  # further attempts after a connection error
+_TIMEOUT_SECONDS = 20.0  # for one answer
 _REDIRECTS = 5  # of robots.txt, as many as RFC 9309 asks for
 
 
@@ -74,7 +77,6 @@ async def _crawl(output: str) -> dict[str, Any]:
             session,
             host_map=read_host_map(flags.FLAGS.host_map),
             max_bytes=flags.FLAGS.max_page_bytes,
-            retries=flags.FLAGS.retries,
         )
         robots = await read_robots(fetch, flags.FLAGS.start_url)
         if not robots.can_fetch(flags.FLAGS.start_url, flags.FLAGS.user_agent):
@@ -82,16 +84,13 @@ async def _crawl(output: str) -> dict[str, Any]:
                 f"wanted to crawl {flags.FLAGS.start_url}, but its host's robots.txt"
                 f" forbids that to {flags.FLAGS.user_agent!r}; choose another one"
             )
-        delay = max(
-            flags.FLAGS.delay_seconds,
-            float(robots.crawl_delay(flags.FLAGS.user_agent) or 0),
-        )
+        delay = float(robots.crawl_delay(flags.FLAGS.user_agent) or 0)
         with tqdm(desc="Crawl", unit="page") as bar:
             async for answer in breadth_first(
                 fetch,
                 flags.FLAGS.start_url,
                 allowed=lambda url: robots.can_fetch(url, flags.FLAGS.user_agent),
-                concurrency=flags.FLAGS.concurrency,
+                concurrency=_CONCURRENCY,
                 delay_seconds=delay,
                 max_pages=flags.FLAGS.max_pages,
             ):
@@ -181,7 +180,6 @@ def fetcher(
     *,
     host_map: Mapping[str, str],
     max_bytes: int,
-    retries: int,
 ) -> Fetch:
     """Returns a function that fetches one URL and follows no redirect.
 
@@ -209,7 +207,7 @@ def fetcher(
 
     async def fetch(url: str) -> Answer:
         reason = ""
-        for _ in range(retries + 1):
+        for _ in range(_RETRIES + 1):
             try:
                 return await fetch_once(url)
             except TimeoutError:
@@ -249,7 +247,7 @@ async def read_robots(fetch: Fetch, start_url: str) -> Protego:
 
 def _session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(total=flags.FLAGS.timeout_seconds),
+        timeout=aiohttp.ClientTimeout(total=_TIMEOUT_SECONDS),
         headers={"User-Agent": flags.FLAGS.user_agent, "Accept-Encoding": "identity"},
         auto_decompress=False,  # store the bytes that were sent
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -277,18 +275,6 @@ if __name__ == "__main__":
         "max_page_bytes", 4 << 20, "Bytes; longer answers are left out.", lower_bound=1
     )
     flags.DEFINE_integer("pages_per_file", 128, "Answers per WARC file.", lower_bound=1)
-    flags.DEFINE_integer("concurrency", 8, "Requests in flight.", lower_bound=1)
-    flags.DEFINE_float("delay_seconds", 0.0, "Seconds to wait before each request.")
-    flags.DEFINE_float("timeout_seconds", 20.0, "Seconds for one answer.")
-    flags.register_validator(
-        "delay_seconds", lambda n: 0 <= n <= 3_600, "wanted 0 to 3600 seconds"
-    )
-    flags.register_validator(
-        "timeout_seconds", lambda n: 0 < n <= 3_600, "wanted more than 0, up to 3600"
-    )
-    flags.DEFINE_integer(
-        "retries", 2, "Further attempts after a connection error.", lower_bound=0
-    )
     flags.DEFINE_string(
         "user_agent",
         "metaclip-jax",
