@@ -158,6 +158,21 @@ def stages(workdir: Path, configs: Path, *, pictures: int, steps: int) -> list[S
     return [*curated, *_training(workdir, configs, steps=steps)]
 
 
+def crawl(workdir: Path) -> Stage:
+    """Returns the stage that crawls the served site into WORKDIR/crawl."""
+    return Stage(
+        "Crawl it into WARC files",
+        "examples.quickstart.crawl",
+        {
+            "start_url": f"http://{_HOSTS[0]}/",
+            "host_map": HOST_MAP,
+            "output": workdir / "crawl",
+        },
+        result=f"{workdir}/crawl/manifest.json",
+        needs_server=True,
+    )
+
+
 def _curation(workdir: Path, configs: Path, *, pictures: int) -> list[Stage]:
     fewer = {"pictures": pictures} if pictures else {}
     return [
@@ -167,17 +182,7 @@ def _curation(workdir: Path, configs: Path, *, pictures: int) -> list[Stage]:
             {"output": workdir / "site", "held_out": workdir / "held_out", **fewer},
             result=f"{workdir}/held_out/manifest.json",
         ),
-        Stage(
-            "Crawl it into WARC files",
-            "examples.quickstart.crawl",
-            {
-                "start_url": f"http://{_HOSTS[0]}/",
-                "host_map": HOST_MAP,
-                "output": workdir / "crawl",
-            },
-            result=f"{workdir}/crawl/manifest.json",
-            needs_server=True,
-        ),
+        crawl(workdir),
         Stage(
             "Build the metadata",
             "data_prep.build_metadata",

@@ -89,17 +89,7 @@ def _curation(workdir: Path, configs: Path, *, pictures: int, t: int) -> list[St
             {"output": world, "pictures": pictures},
             result=f"{world}/manifest.json",
         ),
-        Stage(
-            "Crawl it into WARC files",
-            "examples.quickstart.crawl",
-            {
-                "start_url": "http://sample-web.example/",
-                "host_map": quickstart.HOST_MAP,
-                "output": workdir / "crawl",
-            },
-            result=f"{workdir}/crawl/manifest.json",
-            needs_server=True,
-        ),
+        quickstart.crawl(workdir),
         Stage(
             "Build the metadata of each language",
             "data_prep.build_metadata",
