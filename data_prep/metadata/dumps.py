@@ -14,7 +14,7 @@ there are no entities to declare. mwxml parses the dump as one document, and is 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
@@ -88,7 +88,7 @@ def check(path: str, code: str) -> Dump:
                 f"{wanted}, got one compressed by 7-Zip, {path}; take the .bz2 file of"
                 " the same dump, or run 7z x -so FILE | bzip2 > NEW"
             )
-        head = _head(file)
+        head = compressed.head(file, _HEAD)
     root = _ROOT.search(head)
     if not root:
         raise ValueError(
@@ -234,19 +234,6 @@ def _to_page(xml: bytes | LostPage, main_page: str) -> DumpPage | LostPage:
         return LostPage("not_wikitext")
     text = revisions[-1].findtext("text")
     return DumpPage(title, text) if text else LostPage("empty_page")
-
-
-def _head(file: BinaryIO) -> bytes:
-    """Returns the first decompressed bytes, as far as they are undamaged."""
-    head = b""
-    try:
-        for data, _ in compressed.read(file):
-            head += data
-            if len(head) >= _HEAD or _OPEN in head:
-                break
-    except compressed.DamageError:
-        pass
-    return head
 
 
 def _site(head: bytes, root: bytes) -> tuple[str, str, str]:

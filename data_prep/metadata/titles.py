@@ -3,7 +3,6 @@
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
@@ -27,13 +26,8 @@ def check(path: str) -> None:
       ValueError: fewer than half of its first lines are as `read_pageviews` wants them.
       OSError: the file cannot be opened or the storage fails.
     """
-    head = b""
-    with remote.open_file(path) as file, suppress(compressed.DamageError):
-        for data, _ in compressed.read(file):
-            head += data
-            if len(head) >= _HEAD:
-                break
-    lines = head.split(b"\n")
+    with remote.open_file(path) as file:
+        lines = compressed.head(file, _HEAD).split(b"\n")
     if 2 * sum(map(bool, map(_fields, lines))) < max(1, len(lines) - 1):
         raise ValueError(
             f"--pageviews: wanted lines of page views such as 'en Cat 3 0' or"

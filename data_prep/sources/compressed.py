@@ -6,6 +6,7 @@ streams that begin in the range. The first range of any other file has all of it
 
 import bz2
 import codecs
+import contextlib
 import re
 import zlib
 from collections.abc import Iterator
@@ -27,6 +28,17 @@ class DamageError(Exception):
 def has_ranges(start: bytes) -> bool:
     """Returns whether a file can be read in ranges, given its first bytes."""
     return not start.startswith(_GZIP) and start[:2] not in _UTF16
+
+
+def head(file: BinaryIO, size: int) -> bytes:
+    """Returns the first decompressed bytes: `size` or more, or all undamaged ones."""
+    data = b""
+    with contextlib.suppress(DamageError):
+        for more, _ in read(file):
+            data += more
+            if len(data) >= size:
+                break
+    return data
 
 
 def read(file: BinaryIO, start: int = 0, stop: int = 0) -> Iterator[tuple[bytes, bool]]:
