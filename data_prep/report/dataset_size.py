@@ -31,7 +31,7 @@ class Size:
 def size(
     sample: pa.Table,
     chance: NDArray[np.float64],
-    asked: NDArray[np.bool_] | None = None,
+    selected: NDArray[np.bool_] | None = None,
 ) -> Size:
     """Predicts how many texts and images are kept in the whole pool, or in a part.
 
@@ -42,18 +42,18 @@ def size(
     Args:
       sample: schema.SAMPLE, the texts of an image together.
       chance: f64[n], the probability that each text is kept.
-      asked: bool[n], the texts to predict for; all by default.
+      selected: bool[n], the texts to predict for; all by default.
     """
     if sample.num_rows == 0:
         nothing = Estimate(0.0, 0.0, 0.0)
         return Size(nothing, nothing, 0.0, 0.0)
     ids = sample["image_id"].to_numpy(zero_copy_only=False)
     starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
-    asked = np.ones(ids.size, bool) if asked is None else asked
-    chance = chance * asked
+    selected = np.ones(ids.size, bool) if selected is None else selected
+    chance = chance * selected
     weight = sample["weight"].to_numpy()[starts]
     partition = sample["partition"].to_numpy()[starts]
-    texts = np.add.reduceat(asked.astype(np.int64), starts)
+    texts = np.add.reduceat(selected.astype(np.int64), starts)
     kept_texts = np.add.reduceat(chance, starts)
     kept_image = 1 - np.multiply.reduceat(1 - chance, starts)
     return Size(

@@ -8,7 +8,7 @@ import base64
 import io
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,25 +18,29 @@ from data_prep.report.load import EntryCounts, Stage
 from metaclip_jax.data import records
 
 _BATCH = 256  # records read at once
+_SCANNED = 20_000  # records in which texts of entries are sought
 _CANDIDATES = 24  # texts of an entry to choose its examples from
+_ENTRIES, _TEXTS = 6, 3  # shown of the head and of the tail; of an entry
+_DROPPED = 6  # examples shown of a reason
+_SIDE, _DROPPED_SIDE, _CARD_SIDE = 80, 96, 176  # px, about twice what a page shows
 
 
-@dataclass
+@dataclass(frozen=True)
 class Example:
-    """One text of the dataset that matches an entry; the image as a data: URI."""
+    """One text, and its image as a data: URI."""
 
     text: str
     thumbnail: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class EntryExamples:
     """One entry with its counts and a few of its texts."""
 
     entry: str
     pool: int
     kept: int
-    examples: list[Example] = field(default_factory=list)
+    examples: list[Example]
 
 
 def thumbnail(image: bytes, *, side: int) -> str:
@@ -65,23 +69,17 @@ def thumbnail(image: bytes, *, side: int) -> str:
 
 
 def head_and_tail(
-    dataset: str,
-    counts: EntryCounts,
-    *,
-    entries: int = 6,
-    texts: int = 3,
-    scan: int = 20_000,
-    side: int = 80,
+    dataset: str, counts: EntryCounts
 ) -> tuple[list[EntryExamples], list[EntryExamples]]:
     """Picks entries of the head and of the tail with texts of the dataset.
 
-    Looks at the first `scan` records. Head entries are those with most matches in the
+    Looks at the first records only. Head entries are those with most matches in the
     pool; tail entries are sampled evenly over the range of counts. Without t, the upper
     half of the entries counts as the head.
     """
     opened = records.open_dataset(dataset)
     texts_of: dict[int, dict[str, int]] = {}  # entry id -> text -> record position
-    for position, record in _scan(opened, limit=scan):
+    for position, record in _scan(opened, limit=_SCANNED):
         for index, text in enumerate(record.texts):
             if record.metadata[index] != counts.code:
                 continue
@@ -94,15 +92,15 @@ def head_and_tail(
     head = counts.head()
     if counts.t is None:
         head = np.arange(len(counts.pool)) < len(counts.pool) / 2
-    head_rows = np.flatnonzero(head & seen)[:entries]
-    tail_rows = _spread(np.flatnonzero(~head & seen), entries)
+    head_rows = np.flatnonzero(head & seen)[:_ENTRIES]
+    tail_rows = _spread(np.flatnonzero(~head & seen), _ENTRIES)
     used: set[int] = set()
     chosen = {
-        row: _different_images(texts_of[int(counts.entry_ids[row])], used, texts)
+        row: _different_images(texts_of[int(counts.entry_ids[row])], used, _TEXTS)
         for row in (*head_rows.tolist(), *tail_rows.tolist())
     }
     pictures = {
-        position: thumbnail(record.image, side=side)
+        position: thumbnail(record.image, side=_SIDE)
         for position, record in _read(opened, sorted(used))
     }
 
@@ -118,21 +116,13 @@ def head_and_tail(
 
 
 def dropped(
-    rows: Sequence[Mapping[str, Any]],
-    funnel: Sequence[Stage],
-    *,
-    side: int,
-    most: int = 6,
+    rows: Sequence[Mapping[str, Any]], funnel: Sequence[Stage]
 ) -> list[dict[str, Any]]:
-    """Returns reasons in the funnel's order, with up to `most` examples each.
-
-    Examples with a picture come first.
+    """Returns reasons in the funnel's order with some examples each, pictures first.
 
     Args:
       rows: the sample of what was dropped, `load.rejects`.
       funnel: the stages, with how many texts each reason dropped.
-      side: pixels of a picture.
-      most: examples of a reason.
     """
     groups: dict[tuple[str, str], dict[str, Any]] = {}
     for stage in funnel:
@@ -141,11 +131,11 @@ def dropped(
             own = [row for row in rows if (row["stage"], row["reason"]) == key]
             if not own or key in groups and stage.unit != "texts":
                 continue
-            own = sorted(own, key=lambda row: not row["picture"])[:most]
+            own = sorted(own, key=lambda row: not row["picture"])[:_DROPPED]
             shown = [
                 Example(
                     row["text"] or row["image_url"],
-                    thumbnail(row["picture"], side=side) if row["picture"] else "",
+                    thumbnail(row["picture"], side=_DROPPED_SIDE),
                 )
                 for row in own
             ]
@@ -159,15 +149,13 @@ def dropped(
     return list(groups.values())
 
 
-def thumbnails(
-    dataset: str, image_ids: Collection[str], *, side: int
-) -> dict[str, str]:
+def thumbnails(dataset: str, image_ids: Collection[str]) -> dict[str, str]:
     """Returns thumbnails by image id; ids that the dataset lacks are left out."""
     opened = records.open_dataset(dataset)
     wanted, result = set(image_ids), {}
     for _, record in _scan(opened, limit=sum(opened.shard_lengths)):
         if record.image_id in wanted:
-            result[record.image_id] = thumbnail(record.image, side=side)
+            result[record.image_id] = thumbnail(record.image, side=_CARD_SIDE)
         if len(result) == len(wanted):
             break
     return result

@@ -11,9 +11,6 @@ from data_prep.matching import spacing
 from data_prep.report import curation, examples, load, training
 from metaclip_jax.pages import page
 
-_DROPPED_SIDE = 96  # px
-_PICTURE_SIDE = 176  # px, twice what a card shows
-
 
 def build(
     dataset: str,
@@ -37,7 +34,7 @@ def build(
     pictures = {}
     if held_out and top5:
         ids = [str(item["image_id"]) for item in top5]
-        pictures = examples.thumbnails(held_out, ids, side=_PICTURE_SIDE)
+        pictures = examples.thumbnails(held_out, ids)
     groups = [
         curation.group(entry_counts, card)
         | {"examples": examples.head_and_tail(dataset, entry_counts)}
@@ -46,7 +43,7 @@ def build(
     dropped = None
     if curation_workdir:
         rows = load.rejects(curation_workdir)
-        dropped = examples.dropped(rows, load.funnel(card), side=_DROPPED_SIDE)
+        dropped = examples.dropped(rows, load.funnel(card))
     return page.render(
         __package__,
         "report.html",
