@@ -209,23 +209,26 @@ def evaluate_tasks(values: Any) -> None:
     if values.plan:
         print(plan.describe(opened, plan.measured(model.encoder)))
         return
+    other = model_flags.load(values, values.against) if values.against else None
     results = suite.run(
         model.encoder,
         opened,
         resamples=keys.default().evaluation.bootstrap_samples,
         skip_broken=values.skip_broken,
-        against=model_flags.load(values, values.against).encoder
-        if values.against
-        else None,
+        against=other.encoder if other else None,
         paper=values.paper,
         report=functools.partial(print, flush=True),
     )
     print(suite.summary(results))
     facts = {"model": model.name, "fingerprint": model.fingerprint}
+    if other:
+        facts |= {"against": other.name, "fingerprint_of_against": other.fingerprint}
+    if values.paper:
+        facts["paper"] = values.paper
     if values.page:
         from metaclip_jax.evaluation import page  # a slow import, because of charts
 
-        files.write_bytes(values.page, page.render(model.name, results))
+        files.write_bytes(values.page, page.render(facts | results))
     for result in results["tasks"].values():
         for confusion in result.get("confusions", ()):
             confusion.pop("picture")  # only the page shows it

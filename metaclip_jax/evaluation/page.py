@@ -13,12 +13,12 @@ _TITLES = {
 }
 
 
-def render(model: str, found: Mapping[str, Any]) -> bytes:
+def render(found: Mapping[str, Any]) -> bytes:
     """Returns the page in UTF-8: results with intervals, averages, worst confusions.
 
     Args:
-      model: its name.
-      found: from `suite.run`.
+      found: from `suite.run`, with the names "model", and where they are compared
+        "against", another model, and "paper", the paper's row.
     """
     tasks = [{"id": name, **number} for name, number in found["tasks"].items()]
     averages = [
@@ -34,15 +34,15 @@ def render(model: str, found: Mapping[str, Any]) -> bytes:
     return page.render(
         __package__,
         "tasks.html",
-        title=f"Evaluation of {model}",
+        title=f"Evaluation of {found['model']}",
         has_charts=False,
         values={
-            "model": model,
+            "model": found["model"],
+            "against": found.get("against", ""),
+            "paper": found.get("paper", ""),
             "tasks": tasks,
             "averages": averages,
             "missing": found["missing"],
-            "has_paper": any("paper" in task for task in tasks),
-            "has_other": any("against" in task for task in tasks),
             "confused": [task for task in tasks if task.get("confusions")],
         },
     )

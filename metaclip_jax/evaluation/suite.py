@@ -306,7 +306,10 @@ def line(name: str, number: Mapping[str, Any], width: int) -> str:
         mark += f", the paper {number['paper']:.1%}"
     if "against" in number:
         by = number["against"]["difference"]
-        mark += f", {by['value']:+.2%} ({by['low']:+.2%} to {by['high']:+.2%})"
+        mark += (
+            f", {by['value']:+.2%} ({by['low']:+.2%} to {by['high']:+.2%}) over the"
+            " other model"
+        )
     return "\n".join(
         [
             f"{row(name, number, width)}  {number['metric']}, {part}{mark}",
@@ -343,7 +346,8 @@ def summary(found: Mapping[str, Any]) -> str:
     for suite, means in found["averages"].items():
         over = f"over {means['tasks']} of the {means['of']} tasks of {suite}"
         if means["other_images"]:
-            over += f", {means['other_images']} of them not with their number of images"
+            over += f", {means['other_images']} of them"
+            over += " with more or fewer images than their test sets"
         is_whole = means["tasks"] == means["of"] and not means["other_images"]
         lines.append(over if is_whole else f"{over} (not comparable)")
         lines += [
@@ -357,5 +361,7 @@ def summary(found: Mapping[str, Any]) -> str:
         lines += [f"  {name}: {why}" for name, why in found["missing"].items()]
     for name, task in found["tasks"].items():
         lines += [f"{name}: {line}" for line in skipped(task["results"])]
+    if not all(t["same_test_set_as_the_paper"] for t in found["tasks"].values()):
+        lines.append("*: not the paper's test set")
     noted = {n: t["note"] for n, t in found["tasks"].items() if t["note"]}
     return "\n".join([*lines, *(f"{name}: {note}" for name, note in noted.items())])

@@ -421,7 +421,7 @@ def test_regions_are_measured_as_datacomp_and_as_wilds_do(encoder, digits, tmp_p
     lines = [*said[1].splitlines(), *suite.summary(found).splitlines()]
     assert [line.split()[0] for line in lines[:2]] == ["datacomp38/wilds/fmow", other]
     assert f"{other} is WILDS's" in lines[-1]
-    assert other in page.render("a", found).decode()
+    assert other in page.render({"model": "a"} | found).decode()
 
 
 def test_another_number_of_classes_is_no_copy_of_a_task(digits, tmp_path):
@@ -467,8 +467,8 @@ def test_what_is_missing_is_named_and_never_averaged_over(encoder, layouts):
     assert list(found["tasks"]) == ["clip26/mnist"]
     assert len(found["missing"]) == 25
     said = suite.summary(found)
-    over = "over 1 of the 26 tasks of clip26, 1 of them not with their number of images"
-    assert f"{over} (not comparable" in said
+    over = "over 1 of the 26 tasks of clip26, 1 of them with more or fewer images than"
+    assert f"{over} their test sets (not comparable" in said
     assert "hf download djghosh/wds_cifar10_test --repo-type dataset --revision" in said
     assert "10,000 images, size: 56 MB, licence: none stated: hf download" in said
     json.dumps(found)
@@ -602,8 +602,10 @@ def test_the_page_shows_each_number_and_escapes_what_strangers_wrote(encoder, la
     for one in number["confusions"]:
         assert one["right"] != one["answered"] and 0 < one["count"] <= one["total"]
     number["confusions"][0]["right"] = "<script>alert(1)</script>"
-    text = page.render("<b>model", found).decode()
-    assert "<script" not in text and "<b>model" not in text
+    names = {"model": "<b>model", "against": "<b>other", "paper": "B/32-400M"}
+    text = page.render(names | found).decode()
+    assert "<script" not in text and "<b>model" not in text and "<b>oth" not in text
+    assert "&lt;b&gt;other" in text and "number of B/32-400M in" in text
     assert f"{100 * number['value']:.2f}%" in text and "41.5%" in text
     assert text.count("data:image/jpeg;base64,") == len(number["confusions"])
     assert "wds_cifar10_test" in text  # how to get it
@@ -625,7 +627,9 @@ def test_a_browser_shows_values_and_bars_at_desktop_and_phone_width(
         encoder, opened, resamples=20, against=encoder, paper="B/32-400M", report=str
     )
     file = tmp_path / "page.html"
-    file.write_bytes(page.render("A model", found))
+    file.write_bytes(
+        page.render({"model": "A", "against": "B", "paper": "B/32-400M"} | found)
+    )
     ends = "[...document.querySelectorAll('.interval')].map(e => e.getBoundingClient"
     ends += "Rect().right)"
 
