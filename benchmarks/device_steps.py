@@ -14,7 +14,7 @@ import jax
 
 from benchmarks import steps
 from metaclip_jax.models import presets
-from metaclip_jax.training import flops, program, sharding, train_state
+from metaclip_jax.training import compiled, flops, program, sharding, train_state
 
 OURS = "metaclip-jax"
 _WARM_STEPS, _ROUNDS = 3, 3
@@ -114,11 +114,11 @@ def _our_row(row: Row, towers: presets.Towers, *, size: int, seconds: float) -> 
     )
     try:
         start = time.perf_counter()
-        compiled = program.lower(asked, config).compile()
+        step = program.lower(asked, config).compile()
         row = row._replace(
             flops=program.model_flops(asked, config) // batch,
             compile_seconds=time.perf_counter() - start,
-            memory_bytes=_planned_bytes(compiled),
+            memory_bytes=compiled.total_bytes(step.memory_analysis()),
         )
         limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
         if limit and row.memory_bytes > limit:
@@ -136,7 +136,7 @@ def _our_row(row: Row, towers: presets.Towers, *, size: int, seconds: float) -> 
         def run(count: int) -> None:
             nonlocal state
             for _ in range(count):
-                state, metrics = compiled(state, arrays)
+                state, metrics = step(state, arrays)
             assert float(metrics["skipped"]) == 0, "a step was not finite"
 
         return row._replace(rate=row.batch / _seconds_a_step(run, at_least=seconds))
@@ -144,18 +144,6 @@ def _our_row(row: Row, towers: presets.Towers, *, size: int, seconds: float) -> 
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return row._replace(problem="does not fit")
-
-
-def _planned_bytes(compiled: jax.stages.Compiled) -> int:
-    """Returns the bytes of a step: state, batch and temporaries."""
-    memory = compiled.memory_analysis()
-    assert memory is not None
-    return (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-    )
 
 
 def theirs(

@@ -116,7 +116,7 @@ def _write_checkpoint(loaded: loading.Loaded, output: str) -> None:
         licence=loaded.licence,
     )
     params = jax.tree.map(jnp.asarray, loaded.params)
-    with checkpoint.open_manager(output, keep_last=1, keep_every_steps=0) as manager:
+    with checkpoint.open_manager(output, keep_last=1) as manager:
         checkpoint.save(manager, 0, {"params": params}, meta=meta)
 
 

@@ -118,7 +118,7 @@ def describe_slice(topology: str, *, slices: int = 1) -> Slice:
     return Slice(topology, slices, devices, chips, _device_bytes(devices[0]))
 
 
-def make_plan(config: ConfigDict, where: Slice, *, cache: str = "") -> Plan:
+def make_plan(config: ConfigDict, where: Slice, *, cache: str) -> Plan:
     """Compiles the config's train step for a slice.
 
     Args:
@@ -163,7 +163,7 @@ def make_plan(config: ConfigDict, where: Slice, *, cache: str = "") -> Plan:
 
 
 def find_batch(
-    config: ConfigDict, where: Slice, *, cache: str = ""
+    config: ConfigDict, where: Slice, *, cache: str
 ) -> tuple[ConfigDict, Plan]:
     """Returns the recipe with the largest batch that fits, and its plan.
 
@@ -192,7 +192,7 @@ def _try_batch(config: ConfigDict, where: Slice, cache: str) -> Plan:
 
 
 def find_mesh(
-    config: ConfigDict, where: Slice, *, cache: str = ""
+    config: ConfigDict, where: Slice, *, cache: str
 ) -> tuple[ConfigDict, Plan]:
     """Returns the recipe with the cheapest mesh that fits, and its plan.
 
@@ -326,7 +326,7 @@ def _gib(size: float) -> str:
 
 
 def _planned(
-    config: ConfigDict, where: Slice, *, cache: str = ""
+    config: ConfigDict, where: Slice, *, cache: str
 ) -> tuple[ConfigDict, Plan]:
     return config, make_plan(config, where, cache=cache)
 

@@ -20,6 +20,7 @@ from metaclip_jax.models.clip import Architecture
 Array = NDArray[Any]
 LAYER, LAST = "{layer}", "{last}"
 _TOKEN_TABLE = "text/token_embedding"  # its stored rows are padded
+_SHOWN = 12  # names in a message
 
 
 class Weights(Protocol):
@@ -283,6 +284,6 @@ def _heads(rule: Rule, architecture: Architecture) -> int:
     return architecture.vision_heads if image else architecture.text_heads
 
 
-def _some(names: set[str], *, most: int = 12) -> str:
-    shown = ", ".join(sorted(names)[:most]) or "nothing"
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+def _some(names: set[str]) -> str:
+    shown = ", ".join(sorted(names)[:_SHOWN]) or "nothing"
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -23,6 +23,7 @@ FONT = (  # not a CSS variable: Vega measures texts on a canvas, which has none
 )
 # d3's number formats, for axes and tooltips.
 COUNT, SHORT, SHARE, SMALL = ",d", "~s", ".3~p", ".3~g"
+_RANKS = 160  # that a log axis shows
 _HEIGHT = 340  # px with axes and legend; the width is the container's
 _ZOOM = "wheel![event.ctrlKey || event.metaKey]"
 _IS_DECADE = "abs(log(datum.value) / LN10 - round(log(datum.value) / LN10)) < 1e-6"
@@ -105,11 +106,11 @@ class Notes:
     words: Sequence[str]
 
 
-def log_ranks(count: int, *, points: int = 160) -> np.ndarray:
-    """Returns ranks 1..count, i64[<= points], about evenly spaced on a log axis."""
+def log_ranks(count: int) -> np.ndarray:
+    """Returns some ranks of 1..count, i64, about evenly spaced on a log axis."""
     if count < 1:
         return np.zeros(0, np.int64)
-    return np.unique(np.round(np.geomspace(1, count, points)).astype(np.int64))
+    return np.unique(np.round(np.geomspace(1, count, _RANKS)).astype(np.int64))
 
 
 def line_chart(

@@ -5,7 +5,7 @@ import importlib.metadata
 import re
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -105,6 +105,20 @@ def too_much(message: str) -> tuple[int, int] | None:
     )
 
 
+def total_bytes(memory: Any) -> int:
+    """Returns the bytes of arguments, results and temporaries, without those shared.
+
+    Args:
+        memory: of `jax.stages.Compiled.memory_analysis()`.
+    """
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+
+
 def _compile(lowered: jax.stages.Lowered) -> Compiled:
     start = time.monotonic()
     try:
@@ -122,12 +136,6 @@ def _compile(lowered: jax.stages.Lowered) -> Compiled:
         )
     # The compiler's peak omits some temporaries, and the sum counts temporaries that
     # never exist at the same time. The larger of the two is a safe estimate.
-    together = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-    )
     text = done.as_text()
     assert text is not None
     estimate = cycles.estimate(text)
@@ -136,7 +144,7 @@ def _compile(lowered: jax.stages.Lowered) -> Compiled:
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         peak_bytes=memory.peak_memory_in_bytes,
-        needed_bytes=max(memory.peak_memory_in_bytes, together),
+        needed_bytes=max(memory.peak_memory_in_bytes, total_bytes(memory)),
         cycles=estimate.cycles,
         collective_bytes=estimate.collective_bytes,
     )

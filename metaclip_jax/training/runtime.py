@@ -67,7 +67,7 @@ def profiler(
     first_step: int,
     last_step: int,
     settle: Callable[[], None],
-    write: bool = True,
+    write: bool,
 ) -> Iterator[Callable[[int], None]]:
     """Yields a function to call before each step with the step's number.
 

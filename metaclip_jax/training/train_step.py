@@ -33,12 +33,12 @@ def make_train_step(
     state: TrainState,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
-    loss: str = "softmax",
-    loss_form: str = "gathered",
-    loss_chunk: int = 1024,
-    microbatches: int = 1,
-    patch_dropout: float = 0.0,
-    seed: int = 0,
+    loss: str,
+    loss_form: str,
+    loss_chunk: int,
+    microbatches: int,
+    patch_dropout: float,
+    seed: int,
 ) -> jax.stages.Wrapped:
     """Returns the jitted step (state, batch) -> (state, metrics).
 

@@ -243,10 +243,10 @@ def test_the_vocabulary_is_the_configs_and_unknown_ones_are_refused():
     with pytest.raises(
         ValueError, match="must be one of clip, xlm_v, mt5, siglip, got 'klingon'"
     ):
-        plan.make_plan(config, where)
+        plan.make_plan(config, where, cache="")
     config.vocabulary = ""
     with pytest.raises(ValueError, match="wanted a tokenizer or a vocabulary"):
-        plan.make_plan(config, where)
+        plan.make_plan(config, where, cache="")
 
 
 def test_an_unknown_slice_is_refused():

@@ -49,8 +49,11 @@ def compile_step(shape, architecture=CLIP, *, microbatches=1, dropout=0.0):
         optimizer=ADAMW,
         schedule=optimizer.make_schedule(peak_lr=1e-3, warmup_steps=2, total_steps=9),
         loss="sigmoid" if siglip else "softmax",
+        loss_form="gathered",
+        loss_chunk=1_024,
         microbatches=microbatches,
         patch_dropout=dropout,
+        seed=0,
     )
     batch = ROWS * microbatches * shape[0] * shape[1]
     arrays = {

@@ -58,8 +58,10 @@ def _program(shape, form, microbatches, patch_dropout, loss):
         schedule=SCHEDULE,
         loss=loss,
         loss_form=form,
+        loss_chunk=1_024,
         microbatches=microbatches,
         patch_dropout=patch_dropout,
+        seed=0,
     )
     return mesh, step
 
@@ -249,6 +251,12 @@ def lowered(architecture, mesh):
         state=state,
         optimizer=ADAMW,
         schedule=SCHEDULE,
+        loss="softmax",
+        loss_form="gathered",
+        loss_chunk=1_024,
+        microbatches=1,
+        patch_dropout=0.0,
+        seed=0,
     )
     return step.lower(state, batch_of(mesh, 0)).as_text()
 
