@@ -233,12 +233,12 @@ def curate() -> ConfigDict:
                 "prefer_high_scores": False,
             },
             "download": {
-                # host=address:port,... for hosts that are not in the DNS.
-                "host_map": "",
+                "host_map": "",  # host=address:port,... for hosts not in the DNS
                 "user_agent": "metaclip-jax",  # your name and contact address
                 "robots_txt": True,  # ask each host's robots.txt, and obey it
                 "concurrency": 256,  # requests in flight, per worker
                 "per_host": 16,  # images of one host at once, for the whole machine
+                "per_host_rate": 0.0,  # images of one host a second, likewise; 0: any
                 "timeout_seconds": 20.0,  # for one image, all redirects included
                 "retries": 2,  # further attempts after connection errors, 429, 5xx
                 "max_bytes": 20 << 20,  # bytes of one image

@@ -130,6 +130,7 @@ CURATE_RANGES: dict[str, Range] = {
     "download.robots_txt": Range(bool),
     "download.concurrency": Range(int, least=1, most=65_535),
     "download.per_host": _COUNT,
+    "download.per_host_rate": Range(float, least=0),
     "download.timeout_seconds": Range(float, above=0, most=86_400),
     "download.retries": Range(int, least=0, most=10),  # each waits twice as long
     "download.max_bytes": _COUNT,

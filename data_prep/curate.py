@@ -43,7 +43,7 @@ from data_prep.stages import (
 )
 from data_prep.stages.draws import Draws
 from data_prep.stages.pipelines import one_each, progress, start, tagged
-from data_prep.stages.planning import Run, plan
+from data_prep.stages.planning import Run, plan, refuse_anonymous
 from metaclip_jax import files
 from metaclip_jax.cli import command, config_flag
 from metaclip_jax.data import balance
@@ -64,6 +64,8 @@ def main(argv: list[str]) -> None:
         workers=values.workers,
         max_failed_sources=values.max_failed_sources,
     )
+    if values.stop_after != "match":
+        refuse_anonymous(run.config, run.source)
     full = files.naming_full_disk(run.output)
     with full, files.lock(run.workdir), files.lock(run.output):
         run_stages(run, stop_after=values.stop_after, retry_failed=values.retry_failed)

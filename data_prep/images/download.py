@@ -94,6 +94,7 @@ def fetch(
     host_map: Mapping[str, str],
     concurrency: int,
     per_host: int,
+    per_host_rate: float = 0.0,
     timeout_seconds: float,
     max_bytes: int,
     retries: int,
@@ -116,13 +117,14 @@ def fetch(
       host_map: host name -> "address:port". A pinned host is reached only there,
         private or not; any other host only at public addresses on ports 80 and 443.
       concurrency: requests in flight, over all hosts.
-      per_host: images of a host that all processes of this machine fetch at once.
+      per_host, per_host_rate: images of a host that all processes of this machine
+        fetch at once, and begin to fetch in a second (0: any).
       timeout_seconds: for one attempt in all, redirects and body included.
       max_bytes: of a body, after decompression.
       retries: further attempts after a busy server (429, 5xx) or a lost connection.
       user_agent: the User-Agent header; its first word is our name in a robots.txt.
       robots_txt: ask the robots.txt of each host first, also of those that a redirect
-        names, and obey it.
+        names, and obey it; its Crawl-delay and Request-rate too, up to a minute.
       max_held_bytes: of all bodies at any time; at least (`held` + 1) * `max_bytes`.
         None: enough for 2 * `concurrency` bodies besides those held.
       held: bodies that the caller holds at the same time, that last yielded included.
@@ -134,8 +136,7 @@ def fetch(
       `Fetched` with status "ok" or one of bad_url, not_http, port_refused, dns,
       private_address, connection, tls, timeout, redirect_limit, too_large, empty_body,
       truncated_body, bad_http, robots_disallowed, robots_unavailable (no robots.txt
-      could be read), opted_out (an X-Robots-Tag header with noai, noimageai or noml, or
-      tdm-reservation: 1), http_404 and other 4xx, http_5xx.
+      could be read), opted_out (see `request`), http_404 and other 4xx, http_5xx.
 
     Raises:
       ValueError: `max_held_bytes` is less than (`held` + 1) * `max_bytes`.
@@ -145,18 +146,17 @@ def fetch(
     results: queue.SimpleQueue[_Result | BaseException] = queue.SimpleQueue()
     share, room = _make_room(max_held_bytes, max_bytes, concurrency, held)
 
+    limits: dict[str, Any] = {
+        "timeout_seconds": timeout_seconds,
+        "max_bytes": max_bytes,
+    }
+
     async def run() -> None:
         async with request.session(pinned, user_agent) as session:
             await _fetch_all(
                 urls,
-                _by_host(urls, pinned),
-                functools.partial(
-                    request.attempt,
-                    session,
-                    pinned=pinned,
-                    timeout_seconds=timeout_seconds,
-                    max_bytes=max_bytes,
-                ),
+                _by_host(urls, pinned, per_host_rate),
+                functools.partial(request.attempt, session, pinned=pinned, **limits),
                 results=results,
                 room=room,
                 share=share,
@@ -261,19 +261,41 @@ def _running(
 class _Host:
     """The images of one host that are still to be fetched."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, pause_seconds: float) -> None:
         self.name = name  # with the address where it is pinned
         self.waiting: deque[int] = deque()  # positions
         self.refused: dict[int, str] | None = None  # None: robots.txt was not read yet
         self.turn = asyncio.Lock()  # of the worker that takes the next image
+        self.pause_seconds = pause_seconds  # between two images
+
+    async def pace(self, taken: slots.Slots) -> None:
+        """Waits until the next image may be asked for, if it may at all."""
+        if self.waiting[0] not in (self.refused or ()):
+            await taken.turn(self.name, self.pause_seconds)
+
+    async def judge(
+        self,
+        urls: Sequence[str],
+        ask: Callable[[str], Awaitable[request.Answer]],
+        user_agent: str,
+        taken: slots.Slots,
+    ) -> None:
+        """Reads the robots.txt, and paces the next image by what that wants."""
+        self.refused, wanted = await robots.judge(
+            {i: urls[i] for i in self.waiting}, ask, user_agent
+        )
+        if wanted > self.pause_seconds:
+            self.pause_seconds = wanted
+            await self.pace(taken)
 
 
-def _by_host(urls: Sequence[str], pinned: request.Pinned) -> list[_Host]:
+def _by_host(urls: Sequence[str], pinned: request.Pinned, rate: float) -> list[_Host]:
+    pause_seconds = 1 / rate if rate else 0.0
     hosts: dict[str, _Host] = {}
     for index, url in enumerate(urls):
         name = request.host_of(url)
         if name not in hosts:
-            hosts[name] = _Host(f"{name} {pinned.get(name, '')}")
+            hosts[name] = _Host(f"{name} {pinned.get(name, '')}", pause_seconds)
         hosts[name].waiting.append(index)
     return list(hosts.values())
 
@@ -298,9 +320,7 @@ async def _fetch_all(
     With a `user_agent`, it asks the robots.txt of a host first, also after a redirect.
     """
     in_flight = asyncio.Semaphore(concurrency)
-    retrying = functools.partial(
-        _retrying, retries=retries, backoff_seconds=backoff_seconds
-    )
+    retrying = functools.partial(_retrying, retries=retries)
     refusal: request.Refusal | None = None
 
     async def ask_robots(
@@ -312,9 +332,9 @@ async def _fetch_all(
                     url, max_bytes=robots.MAX_BYTES, grow=lambda size: True, cut=True
                 )
 
-        return await retrying(once)
+        return await retrying(once, backoff_seconds=backoff_seconds)
 
-    async def result(index: int, held: _Held) -> _Result:
+    async def result(index: int, held: _Held, pause_seconds: float) -> _Result:
         url = urls[index]
 
         async def once() -> request.Answer:
@@ -328,7 +348,8 @@ async def _fetch_all(
             held.shrink(max(share, len(answer.body)))
             return answer
 
-        answer = await retrying(once)
+        backoff = max(backoff_seconds, pause_seconds)
+        answer = await retrying(once, backoff_seconds=backoff)
         fetched = Fetched(index, answer.status, answer.body, answer.code)
         return _Result(fetched, held.size)
 
@@ -337,20 +358,19 @@ async def _fetch_all(
             async with host.turn:
                 if not host.waiting:
                     return
+                await host.pace(taken)
                 held = _Held(room)
                 await held.wait_for(share)
                 slot = await taken.take(host.name)
                 if user_agent is not None and host.refused is None:
-                    host.refused = await robots.refusals(
-                        {i: urls[i] for i in host.waiting}, ask_robots, user_agent
-                    )
+                    await host.judge(urls, ask_robots, user_agent, taken)
                 index = host.waiting.popleft()
             reason = (host.refused or {}).get(index)
             # Unnamed: a local variable would keep the body alive.
             results.put(
                 _Result(Fetched(index, reason, b""), held.size)
                 if reason
-                else await result(index, held)
+                else await result(index, held, host.pause_seconds)
             )
             taken.leave(host.name, slot)
 
@@ -386,7 +406,7 @@ def _redirect_refusals(
         if origin not in asking:
             asking[origin] = group.create_task(robots.read(origin, ask, user_agent))
         known = await asyncio.shield(asking[origin])
-        return (await known.refusals({0: str(url)})).get(0)
+        return (await known.judge({0: str(url)})).refused.get(0)
 
     return refusal
 

@@ -22,6 +22,7 @@ _MAX_CACHED_BYTES = 32 << 20
 _SERVER_FAILED = frozenset({"http_429", "http_5xx"})
 # Also all other http_*: there is no robots.txt, so everything is allowed.
 _NONE = frozenset({"redirect_limit", "empty_body"})
+_MAX_PAUSE_SECONDS = 60.0  # between two requests
 _NAME = re.compile(r"\s*user[- ]?agent\s*(?::|\s)([^#:]*)(?:#.*)?", re.I)
 
 
@@ -50,13 +51,20 @@ class Rules:
 _RULES = Rules()  # of this process
 
 
-async def refusals(
+class Verdict(NamedTuple):
+    """What robots.txt says of URLs."""
+
+    refused: dict[int, str]  # position -> reason
+    pause_seconds: float = 0.0  # between two requests, 0 if it does not say
+
+
+async def judge(
     urls: Mapping[int, str],
     ask: Callable[[str], Awaitable[request.Answer]],
     user_agent: str,
     rules: Rules = _RULES,
-) -> dict[int, str]:
-    """Returns which URLs must not be fetched: position -> reason.
+) -> Verdict:
+    """Returns which URLs must not be fetched, and how often others may be.
 
     Args:
       urls: by position; what is no URL is left out.
@@ -70,10 +78,13 @@ async def refusals(
             parsed = request.read_url(url)
             by_origin[str(parsed.origin())][position] = str(parsed)
     refused: dict[int, str] = {}
+    pause_seconds = 0.0
     for origin, some in by_origin.items():
         known = await read(origin, ask, user_agent, rules)
-        refused |= await known.refusals(some)
-    return refused
+        found = await known.judge(some)
+        refused |= found.refused
+        pause_seconds = max(pause_seconds, found.pause_seconds)
+    return Verdict(refused, pause_seconds)
 
 
 class Known(NamedTuple):
@@ -83,17 +94,14 @@ class Known(NamedTuple):
     text: str = ""  # what `relevant` left of it
     reason: str = ""  # why all URLs are refused, "" if the text decides
 
-    async def refusals(self, urls: Mapping[int, str]) -> dict[int, str]:
-        """Returns which of the origin's URLs must not be fetched: position -> reason.
-
-        By whole URLs.
-        """
+    async def judge(self, urls: Mapping[int, str]) -> Verdict:
+        """Returns the verdict on some of the origin's URLs, which are whole."""
         if self.reason:
-            return dict.fromkeys(urls, self.reason)
+            return Verdict(dict.fromkeys(urls, self.reason))
         if not self.text:  # most hosts have none
-            return {}
+            return Verdict({})
         # In a thread: fifty thousand rules take milliseconds a URL.
-        return await asyncio.to_thread(_disallowed, self.text, urls, self.product)
+        return await asyncio.to_thread(_judged, self.text, urls, self.product)
 
 
 async def read(
@@ -102,7 +110,7 @@ async def read(
     user_agent: str,
     rules: Rules = _RULES,
 ) -> Known:
-    """Reads the robots.txt of an origin, unless it is known; arguments as `refusals`.
+    """Reads the robots.txt of an origin, unless it is known; arguments as `judge`.
 
     A robots.txt that does not exist (4xx) allows all. One whose server fails disallows
     all, with "robots_unavailable". Any other failure (dns, timeout, ...) becomes the
@@ -132,13 +140,23 @@ def relevant(text: str, product: str) -> str:
     return "\n".join(lines)
 
 
-def _disallowed(text: str, urls: Mapping[int, str], product: str) -> dict[int, str]:
+def _judged(text: str, urls: Mapping[int, str], product: str) -> Verdict:
     rules = Protego.parse(text)
-    return {
+    refused = {
         position: DISALLOWED
         for position, url in urls.items()
         if not rules.can_fetch(url, product)
     }
+    return Verdict(refused, _pause_seconds(rules, product))
+
+
+def _pause_seconds(rules: Protego, product: str) -> float:
+    """Returns the larger one of Crawl-delay and Request-rate, up to a minute."""
+    asked = [rules.crawl_delay(product) or 0.0]
+    if (rate := rules.request_rate(product)) and rate.requests > 0:
+        asked.append(rate.seconds / rate.requests)
+    # nan is no number to wait.
+    return max(min(one, _MAX_PAUSE_SECONDS) if one > 0 else 0.0 for one in asked)
 
 
 def _decode(body: bytes) -> str:

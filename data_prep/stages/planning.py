@@ -37,6 +37,21 @@ class Run:
         return {code: len(m.entries) for code, m in self.metadata.items()}
 
 
+def refuse_anonymous(config: ConfigDict, source: kinds.Spec) -> None:
+    """Raises ValueError where strangers' servers would not learn whom to write to.
+
+    Hosts of config.download.host_map are one's own.
+    """
+    user_agent = config.download.user_agent
+    is_own = kinds.KINDS[source.kind].images is not None or config.download.host_map
+    if not is_own and not ("@" in user_agent or "://" in user_agent):
+        raise ValueError(
+            "config.download.user_agent: wanted your name and an e-mail or web address"
+            f" for the owners of servers to write to, got {user_agent!r}; write one,"
+            " such as 'my-crawler me@my.example'"
+        )
+
+
 def plan(
     config: ConfigDict,
     workdir: str | None,

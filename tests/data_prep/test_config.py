@@ -1,3 +1,4 @@
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from data_prep import config as keys
 from data_prep import curate
 from data_prep.matching import matcher, spacing
 from data_prep.sources import kinds
-from data_prep.stages import steps
+from data_prep.stages import planning, steps
 from metaclip_jax.cli import ranges
 from tests.out_of_range import bad_values, with_value
 
@@ -212,3 +213,20 @@ def test_a_refused_command_leaves_nothing(tmp_path, module, recipe, wrong):
     for one in wrong:
         assert f"config.{one.partition('=')[0]}: wanted" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["a.warc"]
+
+
+def test_strangers_servers_are_not_asked_without_an_address_to_write_to():
+    values = keys.curate()
+    for kind, host_map, user_agent, is_refused in (
+        ("warc", "", "metaclip-jax", True),
+        ("table", "", "metaclip-jax", True),
+        ("warc", "", "our-crawler https://example.org/crawler", False),
+        ("warc", "", "our-crawler me@example.org", False),
+        ("warc", "images.example=127.0.0.1:8000", "metaclip-jax", False),
+        ("webdataset", "", "metaclip-jax", False),  # it holds the images
+    ):
+        values.source.kind = kind
+        values.download.update(host_map=host_map, user_agent=user_agent)
+        refused = pytest.raises(ValueError, match="wanted your name and an e-mail")
+        with refused if is_refused else contextlib.nullcontext():
+            planning.refuse_anonymous(values, kinds.spec_of(values))

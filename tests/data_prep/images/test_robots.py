@@ -212,9 +212,33 @@ def test_names_of_other_crawlers_do_not_matter(lines, paths):
     async def answer(url):
         return request.Answer("ok", text.encode())
 
-    found = asyncio.run(robots.refusals(urls, answer, "our-bot/1", robots.Rules()))
+    found = asyncio.run(robots.judge(urls, answer, "our-bot/1", robots.Rules()))
     want = {n for n, url in urls.items() if not whole.can_fetch(url, "our-bot")}
-    assert found == dict.fromkeys(want, "robots_disallowed")
+    assert found.refused == dict.fromkeys(want, "robots_disallowed")
+    assert found.pause_seconds == (whole.crawl_delay("our-bot") or 0)
+
+
+@pytest.mark.parametrize(
+    ("lines", "seconds"),
+    [
+        ("Crawl-delay: 2.5", 2.5),
+        ("Crawl-delay: 86400", 60),
+        ("Crawl-delay: -1", 0),
+        ("Crawl-delay: nan", 0),
+        ("Crawl-delay: soon", 0),
+        ("Request-rate: 1/5", 5),
+        ("Request-rate: 0/5", 0),
+        ("Crawl-delay: 1\nRequest-rate: 10/1m", 6),
+        ("Crawl-delay: 1\nUser-agent: other\nCrawl-delay: 9", 1),
+    ],
+)
+def test_a_robots_txt_says_how_often_a_host_may_be_asked(lines, seconds):
+    async def answer(url):
+        return request.Answer("ok", f"User-agent: *\n{lines}".encode())
+
+    urls = {0: "http://x.example/a.jpg"}
+    found = asyncio.run(robots.judge(urls, answer, "us", robots.Rules()))
+    assert found == ({}, seconds)
 
 
 @given(st.text(max_size=60), st.text(max_size=20))
@@ -223,7 +247,7 @@ def test_any_robots_txt_and_any_url_are_judged(text, url):
         return request.Answer("ok", text.encode("utf-8", "replace"))
 
     asyncio.run(
-        robots.refusals({0: f"http://{url}", 1: url}, answer, "us", robots.Rules())
+        robots.judge({0: f"http://{url}", 1: url}, answer, "us", robots.Rules())
     )
 
 
@@ -238,7 +262,7 @@ def test_many_names_times_many_rules_stay_small():
     tracemalloc.start()
     start = time.process_time()
     asyncio.run(
-        robots.refusals({0: "http://x.example/"}, answer, "our-bot", robots.Rules())
+        robots.judge({0: "http://x.example/"}, answer, "our-bot", robots.Rules())
     )
     seconds = time.process_time() - start
     _, peak = tracemalloc.get_traced_memory()
