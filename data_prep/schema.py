@@ -66,10 +66,10 @@ IMAGES = pa.schema(
     ]
 )
 
-# Images of which a comparison with others changes the status.
+# Images whose status changes after a comparison with others.
 MARKS = pa.schema([IMAGES.field(name) for name in ("image_id", "status", "kept_as")])
 
-# What decides which images repeat the bytes of others.
+# The columns that decide which images repeat the bytes of others.
 BYTES = pa.schema(
     [
         *(MARKS.field(name) for name in MARKS.names),
@@ -92,15 +92,15 @@ EVALUATED = pa.schema(
     [
         *(IMAGES.field(name) for name in ("image_id", "image_url")),
         PICTURES.field("picture"),
-        # In which the fingerprints differ; 0 for equal bytes, null if only the
-        # embeddings agree.
+        # Number of bits in which the fingerprints differ: 0 for equal bytes, null if
+        # only the embeddings agree.
         ("bits", pa.int32()),
         ("cosine", pa.float64()),  # of the embeddings, else null
         ("count", pa.uint64()),  # addresses
     ]
 )
 
-# What decides which images are near duplicates.
+# The columns that decide which images are near duplicates.
 PRINTS = pa.schema(
     [
         ("image_id", pa.string()),
@@ -113,7 +113,7 @@ PRINTS = pa.schema(
 # Embeddings of images, as images.cosine rounds them.
 EMBEDDED = pa.schema([IMAGES.field("image_id"), ("embedding", pa.binary())])
 
-# What decides which images of a cell have embeddings of a high cosine.
+# The columns that decide which images of a cell are near duplicates by cosine.
 CELLS = pa.schema(
     [
         *(field for field in PRINTS if field.name != "fingerprint"),
@@ -130,7 +130,7 @@ FACE = pa.struct(
     ]
 )
 
-# Facts of a download, beside those of IMAGES in the rows of its stage.
+# Columns that the rows of the download stage have after those of IMAGES.
 DOWNLOADED = pa.schema(
     [
         ("stage", pa.string()),  # that gave the status: download or screen

@@ -5,7 +5,7 @@ links everything from the home page.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -153,8 +153,7 @@ def _append(page: Page, images: Iterable[tags.PageImage | None]) -> Page:
         for shown in images
         if shown
     ]
-    fields = {**vars(page), "body": "\n".join([page.body, *more])}
-    return Page(**fields)
+    return replace(page, body="\n".join([page.body, *more]))
 
 
 def _wiki(
@@ -228,7 +227,7 @@ def _write_pages(
             place = f"{HOST}{page.path}"
             place += "index.html" if place.endswith("/") else ""
             files.contents[place] = tags.document(
-                Page(**{**vars(page), "body": body}),
+                replace(page, body=body),
                 navigation=" ".join(around),
                 footer=footer,
             )

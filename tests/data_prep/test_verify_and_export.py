@@ -1,5 +1,6 @@
 """A curated dataset is found whole, and every damage is named; other tools read it."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -112,7 +113,7 @@ def other_urls(folder):
 def other_image(folder):
     def change(found):
         body = tiny_web.picture(999, side=40)
-        return records.Record(**{**vars(found[0]), "image": body})
+        return dataclasses.replace(found[0], image=body)
 
     rewrite(folder, change)
 

@@ -1,5 +1,6 @@
 """Datasets as written: equal bytes, readable by TFDS, never half done."""
 
+import dataclasses
 import hashlib
 import io
 import subprocess
@@ -126,7 +127,7 @@ def test_tfds_reads_webp_and_grey_images_too(tmp_path):
     grey = io.BytesIO()
     Image.new("L", (16, 12), 99).save(grey, "JPEG")
     webp = make_record(1, "WEBP")
-    some = [webp, records.Record(**{**vars(make_record(2)), "image": grey.getvalue()})]
+    some = [webp, dataclasses.replace(make_record(2), image=grey.getvalue())]
     path = str(tmp_path / records.shard_name("tiny", 0, 1))
     facts = array_record.write_shard(path, some)
     array_record.write_dataset(
