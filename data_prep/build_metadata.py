@@ -62,7 +62,10 @@ def main(argv: list[str]) -> None:
     """Builds the metadata unless it is finished, then prints its sources."""
     values = flags.FLAGS
     run = plan(
-        *(values.config, values.output, values.workdir, argv[1:]),
+        values.config,
+        values.output,
+        values.workdir,
+        argv[1:],
         sources={kind: getattr(values, kind) for kind in KINDS},
         workers=values.workers,
         max_failed_sources=values.max_failed_sources,

@@ -60,7 +60,10 @@ def main(argv: list[str]) -> None:
     """Runs the stages that are not finished, then prints the funnel."""
     values = flags.FLAGS
     run = plan(
-        *(values.config, values.workdir, values.output, argv[1:]),
+        values.config,
+        values.workdir,
+        values.output,
+        argv[1:],
         workers=values.workers,
         max_failed_sources=values.max_failed_sources,
     )
@@ -216,7 +219,8 @@ def fetch_images(
     most = screen.pop("max_moved_texts")
     draws = Draws.save(f"{run.workdir}/balance", thin, seed=run.config.seed)
     stage = downloads.Download(
-        *(run.workdir, n),
+        run.workdir,
+        n,
         draws=draws,
         source=run.source,
         max_failed_share=fetch.pop("max_failed_share"),
@@ -276,7 +280,8 @@ def write(
     stage = balancing.WriteShard(
         run.workdir,
         run.output,
-        *(config.name, n),
+        config.name,
+        n,
         draws=Draws.save(folder, keep, seed=config.seed),
         scores=run.source.score_columns,
         faces=face_detection.chosen(config) is not None,
@@ -284,7 +289,11 @@ def write(
     files.claim(run.output, run.inputs)
     with progress(run.output, n, "write"), pipelines.new(run.options) as pipeline:
         shards = start(pipeline, one_each(range(n))) | "balance" >> tagged(
-            *(stage, "accepted", "shards", "tallies", "rejects"),
+            stage,
+            "accepted",
+            "shards",
+            "tallies",
+            "rejects",
             each="file shard of partition",
         )
         rejects.write(shards.rejects, run.workdir)

@@ -102,7 +102,7 @@ def _join(
     left_out: dict[str, None] = {}
     shares = []
     for i, source in enumerate(sources):
-        counts: Counter[str] = Counter()
+        seen = added = already = never = 0
         last = (-math.inf, "")
         for entry, score in source.ranked:
             if not last < (-score, entry):
@@ -112,26 +112,32 @@ def _join(
                     f"with {score:g} after {last[1]!r} with {-last[0]:g}; sort them"
                 )
             last = (-score, entry)
-            counts["seen"] += 1
-            if counts["added"] >= source.max_entries:
+            seen += 1
+            if added >= source.max_entries:
                 continue
             if never_matches(entry, mode=mode):
-                counts["never_matching"] += 1
+                never += 1
                 left_out[entry] = None
                 continue
             source_bits[entry] = source_bits.get(entry, 0) | 1 << i
             if entry in entries:
-                counts["already"] += 1
+                already += 1
             else:
                 entries[entry] = (source.name, score)
-                counts["added"] += 1
-        offered = counts["seen"] if source.offered is None else source.offered
-        before_cut = counts["added"], counts["already"], counts["never_matching"]
-        share = Share(
-            *(source.name, source.threshold, source.max_entries, offered),
-            *(*before_cut, offered - sum(before_cut)),
+                added += 1
+        offered = seen if source.offered is None else source.offered
+        shares.append(
+            Share(
+                source=source.name,
+                threshold=source.threshold,
+                max_entries=source.max_entries,
+                offered=offered,
+                added=added,
+                already=already,
+                never_matching=never,
+                cut=offered - added - already - never,
+            )
         )
-        shares.append(share)
     return entries, source_bits, left_out, shares
 
 
