@@ -4,6 +4,7 @@ As LAION, COYO and DataComp publish them, or your own. Columns are found by name
 column of several texts may be a list. A row that cannot be read is counted.
 """
 
+import codecs
 import csv
 import dataclasses
 import io
@@ -214,6 +215,7 @@ def _read_parquet(path: str, spec: Spec, _: Reading) -> Iterator[_Columns]:
             raise EOFError from error
         with parquet:
             wanted = _wanted(path, parquet.schema_arrow.names, spec)
+            _refuse_nested(path, parquet.schema_arrow, spec)
         for _group, batch in untrusted_parquet.batches(local, wanted):
             values = map(untrusted_parquet.to_python, batch.columns)
             try:
@@ -223,6 +225,20 @@ def _read_parquet(path: str, spec: Spec, _: Reading) -> Iterator[_Columns]:
             yield columns
 
 
+def _refuse_nested(path: str, columns: pa.Schema, spec: Spec) -> None:
+    """Raises ValueError where texts or addresses are in structures."""
+    for name in {spec.url_column, *spec.text_columns}.intersection(columns.names):
+        kind = columns.field(name).type
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            kind = kind.value_type
+        if pa.types.is_nested(kind):
+            raise ValueError(
+                f"config.source: wanted texts or lists of texts in {name!r} of {path},"
+                f" got {columns.field(name).type}; name other columns in"
+                " config.source.url_column and text_columns"
+            )
+
+
 def _read_csv(path: str, spec: Spec, reading: Reading) -> Iterator[_Columns]:
     def skip(row: pa_csv.InvalidRow) -> str:
         reading.lost_items["bad_row"] += 1
@@ -230,7 +246,7 @@ def _read_csv(path: str, spec: Spec, reading: Reading) -> Iterator[_Columns]:
 
     delimiter = "\t" if re.search(rf"\.tsv{_COMPRESSION}$", path.lower()) else ","
     with files.local_copy(path) as local:
-        wanted = _wanted(path, spec.header or _head(local, delimiter), spec)
+        wanted = _wanted(path, spec.header or _head(path, local, delimiter), spec)
         with pa.input_stream(str(local)) as stream:
             reader = pa_csv.open_csv(
                 stream,
@@ -253,14 +269,24 @@ def _read_csv(path: str, spec: Spec, reading: Reading) -> Iterator[_Columns]:
                     yield batch.slice(start, _BATCH_ROWS).to_pydict()
 
 
-def _head(local: Path, delimiter: str) -> list[str]:
+def _head(path: str, local: Path, delimiter: str) -> list[str]:
     """Returns the names in the first line of a CSV file."""
     with pa.input_stream(str(local)) as stream:
-        start = stream.read(_BLOCK).decode("utf-8-sig", "replace")
-    names = next(csv.reader(io.StringIO(start, newline=""), delimiter=delimiter), [])
+        start = stream.read(_BLOCK)
+    _refuse_utf16(path, start)
+    head = start.decode("utf-8-sig", "replace")
+    names = next(csv.reader(io.StringIO(head, newline=""), delimiter=delimiter), [])
     if not names:
         raise EOFError
     return names
+
+
+def _refuse_utf16(path: str, start: bytes) -> None:
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(
+            f"config.source.paths: wanted a table in UTF-8, got UTF-16 in {path};"
+            " convert it, as by `iconv -f UTF-16 -t UTF-8`"
+        )
 
 
 def _read_json_lines(path: str, spec: Spec, reading: Reading) -> Iterator[_Columns]:

@@ -77,8 +77,8 @@ _decode: Callable[[bytes], _Wat] = msgspec.json.Decoder(_Wat).decode
 def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
     """Yields the CANDIDATES of a WAT file, of many pages in each batch.
 
-    Lost pages: damaged_record, no_url, bad_wat (malformed JSON), http_status,
-    not_html, page_too_large; texts as in `html.find_texts`.
+    Lost pages: damaged_record, no_url, bad_wat (malformed JSON, or nested too deeply),
+    http_status, not_html, page_too_large; texts as in `html.find_texts`.
 
     Raises OSError where the file cannot be opened or the storage fails.
     """
@@ -104,7 +104,7 @@ def _page(record: archive.Record, spec: Spec) -> pages.Found | None:
         return warc.LostPage("page_too_large", record.url)
     try:
         response = _decode(record.block).envelope.payload.response
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return warc.LostPage("bad_wat", record.url)
     if response is None:
         return None

@@ -214,6 +214,20 @@ def test_a_head_that_is_no_head_is_a_damaged_table(tmp_path, head):
     assert not found.num_rows and flow["read", "files", "damaged_table"] == 1
 
 
+@pytest.mark.parametrize("texts", [[{"a": "dog"}], [[["dog"]]]])
+def test_a_column_of_structures_is_an_error(tmp_path, texts):
+    columns = {"URL": ["https://a.example/1.jpg"], "TEXT": texts, "LANGUAGE": [""]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="wanted texts or lists of texts in 'TEXT'"):
+        read(tmp_path / "a.parquet", spec())
+
+
+def test_a_table_in_utf16_is_an_error_with_its_cure(tmp_path):
+    (tmp_path / "a.csv").write_text("URL,TEXT,LANGUAGE\n", encoding="utf-16")
+    with pytest.raises(ValueError, match="wanted a table in UTF-8.*iconv"):
+        read(tmp_path / "a.csv", spec())
+
+
 TIMES = [
     pa.array([2**62], pa.timestamp("us")),
     pa.array([1], pa.timestamp("us", "Mars/Olympus")),

@@ -130,7 +130,8 @@ def test_what_is_lost_is_counted(tmp_path):
             }
         }
     }
-    bad = [b"{", b'{"Envelope": []}', b"\xff"]
+    deep = b'{"Envelope": {"Payload-Metadata": {"x": ' + b"[" * 100_000
+    bad = [b"{", b'{"Envelope": []}', b"\xff", deep]
     members = [
         wat_of(one),
         wat_of(one, status="404"),
@@ -144,7 +145,7 @@ def test_what_is_lost_is_counted(tmp_path):
     assert found.num_rows == 3
     lost = {why: n for (_, unit, why), n in flow.items() if unit in ("pages", "files")}
     assert {why: n for why, n in lost.items() if why[0] not in "<>"} == {
-        "http_status": 1, "not_html": 1, "no_url": 1, "bad_wat": 3, "truncated_warc": 1,
+        "http_status": 1, "not_html": 1, "no_url": 1, "bad_wat": 4, "truncated_warc": 1,
     }  # fmt: skip
 
 
