@@ -28,7 +28,7 @@ from absl import app, flags, logging
 
 from metaclip_jax import config as keys
 from metaclip_jax import files
-from metaclip_jax.cli import command
+from metaclip_jax.cli import command, errors
 from metaclip_jax.evaluation import downloads, evaluator, plan, retrieval, suite, tasks
 from metaclip_jax.evaluation.examples import Embeddings, Examples
 from metaclip_jax.inference import model as inference
@@ -171,7 +171,8 @@ def evaluate_model(values: Any) -> None:
     }
     width = max(map(len, rows), default=0)
     lines = [suite.row(title, cell, width) for title, cell in rows.items()]
-    print("\n".join([*suite.skipped(results), suite.header("", width), *lines]))
+    lines = [*suite.skipped(results), suite.header("", width), *lines]
+    print(errors.visible("\n".join(lines)))
 
 
 def evaluate_tasks(values: Any) -> None:
@@ -219,7 +220,7 @@ def evaluate_tasks(values: Any) -> None:
         paper=values.paper,
         report=functools.partial(print, flush=True),
     )
-    print(suite.summary(results))
+    print(errors.visible(suite.summary(results)))
     facts = {"model": model.name, "fingerprint": model.fingerprint}
     if other:
         facts |= {"against": other.name, "fingerprint_of_against": other.fingerprint}

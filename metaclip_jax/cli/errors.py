@@ -46,9 +46,17 @@ def is_raised_by_us(error: BaseException) -> bool:
     return module.partition(".")[0] in PACKAGES and line.strip().startswith("raise")
 
 
+def visible(text: str) -> str:
+    """Returns a text without control characters, which names of files may have."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode()
+        for c in text
+    )
+
+
 def fail(text: str) -> NoReturn:
     """Ends the program with a message on stderr and status 1."""
-    sys.stderr.write(f"Error: {text}\n")
+    sys.stderr.write(f"Error: {visible(text)}\n")
     sys.exit(1)
 
 

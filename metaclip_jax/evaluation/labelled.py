@@ -73,10 +73,10 @@ def from_folder(folder: str, asked: prompts.Prompts) -> Examples:
         )
     if left_out:
         logging.warning(
-            "%s: skipped %d files without the name of an image, for example %s",
+            "%s: skipped %d files without the name of an image, for example %r",
             folder,
             len(left_out),
-            left_out[0],
+            os.fspath(left_out[0]),
         )
     named = prompts.match_classes(folder, classes, asked)
     return Examples(

@@ -296,14 +296,17 @@ def _with_texts(examples: Examples, values: list[Any]) -> Examples:
 def _class_names(folder: str, schema: pa.Schema, label: str) -> list[str]:
     """Returns the labels' names, which the library `datasets` writes into each file."""
     described = (schema.metadata or {}).get(b"huggingface", b"{}")
-    features = json.loads(described).get("info", {}).get("features", {})
-    names = features.get(label, {}).get("names")
-    if not names:
+    try:
+        names = json.loads(described)["info"]["features"][label]["names"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        names = None
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not names or not is_list:
         raise ValueError(
             f"{folder}: wanted the names of the column {label} in the file's metadata"
             " (of the library datasets), got none; write the files with datasets"
         )
-    return list(names)
+    return names
 
 
 def _paths(folder: str | os.PathLike, split: str) -> list[str]:

@@ -112,8 +112,7 @@ def open_folder(
             labels = ordered
     groups = np.zeros(0, np.int64)
     if group_column is not None:
-        facts = [_array(folder, sample) for sample in samples]
-        groups = np.array([int(one.ravel()[group_column]) for one in facts], np.int64)
+        groups = np.array([_group(folder, s, group_column) for s in samples], np.int64)
     return examples._replace(
         class_names=class_names, templates=templates, labels=labels, groups=groups
     )
@@ -140,7 +139,7 @@ def _labels(folder: str, samples: list[_Sample]) -> np.ndarray:
     if all("cls" in sample.rest for sample in samples):
         try:
             labels = np.array([int(sample.rest["cls"]) for sample in samples], np.int64)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise ValueError(
                 f"{folder}: wanted a number in each .cls, {error}"
             ) from error
@@ -153,6 +152,16 @@ def _labels(folder: str, samples: list[_Sample]) -> np.ndarray:
             f"{folder}: wanted a .cls, or a .npy of all classes, of each image"
         )
     return np.stack(rows).astype(bool)
+
+
+def _group(folder: str, sample: _Sample, column: int) -> int:
+    row = _array(folder, sample).ravel()
+    if row.dtype.kind not in "iuf" or len(row) <= column or not np.isfinite(row).all():
+        raise ValueError(
+            f"{folder}: wanted numbers in {sample.key}.npy, the group in column"
+            f" {column}, got {row.dtype}[{len(row)}]; download it again"
+        )
+    return int(row[column])
 
 
 def _array(folder: str, sample: _Sample) -> np.ndarray:

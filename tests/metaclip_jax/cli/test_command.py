@@ -296,3 +296,11 @@ def test_a_missing_or_a_second_argument_is_named():
             app.UsageError, match=f"wanted one dataset folder after .*, got {got};"
         ):
             command.only_argument(["verify", *given], "dataset folder")
+
+
+def test_a_name_of_a_file_cannot_control_the_terminal(capsys):
+    with pytest.raises(SystemExit):
+        errors.fail("a/\x1b[31m\u202e.png is damaged\nsee é 漢字")
+    assert capsys.readouterr().err == (
+        "Error: a/\\x1b[31m\\u202e.png is damaged\nsee é 漢字\n"
+    )

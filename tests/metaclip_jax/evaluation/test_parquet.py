@@ -78,6 +78,17 @@ def test_what_is_no_image_label_or_text_is_refused(tmp_path, message):
         parquet.open_folder(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "given", ["no JSON", "[1]", "{}", json.dumps(INFO), "[" * 9_999, '{"info": null}']
+)
+def test_files_without_the_names_of_labels_are_refused(tmp_path, given):
+    table = pa.table({"image": [b"x"], "label": [0]})
+    table = table.replace_schema_metadata({"huggingface": given})
+    pq.write_table(table, tmp_path / "test.parquet")
+    with pytest.raises(ValueError, match="wanted the names of the column label"):
+        parquet.open_folder(str(tmp_path))
+
+
 def test_a_row_without_an_image_is_a_broken_one(tmp_path):
     table = pa.table({"image": [None, b"x"], "label": [0, 1]})
     table = table.cast(pa.schema([("image", pa.binary()), ("label", pa.int64())]))

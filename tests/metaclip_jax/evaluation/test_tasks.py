@@ -323,6 +323,14 @@ def test_what_is_damaged_in_a_layout_is_named(digits, tmp_path):
     image_layouts.write_webdataset(path, images, [b"one"] * COUNT, DIGITS)
     with pytest.raises(ValueError, match="wanted a number in each .cls"):
         webdataset.open_folder(str(path))
+    image_layouts.write_webdataset(path, images, [b"9" * 20] * COUNT, DIGITS)
+    with pytest.raises(ValueError, match="wanted a number in each .cls, .* too large"):
+        webdataset.open_folder(str(path))
+    for values in ([], [np.nan], ["a"], [1j]):
+        rows_ = [image_layouts.npy(values)] * COUNT
+        image_layouts.write_webdataset(path, images, rows_, DIGITS[:1], ending="npy")
+        with pytest.raises(ValueError, match="wanted (numbers|a .cls)|lines, 1"):
+            webdataset.open_folder(str(path), group_column=0)
     (path / "classnames.txt").unlink()
     with pytest.raises(ValueError, match="classnames.txt, found no such file"):
         image_layouts.write_webdataset(tmp_path / "other", images, rows, DIGITS)
