@@ -148,7 +148,7 @@ def write_config(architecture: Architecture, *, bos_id: int | None) -> dict[str,
     if a.activation not in written:
         raise ValueError(
             "the activation of transformers' SigLIP must be one of"
-            f" {', '.join(written)}, got {a.activation}"
+            f" {', '.join(written)}, got {a.activation}; write --to=checkpoint"
         )
     common = {
         "hidden_act": written[a.activation],

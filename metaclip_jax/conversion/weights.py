@@ -107,7 +107,8 @@ class TorchTensors:
         tensor = self._tensors[name]
         if not tensor.is_floating_point():
             raise ValueError(
-                f"{self.where}: wanted {name} in floating point, got {tensor.dtype}"
+                f"{self.where}: wanted {name} in floating point, got {tensor.dtype};"
+                " quantised weights are not read"
             )
         return tuple(tensor.shape)
 
@@ -135,11 +136,14 @@ def open_weights(
         present = [path / name for name in _NAMES if (path / name).exists()]
         if not present:
             raise FileNotFoundError(
-                f"{path} holds no weights; looked for {', '.join(_NAMES)}"
+                f"wanted weights in {path} ({', '.join(_NAMES)}), got none; copy them"
+                " there, or correct the path"
             )
         path = present[0]
     if not path.exists():
-        raise FileNotFoundError(f"no weights at {path}: there is no such file")
+        raise FileNotFoundError(
+            f"wanted weights at {path}, got no such file; correct the path"
+        )
     where = os.fspath(path)
     if path.name.endswith(_INDEX_END):
         return SafeTensors(where, _held_by_index(path))
@@ -155,19 +159,24 @@ def _held_by_index(path: epath.Path) -> Iterator[tuple[str, Any]]:
     held = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(held, dict) or not all(isinstance(f, str) for f in held.values()):
         raise ValueError(
-            f"{path}: wanted weight_map, an object of file names, got {str(held)[:100]}"
+            f"{path}: wanted weight_map, an object of file names, got"
+            f" {str(held)[:100]}; {_AGAIN}"
         )
     opened, names = {}, {}
     for file in sorted(set(held.values())):
         # Drop folders: an index from a stranger must not name files elsewhere.
         shard = path.parent / Path(file).name
         if not shard.exists():
-            raise FileNotFoundError(f"{path} names {shard}, which does not exist")
+            raise FileNotFoundError(
+                f"{path}: wanted the file {shard}, got no such file; {_AGAIN}"
+            )
         opened[file] = _open_safetensors(shard)
         names[file] = set(opened[file].keys())
     for name, file in held.items():
         if name not in names[file]:
-            raise ValueError(f"{path}: wanted {name} in {file}, which lacks it")
+            raise ValueError(
+                f"{path}: wanted {name} in {file}, got a file without; {_AGAIN}"
+            )
         yield name, opened[file]
 
 
@@ -250,7 +259,7 @@ def _torch_state(path: epath.Path, *, trust_pickle: bool) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: {reason}; {_AGAIN}") from error
     except pickle.UnpicklingError as error:
         if trust_pickle:
-            raise ValueError(f"{path} is damaged: {error}") from error
+            raise ValueError(f"{path} is damaged: {error}; {_AGAIN}") from error
         raise ValueError(
             f"{path} should hold only tensors, got other objects, and loading them may "
             "run the author's code; if you would run a program by the author, pass "
@@ -262,10 +271,16 @@ def _torch_state(path: epath.Path, *, trust_pickle: bool) -> dict[str, Any]:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict):
-        raise ValueError(f"{path} must hold a dict of tensors, got a {type(state)}")
+        raise ValueError(
+            f"{path} must hold a dict of tensors, got a {type(state)}; give a file"
+            " of a state dict"
+        )
     tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
     if not tensors:
-        raise ValueError(f"{path} must hold tensors, got {list(map(str, state))[:8]}")
+        raise ValueError(
+            f"{path} must hold tensors, got {list(map(str, state))[:8]}; give a file of"
+            " a state dict"
+        )
     return tensors
 
 

@@ -26,7 +26,10 @@ def shares(weights: Sequence[float]) -> tuple[float, ...]:
     Raises ValueError for a weight that is not positive, or too small to be dealt.
     """
     if not weights or any(not 0 < weight < float("inf") for weight in weights):
-        raise ValueError(f"data.mixture needs positive weights, got {list(weights)}")
+        raise ValueError(
+            f"data.mixture: wanted finite weights above 0, got {list(weights)}; give"
+            " each dataset one"
+        )
     result = tuple(weight / sum(weights) for weight in weights)
     if (least := min(result)) < _LEAST:
         raise ValueError(
@@ -102,8 +105,8 @@ def members(
     if not mixture:
         if not dataset:
             raise ValueError(
-                "there is nothing to train on: give config.dataset, or datasets with "
-                "weights as config.data.mixture"
+                "wanted a dataset to train on, got none; give config.dataset, or"
+                " datasets with weights as config.data.mixture"
             )
         return (dataset,), (1.0,)
     folders = tuple(folder for folder, _ in mixture)

@@ -62,8 +62,7 @@ class OnlineBalance:
         restart, share which records each epoch keeps.
 
         Raises:
-          ValueError: the dataset was thinned already, or t and tail_share do not say
-            how to balance it.
+          ValueError: the dataset was thinned already.
         """
         balanced = dataset.data_card.get("balanced")
         if balanced is not None:
@@ -71,11 +70,6 @@ class OnlineBalance:
                 f"{dataset.folder} is balanced already ({balanced}): thinning it again "
                 "would starve the head. Set data.online_t and data.online_tail_share "
                 "to 0, or curate with config.balance.rule=online"
-            )
-        if t < 0 or not 0 <= tail_share <= 1:
-            raise ValueError(
-                f"data.online_t must be at least 1 and data.online_tail_share within 0 "
-                f"to 1, got {t} and {tail_share}"
             )
         self._dataset, self._seed = dataset, seed
         self._blocks = blocks

@@ -47,8 +47,6 @@ class Threads:
     """A pool of threads for small tasks; a copy in another process has its own."""
 
     def __init__(self, count: int) -> None:
-        if count < 1:
-            raise ValueError(f"read_threads: wanted at least 1, got {count}")
         self._count = count
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="decode")
 
@@ -120,7 +118,7 @@ class Prefetcher:
           RuntimeError: it was called before, or the prefetcher is closed.
         """
         if self._started:
-            raise RuntimeError("a prefetcher iterates once: wanted a new one")
+            raise RuntimeError("a prefetcher iterates once; make a new one")
         self._started = True
         cv2.setNumThreads(1)  # the parallel parts are images, not rows of pixels
         if self._made is None:
@@ -256,7 +254,7 @@ def plan_memory(
         if shared > free:
             raise ValueError(
                 f"{worker_count} workers hand over batches in {shared_memory.FOLDER}, "
-                f"which takes up to {shared // _MIB} MiB, but {free // _MIB} are free: "
+                f"which takes up to {shared // _MIB} MiB, but {free // _MIB} are free; "
                 "lower data.worker_count or global_batch, or give the machine more "
                 "shared memory (containers: --shm-size)"
             )

@@ -59,7 +59,7 @@ def find(folders: Sequence[str]) -> list[str]:
         if not inside:
             raise FileNotFoundError(
                 f"{folder} holds no run: wanted a workdir of metaclip_jax.train, with"
-                " its config.json, or a folder of them"
+                " its config.json, or a folder of them; correct the path"
             )
         workdirs += [str(path) for path in inside]
     return list(dict.fromkeys(workdirs))

@@ -126,7 +126,8 @@ def read(workdir: str) -> ConfigDict:
     path = files.path(workdir) / "config.json"
     if not path.exists():
         raise FileNotFoundError(
-            f"{workdir} holds no run: wanted {path}, as metaclip_jax.train writes it"
+            f"{workdir} holds no run: wanted {path}, as metaclip_jax.train writes it;"
+            " correct the path"
         )
     config = keys.default()
     with config.unlocked(), files.naming(path, "the config of a run"):

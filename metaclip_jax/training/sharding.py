@@ -85,11 +85,14 @@ def make_mesh(
     if slices == -1 and devices[0].platform != "tpu":
         slice_count = 1  # a GPU's slice_index is its host or NVLink domain
     if slices not in (-1, slice_count):
-        raise ValueError(f"mesh.slices={slices}, but the devices are in {slice_count}")
+        raise ValueError(
+            f"mesh.slices={slices} must be -1 or the devices' number of slices; set"
+            f" it to {slice_count}"
+        )
     if data % slice_count:
         raise ValueError(
             f"mesh data={data} must be a multiple of the {slice_count} slices, over "
-            "which it is split"
+            "which it is split; change mesh.*"
         )
     axis_types = (AxisType.Auto,) * len(AXES)
     # A mesh axis may take a part of an axis of the torus.
