@@ -150,16 +150,16 @@ def _recall(hashed: np.ndarray, copies: Sequence[np.ndarray], threshold: int) ->
     return float(np.mean(near))
 
 
-def _measure(name: str, of: Hash, images: Sequence[Image.Image]) -> float:
+def _measure(name: str, hash_of: Hash, images: Sequence[Image.Image]) -> float:
     """Prints a hash's threshold, time and recalls; returns the mean recall."""
     start = time.process_time()
-    hashed = np.stack([of(image) for image in images])
+    hashed = np.stack([hash_of(image) for image in images])
     spent = (time.process_time() - start) / len(images)
     distances = (hashed[:, None] != hashed[None]).sum(-1)
     others = distances[np.triu_indices(len(images), 1)]
     threshold = max(0, int(others.mean() - _DEVIATIONS * others.std()))
     recalls = {
-        change: _recall(hashed, [of(apply(image)) for image in images], threshold)
+        change: _recall(hashed, [hash_of(apply(image)) for image in images], threshold)
         for change, apply in CHANGES.items()
     }
     mean = float(np.mean(list(recalls.values())))
@@ -209,7 +209,9 @@ def main(argv: Sequence[str]) -> None:
     images = pictures()
     pairs = len(images) * (len(images) - 1) // 2
     print(f"{len(images)} pictures, {pairs:,} pairs of different ones")
-    means = {name: _measure(name, of, images) for name, of in hashes().items()}
+    means = {
+        name: _measure(name, hash_of, images) for name, hash_of in hashes().items()
+    }
     ours, *others = means.values()
     ratio = ours / max(others)
     print(f"near_duplicates: {ratio:.2f}x the mean recall of the best ImageHash")
