@@ -107,13 +107,13 @@ def as_text(explanation: Explanation) -> str:
                 f"  {clean(entry, limit=40)}"
             )
         for entry, reason in row.never_examples:
-            why = NEVER_MATCHES.get(reason, reason)
+            why = NEVER_MATCHES[reason]
             lines.append(f"{'can never match':>33}  {clean(entry, limit=40)}: {why}")
     return "\n".join(lines)
 
 
 def as_page(explanation: Explanation, *, counts: Mapping[str, np.ndarray]) -> bytes:
-    """Returns two charts and the text below them, as one HTML page in UTF-8.
+    """Returns the explanation with two charts, as one HTML page in UTF-8.
 
     The second chart is that of the metadata with the most matches.
     """
@@ -124,11 +124,12 @@ def as_page(explanation: Explanation, *, counts: Mapping[str, np.ndarray]) -> by
         title="Predicted size by threshold",
         has_charts=True,
         values={
-            "total": explanation.total,
+            "found": explanation,
             "row": row,
             "size": _size_chart(explanation),
             "counts": _count_chart(row, counts[row.code]),
-            "text": as_text(explanation),
+            "lead_t": _lead_t(explanation),
+            "reasons": NEVER_MATCHES,
         },
     )
 

@@ -10,7 +10,7 @@ from data_prep.report import explanation
 from data_prep.report.dataset_size import Estimate, Size
 from tests import browser
 
-HOSTILE = '</script></pre><script>alert("1")</script>'
+HOSTILE = '</script></td><script>alert("1")</script>'
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +42,22 @@ def made() -> str:
 
 def test_texts_of_strangers_stay_text(made: str) -> None:
     frame = made.split("<script>")[0]  # without the two scripts that draw
-    assert frame.count("</pre>") == 1
-    assert HOSTILE[:40] not in frame and frame.count("&lt;script&gt;alert(") >= 3
+    assert HOSTILE[:40] not in frame and frame.count("&lt;script&gt;alert(") >= 2
     # Two charts' data and the two scripts that draw them.
     assert made.count("<script") == made.count("</script>") == 4
+
+
+def test_the_tables_have_the_numbers_and_mark_the_threshold(made: str) -> None:
+    frame = made.split("<script>")[0]
+    rows = re.findall(r"<tr[^>]*>.*?</tr>", frame, re.DOTALL)
+    cells = [re.sub(r"<[^>]*>|\s", " ", row).split() for row in rows]
+    assert cells[1][-9:] == "10 90 200 45.0% 1 2 1 1 11.8%".split()
+    assert cells[4] == "10 11.1% 90 45.0% 40 57.1%".split()
+    assert [row for row in rows if "chosen" in row] == [rows[4]]
+    assert cells[-2:] == [
+        "cat 9 8.8% 100%".split(),
+        "\u0642\u0637\u0629 3 2.9% 100%".split(),
+    ]
 
 
 def test_why_an_entry_can_never_match_is_said_in_words(made: str) -> None:
