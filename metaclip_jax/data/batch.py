@@ -188,7 +188,7 @@ class MakeBatch:
 
         Returns the record, its number, and (image id, reason) of each that was skipped.
         """
-        augmentation, seed = self.options.augmentation, self.options.seed
+        seed = self.options.seed
         number = place.record
         dataset, source = self.datasets[place.dataset], self.sources[place.dataset]
         losses: list[tuple[str, str]] = []
@@ -204,9 +204,7 @@ class MakeBatch:
                     record.image,
                     size=self.options.image_size,
                     key=crop_key,
-                    scale=augmentation.crop_scale,
-                    flip=augmentation.flip,
-                    colour=augmentation.colour,
+                    augmentation=self.options.augmentation,
                     out=pixels,
                 )
                 return record, number, losses

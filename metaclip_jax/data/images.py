@@ -56,6 +56,9 @@ class Augmentation:
             )
 
 
+CROP_ONLY = Augmentation()
+
+
 class Preprocess(NamedTuple):
     """A model's image preprocessing, up to normalisation.
 
@@ -109,19 +112,18 @@ def decode_train(
     *,
     size: int,
     key: int,
-    scale: tuple[float, float] = CROP_SCALE,
+    augmentation: Augmentation = CROP_ONLY,
     ratio: tuple[float, float] = CROP_RATIO,
-    flip: bool = False,
-    colour: float = 0.0,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Decodes, crops at random and resizes an image for training.
 
     Returns uint8[size, size, 3], RGB; it is `out` if that is given. All draws come from
-    `key` (64 bits): the crop, the mirroring of half of the images with `flip`, and the
-    changes of brightness, contrast and saturation by at most the share `colour` (see
+    `key` (64 bits): the crop; with `augmentation.flip`, whether the image is mirrored;
+    and with `augmentation.colour`, how brightness, contrast and saturation change (see
     `change_colour`). Raises UndecodableImage.
     """
+    scale = augmentation.crop_scale
     decoded = None
     if jpeg.is_jpeg(data):
         header = jpeg.header(data)
@@ -137,10 +139,10 @@ def decode_train(
     if out is None:
         out = np.empty((size, size, 3), np.uint8)
     _resize(*decoded, out)
-    if flip and int(draws.mix(key, _FLIP)) & 1:
+    if augmentation.flip and int(draws.mix(key, _FLIP)) & 1:
         out[:] = out[:, ::-1].copy()
-    if colour:
-        out[:] = change_colour(out, key=key, most=colour)
+    if augmentation.colour:
+        out[:] = change_colour(out, key=key, most=augmentation.colour)
     return out
 
 

@@ -10,6 +10,8 @@ from PIL import Image
 
 from metaclip_jax.data import containers, image_tags, images
 
+WHOLE_AREA = images.Augmentation((1.0, 1.0))
+
 SECRET = b"52.5200N 13.4050E"
 PICTURE = Image.fromarray(
     np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -91,7 +93,9 @@ def test_other_chunks_of_a_png_do_not_count(name):
         np.testing.assert_array_equal(pixels(found.data), np.asarray(PICTURE))
         for decoded in (
             images.decode_eval(data, size=45),
-            images.decode_train(data, size=45, key=1, scale=(1, 1), ratio=(1, 1)),
+            images.decode_train(
+                data, size=45, key=1, augmentation=WHOLE_AREA, ratio=(1, 1)
+            ),
         ):
             np.testing.assert_array_equal(decoded, np.asarray(PICTURE))
 

@@ -61,7 +61,11 @@ def triple(grey):
 
 def readers(data):
     """Each program's result for a file."""
-    whole = {"key": 1, "scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
+    whole = {
+        "key": 1,
+        "augmentation": images.Augmentation((1.0, 1.0)),
+        "ratio": (1.0, 1.0),
+    }
     prepare = functools.partial(
         encoder.prepare_image, preprocess=images.Preprocess(SIDE), name="x"
     )

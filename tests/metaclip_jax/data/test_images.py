@@ -13,6 +13,8 @@ from PIL import Image
 from data_prep.images import screening as curation
 from metaclip_jax.data import draws, images
 
+WHOLE_AREA = images.Augmentation((1.0, 1.0))
+
 
 def natural(height, width, *, seed=0):
     """A picture with the spectrum of photographs: amplitude falls with frequency."""
@@ -64,7 +66,9 @@ def test_scaled_decoding_stays_close_to_full_decoding(width, height, size):
 @pytest.mark.parametrize("side", [225, 300, 337, 450, 600, 890, 1200])
 def test_reducing_an_image_does_not_alias(side):
     data = encoded(natural(side, side), "BMP")
-    found = images.decode_train(data, size=224, key=0, scale=(1, 1), ratio=(1, 1))
+    found = images.decode_train(
+        data, size=224, key=0, augmentation=WHOLE_AREA, ratio=(1, 1)
+    )
     assert psnr(found, by_pillow(data, (0, 0, side, side), 224)) > 40
 
 
@@ -127,7 +131,7 @@ def test_transparent_pixels_are_white_in_training_and_evaluation(kind):
     pixels = np.zeros((32, 32, 4), np.uint8)
     pixels[:, 16:] = (0, 0, 255, 255)
     data = encoded(pixels, kind, lossless=True)
-    whole = partial(images.decode_train, key=3, scale=(1, 1), ratio=(1, 1))
+    whole = partial(images.decode_train, key=3, augmentation=WHOLE_AREA, ratio=(1, 1))
     for decode in (whole, images.decode_eval):
         found = decode(data, size=32)
         assert (found[:, :14] == 255).all()
@@ -150,7 +154,9 @@ def test_small_images_are_enlarged(height, width, kind):
 def test_enlarging_is_smooth():
     ramp = np.linspace(0, 255, 16).astype(np.uint8)
     data = encoded(np.tile(ramp[None, :, None], (16, 1, 3)), "PNG")
-    found = images.decode_train(data, size=128, key=0, scale=(1, 1), ratio=(1, 1))
+    found = images.decode_train(
+        data, size=128, key=0, augmentation=WHOLE_AREA, ratio=(1, 1)
+    )
     steps = np.diff(found[64, 8:-8, 0].astype(int))
     assert steps.min() >= 0
     assert steps.max() <= 4  # nearest neighbours would jump by 17
@@ -188,7 +194,9 @@ def test_half_of_the_images_are_mirrored():
     mirrored = 0
     for key in range(200):
         plain = images.decode_train(data, size=40, key=key)
-        found = images.decode_train(data, size=40, key=key, flip=True)
+        found = images.decode_train(
+            data, size=40, key=key, augmentation=images.Augmentation(flip=True)
+        )
         mirrored += not (found == plain).all()
         assert (found == plain).all() or (found == plain[:, ::-1]).all()
     assert 70 < mirrored < 130  # four sigma
@@ -215,8 +223,10 @@ def test_colours_change_by_factors_about_the_grey():
 
 def test_colour_and_crop_have_draws_of_their_own():
     data = encoded(natural(40, 40), "PNG")
-    plain = images.decode_train(data, size=40, key=1, flip=True)
-    found = images.decode_train(data, size=40, key=1, flip=True, colour=0.3)
+    mirrored = images.Augmentation(flip=True)
+    plain = images.decode_train(data, size=40, key=1, augmentation=mirrored)
+    changed = images.Augmentation(flip=True, colour=0.3)
+    found = images.decode_train(data, size=40, key=1, augmentation=changed)
     wanted = images.change_colour(plain, key=1, most=0.3)
     np.testing.assert_array_equal(found, wanted)
     assert (found != plain).any()
@@ -287,7 +297,7 @@ def test_stray_bytes_between_markers_do_not_cost_the_image(progressive):
             images.decode_train(stray[: len(stray) // 2], size=64, key=0)
 
 
-WHOLE = {"key": 0, "scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
+WHOLE = {"key": 0, "augmentation": WHOLE_AREA, "ratio": (1.0, 1.0)}
 
 
 def originals():

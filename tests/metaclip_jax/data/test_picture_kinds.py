@@ -41,7 +41,11 @@ def seen(data):
     """The colours of the patches as each part of the project sees them."""
     screened = screening.screen(data, **LIMITS)
     assert screened.status == "ok"
-    whole = {"size": SIDE, "scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
+    whole = {
+        "size": SIDE,
+        "augmentation": images.Augmentation((1.0, 1.0)),
+        "ratio": (1.0, 1.0),
+    }
     return {
         "curation": at_centres(np.asarray(Image.open(io.BytesIO(screened.image)))),
         "evaluation": at_centres(images.decode_eval(data, size=SIDE)),
