@@ -68,6 +68,7 @@ def train(config: ConfigDict, workdir: str, prefetcher: workers.Prefetcher) -> N
 
     with contextlib.ExitStack() as stack:
         stop_wanted = stack.enter_context(runtime.stop_on_sigterm())
+        watchdog.alive("looking for a checkpoint", starts=True)
         manager = stack.enter_context(
             checkpoint.open_manager(
                 workdir,
@@ -153,6 +154,7 @@ def open_batches(
 
 def compile_step(job: Job, config: ConfigDict) -> tuple[StepFunction, float]:
     """Compiles (state, batch) -> (state, metrics); also returns the seconds it took."""
+    watchdog.alive("compiling the step", starts=True)
     start = time.monotonic()
     compiled = program.lower(job.program, config).compile()
     seconds = time.monotonic() - start
@@ -324,7 +326,8 @@ def define_flags(to: flags.FlagValues) -> None:
     number(
         "stall_seconds",
         3_600,
-        "End, to be started again, if a step takes longer; 0 = never.",
+        "End, to be started again, if a step takes longer; 0 = never. What comes before"
+        " the first step may take an hour.",
         lower_bound=0,
     )
     flags.mark_flags_as_required(["config", "workdir"], flag_values=to)

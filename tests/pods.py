@@ -69,12 +69,18 @@ def start(
     *flags,
     limit: str = "",
     stops=None,
+    code: str = "",
     environment: Mapping[str, str] = os.environ,
 ):
-    """Starts training; `limit` is a command of the shell before it."""
+    """Starts training; `limit` is a command of the shell before it.
+
+    `code` is Python that gets the flags and trains, in place of the command.
+    """
     place = workdir if "://" in workdir else folder / workdir
     flags = (f"--config={folder}/recipe.py", f"--workdir={place}", *flags)
     command = [sys.executable, "-m", "metaclip_jax.train", *flags]
+    if code:
+        command = [sys.executable, "-c", code, *flags]
     if stops:
         command = stopping.command("metaclip_jax.train", *flags, **stops)
     return subprocess.Popen(

@@ -152,6 +152,7 @@ def start_jax(
             process_index,
             local,
             cluster_detection_method="deactivate",
+            initialization_timeout=math.ceil(wait_seconds),
         )
     if compilation_cache:
         # With jax 0.10, CPU devices may run the collectives of a cached program in

@@ -19,14 +19,20 @@ from jax._src import distributed  # its key-value store is what processes share
 # How long a process waits for its peers' reports; their time is up a little later.
 _MOST_PATIENCE_SECONDS = 30.0
 
-# What the main thread does, and since when; None before the first step.
-_last: tuple[str, float] | None = None
+# Before the first step, where programs are compiled and checkpoints are read.
+_START_SECONDS = 3_600.0
+
+# What the main thread does, since when, and how long that may take at least.
+_last = "", 0.0, 0.0
 
 
-def alive(doing: str) -> None:
-    """Records what the main thread begins to do, such as "computing step 7"."""
+def alive(doing: str, *, starts: bool = False) -> None:
+    """Records what the main thread begins to do, such as "computing step 7".
+
+    `starts`: it comes before the first step, and may take an hour.
+    """
     global _last
-    _last = doing, time.monotonic()
+    _last = doing, time.monotonic(), _START_SECONDS if starts else 0.0
 
 
 @contextlib.contextmanager
@@ -34,17 +40,17 @@ def watch(seconds: float) -> Iterator[None]:
     """Ends the process if `alive` is not called again for so many seconds; 0 = never.
 
     It exits with status 1, so that whoever supervises the processes starts all again,
-    after it has written its threads' stacks and what all processes were doing. The time
-    before the first call, when programs are compiled, is not limited.
+    after it has written its threads' stacks and what all processes were doing.
     """
-    global _last
-    _last = None
+    alive("preparing", starts=True)
     done = threading.Event()
 
     def wait() -> None:
         while not done.wait(min(1.0, seconds / 4)):
-            if _last and time.monotonic() - _last[1] > seconds:
-                _end(_last[0], seconds)
+            doing, since, at_least = _last
+            limit = max(seconds, at_least)
+            if time.monotonic() - since > limit:
+                _end(doing, limit)
 
     thread = threading.Thread(target=wait, name="watchdog", daemon=True)
     if seconds:

@@ -265,6 +265,43 @@ def test_a_process_that_waits_without_end_is_named_and_ends_all(halted):
     assert "process 1 makes no progress: it was waiting for the batch" in output[1]
 
 
+HANGS = """
+import runpy, sys, time
+from metaclip_jax.training import job, watchdog
+
+watchdog._START_SECONDS = 20.0  # less than gloo waits
+if "--process_index=1" in sys.argv:
+    job.prepare = lambda *_: time.sleep(1e6)
+sys.argv[0] = "train"
+runpy.run_module("metaclip_jax.train", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_before_the_first_step_is_named_and_ends_all(folder):
+    flags = ("--stall_seconds=1",)
+    statuses, output = run(folder, "hangs", processes=2, flags=flags, code=HANGS)
+    assert all(statuses)
+    said = "process 0 was looking for a checkpoint; process 1 was preparing;"
+    assert said in output[0], output[0][-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("silent", [0, 2])
+def test_a_host_that_stops_answering_is_named_and_ends_all(folder, silent):
+    """JAX misses its heartbeat, and says which it was."""
+    started = started_and_saved(folder, f"silent_{silent}", processes=4)
+    os.killpg(started[silent].pid, signal.SIGSTOP)
+    assert all(p.wait(waiting.SECONDS) for n, p in enumerate(started) if n != silent)
+    os.killpg(started[silent].pid, signal.SIGKILL)
+    _, output = pods.ends(started)
+    # Process 0 has the service that would say so.
+    named = "stopped sending heartbeats):\n2\n"
+    if not silent:
+        named = "CoordinationService/Heartbeat"
+    assert all(named in text for n, text in enumerate(output) if n != silent)
+
+
 @pytest.mark.slow
 def test_a_run_killed_while_it_saves_leaves_nothing_behind_and_goes_on(folder, alone):
     """No process, no broken checkpoint; the losses are those of a run left alone."""
