@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import config as config_lib
 from data_prep import curate, language
 from data_prep.sources import kinds
 from data_prep.stages import attempts
@@ -48,14 +47,9 @@ def web(tmp_path_factory):
 
 
 def planned(flags, folder, *arguments, workers="1", most=0, **overrides):
-    config = config_lib.curate()
-    values = {k.removeprefix("config."): v for k, v in flags.items() if "." in k}
-    values |= {"partitions": PARTITIONS} | overrides
-    config.update_from_flattened_dict(values)
-    place = f"{folder}/work", f"{folder}/dataset"
-    return curate.plan(
-        config, *place, list(arguments), workers=workers, max_failed_sources=most
-    )
+    values = {"partitions": PARTITIONS} | overrides
+    options = {"workers": workers, "max_failed_sources": most}
+    return tiny_web.plan_flags(flags, folder, values, *arguments, **options)
 
 
 def shards(run):

@@ -7,7 +7,6 @@ import json
 import pyarrow as pa
 import pytest
 
-from data_prep import config as config_lib
 from data_prep import curate
 from data_prep.sources import kinds
 from data_prep.stages import matches, parts
@@ -34,11 +33,8 @@ def web(tmp_path_factory):
 
 
 def planned(web, folder, **overrides):
-    config = config_lib.curate()
-    values = {k.removeprefix("config."): v for k, v in web.items() if "." in k}
-    values |= {"partitions": PARTITIONS, "balance.t": 20} | overrides
-    config.update_from_flattened_dict(values)
-    return curate.plan(config, f"{folder}/work", f"{folder}/dataset", [])
+    values = {"partitions": PARTITIONS, "balance.t": 20} | overrides
+    return tiny_web.plan_flags(web, folder, values)
 
 
 def content(run):

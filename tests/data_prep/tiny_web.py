@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -117,9 +118,28 @@ def run(
 def plan(
     folder: Path, alts: Sequence[tuple[str, str]], **overrides: object
 ) -> curate.Run:
-    """Returns the run that would curate such a web, which is written."""
-    flags = write(folder, alts)
+    """Writes such a web; returns the run that would curate it."""
+    return plan_flags(write(folder, alts), folder, overrides)
+
+
+def plan_flags(
+    flags: Mapping[str, object],
+    folder: Path,
+    overrides: Mapping[str, object],
+    *arguments: str,
+    **options: Any,
+) -> curate.Run:
+    """Returns the run of a command line, into folder/work and folder/dataset.
+
+    Args:
+      flags: as `write` returns them.
+      folder: of the workdir and the dataset.
+      overrides: further keys of the config, without "config.".
+      *arguments: of Beam.
+      **options: of `curate.plan`.
+    """
     config = config_lib.curate()
     values = {k.removeprefix("config."): v for k, v in flags.items() if "." in k}
-    config.update_from_flattened_dict(values | overrides)
-    return curate.plan(config, f"{folder}/work", f"{folder}/dataset", [])
+    config.update_from_flattened_dict(values | dict(overrides))
+    places = f"{folder}/work", f"{folder}/dataset"
+    return curate.plan(config, *places, list(arguments), **options)
