@@ -405,7 +405,9 @@ def check_image(image: ImageLike) -> None:
 
 def _read_file(name: str | os.PathLike) -> bytes:
     path = files.path(name)
-    if not path.exists():
+    # Reading a pipe or device might never end.
+    is_there = os.path.isfile(path) if files.is_local(path) else path.exists()
+    if not is_there:
         raise FileNotFoundError(f"there is no image {os.fspath(name)}; check the path")
     return path.read_bytes()
 

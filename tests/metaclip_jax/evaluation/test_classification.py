@@ -246,16 +246,16 @@ def test_a_grey_map_is_an_image(tmp_path):
     assert list(examples.names) == ["a/x.pgm", "b/x.pgm"]
 
 
-@pytest.mark.parametrize("how", ["cut", "page", "empty", "gone"])
+@pytest.mark.parametrize("how", ["cut", "page", "empty", "gone", "endless"])
 def test_a_broken_image_is_named_before_anything_is_computed_or_left_out(
     model, folder, tmp_path, how
 ):
     root = copied(folder, tmp_path / "images")
     path = sorted((root / "red_cat").iterdir())[3]
     data = path.read_bytes()
-    if how == "gone":
+    if how in ("gone", "endless"):
         path.unlink()
-        path.symlink_to("nowhere.png")
+        path.symlink_to("nowhere.png" if how == "gone" else "/dev/zero")
     else:
         path.write_bytes({"cut": data[:90], "page": b"<html>", "empty": b""}[how])
     examples = evaluator.open_data(str(root))
