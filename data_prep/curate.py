@@ -14,7 +14,7 @@ its last finished part. With --stop_after=match it stops before the download: th
 import json
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -34,7 +34,6 @@ from data_prep.stages import (
     image_dedup,
     matches,
     outcomes,
-    parts,
     pipelines,
     rejects,
     selection,
@@ -198,71 +197,94 @@ def thresholds(run: Run, counts: steps.Vectors) -> dict[str, int]:
 def download(
     run: Run, thin: steps.Vectors, *, retry_failed: bool
 ) -> dict[str, np.ndarray]:
-    """Matches -> screened images. Returns the survivors' accepted draws per entry.
-
-    Raises RuntimeError where too many downloads failed.
-    """
+    """Matches -> screened images. Returns the survivors' accepted draws per entry."""
     folder = os.path.join(run.workdir, "images")
     if files.finished(folder, run.inputs) is None:
-        fetch_images(run, folder, thin, retry_failed=retry_failed)
+        files.claim(folder, run.inputs)
+        draws = Draws.save(f"{run.workdir}/balance", thin, seed=run.config.seed)
+        if sets := run.config.duplicates.evaluation_sets:
+            screen = screening(run)
+            contamination.read_sets(sets, folder, screen=screen, options=run.options)
+        embeddings = embedded.prepare(run.config, run.workdir, run.options)
+        fetch_images(run, folder, draws, retry_failed=retry_failed)
+        compare_images(run, folder, draws, embeddings)
+        files.write_manifest(folder, inputs=run.inputs)
     return steps.to_vectors(sums.read_sum(folder, "accepted.parquet"), run.sizes)
 
 
-def fetch_images(
-    run: Run, folder: str, thin: steps.Vectors, *, retry_failed: bool
-) -> None:
-    """Downloads and screens images, drops duplicates, and counts accepted draws."""
-    n = run.config.partitions
+def fetch_images(run: Run, folder: str, draws: Draws, *, retry_failed: bool) -> None:
+    """Downloads and screens images; writes a sum of outcomes into `folder`.
+
+    Raises RuntimeError where too many downloads failed.
+    """
+    n, fetching = run.config.partitions, os.path.join(run.workdir, "downloads")
     fetch = run.config.download.to_dict()
     fetch["host_map"] = addresses.read_host_map(fetch["host_map"])
-    screen = run.config.images.to_dict() | safety.keywords(run.config)
-    most = screen.pop("max_moved_texts")
-    draws = Draws.save(f"{run.workdir}/balance", thin, seed=run.config.seed)
+    most_failed = fetch.pop("max_failed_share")
     stage = downloads.Download(
         run.workdir,
         n,
         draws=draws,
         source=run.source,
-        max_failed_share=fetch.pop("max_failed_share"),
+        max_failed_share=most_failed,
         retry_failed=retry_failed,
         processes=pipelines.worker_count(run.options),
         fetch=fetch,
-        screen=screen,
+        screen=screening(run),
     )
-    files.claim(folder, run.inputs)
-    rules = image_dedup.Rules(most, **run.config.duplicates.to_dict())
-    if sets := rules.evaluation_sets:
-        contamination.read_sets(sets, folder, screen=screen, options=run.options)
-    fetching = os.path.join(run.workdir, "downloads")
     with (
         progress(fetching, n, "download", stage="thin"),
         pipelines.new(run.options) as pipeline,
     ):
         fetched = start(pipeline, one_each(range(n))) | "download" >> tagged(
-            stage, "outcomes", each="downloads of partition"
+            stage, each="downloads of partition"
         )
+        sums.write_sum(fetched.flow, schema.FLOW, fetching, "flow.parquet")
+        sums.write_sum(fetched.main, schema.TALLIES, folder, outcomes.PART)
+    outcomes.check_failed(fetching)
+    outcomes.check(folder, most_failed)
+
+
+def screening(run: Run) -> dict[str, Any]:
+    """Returns the keyword arguments of screening."""
+    screen = run.config.images.to_dict() | safety.keywords(run.config)
+    del screen["max_moved_texts"]
+    return screen
+
+
+def compare_images(
+    run: Run, folder: str, draws: Draws, embeddings: embedded.Embedded | None
+) -> None:
+    """Drops images for what others are, into `folder`, and counts accepted draws."""
+    config, n = run.config, run.config.partitions
+    rules = image_dedup.Rules(
+        config.images.max_moved_texts, **config.duplicates.to_dict()
+    )
+    ranges = image_dedup.ranges(
+        sum(outcomes.read(folder).values()),
+        n,
+        memory_gib=config.memory_gib,
+        options=run.options,
+    )
+    with pipelines.new(run.options) as pipeline:
         deduplicated = image_dedup.add(
-            fetched.main,
+            pipeline,
+            ranges=ranges,
             workdir=run.workdir,
             partitions=n,
             draws=draws,
-            rule=run.config.balance.rule,
+            rule=config.balance.rule,
             rules=rules,
-            embeddings=embedded.prepare(run.config, run.workdir, run.options),
+            embeddings=embeddings,
         )
-        flow = (fetched.flow, *deduplicated["flow"]) | "flows" >> beam.Flatten()
+        flow = deduplicated["flow"] | "flows" >> beam.Flatten()
         accepted = deduplicated["accepted"] | "draws" >> beam.Flatten()
         sums.write_sum(flow, schema.FLOW, folder, "flow.parquet")
         sums.write_sum(accepted, schema.COUNTS, folder, "accepted.parquet")
-        sums.write_sum(fetched.outcomes, schema.TALLIES, folder, outcomes.PART)
         if rules.evaluation_sets or rules.evaluation_embeddings:
             (listed,) = deduplicated["evaluated"]
             sums.write_sum(listed, schema.EVALUATED, folder, contamination.LIST)
     outcomes.check_failed(folder)
-    outcomes.check(folder, run.config.download.max_failed_share)
-    parts.fill_empty(folder, n, schema.IMAGES, "image_dedup")
-    parts.fill_empty(folder, n, schema.MOVED, "image_dedup", image_dedup.MOVED_SUFFIX)
-    files.write_manifest(folder, inputs=run.inputs)
 
 
 def write(

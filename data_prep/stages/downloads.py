@@ -27,7 +27,7 @@ Tagged = beam.pvalue.TaggedOutput
 
 
 class Download(beam.DoFn):
-    """Partition -> IMAGES of the texts that thinning keeps, and a file of their bytes.
+    """Partition -> a part of images of the texts that thinning keeps, and their bytes.
 
     A finished part is read, not downloaded. But if too many of its downloads failed, or
     with `retry_failed`, failed downloads that may succeed now are retried.
@@ -54,7 +54,7 @@ class Download(beam.DoFn):
         self._max_failed_share, self._retry_failed = max_failed_share, retry_failed
 
     def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Yields the part's IMAGES rows, its flow and its downloads by outcome."""
+        """Yields the part's downloads by outcome, as TALLIES, and its flow."""
         (partition,) = element["value"].to_pylist()
         part = parts.name(partition, self._partitions)
         downloads = f"{self._workdir}/downloads"
@@ -64,9 +64,7 @@ class Download(beam.DoFn):
         else:
             self._retry(part, blobs)
         yield Tagged("flow", parts.read_flow(downloads, part))
-        images = parts.read(downloads, part)
-        yield Tagged("outcomes", _outcome_rows(failures.outcomes(images)))
-        yield schema.one_batch(images.select(schema.IMAGES.names))
+        yield _outcome_rows(failures.outcomes(parts.read(downloads, part)))
 
     def _download(self, part: str, blobs: tuple[str, str]) -> None:
         matches = parts.read(f"{self._workdir}/matches", part)

@@ -8,6 +8,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from data_prep import drops, schema
 from data_prep.images import similarity
@@ -26,6 +27,7 @@ Tagged = beam.pvalue.TaggedOutput
 MOVED_SUFFIX = "moved.parquet"  # ends the names of parts with MOVED rows
 # Partitions whose images one call of FindNear holds, by band: some hundred bytes each.
 _PARTITIONS_TOGETHER = 64
+_ROW_BYTES = 150  # of BYTES in memory
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,19 @@ _OF_BYTES: Any = tuple[str, pa.RecordBatch]
 _OF_BAND: Any = tuple[tuple[int, int], pa.RecordBatch]
 
 
+def ranges(
+    images: int, partitions: int, *, memory_gib: float, options: PipelineOptions
+) -> list[pa.RecordBatch] | None:
+    """Returns the ranges of `pipelines.ranges` for `add`, of so many images."""
+    return pipelines.ranges(
+        partitions, size=images * _ROW_BYTES, memory_gib=memory_gib, options=options
+    )
+
+
 def add(
-    images: beam.PCollection,
+    pipeline: beam.Pipeline,
     *,
+    ranges: Sequence[pa.RecordBatch] | None,
     workdir: str,
     partitions: int,
     draws: Draws,
@@ -70,11 +82,14 @@ def add(
     rules: Rules,
     embeddings: embedded.Embedded | None = None,
 ) -> dict[str, tuple[beam.PCollection, ...]]:
-    """Adds the stages from IMAGES to parts of images and of the texts they take over.
+    """Adds the stages from downloads to parts of images and of texts they take over.
 
     Args:
-      images: IMAGES of every partition, which are in WORKDIR/downloads too.
-      workdir: for the parts.
+      pipeline: to add to.
+      ranges: of the sha256, divided like image ids: a worker reads those of one range
+        from all downloads, so only repeated images pass through the runner. None: the
+        runner groups all images by sha256; for runners that group on disk.
+      workdir: of the downloads, and for the parts.
       partitions: their number.
       draws: which texts are drawn.
       rule: of balancing.
@@ -84,8 +99,10 @@ def add(
     Returns:
       FLOW ("flow"), COUNTS of the survivors ("accepted"), and EVALUATED ("evaluated").
     """
-    found, flow = _compare(images, partitions, rules, embeddings)
-    marks = []
+    found, flow = _compare(pipeline, ranges, workdir, partitions, rules, embeddings)
+    nothing = schema.one_batch(schema.MARKS.empty_table())  # so each part is written
+    every = beam.Create([(i, nothing) for i in range(partitions)])
+    marks = [pipeline | "every partition" >> every.with_output_types(_OF_PARTITION)]
     for name, rows in found.items():
         marked = rows | f"partition of {name}" >> pipelines.tagged(
             KeyByPartition(partitions), main=_OF_PARTITION, each=f"marks by {name} from"
@@ -127,38 +144,63 @@ def add(
 
 
 def _compare(
-    images: beam.PCollection,
+    pipeline: beam.Pipeline,
+    ranges: Sequence[pa.RecordBatch] | None,
+    workdir: str,
     partitions: int,
     rules: Rules,
     embeddings: embedded.Embedded | None,
 ) -> tuple[dict[str, beam.PCollection], list[beam.PCollection]]:
     """Groups the images by what they may share, and marks some of each group.
 
-    Returns the images and the marks, by what is compared, and FLOW of both steps.
+    Returns the marks, by what is compared, and FLOW of all steps.
     """
-    compared: list[tuple[str, beam.DoFn, Any, beam.DoFn]] = [
-        ("bytes", KeyByBytes(), _OF_BYTES, FindRepeated(rules.placeholder_texts))
-    ]
+    keys: dict[str, tuple[beam.DoFn, Any]] = {}
+    repeated = FindRepeated(workdir, partitions, rules.placeholder_texts)
+    find: dict[str, beam.DoFn] = {"bytes": repeated}
+    if ranges is None:
+        keys["bytes"] = KeyByBytes(), _OF_BYTES
     if rules.near_bits:
-        near = FindNear(rules.near_bits)
-        compared.append(("band", KeyByBand(partitions), _OF_BAND, near))
+        keys["band"] = KeyByBand(partitions), _OF_BAND
+        find["band"] = FindNear(rules.near_bits)
     if embeddings is not None and embeddings.near:
-        alike = embedded.FindAlike(embeddings.near)
-        key_by_cell = embedded.KeyByCell(embeddings, partitions)
-        compared.append(("cell", key_by_cell, _OF_PARTITION, alike))
-    found, flow = {"images": images}, []
-    for by, key, kind, find in compared:
-        keyed = images | f"key by {by}" >> pipelines.tagged(
+        keys["cell"] = embedded.KeyByCell(embeddings, partitions), _OF_PARTITION
+        find["cell"] = embedded.FindAlike(embeddings.near)
+    groups, found, flow = {}, {}, []
+    if ranges is not None:
+        groups["bytes"] = pipelines.start(pipeline, ranges, " ranges")
+    if keys:
+        numbers = pipelines.one_each(range(partitions))
+        images = pipelines.start(pipeline, numbers) | "read" >> pipelines.tagged(
+            ReadImages(workdir, partitions), each="downloaded images of partition"
+        )
+        flow.append(images.flow)
+    for by, (key, kind) in keys.items():
+        keyed = images.main | f"key by {by}" >> pipelines.tagged(
             key, main=kind, each=f"images by {by} from"
         )
-        marked = (
-            keyed.main
-            | f"by {by}" >> beam.GroupByKey()
-            | f"find by {by}" >> pipelines.tagged(find, each=f"images of {by}")
+        groups[by] = keyed.main | f"by {by}" >> beam.GroupByKey()
+        flow.append(keyed.flow)
+    for by, group in groups.items():
+        marked = group | f"find by {by}" >> pipelines.tagged(
+            find[by], each=f"images of {by}"
         )
         found[by] = marked.main
-        flow += [keyed.flow, marked.flow]
+        flow.append(marked.flow)
     return found, flow
+
+
+class ReadImages(beam.DoFn):
+    """Partition -> the IMAGES of its downloads."""
+
+    def __init__(self, workdir: str, partitions: int) -> None:
+        self._workdir, self._partitions = workdir, partitions
+
+    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Yields them as one batch."""
+        part = parts.name(element["value"][0].as_py(), self._partitions)
+        images = parts.read(f"{self._workdir}/downloads", part, schema.IMAGES.names)
+        yield schema.one_batch(images)
 
 
 class KeyByBytes(beam.DoFn):
@@ -173,22 +215,41 @@ class KeyByBytes(beam.DoFn):
 
 
 class FindRepeated(beam.DoFn):
-    """(digits, BYTES batches) -> MARKS of images that repeat another's bytes."""
+    """Images of a range of sha256 -> MARKS of those that repeat another's bytes.
 
-    def __init__(self, placeholder_texts: int) -> None:
+    Elements are BYTES by digits of the sha256, or ranges [`start`, `stop`) of which the
+    downloads are read.
+    """
+
+    def __init__(self, workdir: str, partitions: int, placeholder_texts: int) -> None:
+        self._downloads, self._partitions = f"{workdir}/downloads", partitions
         self._placeholder_texts = placeholder_texts
 
     def process(
-        self, element: tuple[str, Iterable[pa.RecordBatch]]
+        self, element: tuple[str, Iterable[pa.RecordBatch]] | pa.RecordBatch
     ) -> Iterator[pa.RecordBatch]:
         """Yields the images with their new status."""
-        _, batches = element
-        images = pa.Table.from_batches(batches, schema=schema.BYTES)
+        if isinstance(element, tuple):
+            images = pa.Table.from_batches(element[1], schema=schema.BYTES)
+        else:
+            images = self._read(element["start"][0].as_py(), element["stop"][0].as_py())
         marks = [dedup.repeated_images(images)]
         if self._placeholder_texts:
             marks.append(dedup.placeholders(images, most=self._placeholder_texts))
         for found in marks:
             yield schema.one_batch(found.select(schema.MARKS.names))
+
+    def _read(self, start: int, stop: int) -> pa.Table:
+        """Returns BYTES; dropped images have no sha256, and so are in no range."""
+        first, last = (parts.first_id(i, self._partitions) for i in (start, stop))
+        some = [schema.BYTES.empty_table()]
+        for i in range(self._partitions):
+            part = parts.name(i, self._partitions)
+            rows = parts.read(self._downloads, part, schema.BYTES.names)
+            digests = rows["sha256"]
+            inside = pc.and_(pc.greater_equal(digests, first), pc.less(digests, last))
+            some.append(rows.filter(inside))
+        return pa.concat_tables(some)
 
 
 class KeyByBand(beam.DoFn):
@@ -243,17 +304,14 @@ class FindNear(beam.DoFn):
 
 
 class KeyByPartition(beam.DoFn):
-    """MARKS -> (partition, their rows); IMAGES -> (partition, no rows)."""
+    """MARKS -> (partition, their rows)."""
 
     def __init__(self, partitions: int) -> None:
         self._partitions = partitions
 
     def process(self, rows: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yields the marks of each partition. Its images are on disk already."""
-        none = schema.one_batch(schema.MARKS.empty_table())
-        are_marks = rows.schema.names == schema.MARKS.names
-        for partition, some in by_partition(rows, self._partitions):
-            yield partition, some if are_marks else none
+        """Yields the marks of each partition."""
+        yield from by_partition(rows, self._partitions)
 
 
 class WriteImages(beam.DoFn):
@@ -296,7 +354,7 @@ class WriteImages(beam.DoFn):
         ok = images.filter(pc.equal(images["status"], "ok"))
         _, accepted = self._draws(_texts_of(ok, matches))
         yield Tagged("accepted", accepted)
-        # Every partition with images rewrites its part of moved texts.
+        # Every partition rewrites its part of moved texts.
         yield partition, schema.one_batch(schema.MOVED.empty_table())
         if self._moves:
             repeated = images.filter(pc.equal(images["status"], "repeated_image"))

@@ -310,10 +310,8 @@ class Gathering:
 
 def ranges(
     matched: str, partitions: int, *, memory_gib: float, options: PipelineOptions
-) -> list[tuple[int, int]] | None:
+) -> list[pa.RecordBatch] | None:
     """Returns the ranges of partitions for `gather`, of the parts in `matched`."""
-    if pipelines.shuffles_on_disk(options):
-        return None
     sizes = sums.read_sum(matched, "sizes.parquet")["count"].to_pylist()
     return pipelines.ranges(
         partitions, size=sum(sizes), memory_gib=memory_gib, options=options
@@ -331,27 +329,23 @@ def read_sample(folder: str, partitions: int) -> pa.Table:
 def gather(
     pipeline: beam.Pipeline,
     gathering: Gathering,
-    ranges: Sequence[tuple[int, int]] | None,
+    ranges: Sequence[pa.RecordBatch] | None,
 ) -> beam.pvalue.DoOutputsTuple:
     """Adds the stages from the parts of the source to those of the partitions.
 
     Args:
       pipeline: to add to.
       gathering: the work of the stages.
-      ranges: of partitions, [start, stop): a worker reads the rows of one range at a
-        time from all parts of the source, so no rows pass through the runner. None: the
-        runner groups the rows, which are read once; for runners that group on disk.
+      ranges: of `pipelines.ranges`: a worker reads the rows of one range at a time from
+        all parts of the source, so no rows pass through the runner. None: the runner
+        groups the rows, which are read once; for runners that group on disk.
 
     Returns:
       COUNTS of all texts (main), of those that the rule v2 draws ("drawn"), and
       "flow".
     """
     if ranges is not None:
-        pieces = [
-            pa.RecordBatch.from_pydict({"start": [start], "stop": [stop]})
-            for start, stop in ranges
-        ]
-        return pipelines.start(pipeline, pieces) | "gather" >> pipelines.tagged(
+        return pipelines.start(pipeline, ranges) | "gather" >> pipelines.tagged(
             GatherRange(gathering), "drawn"
         )
     numbers = pipelines.one_each(range(gathering.matched_parts))

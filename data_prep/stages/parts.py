@@ -277,18 +277,6 @@ def remove(folder: str, part: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def fill_empty(
-    folder: str, partitions: int, of: pa.Schema, stage: str, suffix: str = "parquet"
-) -> None:
-    """Writes empty parts for partitions without images."""
-    there = {p.name for p in files.path(folder).iterdir()}
-    flow = drops.flow(stage, entered=0, left=0, drops={})
-    for i in range(partitions):
-        part = name(i, partitions, suffix)
-        if part not in there:
-            write(folder, part, of.empty_table(), flow)
-
-
 @contextmanager
 def blob_writer(folder: str, part: str) -> Iterator[Callable[[bytes], int]]:
     """Gives a function that appends bytes to a blob file and returns their position.

@@ -203,8 +203,10 @@ def shuffles_on_disk(options: PipelineOptions) -> bool:
 
 def ranges(
     partitions: int, *, size: int, memory_gib: float, options: PipelineOptions
-) -> list[tuple[int, int]]:
-    """Returns ranges of partitions [start, stop), as wide as the memory allows.
+) -> list[pa.RecordBatch] | None:
+    """Returns ranges of partitions [`start`, `stop`), as wide as the memory allows.
+
+    None where the runner may group the rows itself, for then they are read once.
 
     Args:
       partitions: how many there are.
@@ -212,6 +214,8 @@ def ranges(
       memory_gib: for the rows of all workers together; 0: a quarter of the machine's.
       options: of the pipeline, which say how many workers there are.
     """
+    if shuffles_on_disk(options):
+        return None
     workers = worker_count(options)
     memory = max(1, int(memory_gib * 2**30 or machine.memory() / 4))
     # While partitions are made, the rows of a range are there, and sorted copies.
@@ -223,8 +227,11 @@ def ranges(
             3 * size / partitions / 2**30,
         )
     count = min(partitions, wanted)
-    edges = [partitions * i // count for i in range(count + 1)]
-    return list(itertools.pairwise(edges))
+    edges = itertools.pairwise(partitions * i // count for i in range(count + 1))
+    return [
+        pa.RecordBatch.from_pydict({"start": [start], "stop": [stop]})
+        for start, stop in edges
+    ]
 
 
 def worker_count(options: PipelineOptions) -> int:
@@ -238,15 +245,17 @@ def one_each(values: Iterable[int]) -> list[pa.RecordBatch]:
 
 
 def start(
-    pipeline: beam.Pipeline, elements: Sequence[pa.RecordBatch]
+    pipeline: beam.Pipeline, elements: Sequence[pa.RecordBatch], name: str = ""
 ) -> beam.PCollection:
     """Distributes RecordBatches, each a piece of work, over the workers.
+
+    `name` tells them from others in the same pipeline.
 
     Without the Reshuffle an engine fuses the next stage with the list of the pieces,
     and one worker does all of them.
     """
     create = beam.Create(elements).with_output_types(pa.RecordBatch)
-    return pipeline | create | beam.Reshuffle()
+    return pipeline | f"Create{name}" >> create | f"Reshuffle{name}" >> beam.Reshuffle()
 
 
 def tagged(

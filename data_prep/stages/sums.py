@@ -103,7 +103,7 @@ def write_sum(
 
 def funnel(workdir: str) -> list[dict]:
     """Returns what entered, left and was dropped at each stage of a finished run."""
-    folders = ("matched", "matches", "images", "balance")
+    folders = ("matched", "matches", "downloads", "images", "balance")
     flows = [read_sum(f"{workdir}/{name}", "flow.parquet") for name in folders]
     # So that each stage has a row, also if nothing entered it.
     flows += [drops.flow(stage, entered=0, left=0, drops={}) for stage in TEXT_STAGES]

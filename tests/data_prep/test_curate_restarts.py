@@ -95,6 +95,7 @@ KINDS = {
     ),
     "work/downloads": (
         "part-N-of-00002.images part-N-of-00002.parquet part-N-of-00002.rejects.parquet"
+        " flow.parquet"
     ),
     "work/images": (
         "unfinished.json part-N-of-00002.parquet part-N-of-00002.moved.parquet "
@@ -267,7 +268,7 @@ def test_a_kill_in_the_midst_of_a_retry_changes_no_byte(healed, tmp_path):
     noted = tmp_path / "noted"
     once_more = ("--retry_failed", "--stop_after=download")
     curate(flags, tmp_path / "run", *once_more, kills="kind", noted=noted)
-    assert len(noted.read_text().splitlines()) == 12  # of four folders
+    assert len(noted.read_text().splitlines()) == 13  # of four folders
     curate(flags, tmp_path / "run", "--retry_failed")
     assert content(tmp_path / "run") == well
 

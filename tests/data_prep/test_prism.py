@@ -20,7 +20,7 @@ from tests import waiting
 from tests.conftest import server_program
 
 ROOT = Path(__file__).resolve().parents[2]
-PIPELINES = 5  # of build_metadata one, of curate match, gather, download, write
+PIPELINES = 6  # of build_metadata one, of curate five
 
 
 def run(command, environment=None):

@@ -127,7 +127,7 @@ def test_an_image_of_many_unrelated_texts_is_a_placeholder_and_a_logo_is_not(
     assert rows_of(card, "images") == {"placeholder": 6, "repeated_image": 5}
 
 
-def test_some_70_bytes_of_an_image_pass_through_the_runner():
+def test_some_70_bytes_of_an_image_pass_through_a_runner_that_groups_them():
     """docs/scale.md multiplies them by a billion images."""
     n = 20_000  # of a partition
     rng = np.random.default_rng(0)
@@ -141,9 +141,5 @@ def test_some_70_bytes_of_an_image_pass_through_the_runner():
     }
     images = schema.from_columns(columns, schema.IMAGES)
     coder = arrow_coder.RecordBatchCoder()
-    keyed = [
-        batch
-        for stage in (image_dedup.KeyByBytes(), image_dedup.KeyByPartition(1))
-        for _, batch in stage.process(images)
-    ]
+    keyed = [batch for _, batch in image_dedup.KeyByBytes().process(images)]
     assert sum(len(coder.encode(batch)) for batch in keyed) / n < 75

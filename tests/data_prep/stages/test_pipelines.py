@@ -60,6 +60,7 @@ def test_ranges_cover_the_partitions_and_fit_the_memory(partitions, gib, count):
     found = pipelines.ranges(
         partitions, size=gib << 30, memory_gib=3.0, options=options
     )
+    found = [tuple(piece.to_pylist()[0].values()) for piece in found]
     covered = [i for start, stop in found for i in range(start, stop)]
     assert covered == list(range(partitions))
     assert len(found) >= min(count, partitions)
@@ -71,7 +72,8 @@ def test_ranges_cover_the_partitions_and_fit_the_memory(partitions, gib, count):
 def test_the_least_memory_gives_a_range_to_each_partition():
     options = pipelines.with_workers(pipelines.options([]), "1", source_bytes=0)
     found = pipelines.ranges(3, size=1 << 30, memory_gib=1e-30, options=options)
-    assert found == [(0, 1), (1, 2), (2, 3)]
+    rows = [row for piece in found for row in piece.to_pylist()]
+    assert rows == [{"start": i, "stop": i + 1} for i in range(3)]
 
 
 def test_no_stage_is_fused_with_the_list_of_the_work():
