@@ -198,8 +198,8 @@ def curate() -> ConfigDict:
             # Source files whose matches make one part file. A killed run reads the
             # source files of an unfinished part again.
             "sources_per_part": 1,
-            # GiB for the matches that are sorted at a time, by all workers of this
-            # machine together; 0: a quarter of its memory.
+            # GiB for the matches, or sha256 of images, that are sorted at a time, by
+            # all workers of this machine together; 0: a quarter of its memory.
             "memory_gib": 0.0,
             # Partitions by image id; one file shard each. Use about records / 20,000,
             # since the time to read a record grows with its file.

@@ -1,11 +1,13 @@
 """How a run is divided to fit the memory and the cores of a machine."""
 
 import os
+import re
+from pathlib import Path
 
 import apache_beam as beam
 import pyarrow as pa
 import pytest
-from apache_beam.options.pipeline_options import DirectOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 from apache_beam.portability import common_urns
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 
@@ -102,3 +104,19 @@ def test_the_stage_that_makes_rows_sums_them():
         if any(each.unique_name == "stage" for each in stage.transforms)
     ]
     assert common_urns.combine_components.COMBINE_PER_KEY_PRECOMBINE.urn in made
+
+
+def test_the_page_on_clusters_has_options_and_the_image_of_the_pinned_beam():
+    root = Path(__file__).resolve().parents[3]
+    page = (root / "docs/cluster.md").read_text()
+    (pinned,) = re.findall(
+        r"^apache-beam==(.*)$", (root / "constraints.txt").read_text(), re.MULTILINE
+    )
+    assert re.findall(r"beam_python3.11_sdk:(.*)", page) == [pinned]
+    commands = re.findall(r"-- ((?:\\\n|[^\n#])*)", "".join(page.split("```text")[1:]))
+    assert len(commands) == 4
+    for command in commands:
+        words = re.findall(r"--(\w+)=(\S+)", command)
+        given = [f"--{name}={re.sub('WORKERS', '4', value)}" for name, value in words]
+        kept = PipelineOptions(given).get_all_options(drop_default=True)
+        assert {name for name, _ in words} <= kept.keys()
