@@ -287,7 +287,7 @@ def resolve(
     for i, (text, code) in enumerate(zip(texts, languages, strict=True)):
         likely = code or identified[i]
         fits = not likely or _has_letters_of(text, likely)
-        if not (code and fits) or _is_long(text):
+        if not (code and fits) or _has_letters(text, DOUBT_LETTERS):
             asked.append(i)
             expected.append(
                 likely if fits else "en" if _has_letters_of(text, "en") else ""
@@ -332,10 +332,6 @@ def known(declared: str) -> str:
     """Returns lid.176's code for a declared primary subtag, "" if unknown."""
     code = _ALIASES.get(declared, declared)
     return code if code in _KNOWN else ""
-
-
-def _is_long(text: str) -> bool:
-    return _has_letters(text, DOUBT_LETTERS)
 
 
 def _has_letters(text: str, count: int) -> bool:

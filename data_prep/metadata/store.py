@@ -73,11 +73,6 @@ class Metadata:
             digest.update(len(data).to_bytes(8, "big") + data)
         return digest.hexdigest()
 
-    @property
-    def source_counts(self) -> dict[str, int]:
-        """Number of entries per source."""
-        return dict(Counter(self.sources))
-
 
 def every_text() -> dict[str, Metadata]:
     """Returns metadata for curation without matching: one entry that all texts match.
@@ -93,7 +88,7 @@ def write(folder: epath.PathLike, metadata: Metadata) -> dict[str, Any]:
     with files.staged(files.path(folder) / f"{metadata.code}.parquet") as local:
         table = pa.table(columns, schema=SCHEMA)
         pq.write_table(table, local, compression="zstd")
-    return {**identity(metadata), "sources": metadata.source_counts}
+    return {**identity(metadata), "sources": dict(Counter(metadata.sources))}
 
 
 def save_json(output: epath.PathLike, metadata: Mapping[str, Metadata]) -> None:

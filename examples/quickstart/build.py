@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags, logging
-from tqdm import tqdm
 
 from examples.quickstart import held_out as held_out_lib
 from examples.quickstart import held_out_dataset, names, pictures
 from examples.quickstart import site as site_lib
 from examples.quickstart.folder import CONTENTS, PAGEVIEWS, SPECIAL
-from examples.quickstart.pictures import Drawing
 from examples.quickstart.site import Site
 from metaclip_jax import files
 from metaclip_jax.cli import command
@@ -39,7 +37,7 @@ def main(argv: list[str]) -> None:
             names.all_pictures(), flags.FLAGS.pictures, seed=flags.FLAGS.seed
         )
         codes = [picture.code for picture in everything]
-        drawings = _render(codes, processes=flags.FLAGS.processes)
+        drawings = pictures.render_all(codes, processes=flags.FLAGS.processes)
         held_out = held_out_lib.hold_out(
             everything,
             drawings,
@@ -64,13 +62,6 @@ def _inputs() -> dict[str, Any]:
         "seed": flags.FLAGS.seed,
         "sources": {source: metadata.version(source) for source in sources},
     }
-
-
-def _render(codes: list[str], *, processes: int) -> dict[str, Drawing]:
-    """Returns the drawings by code."""
-    rendered = pictures.render_all(codes, processes=processes)
-    bar = tqdm(rendered, desc="Drawings", total=len(codes), unit="image")
-    return dict(zip(codes, bar, strict=True))
 
 
 def _write(site: Site, folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Everything is a function of the drawing, so that runs give the same bytes.
 """
 
+import functools
 import io
 import os
 import threading
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import resvg_py
 from PIL import Image
+from tqdm import tqdm
 
 from examples.quickstart import names
 
@@ -42,15 +44,16 @@ def render(code: str) -> Drawing:
     return Drawing(png, _to_bytes(image, "jpg"), thumbnail(image))
 
 
-def render_all(codes: Sequence[str], *, processes: int) -> Iterator[Drawing]:
-    """Yields `render` of each code, in order."""
+def render_all(codes: Sequence[str], *, processes: int) -> dict[str, Drawing]:
+    """Returns the drawing of each code; shows a progress bar."""
+    bar = functools.partial(tqdm, desc="Drawings", total=len(codes), unit="image")
     if processes <= 1:
-        yield from map(render, codes)
-        return
+        return dict(zip(codes, bar(map(render, codes)), strict=True))
     with ProcessPoolExecutor(
         processes, get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),)
     ) as pool:
-        yield from pool.map(render, codes, chunksize=64)
+        rendered = pool.map(render, codes, chunksize=64)
+        return dict(zip(codes, bar(rendered), strict=True))
 
 
 def encode(drawing: Drawing, kind: str, *, side: int = SIDE) -> bytes:

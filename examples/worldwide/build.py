@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags, logging
-from tqdm import tqdm
 
 from examples.quickstart import held_out as held_out_lib
 from examples.quickstart import pictures
@@ -42,9 +41,7 @@ def main(argv: list[str]) -> None:
             return
         everything = names.choose(values.pictures, seed=values.seed)
         codes = [picture.code for picture in everything]
-        rendered = pictures.render_all(codes, processes=values.processes)
-        bar = tqdm(rendered, desc="Drawings", total=len(codes), unit="image")
-        drawings = dict(zip(codes, bar, strict=True))
+        drawings = pictures.render_all(codes, processes=values.processes)
         held_out = held_out_lib.hold_out(
             everything, drawings, count=values.held_out_count, seed=values.seed
         )

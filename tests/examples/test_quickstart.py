@@ -142,7 +142,7 @@ def held_out_of(folder):
     seed = inputs["seed"]
     everything = names.choose(names.all_pictures(), inputs["pictures"], seed=seed)
     codes = [picture.code for picture in everything]
-    drawings = dict(zip(codes, pictures.render_all(codes, processes=1), strict=True))
+    drawings = pictures.render_all(codes, processes=1)
     held = held_out.hold_out(
         everything, drawings, count=inputs["held_out_count"], seed=seed
     )

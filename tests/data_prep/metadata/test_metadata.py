@@ -274,7 +274,6 @@ def test_an_entry_belongs_to_its_first_source_and_caps_count_new_entries():
     assert merged.metadata.entries == ("a", "b", "d")
     assert merged.metadata.sources == ("unigram", "unigram", "title")
     assert merged.metadata.scores == (3.0, 2.0, 8.0)
-    assert merged.metadata.source_counts == {"unigram": 2, "title": 1}
     assert merged.shares == (
         ranking.Share("unigram", 1.0, 2, 9, 2, 0, 0, 7),
         ranking.Share("bigram", None, 5, 0, 0, 0, 0, 0),
