@@ -4,10 +4,10 @@
         --config.source.paths='crawl/*.warc.gz' --config.metadata=metadata \\
         --workdir=curation --output=dataset -- --runner=FnApiRunner
 
-Beam's pipeline options follow `--`. Four pipelines run in turn, each from files to
+Beam's pipeline options follow `--`. Five pipelines run in turn, each from files to
 files: match (keeps texts with an entry), gather (groups matches by image, drops
-repeats), download (images that balancing can keep), write. A killed run continues after
-its last finished part. With --stop_after=match it stops before the download: then
+repeats), download (images that balancing can keep), compare (drops repeated images),
+write. A killed run continues after its last finished part. With --stop_after=match it stops before the download: then
 `data_prep.explain` predicts the size for each t, and the same command continues.
 """
 
@@ -260,9 +260,10 @@ def compare_images(
     rules = image_dedup.Rules(
         config.images.max_moved_texts, **config.duplicates.to_dict()
     )
-    ranges = image_dedup.ranges(
-        sum(outcomes.read(folder).values()),
+    images = sum(outcomes.read(folder).values())
+    ranges = pipelines.ranges(
         n,
+        size=images * image_dedup.ROW_BYTES,
         memory_gib=config.memory_gib,
         options=run.options,
     )

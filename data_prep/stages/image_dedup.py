@@ -8,7 +8,6 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from data_prep import drops, schema
 from data_prep.images import similarity
@@ -27,7 +26,7 @@ Tagged = beam.pvalue.TaggedOutput
 MOVED_SUFFIX = "moved.parquet"  # ends the names of parts with MOVED rows
 # Partitions whose images one call of FindNear holds, by band: some hundred bytes each.
 _PARTITIONS_TOGETHER = 64
-_ROW_BYTES = 150  # of BYTES in memory
+ROW_BYTES = 150  # of BYTES in memory
 
 
 @dataclass(frozen=True)
@@ -60,15 +59,6 @@ class Rules:
 _OF_PARTITION: Any = tuple[int, pa.RecordBatch]
 _OF_BYTES: Any = tuple[str, pa.RecordBatch]
 _OF_BAND: Any = tuple[tuple[int, int], pa.RecordBatch]
-
-
-def ranges(
-    images: int, partitions: int, *, memory_gib: float, options: PipelineOptions
-) -> list[pa.RecordBatch] | None:
-    """Returns the ranges of `pipelines.ranges` for `add`, of so many images."""
-    return pipelines.ranges(
-        partitions, size=images * _ROW_BYTES, memory_gib=memory_gib, options=options
-    )
 
 
 def add(
