@@ -7,8 +7,9 @@
 Beam's pipeline options follow `--`. Five pipelines run in turn, each from files to
 files: match (keeps texts with an entry), gather (groups matches by image, drops
 repeats), download (images that balancing can keep), compare (drops repeated images),
-write. A killed run continues after its last finished part. With --stop_after=match it stops before the download: then
-`data_prep.explain` predicts the size for each t, and the same command continues.
+write. A killed run continues after its last finished part. With --stop_after=match it
+stops before the download: then `data_prep.explain` predicts the size for each t, and
+the same command continues.
 """
 
 import json
