@@ -400,7 +400,7 @@ def _softmax_slope(
     at_pair = jnp.expm1(-loss)[:, None] + jnp.expm1(-column_loss)
     at_negative = jnp.exp(logits - positive[:, None] - loss[:, None])
     at_negative += jnp.exp(logits - column_positive - column_loss)
-    return jnp.where(is_pair, at_pair, at_negative) / 2
+    return jnp.where(is_pair, at_pair / 2, at_negative / 2)
 
 
 def _chunked(x: jax.Array, chunk: int) -> jax.Array:
