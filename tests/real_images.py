@@ -87,15 +87,34 @@ def astronaut() -> Image.Image:
 
 def photos(count: int) -> Labelled:
     """Crops of scikit-learn's two photos, of odd sizes and shapes, as JPEG."""
-    names, whole = ("china", "flower"), whole_photos()
+    return _crops(count, dict(zip(("china", "flower"), whole_photos(), strict=True)))
+
+
+def pictures(count: int) -> Labelled:
+    """Crops like `photos`, also of scikit-image's pictures where it is installed.
+
+    Some are grey, and one has an alpha channel.
+    """
+    whole = dict(zip(("china", "flower"), whole_photos(), strict=True))
+    if importlib.util.find_spec("skimage"):
+        data = resources.files("skimage").joinpath("data")
+        for name in ("astronaut", "camera", "chelsea", "coffee", "coins", "logo"):
+            picture = data.joinpath(f"{name}.png").read_bytes()
+            whole[name] = Image.open(io.BytesIO(picture))
+    return _crops(count, whole)
+
+
+def _crops(count: int, pictures: dict[str, Image.Image]) -> Labelled:
+    names, whole = tuple(pictures), list(pictures.values())
     rng = np.random.default_rng(0)
     images = []
     for number in range(count):
-        photo = whole[number % 2]
+        photo = whole[number % len(whole)]
         width, height = (int(rng.integers(40, side)) for side in photo.size)
         left = int(rng.integers(0, photo.width - width + 1))
         top = int(rng.integers(0, photo.height - height + 1))
         out = io.BytesIO()
-        photo.crop((left, top, left + width, top + height)).save(out, "JPEG")
+        crop = photo.crop((left, top, left + width, top + height))
+        crop.save(out, "PNG" if crop.mode == "RGBA" else "JPEG")
         images.append(out.getvalue())
-    return Labelled(images, [number % 2 for number in range(count)], names)
+    return Labelled(images, [number % len(whole) for number in range(count)], names)

@@ -14,7 +14,7 @@ from tests import image_layouts, real_images, small_models
 SETS = {
     "fashion_mnist": lambda: real_images.fashion_mnist(500),
     "digits": lambda: real_images.digits(200),
-    "photos": lambda: real_images.photos(60),
+    "pictures": lambda: real_images.pictures(64),
 }
 TEMPLATES = ["a photo of a {}.", "the {}"]
 
