@@ -7,7 +7,7 @@ Each benchmark prints lines of figures. A line `NAME: 4.2x what` is a ratio and 
 into the table at the top of the page, which is written after each benchmark. Nothing
 else should run on the machine meanwhile.
 
-benchmarks.crawl reads pages of Debian's gimp-help-en, or of others that are installed.
+benchmarks.crawl reads pages of Debian's gimp-help-en and python3.11-doc, or of others.
 The others, benchmarks.accelerator, .bigrams, .language and those of `make plans`, write
 pages of their own; benchmarks.loss_curves and .wikitext write none.
 """

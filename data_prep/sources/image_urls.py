@@ -66,9 +66,9 @@ def find(
     addresses that fail, the first one's.
     """
     if _LAZY_NAMES.isdisjoint(image) and (address := image.get("src")):
-        url, _ = _absolute(address, base, max_url_chars)
-        if url:
-            return url, ""
+        found = _absolute(address, base, max_url_chars)
+        if found[0]:
+            return found
     first_reason = ""
     for address in _addresses(image, sources):
         url, reason = _absolute(address, base, max_url_chars)
