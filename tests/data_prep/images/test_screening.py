@@ -78,6 +78,8 @@ def test_small_jpeg_and_webp_keep_their_bytes(body):
         encode(picture().convert("RGBA"), "PNG"),
         encode(picture(), "AVIF", quality=95),
         encode(picture(), "AVIF", save_all=True, append_images=[picture(seed=1)]),
+        # What cameras with two lenses write: two JPEGs in one file.
+        encode(picture(), "MPO", save_all=True, append_images=[picture(seed=1)]),
         encode(
             picture(),
             "WEBP",
