@@ -191,8 +191,9 @@ def test_the_commands_about_the_cloud_run_as_they_stand(
     values = {
         "BUCKET": "bucket1",
         "PAGES": "gs://bucket1/crawl/*.warc.gz",
-        "PAGEVIEWS": "gs://bucket1/pageviews.txt",
         "METADATA": "quickstart",
+        "METADATA_FLAGS": "--warc='gs://bucket1/crawl/*.warc.gz'"
+        " --pageviews=gs://bucket1/pageviews.txt",
         "CURATE": "quickstart",
         "CURATE_FLAGS": "--config.download.host_map="
         f"{host}={site_address},images.{host}={site_address}",

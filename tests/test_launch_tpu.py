@@ -2,206 +2,24 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+from absl import flags
 
+from metaclip_jax import config as keys
+from metaclip_jax import train
 from tests import waiting
+from tests.pretend_cloud import FLAGS, Cloud
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAGS = [
-    "--config=configs/metaclip.py:vit_b32_400m",
-    '--workdir=gs://b/a "folder" that\'s $HOME',
-]
-
-# Plays Google's side. "plan.json" holds, by what is asked, the errors to give first;
-# "vm" the VM's state, "queued" the queued resource's; "asked" all that was asked, and
-# "kill" after how many answers the launcher is killed.
-GCLOUD = """\
-#!{python}
-import fcntl, json, os, pathlib, shutil, signal, subprocess, sys
-
-cloud = pathlib.Path({cloud!r})
-words = sys.argv[1:]
-group, verb = words[2:4]
-options = dict(w[2:].split("=", 1) for w in words if w.startswith("--") and "=" in w)
-with (cloud / "lock").open("w") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    with (cloud / "asked").open("a") as file:
-        short = "queued-" if group == "queued-resources" else ""
-        kinds = [word for word in words if word in ("--spot", "--reserved")]
-        print(short + verb, *kinds, file=file)
-    plan = json.loads((cloud / "plan.json").read_text())
-    errors = plan.get(verb, [])
-    error = errors.pop(0) if errors else ""
-    (cloud / "plan.json").write_text(json.dumps(plan))
-if error:
-    sys.exit(error)
-vm, queued, nodes = cloud / "vm", cloud / "queued", cloud / "nodes"
-names = nodes.read_text().split() if nodes.exists() else []
-if verb == "describe":
-    place = vm if group == "tpu-vm" else queued
-    unknown = group == "tpu-vm" and names and words[4] not in names
-    if unknown or not place.exists():
-        sys.exit("ERROR: NOT_FOUND: no such resource")
-    states = place.read_text().split()
-    print(states[0])
-    if len(states) > 1:
-        place.write_text(" ".join(states[1:]))
-elif verb == "create":
-    new = cloud / f"new_{{os.getpid()}}"
-    new.write_text("CREATING")
-    try:
-        os.link(new, vm if group == "tpu-vm" else queued)
-    except FileExistsError:
-        sys.exit("ERROR: ALREADY_EXISTS: such a resource")
-    for old in cloud.glob("worker_*"):
-        old.rename(cloud / f"gone_{{os.getpid()}}_{{old.name}}")  # it may write still
-    count = int(options.get("node-count", 1))
-    made = [options.get("node-id", words[4])]
-    if count > 1:
-        made = [f"{{options['node-prefix']}}-{{number}}" for number in range(count)]
-    nodes.write_text(" ".join(made))
-    for number in range(2 * count):
-        (cloud / f"worker_{{number}}").mkdir()
-    if group == "queued-resources":
-        queued.write_text("WAITING_FOR_RESOURCES PROVISIONING ACTIVE")
-    vm.write_text("CREATING READY" if group == "tpu-vm" else "READY")
-elif verb == "delete" and not (vm.exists() or queued.exists()):
-    sys.exit("ERROR: NOT_FOUND: no such resource")
-elif verb == "delete":
-    vm.unlink(missing_ok=True)
-    queued.unlink(missing_ok=True)
-elif verb == "start":
-    vm.write_text("READY")
-elif verb in ("scp", "ssh"):
-    if vm.read_text().split()[0] != "READY":
-        sys.exit("ERROR: the VM cannot be reached")
-    wanted = {{"worker"}} if group == "tpu-vm" else {{"worker", "node"}}
-    assert (len(names) > 1) == ("node" in wanted), words
-    (one,) = {{options[key] for key in wanted}}
-    every = sorted(cloud.glob("worker_*"))
-    chosen = every if one == "all" else every[: 1]
-    for home in chosen:
-        if verb == "scp":
-            shutil.copy(words[4], home / words[5].partition(":")[2])
-            continue
-        environment = os.environ | {{"HOME": str(home), "WORKER": home.name}}
-        environment["PATH"] = f"{{cloud}}/bin:" + os.environ["PATH"]
-        command = words[words.index("--command") + 1]
-        done = subprocess.run(["bash", "-c", command], cwd=home, env=environment)
-        if done.returncode:
-            sys.exit(done.returncode)
-sys.stdout.flush()
-kill = cloud / "kill"
-if kill.exists():
-    left = int(kill.read_text()) - 1
-    kill.write_text(str(left))
-    if not left:
-        os.killpg(os.getpgrp(), signal.SIGKILL)
-"""
-# A worker's python3: it "installs" a python that plays training.
-PYTHON3 = """\
-#!/bin/bash
-echo "$WORKER $*" >> {cloud}/installed
-if [[ $WORKER == worker_1 && -e {cloud}/hangs ]]; then
-  rm {cloud}/hangs
-  sleep 1000
-fi
-if [[ $* == "-m uv venv"* ]]; then
-  mkdir -p .venv/bin && cp {cloud}/bin/trainer .venv/bin/python
-fi
-"""
-# Plays what "training" in the plan lists: how each start of worker 0 ends.
-TRAINER = """\
-#!{python}
-import json, os, pathlib, signal, sys, time
-cloud = pathlib.Path({cloud!r})
-if sys.argv[1] == "-c":
-    sys.exit(not (cloud / "complete").exists())
-print("training", os.environ["WORKER"], *sys.argv[3:], flush=True)
-if os.environ["WORKER"] != "worker_0":
-    while not (cloud / "complete").exists() and (cloud / "vm").exists():
-        time.sleep(0.05)
-    sys.exit()
-plan = json.loads((cloud / "training.json").read_text())
-act = plan.pop(0) if plan else "complete"
-(cloud / "training.json").write_text(json.dumps(plan))
-if act == "complete":
-    print("step 20", flush=True)
-    (cloud / "complete").touch()
-elif act == "fail":
-    sys.exit("Error: wanted a dataset, got none")
-elif act == "preempt":
-    (cloud / "queued").write_text("SUSPENDED")
-    (cloud / "vm").write_text("PREEMPTED")
-    while not (cloud / "complete").exists():  # as good as gone
-        time.sleep(0.05)
-elif act == "run":
-    signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit()))
-    while True:
-        time.sleep(0.05)
-"""
-
-
-class Cloud:
-    """The folder of a stand-in for gcloud, and starts of the launcher in it."""
-
-    install_seconds = 100
-
-    def __init__(self, folder):
-        self.folder = folder
-        (folder / "bin").mkdir()
-        names = {"python": sys.executable, "cloud": str(folder)}
-        for name, text in (
-            ("gcloud", GCLOUD),
-            ("python3", PYTHON3),
-            ("trainer", TRAINER),
-        ):
-            place = folder / "bin" / name
-            place.write_text(text.format(**names))
-            place.chmod(place.stat().st_mode | stat.S_IXUSR)
-        self.plan({}, [])
-
-    def plan(self, errors, training):
-        (self.folder / "plan.json").write_text(json.dumps(errors))
-        (self.folder / "training.json").write_text(json.dumps(training))
-
-    def start(self, *options, flags=FLAGS):
-        # python3 is the workers' alone.
-        shutil.copy(self.folder / "bin" / "gcloud", self.folder / "gcloud")
-        command = ["./launch_tpu.sh", "--name=n", "--zone=z", *options]
-        return subprocess.Popen(
-            [*command, "--", *flags] if flags else command,
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "PATH": f"{self.folder}:{os.environ['PATH']}",
-                "LAUNCH_POLL_SECONDS": "0.1",
-                "LAUNCH_PAUSE_SECONDS": "0.1",
-                "LAUNCH_INSTALL_SECONDS": str(self.install_seconds),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def run(self, *options, **values):
-        process = self.start(*options, **values)
-        output, _ = process.communicate(timeout=waiting.SECONDS)
-        return process.returncode, output
-
-    def asked(self, *verbs):
-        lines = (self.folder / "asked").read_text().splitlines()
-        return [line for line in lines if line.split()[0] in verbs]
 
 
 @pytest.fixture
@@ -526,6 +344,37 @@ def test_a_dry_run_prints_the_commands():
     assert "delete" in preempted and preempted == delete
 
 
+def commands_of(guide, program):
+    """The commands of a program in a guide's blocks that need the cloud."""
+    text = (ROOT / "docs" / guide).read_text()
+    blocks = "".join(re.findall(r"```text\n(.*?)```", text, re.S)).replace("\\\n", "")
+    lines = [part for line in blocks.splitlines() for part in line.split("&&")]
+    return [shlex.split(line) for line in lines if line.split()[:1] == [program]]
+
+
+@pytest.mark.parametrize("guide", ["cloud.md", "training.md"])
+def test_the_launches_of_a_guide_are_accepted(guide, cloud, monkeypatch):
+    """Against the stand-in, with flags that training knows."""
+    monkeypatch.chdir(ROOT)
+    launches = commands_of(guide, "./launch_tpu.sh")
+    assert launches
+    for launch in launches:
+        options = [
+            one for one in launch[1:] if not one.startswith(("--name", "--zone"))
+        ]
+        trained = options[options.index("--") + 1 :] if "--" in options else []
+        if trained:
+            options = options[: options.index("--")]
+            values = flags.FlagValues()
+            train.define_flags(values)
+            monkeypatch.setattr(sys, "argv", ["train", "--coordinator=auto", *trained])
+            values(sys.argv)
+            keys.check(values.config)
+        status, output = cloud.run(*options, flags=trained)
+        assert status == 0, output
+    assert cloud.asked("create", "delete")
+
+
 @pytest.mark.parametrize(
     ("options", "flags", "said"),
     [
@@ -571,8 +420,25 @@ def test_a_missing_gcloud_is_named():
     [["--spot"], ["--reserved"], ["--queued", "--spot"], ["--slices=2", "--reserved"]],
 )
 def test_gcloud_itself_knows_the_options(options, tmp_path):
-    """It parses the command line before it asks for a login."""
-    for line in dry_lines("--type=v4-32", *options):
+    assert_gcloud_knows(dry_lines("--type=v4-32", *options), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("gcloud"), reason="no gcloud here")
+def test_gcloud_itself_knows_the_commands_of_the_guide(tmp_path):
+    lines = [
+        line
+        for line in commands_of("cloud.md", "gcloud")
+        if line[1] != "config" and "login" not in line
+    ]
+    (tmp_path / "tasks").mkdir()
+    assert len(lines) >= 3
+    assert_gcloud_knows(lines, tmp_path)
+
+
+def assert_gcloud_knows(lines, folder):
+    """It parses a command line before it asks for a login."""
+    for line in lines:
         if line[0] != "gcloud":
             continue
         done = subprocess.run(
@@ -580,7 +446,8 @@ def test_gcloud_itself_knows_the_options(options, tmp_path):
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "CLOUDSDK_CONFIG": str(tmp_path)},
+            cwd=folder,
+            env={**os.environ, "CLOUDSDK_CONFIG": str(folder)},
             timeout=waiting.SECONDS,
         )
         assert done.returncode == 1, done.stderr  # 2 for a wrong command line
