@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from concurrent import futures
 
 import pytest
 
@@ -293,17 +294,45 @@ def test_each_command_that_reads_files_has_a_line():
     ],
 )
 def test_a_command_says_which_object_it_may_not_read(refused, tmp_path, command):
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    said = refusal_of(command, "403", refused, tmp_path)
+    assert "got no permission: you@example.com does not have" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bucket", ["401", "404", "429", "quota", "offline"])
+def test_all_commands_name_what_they_got_and_the_cure(refused, tmp_path, bucket):
+    """Side by side, as some are tried again for half a minute."""
+    got, cure = GOT.get(bucket, ("got no connection", "check this machine's network"))
+    if bucket == "offline":
+        url = refused["STORAGE_EMULATOR_HOST"]
+        refused = {
+            k: "http://127.0.0.1:9" if v == url else v for k, v in refused.items()
+        }
+
+    def said(command):
+        folder = tmp_path / command
+        folder.mkdir()
+        return refusal_of(command, bucket, refused, folder)
+
+    with futures.ThreadPoolExecutor(4) as pool:
+        lines = list(pool.map(said, LINES))
+    assert [line for line in lines if got not in line or cure not in line] == []
+
+
+def refusal_of(command, bucket, environment, folder):
+    """The one line of an error of a command that needs a file of a bucket."""
+    (folder / "configs").symlink_to(ROOT / "configs")
+    flags = LINES[command].replace(GS, f"gs://{bucket}").split()
     run = subprocess.run(
-        [sys.executable, "-m", command, *LINES[command].split()],
-        env=refused,
-        cwd=tmp_path,
+        [sys.executable, "-m", command, *flags],
+        env=environment,
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=waiting.SECONDS,
     )
     assert run.returncode == 1
     last = run.stderr.splitlines()[-1]
-    assert last.startswith(f"Error: wanted {GS}"), run.stderr[-2000:]
-    assert "got no permission: you@example.com does not have" in last
+    assert last.startswith(f"Error: wanted gs://{bucket}"), run.stderr[-2000:]
     assert "Traceback" not in run.stderr
+    return last
