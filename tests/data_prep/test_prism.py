@@ -87,19 +87,16 @@ def other_python(tmp_path):
         shutil.copytree(ROOT / package, source / package)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    build = [sys.executable, "setup.py", "-q", "bdist_wheel", "-d", tmp_path]
-    subprocess.run(build, cwd=source, check=True, capture_output=True)
-    shutil.rmtree(source)
-    (wheel,) = tmp_path.glob("*.whl")
     folder = tmp_path / "environment"
     venv.create(folder)
     # Hard links to what `make` has installed before, which take a second; only where
     # uv's cache is gone, the network.
     install = [uv, "pip", "install", "-q", "-c", ROOT / "constraints.txt"]
-    install.append(f"{wheel}[data]")
+    install.append(f"{source}[data]")  # builds the wheel
     environment = os.environ | {"VIRTUAL_ENV": str(folder)}
     if subprocess.run([*install, "--offline"], env=environment).returncode:
         run(install, environment)
+    shutil.rmtree(source)
     yield folder / "bin/python"
     shutil.rmtree(folder)
 
