@@ -323,7 +323,8 @@ follow() {
   local silent=0 vm more="$scratch/more"
   outcome=""
   while true; do
-    if read_log "$seen" >"$more"; then
+    # An answer without a state is none.
+    if read_log "$seen" >"$more" && [[ -n $(head -n 1 "$more") ]]; then
       silent=0
       sed 1d "$more"
       seen=$((seen + $(sed 1d "$more" | wc -c)))

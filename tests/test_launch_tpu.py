@@ -95,7 +95,8 @@ def test_a_second_start_with_other_flags_is_refused(cloud):
     assert shlex.split(want)[-1] == "--workdir=gs://b/c d"
     assert shlex.split(got.partition(": --stop that first")[0]) == FLAGS
     assert cloud.run("--stop", flags=())[0] == 0
-    assert "stopped" in first.communicate(timeout=waiting.SECONDS)[0]
+    output, _ = first.communicate(timeout=waiting.SECONDS)
+    assert "stopped" in output, output
     assert log.read_text().count("training worker_0") == 1
     assert not cloud.asked("delete")
 
