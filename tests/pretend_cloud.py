@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -16,6 +15,13 @@ FLAGS = [  # of training, with what shells take for their own
     '--workdir=gs://b/a "folder" that\'s $HOME',
 ]
 
+# Writes a file that others never see half written.
+PUT = """
+def put(place, text):
+    new = cloud / f"put_{os.getpid()}"
+    new.write_text(text)
+    new.replace(place)
+"""
 # Plays Google's side. "plan.json" holds, by what is asked, the errors to give first;
 # "vm" the VM's state, "queued" the queued resource's; "asked" all that was asked, and
 # "kill" after how many answers the launcher is killed.
@@ -27,6 +33,7 @@ cloud = pathlib.Path({cloud!r})
 words = sys.argv[1:]
 group, verb = words[2:4]
 options = dict(w[2:].split("=", 1) for w in words if w.startswith("--") and "=" in w)
+{put}
 with (cloud / "lock").open("w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     with (cloud / "asked").open("a") as file:
@@ -49,7 +56,7 @@ if verb == "describe":
     states = place.read_text().split()
     print(states[0])
     if len(states) > 1:
-        place.write_text(" ".join(states[1:]))
+        put(place, " ".join(states[1:]))
 elif verb == "create":
     new = cloud / f"new_{{os.getpid()}}"
     new.write_text("CREATING")
@@ -67,15 +74,15 @@ elif verb == "create":
     for number in range(2 * count):
         (cloud / f"worker_{{number}}").mkdir()
     if group == "queued-resources":
-        queued.write_text("WAITING_FOR_RESOURCES PROVISIONING ACTIVE")
-    vm.write_text("CREATING READY" if group == "tpu-vm" else "READY")
+        put(queued, "WAITING_FOR_RESOURCES PROVISIONING ACTIVE")
+    put(vm, "CREATING READY" if group == "tpu-vm" else "READY")
 elif verb == "delete" and not (vm.exists() or queued.exists()):
     sys.exit("ERROR: NOT_FOUND: no such resource")
 elif verb == "delete":
     vm.unlink(missing_ok=True)
     queued.unlink(missing_ok=True)
 elif verb == "start":
-    vm.write_text("READY")
+    put(vm, "READY")
 elif verb in ("scp", "ssh"):
     if vm.read_text().split()[0] != "READY":
         sys.exit("ERROR: the VM cannot be reached")
@@ -119,6 +126,7 @@ TRAINER = """\
 #!{python}
 import json, os, pathlib, signal, sys, time
 cloud = pathlib.Path({cloud!r})
+{put}
 if sys.argv[1] == "-c":
     sys.exit(not (cloud / "complete").exists())
 said = "training", os.environ["WORKER"], *sys.argv[3:]
@@ -139,8 +147,8 @@ if act == "complete":
 elif act == "fail":
     sys.exit("Error: wanted a dataset, got none")
 elif act == "preempt":
-    (cloud / "queued").write_text("SUSPENDED")
-    (cloud / "vm").write_text("PREEMPTED")
+    put(cloud / "queued", "SUSPENDED")
+    put(cloud / "vm", "PREEMPTED")
     while not (cloud / "complete").exists():  # as good as gone
         time.sleep(0.05)
 elif act == "run":
@@ -157,13 +165,12 @@ class Cloud:
     def __init__(self, folder):
         self.folder = folder
         (folder / "bin").mkdir()
-        names = {"python": sys.executable, "cloud": str(folder)}
-        for name, text in (
-            ("gcloud", GCLOUD),
-            ("python3", PYTHON3),
-            ("trainer", TRAINER),
+        names = {"python": sys.executable, "cloud": str(folder), "put": PUT}
+        for place, text in (
+            (folder / "gcloud", GCLOUD),
+            (folder / "bin/python3", PYTHON3),  # the workers' alone
+            (folder / "bin/trainer", TRAINER),
         ):
-            place = folder / "bin" / name
             place.write_text(text.format(**names))
             place.chmod(place.stat().st_mode | stat.S_IXUSR)
         self.plan({}, [])
@@ -173,8 +180,6 @@ class Cloud:
         (self.folder / "training.json").write_text(json.dumps(training))
 
     def start(self, *options, flags=FLAGS):
-        # python3 is the workers' alone.
-        shutil.copy(self.folder / "bin" / "gcloud", self.folder / "gcloud")
         command = ["./launch_tpu.sh", "--name=n", "--zone=z", *options]
         return subprocess.Popen(
             [*command, "--", *flags] if flags else command,
