@@ -252,6 +252,8 @@ pack() {
   # A commit of the changes, if there are any; nothing changes here, as git's index is a
   # copy.
   cp "$(git rev-parse --git-path index)" "$scratch/index"
+  # Files that were written again without a change would make `stash` fail.
+  GIT_INDEX_FILE="$scratch/index" git update-index -q --refresh >/dev/null || true
   changed=$(GIT_INDEX_FILE="$scratch/index" git -c user.name=launcher \
     -c user.email=launcher@localhost stash create)
   run git archive --format=tar.gz --output="$archive" "${changed:-HEAD}"

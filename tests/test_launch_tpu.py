@@ -345,6 +345,18 @@ def test_a_dry_run_prints_the_commands():
     assert "delete" in preempted and preempted == delete
 
 
+def test_a_file_that_was_written_again_is_no_change(tmp_path):
+    script = tmp_path / "launch_tpu.sh"
+    shutil.copy(ROOT / "launch_tpu.sh", script)
+    me = ["-c", "user.name=me", "-c", "user.email=me@my.example"]
+    for command in (["init", "-q"], ["add", "."], [*me, "commit", "-qm", "Add"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    os.utime(script, (0, 0))
+    command = [script, "--dry_run", "--name=n", "--zone=z", "--type=v4-32", "--"]
+    printed = subprocess.check_output([*command, *FLAGS], text=True)
+    assert re.search("^git archive .* HEAD $", printed, re.MULTILINE)
+
+
 def commands_of(guide, program):
     """The commands of a program in a guide's blocks that need the cloud."""
     text = (ROOT / "docs" / guide).read_text()

@@ -48,7 +48,9 @@ fn_runner.FnApiRunner().run_via_runner_api(pipeline, options).wait_until_finish(
 
 
 def test_the_pipeline_of_a_template_writes_the_same_parts(tmp_path, cloud_storage):
-    flags = tiny_web.write(tmp_path / "web", ALTS, warcs=3)
+    flags = tiny_web.write(tmp_path / "web", ALTS, warcs=3) | {
+        "config.download.user_agent": "a test, me@my.example"
+    }
     here = planned(flags, tmp_path)
     curate.run_stages(here, stop_after="match")
     with cloud_storage(tmp_path / "buckets") as storage:
