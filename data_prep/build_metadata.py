@@ -105,12 +105,13 @@ def plan(
     config_lib.check_metadata(config)
     members = editions.members(config.languages)
     options = pipelines.options(arguments)
-    found = inputs.find(sources, config.languages)
+    user_agent = config.download.user_agent
+    found = inputs.find(sources, config.languages, user_agent=user_agent)
     folder = workdir or os.path.join(output, _PARTS)
     places = [(f"--{piece.kind}", piece.path) for piece in found.pieces]
     pipelines.refuse_local(options, [("--workdir", folder), *places])
     values = config.to_dict()
-    del values["memory_gib"]
+    del values["memory_gib"], values["download"]
     decided: dict[str, Any] = {"config": values, "files": found.described}
     if any(map(segmentation.segmenter, itertools.chain(*members.values()))):
         decided["icu"] = segmentation.version()
@@ -135,6 +136,7 @@ def count(run: Run) -> list[counts.Part]:
             languages=tuple(config.languages),
             max_page_bytes=config.pages.max_page_bytes,
             max_tree_bytes=config.pages.max_tree_bytes,
+            user_agent=config.download.user_agent,
             max_count_bytes=int(config.memory_gib * 2**30 / workers),
         )
         counting.run(folder, run.pieces, options, run.options)

@@ -72,6 +72,10 @@ def metadata() -> ConfigDict:
             # to disk.
             "memory_gib": 4.0,
             "pages": _pages(),
+            "download": {
+                # Your name and contact address, for web servers that hold the sources.
+                "user_agent": "metaclip-jax",
+            },
         }
     )
 

@@ -21,6 +21,11 @@ _COLUMN = Range(str, pattern=r"(?s).+", form="the name of a column")
 _PATH = Range(str, pattern=r"(?s).*\S.*", form="a path or glob", also=(None,))
 _PROMPT = Range(str, pattern=r"(?s).*\S.*", form="a prompt")
 _GLOB = Range(str, pattern=r"(?s).*\S.*", form="a folder or glob")
+_USER_AGENT = Range(
+    str,
+    pattern="[!-~]([ -~]*[!-~])?",
+    form="your name in printable ASCII, such as 'my-crawler me@my.example'",
+)
 
 _PAGES: dict[str, Range] = {
     "pages.max_page_bytes": _COUNT,
@@ -47,6 +52,7 @@ METADATA_RANGES: dict[str, Range] = {
     "matching_mode": Range(str, choices=("any", "v1", "v2", "fixed")),
     "memory_gib": Range(float, above=0),
     **_PAGES,
+    "download.user_agent": _USER_AGENT,
 }
 
 CURATE_RANGES: dict[str, Range] = {
@@ -122,11 +128,7 @@ CURATE_RANGES: dict[str, Range] = {
         pattern=r"([^\s=,]+=[^\s=,]+:\d{1,5}(,|$))*",
         form="HOST=ADDRESS:PORT,... such as 'images.example=127.0.0.1:8000'",
     ),
-    "download.user_agent": Range(
-        str,
-        pattern="[!-~]([ -~]*[!-~])?",
-        form="your name in printable ASCII, such as 'my-crawler me@my.example'",
-    ),
+    "download.user_agent": _USER_AGENT,
     "download.robots_txt": Range(bool),
     "download.concurrency": Range(int, least=1, most=65_535),
     "download.per_host": _COUNT,

@@ -69,19 +69,20 @@ class Dump(NamedTuple):
         return [(each, min(each + range_bytes, size)) for each in starts]
 
 
-def check(path: str, code: str) -> Dump:
+def check(path: str, code: str, *, user_agent: str = "") -> Dump:
     """Reads the head of a dump; refuses a file that is not a dump of this Wikipedia.
 
     Args:
       path: local, gs:// or http(s)://.
       code: of the Wikipedia, such as "en" or "zh_yue".
+      user_agent: the header that a web server gets, see `remote.open_file`.
 
     Raises:
       ValueError: it is not a dump, is of another wiki, or is compressed by 7-Zip.
       OSError: the file cannot be opened or the storage fails.
     """
     wanted = "--wikipedia: wanted a MediaWiki XML dump (.xml, .xml.bz2 or .xml.gz)"
-    with remote.open_file(path) as file:
+    with remote.open_file(path, user_agent=user_agent) as file:
         start = file.read(len(_7Z))
         if start == _7Z:
             raise ValueError(
@@ -91,9 +92,9 @@ def check(path: str, code: str) -> Dump:
         head = compressed.head(file, _HEAD)
     root = _ROOT.search(head)
     if not root:
+        got = formats.of(path, user_agent=user_agent) or "a file"
         raise ValueError(
-            f"{wanted}, got {formats.of(path) or 'a file'} without <mediawiki>, {path};"
-            " correct the path"
+            f"{wanted}, got {got} without <mediawiki>, {path}; correct the path"
         )
     name, language, main_page = _site(head, root[0])
     database = f"{code}wiki"
@@ -115,6 +116,7 @@ def read_pages(
     stop: int = 0,
     max_page_bytes: int,
     main_page: str = "",
+    user_agent: str = "",
 ) -> Iterator[DumpPage | LostPage | LostFile]:
     """Yields the articles that begin in a range of a dump, in their order.
 
@@ -127,10 +129,11 @@ def read_pages(
       start, stop: one of `Dump.ranges`; 0 and 0 is the whole file.
       max_page_bytes: of the XML of a page.
       main_page: title of a page to leave out, since it is not an article.
+      user_agent: as in `check`.
 
     Raises OSError where the file cannot be opened or the storage fails.
     """
-    with remote.open_file(path) as file:
+    with remote.open_file(path, user_agent=user_agent) as file:
         pages = _Pages(max_page_bytes)
         is_empty = start > 0  # a range in which no stream begins
         try:

@@ -34,16 +34,19 @@ class Inputs(NamedTuple):
         return sum(size for *_, size in self.described)
 
 
-def find(paths: Mapping[str, str | None], languages: Sequence[str]) -> Inputs:
+def find(
+    paths: Mapping[str, str | None], languages: Sequence[str], *, user_agent: str = ""
+) -> Inputs:
     """Returns the pieces of all sources.
 
     Args:
       paths: of each kind of `pieces.KINDS`; None or "" if it is not read.
       languages: codes of metadata.
+      user_agent: the header that web servers get, see `remote.open_file`.
 
     Raises:
-      ValueError: no source is given, one has no files, a file has another format, or a
-        language is unknown.
+      ValueError: no source is given, one has no files, a file has another format, a
+        language is unknown, or a web server would not learn whom to write to.
       OSError: the storage fails.
     """
     if not any(paths.values()):
@@ -55,8 +58,8 @@ def find(paths: Mapping[str, str | None], languages: Sequence[str]) -> Inputs:
         if not path:
             continue
         read = [
-            (code, _name(file), remote.size(file), file, dump)
-            for code, file, dump in _FINDERS[kind](path, members)
+            (code, _name(file), remote.size(file, user_agent=user_agent), file, dump)
+            for code, file, dump in _FINDERS[kind](path, members, user_agent)
         ]
         seen: dict[tuple[str, str], str] = {}
         # Not by folder: moved files are the same inputs, and make the same parts.
@@ -94,8 +97,11 @@ _NO_DUMP = dumps.Dump()
 _Members = Mapping[str, Sequence[str]]  # by code of a metadata
 
 
-def _find_warc(pattern: str, members: _Members) -> _SourceFiles:
-    forms = {path: formats.of(path) for path in _files(pattern, "warc")}
+def _find_warc(pattern: str, members: _Members, user_agent: str) -> _SourceFiles:
+    forms = {
+        path: formats.of(path, user_agent=user_agent)
+        for path in _files(pattern, "warc")
+    }
     for path, got in forms.items():
         if got not in ("", "WARC"):
             raise ValueError(
@@ -110,12 +116,13 @@ def _find_warc(pattern: str, members: _Members) -> _SourceFiles:
         )
 
 
-def _find_views(pattern: str, members: _Members) -> _SourceFiles:
+def _find_views(pattern: str, members: _Members, user_agent: str) -> _SourceFiles:
     paths = _files(pattern, "pageviews")
-    titles.check(paths[0])
+    titles.check(paths[0], user_agent=user_agent)
     for path in paths:
         # Unrecognized files, such as an empty hour, are counted while reading.
-        if (got := formats.of(path)) not in ("", "text table"):
+        got = formats.of(path, user_agent=user_agent)
+        if got not in ("", "text table"):
             raise ValueError(
                 f"--pageviews: wanted files of page views, got {got} in {path};"
                 " correct the path"
@@ -123,7 +130,7 @@ def _find_views(pattern: str, members: _Members) -> _SourceFiles:
         yield "", path, _NO_DUMP
 
 
-def _find_dumps(pattern: str, members: _Members) -> _SourceFiles:
+def _find_dumps(pattern: str, members: _Members, user_agent: str) -> _SourceFiles:
     if CODE not in pattern and (len(members) > 1 or editions.OTHER in members):
         raise ValueError(
             f"--wikipedia: wanted {CODE} in the path for the languages"
@@ -150,15 +157,17 @@ def _find_dumps(pattern: str, members: _Members) -> _SourceFiles:
             )
         for code in wanted:
             for path in listed[code]:
-                yield code, path, dumps.check(path, code)
+                yield code, path, dumps.check(path, code, user_agent=user_agent)
 
 
-def _find_wordnets(folder: str, members: _Members) -> _SourceFiles:
+def _find_wordnets(folder: str, members: _Members, user_agent: str) -> _SourceFiles:
     wordnets = [
         (code, path, _NO_DUMP)
         for codes in members.values()
         for code in codes
-        for path in wordnet.find(folder.replace(CODE, code), code)
+        for path in wordnet.find(
+            folder.replace(CODE, code), code, user_agent=user_agent
+        )
     ]
     if not wordnets:
         raise ValueError(
@@ -169,7 +178,7 @@ def _find_wordnets(folder: str, members: _Members) -> _SourceFiles:
     yield from wordnets
 
 
-_FINDERS: dict[str, Callable[[str, _Members], _SourceFiles]] = {
+_FINDERS: dict[str, Callable[[str, _Members, str], _SourceFiles]] = {
     "wordnet": _find_wordnets,
     "wikipedia": _find_dumps,
     "warc": _find_warc,

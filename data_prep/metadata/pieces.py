@@ -57,6 +57,7 @@ class Options:
     languages: tuple[str, ...]  # codes of metadata
     max_page_bytes: int
     max_tree_bytes: int
+    user_agent: str = ""  # the header that web servers get
     max_count_bytes: int = 1 << 30  # of counts in the memory of a worker
 
     @property
@@ -76,7 +77,11 @@ def _read_warc(piece: Piece, options: Options, flow: _Flow) -> Texts:
     lost_files: Counter[str] = Counter()
     lost_pages: Counter[str] = Counter()
     kept = 0
-    for page in warc.read_pages(piece.path, max_page_bytes=options.max_page_bytes):
+    for page in warc.read_pages(
+        piece.path,
+        max_page_bytes=options.max_page_bytes,
+        user_agent=options.user_agent,
+    ):
         text: html.PageText | warc.LostPage | LostFile
         if isinstance(page, warc.Page):
             text = html.page_text(page, max_tree_bytes=options.max_tree_bytes)
@@ -120,6 +125,7 @@ def _read_wikipedia(
         stop=piece.stop,
         max_page_bytes=options.max_page_bytes,
         main_page=piece.main_page,
+        user_agent=options.user_agent,
     ):
         if isinstance(page, LostFile):
             lost_ranges[_logged(piece, page)] += 1
@@ -187,7 +193,10 @@ def _count_views(piece: Piece, options: Options, flow: _Flow) -> Runs:
     lost_lines: Counter[str] = Counter()
     kept = 0
     for views in titles.read_pageviews(
-        piece.path, languages=options.editions, lost=lost_lines
+        piece.path,
+        languages=options.editions,
+        lost=lost_lines,
+        user_agent=options.user_agent,
     ):
         if isinstance(views, LostFile):
             lost_files[_logged(piece, views)] += 1
@@ -212,7 +221,7 @@ def _count_wikipedia(piece: Piece, options: Options, flow: _Flow) -> Runs:
 
 def _count_wordnet(piece: Piece, options: Options, flow: _Flow) -> Runs:
     """Yields the names of synsets in a file of a wordnet."""
-    names, malformed = wordnet.read_names(piece.path)
+    names, malformed = wordnet.read_names(piece.path, user_agent=options.user_agent)
     lost = {"malformed_line": malformed} if malformed else {}
     flow += [*_read_flow("files", 1, {}), *_read_flow("names", len(names), lost)]
     yield piece.code, {counts.SYNSETS: _scored(names, counts.SYNSETS)}

@@ -19,20 +19,23 @@ _MAX_DIGITS = 10  # of a title's views in a file: more is not a real number
 Views = dict[str, Counter[str]]  # by code of a Wikipedia and title
 
 
-def check(path: str) -> None:
+def check(path: str, *, user_agent: str = "") -> None:
     """Refuses a file that has no page views.
+
+    `user_agent` is the header that a web server gets, see `remote.open_file`.
 
     Raises:
       ValueError: fewer than half of its first lines are as `read_pageviews` wants them.
       OSError: the file cannot be opened or the storage fails.
     """
-    with remote.open_file(path) as file:
+    with remote.open_file(path, user_agent=user_agent) as file:
         lines = compressed.head(file, _HEAD).split(b"\n")
     if 2 * sum(map(bool, map(_fields, lines))) < max(1, len(lines) - 1):
+        got = formats.of(path, user_agent=user_agent) or "none"
         raise ValueError(
             f"--pageviews: wanted lines of page views such as 'en Cat 3 0' or"
-            " 'en.wikipedia Cat 6678 desktop 3 A3', got"
-            f" {formats.of(path) or 'none'} in {path}; correct the path"
+            f" 'en.wikipedia Cat 6678 desktop 3 A3', got {got} in {path}; correct the"
+            " path"
         )
 
 
@@ -42,6 +45,7 @@ def read_pageviews(
     languages: Collection[str],
     lost: Counter[str],
     most: int = 1 << 20,
+    user_agent: str = "",
 ) -> Iterator[Views | LostFile]:
     """Yields the views of titles in a Wikimedia page view file, plain, .gz or .bz2.
 
@@ -57,6 +61,7 @@ def read_pageviews(
       lost: gets the number of lines that are dropped: "malformed_line" and
         "line_too_long" (64 KiB).
       most: how many titles are held; a title may be in several of what is yielded.
+      user_agent: as in `check`.
 
     Raises OSError where the file cannot be opened or the storage fails. A damaged file
     is reported by a LostFile (truncated_file, corrupt_file), after its good lines; so
@@ -70,7 +75,7 @@ def read_pageviews(
     views: Views = {code: Counter() for code in languages}
     held, damage, is_empty = 0, "", True
     try:
-        for line in _lines(path):
+        for line in _lines(path, user_agent):
             if line is None:
                 lost["line_too_long"] += 1
                 continue
@@ -111,9 +116,9 @@ def _fields(line: bytes) -> tuple[bytes, bytes, int] | None:
     return fields[0], fields[1], int(count)
 
 
-def _lines(path: str) -> Iterator[bytes | None]:
+def _lines(path: str, user_agent: str) -> Iterator[bytes | None]:
     """Yields the lines of a file, None for one that is too long."""
-    with remote.open_file(path) as file:
+    with remote.open_file(path, user_agent=user_agent) as file:
         left, is_too_long = b"", False
         for data, _ in compressed.read(file):
             *lines, left = (left + data).split(b"\n")

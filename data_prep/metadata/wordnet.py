@@ -36,7 +36,7 @@ _VOWELS = re.compile(
 )
 
 
-def find(folder: str, code: str) -> list[str]:
+def find(folder: str, code: str, *, user_agent: str = "") -> list[str]:
     """Returns the files of a language in a folder, [] if it has none.
 
     English: Princeton's data.noun, data.verb, data.adj and data.adv if the folder has
@@ -45,25 +45,28 @@ def find(folder: str, code: str) -> list[str]:
     Args:
       folder: local, gs:// or http(s)://.
       code: of a Wikipedia.
+      user_agent: the header that a web server gets, see `remote.open_file`.
     """
     place = folder.rstrip("/")
     princeton = [f"{place}/{name}" for name in PRINCETON]
-    if code == "en" and all(map(_exists, princeton)):
+    if code == "en" and all(_exists(file, user_agent) for file in princeton):
         return princeton
     edition = editions.table().get(code)
     if not edition or not edition.wordnet:
         return []
     name = f"wn-data-{edition.wordnet}.tab"
     if remote.is_on_web(folder):
-        return [f"{place}/{name}"] if _exists(f"{place}/{name}") else []
+        file = f"{place}/{name}"
+        return [file] if _exists(file, user_agent) else []
     return patterns.find(f"{place}/**/{name}")
 
 
-def read_names(path: str) -> tuple[Counter[str], int]:
+def read_names(path: str, *, user_agent: str = "") -> tuple[Counter[str], int]:
     """Reads a file of Princeton's WordNet or of OMW.
 
     Args:
       path: one of those that `find` returned.
+      user_agent: as in `find`.
 
     Returns:
       Names -> the number of synsets that have each, and the number of malformed lines.
@@ -76,7 +79,7 @@ def read_names(path: str) -> tuple[Counter[str], int]:
     is_princeton = name in PRINCETON
     language = name.removeprefix("wn-data-").removesuffix(".tab").encode()
     names, malformed = Counter[str](), 0
-    for line in _lines(path):
+    for line in _lines(path, user_agent):
         if line is None:
             malformed += 1
         elif is_princeton:
@@ -106,9 +109,9 @@ def _name(written: str) -> str:
     return " ".join(written.replace("_", " ").split())
 
 
-def _lines(path: str) -> Iterator[bytes | None]:
+def _lines(path: str, user_agent: str) -> Iterator[bytes | None]:
     """Yields the lines of a file, None for one that is too long."""
-    with remote.open_file(path) as file:
+    with remote.open_file(path, user_agent=user_agent) as file:
         is_too_long = False
         while line := file.readline(_MAX_LINE):
             if line.endswith(b"\n"):
@@ -123,11 +126,11 @@ def _lines(path: str) -> Iterator[bytes | None]:
                 )
 
 
-def _exists(path: str) -> bool:
+def _exists(path: str, user_agent: str) -> bool:
     if not remote.is_on_web(path):
         return files.path(path).exists()
     try:
-        with remote.open_file(path) as file:
+        with remote.open_file(path, user_agent=user_agent) as file:
             file.read(1)
     except FileNotFoundError:
         return False

@@ -17,13 +17,13 @@ _TEXT_TABLE = re.compile(r"\.([ct]sv|jsonl|ndjson)(\.gz|\.bz2|\.zst)?$")
 _RECORD = re.compile(rb"^WARC-Type: *(\w+)", re.M | re.I)
 
 
-def of(path: str, *, user_agent: str = remote.USER_AGENT) -> str:
+def of(path: str, *, user_agent: str = "") -> str:
     """Returns the format of a file, "" where nothing identifies it.
 
     One of: WARC, WAT, WET, Parquet, tar, ArrayRecord, zip, text table. gzip files are
     looked into; a text table (CSV, TSV, JSON lines) is known by its name.
 
-    Raises OSError where the file cannot be opened or the storage fails.
+    Raises ValueError and OSError as `remote.open_file` does.
     """
     with remote.open_file(path, user_agent=user_agent) as file:
         start = file.read(_BLOCK)

@@ -6,6 +6,7 @@ resumed where it ended.
 """
 
 import io
+import ipaddress
 import os
 import re
 import time
@@ -21,7 +22,6 @@ from etils import epath
 from data_prep.images import request
 from metaclip_jax import files
 
-USER_AGENT = "metaclip-jax"
 _BLOCK = 1 << 18  # bytes read at a time; seeks within them need no request
 _TIMEOUT_SECONDS = 60.0  # without a byte
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 120.0  # seconds
@@ -41,15 +41,28 @@ def is_on_web(path: epath.PathLike) -> bool:
     return os.fspath(path).lower().startswith(("https://", "http://"))
 
 
-def open_file(path: epath.PathLike, *, user_agent: str = USER_AGENT) -> BinaryIO:
+def refuse_anonymous(user_agent: str) -> None:
+    """Raises ValueError where strangers' servers would not learn whom to write to."""
+    if not ("@" in user_agent or "://" in user_agent):
+        raise ValueError(
+            "config.download.user_agent: wanted your name and an e-mail or web address"
+            f" for the owners of servers to write to, got {user_agent!r}; write one,"
+            " such as 'my-crawler me@my.example'"
+        )
+
+
+def open_file(path: epath.PathLike, *, user_agent: str = "") -> BinaryIO:
     """Opens a file for reading; it can seek.
 
     Args:
       path: local, gs:// or http(s)://.
-      user_agent: the header that a web server gets.
+      user_agent: the header that a web server gets. All but this machine's must learn
+        from it whom to write to.
 
-    Raises OSError here or while reading, if the storage fails: FileNotFoundError if
-    there is no such file, WebFileError if a server refuses for about ten minutes.
+    Raises:
+      ValueError: a server would not learn it.
+      OSError: the storage fails, here or while reading: FileNotFoundError if there is
+        no such file, WebFileError if a server refuses for about ten minutes.
     """
     if is_on_web(path):
         return io.BufferedReader(_WebFile(os.fspath(path), user_agent), _BLOCK)
@@ -58,10 +71,10 @@ def open_file(path: epath.PathLike, *, user_agent: str = USER_AGENT) -> BinaryIO
     return opened if files.is_local(path) else io.BufferedReader(opened, _BLOCK)
 
 
-def size(path: epath.PathLike, *, user_agent: str = USER_AGENT) -> int:
+def size(path: epath.PathLike, *, user_agent: str = "") -> int:
     """Returns the size of a file in bytes, 0 if a web server does not say it.
 
-    Raises OSError as `open_file` does.
+    Raises ValueError and OSError as `open_file` does.
     """
     if not is_on_web(path):
         return files.size(path)
@@ -111,8 +124,10 @@ class _WebFile(io.RawIOBase):
 
     def __init__(self, url: str, user_agent: str) -> None:
         self._url, self._user_agent = url, user_agent
-        host = urllib.parse.urlsplit(url).netloc
-        self._pace = _PACES.setdefault(host, _Pace())
+        parts = urllib.parse.urlsplit(url)
+        if not _is_this_machine(parts.hostname or ""):
+            refuse_anonymous(user_agent)
+        self._pace = _PACES.setdefault(parts.netloc, _Pace())
         self._position = 0
         self._size: int | None = None
         self._tag = ""  # the version that is read
@@ -252,6 +267,13 @@ class _WebFile(io.RawIOBase):
             if not skipped:
                 raise _RefusedError("a shorter file")
             left -= len(skipped)
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
 
 
 def _number(headers: urllib3.HTTPHeaderDict) -> int | None:

@@ -38,14 +38,14 @@ class LostPage:
 
 
 def read_pages(
-    path: epath.PathLike, *, max_page_bytes: int, user_agent: str = remote.USER_AGENT
+    path: epath.PathLike, *, max_page_bytes: int, user_agent: str = ""
 ) -> Iterator[Page | LostPage | LostFile]:
     """Yields the pages of a WARC or ARC file, plain or gzip, in their order.
 
     Args:
       path: local, gs:// or http(s)://.
       max_page_bytes: a longer page, as stored or decoded, is a LostPage.
-      user_agent: the header that a web server gets.
+      user_agent: the header that a web server gets, see `remote.open_file`.
 
     Raises OSError where the file cannot be opened or the storage fails.
     """

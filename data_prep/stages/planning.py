@@ -10,7 +10,7 @@ from data_prep import config as config_lib
 from data_prep import language, schema
 from data_prep.images import addresses, safety
 from data_prep.metadata import store
-from data_prep.sources import kinds
+from data_prep.sources import kinds, remote
 from data_prep.stages import contamination, embedded, parts, pipelines, selection
 from metaclip_jax.cli import command
 
@@ -38,18 +38,13 @@ class Run:
 
 
 def refuse_anonymous(config: ConfigDict, source: kinds.Spec) -> None:
-    """Raises ValueError where strangers' servers would not learn whom to write to.
+    """Raises ValueError where images are fetched and `remote.refuse_anonymous` does.
 
     Hosts of config.download.host_map are one's own.
     """
-    user_agent = config.download.user_agent
     is_own = kinds.KINDS[source.kind].images is not None or config.download.host_map
-    if not is_own and not ("@" in user_agent or "://" in user_agent):
-        raise ValueError(
-            "config.download.user_agent: wanted your name and an e-mail or web address"
-            f" for the owners of servers to write to, got {user_agent!r}; write one,"
-            " such as 'my-crawler me@my.example'"
-        )
+    if not is_own:
+        remote.refuse_anonymous(config.download.user_agent)
 
 
 def plan(
