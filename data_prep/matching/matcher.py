@@ -26,10 +26,11 @@ from metaclip_jax import files
 ENGINES = ("numba", "pyahocorasick")
 Strings: TypeAlias = "Sequence[str] | pa.Array | pa.ChunkedArray"
 
-_MAGIC = b"METAMATCH1\n"
-_ALIGNMENT = 64
-_MAPPED = ("slots", "entry_states", "entry_bytes", "entry_offsets", "same_as")
-_MAPPED_RULES = ("byte_classes", "classes")
+_OPTIONS = b"matcher"  # metadata of the file's schema
+_TABLES = ("slots", "entry_states", "entry_bytes", "entry_offsets", "same_as")
+_RULES = ("byte_classes", "classes")
+# The entries as they were given; only in fixed mode do the tables change them.
+_RAW, _UNCHANGED = ("raw_bytes", "raw_offsets"), ("entry_bytes", "entry_offsets")
 
 
 class Matcher:
@@ -119,11 +120,10 @@ class Matcher:
     @property
     def table_bytes(self) -> int:
         """Bytes of all tables; every process that loads them shares one copy."""
-        arrays = {id(array): array for array in self._arrays().values()}
-        return sum(array.nbytes for array in arrays.values())
+        return sum(array.nbytes for array in self._arrays().values())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the tables as one file, atomically.
+        """Writes the tables as one file of Arrow, atomically.
 
         With a gs:// path, each process that loads it maps its own local copy.
 
@@ -134,27 +134,18 @@ class Matcher:
             raise ValueError(
                 f"wanted the engine 'numba' to save tables, got {self.engine!r}; use it"
             )
-        arrays = self._arrays()
-        header: dict[str, Any] = {
-            "mode": self.mode,
-            "ignore_case": self.ignore_case,
-            "seed": int(self._tables.rules.seed),
-            "arrays": {},
+        options = {"mode": self.mode, "ignore_case": self.ignore_case}
+        options |= {"seed": int(self._tables.rules.seed)}
+        columns = {  # each is one row: a list of the array's length
+            name: pa.LargeListArray.from_arrays([0, array.size], pa.array(array))
+            for name, array in self._arrays().items()
         }
-        blocks: list[NDArray[Any]] = []
-        positions: dict[int, int] = {}
-        position = 0
-        for name, array in arrays.items():
-            if id(array) not in positions:  # an array with two names is written once
-                positions[id(array)] = position
-                blocks.append(array)
-                position += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-            header["arrays"][name] = [array.dtype.str, array.size, positions[id(array)]]
-        text = _MAGIC + json.dumps(header, sort_keys=True).encode() + b"\n"
-        with files.staged(path) as local, local.open("wb") as file:
-            file.write(text + b" " * (-len(text) % _ALIGNMENT))
-            for array in blocks:
-                file.write(array.tobytes() + b"\0" * (-array.nbytes % _ALIGNMENT))
+        table = pa.table(columns, metadata={_OPTIONS: json.dumps(options)})
+        with (
+            files.staged(path) as local,
+            pa.ipc.new_file(str(local), table.schema) as file,
+        ):
+            file.write_table(table)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, engine: str = "numba") -> "Matcher":
@@ -164,55 +155,52 @@ class Matcher:
           ValueError: the file is not a saved matcher, or is cut short.
         """
         _check_engine(engine)
-        header, body = _map(path)
+        local = local_copies.shared(path)
         with files.naming(path, "a file written by Matcher.save"):
-            return cls._from_file(header, body, engine)
+            table = pa.ipc.open_file(pa.memory_map(str(local))).read_all()
+            options = json.loads(table.schema.metadata[_OPTIONS])
+            arrays = {
+                name: column.chunk(0).values.to_numpy()
+                for name, column in zip(table.column_names, table.columns, strict=True)
+            }
+            return cls._from_arrays(arrays, engine, **options)
 
     @classmethod
-    def _from_file(
-        cls, header: dict[str, Any], body: NDArray[np.uint8], engine: str
+    def _from_arrays(
+        cls,
+        arrays: dict[str, NDArray[Any]],
+        engine: str,
+        *,
+        mode: str,
+        ignore_case: bool,
+        seed: int,
     ) -> "Matcher":
-        arrays: dict[str, NDArray[Any]] = {}
-        opened: dict[tuple[str, int, int], NDArray[Any]] = {}
-        for name, (dtype, size, position) in header["arrays"].items():
-            stop = position + size * np.dtype(dtype).itemsize
-            if stop > body.size:
-                raise ValueError(
-                    f"wanted {stop} bytes of tables, got {body.size}: it was truncated"
-                )
-            array = body[position:stop].view(dtype)
-            arrays[name] = opened.setdefault((dtype, position, size), array)
-        raw = arrays["raw_bytes"], arrays["raw_offsets"]
+        entries = _RAW if mode == "fixed" else _UNCHANGED
+        raw = arrays[entries[0]], arrays[entries[1]]
         if engine != "numba":
-            return cls(
-                _from_buffers(*raw),
-                mode=header["mode"],
-                engine=engine,
-                ignore_case=header["ignore_case"],
-            )
+            options: dict[str, Any] = {"mode": mode, "ignore_case": ignore_case}
+            return cls(_from_buffers(*raw), engine=engine, **options)
         matcher = cls.__new__(cls)
-        matcher.mode, matcher.engine = header["mode"], engine
-        matcher.ignore_case = header["ignore_case"]
-        matcher._raw = raw
-        matcher._automaton = None
+        matcher.mode, matcher.engine, matcher.ignore_case = mode, engine, ignore_case
+        matcher._raw, matcher._automaton = raw, None
         rules = native.Rules(
-            **{name: arrays[name] for name in _MAPPED_RULES},
-            literal=header["mode"] != "fixed",
-            seed=np.uint64(header["seed"]),
+            **{name: arrays[name] for name in _RULES},
+            literal=mode != "fixed",
+            seed=np.uint64(seed),
         )
         matcher._tables = native.Tables(
-            **{name: arrays[name] for name in _MAPPED}, rules=rules
+            **{name: arrays[name] for name in _TABLES}, rules=rules
         )
         return matcher
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
+        """Returns all arrays by name, those that are the same under one name."""
         arrays: dict[str, NDArray[Any]] = {}
-        arrays["raw_bytes"], arrays["raw_offsets"] = self._raw
         if self._tables is not None:
-            for name in _MAPPED:
-                arrays[name] = getattr(self._tables, name)
-            for name in _MAPPED_RULES:
-                arrays[name] = getattr(self._tables.rules, name)
+            arrays |= {name: getattr(self._tables, name) for name in _TABLES}
+            arrays |= {name: getattr(self._tables.rules, name) for name in _RULES}
+        if self._tables is None or self.mode == "fixed":
+            arrays |= zip(_RAW, self._raw, strict=True)
         return arrays
 
 
@@ -227,23 +215,6 @@ class EveryText:
         return np.arange(len(texts) + 1), np.zeros(len(texts), np.int32)
 
 
-def _map(path: str | os.PathLike[str]) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-    """Maps a saved matcher; returns its header and the bytes after it."""
-    local = local_copies.shared(path)
-    size = files.size(local)
-    mapped = np.memmap(local, np.uint8, mode="r") if size else np.empty(0, np.uint8)
-    head = mapped[:65536].tobytes()
-    if not head.startswith(_MAGIC) or b"\n" not in head[len(_MAGIC) :]:
-        raise ValueError(
-            f"{path}: wanted a file written by Matcher.save, got one that begins with "
-            f"{head[:16]!r}"
-        )
-    end = head.index(b"\n", len(_MAGIC)) + 1
-    with files.naming(path, "a file written by Matcher.save"):
-        header = json.loads(head[len(_MAGIC) : end])
-    return header, mapped.view(np.ndarray)[-(-end // _ALIGNMENT) * _ALIGNMENT :]
-
-
 def _strings(values: Strings, what: str) -> pa.Array:
     """Returns the values as one Arrow array of strings without nulls."""
     if isinstance(values, (str, bytes)):
@@ -253,8 +224,12 @@ def _strings(values: Strings, what: str) -> pa.Array:
     if not isinstance(values, pa.Array):
         try:
             values = pa.array(values, pa.large_string())
-        except UnicodeEncodeError:
-            raise ValueError(_surrogate_message(values, what)) from None
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{what} {list(values).index(error.object)}: wanted valid Unicode, got a lone"
+                f" surrogate U+{ord(error.object[error.start]):04X} at character"
+                f" {error.start}; remove it"
+            ) from None
         except pa.ArrowTypeError as error:
             raise TypeError(f"wanted every {what} to be a str: {error}") from None
     if pa.types.is_dictionary(values.type) or pa.types.is_string_view(values.type):
@@ -267,17 +242,6 @@ def _strings(values: Strings, what: str) -> pa.Array:
         position = pc.index(values.is_null(), True).as_py()
         raise ValueError(f"{what} {position}: wanted a string, got null; remove it")
     return values
-
-
-def _surrogate_message(values: Sequence[str], what: str) -> str:
-    for position, value in enumerate(values):
-        for at, character in enumerate(value):
-            if "\ud800" <= character <= "\udfff":
-                return (
-                    f"{what} {position}: wanted valid Unicode, got a lone surrogate "
-                    f"U+{ord(character):04X} at character {at}; remove it"
-                )
-    return f"wanted valid Unicode, got a {what} that is not; remove it"
 
 
 def _check_entries(entries: pa.Array) -> None:

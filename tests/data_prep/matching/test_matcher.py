@@ -346,14 +346,13 @@ def test_a_damaged_file_is_refused(tmp_path):
     Matcher([f"entry {i}" for i in range(1000)]).save(tmp_path / "m")
     whole = (tmp_path / "m").read_bytes()
     (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="should be a file .* truncated"):
-        Matcher.load(tmp_path / "cut")
     (tmp_path / "other").write_bytes(b"PAR1 something else")
-    with pytest.raises(ValueError, match="wanted a file written by Matcher.save"):
-        Matcher.load(tmp_path / "other")
     (tmp_path / "empty").write_bytes(b"")
-    with pytest.raises(ValueError, match="wanted a file written by Matcher.save"):
-        Matcher.load(tmp_path / "empty")
+    with pa.ipc.new_file(tmp_path / "table", pa.schema([])) as file:
+        file.write_table(pa.table({}))
+    for name in ("cut", "other", "empty", "table"):
+        with pytest.raises(ValueError, match=f"{name} should be a file written by Mat"):
+            Matcher.load(tmp_path / name)
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc")
