@@ -182,19 +182,8 @@ def _merged(
 ) -> ranking.Merged | None:
     """Returns the metadata of a language from its editions, None without entries."""
     mode = config.matching_mode
-    sources = [
-        ranking.limit(
-            select(member, summed, config),
-            unigram_share=config.unigram_share,
-            bigrams_per_unigram=config.bigrams_per_unigram,
-            title_share=config.title_share,
-        )
-        for member in members
-    ]
-    joined = ranking.union(code, sources, mode=mode)
-    if not ranking.any_entry(joined, mode=mode):
-        return None
-    return ranking.merge(code, joined, mode=mode)
+    sources = [select(member, summed, config) for member in members]
+    return ranking.merge(code, ranking.union(code, sources, mode=mode), mode=mode)
 
 
 def _without_entries(run: Run) -> str:
@@ -213,8 +202,11 @@ def _without_entries(run: Run) -> str:
 def select(code: str, summed: counts.Sums, config: ConfigDict) -> list[ranking.Source]:
     """Returns the sources of an edition by the thresholds and caps of `config`."""
     caps = (
-        config.max_synsets, config.max_unigrams, config.max_bigrams, config.max_titles
-    )  # fmt: skip
+        config.max_synsets,
+        config.max_unigrams,
+        config.max_bigrams,
+        config.max_titles,
+    )
     # The best entries of a source may all be in the sources before it.
     _, most_unigrams, most_bigrams, most_titles = itertools.accumulate(caps)
     synsets = summed.synsets(code, most=config.max_synsets)
@@ -236,15 +228,21 @@ def select(code: str, summed: counts.Sums, config: ConfigDict) -> list[ranking.S
     titles = summed.frequent_titles(
         code, least=config.title_min_views, most=most_titles
     )
-    chosen = synsets, words, bigrams, titles
-    names = "synset", "unigram", "bigram", "title"
-    least = (
-        1.0, config.unigram_min_count, config.bigram_min_score, config.title_min_views
-    )  # fmt: skip
-    return [
-        ranking.Source(name, best.ranked, cap, threshold, best.offered)
-        for name, best, cap, threshold in zip(names, chosen, caps, least, strict=True)
-    ]
+    chosen = (
+        ("synset", synsets, 1.0),
+        ("unigram", words, config.unigram_min_count),
+        ("bigram", bigrams, config.bigram_min_score),
+        ("title", titles, config.title_min_views),
+    )
+    return ranking.limit(
+        [
+            ranking.Source(name, best.ranked, cap, least, best.offered)
+            for (name, best, least), cap in zip(chosen, caps, strict=True)
+        ],
+        unigram_share=config.unigram_share,
+        bigrams_per_unigram=config.bigrams_per_unigram,
+        title_share=config.title_share,
+    )
 
 
 def save(run: Run, merged: Iterable[ranking.Merged]) -> None:

@@ -225,10 +225,10 @@ def _strings(values: Strings, what: str) -> pa.Array:
         try:
             values = pa.array(values, pa.large_string())
         except UnicodeEncodeError as error:
+            position, code = list(values).index(error.object), error.object[error.start]
             raise ValueError(
-                f"{what} {list(values).index(error.object)}: wanted valid Unicode, got a lone"
-                f" surrogate U+{ord(error.object[error.start]):04X} at character"
-                f" {error.start}; remove it"
+                f"{what} {position}: wanted valid Unicode, got a lone surrogate"
+                f" U+{ord(code):04X} at character {error.start}; remove it"
             ) from None
         except pa.ArrowTypeError as error:
             raise TypeError(f"wanted every {what} to be a str: {error}") from None

@@ -98,7 +98,7 @@ class Sums:
 
     def sum_words(self, code: str) -> int:
         """Sums the words of a language, for the methods below; returns how many."""
-        self._sum("words", "word", self._tables(WORDS, code), ngrams.WORDS, least=1)
+        self._sum(WORDS, self._tables(WORDS, code), ngrams.WORDS, least=1)
         return self._number("SELECT coalesce(sum(count), 0) FROM words")
 
     def frequent_words(self, *, least: int, most: int) -> Chosen:
@@ -111,17 +111,16 @@ class Sums:
         If the parts have articles of the language, only titles of articles count.
         """
         tables = self._tables(TITLES, code)
-        self._sum("titles", "title", tables, SCHEMAS[TITLES], least=max(1, least))
+        self._sum(TITLES, tables, SCHEMAS[TITLES], least=max(1, least))
         query = "SELECT title, count FROM titles"
         if any(self._tables(ARTICLES, code)):
-            self._load("articles", self._tables(ARTICLES, code), SCHEMAS[ARTICLES])
+            self._load(ARTICLES, self._tables(ARTICLES, code), SCHEMAS[ARTICLES])
             query += " SEMI JOIN articles USING (title)"
         return self._best(query, most)
 
     def synsets(self, code: str, *, most: int) -> Chosen:
         """Returns the names of synsets; the score is how many synsets one names."""
-        tables = self._tables(SYNSETS, code)
-        self._sum("synsets", "name", tables, SCHEMAS[SYNSETS], least=1)
+        self._sum(SYNSETS, self._tables(SYNSETS, code), SCHEMAS[SYNSETS], least=1)
         return self._best("SELECT name, count FROM synsets", most)
 
     def bigrams(
@@ -152,7 +151,7 @@ class Sums:
           min_score: least score.
           most: how many bigrams at most.
         """
-        self._run(
+        self._database.execute(
             "CREATE OR REPLACE TABLE common AS"
             " SELECT word, count, row_number() OVER (ORDER BY count DESC, word) - 1 AS"
             f" id FROM words WHERE count >= {min_count}"
@@ -161,8 +160,8 @@ class Sums:
             "SELECT word FROM common ORDER BY id"
         ).to_arrow_table()["word"]
         pairs = _pairs(self._folder, self._parts, code, common.combine_chunks())
-        self._sum("pairs", "pair", pairs, _PAIRS, least=min_count)
-        self._run(
+        self._sum("pairs", pairs, _PAIRS, least=min_count)
+        self._database.execute(
             "CREATE OR REPLACE TABLE scored AS"
             " SELECT a.word AS first, b.word AS second, n.count AS count,"
             f" log2(n.count::DOUBLE * {tokens} / (a.count::DOUBLE * b.count)) AS pmi"
@@ -193,15 +192,10 @@ class Sums:
             yield from _read(self._folder, table, part, code)
 
     def _sum(
-        self,
-        name: str,
-        key: str,
-        tables: Iterator[pa.Table],
-        schema: pa.Schema,
-        *,
-        least: int,
+        self, name: str, tables: Iterator[pa.Table], schema: pa.Schema, *, least: int
     ) -> None:
-        """Makes a table of the sums that reach `least`, by key."""
+        """Makes a table of the sums that reach `least`, by the first column."""
+        key = schema.names[0]
         query = (
             f"SELECT {key}, least(sum(count), {MOST})::BIGINT AS count FROM counted"
             f" GROUP BY {key} HAVING sum(count) >= {least}"
@@ -219,7 +213,7 @@ class Sums:
         batches = (batch for table in tables for batch in table.to_batches())
         reader = pa.RecordBatchReader.from_batches(schema, batches)
         self._database.register("counted", reader)
-        self._run(f"CREATE OR REPLACE TABLE {name} AS {query}")
+        self._database.execute(f"CREATE OR REPLACE TABLE {name} AS {query}")
         self._database.unregister("counted")
 
     def _best(self, query: str, most: int) -> Chosen:
@@ -241,9 +235,6 @@ class Sums:
     def _number(self, query: str) -> int:
         ((number,),) = self._database.execute(query).fetchall()
         return int(number)
-
-    def _run(self, query: str) -> None:
-        self._database.execute(query)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 
 from data_prep.sources import compressed, formats, remote
 from data_prep.sources.archive import LostFile
+from data_prep.sources.warc import LostPage
 
 _TAIL = 64  # bytes at the end that show whether the file is whole
 _HEAD = 1 << 20  # decompressed bytes that hold the names of a wiki's namespaces
@@ -37,17 +38,6 @@ class DumpPage:
 
     title: str
     text: str  # wikitext
-
-
-@dataclass(frozen=True, slots=True)
-class LostPage:
-    """A page that is not an article, or is unusable.
-
-    Reasons: other_namespace, redirect, main_page, not_wikitext, empty_page,
-    page_too_large, bad_xml.
-    """
-
-    reason: str
 
 
 class Dump(NamedTuple):
@@ -120,9 +110,11 @@ def read_pages(
 ) -> Iterator[DumpPage | LostPage | LostFile]:
     """Yields the articles that begin in a range of a dump, in their order.
 
-    Damage raises no error and is reported: a bad page as a LostPage; a LostFile, after
-    the good pages, if the range could not be read to its end. Its reasons: not_dump,
-    empty_file, truncated_dump, corrupt_dump.
+    Damage raises no error and is reported. A page that is not an article, or is
+    unusable, is a LostPage: other_namespace, redirect, main_page, not_wikitext,
+    empty_page, page_too_large, bad_xml. A LostFile comes after the good pages if the
+    range could not be read to its end: not_dump, empty_file, truncated_dump,
+    corrupt_dump.
 
     Args:
       path: local, gs:// or http(s)://.

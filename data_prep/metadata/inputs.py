@@ -95,39 +95,41 @@ def _resolved(file: str) -> str:
 _SourceFiles = Iterator[tuple[str, str, dumps.Dump]]
 _NO_DUMP = dumps.Dump()
 _Members = Mapping[str, Sequence[str]]  # by code of a metadata
+_CONTENTS = {"warc": "WARC files", "pageviews": "files of page views"}
 
 
 def _find_warc(pattern: str, members: _Members, user_agent: str) -> _SourceFiles:
-    forms = {
-        path: formats.of(path, user_agent=user_agent)
-        for path in _files(pattern, "warc")
-    }
-    for path, got in forms.items():
-        if got not in ("", "WARC"):
-            raise ValueError(
-                f"--warc: wanted WARC files, got {got} in {path}; correct the path"
-            )
-        yield "", path, _NO_DUMP
-    # Unrecognized files, such as damaged ones, are counted while reading.
+    forms = _forms(pattern, "warc", "WARC", user_agent)
     if not any(forms.values()):
         raise ValueError(
-            f"--warc: wanted WARC files, got none among {len(forms)} such as {path};"
-            " correct the path"
+            f"--warc: wanted WARC files, got none among {len(forms)} such as"
+            f" {[*forms][-1]}; correct the path"
         )
+    return (("", path, _NO_DUMP) for path in forms)
 
 
 def _find_views(pattern: str, members: _Members, user_agent: str) -> _SourceFiles:
-    paths = _files(pattern, "pageviews")
+    paths = list(_forms(pattern, "pageviews", "text table", user_agent))
     titles.check(paths[0], user_agent=user_agent)
-    for path in paths:
-        # Unrecognized files, such as an empty hour, are counted while reading.
-        got = formats.of(path, user_agent=user_agent)
-        if got not in ("", "text table"):
+    return (("", path, _NO_DUMP) for path in paths)
+
+
+def _forms(pattern: str, flag: str, wanted: str, user_agent: str) -> dict[str, str]:
+    """Returns the format of each file, "" for unrecognized ones.
+
+    Those, such as damaged or empty ones, are counted while reading. Raises ValueError
+    if there are no files, or for a file of another format.
+    """
+    if not (paths := _listed(pattern, flag)):
+        raise _no_files(pattern, flag)
+    forms = {path: formats.of(path, user_agent=user_agent) for path in paths}
+    for path, got in forms.items():
+        if got not in ("", wanted):
             raise ValueError(
-                f"--pageviews: wanted files of page views, got {got} in {path};"
-                " correct the path"
+                f"--{flag}: wanted {_CONTENTS[flag]}, got {got} in {path}; correct the"
+                " path"
             )
-        yield "", path, _NO_DUMP
+    return forms
 
 
 def _find_dumps(pattern: str, members: _Members, user_agent: str) -> _SourceFiles:
@@ -184,13 +186,6 @@ _FINDERS: dict[str, Callable[[str, _Members, str], _SourceFiles]] = {
     "warc": _find_warc,
     "pageviews": _find_views,
 }
-
-
-def _files(pattern: str, flag: str) -> list[str]:
-    """Returns the files of a path. Raises ValueError if there are none."""
-    if not (paths := _listed(pattern, flag)):
-        raise _no_files(pattern, flag)
-    return paths
 
 
 def _listed(pattern: str, flag: str) -> list[str]:

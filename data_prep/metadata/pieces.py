@@ -3,21 +3,21 @@
 A new source is a row of KINDS. What it needs is a function that yields the texts of a
 piece, each with its language:
 
-    def read(piece: Piece, options: Options, flow: list[pa.RecordBatch])
+    def read(piece: Piece, options: Options, tally: Tally)
         -> Iterator[tuple[str, Sequence[str]]]
 
 The pair is an edition of `options.editions` and the texts of a page or an article; no
-bigram crosses from one text to the next. Once all of the piece is read, FLOW rows of
-the stage "read" are appended to `flow`: what was read and what was lost, by reason. An
-exception means that the storage failed: the piece is read again, from its start.
+bigram crosses from one text to the next. Once all of the piece is read, `tally` has
+what was read and what was lost, by reason. An exception means that the storage failed:
+the piece is read again, from its start.
 """
 
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 from absl import logging
@@ -35,6 +35,7 @@ from data_prep.metadata import (
 )
 from data_prep.sources import html, warc
 from data_prep.sources.archive import LostFile
+from data_prep.sources.warc import LostPage
 
 _IDENTIFIED_CHARS = 1_000  # of a page's text, enough to identify its language
 
@@ -66,86 +67,81 @@ class Options:
         return tuple(itertools.chain(*editions.members(self.languages).values()))
 
 
+@dataclass
+class Tally:
+    """What was read of a piece, and what was lost of it, by reason."""
+
+    kept: int = 0
+    lost: Counter[str] = field(default_factory=Counter)
+    lost_files: Counter[str] = field(default_factory=Counter)
+
+
 Texts = Iterator[tuple[str, Sequence[str]]]
 Runs = Iterator[tuple[str, Mapping[str, pa.Table]]]
-_Flow = list[pa.RecordBatch]
+_Item = TypeVar("_Item")
 
 
-def _read_warc(piece: Piece, options: Options, flow: _Flow) -> Texts:
+def _unlost(
+    items: Iterable[_Item | LostPage | LostFile], piece: Piece, tally: Tally
+) -> Iterator[_Item]:
+    """Yields the items that are not lost; counts the others, and logs a lost file."""
+    for item in items:
+        if isinstance(item, LostFile):
+            logging.warning("--%s: %s: %s", piece.kind, piece.path, item.reason)
+            tally.lost_files[item.reason] += 1
+        elif isinstance(item, LostPage):
+            tally.lost[item.reason] += 1
+        else:
+            yield item
+
+
+def _read_warc(piece: Piece, options: Options, tally: Tally) -> Texts:
     """Yields title and text of the pages whose language has metadata."""
     identify = language.shared_identifier("lid176")
-    lost_files: Counter[str] = Counter()
-    lost_pages: Counter[str] = Counter()
-    kept = 0
-    for page in warc.read_pages(
+    pages = warc.read_pages(
         piece.path,
         max_page_bytes=options.max_page_bytes,
         user_agent=options.user_agent,
-    ):
-        text: html.PageText | warc.LostPage | LostFile
-        if isinstance(page, warc.Page):
-            text = html.page_text(page, max_tree_bytes=options.max_tree_bytes)
+    )
+    for page in _unlost(pages, piece, tally):
+        text = html.page_text(page, max_tree_bytes=options.max_tree_bytes)
+        if isinstance(text, LostPage):
+            tally.lost[text.reason] += 1
+            continue
+        (identified,) = language.resolve(
+            [text.text[:_IDENTIFIED_CHARS]],
+            declared=[text.language],
+            identified=[""],
+            identify=identify,
+        )
+        if code := language.metadata_code(identified, options.languages):
+            tally.kept += 1
+            yield code, (text.title, text.text)
         else:
-            text = page
-        if isinstance(text, LostFile):
-            lost_files[_logged(piece, text)] += 1
-        elif isinstance(text, warc.LostPage):
-            lost_pages[text.reason] += 1
-        else:
-            (identified,) = language.resolve(
-                [text.text[:_IDENTIFIED_CHARS]],
-                declared=[text.language],
-                identified=[""],
-                identify=identify,
-            )
-            code = language.metadata_code(identified, options.languages)
-            if code:
-                kept += 1
-                yield code, (text.title, text.text)
-            else:
-                lost_pages["other_language"] += 1
-    flow += _read_flow("files", 1 - lost_files.total(), lost_files)
-    flow += _read_flow("pages", kept, lost_pages)
+            tally.lost["other_language"] += 1
 
 
 def _read_wikipedia(
-    piece: Piece, options: Options, flow: _Flow, read_titles: list[str]
+    piece: Piece, options: Options, tally: Tally, read_titles: list[str]
 ) -> Texts:
     """Yields title and text of the articles that begin in a range of a dump.
 
     Appends the title of each to `read_titles` before it is yielded.
     """
     namespaces = titles.link_prefixes(piece.code)
-    lost_ranges: Counter[str] = Counter()
-    lost_pages: Counter[str] = Counter()
-    kept = 0
-    for page in dumps.read_pages(
+    pages = dumps.read_pages(
         piece.path,
         start=piece.start,
         stop=piece.stop,
         max_page_bytes=options.max_page_bytes,
         main_page=piece.main_page,
         user_agent=options.user_agent,
-    ):
-        if isinstance(page, LostFile):
-            lost_ranges[_logged(piece, page)] += 1
-        elif isinstance(page, dumps.LostPage):
-            lost_pages[page.reason] += 1
-        else:
-            kept += 1
-            read_titles.append(page.title)
-            text = wikitext.plain_text(page.text, namespaces=namespaces)
-            yield piece.code, (page.title, text)
-    if not piece.start:  # the range that every dump has
-        flow += _read_flow("files", 1, {})
-    flow += _read_flow("ranges", 1 - lost_ranges.total(), lost_ranges)
-    flow += _read_flow("pages", kept, lost_pages)
-
-
-def _read_flow(unit: str, kept: int, lost: Mapping[str, int]) -> _Flow:
-    """Returns the FLOW rows of what was read of a piece, by unit ("files", "pages")."""
-    entered = kept + sum(lost.values())
-    return [drops.flow("read", unit=unit, entered=entered, left=kept, drops=lost)]
+    )
+    for page in _unlost(pages, piece, tally):
+        tally.kept += 1
+        read_titles.append(page.title)
+        text = wikitext.plain_text(page.text, namespaces=namespaces)
+        yield piece.code, (page.title, text)
 
 
 def count_texts(texts: Iterable[tuple[str, Sequence[str]]], max_bytes: int) -> Runs:
@@ -173,64 +169,47 @@ def count_texts(texts: Iterable[tuple[str, Sequence[str]]], max_bytes: int) -> R
             largest = max(counters, key=lambda code: counters[code].nbytes)
             counter = counters.pop(largest)
             total -= counter.nbytes
-            yield largest, _tables(counter)
+            yield largest, counter.take()._asdict()
     for code in sorted(counters):
-        yield code, _tables(counters[code])
+        yield code, counters[code].take()._asdict()
 
 
-def _tables(counter: ngrams.Counter) -> dict[str, pa.Table]:
-    run = counter.take()
-    return {counts.WORDS: run.words, counts.BIGRAMS: run.bigrams}
+def _count_warc(piece: Piece, options: Options, tally: Tally) -> Runs:
+    return count_texts(_read_warc(piece, options, tally), options.max_count_bytes)
 
 
-def _count_warc(piece: Piece, options: Options, flow: _Flow) -> Runs:
-    return count_texts(_read_warc(piece, options, flow), options.max_count_bytes)
-
-
-def _count_views(piece: Piece, options: Options, flow: _Flow) -> Runs:
+def _count_views(piece: Piece, options: Options, tally: Tally) -> Runs:
     """Yields the views of titles in a page view file."""
-    lost_files: Counter[str] = Counter()
-    lost_lines: Counter[str] = Counter()
-    kept = 0
-    for views in titles.read_pageviews(
+    found = titles.read_pageviews(
         piece.path,
         languages=options.editions,
-        lost=lost_lines,
+        lost=tally.lost,
         user_agent=options.user_agent,
-    ):
-        if isinstance(views, LostFile):
-            lost_files[_logged(piece, views)] += 1
-            continue
-        kept += sum(map(len, views.values()))
+    )
+    for views in _unlost(found, piece, tally):
+        tally.kept += sum(map(len, views.values()))
         for code in sorted(views):
             if views[code]:
                 yield code, {counts.TITLES: _scored(views[code], counts.TITLES)}
-    flow += _read_flow("files", 1 - lost_files.total(), lost_files)
-    flow += _read_flow("titles", kept, lost_lines)
 
 
-def _count_wikipedia(piece: Piece, options: Options, flow: _Flow) -> Runs:
+def _count_wikipedia(piece: Piece, options: Options, tally: Tally) -> Runs:
     """Yields the words of a range of a dump, and the titles of its articles."""
     read_titles: list[str] = []
-    texts = _read_wikipedia(piece, options, flow, read_titles)
+    texts = _read_wikipedia(piece, options, tally, read_titles)
     for code, tables in count_texts(texts, options.max_count_bytes):
         articles = pa.table([read_titles], schema=counts.SCHEMAS[counts.ARTICLES])
         yield code, {**tables, counts.ARTICLES: articles}
         read_titles.clear()
 
 
-def _count_wordnet(piece: Piece, options: Options, flow: _Flow) -> Runs:
+def _count_wordnet(piece: Piece, options: Options, tally: Tally) -> Runs:
     """Yields the names of synsets in a file of a wordnet."""
-    names, malformed = wordnet.read_names(piece.path, user_agent=options.user_agent)
-    lost = {"malformed_line": malformed} if malformed else {}
-    flow += [*_read_flow("files", 1, {}), *_read_flow("names", len(names), lost)]
+    names = wordnet.read_names(
+        piece.path, lost=tally.lost, user_agent=options.user_agent
+    )
+    tally.kept = len(names)
     yield piece.code, {counts.SYNSETS: _scored(names, counts.SYNSETS)}
-
-
-def _logged(piece: Piece, lost: LostFile) -> str:
-    """Logs which file was lost and why; returns why."""
-    logging.warning("--%s: %s: %s", piece.kind, piece.path, lost.reason)
-    return lost.reason
 
 
 def _scored(scores: Mapping[str, int], table: str) -> pa.Table:
@@ -238,23 +217,41 @@ def _scored(scores: Mapping[str, int], table: str) -> pa.Table:
     return pa.table([list(scores), capped], schema=counts.SCHEMAS[table])
 
 
-# Kind -> how a piece of it is counted.
-KINDS: dict[str, Callable[[Piece, Options, _Flow], Runs]] = {
-    "wordnet": _count_wordnet,
-    "wikipedia": _count_wikipedia,
-    "warc": _count_warc,
-    "pageviews": _count_views,
+class Kind(NamedTuple):
+    """A kind of source: how a piece of it is counted, and in what."""
+
+    runs: Callable[[Piece, Options, Tally], Runs]
+    unit: str
+    has_ranges: bool = False
+
+
+KINDS = {
+    "wordnet": Kind(_count_wordnet, "names"),
+    "wikipedia": Kind(_count_wikipedia, "pages", has_ranges=True),
+    "warc": Kind(_count_warc, "pages"),
+    "pageviews": Kind(_count_views, "titles"),
 }
 
 
-def count(piece: Piece, options: Options, flow: _Flow) -> Runs:
+def count(piece: Piece, options: Options, flow: list[pa.RecordBatch]) -> Runs:
     """Yields language and tables of counts of each run of a piece; see `counts.write`.
 
     Args:
       piece: what to read.
       options: how to read it.
-      flow: gets the FLOW rows of the piece, once all of it is read.
+      flow: gets the FLOW rows of the piece, once all of it is read: of the stage
+        "read", by unit, what was read and what was lost.
 
     Raises OSError where the storage fails. Damage is counted, in `flow`.
     """
-    yield from KINDS[piece.kind](piece, options, flow)
+    kind, tally = KINDS[piece.kind], Tally()
+    yield from kind.runs(piece, options, tally)
+    whole = "ranges" if kind.has_ranges else "files"
+    rows = [(whole, 1 - tally.lost_files.total(), tally.lost_files)]
+    rows.append((kind.unit, tally.kept, tally.lost))
+    if kind.has_ranges and not piece.start:  # the range that every file has
+        rows.append(("files", 1, Counter()))
+    flow += [
+        drops.flow("read", unit=unit, entered=n + lost.total(), left=n, drops=lost)
+        for unit, n, lost in rows
+    ]

@@ -65,8 +65,8 @@ class Merged:
     left_out: tuple[str, ...]
 
 
-def merge(code: str, sources: Sequence[Source], *, mode: str = ANY) -> Merged:
-    """Joins sources into one metadata, in the order of the sources.
+def merge(code: str, sources: Sequence[Source], *, mode: str = ANY) -> Merged | None:
+    """Joins sources into one metadata, in the order of the sources; None if empty.
 
     An entry belongs to the first source that has it. A source adds up to `max_entries`
     entries, best first, not counting those that an earlier source added.
@@ -78,15 +78,11 @@ def merge(code: str, sources: Sequence[Source], *, mode: str = ANY) -> Merged:
         out and do not count towards `max_entries`.
 
     Raises:
-      ValueError: there is no entry, or a source is not in its order.
+      ValueError: a source is not in its order.
     """
     entries, source_bits, left_out, shares = _join(code, sources, mode)
     if not entries:
-        raise ValueError(
-            f"metadata {code!r}: wanted entries, got none above the thresholds of "
-            f"{', '.join(source.name for source in sources)}; lower the thresholds or "
-            "give more text"
-        )
+        return None
     names, scores = zip(*entries.values(), strict=True)
     metadata = Metadata(code, tuple(entries), names, scores)
     overlap = _overlap(source_bits, len(sources))
@@ -165,15 +161,6 @@ def limit(
         bigrams = int(bigrams_per_unigram * most["unigram"])
         most["bigram"] = min(most["bigram"], bigrams)
     return [source._replace(max_entries=most[source.name]) for source in sources]
-
-
-def any_entry(sources: Sequence[Source], *, mode: str) -> bool:
-    """Whether metadata of the sources would have an entry; `mode` as in `merge`."""
-    return any(
-        source.max_entries > 0 and not never_matches(entry, mode=mode)
-        for source in sources
-        for entry, _ in source.ranked
-    )
 
 
 def union(

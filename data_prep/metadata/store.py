@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -31,6 +31,16 @@ JSON_SOURCE = "json"
 
 _CODE = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# What is wrong with an entry, and the cure.
+_FAULTS: tuple[tuple[Callable[[Any], Any], str, str], ...] = (
+    (lambda entry: not isinstance(entry, str), "are not strings", ""),
+    (_SURROGATE.search, "have lone surrogates, which no text has", "; remove them"),
+    (
+        lambda entry: not entry.strip(),
+        "are empty",
+        "; remove them, since an empty entry matches all",
+    ),
+)
 _SHOWN = 5  # offending entries named in an error
 _SHOWN_CHARS = 200  # of each
 
@@ -229,24 +239,12 @@ def _from_list(entries: Any, code: str, file: epath.Path) -> Metadata:
 def _check_entries(entries: Sequence[Any], code: str) -> None:
     if not entries:
         raise ValueError(f"metadata {code!r}: wanted entries, got none")
-    strange = [i for i, entry in enumerate(entries) if not isinstance(entry, str)]
-    if strange:
-        raise ValueError(
-            f"metadata {code!r}: {len(strange)} entries are not strings: "
-            f"{_named(entries, strange)}"
-        )
-    broken = [i for i, entry in enumerate(entries) if _SURROGATE.search(entry)]
-    if broken:
-        raise ValueError(
-            f"metadata {code!r}: {len(broken)} entries have lone surrogates, which no "
-            f"text has: {_named(entries, broken)}; remove them"
-        )
-    empty = [i for i, entry in enumerate(entries) if not entry.strip()]
-    if empty:
-        raise ValueError(
-            f"metadata {code!r}: {len(empty)} entries are empty: "
-            f"{_named(entries, empty)}; remove them, since an empty entry matches all"
-        )
+    for is_wrong, what, cure in _FAULTS:
+        if wrong := [i for i, entry in enumerate(entries) if is_wrong(entry)]:
+            raise ValueError(
+                f"metadata {code!r}: {len(wrong)} entries {what}: "
+                f"{_named(entries, wrong)}{cure}"
+            )
     if len(set(entries)) < len(entries):
         first: dict[str, int] = {}
         repeats = [

@@ -61,15 +61,16 @@ def find(folder: str, code: str, *, user_agent: str = "") -> list[str]:
     return patterns.find(f"{place}/**/{name}")
 
 
-def read_names(path: str, *, user_agent: str = "") -> tuple[Counter[str], int]:
+def read_names(path: str, *, lost: Counter[str], user_agent: str = "") -> Counter[str]:
     """Reads a file of Princeton's WordNet or of OMW.
 
     Args:
       path: one of those that `find` returned.
+      lost: gets the number of lines that are dropped: "malformed_line".
       user_agent: as in `find`.
 
     Returns:
-      Names -> the number of synsets that have each, and the number of malformed lines.
+      Names -> the number of synsets that have each.
 
     Raises:
       ValueError: no line is in the format, or the last line is truncated.
@@ -78,23 +79,23 @@ def read_names(path: str, *, user_agent: str = "") -> tuple[Counter[str], int]:
     name = path.rsplit("/", 1)[-1]
     is_princeton = name in PRINCETON
     language = name.removeprefix("wn-data-").removesuffix(".tab").encode()
-    names, malformed = Counter[str](), 0
+    names = Counter[str]()
     for line in _lines(path, user_agent):
         if line is None:
-            malformed += 1
+            lost["malformed_line"] += 1
         elif is_princeton:
             synset = _SYNSET.match(line)
             if synset:
                 names[_name(_MARKER.sub("", synset[1].decode("latin-1"))).lower()] += 1
             elif not line.startswith(b"  "):  # the licence
-                malformed += 1
+                lost["malformed_line"] += 1
         elif (lemma := _LEMMA.match(line)) and (
             (lemma["language"] or language).lower() == language
         ):
             text = _VOWELS.sub("", lemma["lemma"].decode("utf-8", "replace"))
             names[_name(_PARTICLE.sub("", text))] += 1
         elif not _OTHER_ROW.match(line):
-            malformed += 1
+            lost["malformed_line"] += 1
     for gap in _GAPS:
         del names[gap]
     if not names:
@@ -102,7 +103,7 @@ def read_names(path: str, *, user_agent: str = "") -> tuple[Counter[str], int]:
         raise ValueError(
             f"{path}: wanted lines with {what}, got none; restore the file"
         )
-    return names, malformed
+    return names
 
 
 def _name(written: str) -> str:

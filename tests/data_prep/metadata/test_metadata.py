@@ -304,10 +304,13 @@ def test_every_source_is_accounted_for_and_in_the_order_of_scores_then_texts(
         ranking.Source(str(i), best_first(scores), most)
         for i, (scores, most) in enumerate(sources)
     ]
-    try:
-        merged = ranking.merge("en", sources, mode=mode)
-    except ValueError as error:
-        assert "wanted entries, got none" in str(error)
+    merged = ranking.merge("en", sources, mode=mode)
+    if merged is None:
+        assert not any(
+            source.max_entries and not ranking.never_matches(entry, mode=mode)
+            for source in sources
+            for entry, _ in source.ranked
+        )
         return
     made = merged.metadata
     rows = list(zip(map(int, made.sources), made.scores, made.entries, strict=True))
@@ -353,9 +356,9 @@ def test_a_source_out_of_its_order_is_refused(ranked):
         ranking.merge("en", [ranking.Source("x", ranked, 9)])
 
 
-def test_metadata_without_any_entry_is_refused():
-    with pytest.raises(ValueError, match="wanted entries, got none.*unigram.*lower"):
-        ranking.merge("en", [ranking.Source("unigram", [], 5)])
+def test_sources_without_any_entry_make_no_metadata():
+    for ranked, most in (([], 5), ([("a", 1.0)], 0), ([("\x07", 1.0)], 5)):
+        assert ranking.merge("en", [ranking.Source("x", ranked, most)]) is None
 
 
 @pytest.mark.parametrize(
