@@ -7,7 +7,7 @@ checksum was verified, or once the next record has begun in the member.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -85,25 +85,22 @@ def read_records(
     Raises OSError if the storage fails.
     """
     start = file.read(_MAX_HEAD)
-    source: BinaryIO | _Zstd = file
-    if start.startswith((_ZSTD_MAGIC, _ZSTD_DICTIONARY)):
+    file.seek(0)
+    stream: _Plain
+    if start.startswith(_GZIP_MAGIC[:2]):
+        stream = _Gzip(file)
+    else:
+        is_zstd = start.startswith((_ZSTD_MAGIC, _ZSTD_DICTIONARY))
+        plain = iter(lambda: file.read(_BLOCK), b"")
+        stream = _Plain(_of_zstd(file, start) if is_zstd else plain)
         try:
-            source = _Zstd(file, start)
-            start = source.read(_MAX_HEAD)
-        except (_MemberError, zstandard.ZstdError, EOFError) as damage:
-            is_cut = isinstance(damage, EOFError)
-            yield LostFile("truncated_warc" if is_cut else "corrupt_warc")
+            stream.fill()
+        except (zstandard.ZstdError, EOFError) as damage:
+            yield _lost(damage)
             return
-    if not start:
-        yield LostFile("empty_file")
-        return
-    is_gzip = start.startswith(_GZIP_MAGIC[:2])
-    if not is_gzip and not _FIRST_LINE.match(start.lstrip(b"\r\n")):
-        yield LostFile("not_warc")
-        return
-    if is_gzip:
-        file.seek(0)
-    stream = _Gzip(file) if is_gzip else _Plain(source, start)
+        if not _FIRST_LINE.match(stream.buffer.lstrip(b"\r\n")):
+            yield LostFile("not_warc" if stream.buffer else "empty_file")
+            return
     while True:
         try:
             while stream.find_record():
@@ -111,81 +108,60 @@ def read_records(
                 if record is not None:
                     yield record
             return
-        except (_DamageError, _MemberError, EOFError) as damage:
+        except (_DamageError, _MemberError, zstandard.ZstdError, EOFError) as damage:
             # A damaged member may seem to extend to the end of the file.
             is_member_broken = not isinstance(damage, _DamageError)
             if not stream.skip_damage(is_member_broken=is_member_broken):
-                is_cut = isinstance(damage, EOFError)
-                yield LostFile("truncated_warc" if is_cut else "corrupt_warc")
+                yield _lost(damage)
                 return
             yield LostRecord()
 
 
-class _Zstd:
-    """The content of a .warc.zst file, which may begin with a dictionary of its own."""
+def _lost(damage: Exception) -> LostFile:
+    is_cut = isinstance(damage, EOFError)
+    return LostFile("truncated_warc" if is_cut else "corrupt_warc")
 
-    def __init__(self, file: BinaryIO, start: bytes) -> None:
-        """`start` is what was read of `file`: 8 bytes at least, or all."""
-        dictionary = None
-        file.seek(0)
-        if start.startswith(_ZSTD_DICTIONARY):
-            size = int.from_bytes(start[4:8], "little")
-            data = file.read(8 + min(size, _MAX_DICTIONARY))[8:]
-            if data.startswith(_ZSTD_MAGIC):
-                decompressor = zstandard.ZstdDecompressor()
-                with decompressor.stream_reader(data) as reader:
-                    data = reader.read(_MAX_DICTIONARY)
-            dictionary = zstandard.ZstdCompressionDict(data)
-            file.seek(8 + size)
-        self._decompressor = zstandard.ZstdDecompressor(
-            dict_data=dictionary, max_window_size=_MAX_WINDOW
-        )
-        self._file, self._input = file, b""
-        self._frame: zstandard.ZstdDecompressionObj | None = None  # that has begun
-        self._is_broken = False
 
-    def read(self, size: int) -> bytes:
-        """Reads some bytes, none at the end.
+def _of_zstd(file: BinaryIO, start: bytes) -> Iterator[bytes]:
+    """Yields the content of a .warc.zst file, which may begin with its own dictionary.
 
-        Raises _MemberError where the file is damaged, EOFError where it is truncated.
-        """
-        del size
-        output = b""
-        while not output and not self._is_broken:
-            self._input = self._input or self._file.read(_ZSTD_BLOCK)
-            if not self._input and self._frame is None:
-                break
-            try:
-                output = self._decompress()
-            except (zstandard.ZstdError, EOFError) as error:
-                self._is_broken = True
-                if isinstance(error, EOFError):
-                    raise
-                raise _MemberError(str(error)) from error
-        return output
-
-    def _decompress(self) -> bytes:
-        if not self._input:
-            raise EOFError
-        if self._frame is None:
-            self._frame = self._decompressor.decompressobj()
-        output = self._frame.decompress(self._input)
-        self._input = b""
-        if self._frame.eof:
-            self._input, self._frame = self._frame.unused_data, None
-        return output
+    `start` is what was read of `file`: 8 bytes at least, or all. Raises ZstdError where
+    the file is damaged, EOFError where it is truncated.
+    """
+    dictionary, position = None, 0
+    if start.startswith(_ZSTD_DICTIONARY):
+        size = int.from_bytes(start[4:8], "little")
+        position = 8 + size
+        file.seek(8)
+        data = file.read(min(size, _MAX_DICTIONARY))
+        if data.startswith(_ZSTD_MAGIC):
+            with zstandard.ZstdDecompressor().stream_reader(data) as reader:
+                data = reader.read(_MAX_DICTIONARY)
+        dictionary = zstandard.ZstdCompressionDict(data)
+    decompressor = zstandard.ZstdDecompressor(
+        dict_data=dictionary, max_window_size=_MAX_WINDOW
+    )
+    file.seek(position)
+    frame, data = None, b""
+    while data := data or file.read(_ZSTD_BLOCK):
+        frame = frame or decompressor.decompressobj()
+        if output := frame.decompress(data):
+            yield output
+        frame, data = (None, frame.unused_data) if frame.eof else (frame, b"")
+    if frame is not None:
+        raise EOFError
 
 
 class _Plain:
     """The bytes of a file, read forwards: `buffer` holds those that come next."""
 
-    def __init__(self, file: "BinaryIO | _Zstd", start: bytes = b"") -> None:
-        self._file = file
-        self.buffer = start  # what has been read of the file already
+    def __init__(self, blocks: Iterable[bytes] = ()) -> None:
+        self._blocks = iter(blocks)
+        self.buffer = b""
 
     def fill(self) -> bool:
         """Adds bytes to the buffer; False at the end of the file or gzip member."""
-        block = self._file.read(_BLOCK)
+        block = next(self._blocks, b"")
         self.buffer += block
         return bool(block)
 
@@ -255,7 +231,7 @@ class _Gzip(_Plain):
     """The content of a gzip file, whether or not it has one member per record."""
 
     def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file)
+        super().__init__()
         self._compressed = file
         self._input = b""  # compressed, read but not yet used
         self._position = 0  # in the file, after `_input`

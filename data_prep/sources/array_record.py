@@ -7,19 +7,20 @@ bytes. A dataset that TFDS stored as TFRecord has to be converted first.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pyarrow as pa
 from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_prep.sources import pairs, stored
 from data_prep.sources.spec import Reading, Spec
+from data_prep.sources.texts import Row
 from metaclip_jax.data import record_files
 
 _BATCH = 256  # records read at a time
 
 
-def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
+@pairs.reader
+def read(path: str, spec: Spec, reading: Reading) -> Iterator[list[Row]]:
     """Yields the CANDIDATES of a file.
 
     A file that cannot be read is damaged_records; lost items are damaged_record and
@@ -27,7 +28,24 @@ def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
 
     Raises OSError where the storage fails.
     """
-    yield from pairs.batches(_pairs(path, spec, reading), spec, reading)
+    reader = ArrayRecordReader(path)
+    count = reader.num_records() if reader.ok() else 0
+    if not count:  # also for a truncated file
+        reading.lost_files["damaged_records"] += 1
+    name = spec.name_of(path)
+    for start in range(0, count, _BATCH):
+        indices = list(range(start, min(start + _BATCH, count)))
+        for index, data in zip(indices, _read(reader, indices), strict=True):
+            fields = fields_of(data)
+            if fields is None:
+                reading.lost_items["damaged_record"] += 1
+            elif not isinstance(fields.get(spec.image_column), bytes):
+                reading.lost_items["no_image"] += 1
+            else:
+                place = stored.reference(path, str(index))
+                yield pairs.rows(
+                    fields, spec, reading, name=f"{name}/{index}", stored_at=place
+                )
 
 
 def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
@@ -59,29 +77,6 @@ def check(path: str, spec: Spec) -> None:
                 f"{sorted(fields)}; name them in config.source.image_column and "
                 "text_columns"
             )
-
-
-def _pairs(path: str, spec: Spec, reading: Reading) -> Iterator[pairs.Pair]:
-    reader = ArrayRecordReader(path)
-    count = reader.num_records() if reader.ok() else 0
-    if not count:  # also for a truncated file
-        reading.lost_files["damaged_records"] += 1
-        return
-    for start in range(0, count, _BATCH):
-        indices = list(range(start, min(start + _BATCH, count)))
-        for index, data in zip(indices, _read(reader, indices), strict=True):
-            fields = fields_of(data)
-            if fields is None:
-                reading.lost_items["damaged_record"] += 1
-            elif not isinstance(fields.get(spec.image_column), bytes):
-                reading.lost_items["no_image"] += 1
-            else:
-                yield pairs.from_fields(
-                    fields,
-                    spec,
-                    name=f"{spec.name_of(path)}/{index}",
-                    stored_at=stored.reference(path, str(index)),
-                )
 
 
 def _read(reader: ArrayRecordReader, indices: list[int]) -> list[bytes]:

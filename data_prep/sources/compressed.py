@@ -8,21 +8,35 @@ import bz2
 import codecs
 import contextlib
 import re
-import zlib
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, BinaryIO, NamedTuple
+
+from isal import igzip_lib
 
 _BLOCK = 1 << 18  # bytes read at a time
 _MAX_OUTPUT = 1 << 20  # bytes decompressed at a time
 _GZIP, _BZ2 = b"\x1f\x8b", b"BZh"
-_STREAM = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
-_STREAM_BYTES = 10
+_HEAD_BYTES = 10  # of a bz2 stream, and at least of a gzip member
 _PADDING = b"\0\r\n"  # harmless after a compressed stream
 _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
 
-class DamageError(Exception):
+class DamageError(ValueError):
     """A file cannot be read further; the message is "truncated" or "corrupt"."""
+
+
+class _Form(NamedTuple):
+    head: re.Pattern[bytes]
+    decompressor: Callable[[], Any]  # a new one, with the interface of bz2's
+
+
+_BZ2_FORM = _Form(re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"), bz2.BZ2Decompressor)
+_GZIP_FORM = _Form(
+    re.compile(rb"\x1f\x8b\x08"),
+    partial(igzip_lib.IgzipDecompressor, flag=igzip_lib.DECOMP_GZIP),
+)
+_IsalError: Any = igzip_lib.error  # its stub has an instance
 
 
 def has_ranges(start: bytes) -> bool:
@@ -57,9 +71,9 @@ def read(file: BinaryIO, start: int = 0, stop: int = 0) -> Iterator[tuple[bytes,
     file.seek(0)
     magic = file.read(4)
     if magic.startswith(_BZ2):
-        found = _of_bz2(file, start, stop)
+        found = _of_streams(file, start, stop, _BZ2_FORM)
     elif magic.startswith(_GZIP):
-        found = _of_gzip(file)
+        found = _of_streams(file, 0, 0, _GZIP_FORM)
     else:
         found = _of_plain(file, start, stop)
     decoder: codecs.IncrementalDecoder | None = None
@@ -83,40 +97,24 @@ def _of_plain(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, bo
         start += len(data)
 
 
-def _of_gzip(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
-    file.seek(0)
-    data = file.read(_BLOCK)
-    while data:
-        member = zlib.decompressobj(zlib.MAX_WBITS | 16)
-        while not member.eof:
-            data = data or file.read(_BLOCK)
-            if not data:
-                raise DamageError("truncated")
-            try:
-                found = member.decompress(data, _MAX_OUTPUT)
-            except zlib.error as error:
-                raise DamageError("corrupt") from error
-            data = member.unconsumed_tail
-            if found:
-                yield found, True
-        data = _after_padding(file, member.unused_data)[1]
-
-
-def _of_bz2(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, bool]]:
+def _of_streams(
+    file: BinaryIO, start: int, stop: int, form: _Form
+) -> Iterator[tuple[bytes, bool]]:
+    """Yields what `read` does, of a series of gzip members or bz2 streams."""
     file.seek(start)
     position, data = (
         _first_stream(file, start, stop) if start else (0, file.read(_BLOCK))
     )
     while data:
-        if len(data) < _STREAM_BYTES:
+        if len(data) < _HEAD_BYTES:
             data += file.read(_BLOCK)
         # The next range searches for its first stream, and would not miss this one.
-        if not _STREAM.match(data):
-            raise DamageError("corrupt" if len(data) >= _STREAM_BYTES else "truncated")
+        if not form.head.match(data):
+            raise DamageError("corrupt" if len(data) >= _HEAD_BYTES else "truncated")
         is_inside = not stop or position < stop
         if not is_inside:
             yield b"", False  # often nothing more is needed, whatever state it is in
-        stream = bz2.BZ2Decompressor()
+        stream = form.decompressor()
         while not stream.eof:
             if stream.needs_input and not data:
                 data = file.read(_BLOCK)
@@ -126,7 +124,7 @@ def _of_bz2(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, bool
             position += len(given)
             try:
                 found = stream.decompress(given, _MAX_OUTPUT)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, _IsalError) as error:
                 raise DamageError("corrupt") from error
             if found:
                 yield found, is_inside
@@ -159,9 +157,9 @@ def _first_stream(file: BinaryIO, position: int, stop: int) -> tuple[int, bytes]
     data = b""
     while position < stop and (block := file.read(_BLOCK)):
         data += block
-        if mark := _STREAM.search(data):
+        if mark := _BZ2_FORM.head.search(data):
             position += mark.start()
             return position, data[mark.start() :] if position < stop else b""
-        position += max(0, len(data) - _STREAM_BYTES + 1)
-        data = data[1 - _STREAM_BYTES :]
+        position += max(0, len(data) - _HEAD_BYTES + 1)
+        data = data[1 - _HEAD_BYTES :]
     return position, b""

@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-import pyarrow as pa
-
 from data_prep.sources import pairs, stored, table
 from data_prep.sources.spec import Reading, Spec
+from data_prep.sources.texts import Row
 from data_prep.sources.webdataset import IMAGES, MAX_TEXT
 from metaclip_jax import files, patterns
 
@@ -47,7 +46,8 @@ def size(folder: str) -> int:
     return sum(files.size(path) for path in paths if _is_file(path))
 
 
-def read(folder: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
+@pairs.reader
+def read(folder: str, spec: Spec, reading: Reading) -> Iterator[list[Row]]:
     """Yields the CANDIDATES of the pictures of one folder.
 
     A text column is the extension of the files beside the pictures, or a column of the
@@ -59,15 +59,18 @@ def read(folder: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
     """
     paths = patterns.find(f"{folder}/*")
     captions = [p for p in paths if _CAPTIONS.fullmatch(p.rpartition("/")[2])]
-    if captions and _is_outside(captions[0], spec):
+    if not captions:
+        found = _of_files(paths, spec, reading)
+    elif not _is_outside(captions[0], spec):
+        spec = _of_columns(spec)
+        found = _of_captions(folder, captions[0], spec, reading)
+    else:
         reading.lost_files["outside_link"] += 1
         return
-    found = (
-        _of_captions(folder, captions[0], spec, reading)
-        if captions
-        else _of_files(paths, spec, reading)
-    )
-    yield from pairs.batches(found, spec, reading)
+    for picture, fields in found:
+        place = stored.reference(picture)
+        name = spec.name_of(picture)
+        yield pairs.rows(fields, spec, reading, name=name, stored_at=place)
 
 
 def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
@@ -81,9 +84,11 @@ def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
             yield stored.OK, files.path(path).read_bytes()
 
 
-def _of_files(
-    paths: Sequence[str], spec: Spec, reading: Reading
-) -> Iterator[pairs.Pair]:
+# The path of a picture, and what is known of it by the names of columns.
+_Picture = tuple[str, Mapping[str, Any]]
+
+
+def _of_files(paths: Sequence[str], spec: Spec, reading: Reading) -> Iterator[_Picture]:
     pictures: dict[str, str] = {}
     for path in paths:
         if found := _IMAGE.fullmatch(path):
@@ -104,12 +109,14 @@ def _of_files(
         if any(_is_outside(one, spec) for one in (path, *of_picture.values())):
             reading.lost_items["outside_link"] += 1
             continue
-        texts = {
-            extension: _content(text)
-            for extension, text in of_picture.items()
-            if _is_file(text)
-        }
-        yield _pair(path, texts, spec)
+        yield (
+            path,
+            {
+                extension: _content(text)
+                for extension, text in of_picture.items()
+                if _is_file(text)
+            },
+        )
 
 
 def _content(path: str) -> bytes:
@@ -143,17 +150,21 @@ def _is_utf8(path: str) -> bool:
         return False
 
 
-def _of_captions(
-    folder: str, captions: str, spec: Spec, reading: Reading
-) -> Iterator[pairs.Pair]:
-    spec = dataclasses.replace(
+def _of_columns(spec: Spec) -> Spec:
+    """Returns the options for a file of captions; other columns may be missing."""
+    others = {spec.language_column, spec.page_column, *spec.score_columns}
+    return dataclasses.replace(
         spec,
         text_columns=spec.caption_columns,
         extra=(_FILE_NAME,),
         header=(),
-        optional=spec.optional
-        | {spec.language_column, spec.page_column, *spec.score_columns},
+        optional=spec.optional | others,
     )
+
+
+def _of_captions(
+    folder: str, captions: str, spec: Spec, reading: Reading
+) -> Iterator[_Picture]:
     for row in table.rows(captions, spec, reading):
         name = row[_FILE_NAME]
         name = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
@@ -166,16 +177,10 @@ def _of_captions(
         elif _is_outside(f"{folder}/{inside}", spec):
             reading.lost_items["outside_link"] += 1
         else:
-            yield _pair(f"{folder}/{inside}", row, spec)
+            yield f"{folder}/{inside}", row
 
 
 def _exists(path: str) -> bool:
     if files.is_local(path):
         return os.path.isfile(path)
     return files.path(path).exists() and not files.path(path).is_dir()
-
-
-def _pair(path: str, fields: Mapping[str, Any], spec: Spec) -> pairs.Pair:
-    return pairs.from_fields(
-        fields, spec, name=spec.name_of(path), stored_at=stored.reference(path)
-    )

@@ -1,12 +1,10 @@
 """Recognizes the format of a file by its first bytes, to refuse a wrong source kind."""
 
 import re
-import zlib
 
-from data_prep.sources import remote
+from data_prep.sources import compressed, remote
 
-_BLOCK = 1 << 16  # bytes read, and decompressed
-_GZIP = b"\x1f\x8b"
+_LOOKED_AT = 1 << 16  # bytes, decompressed
 _STARTS = {
     b"PAR1": "Parquet",
     b"PK\x03\x04": "zip",
@@ -20,17 +18,15 @@ _RECORD = re.compile(rb"^WARC-Type: *(\w+)", re.M | re.I)
 def of(path: str, *, user_agent: str = "") -> str:
     """Returns the format of a file, "" where nothing identifies it.
 
-    One of: WARC, WAT, WET, Parquet, tar, ArrayRecord, zip, text table. gzip files are
-    looked into; a text table (CSV, TSV, JSON lines) is known by its name.
+    One of: WARC, WAT, WET, Parquet, tar, ArrayRecord, zip, text table. gzip and bz2
+    files are looked into; a text table (CSV, TSV, JSON lines) is known by its name.
 
     Raises ValueError and OSError as `remote.open_file` does.
     """
     with remote.open_file(path, user_agent=user_agent) as file:
-        start = file.read(_BLOCK)
+        start = compressed.head(file, _LOOKED_AT)
     if _TEXT_TABLE.search(path.lower()):
         return "text table" if start else ""
-    if start.startswith(_GZIP):
-        start = _decompressed(start)
     for mark, name in _STARTS.items():
         if start.startswith(mark):
             return name
@@ -46,16 +42,3 @@ def _of_archive(start: bytes) -> str:
     if first == b"metadata" and b"application/json" in start:
         return "WAT"
     return "WET" if first == b"conversion" else "WARC" if first else ""
-
-
-def _decompressed(data: bytes) -> bytes:
-    """Returns the first bytes of gzip members, as far as they are undamaged."""
-    found = b""
-    while data.startswith(_GZIP) and len(found) < _BLOCK:
-        member = zlib.decompressobj(zlib.MAX_WBITS | 16)
-        try:
-            found += member.decompress(data, _BLOCK)
-        except zlib.error:
-            break
-        data = member.unused_data
-    return found

@@ -3,10 +3,8 @@
 A new format is a module with a `read` and a row of KINDS.
 """
 
-import gzip
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +13,7 @@ from ml_collections import ConfigDict
 
 from data_prep.sources import (
     array_record,
+    compressed,
     folder,
     formats,
     pages,
@@ -212,13 +211,11 @@ def _listed(path: str, prefix: str, user_agent: str) -> list[str]:
         remote.open_file(path, user_agent=user_agent) as file,
         files.naming(path, "a list"),
     ):
-        try:
-            source = gzip.open(file) if path.endswith(".gz") else file
-            data = source.read(_MAX_LIST_BYTES + 1)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"damaged: {error}") from error
-        if len(data) > _MAX_LIST_BYTES:
-            raise ValueError(f"more than {_MAX_LIST_BYTES >> 20} MiB of lines")
+        data = bytearray()
+        for more, _ in compressed.read(file):
+            data += more
+            if len(data) > _MAX_LIST_BYTES:
+                raise ValueError(f"more than {_MAX_LIST_BYTES >> 20} MiB of lines")
         lines = [line.strip() for line in data.decode().splitlines()]
     base = prefix or path[: path.rfind("/") + 1]
     return [

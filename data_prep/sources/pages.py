@@ -4,11 +4,8 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
-from data_prep import schema
 from data_prep.sources import html, texts, warc
-from data_prep.sources.spec import Reading, Spec
-
-_BATCH_ROWS = 16_384
+from data_prep.sources.spec import Reading, Spec, to_batches
 
 # What a page has, or what is lost whole.
 Found = texts.Found | warc.LostPage | warc.LostFile
@@ -24,26 +21,23 @@ def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
 
 def batches(found: Iterable[Found], reading: Reading) -> Iterator[pa.RecordBatch]:
     """Yields the rows of pages, of many pages in each batch, and counts them."""
-    rows: list[texts.Row] = []
-    for page in found:
-        if isinstance(page, warc.LostFile):
-            reading.lost_files[page.reason] += 1
-            continue
-        if isinstance(page, warc.LostPage):
-            reading.lost_items.lose(page.reason, page.url)
-            continue
-        rows += texts.to_rows(page)
-        for counted in (texts.LARGER, texts.AS_WRITTEN):
-            if count := page.losses.pop(counted, 0):
-                reading.addresses[counted] += count
-        reading.lost_texts.add(page.losses)
-        reading.items += 1
-        reading.texts += len(page.texts)
-        if len(rows) >= _BATCH_ROWS:
-            yield schema.from_rows(rows, schema.CANDIDATES)
-            rows = []
-    if rows:
-        yield schema.from_rows(rows, schema.CANDIDATES)
+    yield from to_batches(_rows(page, reading) for page in found)
+
+
+def _rows(page: Found, reading: Reading) -> list[texts.Row]:
+    if isinstance(page, warc.LostFile):
+        reading.lost_files[page.reason] += 1
+        return []
+    if isinstance(page, warc.LostPage):
+        reading.lost_items.lose(page.reason, page.url)
+        return []
+    for counted in (texts.LARGER, texts.AS_WRITTEN):
+        if count := page.losses.pop(counted, 0):
+            reading.addresses[counted] += count
+    reading.lost_texts.add(page.losses)
+    reading.items += 1
+    reading.texts += len(page.texts)
+    return texts.to_rows(page)
 
 
 def _found(path: str, spec: Spec) -> Iterator[Found]:

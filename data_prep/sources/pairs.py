@@ -1,113 +1,120 @@
-"""Converts pairs of images and texts, of any format, to candidates."""
+"""Converts the rows and samples of any format to candidates."""
 
-import itertools
+import functools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import pyarrow as pa
 
-from data_prep import schema
 from data_prep.sources import image_urls, texts
-from data_prep.sources.spec import Reading, Spec
+from data_prep.sources.spec import Reading, Spec, to_batches
 from metaclip_jax.data import records
 
-_BATCH_PAIRS = 8_192
-_BATCH_ROWS = 1 << 16
+_Read = Callable[[str, Spec, Reading], Iterator[pa.RecordBatch]]
 
 
-class Pair(NamedTuple):
-    """An image with its texts, as a source has them."""
+def reader(find: Callable[[str, Spec, Reading], Iterator[list[texts.Row]]]) -> _Read:
+    """Makes a function that yields what `rows` returns yield batches of CANDIDATES."""
 
-    url: str  # absolute, or "" where a source with the bytes does not know it
-    # (text source, text, its language or None), the last two as `_string` takes them.
-    texts: Sequence[tuple[str, Any, Any]]
-    page_url: str = ""
-    # Of a source that has the bytes: the image's name in place of an address, and the
-    # reference to the bytes (`stored.reference`).
-    name: str = ""
-    stored_at: str = ""
-    left_out: int = 0  # texts beyond max_texts_per_page
-    scores: str = ""  # as in CANDIDATES
+    @functools.wraps(find)
+    def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
+        return to_batches(find(path, spec, reading))
+
+    return read
 
 
-def batches(
-    pairs: Iterable[Pair], spec: Spec, reading: Reading
-) -> Iterator[pa.RecordBatch]:
-    """Yields the CANDIDATES of pairs and counts them.
+def rows(
+    fields: Mapping[str, Any],
+    spec: Spec,
+    reading: Reading,
+    *,
+    name: str = "",
+    stored_at: str = "",
+) -> list[texts.Row]:
+    """Returns the rows of CANDIDATES of an image with its texts, and counts them.
 
     Texts are cleaned, and addresses taken as those of a page are. So texts found = rows
     + drops, for the reasons empty_text, text_too_long, too_many_texts and those of
     `image_urls.find`.
+
+    Args:
+      fields: of a row or sample, by the names of columns in `spec`. A field may be
+        missing, a text column may be a list, and a language column a list with one
+        language for each text.
+      spec: the names of columns, and bounds.
+      reading: counts the image and its texts.
+      name: of a source that has the bytes: the image's name in place of an address.
+      stored_at: of such a source: the reference to the bytes (`stored.reference`).
     """
-    rest, before = iter(pairs), -1
-    while reading.items > before:
-        before = reading.items
-        batch = _candidates(itertools.islice(rest, _BATCH_PAIRS), spec, reading)
-        reading.texts += batch.num_rows
-        if batch.num_rows:
-            yield batch
-
-
-def from_fields(
-    fields: Mapping[str, Any], spec: Spec, *, name: str = "", stored_at: str = ""
-) -> Pair:
-    """Returns the pair of a row or sample, by the names of columns in `spec`.
-
-    A field may be missing, a text column may be a list, and a language column a list
-    with one language for each text.
-    """
-    found: list[tuple[str, Any, Any]] = []
-    left_out, most = 0, _longest(spec)
-    for source in spec.text_columns:
-        languages = _list(fields, spec.language_column)
-        of_source = _list(fields, source)
-        if len(languages) != len(of_source):
-            languages = (languages or [None])[:1] * len(of_source)
-        room = spec.max_texts_per_page - len(found)
-        if len(of_source) > room:
-            left_out += len(of_source) - room
-            of_source, languages = of_source[:room], languages[:room]
-        found += [
-            (source, text, code)
-            for text, code in zip(of_source, languages, strict=True)
-        ]
-    url, page_url = (
-        _string(fields[column], most) if column in fields else ""
-        for column in (spec.url_column, spec.page_column)
+    reading.items += 1
+    # So many characters show that a value is too long. Many rows of a small file may
+    # share a value of megabytes.
+    most = max(spec.max_text_chars, spec.max_url_chars) + texts.REMOVABLE_CHARS + 1
+    found = [
+        (source, text, code)
+        for source in spec.text_columns
+        for text, code in _with_languages(fields, source, spec.language_column)
+    ]
+    if not found:
+        reading.lost_texts["empty_text"] += 1
+    if len(found) > spec.max_texts_per_page:
+        left_out = len(found) - spec.max_texts_per_page
+        reading.lost_texts["too_many_texts"] += left_out
+        del found[-left_out:]
+    kept = []
+    for source, text, code in found:  # one at a time: texts that are too long add up
+        written = [(source, _string(text, most))]
+        usable = texts.usable(written, spec.max_text_chars, reading.lost_texts)
+        language = texts.subtag(_string(code, most))
+        kept += [(clean, source, language) for _, clean in usable]
+    if not kept:
+        return []
+    url, reason = image_urls.find(
+        {"src": _string(fields.get(spec.url_column), most)},
+        (),
+        "",
+        max_url_chars=spec.max_url_chars,
     )
-    if len(page_url) > spec.max_url_chars:
-        page_url = ""
+    url = url or _as_utf8(name)
+    if not url:
+        reading.lost_texts.lose(reason, kept[0][0], len(kept))
+        return []
+    page_url = _string(fields.get(spec.page_column), most)
+    page_url = _as_utf8(page_url) if len(page_url) <= spec.max_url_chars else ""
     scores = ""
     if spec.score_columns:
-        scores = json.dumps([_number(fields, name) for name in spec.score_columns])
-    return Pair(url, found, page_url, name, stored_at, left_out, scores)
+        numbers = [_number(fields.get(column)) for column in spec.score_columns]
+        scores = json.dumps(numbers)
+    reading.texts += len(kept)
+    begin = records.image_id(url), url, page_url
+    return [(*begin, *of_text, "", stored_at, scores) for of_text in kept]
 
 
-def _number(fields: Mapping[str, Any], column: str) -> float | None:
+def _with_languages(
+    fields: Mapping[str, Any], column: str, language_column: str
+) -> Iterator[tuple[Any, Any]]:
+    """Yields the texts of a column, each with its language or None."""
+    found, languages = _list(fields.get(column)), _list(fields.get(language_column))
+    if len(languages) != len(found):
+        languages = (languages or [None])[:1] * len(found)
+    return zip(found, languages, strict=True)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _number(value: Any) -> float | None:
     """Returns a finite number, None for anything else."""
-    value = fields[column] if column in fields else None
     if isinstance(value, list) and len(value) == 1:  # as records hold one
         value = value[0]
     try:
-        number = float(value)  # type: ignore[arg-type]
+        number = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
-
-
-def _list(fields: Mapping[str, Any], column: str) -> list[Any]:
-    found = fields[column] if column in fields else None
-    return found if isinstance(found, list) else [found]
-
-
-def _longest(spec: Spec) -> int:
-    """Returns how many characters show that a value is too long.
-
-    Many rows of a small file may share a value of megabytes.
-    """
-    return max(spec.max_text_chars, spec.max_url_chars) + texts.REMOVABLE_CHARS + 1
 
 
 def _string(value: Any, most: int) -> str:
@@ -129,38 +136,3 @@ def _as_utf8(text: str) -> str:
     They come from JSON, and from file names that are not UTF-8.
     """
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _candidates(pairs: Iterable[Pair], spec: Spec, reading: Reading) -> pa.RecordBatch:
-    rows, most = [], _longest(spec)
-    for pair in pairs:  # one at a time: texts that are too long add up
-        reading.items += 1
-        if pair.left_out:
-            reading.lost_texts["too_many_texts"] += pair.left_out
-        kept = [
-            (text, source, texts.subtag(_string(language, most)))
-            for source, found, language in pair.texts
-            for _, text in texts.usable(
-                [(source, _string(found, most))],
-                spec.max_text_chars,
-                reading.lost_texts,
-            )
-        ]
-        if not pair.texts:
-            reading.lost_texts["empty_text"] += 1
-        if not kept:
-            continue
-        url, reason = image_urls.find(
-            {"src": pair.url}, (), "", max_url_chars=spec.max_url_chars
-        )
-        url = url or _as_utf8(pair.name)
-        if not url:
-            reading.lost_texts.lose(reason, kept[0][0], len(kept))
-            continue
-        begin = records.image_id(url), url, _as_utf8(pair.page_url)
-        rows += [
-            (*begin, *of_text, "", pair.stored_at, pair.scores) for of_text in kept
-        ]
-        if len(rows) >= _BATCH_ROWS:
-            break
-    return schema.from_rows(rows, schema.CANDIDATES)

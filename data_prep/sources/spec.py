@@ -1,14 +1,16 @@
 """The options of a source, and the counts of what was read from it."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from data_prep import drops
+from data_prep import drops, schema
 from data_prep.sources import texts
 from data_prep.sources.texts import Losses
+
+_BATCH_ROWS = 16_384
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,19 @@ class Spec:
     extra: tuple[str, ...] = ()  # further columns to read
     optional: frozenset[str] = frozenset()  # columns that a file may lack
     root: str = ""  # the folder of all files, with its slash
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns to read, each once."""
+        names = (
+            self.url_column,
+            *self.text_columns,
+            self.language_column,
+            self.page_column,
+            *self.score_columns,
+            *self.extra,
+        )
+        return tuple(dict.fromkeys(filter(None, names)))
 
     def name_of(self, path: str) -> str:
         """Returns the URL-like name of a file, used in place of an image URL.
@@ -87,3 +102,15 @@ class Reading:
             left=self.texts,
             drops=self.lost_texts,
         )
+
+
+def to_batches(rows: Iterable[Sequence[texts.Row]]) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of pages or samples as CANDIDATES, many of them in a batch."""
+    held: list[texts.Row] = []
+    for some in rows:
+        held += some
+        if len(held) >= _BATCH_ROWS:
+            yield schema.from_rows(held, schema.CANDIDATES)
+            held = []
+    if held:
+        yield schema.from_rows(held, schema.CANDIDATES)

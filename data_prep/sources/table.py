@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from data_prep.sources import pairs, stored
 from data_prep.sources.spec import Reading, Spec
+from data_prep.sources.texts import Row
 from metaclip_jax import files
 from metaclip_jax.cli import ranges
 from metaclip_jax.data import untrusted_parquet
@@ -38,32 +39,26 @@ _COMPRESSION = r"(\.gz|\.bz2|\.zst)?"
 _Columns = Mapping[str, Sequence[Any]]
 
 
-def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
+@pairs.reader
+def read(path: str, spec: Spec, reading: Reading) -> Iterator[list[Row]]:
     """Yields the CANDIDATES of a table.
 
     Raises what `rows` raises.
     """
-    found = rows(path, spec, reading)
-    yield from pairs.batches(
-        (pairs.from_fields(row, spec) for row in found), spec, reading
-    )
+    for row in rows(path, spec, reading):
+        yield pairs.rows(row, spec, reading)
 
 
-def read_with_images(
-    path: str, spec: Spec, reading: Reading
-) -> Iterator[pa.RecordBatch]:
+@pairs.reader
+def read_with_images(path: str, spec: Spec, reading: Reading) -> Iterator[list[Row]]:
     """Yields the CANDIDATES of a Parquet file that holds the images' bytes too.
 
     Raises what `rows` raises.
     """
     name = spec.name_of(path)
-    found = (
-        pairs.from_fields(
-            row, spec, name=f"{name}/{i}", stored_at=stored.reference(path, str(i))
-        )
-        for i, row in enumerate(rows(path, spec, reading))
-    )
-    yield from pairs.batches(found, spec, reading)
+    for i, row in enumerate(rows(path, spec, reading)):
+        place = stored.reference(path, str(i))
+        yield pairs.rows(row, spec, reading, name=f"{name}/{i}", stored_at=place)
 
 
 def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
@@ -136,9 +131,7 @@ def check(path: str, spec: Spec) -> None:
 
 
 def check_with_images(path: str, spec: Spec) -> None:
-    """Raises ValueError if a file is not Parquet or lacks a wanted column."""
-    if not path.lower().endswith(".parquet"):
-        raise ValueError(f"config.source.paths: wanted a .parquet file, got {path}")
+    """Raises ValueError if a file lacks a wanted column, or that of the images."""
     check(path, dataclasses.replace(spec, extra=(spec.image_column,)))
 
 
@@ -181,18 +174,11 @@ def _reader(path: str) -> Callable[[str, Spec, Reading], Iterator[_Columns]]:
 
 
 def _wanted(path: str, found: Sequence[str], spec: Spec) -> list[str]:
-    """Returns the names of the columns to read, each once.
+    """Returns the names of the columns to read.
 
     Raises ValueError where `found` lacks one.
     """
-    columns = (
-        spec.url_column,
-        *spec.text_columns,
-        *(name for name in (spec.language_column, spec.page_column) if name),
-        *spec.score_columns,
-        *spec.extra,
-    )
-    for name in columns:
+    for name in spec.columns:
         if name not in found and name not in spec.optional:
             near = {other.lower(): other for other in found}.get(name.lower())
             near = near or ranges.nearest(name, found[:_SHOWN_COLUMNS])
@@ -204,7 +190,7 @@ def _wanted(path: str, found: Sequence[str], spec: Spec) -> list[str]:
                 "columns in config.source.url_column and text_columns, and those of a "
                 "file whose first line has no names in config.source.header"
             )
-    return [name for name in dict.fromkeys(columns) if name in found]
+    return [name for name in spec.columns if name in found]
 
 
 def _read_parquet(path: str, spec: Spec, _: Reading) -> Iterator[_Columns]:

@@ -10,10 +10,9 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-import pyarrow as pa
-
 from data_prep.sources import pairs, stored
 from data_prep.sources.spec import Reading, Spec
+from data_prep.sources.texts import Row
 from metaclip_jax import files
 from metaclip_jax.data import untrusted_tar
 
@@ -30,7 +29,8 @@ MAX_TEXT = 1 << 24  # bytes of a text or of facts; no sample of ours has more
 _Member = tuple[str, tarfile.TarInfo]  # extension, member
 
 
-def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
+@pairs.reader
+def read(path: str, spec: Spec, reading: Reading) -> Iterator[list[Row]]:
     """Yields the CANDIDATES of a tar.
 
     A text column is an extension of the tar's files (txt) or else a key of its .json.
@@ -43,7 +43,28 @@ def read(path: str, spec: Spec, reading: Reading) -> Iterator[pa.RecordBatch]:
     if not files.size(path):
         reading.lost_files["empty_file"] += 1
         return
-    yield from pairs.batches(_pairs(path, spec, reading), spec, reading)
+    with files.local_copy(path) as local, local.open("rb") as file:
+        for key, members in _samples(file, files.size(local), reading):
+            fields = dict(members)
+            found = [extension for extension in IMAGES if extension in fields]
+            if not found or len(fields) < len(members):
+                reason = "repeated_name" if found else "no_image"
+                reading.lost_items[reason] += 1
+                continue
+            if len(found) > 1:  # a.jpg beside a.png
+                reading.lost_items["repeated_name"] += len(found) - 1
+            facts = _facts(file, fields)
+            if facts is None:
+                reading.lost_items["bad_facts"] += 1
+                continue
+            image = fields[found[0]]
+            yield pairs.rows(
+                _chosen(file, fields, facts, spec.columns),
+                spec,
+                reading,
+                name=f"{spec.name_of(path)}/{key}.{found[0]}",
+                stored_at=stored.reference(path, f"{image.offset_data}+{image.size}"),
+            )
 
 
 def check(path: str, spec: Spec) -> None:
@@ -60,11 +81,12 @@ def check(path: str, spec: Spec) -> None:
         file.seek(0)
         for _, members in _samples(file, files.size(path), Reading()):
             fields = dict(members)
-            known = _Fields(file, fields, _facts(file, fields) or {})
-            if not any(name in known for name in spec.text_columns):
+            facts = _facts(file, fields) or {}
+            if not _chosen(file, fields, facts, spec.text_columns):
                 raise ValueError(
                     f"config.source.text_columns={spec.text_columns}: wanted one of "
-                    f"the files or facts of a sample of {path}, which are {list(known)}"
+                    f"the files or facts of a sample of {path}, which are "
+                    f"{list(dict.fromkeys([*fields, *facts]))}"
                 )
             return
 
@@ -80,30 +102,6 @@ def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
             file.seek(offset)
             body = file.read(size)
             yield (stored.OK, body) if len(body) == size else ("damaged_file", b"")
-
-
-def _pairs(path: str, spec: Spec, reading: Reading) -> Iterator[pairs.Pair]:
-    with files.local_copy(path) as local, local.open("rb") as file:
-        for key, members in _samples(file, files.size(local), reading):
-            fields = dict(members)
-            found = [extension for extension in IMAGES if extension in fields]
-            if not found or len(fields) < len(members):
-                reason = "repeated_name" if found else "no_image"
-                reading.lost_items[reason] += 1
-                continue
-            if len(found) > 1:  # a.jpg beside a.png
-                reading.lost_items["repeated_name"] += len(found) - 1
-            facts = _facts(file, fields)
-            if facts is None:
-                reading.lost_items["bad_facts"] += 1
-                continue
-            image = fields[found[0]]
-            yield pairs.from_fields(
-                _Fields(file, fields, facts),
-                spec,
-                name=f"{spec.name_of(path)}/{key}.{found[0]}",
-                stored_at=stored.reference(path, f"{image.offset_data}+{image.size}"),
-            )
 
 
 def _samples(
@@ -141,24 +139,18 @@ def _facts(file: BinaryIO, fields: Mapping[str, tarfile.TarInfo]) -> dict | None
     return found if isinstance(found, dict) else None
 
 
-class _Fields(Mapping[str, Any]):
-    """The texts and facts of a sample by name, read when they are asked for."""
-
-    def __init__(
-        self, file: BinaryIO, members: Mapping[str, tarfile.TarInfo], facts: dict
-    ) -> None:
-        self._file, self._members, self._facts = file, members, facts
-
-    def __getitem__(self, name: str) -> Any:
-        if name.lower() in self._members:
-            return _content(self._file, self._members[name.lower()])
-        return self._facts[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys([*self._members, *self._facts]))
-
-    def __len__(self) -> int:
-        return len(list(iter(self)))
+def _chosen(
+    file: BinaryIO,
+    fields: Mapping[str, tarfile.TarInfo],
+    facts: Mapping[str, Any],
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """Returns files and facts of a sample by name; a file comes before a fact."""
+    return {name: facts[name] for name in names if name in facts} | {
+        name: _content(file, fields[name.lower()])
+        for name in names
+        if name.lower() in fields
+    }
 
 
 def _content(file: BinaryIO, member: tarfile.TarInfo) -> bytes:

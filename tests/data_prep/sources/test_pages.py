@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from data_prep import config, drops, schema
-from data_prep.sources import kinds, pages
+from data_prep.sources import kinds, spec
 from examples.quickstart import warc_file
 
 HEAD = (("Content-Type", "text/html"), ("Date", "Thu, 01 Jan 2026 00:00:00 GMT"))
@@ -39,7 +39,7 @@ def images(count, first=0):
 
 
 def test_candidates_come_in_order_in_batches_of_one_schema(parse, monkeypatch):
-    monkeypatch.setattr(pages, "_BATCH_ROWS", 10)
+    monkeypatch.setattr(spec, "_BATCH_ROWS", 10)
     batches, _ = parse(images(3), b"<p>", images(9, 3), b"<p>", images(4, 12), b"<p>")
     assert [b.num_rows for b in batches] == [12, 4]
     assert all(b.schema == schema.CANDIDATES for b in batches)
