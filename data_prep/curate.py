@@ -23,7 +23,7 @@ from absl import flags, logging
 
 from data_prep import config as config_lib
 from data_prep import data_card, schema
-from data_prep.images import addresses, face_detection, safety
+from data_prep.images import addresses, face_detection, request, safety
 from data_prep.matching import words
 from data_prep.sinks import array_record as sink
 from data_prep.stages import (
@@ -219,9 +219,9 @@ def fetch_images(run: Run, folder: str, draws: Draws, *, retry_failed: bool) -> 
     Raises RuntimeError where too many downloads failed.
     """
     n, fetching = run.config.partitions, os.path.join(run.workdir, "downloads")
-    fetch = run.config.download.to_dict()
-    fetch["host_map"] = addresses.read_host_map(fetch["host_map"])
-    most_failed = fetch.pop("max_failed_share")
+    keys = run.config.download.to_dict()
+    keys["host_map"] = addresses.read_host_map(keys["host_map"])
+    most_failed = keys.pop("max_failed_share")
     stage = downloads.Download(
         run.workdir,
         n,
@@ -230,7 +230,7 @@ def fetch_images(run: Run, folder: str, draws: Draws, *, retry_failed: bool) -> 
         max_failed_share=most_failed,
         retry_failed=retry_failed,
         processes=pipelines.worker_count(run.options),
-        fetch=fetch,
+        fetch=request.Limits(**keys),
         screen=screening(run),
     )
     with (

@@ -5,13 +5,13 @@ addresses and those pinned by host name are allowed. Addresses are checked when 
 is resolved and again when the socket is created.
 """
 
-import asyncio
 import ipaddress
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from aiohttp.abc import AbstractResolver, ResolveResult
+import aiohttp
+from aiohttp.abc import ResolveResult
 
 # Blocks that IANA's registries of special-purpose addresses (iana.org/assignments/
 # iana-ipv4-special-registry, iana-ipv6-special-registry) do not list as globally
@@ -102,52 +102,30 @@ def is_public(address: str) -> bool:
     return ip.is_global and not any(ip in block for block in _SPECIAL)
 
 
-class Resolver(AbstractResolver):
+class Resolver(aiohttp.ThreadedResolver):
     """Resolves pinned hosts from the map, others by the system, to public addresses."""
 
     def __init__(self, pinned: Mapping[str, tuple[str, int]]) -> None:
+        super().__init__()
         self._pinned = pinned
 
     async def resolve(
         self,
         host: str,
         port: int = 0,
-        family: socket.AddressFamily = socket.AF_UNSPEC,
+        family: socket.AddressFamily = socket.AF_INET,
     ) -> list[ResolveResult]:
         """Returns the allowed addresses of a host."""
         if host in self._pinned:
-            address, port = self._pinned[host]
-            family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            return [_resolved(host, address, port, family)]
-        loop = asyncio.get_running_loop()
+            return await super().resolve(*self._pinned[host], family)
         try:
-            found = await loop.getaddrinfo(
-                host, port, family=family, type=socket.SOCK_STREAM
-            )
+            found = await super().resolve(host, port, family)
         except UnicodeError as error:  # invalid labels
             raise OSError(f"{host!r} is no host name") from error
-        public = [
-            _resolved(host, str(info[4][0]), port, info[0])
-            for info in found
-            if is_public(str(info[4][0]))
-        ]
+        public = [one for one in found if is_public(one["host"])]
         if not public:
             raise PrivateAddressError(f"{host} has no public address")
         return public
-
-    async def close(self) -> None:
-        """Does nothing: a resolver holds nothing."""
-
-
-def _resolved(host: str, address: str, port: int, family: int) -> ResolveResult:
-    return ResolveResult(
-        hostname=host,
-        host=address,
-        port=port,
-        family=family,
-        proto=0,
-        flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-    )
 
 
 def socket_factory(

@@ -11,7 +11,7 @@ import functools
 import queue
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from yarl import URL
 from data_prep.images import addresses, request, robots, slots
 
 OK = request.OK
+Limits = request.Limits
 
 # Failures worth a retry. A timeout is not: it has used up its time.
 _RETRIED = frozenset({"http_429", "http_5xx", "connection", "dns", "truncated_body"})
@@ -42,69 +43,39 @@ class _Result(NamedTuple):
 
 
 class Room:
-    """A byte budget for bodies, granted in order of request; for several threads."""
+    """A byte budget for bodies, granted in order of request, of an event loop."""
 
     def __init__(self, size: int) -> None:
         self._free = size
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self._lock = threading.Lock()
 
     async def enter(self, size: int) -> None:
         """Takes `size` bytes, after all earlier requests were granted."""
-        with self._lock:
-            if not self._waiting and self._take(size):
-                return
+        if self._waiting or not self.extend(size):
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append((size, turn))
-        await turn
+            await turn
 
     def extend(self, size: int) -> bool:
         """Takes `size` bytes at once if they are free, ahead of waiting requests.
 
         A holder must not wait for more, or all holders could wait for each other.
         """
-        with self._lock:
-            return self._take(size)
-
-    def leave(self, size: int) -> None:
-        """Gives `size` bytes back. Wakes the event loop only if a request waits."""
-        granted = []
-        with self._lock:
-            self._free += size
-            while self._waiting and self._take(self._waiting[0][0]):
-                granted.append(self._waiting.popleft()[1])
-        for turn in granted:  # without the lock, which the loop's thread may want
-            turn.get_loop().call_soon_threadsafe(_grant, turn)
-
-    def _take(self, size: int) -> bool:
         if size > self._free:
             return False
         self._free -= size
         return True
 
+    def leave(self, size: int) -> None:
+        """Gives `size` bytes back."""
+        self._free += size
+        while self._waiting and self.extend(self._waiting[0][0]):
+            _, turn = self._waiting.popleft()
+            if not turn.done():  # it may have been cancelled
+                turn.set_result(None)
 
-def _grant(turn: asyncio.Future[None]) -> None:
-    if not turn.done():  # it may have been cancelled
-        turn.set_result(None)
 
-
-def fetch(
-    urls: Sequence[str],
-    *,
-    host_map: Mapping[str, str],
-    concurrency: int,
-    per_host: int,
-    per_host_rate: float = 0.0,
-    timeout_seconds: float,
-    max_bytes: int,
-    retries: int,
-    user_agent: str,
-    robots_txt: bool = False,
-    max_held_bytes: int | None = None,
-    held: int = 1,
-    backoff_seconds: float = 0.5,
-    progress: Callable[[int, int], None] | None = None,
-) -> Iterator[Fetched]:
+def fetch(urls: Sequence[str], limits: Limits) -> Iterator[Fetched]:
     """Fetches URLs and yields one result for each, in the order they finish.
 
     At most 2 * `concurrency` bodies are held, and at most `max_held_bytes` in total,
@@ -114,23 +85,7 @@ def fetch(
 
     Args:
       urls: absolute http(s) URLs.
-      host_map: host name -> "address:port". A pinned host is reached only there,
-        private or not; any other host only at public addresses on ports 80 and 443.
-      concurrency: requests in flight, over all hosts.
-      per_host, per_host_rate: images of a host that all processes of this machine
-        fetch at once, and begin to fetch in a second (0: any).
-      timeout_seconds: for one attempt in all, redirects and body included.
-      max_bytes: of a body, after decompression.
-      retries: further attempts after a busy server (429, 5xx) or a lost connection.
-      user_agent: the User-Agent header; its first word is our name in a robots.txt.
-      robots_txt: ask the robots.txt of each host first, also of those that a redirect
-        names, and obey it; its Crawl-delay and Request-rate too, up to a minute.
-      max_held_bytes: of all bodies at any time; at least (`held` + 1) * `max_bytes`.
-        None: enough for 2 * `concurrency` bodies besides those held.
-      held: bodies that the caller holds at the same time, that last yielded included.
-      backoff_seconds: wait before the first retry; it doubles each time, up to a
-        minute. A longer Retry-After of the server is obeyed, up to a minute.
-      progress: called with (results so far, all URLs) at each result.
+      limits: what is allowed.
 
     Yields:
       `Fetched` with status "ok" or one of bad_url, not_http, port_refused, dns,
@@ -142,58 +97,33 @@ def fetch(
       ValueError: `max_held_bytes` is less than (`held` + 1) * `max_bytes`.
       RuntimeError: this machine ran out of files or memory for sockets.
     """
-    pinned = addresses.parse_host_map(host_map)
+    pinned = addresses.parse_host_map(limits.host_map)
     results: queue.SimpleQueue[_Result | BaseException] = queue.SimpleQueue()
-    share, room = _make_room(max_held_bytes, max_bytes, concurrency, held)
-
-    limits: dict[str, Any] = {
-        "timeout_seconds": timeout_seconds,
-        "max_bytes": max_bytes,
-    }
-
-    async def run() -> None:
-        async with request.session(pinned, user_agent) as session:
-            await _fetch_all(
-                urls,
-                _by_host(urls, pinned, per_host_rate),
-                functools.partial(request.attempt, session, pinned=pinned, **limits),
-                results=results,
-                room=room,
-                share=share,
-                max_bytes=max_bytes,
-                concurrency=concurrency,
-                per_host=per_host,
-                retries=retries,
-                backoff_seconds=backoff_seconds,
-                user_agent=user_agent if robots_txt else None,
-            )
-
-    with _running(run, results):
-        for done in range(1, len(urls) + 1):
+    share, room = _make_room(limits)
+    hosts = _by_host(urls, pinned, limits.per_host_rate)
+    fetching = _fetch_all(urls, hosts, limits, pinned, results, room, share)
+    with _running(fetching, results) as loop:
+        for _ in urls:
             result = results.get()
             if isinstance(result, BaseException):
                 raise result
-            room.leave(result.bytes)
-            if progress is not None:
-                progress(done, len(urls))
+            loop.call_soon_threadsafe(room.leave, result.bytes)
             yield result.fetched
             del result
 
 
-def _make_room(
-    max_held_bytes: int | None, max_bytes: int, concurrency: int, held: int
-) -> tuple[int, Room]:
+def _make_room(limits: Limits) -> tuple[int, Room]:
     """Returns the bytes reserved per body in flight, and the whole budget."""
-    if max_held_bytes is None:
-        max_held_bytes = (2 * concurrency + held) * max_bytes
-    if max_held_bytes < (least := (held + 1) * max_bytes):
+    held, max_bytes, bodies = limits.held, limits.max_bytes, 2 * limits.concurrency
+    if limits.max_held_bytes < (least := (held + 1) * max_bytes):
         raise ValueError(
             f"wanted max_held_bytes of at least {held + 1} * max_bytes ({least}), got "
-            f"{max_held_bytes}; raise it or lower max_bytes"
+            f"{limits.max_held_bytes}; raise it or lower max_bytes"
         )
-    free = max_held_bytes - held * max_bytes  # the rest is for bodies yielded
-    share = max(1, min(max_bytes, free // (2 * concurrency)))
-    return share, Room(max(max_bytes, 2 * concurrency * share))
+    # The rest is for bodies yielded.
+    share = (limits.max_held_bytes - held * max_bytes) // bodies
+    share = max(1, min(max_bytes, share))
+    return share, Room(max(max_bytes, bodies * share))
 
 
 class _Held:
@@ -224,18 +154,19 @@ class _Held:
 
 @contextlib.contextmanager
 def _running(
-    main: Callable[[], Coroutine[Any, Any, None]],
+    main: Coroutine[Any, Any, None],
     results: queue.SimpleQueue[_Result | BaseException],
-) -> Iterator[None]:
+) -> Iterator[asyncio.AbstractEventLoop]:
     """Runs `main` in its own thread, so that a slow consumer causes no timeouts.
 
-    Its exceptions go into `results`. Leaving the block early cancels it.
+    Its exceptions go into `results`. Leaving the block early cancels it. Yields the
+    event loop.
     """
     loop = asyncio.new_event_loop()
     # getaddrinfo blocks a thread per name; the default thread pool is too small.
     resolvers = ThreadPoolExecutor(_RESOLVER_THREADS, "resolve")
     loop.set_default_executor(resolvers)
-    task = loop.create_task(main())
+    task = loop.create_task(main)
 
     def drive() -> None:
         try:
@@ -248,7 +179,7 @@ def _running(
     thread = threading.Thread(target=drive, name="download", daemon=True)
     thread.start()
     try:
-        yield
+        yield loop
     except BaseException:  # the consumer left early
         loop.call_soon_threadsafe(task.cancel)
         raise
@@ -303,53 +234,41 @@ def _by_host(urls: Sequence[str], pinned: request.Pinned, rate: float) -> list[_
 async def _fetch_all(
     urls: Sequence[str],
     hosts: Sequence[_Host],
-    attempt: Callable[..., Awaitable[request.Answer]],
-    *,
+    limits: Limits,
+    pinned: request.Pinned,
     results: queue.SimpleQueue[_Result | BaseException],
     room: Room,
     share: int,
-    max_bytes: int,
-    concurrency: int,
-    per_host: int,
-    retries: int,
-    backoff_seconds: float,
-    user_agent: str | None,
 ) -> None:
     """Runs up to `per_host` workers on the queue of each host, each with a slot.
 
-    With a `user_agent`, it asks the robots.txt of a host first, also after a redirect.
+    With `robots_txt`, it asks that of a host first, also after a redirect.
     """
-    in_flight = asyncio.Semaphore(concurrency)
-    retrying = functools.partial(_retrying, retries=retries)
-    refusal: request.Refusal | None = None
+    in_flight = asyncio.Semaphore(limits.concurrency)
+    user_agent, refusal = limits.user_agent, None
 
     async def ask_robots(
         url: str, place: contextlib.AbstractAsyncContextManager = in_flight
     ) -> request.Answer:
         async def once() -> request.Answer:
             async with place:
-                return await attempt(
-                    url, max_bytes=robots.MAX_BYTES, grow=lambda size: True, cut=True
-                )
+                return await attempt(url, grow=lambda size: True, cut=robots.MAX_BYTES)
 
-        return await retrying(once, backoff_seconds=backoff_seconds)
+        return await _retrying(once, limits)
 
     async def result(index: int, held: _Held, pause_seconds: float) -> _Result:
-        url = urls[index]
-
         async def once() -> request.Answer:
             async with in_flight:
-                answer = await attempt(url, grow=held.grow, refusal=refusal)
+                answer = await attempt(urls[index], grow=held.grow, refusal=refusal)
             if answer.status == request.NO_ROOM:
                 held.shrink(0)
-                await held.wait_for(max_bytes)
+                await held.wait_for(limits.max_bytes)
                 async with in_flight:
-                    answer = await attempt(url, grow=held.grow, refusal=refusal)
+                    answer = await attempt(urls[index], grow=held.grow, refusal=refusal)
             held.shrink(max(share, len(answer.body)))
             return answer
 
-        backoff = max(backoff_seconds, pause_seconds)
-        answer = await retrying(once, backoff_seconds=backoff)
+        answer = await _retrying(once, limits, pause_seconds)
         fetched = Fetched(index, answer.status, answer.body, answer.code)
         return _Result(fetched, held.size)
 
@@ -362,7 +281,7 @@ async def _fetch_all(
                 held = _Held(room)
                 await held.wait_for(share)
                 slot = await taken.take(host.name)
-                if user_agent is not None and host.refused is None:
+                if limits.robots_txt and host.refused is None:
                     await host.judge(urls, ask_robots, user_agent, taken)
                 index = host.waiting.popleft()
             reason = (host.refused or {}).get(index)
@@ -374,14 +293,21 @@ async def _fetch_all(
             )
             taken.leave(host.name, slot)
 
-    async with slots.Slots(per_host) as taken, asyncio.TaskGroup() as group:
-        if user_agent is not None:
+    async with (
+        request.session(pinned, user_agent) as session,
+        slots.Slots(limits.per_host) as taken,
+        asyncio.TaskGroup() as group,
+    ):
+        attempt = functools.partial(
+            request.attempt, session, limits=limits, pinned=pinned
+        )
+        if limits.robots_txt:
             # The redirected request has a place in flight meanwhile.
             ask = functools.partial(ask_robots, place=contextlib.nullcontext())
             refusal = _redirect_refusals(ask, user_agent, group)
         # Round-robin over hosts, so that no host gets a burst of requests.
         some = list(hosts)
-        for worker in range(per_host):
+        for worker in range(limits.per_host):
             some = [host for host in some if len(host.waiting) > worker]
             if not some:
                 break
@@ -413,15 +339,18 @@ def _redirect_refusals(
 
 async def _retrying(
     once: Callable[[], Awaitable[request.Answer]],
-    *,
-    retries: int,
-    backoff_seconds: float,
+    limits: Limits,
+    pause_seconds: float = 0.0,
 ) -> request.Answer:
-    """Repeats a request, with longer and longer pauses, while a retry may help."""
-    for retry in range(retries):
+    """Repeats a request while a retry may help, with longer and longer pauses.
+
+    The shortest one has `pause_seconds`.
+    """
+    backoff = max(limits.backoff_seconds, pause_seconds)
+    for retry in range(limits.retries):
         answer = await once()
         if answer.status not in _RETRIED:
             return answer
-        backoff = min(backoff_seconds * 2.0**retry, _MAX_BACKOFF_SECONDS)
-        await asyncio.sleep(max(backoff, answer.retry_after))
+        wait = min(backoff * 2.0**retry, _MAX_BACKOFF_SECONDS)
+        await asyncio.sleep(max(wait, answer.retry_after))
     return await once()

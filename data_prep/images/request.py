@@ -6,6 +6,7 @@ import datetime
 import email.utils
 import errno
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import ada_url
@@ -44,6 +45,42 @@ class Answer(NamedTuple):
     code: int = 0  # HTTP's status, 0 if there was no whole answer
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What downloads are allowed to do; the keys of `config.download`.
+
+    Attributes:
+      host_map: host name -> "address:port". A pinned host is reached only there,
+        private or not; any other host only at public addresses on ports 80 and 443.
+      concurrency: requests in flight, over all hosts.
+      per_host, per_host_rate: images of a host that all processes of this machine
+        fetch at once, and begin to fetch in a second (0: any).
+      timeout_seconds: for one attempt in all, redirects and body included.
+      max_bytes: of a body, after decompression.
+      max_held_bytes: of all bodies at any time; at least (`held` + 1) * `max_bytes`.
+      retries: further attempts after a busy server (429, 5xx) or a lost connection.
+      user_agent: the User-Agent header; its first word is our name in a robots.txt.
+      robots_txt: ask the robots.txt of each host first, also of those that a redirect
+        names, and obey it; its Crawl-delay and Request-rate too, up to a minute.
+      held: bodies that the caller holds at the same time, that last yielded included.
+      backoff_seconds: wait before the first retry; it doubles each time, up to a
+        minute. A longer Retry-After of the server is obeyed, up to a minute.
+    """
+
+    host_map: Mapping[str, str]
+    concurrency: int
+    per_host: int
+    timeout_seconds: float
+    max_bytes: int
+    max_held_bytes: int
+    retries: int
+    user_agent: str
+    per_host_rate: float = 0.0
+    robots_txt: bool = False
+    held: int = 1
+    backoff_seconds: float = 0.5
+
+
 def session(pinned: Pinned, user_agent: str) -> aiohttp.ClientSession:
     """Returns a session that connects to public and pinned addresses only."""
     return aiohttp.ClientSession(
@@ -65,62 +102,50 @@ def session(pinned: Pinned, user_agent: str) -> aiohttp.ClientSession:
 async def attempt(
     session: aiohttp.ClientSession,
     url: str,
+    limits: Limits,
     *,
     pinned: Pinned,
-    timeout_seconds: float,
-    max_bytes: int,
     grow: Callable[[int], bool],
-    cut: bool = False,
+    cut: int = 0,
     refusal: Refusal | None = None,
 ) -> Answer:
     """Makes one attempt; returns an Answer whatever the server does.
 
+    Redirects are followed, with the same checks for each.
+
     Args:
       session: from `session`.
       url: absolute http(s) URL.
+      limits: in time and bytes.
       pinned: address and port of hosts that are reached only there.
-      timeout_seconds: for all of it, redirects and body included.
-      max_bytes: of a body, after decompression.
       grow: called with the bytes of the body so far; if it returns False, the status
         is NO_ROOM.
-      cut: take the first `max_bytes` of a longer body, which is else too_large.
+      cut: take the first `cut` bytes of a longer body. 0: one of more than
+        `limits.max_bytes` is too_large.
       refusal: asked for each URL that a redirect names.
 
     Raises:
       RuntimeError: this machine ran out of files or memory for sockets.
     """
     try:
-        async with asyncio.timeout(timeout_seconds):
-            return await _follow(
-                session,
-                url,
-                pinned=pinned,
-                max_bytes=max_bytes,
-                grow=grow,
-                cut=cut,
-                refusal=refusal,
-            )
-    except TimeoutError:
-        return Answer("timeout")
-    except aiohttp.ClientConnectorError as error:
-        return Answer(_connection_reason(error))
-    except aiohttp.ClientPayloadError as error:
-        # A body that cannot be decoded raises this error too.
-        broken = isinstance(error.__cause__, ContentEncodingError)
-        return Answer("bad_http" if broken else "truncated_body")
-    except (aiohttp.ClientResponseError, HttpProcessingError):
-        return Answer("bad_http")
-    except ValueError:  # not a URL, in the page or in a redirect
-        return Answer("bad_url")
-    except (aiohttp.ClientError, OSError) as error:
-        _raise_if_local(error)
-        return Answer("connection")
-    except MemoryError:
-        raise
-    except Exception:
-        # A bug of aiohttp with this answer must not stop the other downloads.
-        logging.exception("unexpected error while fetching %s", url)
-        return Answer("bad_http")
+        async with asyncio.timeout(limits.timeout_seconds):
+            hop = read_url(url)
+            for redirects in range(_MAX_REDIRECTS + 1):
+                reason = _url_reason(hop, pinned)
+                if reason is None and redirects and refusal is not None:
+                    reason = await refusal(hop)
+                if reason is not None:
+                    return Answer(reason)
+                async with session.get(hop, allow_redirects=False) as response:
+                    if _opted_out(response.headers):
+                        return Answer("opted_out", code=response.status)
+                    location = response.headers.get("Location")
+                    if response.status not in _REDIRECTS or not location:
+                        return await _receive(response, limits.max_bytes, grow, cut)
+                    hop = read_url(_escaped(location), str(hop))
+            return Answer("redirect_limit")
+    except Exception as error:
+        return Answer(_reason(error, url))
 
 
 def host_of(url: str) -> str:
@@ -131,64 +156,33 @@ def host_of(url: str) -> str:
         return ""
 
 
-async def _follow(
-    session: aiohttp.ClientSession,
-    url: str,
-    *,
-    pinned: Pinned,
-    max_bytes: int,
-    grow: Callable[[int], bool],
-    cut: bool,
-    refusal: Refusal | None,
-) -> Answer:
-    """Requests a URL and follows redirects, with the same checks for each."""
-    hop = read_url(url)
-    for redirects in range(_MAX_REDIRECTS + 1):
-        reason = _url_reason(hop, pinned)
-        if reason is None and redirects and refusal is not None:
-            reason = await refusal(hop)
-        if reason is not None:
-            return Answer(reason)
-        async with session.get(hop, allow_redirects=False) as response:
-            if _opted_out(response.headers):
-                return Answer("opted_out", code=response.status)
-            location = response.headers.get("Location")
-            if response.status not in _REDIRECTS or not location:
-                answer = await _receive(response, max_bytes, grow, cut)
-                return answer._replace(code=response.status)
-            hop = read_url(_escaped(location), str(hop))
-    return Answer("redirect_limit")
-
-
 async def _receive(
     response: aiohttp.ClientResponse,
     max_bytes: int,
     grow: Callable[[int], bool],
-    cut: bool,
+    cut: int,
 ) -> Answer:
     """Reads a body in pieces, so that neither size nor gzip can fill the memory."""
-    if response.status != 200:
-        server_error = 500 <= response.status < 600
-        status = "http_5xx" if server_error else f"http_{response.status}"
+    code = response.status
+    if code != 200:
+        status = "http_5xx" if 500 <= code < 600 else f"http_{code}"
         wait = seconds_to_wait(response.headers.get("Retry-After", ""))
-        return Answer(status, retry_after=wait)
-    length = response.content_length or 0
-    if length > max_bytes:
-        if not cut:
-            return Answer("too_large")
-        length = max_bytes
-    if not grow(length):
+        return Answer(status, retry_after=wait, code=code)
+    most = cut or max_bytes
+    body, length = bytearray(), response.content_length or 0
+    if length > most and not cut:
+        return Answer("too_large", code=code)
+    if not grow(min(length, most)):
         return Answer(NO_ROOM)
-    body = bytearray()
     async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
-        if len(body) + len(chunk) > max_bytes:
-            if cut:
-                return Answer(OK, bytes(body + chunk)[:max_bytes])
-            return Answer("too_large")
-        if not grow(len(body) + len(chunk)):
+        if len(body) + len(chunk) > most and not cut:
+            return Answer("too_large", code=code)
+        if not grow(min(len(body) + len(chunk), most)):
             return Answer(NO_ROOM)
-        body += chunk
-    return Answer(OK, bytes(body)) if body else Answer("empty_body")
+        body += chunk[: most - len(body)]
+        if len(body) == cut:
+            break
+    return Answer(OK if body else "empty_body", bytes(body), code=code)
 
 
 def read_url(text: str, base: str | None = None) -> URL:
@@ -228,23 +222,40 @@ def _url_reason(url: URL, pinned: Pinned) -> str | None:
     return None
 
 
-def _connection_reason(error: aiohttp.ClientConnectorError) -> str:
-    _raise_if_local(error.os_error)
-    if isinstance(error.os_error, addresses.PrivateAddressError):
-        return "private_address"
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "dns"
-    if isinstance(error, aiohttp.ClientSSLError):
-        return "tls"
-    return "connection"
+# Why a request failed; the first row that fits counts.
+_REASONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
+    (TimeoutError, "timeout"),
+    (aiohttp.ClientConnectorDNSError, "dns"),
+    (aiohttp.ClientSSLError, "tls"),
+    (aiohttp.ClientConnectorError, "connection"),
+    (aiohttp.ClientPayloadError, "truncated_body"),
+    ((aiohttp.ClientResponseError, HttpProcessingError), "bad_http"),
+    (ValueError, "bad_url"),  # in the page or in a redirect
+    ((aiohttp.ClientError, OSError), "connection"),
+)
 
 
-def _raise_if_local(error: BaseException) -> None:
-    if isinstance(error, OSError) and error.errno in _LOCAL_ERRORS:
+def _reason(error: Exception, url: str) -> str:
+    """Returns why a request failed; raises an error of this machine."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, OSError) and cause.errno in _LOCAL_ERRORS:
         raise RuntimeError(
-            f"wanted another socket, got {error}; lower config.download.concurrency or "
+            f"wanted another socket, got {cause}; lower config.download.concurrency or "
             "raise the limit of open files (ulimit -n)"
         ) from error
+    if isinstance(error, MemoryError):
+        raise error
+    if isinstance(cause, addresses.PrivateAddressError):
+        return "private_address"
+    # A body that cannot be decoded also is a ClientPayloadError.
+    if isinstance(error.__cause__, ContentEncodingError):
+        return "bad_http"
+    for kinds, reason in _REASONS:
+        if isinstance(error, kinds):
+            return reason
+    # A bug of aiohttp with this answer must not stop the other downloads.
+    logging.error("unexpected error while fetching %s", url, exc_info=error)
+    return "bad_http"
 
 
 def _opted_out(headers: CIMultiDictProxy[str]) -> bool:

@@ -1,5 +1,6 @@
 """Stages from matches to screened images without repeats."""
 
+import dataclasses
 import hashlib
 import itertools
 from collections import Counter
@@ -39,7 +40,7 @@ class Download(beam.DoFn):
         partitions: int,
         *,
         draws: Draws,
-        fetch: Mapping,
+        fetch: download.Limits,
         screen: Mapping,
         source: kinds.Spec,
         max_failed_share: float,
@@ -49,7 +50,7 @@ class Download(beam.DoFn):
         self._workdir, self._partitions = workdir, partitions
         self._busy = min(processes, partitions)  # processes that share a machine
         self._draws = draws
-        self._fetch, self._screen = dict(fetch), dict(screen)
+        self._fetch, self._screen = fetch, dict(screen)
         self._source = source
         self._max_failed_share, self._retry_failed = max_failed_share, retry_failed
 
@@ -138,7 +139,7 @@ def download_and_screen(
     wanted: pa.Table,
     *,
     blobs: tuple[str, str],
-    fetch: Mapping,
+    fetch: download.Limits,
     screen: Mapping,
     source: kinds.Spec,
     kept: int = 0,
@@ -150,7 +151,7 @@ def download_and_screen(
     Args:
       wanted: as `steps.images_of` returns it.
       blobs: folder and name of the file for the bytes of the images that pass.
-      fetch: keyword arguments of download.fetch.
+      fetch: of the downloads.
       screen: keyword arguments of screening.screen.
       source: its spec; images that it holds are read, not downloaded.
       kept: blobs that the file already has; new ones are appended.
@@ -167,7 +168,7 @@ def download_and_screen(
     columns = _unknown(n)
     ids, dropped = wanted["image_id"].to_pylist(), rejects.Pictures()
     # Two a core: one waits while another is screened.
-    held = min(2 * cores, max(1, fetch["max_held_bytes"] // fetch["max_bytes"] // 2))
+    held = min(2 * cores, max(1, fetch.max_held_bytes // fetch.max_bytes // 2))
     cv2.setNumThreads(1)  # the parallel parts are images, not rows of pixels
 
     def screened(
@@ -192,7 +193,7 @@ def download_and_screen(
         stored = kinds.images(wanted["stored_at"].to_pylist(), source)
         if stored is None:
             urls = wanted["image_url"].to_pylist()
-            bodies = download.fetch(urls, held=held, **fetch)
+            bodies = download.fetch(urls, dataclasses.replace(fetch, held=held))
         else:
             bodies = itertools.starmap(download.Fetched, stored)
         for fetched, facts, image in threads.apply(

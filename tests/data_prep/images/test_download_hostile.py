@@ -120,7 +120,7 @@ def pieces(seed, draw_reply=reply):
 def check(urls, port, caplog):
     settings = fetch_settings(port) | {"timeout_seconds": 4.0, "per_host": 64}
     settings |= {"concurrency": 64, "max_bytes": 1 << 20, "max_held_bytes": 1 << 26}
-    found = sorted(download.fetch(urls, **settings))
+    found = sorted(download.fetch(urls, download.Limits(**settings)))
     assert [result.position for result in found] == list(range(len(urls)))
     assert not [result for result in found if not STATUS.fullmatch(result.status)]
     assert all(bool(result.body) == (result.status == "ok") for result in found)
@@ -157,7 +157,7 @@ def test_an_error_that_nobody_foresaw_costs_one_image(monkeypatch, caplog):
 
     with serving(lambda target: answer()) as (port, _):
         monkeypatch.setattr(aiohttp.ClientSession, "get", fail)
-        (found,) = download.fetch([HOST], **fetch_settings(port))
+        (found,) = download.fetch([HOST], download.Limits(**fetch_settings(port)))
     assert found.status == "bad_http"
     assert "unexpected error while fetching http://images.example" in caplog.text
     assert "a fault of the library" in caplog.text
@@ -197,8 +197,8 @@ def test_a_certificate_is_asked_who_vouches_for_it(certificate, trusted):
         "import sys\n"
         "from data_prep.images import download\n"
         "from tests.data_prep.raw_server import fetch_settings\n"
-        "settings = fetch_settings(int(sys.argv[1]))\n"
-        "(found,) = download.fetch(['https://images.example/'], **settings)\n"
+        "limits = download.Limits(**fetch_settings(int(sys.argv[1])))\n"
+        "(found,) = download.fetch(['https://images.example/'], limits)\n"
         "print(found.status)"
     )
     reply = answer(b"Bad Header: 1\r\nContent-Length: 23\r\n")

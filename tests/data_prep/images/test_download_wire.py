@@ -13,7 +13,8 @@ from tests.data_prep.raw_server import BODY, HOST, answer, fetch_settings, servi
 
 
 def fetch(port, urls, hosts=("images.example",), **options):
-    found = sorted(download.fetch(urls, **(fetch_settings(port, hosts) | options)))
+    limits = download.Limits(**fetch_settings(port, hosts) | options)
+    found = sorted(download.fetch(urls, limits))
     assert [result.position for result in found] == list(range(len(urls)))
     assert all(bool(result.body) == (result.status == "ok") for result in found)
     return found
@@ -316,7 +317,8 @@ def test_bodies_hold_no_more_memory_than_allowed(form):
     try:
         with serving(lambda target: reply) as (port, heads):
             urls = [f"{HOST}/{i}" for i in range(40)]
-            for result in download.fetch(urls, **fetch_settings(port) | settings):
+            limits = download.Limits(**fetch_settings(port) | settings)
+            for result in download.fetch(urls, limits):
                 assert (result.status, result.body) == ("ok", body)
                 time.sleep(0.01)  # meanwhile many could be fetched
         _, peak = tracemalloc.get_traced_memory()

@@ -81,7 +81,7 @@ def statuses(server, answers, paths, host=None, others=None, **options):
     settings = fetch_settings(server.server_address[1], [host, *server.others])
     settings |= {"robots_txt": True, "user_agent": "our-bot/2.1 me@x.example"}
     urls = [f"http://{host}{path}" for path in paths]
-    found = sorted(download.fetch(urls, **settings | options))
+    found = sorted(download.fetch(urls, download.Limits(**settings | options)))
     assert all(bool(one.body) == (one.status == "ok") for one in found)
     return [one.status for one in found]
 

@@ -25,7 +25,7 @@ import pytest
 
 from data_prep.images import download, slots
 settings, urls = json.loads(sys.argv[1])
-list(download.fetch(urls, **settings))
+list(download.fetch(urls, download.Limits(**settings)))
 """
 
 
@@ -62,7 +62,7 @@ def test_processes_share_the_requests_that_a_host_gets_at_once():
 
         def fetch():
             ours = [f"{raw_server.HOST}/ours?{n}" for n in range(20)]
-            found.extend(download.fetch(ours, **settings))
+            found.extend(download.fetch(ours, download.Limits(**settings)))
 
         fetching = threading.Thread(target=fetch, daemon=True)
         with subprocess.Popen([sys.executable, *arguments]) as process:
@@ -94,7 +94,9 @@ def test_a_host_gets_a_number_of_requests_in_a_second_from_all_that_fetch():
         urls = [f"{raw_server.HOST}/{n}" for n in range(6)]
 
         def fetch(_):
-            return [one.status for one in download.fetch(urls, **settings)]
+            return [
+                one.status for one in download.fetch(urls, download.Limits(**settings))
+            ]
 
         with ThreadPoolExecutor(2) as pool:
             assert list(pool.map(fetch, range(2))) == [["ok"] * 6] * 2
@@ -115,7 +117,7 @@ def test_a_robots_txt_makes_the_requests_of_a_host_fewer():
         names = ("a", "x1", "b", "x2", "c", "d")
         urls = [f"http://paced.example/{name}" for name in names]
         settings["robots_txt"] = True
-        found = list(download.fetch(urls, **settings))
+        found = list(download.fetch(urls, download.Limits(**settings)))
     assert sum(one.status == "robots_disallowed" for one in found) == 2
     assert len(times) == 4 and max(times) - min(times) > 2 * 0.1
 

@@ -1,5 +1,6 @@
 """Images are the same by whatever number of cores they were screened."""
 
+import dataclasses
 import hashlib
 import io
 
@@ -9,11 +10,21 @@ import pytest
 from PIL import Image
 
 from data_prep import config
+from data_prep.images import download
 from data_prep.sources import kinds, stored
 from data_prep.stages import downloads, parts
 
 SCREEN = {"min_side": 16, "max_side": 128, "max_aspect": 3.0, "max_pixels": 10**6}
-FETCH = {"max_held_bytes": 1 << 20, "max_bytes": 1 << 16}
+LIMITS = download.Limits(
+    host_map={},
+    concurrency=1,
+    per_host=1,
+    timeout_seconds=1.0,
+    max_bytes=1 << 16,
+    max_held_bytes=1 << 20,
+    retries=0,
+    user_agent="",
+)
 COUNT = 60
 
 
@@ -47,7 +58,7 @@ def wanted(tmp_path_factory):
     )
 
 
-@pytest.mark.parametrize("max_held_bytes", [FETCH["max_held_bytes"], 1 << 17])
+@pytest.mark.parametrize("max_held_bytes", [1 << 20, 1 << 17])
 def test_any_number_of_cores_gives_the_same_images(tmp_path, wanted, max_held_bytes):
     keys = config.curate()
     keys.source.kind = "folder"
@@ -57,7 +68,7 @@ def test_any_number_of_cores_gives_the_same_images(tmp_path, wanted, max_held_by
         images, dropped = downloads.download_and_screen(
             wanted,
             blobs=blobs,
-            fetch=FETCH | {"max_held_bytes": max_held_bytes},
+            fetch=dataclasses.replace(LIMITS, max_held_bytes=max_held_bytes),
             screen=SCREEN,
             source=kinds.spec_of(keys),
             cores=cores,
