@@ -94,11 +94,11 @@ def is_public(address: str) -> bool:
         low = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if ip.ipv4_mapped or ip in _NAT64:  # other forms of the IPv4 address
             return is_public(str(low))
-        if ip.sixtofour and not is_public(str(ip.sixtofour)):
-            return False
         isatap = (int(ip) >> 32) & _ISATAP_MASK == _ISATAP
         if ip not in _GLOBAL_UNICAST or (isatap and not is_public(str(low))):
             return False
+        if ip.sixtofour:  # all of them are private to some versions of Python
+            return is_public(str(ip.sixtofour))
     return ip.is_global and not any(ip in block for block in _SPECIAL)
 
 
