@@ -145,20 +145,22 @@ def _compare(
 
     Returns the marks, by what is compared, and FLOW of all steps.
     """
+    most = rules.placeholder_texts
     keys: dict[str, tuple[beam.DoFn, Any]] = {}
-    repeated = FindRepeated(workdir, partitions, rules.placeholder_texts)
-    find: dict[str, beam.DoFn] = {"bytes": repeated}
+    find: dict[str, beam.DoFn] = {}
+    groups: dict[str, beam.PCollection] = {}
     if ranges is None:
-        keys["bytes"] = KeyByBytes(), _OF_BYTES
+        keys["bytes"], find["bytes"] = (KeyByBytes(), _OF_BYTES), FindRepeated(most)
+    else:
+        groups["bytes"] = pipelines.start(pipeline, ranges, " ranges")
+        find["bytes"] = FindRepeatedInRange(workdir, partitions, most)
     if rules.near_bits:
         keys["band"] = KeyByBand(partitions), _OF_BAND
         find["band"] = FindNear(rules.near_bits)
     if embeddings is not None and embeddings.near:
         keys["cell"] = embedded.KeyByCell(embeddings, partitions), _OF_PARTITION
         find["cell"] = embedded.FindAlike(embeddings.near)
-    groups, found, flow = {}, {}, []
-    if ranges is not None:
-        groups["bytes"] = pipelines.start(pipeline, ranges, " ranges")
+    found, flow = {}, []
     if keys:
         numbers = pipelines.one_each(range(partitions))
         images = pipelines.start(pipeline, numbers) | "read" >> pipelines.tagged(
@@ -205,33 +207,31 @@ class KeyByBytes(beam.DoFn):
 
 
 class FindRepeated(beam.DoFn):
-    """Images of a range of sha256 -> MARKS of those that repeat another's bytes.
+    """(digits, BYTES batches) -> MARKS of images that repeat another's bytes."""
 
-    Elements are BYTES by digits of the sha256, or ranges [`start`, `stop`) of which the
-    downloads are read.
-    """
+    def __init__(self, placeholder_texts: int) -> None:
+        self._placeholder_texts = placeholder_texts
+
+    def process(
+        self, element: tuple[str, Iterable[pa.RecordBatch]]
+    ) -> Iterator[pa.RecordBatch]:
+        """Yields the images with their new status."""
+        images = pa.Table.from_batches(element[1], schema=schema.BYTES)
+        yield from _marks_of_repeated(images, self._placeholder_texts)
+
+
+class FindRepeatedInRange(beam.DoFn):
+    """Range [`start`, `stop`) of sha256 -> the MARKS that `FindRepeated` yields."""
 
     def __init__(self, workdir: str, partitions: int, placeholder_texts: int) -> None:
         self._downloads, self._partitions = f"{workdir}/downloads", partitions
         self._placeholder_texts = placeholder_texts
 
-    def process(
-        self, element: tuple[str, Iterable[pa.RecordBatch]] | pa.RecordBatch
-    ) -> Iterator[pa.RecordBatch]:
-        """Yields the images with their new status."""
-        if isinstance(element, tuple):
-            images = pa.Table.from_batches(element[1], schema=schema.BYTES)
-        else:
-            images = self._read(element["start"][0].as_py(), element["stop"][0].as_py())
-        marks = [dedup.repeated_images(images)]
-        if self._placeholder_texts:
-            marks.append(dedup.placeholders(images, most=self._placeholder_texts))
-        for found in marks:
-            yield schema.one_batch(found.select(schema.MARKS.names))
-
-    def _read(self, start: int, stop: int) -> pa.Table:
-        """Returns BYTES; dropped images have no sha256, and so are in no range."""
-        first, last = (parts.first_id(i, self._partitions) for i in (start, stop))
+    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Yields images of all downloads. Dropped ones, without sha256, are not in."""
+        (row,) = element.to_pylist()
+        edges = (row["start"], row["stop"])
+        first, last = (parts.first_id(edge, self._partitions) for edge in edges)
         some = [schema.BYTES.empty_table()]
         for i in range(self._partitions):
             part = parts.name(i, self._partitions)
@@ -239,7 +239,18 @@ class FindRepeated(beam.DoFn):
             digests = rows["sha256"]
             inside = pc.and_(pc.greater_equal(digests, first), pc.less(digests, last))
             some.append(rows.filter(inside))
-        return pa.concat_tables(some)
+        yield from _marks_of_repeated(pa.concat_tables(some), self._placeholder_texts)
+
+
+def _marks_of_repeated(
+    images: pa.Table, placeholder_texts: int
+) -> Iterator[pa.RecordBatch]:
+    """Yields MARKS of BYTES rows, which are all images with some range of sha256."""
+    marks = [dedup.repeated_images(images)]
+    if placeholder_texts:
+        marks.append(dedup.placeholders(images, most=placeholder_texts))
+    for found in marks:
+        yield schema.one_batch(found.select(schema.MARKS.names))
 
 
 class KeyByBand(beam.DoFn):
