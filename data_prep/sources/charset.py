@@ -104,8 +104,6 @@ def to_parseable(html: bytes, content_type: str) -> bytes | str:
         or _of_xml_declaration(html[:_WINDOW])
     )
     if name in ("", "utf-8"):
-        if html.isascii():
-            return html
         try:
             html.decode("utf-8")
         except UnicodeDecodeError:

@@ -154,11 +154,6 @@ def usable(
     """
     if not texts:
         drops["empty_text"] += 1
-    elif len(texts) == 1:  # as of most images: a plain text takes few steps
-        ((source, raw),) = texts
-        if raw and len(raw) <= max_text_chars and raw.isprintable():
-            if text := " ".join(raw.split()):
-                return [(source, text)]
     kept = []
     for source, raw in texts:
         if raw and len(raw) > max_text_chars + REMOVABLE_CHARS:

@@ -142,14 +142,8 @@ def _page(record: archive.Record, spec: Spec) -> pages.Found | None:
 
 
 def _attributes(link: _Link) -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    if link.url is not None:
-        found["src"] = attribute(link.url)
-    if link.alt is not None:
-        found["alt"] = attribute(link.alt)
-    if link.title is not None:
-        found["title"] = attribute(link.title)
-    return found
+    written = {"src": link.url, "alt": link.alt, "title": link.title}
+    return {k: attribute(v) for k, v in written.items() if v is not None}
 
 
 def attribute(written: str | None) -> str | None:
