@@ -11,12 +11,13 @@ each counts. What the WAT file lacks is printed by reason.
 
 Pages without pictures are not parsed by ours; "illustrated" ones are the others, here
 with nine pictures in 12 kB each. Heavy pages are long and have few pictures, as Sphinx
-writes them. It is also printed
-where ours goes, each part timed alone: most is the parser, as in the bare loop. What
-that lacks is the bound of the tree: a page of a few kB can fill the memory, or stop the
-parser for hours. It follows each tag, in about 30 ns, a sixth of the bare loop's time.
-Identifying the language of pages that declare none is a part of matching, and only of
-pages with a matched text; it is timed alone, too.
+writes them.
+
+It also prints where our time goes, each part timed alone. Most of it is the parser, as
+in the bare loop. The bare loop does not bound the tree: a page of a few kB can fill the
+memory, or stop the parser for hours. Our bound follows each tag. Identifying the
+language of pages that declare none is a part of matching, only for pages with a matched
+text; it is timed alone too.
 """
 
 import glob
