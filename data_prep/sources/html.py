@@ -21,9 +21,7 @@ from data_prep.sources.warc import LostPage, Page
 
 # Without it a page has no image: <image> becomes <img>.
 _IMAGE = re.compile(rb"<[iI][mM]")
-_TELLING = "img, figcaption, base, html, meta[http-equiv], [lang]"
-# The parser finds a tag in smaller pages by its name faster than by a selector.
-_BY_NAME = 1 << 15  # bytes
+_IMAGES_AND_CONTEXT = "img, figcaption, base, html, meta[http-equiv], [lang]"
 _HTML_TAGS = frozenset(("img", "figcaption", "base", "meta"))  # met by their names
 _FIGURE_LEVELS = 8  # how far above an image or caption its <figure> may be
 _PICTURE_SOURCES = 16  # <source>s of an image
@@ -132,11 +130,9 @@ def _read(
         if cost.steps >= tree_cost.MAX_STEPS:
             return LostPage("tree_too_slow", page.url)
         tree = LexborHTMLParser(html, options=_AS_WRITTEN)
-        if cost.is_telling:
-            return read(_Nodes(tree, tree.css(_TELLING), only_images=False))
-        is_small = len(html) < _BY_NAME
-        images = tree.tags("img") if is_small else tree.css("img")
-        return read(_Nodes(tree, images, only_images=True))
+        if cost.has_context:
+            return read(_Nodes(tree, tree.css(_IMAGES_AND_CONTEXT)))
+        return read(_Nodes(tree, tree.tags("img")))
     except Exception as error:  # a parser may raise anything: it is this page's fault
         logging.debug("%s: %r", page.url, error)
         return LostPage("parser_error", page.url)
@@ -192,7 +188,7 @@ def _visible(body: LexborNode) -> Iterator[str]:
 def _first_pieces(body: LexborNode) -> list[str]:
     """Returns what `_visible` yields first, without breaks and blank pieces.
 
-    Up to texts.SAID_CHARS characters: it is read for each page without a language.
+    Up to texts.PAGE_TEXT_CHARS characters: it is read for each page without a language.
     """
     pieces: list[str] = []
     chars = 0
@@ -207,7 +203,7 @@ def _first_pieces(body: LexborNode) -> list[str]:
             if piece and not piece.isspace():
                 pieces.append(piece)
                 chars += len(piece)
-                if chars >= texts.SAID_CHARS:
+                if chars >= texts.PAGE_TEXT_CHARS:
                     break
         elif node.tag in _INVISIBLE:
             after = _after(node, body)
@@ -254,11 +250,11 @@ def _parse(
     )
     if all(map(language.known, {declared for *_, declared in found})):
         return texts.Found(page_url, found, drops, "")
-    said = _said(nodes.tree, [text for _, text, _, _ in found])
-    return texts.Found(page_url, found, drops, said)
+    page_text = _beginning(nodes.tree, [text for _, text, _, _ in found])
+    return texts.Found(page_url, found, drops, page_text)
 
 
-def _said(tree: LexborHTMLParser, of_images: Sequence[str]) -> str:
+def _beginning(tree: LexborHTMLParser, of_images: Sequence[str]) -> str:
     """Returns the beginning of a page's text: title, text, texts of its images."""
     title = _title(tree)
     heading = [] if title is None else [title.text()]
@@ -334,17 +330,8 @@ def _caption_text(caption: LexborNode, max_chars: int) -> str:
 class _Nodes:
     """The elements of a page that say something of its images, found in one walk."""
 
-    def __init__(
-        self,
-        tree: LexborHTMLParser,
-        found: Sequence[LexborNode],
-        *,
-        only_images: bool,
-    ) -> None:
-        """`found` are those of _TELLING, or the images if there are no others.
-
-        Then only <html> declares a language.
-        """
+    def __init__(self, tree: LexborHTMLParser, found: Sequence[LexborNode]) -> None:
+        """`found` are images and their context, or only images if there is none."""
         self.tree = tree
         self.images: list[tuple[LexborNode, image_urls.Attributes]] = []
         self.captions: list[LexborNode] = []
@@ -354,9 +341,6 @@ class _Nodes:
         root = tree.root
         if root is not None and root.tag == "html":
             self.language = texts.subtag(root.attributes.get("lang"))
-        if only_images:
-            self.images = [(node, node.attributes) for node in found]
-            return
         has_base = has_meta = False
         meta_language, in_doubt = "", list[LexborNode]()
         seen = None

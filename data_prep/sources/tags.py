@@ -57,7 +57,7 @@ _PROBES = 32  # in a hash table; beyond, it counts as full
     IN_TABLE,  # of a part of a table in a stack: the table is surely open
     IN_CELL,  # of a cell: so is the cell
     HTML,
-    TELLING,  # tells something of a page's images, as `html` reads it
+    CONTEXT,  # of images, as `html` reads it: captions, the base of addresses
 ) = (1 << i for i in range(33))
 PARTS = CELL | ROW | ROWS
 _NAMES = {
@@ -96,7 +96,7 @@ _NAMES = {
     IGNORED: "body col colgroup form frame frameset head html select",
     HEAD: "base basefont bgsound link meta noframes script style template title",
     HTML: "html",
-    TELLING: "base figcaption",
+    CONTEXT: "base figcaption",
 }
 _0, _EVERY = np.uint64(0), np.uint64(0x0101010101010101)
 _HIGH_BITS = np.uint64(0x80) * _EVERY
@@ -117,7 +117,7 @@ def _hash_of(name: str) -> int:
     return state
 
 
-_CONTENT_LANGUAGE = len("content-language")  # http-equiv="content-type" tells nothing
+_CONTENT_LANGUAGE = len("content-language")  # "content-type" is no context
 _LANG, _XML_LANG, _HTTP_EQUIV = (
     np.uint64(_hash_of(name)) for name in ("lang", "xml:lang", "http-equiv")
 )
@@ -137,7 +137,7 @@ class Tag(NamedTuple):
     end: int  # after its ">"; beyond the page where there is none
     closed: bool  # ends in "/>"
     lookups: int  # names that the parser passes as it looks for those of this tag
-    is_telling: bool  # by its name or attributes, as <html lang> is not
+    is_context: bool  # of images, or declares a language; <html lang> does not count
 
 
 class Names(NamedTuple):
@@ -189,7 +189,7 @@ def read(html: Any, at: Any, hashes: Any, values: Any, names: Any) -> Any:
     bits = values[slot]
     if bits & HEADING:
         name = np.uint64(HEADING)
-    attributes, closed, is_telling = 0, False, bits & TELLING != 0
+    attributes, closed, is_context = 0, False, bits & CONTEXT != 0
     while True:
         closed = False
         while at < html.size and (is_space(html[at]) or html[at] == SLASH):
@@ -199,7 +199,7 @@ def read(html: Any, at: Any, hashes: Any, values: Any, names: Any) -> Any:
             break
         at, attribute, passed = _read_name(html, at, True, names)
         if attribute == _LANG or attribute == _XML_LANG:
-            is_telling |= bits & HTML == 0
+            is_context |= bits & HTML == 0
         lookups += passed
         attributes += 1
         after = at
@@ -209,8 +209,8 @@ def read(html: Any, at: Any, hashes: Any, values: Any, names: Any) -> Any:
             at = _value_end(html, after + 1)
             if attribute == _HTTP_EQUIV and at <= html.size:
                 quotes = 2 * (html[at - 1] in (_QUOTE, _APOSTROPHE))
-                is_telling |= at - after - 1 - quotes >= _CONTENT_LANGUAGE
-    return Tag(name, bits, attributes, at + 1, closed, lookups, is_telling)
+                is_context |= at - after - 1 - quotes >= _CONTENT_LANGUAGE
+    return Tag(name, bits, attributes, at + 1, closed, lookups, is_context)
 
 
 @borrowing

@@ -14,7 +14,7 @@ from data_prep import language
 from data_prep.sources import image_urls
 from metaclip_jax.data import records
 
-SAID_CHARS = 300  # of a page's text, enough to identify its language
+PAGE_TEXT_CHARS = 300  # enough to identify its language
 REMOVABLE_CHARS = 1 << 16  # white space and the like, at most, of a usable text
 BREAK = "\0"  # no page has it: the parser replaces it
 # Attributes of an image; figcaption is the caption of its figure.
@@ -71,7 +71,7 @@ class Found(NamedTuple):
     url: str  # of the page
     texts: list[Text]
     losses: Losses
-    said: str  # text to identify the language by; "" where all texts declare theirs
+    page_text: str  # its beginning, to identify the language by; "" if not needed
 
 
 _Image = TypeVar("_Image")
@@ -179,28 +179,28 @@ def clean(text: str) -> str:
 
 def to_rows(page: Found) -> list[Row]:
     """Returns the rows of CANDIDATES of a page."""
-    said = {
-        code: "" if language.known(code) else page.said
+    page_texts = {
+        code: "" if language.known(code) else page.page_text
         for code in {one[-1] for one in page.texts}
     }
     image_ids = {url: records.image_id(url) for url in {one[0] for one in page.texts}}
     return [
-        (image_ids[url], url, page.url, text, source, code, said[code], "", "")
+        (image_ids[url], url, page.url, text, source, code, page_texts[code], "", "")
         for url, text, source, code in page.texts
     ]
 
 
-def beginning(said: Iterable[str]) -> str:
+def beginning(pieces: Iterable[str]) -> str:
     """Returns the beginning of a page's text, by which its language is identified."""
     parts: list[str] = []
     chars = 0
-    for part in said:
+    for part in pieces:
         if part != BREAK and not part.isspace():
-            parts.append(part[:SAID_CHARS])
+            parts.append(part[:PAGE_TEXT_CHARS])
             chars += len(parts[-1])
-            if chars >= SAID_CHARS:
+            if chars >= PAGE_TEXT_CHARS:
                 break
-    return clean(" ".join(parts))[:SAID_CHARS]
+    return clean(" ".join(parts))[:PAGE_TEXT_CHARS]
 
 
 def language_of_list(content: str | None) -> str:

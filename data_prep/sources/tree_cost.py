@@ -38,7 +38,7 @@ class Cost(NamedTuple):
 
     bytes: int
     steps: int  # of the parser; where they reach MAX_STEPS, nothing beyond is counted
-    is_telling: bool  # False: no tag in the tree but <img> and <html> is_telling
+    has_context: bool  # False: no tag in the tree but <html> says more of its images
 
 
 class _Open(NamedTuple):
@@ -69,7 +69,7 @@ class _Open(NamedTuple):
     _FRAMED,  # 1 where all but frames may be ignored
     _TREE,
     _STEPS,
-    _TELLING,  # 1 where a tag is_telling
+    _CONTEXT,  # 1 where a tag is_context
     _FULL,  # 1 where there was no room for an element or a name
     _COUNTS,
 ) = range(16)
@@ -78,8 +78,8 @@ class _Open(NamedTuple):
 def estimate(html: bytes) -> Cost:
     """Returns what the tree of a page costs at most."""
     found = _estimate(np.frombuffer(html, np.uint8), *tags.known())
-    tree, steps, is_telling = map(int, found)
-    return Cost(tree, steps, bool(is_telling))
+    tree, steps, has_context = map(int, found)
+    return Cost(tree, steps, bool(has_context))
 
 
 @compiled
@@ -130,7 +130,7 @@ def _follow(open_: Any, html: Any, hashes: Any, values: Any) -> Any:
             end = tag.end
             counts[_STEPS] += 2 * tag.lookups
             counts[_FULL] |= tag.lookups >= tags.TOO_MANY
-            counts[_TELLING] |= tag.is_telling
+            counts[_CONTEXT] |= tag.is_context
             if end <= html.size:
                 if name == at + 1:
                     _start(open_, tag, html[at:end])
@@ -146,7 +146,7 @@ def _follow(open_: Any, html: Any, hashes: Any, values: Any) -> Any:
             at, text_until = text_until, min(end, html.size)
         else:
             at = end
-    return counts[_TREE], counts[_STEPS], counts[_TELLING]
+    return counts[_TREE], counts[_STEPS], counts[_CONTEXT]
 
 
 @borrowing

@@ -134,11 +134,11 @@ def _page(record: archive.Record, spec: Spec) -> pages.Found | None:
         max_url_chars=spec.max_url_chars,
         text_sources=spec.page_texts,
     )
-    said = ""
+    page_text = ""
     if found and not language.known(declared):
         of_images = (text for _, text, _, _ in found)
-        said = texts.beginning([attribute(head.title) or "", *of_images])
-    return texts.Found(record.url, found, drops, said)
+        page_text = texts.beginning([attribute(head.title) or "", *of_images])
+    return texts.Found(record.url, found, drops, page_text)
 
 
 def _attributes(link: _Link) -> dict[str, str | None]:

@@ -7,7 +7,7 @@ restart. Evaluation decodes as the public CLIP processors do, with Pillow's filt
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -60,13 +60,10 @@ CROP_ONLY = Augmentation()
 
 
 class Preprocess(NamedTuple):
-    """A model's image preprocessing, up to normalisation.
-
-    `fit_eval(image, **preprocess._asdict())` applies it.
-    """
+    """A model's image preprocessing, up to normalisation; `fit_eval` applies it."""
 
     size: int  # pixels, height and width
-    squash: bool = False  # resize both sides, ignoring the aspect ratio
+    squash: bool = False  # resize both sides to `shortest`, ignoring the aspect ratio
     shortest: int = 0  # pixels of the shortest side before the crop; 0 = size
     resample: int = Image.Resampling.BICUBIC.value  # Pillow's number of the filter
     # Round half of an odd margin to an even number, as torchvision and so open_clip do,
@@ -165,36 +162,27 @@ def change_colour(pixels: np.ndarray, *, key: int, most: float) -> np.ndarray:
     return cv2.transform(pixels, np.hstack([matrix, offset]))
 
 
-def decode_eval(data: bytes, **preprocess: Any) -> np.ndarray:
+def decode_eval(data: bytes, preprocess: Preprocess) -> np.ndarray:
     """Decodes an image as the CLIP processors do; returns uint8[size, size, 3], RGB.
 
-    The keywords are those of `fit_eval`. Raises UndecodableImage.
+    Raises UndecodableImage.
     """
-    return fit_eval(decoding.decode(data), **preprocess)
+    return fit_eval(decoding.decode(data), preprocess)
 
 
-def fit_eval(
-    image: Image.Image,
-    *,
-    size: int,
-    squash: bool = False,
-    shortest: int = 0,
-    resample: int = Image.Resampling.BICUBIC.value,
-    even_margins: bool = False,
-) -> np.ndarray:
-    """Resizes and crops an RGB image to uint8[size, size, 3] as the CLIP processors do.
+def fit_eval(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
+    """Resizes and crops an RGB image as the CLIP processors do: uint8[size, size, 3].
 
-    The shortest side is resized to `shortest` pixels (0 = `size`) with Pillow's filter
-    `resample`, and the centre is cropped. With `squash`, both sides are resized to
-    `shortest`, ignoring the aspect ratio. `Preprocess` explains `even_margins`.
+    The shortest side is resized with Pillow's filter, and the centre is cropped.
     """
-    shortest, kind = shortest or size, Image.Resampling(resample)
+    size, shortest = preprocess.size, preprocess.shortest or preprocess.size
+    kind = Image.Resampling(preprocess.resample)
     least = min(image.size)
     width, height = (shortest * side // least for side in image.size)
-    if squash:
+    if preprocess.squash:
         width = height = shortest
     margins = width - size, height - size
-    left, top = (round(m / 2) if even_margins else m // 2 for m in margins)
+    left, top = (round(m / 2) if preprocess.even_margins else m // 2 for m in margins)
     if width * height <= _MAX_RESIZED:
         whole = image.resize((width, height), kind)
         return np.asarray(whole.crop((left, top, left + size, top + size)))

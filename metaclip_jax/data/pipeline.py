@@ -228,8 +228,8 @@ def judge_replaced(most: float) -> Callable[[int, Sequence[str]], None]:
         ):
             if count > most * total + slack:
                 raise ValueError(
-                    f"{count} of the {when}{total} images cannot be decoded "
-                    f"({dict(reasons)} since the start), more than the share "
+                    f"{count} images could not be decoded for the {when}{total} "
+                    f"examples ({dict(reasons)} since the start), more than the share "
                     f"max_replaced_share={most}; check the dataset by python -m "
                     "data_prep.verify"
                 )

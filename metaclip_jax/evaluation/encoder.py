@@ -363,7 +363,7 @@ def prepare_image(image: ImageLike, preprocess: Preprocess, *, name: str) -> np.
         name, image = os.fspath(image), _read_file(image)
     try:
         if isinstance(image, bytes):
-            return decode_eval(image, **preprocess._asdict())
+            return decode_eval(image, preprocess)
         if isinstance(image, np.ndarray):
             image = _from_array(image)
         if not isinstance(image, Image.Image):
@@ -372,7 +372,7 @@ def prepare_image(image: ImageLike, preprocess: Preprocess, *, name: str) -> np.
                 f" {type(image).__name__}"
             )
         decoding.check_size(*image.size)
-        return fit_eval(decoding.upright_rgb(image), **preprocess._asdict())
+        return fit_eval(decoding.upright_rgb(image), preprocess)
     except (ValueError, OSError) as error:
         raise ValueError(f"{name} cannot be used: {error}") from error
 

@@ -76,7 +76,7 @@ def test_images_equal_the_processor(kind, squash):
         stored = Image.open(io.BytesIO(data))
         assert stored.has_transparency_data == (kind != "opaque")
         want = processor(stored, return_tensors="np")["pixel_values"][0]
-        pixels = image_data.decode_eval(data, size=64, squash=squash)
+        pixels = image_data.decode_eval(data, image_data.Preprocess(64, squash))
         got = (pixels.astype(np.float32) / 255 - vit.IMAGE_MEAN) / vit.IMAGE_STD
         np.testing.assert_allclose(got.transpose(2, 0, 1), want, atol=1e-5)
 
@@ -166,7 +166,7 @@ SHOWN = list(pictures(4))
 
 def ours(folder):
     preprocess = loading.read_preprocess(folder, SMALL)
-    fitted = [image_data.fit_eval(one, **preprocess._asdict()) for one in SHOWN]
+    fitted = [image_data.fit_eval(one, preprocess) for one in SHOWN]
     pixels = np.stack(fitted).astype(np.float32) / 255
     return ((pixels - vit.IMAGE_MEAN) / vit.IMAGE_STD).transpose(0, 3, 1, 2)
 

@@ -100,16 +100,16 @@ def test_the_estimate_is_never_below_the_tree(first):
     compared = 0
     for seed in range(first, first + 100):
         page = small_page(seed)
-        bound, steps, is_telling = tree_cost.estimate(page)
+        bound, steps, has_context = tree_cost.estimate(page)
         if bound > 64 << 20 or steps >= tree_cost.MAX_STEPS:
             continue  # not to be built without a guard
         size, depths = measured(page)
         assert size - 1_000 <= bound, seed  # <html>, <head> and <body> are not counted
         assert depths - 10 <= 3 * steps, seed
-        if not is_telling:
+        if not has_context:
             tree = LexborHTMLParser(page)
-            telling = tree.css("base, figcaption, [lang], meta[http-equiv]")
-            assert {node.tag for node in telling} <= {"html"}, seed
+            context = tree.css("base, figcaption, [lang], meta[http-equiv]")
+            assert {node.tag for node in context} <= {"html"}, seed
         compared += 1
     assert compared > 90
 
@@ -140,7 +140,7 @@ AROUND = {
 
 
 @pytest.mark.parametrize(
-    "part, is_telling",
+    "part, has_context",
     [
         ("<html lang=en><p class=lang data-lang=x>lang=", False),
         ("<meta http-equiv=content-type content=x>", False),
@@ -153,8 +153,8 @@ AROUND = {
         ("<figcaption>", True),
     ],
 )
-def test_what_tells_something_of_the_images_is_found(part, is_telling):
-    assert tree_cost.estimate(f"<img src=a>{part}".encode()).is_telling == is_telling
+def test_the_context_of_images_is_found(part, has_context):
+    assert tree_cost.estimate(f"<img src=a>{part}".encode()).has_context == has_context
 
 
 @pytest.mark.parametrize("name", WRITTEN)

@@ -92,7 +92,7 @@ def test_other_chunks_of_a_png_do_not_count(name):
         assert found.data == containers.strip(PNG).data
         np.testing.assert_array_equal(pixels(found.data), np.asarray(PICTURE))
         for decoded in (
-            images.decode_eval(data, size=45),
+            images.decode_eval(data, images.Preprocess(45)),
             images.decode_train(
                 data, size=45, key=1, augmentation=WHOLE_AREA, ratio=(1, 1)
             ),
@@ -212,7 +212,8 @@ def test_other_blocks_of_a_gif_do_not_count(extra):
     assert strip(data).data == containers.strip(GIF).data
     np.testing.assert_array_equal(pixels(containers.strip(GIF).data), pixels(GIF))
     np.testing.assert_array_equal(
-        images.decode_eval(data, size=45), images.decode_eval(GIF, size=45)
+        images.decode_eval(data, images.Preprocess(45)),
+        images.decode_eval(GIF, images.Preprocess(45)),
     )
 
 

@@ -70,7 +70,7 @@ def readers(data):
         encoder.prepare_image, preprocess=images.Preprocess(SIDE), name="x"
     )
     yield "training", images.decode_train(data, size=SIDE, **whole)
-    yield "evaluation", images.decode_eval(data, size=SIDE)
+    yield "evaluation", images.decode_eval(data, images.Preprocess(SIDE))
     yield "bytes", prepare(data)
     image = Image.open(io.BytesIO(data))
     yield "an image of Pillow's", prepare(image)
@@ -289,7 +289,7 @@ def test_a_picture_without_pixels_is_refused(size):
 def test_a_strip_is_cut_as_if_it_were_resized_whole(shape):
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     pixels = cv2.GaussianBlur(pixels, (5, 5), 2)
-    found = images.fit_eval(Image.fromarray(pixels), size=64)
+    found = images.fit_eval(Image.fromarray(pixels), images.Preprocess(64))
     height, width = (64 * side // min(shape) for side in shape)
     assert width * height > 1 << 22
     across, down = (width - 64) // 2, (height - 64) // 2
@@ -307,7 +307,8 @@ def test_strips_of_any_length_take_little_memory():
         "    data = io.BytesIO()\n"
         "    Image.new('RGB', size, 'red').save(data, 'PNG')\n"
         "    for squash in (False, True):\n"
-        "        found = images.decode_eval(data.getvalue(), size=224, squash=squash)\n"
+        "        preprocess = images.Preprocess(224, squash)\n"
+        "        found = images.decode_eval(data.getvalue(), preprocess)\n"
         "        assert (found == (255, 0, 0)).all()\n"
         "    images.decode_train(data.getvalue(), size=224, key=1)\n"
         # Unlike getrusage's, this peak does not count the process that started it.

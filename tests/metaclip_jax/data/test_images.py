@@ -35,6 +35,10 @@ def encoded(pixels, kind, **options):
     return buffer.getvalue()
 
 
+def decode_eval(data, **preprocess):
+    return images.decode_eval(data, images.Preprocess(**preprocess))
+
+
 def psnr(one, other):
     error = np.mean((one.astype(float) - other.astype(float)) ** 2)
     return np.inf if error == 0 else 10 * np.log10(255**2 / error)
@@ -90,7 +94,7 @@ def test_every_format_gives_rgb_in_the_right_order(kind):
     pixels[:] = (250, 120, 5)
     for decode in (
         lambda data: images.decode_train(data, size=16, key=1),
-        lambda data: images.decode_eval(data, size=16),
+        lambda data: decode_eval(data, size=16),
     ):
         found = decode(encoded(pixels, kind))
         assert found.shape == (16, 16, 3)
@@ -132,7 +136,7 @@ def test_transparent_pixels_are_white_in_training_and_evaluation(kind):
     pixels[:, 16:] = (0, 0, 255, 255)
     data = encoded(pixels, kind, lossless=True)
     whole = partial(images.decode_train, key=3, augmentation=WHOLE_AREA, ratio=(1, 1))
-    for decode in (whole, images.decode_eval):
+    for decode in (whole, decode_eval):
         found = decode(data, size=32)
         assert (found[:, :14] == 255).all()
         assert (found[:, 18:] == (0, 0, 255)).all()
@@ -144,8 +148,8 @@ def test_small_images_are_enlarged(height, width, kind):
     data = encoded(np.full((height, width, 3), 90, np.uint8), kind)
     for found in (
         images.decode_train(data, size=48, key=5),
-        images.decode_eval(data, size=48),
-        images.decode_eval(data, size=48, squash=True),
+        decode_eval(data, size=48),
+        decode_eval(data, size=48, squash=True),
     ):
         assert found.shape == (48, 48, 3)
         assert np.abs(found.astype(int) - 90).max() <= 3
@@ -235,7 +239,7 @@ def test_colour_and_crop_have_draws_of_their_own():
 @pytest.mark.parametrize(("width", "height"), [(64, 48), (101, 57), (57, 101)])
 def test_evaluation_cuts_the_centre_of_the_resized_image(width, height):
     pixels = natural(height, width)
-    found = images.decode_eval(encoded(pixels, "PNG"), size=32)
+    found = decode_eval(encoded(pixels, "PNG"), size=32)
     short = min(width, height)
     resized = Image.fromarray(pixels).resize(
         (32 * width // short, 32 * height // short), Image.Resampling.BICUBIC
@@ -247,7 +251,7 @@ def test_evaluation_cuts_the_centre_of_the_resized_image(width, height):
 
 def test_squashing_keeps_all_of_the_image():
     pixels = natural(30, 90)
-    found = images.decode_eval(encoded(pixels, "PNG"), size=30, squash=True)
+    found = decode_eval(encoded(pixels, "PNG"), size=30, squash=True)
     wanted = Image.fromarray(pixels).resize((30, 30), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(found, np.asarray(wanted))
 
@@ -273,7 +277,7 @@ PNG = encoded(natural(64, 64), "PNG")
     ],
 )
 def test_broken_input_has_a_reason(data, reason):
-    for decode in (partial(images.decode_train, key=0), images.decode_eval):
+    for decode in (partial(images.decode_train, key=0), decode_eval):
         with pytest.raises(images.UndecodableImage) as caught:
             decode(data, size=16)
         assert caught.value.reason == reason
@@ -289,8 +293,8 @@ def test_stray_bytes_between_markers_do_not_cost_the_image(progressive):
         data + b"appended",
         data[:-2],
     ):
-        for decode in (images.decode_eval, images.decode_train):
-            whole = {} if decode is images.decode_eval else WHOLE
+        for decode in (decode_eval, images.decode_train):
+            whole = {} if decode is decode_eval else WHOLE
             found = decode(stray, size=64, **whole)
             np.testing.assert_array_equal(found, decode(data, size=64, **whole))
         with pytest.raises(images.UndecodableImage, match="truncated_image"):
@@ -378,7 +382,7 @@ def check_mutations(count, seed):
             data, min_side=8, max_side=512, max_aspect=10, max_pixels=1 << 20
         )
         statuses[found.status] += 1
-        for decode in (images.decode_eval, partial(images.decode_train, key=0)):
+        for decode in (decode_eval, partial(images.decode_train, key=0)):
             try:
                 assert decode(data, size=16).shape == (16, 16, 3)
             except images.UndecodableImage as error:
@@ -411,7 +415,7 @@ def test_an_image_of_too_many_pixels_is_not_decoded():
     buffer = io.BytesIO()
     Image.new("1", (9_000, 9_000)).save(buffer, "PNG")
     for decode in (
-        images.decode_eval,
+        decode_eval,
         lambda d, size: images.decode_train(d, size=size, key=0),
     ):
         with pytest.raises(images.UndecodableImage, match="too_many_pixels"):
@@ -427,7 +431,7 @@ def test_garbage_in_a_jpeg_never_ends_in_another_error():
             bytes_[place] = rng.integers(256)
         for decode in (
             lambda d: images.decode_train(d, size=16, key=0),
-            lambda d: images.decode_eval(d, size=16),
+            lambda d: decode_eval(d, size=16),
         ):
             try:
                 assert decode(bytes(bytes_)).shape == (16, 16, 3)
@@ -441,5 +445,5 @@ def test_half_of_an_odd_margin_is_rounded_down_or_to_even(margin):
     pixels = np.random.default_rng(0).integers(0, 255, (16, 16 + margin, 3), np.uint8)
     image = Image.fromarray(pixels)
     for even, left in ((False, margin // 2), (True, int(round(margin / 2)))):
-        found = images.fit_eval(image, size=16, even_margins=even)
+        found = images.fit_eval(image, images.Preprocess(16, even_margins=even))
         np.testing.assert_array_equal(found, pixels[:, left : left + 16])

@@ -48,7 +48,7 @@ def seen(data):
     }
     return {
         "curation": at_centres(np.asarray(Image.open(io.BytesIO(screened.image)))),
-        "evaluation": at_centres(images.decode_eval(data, size=SIDE)),
+        "evaluation": at_centres(images.decode_eval(data, images.Preprocess(SIDE))),
         "training": at_centres(images.decode_train(data, key=3, **whole)),
         "training on records": at_centres(
             images.decode_train(screened.image, key=3, **whole)

@@ -112,7 +112,7 @@ result["made"] = asked
 here = jax.device_get(jax.tree.map(copy, params))
 texts, _ = tokenize(held_out.texts, 4)
 pixels = np.stack([
-    images.decode_eval(data, size=4)
+    images.decode_eval(data, images.Preprocess(4))
     for data in held_out.read(np.arange(len(held_out.names)))
 ])
 for name, wanted in (
