@@ -23,6 +23,7 @@ from data_prep.sources.warc import LostPage, Page
 _IMAGE = re.compile(rb"<[iI][mM]")
 _IMAGES_AND_CONTEXT = "img, figcaption, base, html, meta[http-equiv], [lang]"
 _HTML_TAGS = frozenset(("img", "figcaption", "base", "meta"))  # met by their names
+_BLANKS = " \t\n\f\r"  # of texts that the parser calls empty
 _FIGURE_LEVELS = 8  # how far above an image or caption its <figure> may be
 _PICTURE_SOURCES = 16  # <source>s of an image
 _CAPTION_NODES = 250  # nodes read of one caption
@@ -185,42 +186,41 @@ def _visible(body: LexborNode) -> Iterator[str]:
         node = node.next
 
 
-def _first_pieces(body: LexborNode) -> list[str]:
-    """Returns what `_visible` yields first, without breaks and blank pieces.
+def _pieces(body: LexborNode) -> Iterator[str]:
+    """Yields the texts in `body` as `_visible` does, without breaks and blank ones.
 
-    Up to texts.PAGE_TEXT_CHARS characters: it is read for each page without a language.
+    Faster: it is read for each page without a language.
     """
-    pieces: list[str] = []
-    chars = 0
     after = 0  # mem_id of the node after an invisible element
-    for node in body.traverse(include_text=True):
+    for node in body.traverse(include_text=True, skip_empty=True):
         if after:
             if node.mem_id != after:
                 continue
             after = 0
         if node.is_text_node:
-            piece = node.text_content
-            if piece and not piece.isspace():
-                pieces.append(piece)
-                chars += len(piece)
-                if chars >= texts.PAGE_TEXT_CHARS:
-                    break
+            yield node.text_content or ""
         elif node.tag in _INVISIBLE:
             after = _after(node, body)
             if not after:
                 break
-    return pieces
 
 
 def _after(node: LexborNode, body: LexborNode) -> int:
-    """Returns the mem_id of what comes after all that is in a node, 0 at the end."""
-    beside = node.next
-    while beside is None:
-        above = node.parent
-        if above is None or above.mem_id == body.mem_id:
-            return 0
-        node, beside = above, above.next
-    return beside.mem_id
+    """Returns the mem_id of what comes after all that is in a node, 0 at the end.
+
+    Blank texts do not count.
+    """
+    while True:
+        beside = node.next
+        if beside is None:
+            above = node.parent
+            if above is None or above.mem_id == body.mem_id:
+                return 0
+            node = above
+        elif beside.is_text_node and not (beside.text_content or "").strip(_BLANKS):
+            node = beside
+        else:
+            return beside.mem_id
 
 
 def _parse(
@@ -258,7 +258,7 @@ def _beginning(tree: LexborHTMLParser, of_images: Sequence[str]) -> str:
     """Returns the beginning of a page's text: title, text, texts of its images."""
     title = _title(tree)
     heading = [] if title is None else [title.text()]
-    pieces = [] if tree.body is None else _first_pieces(tree.body)
+    pieces = iter(()) if tree.body is None else _pieces(tree.body)
     return texts.beginning(itertools.chain(heading, pieces, of_images))
 
 

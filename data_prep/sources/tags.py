@@ -144,6 +144,7 @@ class Names(NamedTuple):
     """The names of a page's tags and attributes so far."""
 
     used: NDArray[np.uint64]  # [a power of two] hash table of their hashes, 0: free
+    bits: NDArray[np.int64]  # of the elements of each
     places: NDArray[np.uint8]  # the parser's bucket of each
     buckets: NDArray[np.int64]  # [BUCKETS] how many of them are in each
 
@@ -168,8 +169,9 @@ def known() -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
 @compiled
 def no_names(slots: Any) -> Any:
     """Returns Names without any, with room for some."""
-    used, places = np.zeros(slots, np.uint64), np.empty(slots, np.uint8)
-    return Names(used, places, np.zeros(BUCKETS, np.int64))
+    used, bits = np.zeros(slots, np.uint64), np.empty(slots, np.int64)
+    places, buckets = np.empty(slots, np.uint8), np.zeros(BUCKETS, np.int64)
+    return Names(used, bits, places, buckets)
 
 
 @borrowing
@@ -182,11 +184,8 @@ def read(html: Any, at: Any, hashes: Any, values: Any, names: Any) -> Any:
       hashes, values: what `known` returned.
       names: those of the page so far.
     """
-    at, name, lookups = _read_name(html, at, False, names)
-    slot = np.int64(name) & (hashes.size - 1)
-    while hashes[slot] != _0 and hashes[slot] != name:
-        slot = (slot + 1) & (hashes.size - 1)
-    bits = values[slot]
+    at, name, slot, lookups = _read_name(html, at, False, hashes, values, names)
+    bits: Any = names.bits[slot] if slot >= 0 else np.int64(0)
     if bits & HEADING:
         name = np.uint64(HEADING)
     attributes, closed, is_context = 0, False, bits & CONTEXT != 0
@@ -197,7 +196,7 @@ def read(html: Any, at: Any, hashes: Any, values: Any, names: Any) -> Any:
             at += 1
         if at >= html.size or html[at] == _GREATER:
             break
-        at, attribute, passed = _read_name(html, at, True, names)
+        at, attribute, _, passed = _read_name(html, at, True, hashes, values, names)
         if attribute == _LANG or attribute == _XML_LANG:
             is_context |= bits & HTML == 0
         lookups += passed
@@ -214,17 +213,20 @@ def read(html: Any, at: Any, hashes: Any, values: Any, names: Any) -> Any:
 
 
 @borrowing
-def _read_name(html: Any, at: Any, attribute: Any, names: Any) -> Any:
-    """Returns where the name ends, its hash, and the names that a search passes."""
+def _read_name(
+    html: Any, at: Any, attribute: Any, hashes: Any, values: Any, names: Any
+) -> Any:
+    """Returns where the name ends, its hash and slot, and what a search passes."""
     end, state = _hash_name(html, at, attribute)
     slot = probe(names.used, state)
     if slot < 0:
-        return end, state, np.int64(TOO_MANY)
+        return end, state, slot, np.int64(TOO_MANY)
     if names.used[slot] == _0:
         names.used[slot] = state
+        names.bits[slot] = values[probe(hashes, state)]
         names.places[slot] = _bucket(html[at:end])
         names.buckets[names.places[slot]] += 1
-    return end, state, names.buckets[names.places[slot]]
+    return end, state, slot, names.buckets[names.places[slot]]
 
 
 @borrowing

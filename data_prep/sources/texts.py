@@ -195,7 +195,7 @@ def beginning(pieces: Iterable[str]) -> str:
     parts: list[str] = []
     chars = 0
     for part in pieces:
-        if part != BREAK and not part.isspace():
+        if not part.isspace():
             parts.append(part[:PAGE_TEXT_CHARS])
             chars += len(parts[-1])
             if chars >= PAGE_TEXT_CHARS:

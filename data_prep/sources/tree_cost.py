@@ -47,7 +47,7 @@ class _Open(NamedTuple):
     names: NDArray[np.uint64]  # [elements] hashes
     bits: NDArray[np.int64]
     bytes: NDArray[np.int64]  # that a formatting element takes each time
-    slots: NDArray[np.int32]  # of formatting elements in `signatures`, or -1
+    slots: NDArray[np.int32]  # in `signatures`, or -1: counted as unlike all others
     parts: NDArray[np.int64]  # the last part of a table or <template> so far, or -1
     signatures: NDArray[np.uint64]  # [slots] hashes of formatting tags, or 0
     alike: NDArray[np.int32]  # how many of each may be open
@@ -218,12 +218,14 @@ def _start(open_: Any, tag: Any, written: Any) -> None:
     if bits & tags.FORMATTING:
         counts[_STEPS] += counts[_FORMATS] * (10 + squared)
         open_.bytes[at] = size + written.size
-        signature = tags.hash_(written)
-        slot = tags.probe(open_.signatures, signature)
-        if slot >= 0:
-            open_.signatures[slot] = signature
-        counts[_FULL] |= slot < 0
-        open_.slots[at] = slot
+        open_.slots[at] = -1
+        if counts[_FORMATS] >= _ALIKE:  # most pages never have that many open
+            signature = tags.hash_(written)
+            slot = tags.probe(open_.signatures, signature)
+            if slot >= 0:
+                open_.signatures[slot] = signature
+            counts[_FULL] |= slot < 0
+            open_.slots[at] = slot
         _count_formatting(open_, at, 1)
 
 

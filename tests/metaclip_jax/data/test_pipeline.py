@@ -369,7 +369,9 @@ def test_many_bad_images_lately_end_the_run_however_many_were_good():
     judged(*good, *[25, 30, 20, 35] * 5)  # about the share, by chance
     with pytest.raises(ValueError, match=r"for the last 2000 examples .*verify"):
         judged(*good, *[40] * 4)
-    with pytest.raises(ValueError, match=r"80 of the 1500 images .*verify"):
+    with pytest.raises(
+        ValueError, match=r"80 images .* for the 1500 examples .*verify"
+    ):
         judged(25, 25, 30)
     judged(500)  # too few to judge
 
