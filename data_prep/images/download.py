@@ -37,16 +37,24 @@ class Fetched(NamedTuple):
     code: int = 0  # HTTP's status, 0 if there was no whole answer
 
 
-class _Result(NamedTuple):
-    fetched: Fetched
-    bytes: int  # of room, left when the caller takes the body
-
-
 class Room:
-    """A byte budget for bodies, granted in order of request, of an event loop."""
+    """A byte budget for bodies, granted in order of request, of an event loop.
 
-    def __init__(self, size: int) -> None:
-        self._free = size
+    Raises ValueError where it has no room for one body besides those that are held.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        least = (limits.held + 1) * limits.max_bytes
+        if limits.max_held_bytes < least:
+            raise ValueError(
+                f"wanted max_held_bytes of at least {limits.held + 1} * max_bytes"
+                f" ({least}), got {limits.max_held_bytes}; raise it or lower max_bytes"
+            )
+        bodies = 2 * limits.concurrency
+        free = limits.max_held_bytes - limits.held * limits.max_bytes
+        # Reserved for each body in flight.
+        self.share = max(1, min(limits.max_bytes, free // bodies))
+        self._free = max(limits.max_bytes, bodies * self.share)
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def enter(self, size: int) -> None:
@@ -97,33 +105,19 @@ def fetch(urls: Sequence[str], limits: Limits) -> Iterator[Fetched]:
       ValueError: `max_held_bytes` is less than (`held` + 1) * `max_bytes`.
       RuntimeError: this machine ran out of files or memory for sockets.
     """
-    pinned = addresses.parse_host_map(limits.host_map)
-    results: queue.SimpleQueue[_Result | BaseException] = queue.SimpleQueue()
-    share, room = _make_room(limits)
+    pinned, room = addresses.parse_host_map(limits.host_map), Room(limits)
     hosts = _by_host(urls, pinned, limits.per_host_rate)
-    fetching = _fetch_all(urls, hosts, limits, pinned, results, room, share)
-    with _running(fetching, results) as loop:
+    results = _Results()
+    with _running(
+        _fetch_all(urls, hosts, limits, pinned, results, room), results
+    ) as loop:
         for _ in urls:
             result = results.get()
             if isinstance(result, BaseException):
                 raise result
-            loop.call_soon_threadsafe(room.leave, result.bytes)
-            yield result.fetched
+            loop.call_soon_threadsafe(result[1].shrink, 0)
+            yield result[0]
             del result
-
-
-def _make_room(limits: Limits) -> tuple[int, Room]:
-    """Returns the bytes reserved per body in flight, and the whole budget."""
-    held, max_bytes, bodies = limits.held, limits.max_bytes, 2 * limits.concurrency
-    if limits.max_held_bytes < (least := (held + 1) * max_bytes):
-        raise ValueError(
-            f"wanted max_held_bytes of at least {held + 1} * max_bytes ({least}), got "
-            f"{limits.max_held_bytes}; raise it or lower max_bytes"
-        )
-    # The rest is for bodies yielded.
-    share = (limits.max_held_bytes - held * max_bytes) // bodies
-    share = max(1, min(max_bytes, share))
-    return share, Room(max(max_bytes, bodies * share))
 
 
 class _Held:
@@ -152,10 +146,13 @@ class _Held:
             self.size = size
 
 
+# Each result with its part of the budget, which its taker gives back; or an error.
+_Results = queue.SimpleQueue[tuple[Fetched, _Held] | BaseException]
+
+
 @contextlib.contextmanager
 def _running(
-    main: Coroutine[Any, Any, None],
-    results: queue.SimpleQueue[_Result | BaseException],
+    main: Coroutine[Any, Any, None], results: _Results
 ) -> Iterator[asyncio.AbstractEventLoop]:
     """Runs `main` in its own thread, so that a slow consumer causes no timeouts.
 
@@ -236,18 +233,17 @@ async def _fetch_all(
     hosts: Sequence[_Host],
     limits: Limits,
     pinned: request.Pinned,
-    results: queue.SimpleQueue[_Result | BaseException],
+    results: _Results,
     room: Room,
-    share: int,
 ) -> None:
     """Runs up to `per_host` workers on the queue of each host, each with a slot.
 
     With `robots_txt`, it asks that of a host first, also after a redirect.
     """
     in_flight = asyncio.Semaphore(limits.concurrency)
-    user_agent, refusal = limits.user_agent, None
+    asking: dict[str, asyncio.Task[request.Answer]] = {}  # after redirects
 
-    async def ask_robots(
+    async def ask(
         url: str, place: contextlib.AbstractAsyncContextManager = in_flight
     ) -> request.Answer:
         async def once() -> request.Answer:
@@ -256,21 +252,33 @@ async def _fetch_all(
 
         return await _retrying(once, limits)
 
-    async def result(index: int, held: _Held, pause_seconds: float) -> _Result:
+    def ask_once(url: str) -> asyncio.Future[request.Answer]:
+        if url not in asking:
+            # The redirected request has a place in flight meanwhile.
+            asking[url] = group.create_task(ask(url, contextlib.nullcontext()))
+        return asyncio.shield(asking[url])  # it goes on if a waiting request times out
+
+    async def refusal(url: URL) -> str | None:
+        verdict = await robots.judge({0: str(url)}, ask_once, limits.user_agent)
+        return verdict.refused.get(0)
+
+    async def fetched(index: int, held: _Held, pause_seconds: float) -> Fetched:
         async def once() -> request.Answer:
-            async with in_flight:
-                answer = await attempt(urls[index], grow=held.grow, refusal=refusal)
-            if answer.status == request.NO_ROOM:
+            while True:
+                async with in_flight:
+                    answer = await attempt(
+                        urls[index],
+                        grow=held.grow,
+                        refusal=refusal if limits.robots_txt else None,
+                    )
+                if answer.status != request.NO_ROOM:
+                    held.shrink(max(room.share, len(answer.body)))
+                    return answer
                 held.shrink(0)
                 await held.wait_for(limits.max_bytes)
-                async with in_flight:
-                    answer = await attempt(urls[index], grow=held.grow, refusal=refusal)
-            held.shrink(max(share, len(answer.body)))
-            return answer
 
         answer = await _retrying(once, limits, pause_seconds)
-        fetched = Fetched(index, answer.status, answer.body, answer.code)
-        return _Result(fetched, held.size)
+        return Fetched(index, answer.status, answer.body, answer.code)
 
     async def work(host: _Host) -> None:
         while True:
@@ -279,32 +287,26 @@ async def _fetch_all(
                     return
                 await host.pace(taken)
                 held = _Held(room)
-                await held.wait_for(share)
+                await held.wait_for(room.share)
                 slot = await taken.take(host.name)
                 if limits.robots_txt and host.refused is None:
-                    await host.judge(urls, ask_robots, user_agent, taken)
+                    await host.judge(urls, ask, limits.user_agent, taken)
                 index = host.waiting.popleft()
             reason = (host.refused or {}).get(index)
-            # Unnamed: a local variable would keep the body alive.
-            results.put(
-                _Result(Fetched(index, reason, b""), held.size)
-                if reason
-                else await result(index, held, host.pause_seconds)
-            )
+            if reason:
+                results.put((Fetched(index, reason, b""), held))
+            else:  # unnamed: a local variable would keep the body alive
+                results.put((await fetched(index, held, host.pause_seconds), held))
             taken.leave(host.name, slot)
 
     async with (
-        request.session(pinned, user_agent) as session,
+        request.session(pinned, limits.user_agent) as session,
         slots.Slots(limits.per_host) as taken,
         asyncio.TaskGroup() as group,
     ):
         attempt = functools.partial(
             request.attempt, session, limits=limits, pinned=pinned
         )
-        if limits.robots_txt:
-            # The redirected request has a place in flight meanwhile.
-            ask = functools.partial(ask_robots, place=contextlib.nullcontext())
-            refusal = _redirect_refusals(ask, user_agent, group)
         # Round-robin over hosts, so that no host gets a burst of requests.
         some = list(hosts)
         for worker in range(limits.per_host):
@@ -313,28 +315,6 @@ async def _fetch_all(
                 break
             for host in some:
                 group.create_task(work(host))
-
-
-def _redirect_refusals(
-    ask: Callable[[str], Awaitable[request.Answer]],
-    user_agent: str,
-    group: asyncio.TaskGroup,
-) -> request.Refusal:
-    """Returns a function that judges the URLs that redirects name by robots.txt.
-
-    A host is asked once for all of them, by a task that goes on if a request that waits
-    for it runs out of time.
-    """
-    asking: dict[str, asyncio.Task[robots.Known]] = {}
-
-    async def refusal(url: URL) -> str | None:
-        origin = str(url.origin())
-        if origin not in asking:
-            asking[origin] = group.create_task(robots.read(origin, ask, user_agent))
-        known = await asyncio.shield(asking[origin])
-        return (await known.judge({0: str(url)})).refused.get(0)
-
-    return refusal
 
 
 async def _retrying(

@@ -66,12 +66,17 @@ async def judge(
 ) -> Verdict:
     """Returns which URLs must not be fetched, and how often others may be.
 
+    A robots.txt that does not exist (4xx) allows all. One whose server fails disallows
+    all, with "robots_unavailable". Any other failure (dns, timeout, ...) becomes the
+    status of the origin's images, which are not asked for.
+
     Args:
       urls: by position; what is no URL is left out.
       ask: fetches a robots.txt, at most its first MAX_BYTES.
       user_agent: its first word, without a version, is our name in a robots.txt.
       rules: those known already; new ones are added.
     """
+    product = re.split(r"[\s/]", user_agent.lower())[0]
     by_origin: dict[str, dict[int, str]] = defaultdict(dict)
     for position, url in urls.items():
         with contextlib.suppress(ValueError):
@@ -80,51 +85,20 @@ async def judge(
     refused: dict[int, str] = {}
     pause_seconds = 0.0
     for origin, some in by_origin.items():
-        known = await read(origin, ask, user_agent, rules)
-        found = await known.judge(some)
-        refused |= found.refused
-        pause_seconds = max(pause_seconds, found.pause_seconds)
+        text = rules.get(origin, product)
+        if text is None:
+            answer = await ask(f"{origin}/robots.txt")
+            if reason := _refusal(answer.status):
+                refused |= dict.fromkeys(some, reason)
+                continue
+            text = relevant(_decode(answer.body), product)
+            rules.put(origin, product, text)
+        if text:  # most hosts have none
+            # In a thread: fifty thousand rules take milliseconds a URL.
+            found = await asyncio.to_thread(_judged, text, some, product)
+            refused |= found.refused
+            pause_seconds = max(pause_seconds, found.pause_seconds)
     return Verdict(refused, pause_seconds)
-
-
-class Known(NamedTuple):
-    """What is known of the robots.txt of an origin."""
-
-    product: str  # our name in it
-    text: str = ""  # what `relevant` left of it
-    reason: str = ""  # why all URLs are refused, "" if the text decides
-
-    async def judge(self, urls: Mapping[int, str]) -> Verdict:
-        """Returns the verdict on some of the origin's URLs, which are whole."""
-        if self.reason:
-            return Verdict(dict.fromkeys(urls, self.reason))
-        if not self.text:  # most hosts have none
-            return Verdict({})
-        # In a thread: fifty thousand rules take milliseconds a URL.
-        return await asyncio.to_thread(_judged, self.text, urls, self.product)
-
-
-async def read(
-    origin: str,
-    ask: Callable[[str], Awaitable[request.Answer]],
-    user_agent: str,
-    rules: Rules = _RULES,
-) -> Known:
-    """Reads the robots.txt of an origin, unless it is known; arguments as `judge`.
-
-    A robots.txt that does not exist (4xx) allows all. One whose server fails disallows
-    all, with "robots_unavailable". Any other failure (dns, timeout, ...) becomes the
-    status of the origin's images, which are not asked for.
-    """
-    product = re.split(r"[\s/]", user_agent.lower())[0]
-    text = rules.get(origin, product)
-    if text is None:
-        answer = await ask(f"{origin}/robots.txt")
-        if reason := _refusal(answer.status):
-            return Known(product, reason=reason)
-        text = relevant(_decode(answer.body), product)
-        rules.put(origin, product, text)
-    return Known(product, text)
 
 
 def relevant(text: str, product: str) -> str:

@@ -124,15 +124,12 @@ def _screen(
         else:
             image = decoding.open_image(file, _FORMATS)
             width, height = image.size
-        reason = _size_reason(
-            width,
-            height,
-            min_side=min_side,
-            max_aspect=max_aspect,
-            max_pixels=max_pixels,
-        )
-        if reason:
-            return Screened(reason)
+        if width * height > max_pixels:
+            return Screened("too_many_pixels")
+        if min(width, height) < max(min_side, 1):
+            return Screened("too_small")
+        if max(width, height) > max_aspect * min(width, height):
+            return Screened("bad_aspect")
         stays = (
             file.plain
             and (image is None or image.mode == "RGB")
@@ -175,18 +172,6 @@ class _Pixels:
 
 
 _DECODED = _Pixels(_MOST_PIXELS)
-
-
-def _size_reason(
-    width: int, height: int, *, min_side: int, max_aspect: float, max_pixels: int
-) -> str | None:
-    if width * height > max_pixels:
-        return "too_many_pixels"
-    if min(width, height) < max(min_side, 1):
-        return "too_small"
-    if max(width, height) > max_aspect * min(width, height):
-        return "bad_aspect"
-    return None
 
 
 def _keep(file: containers.Stripped, image: Image.Image | None) -> Screened | None:
