@@ -19,7 +19,7 @@ CANDIDATES = pa.schema(
         ("language", pa.string()),  # declared by the page, "" if none
         # Beginning of the page's text if it declares no known language, else "".
         ("page_text", pa.string()),
-        # Where the source holds the image's bytes (sources.stored), "" if it does not.
+        # Where the source holds the image's bytes (sources.pairs), "" if it does not.
         ("stored_at", pa.string()),
         # JSON list of the numbers in config.source.score_columns, "" without any.
         ("scores", pa.string()),

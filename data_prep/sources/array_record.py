@@ -11,7 +11,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data_prep.sources import pairs, stored
+from data_prep.sources import pairs
 from data_prep.sources.spec import Reading, Spec
 from data_prep.sources.texts import Row
 from metaclip_jax.data import record_files
@@ -42,13 +42,13 @@ def read(path: str, spec: Spec, reading: Reading) -> Iterator[list[Row]]:
             elif not isinstance(fields.get(spec.image_column), bytes):
                 reading.lost_items["no_image"] += 1
             else:
-                place = stored.reference(path, str(index))
+                place = pairs.reference(path, str(index))
                 yield pairs.rows(
                     fields, spec, reading, name=f"{name}/{index}", stored_at=place
                 )
 
 
-def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
+def images(path: str, positions: Sequence[str], spec: Spec) -> pairs.Bodies:
     """Yields images of a file by the numbers of their records."""
     reader = ArrayRecordReader(path)
     for start in range(0, len(positions), _BATCH):
@@ -59,7 +59,7 @@ def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
             elif len(body) > spec.max_image_bytes:
                 yield "too_large", b""
             else:
-                yield stored.OK, body
+                yield pairs.OK, body
 
 
 def check(path: str, spec: Spec) -> None:

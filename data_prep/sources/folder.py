@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from data_prep.sources import pairs, stored, table
+from data_prep.sources import pairs, table
 from data_prep.sources.spec import Reading, Spec
 from data_prep.sources.texts import Row
 from data_prep.sources.webdataset import IMAGES, MAX_TEXT
@@ -68,12 +68,12 @@ def read(folder: str, spec: Spec, reading: Reading) -> Iterator[list[Row]]:
         reading.lost_files["outside_link"] += 1
         return
     for picture, fields in found:
-        place = stored.reference(picture)
+        place = pairs.reference(picture)
         name = spec.name_of(picture)
         yield pairs.rows(fields, spec, reading, name=name, stored_at=place)
 
 
-def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
+def images(path: str, positions: Sequence[str], spec: Spec) -> pairs.Bodies:
     """Yields the one image of a file."""
     for _ in positions:
         if not _is_file(path) or _is_outside(path, spec):
@@ -81,7 +81,7 @@ def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
         elif files.size(path) > spec.max_image_bytes:
             yield "too_large", b""
         else:
-            yield stored.OK, files.path(path).read_bytes()
+            yield pairs.OK, files.path(path).read_bytes()
 
 
 # The path of a picture, and what is known of it by the names of columns.

@@ -7,9 +7,9 @@ coding. Servers misspell. What browsers accept is accepted here, too.
 import io
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import brotli
 import zstandard
@@ -123,7 +123,8 @@ def decode(body: bytes, codings: Sequence[str], *, limit: int) -> bytes:
         coding = coding.strip().lower()
         if coding in _IDENTITY:
             continue
-        decoded = _undo(coding, body, limit)
+        undo = _CODINGS.get(coding)
+        decoded = undo(body, limit) if undo else None
         if decoded is None:
             fits = False
         else:
@@ -131,19 +132,6 @@ def decode(body: bytes, codings: Sequence[str], *, limit: int) -> bytes:
     if not fits and _is_binary(body):
         raise ValueError(f"wanted a body in {', '.join(codings)}, got other bytes")
     return body
-
-
-def _undo(coding: str, body: bytes, limit: int) -> bytes | None:
-    """Returns the decoded body, None if it is not in this coding."""
-    if coding == "chunked":
-        return _dechunked(body, limit)
-    if coding in ("gzip", "x-gzip", "deflate"):
-        return _inflated(body, limit, may_be_raw=coding == "deflate")
-    if coding == "br":
-        return _unbrotlied(body, limit)
-    if coding == "zstd":
-        return _unzstded(body, limit)
-    return None
 
 
 def _media_type(value: str) -> str:
@@ -178,7 +166,7 @@ def _dechunked(body: bytes, limit: int) -> bytes | None:
     return b"".join(parts) if parts else None
 
 
-def _inflated(body: bytes, limit: int, *, may_be_raw: bool) -> bytes | None:
+def _inflated(body: bytes, limit: int, *, may_be_raw: bool = False) -> bytes | None:
     """Undoes gzip or deflate, whichever the bytes show: servers confuse their names."""
     if body.startswith(b"\x1f\x8b"):
         out = b""
@@ -254,3 +242,14 @@ def _unzstded(body: bytes, limit: int) -> bytes | None:
         except zstandard.ZstdError:
             pass
     return out or None
+
+
+# By the names of codings: returns the decoded body, None if it is not in this coding.
+_CODINGS: dict[str, Callable[[bytes, int], bytes | None]] = {
+    "chunked": _dechunked,
+    "gzip": _inflated,
+    "x-gzip": _inflated,
+    "deflate": partial(_inflated, may_be_raw=True),
+    "br": _unbrotlied,
+    "zstd": _unzstded,
+}

@@ -17,8 +17,8 @@ from data_prep.sources import (
     folder,
     formats,
     pages,
+    pairs,
     remote,
-    stored,
     table,
     texts,
     wat,
@@ -48,7 +48,7 @@ class _Kind:
     glob: str  # of its files in a folder; "": it reads folders
     texts: tuple[str, ...] = ()  # columns of texts, where config names none
     # Reads the images that the source holds. None: they are downloaded.
-    images: stored.Reader | None = None
+    images: pairs.ImageReader | None = None
     # Raises ValueError where the keys of `source` do not fit a file.
     check: Callable[[str, Spec], None] = lambda path, spec: None
     find: Callable[[str], list[str]] = patterns.find
@@ -270,9 +270,37 @@ def read(
 def images(
     references: Sequence[str], spec: Spec
 ) -> Iterator[tuple[int, str, bytes]] | None:
-    """Reads the images that a source holds, as `stored.fetch` does.
+    """Reads the images that a source holds, and yields one result for each.
 
     None where the source holds none: they are to be downloaded.
+
+    Args:
+      references: those in `stored_at` of CANDIDATES.
+      spec: the source's; an image of more than max_image_bytes is too_large.
+
+    Yields:
+      (position in `references`, status, bytes where the status is "ok"). Reasons of the
+      others: missing_file, damaged_file, too_large.
+
+    Raises OSError where the storage fails.
     """
     reader = KINDS[spec.kind].images
-    return None if reader is None else stored.fetch(references, reader, spec)
+    return None if reader is None else _fetched(references, reader, spec)
+
+
+def _fetched(
+    references: Sequence[str], read: pairs.ImageReader, spec: Spec
+) -> Iterator[tuple[int, str, bytes]]:
+    by_file: dict[str, list[tuple[str, int]]] = {}
+    for index, one in enumerate(references):
+        path, position = pairs.place_of(one)
+        by_file.setdefault(path, []).append((position, index))
+    for path in sorted(by_file):
+        wanted = sorted(by_file[path], key=lambda one: (len(one[0]), one))
+        bodies = read(path, [position for position, _ in wanted], spec)
+        for _, index in wanted:
+            try:
+                status, body = next(bodies)
+            except (FileNotFoundError, StopIteration):
+                status, body = "missing_file", b""
+            yield index, status, body

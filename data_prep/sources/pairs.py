@@ -1,9 +1,14 @@
-"""Converts the rows and samples of any format to candidates."""
+"""Converts the rows and samples of any format to candidates.
+
+A source that holds the bytes of images gives each a reference to them. No text of a
+page or a table can become a reference: sources of pages make none, and their runs
+follow none.
+"""
 
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +16,12 @@ import pyarrow as pa
 from data_prep.sources import image_urls, texts
 from data_prep.sources.spec import Reading, Spec, to_batches
 from metaclip_jax.data import records
+
+Bodies = Iterator[tuple[str, bytes]]  # status, bytes where it is OK
+# Reads images of one file by their positions in it, in that order.
+ImageReader = Callable[[str, Sequence[str], Spec], Bodies]
+OK = "ok"
+_SEPARATOR = "@"
 
 _Read = Callable[[str, Spec, Reading], Iterator[pa.RecordBatch]]
 
@@ -23,6 +34,17 @@ def reader(find: Callable[[str, Spec, Reading], Iterator[list[texts.Row]]]) -> _
         return to_batches(find(path, spec, reading))
 
     return read
+
+
+def reference(path: str, position: str = "") -> str:
+    """Returns a reference to an image: a file, and a position in it."""
+    return f"{position}{_SEPARATOR}{path}"
+
+
+def place_of(reference: str) -> tuple[str, str]:
+    """Returns the file of a reference, and the position."""
+    position, _, path = reference.partition(_SEPARATOR)
+    return path, position
 
 
 def rows(
@@ -46,7 +68,7 @@ def rows(
       spec: the names of columns, and bounds.
       reading: counts the image and its texts.
       name: of a source that has the bytes: the image's name in place of an address.
-      stored_at: of such a source: the reference to the bytes (`stored.reference`).
+      stored_at: of such a source: the reference to the bytes (`reference`).
     """
     reading.items += 1
     # So many characters show that a value is too long. Many rows of a small file may

@@ -16,12 +16,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from data_prep.sources import pairs, stored
+from data_prep.sources import pairs
 from data_prep.sources.spec import Reading, Spec
 from data_prep.sources.texts import Row
 from metaclip_jax import files
@@ -57,57 +56,50 @@ def read_with_images(path: str, spec: Spec, reading: Reading) -> Iterator[list[R
     """
     name = spec.name_of(path)
     for i, row in enumerate(rows(path, spec, reading)):
-        place = stored.reference(path, str(i))
+        place = pairs.reference(path, str(i))
         yield pairs.rows(row, spec, reading, name=f"{name}/{i}", stored_at=place)
 
 
-def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
+def images(path: str, positions: Sequence[str], spec: Spec) -> pairs.Bodies:
     """Yields images of a Parquet file by the numbers of their rows.
 
     Their column has bytes, or as on the Hugging Face hub `bytes` and `path`.
     """
-    wanted = np.array(positions, np.int64)
+    left = deque(map(int, positions))  # ascending
     with files.local_copy(path) as local:
         try:
             sizes = untrusted_parquet.group_rows(local)
-        except (
-            pa.ArrowException,
-            OSError,
-            untrusted_parquet.TooLargeError,
-        ) as error:
+        except (pa.ArrowException, OSError, untrusted_parquet.TooLargeError) as error:
             _raise_if_of_storage(error)
-            yield from [("damaged_file", b"")] * len(positions)
-            return
-        starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        groups = np.searchsorted(starts, wanted, side="right") - 1
-        for group in np.unique(groups).tolist():  # positions ascend, and so groups do
-            rows = (wanted[groups == group] - starts[group]).tolist()
-            yield from _of_group(local, group, rows, spec)
-
-
-def _of_group(
-    local: Path, group: int, rows: Sequence[int], spec: Spec
-) -> stored.Bodies:
-    """Yields images of a row group by their rows in it."""
-    start, left, reason = 0, deque(rows), "damaged_file"
-    try:
-        for _, batch in untrusted_parquet.batches(
-            local, [spec.image_column], [group], shared=False, max_page=_MAX_IMAGE_PAGE
-        ):
-            while left and left[0] < start + batch.num_rows:
-                yield _image(batch.column(0)[left.popleft() - start], spec)
-            if not left:
-                return
-            start += batch.num_rows
-    except untrusted_parquet.TooLargeError:
-        reason = "too_large"
-    except (pa.ArrowException, OSError, EOFError, LookupError) as error:
-        _raise_if_of_storage(error)
-    yield from [(reason, b"")] * len(left)
+            sizes = []
+        end = 0
+        for group, size in enumerate(sizes):
+            start, end, reason = end, end + size, "damaged_file"
+            batches = untrusted_parquet.batches(
+                local,
+                [spec.image_column],
+                [group],
+                shared=False,
+                max_page=_MAX_IMAGE_PAGE,
+            )
+            try:
+                while left and left[0] < end:
+                    _, batch = next(batches)
+                    while left and left[0] < start + batch.num_rows:
+                        yield _image(batch.column(0)[left.popleft() - start], spec)
+                    start += batch.num_rows
+            except untrusted_parquet.TooLargeError:
+                reason = "too_large"
+            except (pa.ArrowException, OSError, EOFError, LookupError) as error:
+                _raise_if_of_storage(error)
+            while left and left[0] < end:  # what a damaged group has lost
+                left.popleft()
+                yield reason, b""
+        yield from [("damaged_file", b"")] * len(left)
 
 
 def _raise_if_of_storage(error: Exception) -> None:
-    """Raises an error again unless it is about what is stored."""
+    """Raises an error again unless it is about what is pairs."""
     if isinstance(error, OSError) and error.errno is not None:
         raise error
 
@@ -121,7 +113,7 @@ def _image(value: pa.Scalar, spec: Spec) -> tuple[str, bytes]:
         return "missing_file", b""
     if value.as_buffer().size > spec.max_image_bytes:
         return "too_large", b""
-    return stored.OK, value.as_py()
+    return pairs.OK, value.as_py()
 
 
 def check(path: str, spec: Spec) -> None:

@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from data_prep.sources import pairs, stored
+from data_prep.sources import pairs
 from data_prep.sources.spec import Reading, Spec
 from data_prep.sources.texts import Row
 from metaclip_jax import files
@@ -63,7 +63,7 @@ def read(path: str, spec: Spec, reading: Reading) -> Iterator[list[Row]]:
                 spec,
                 reading,
                 name=f"{spec.name_of(path)}/{key}.{found[0]}",
-                stored_at=stored.reference(path, f"{image.offset_data}+{image.size}"),
+                stored_at=pairs.reference(path, f"{image.offset_data}+{image.size}"),
             )
 
 
@@ -91,7 +91,7 @@ def check(path: str, spec: Spec) -> None:
             return
 
 
-def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
+def images(path: str, positions: Sequence[str], spec: Spec) -> pairs.Bodies:
     """Yields images of a tar. Raises OSError where the storage fails."""
     with files.path(path).open("rb") as file:
         for position in positions:
@@ -101,7 +101,7 @@ def images(path: str, positions: Sequence[str], spec: Spec) -> stored.Bodies:
                 continue
             file.seek(offset)
             body = file.read(size)
-            yield (stored.OK, body) if len(body) == size else ("damaged_file", b"")
+            yield (pairs.OK, body) if len(body) == size else ("damaged_file", b"")
 
 
 def _samples(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_prep import config
 from data_prep.images import download
-from data_prep.sources import kinds, stored
+from data_prep.sources import kinds, pairs
 from data_prep.stages import downloads, parts
 
 SCREEN = {"min_side": 16, "max_side": 128, "max_aspect": 3.0, "max_pixels": 10**6}
@@ -51,7 +51,7 @@ def wanted(tmp_path_factory):
         {
             "image_id": [f"{number:024x}" for number in range(COUNT + 1)],
             "image_url": [f"source:{name}" for name in names],
-            "stored_at": [stored.reference(f"{folder}/{name}") for name in names],
+            "stored_at": [pairs.reference(f"{folder}/{name}") for name in names],
             "texts": [1] * (COUNT + 1),
             "text_hash": pa.array([0] * (COUNT + 1), pa.uint64()),
         }
