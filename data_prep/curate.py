@@ -17,7 +17,6 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import apache_beam as beam
 import numpy as np
 from absl import flags, logging
 
@@ -42,7 +41,7 @@ from data_prep.stages import (
     sums,
 )
 from data_prep.stages.draws import Draws
-from data_prep.stages.pipelines import one_each, progress, start, tagged
+from data_prep.stages.pipelines import progress, start, tagged
 from data_prep.stages.planning import Run, plan, refuse_anonymous
 from metaclip_jax import files
 from metaclip_jax.cli import command, config_flag
@@ -131,7 +130,7 @@ def match_sources(run: Run) -> None:
     files.claim(folder, run.source_inputs)
     pieces = matches.pieces(run.source_files, config.sources_per_part)
     matchers = os.path.join(run.workdir, "matchers")
-    stage = matches.MatchSources(
+    matching = matches.Matching(
         folder,
         len(pieces),
         spec=run.source,
@@ -142,7 +141,8 @@ def match_sources(run: Run) -> None:
         progress(folder, len(pieces), "match", stage="parse"),
         pipelines.new(run.options) as pipeline,
     ):
-        matched = start(pipeline, pieces) | "match" >> tagged(stage, "rejects")
+        stage = tagged(matching.write, "rejects")
+        matched = start(pipeline, pieces) | "match" >> stage
         rejects.write(matched.rejects, run.workdir, rejects.SOURCES)
         sums.write_sum(matched.flow, schema.FLOW, folder, "flow.parquet")
         sums.write_sum(matched.main, schema.TALLIES, folder, "sizes.parquet")
@@ -169,8 +169,9 @@ def gather(run: Run, folder: str) -> None:
         by_score=config.balance.prefer_high_scores,
         unsafe_words=words.read(config.safety.words) if config.safety.words else (),
     )
-    ranges = matches.ranges(
-        matched, n, memory_gib=config.memory_gib, options=run.options
+    sizes = sums.read_sum(matched, "sizes.parquet")["count"].to_pylist()
+    ranges = pipelines.ranges(
+        n, size=sum(sizes), memory_gib=config.memory_gib, options=run.options
     )
     with (
         progress(folder, n, "gather", stage="dedup"),
@@ -222,7 +223,7 @@ def fetch_images(run: Run, folder: str, draws: Draws, *, retry_failed: bool) -> 
     keys = run.config.download.to_dict()
     keys["host_map"] = addresses.read_host_map(keys["host_map"])
     most_failed = keys.pop("max_failed_share")
-    stage = downloads.Download(
+    downloading = downloads.Downloading(
         run.workdir,
         n,
         draws=draws,
@@ -237,9 +238,8 @@ def fetch_images(run: Run, folder: str, draws: Draws, *, retry_failed: bool) -> 
         progress(fetching, n, "download", stage="thin"),
         pipelines.new(run.options) as pipeline,
     ):
-        fetched = start(pipeline, one_each(range(n))) | "download" >> tagged(
-            stage, each="downloads of partition"
-        )
+        stage = tagged(downloading.download, each="downloads of partition")
+        fetched = start(pipeline, range(n)) | "download" >> stage
         sums.write_sum(fetched.flow, schema.FLOW, fetching, "flow.parquet")
         sums.write_sum(fetched.main, schema.TALLIES, folder, outcomes.PART)
     outcomes.check_failed(fetching)
@@ -258,33 +258,28 @@ def compare_images(
 ) -> None:
     """Drops images for what others are, into `folder`, and counts accepted draws."""
     config, n = run.config, run.config.partitions
-    rules = image_dedup.Rules(
-        config.images.max_moved_texts, **config.duplicates.to_dict()
-    )
-    images = sum(outcomes.read(folder).values())
-    ranges = pipelines.ranges(
+    wanted = config.duplicates
+    comparing = image_dedup.Comparing(
+        run.workdir,
         n,
-        size=images * image_dedup.ROW_BYTES,
-        memory_gib=config.memory_gib,
-        options=run.options,
+        draws=draws,
+        moves=config.balance.rule != "v2",
+        max_moved_texts=config.images.max_moved_texts,
+        near_bits=wanted.near_bits,
+        placeholder_texts=wanted.placeholder_texts,
+        evaluation_bits=wanted.evaluation_bits if wanted.evaluation_sets else None,
+        embeddings=embeddings,
+    )
+    size = sum(outcomes.read(folder).values()) * image_dedup.ROW_BYTES
+    ranges = pipelines.ranges(
+        n, size=size, memory_gib=config.memory_gib, options=run.options
     )
     with pipelines.new(run.options) as pipeline:
-        deduplicated = image_dedup.add(
-            pipeline,
-            ranges=ranges,
-            workdir=run.workdir,
-            partitions=n,
-            draws=draws,
-            rule=config.balance.rule,
-            rules=rules,
-            embeddings=embeddings,
-        )
-        flow = deduplicated["flow"] | "flows" >> beam.Flatten()
-        accepted = deduplicated["accepted"] | "draws" >> beam.Flatten()
-        sums.write_sum(flow, schema.FLOW, folder, "flow.parquet")
-        sums.write_sum(accepted, schema.COUNTS, folder, "accepted.parquet")
-        if rules.evaluation_sets or rules.evaluation_embeddings:
-            (listed,) = deduplicated["evaluated"]
+        compared = image_dedup.add(pipeline, comparing, ranges)
+        sums.write_sum(compared["flow"], schema.FLOW, folder, "flow.parquet")
+        sums.write_sum(compared["accepted"], schema.COUNTS, folder, "accepted.parquet")
+        if wanted.evaluation_sets or wanted.evaluation_embeddings:
+            listed = compared["evaluated"]
             sums.write_sum(listed, schema.EVALUATED, folder, contamination.LIST)
     outcomes.check_failed(folder)
 
@@ -301,7 +296,7 @@ def write(
     """Survivors -> the balanced dataset with its counts and its data card."""
     config, n = run.config, run.config.partitions
     folder = os.path.join(run.workdir, "balance")
-    stage = balancing.WriteShard(
+    writing = balancing.Writing(
         run.workdir,
         run.output,
         config.name,
@@ -312,14 +307,12 @@ def write(
     )
     files.claim(run.output, run.inputs)
     with progress(run.output, n, "write"), pipelines.new(run.options) as pipeline:
-        shards = start(pipeline, one_each(range(n))) | "balance" >> tagged(
-            stage,
-            "accepted",
-            "shards",
-            "tallies",
-            "rejects",
+        stage = tagged(
+            writing.write_shard,
+            *("accepted", "shards", "tallies", "rejects"),
             each="file shard of partition",
         )
+        shards = start(pipeline, range(n)) | "balance" >> stage
         rejects.write(shards.rejects, run.workdir)
         sums.write_sum(shards.flow, schema.FLOW, folder, "flow.parquet")
         sums.write_sum(shards.main, schema.COUNTS, folder, "kept.parquet")

@@ -33,17 +33,9 @@ def flow(
             f"{stage}: wanted in = out + drops, got {entered} = {left} + {lost} {unit} "
             f"({dict(drops)})"
         )
-    counts = dict(sorted({IN: entered, OUT: left, **drops}.items()))
-    n = len(counts)
-    return schema.from_columns(
-        {
-            "stage": [stage] * n,
-            "unit": [unit] * n,
-            "reason": list(counts),
-            "count": list(counts.values()),
-        },
-        schema.FLOW,
-    )
+    counts = sorted({IN: entered, OUT: left, **drops}.items())
+    rows = [(stage, unit, reason, n) for reason, n in counts]
+    return schema.from_rows(rows, schema.FLOW)
 
 
 def failed(unit: str, name: str, error: Exception) -> pa.RecordBatch:

@@ -8,32 +8,46 @@ webdataset: tars for open_clip, img2dataset's readers and webdataset, with sizes
 (samples in each). parquet: data/train-*.parquet that the Hugging Face hub shows and
 `datasets` loads, with the data card. json: metadata as MetaCLIP has it, in one file (a
 list for English, else an object of lists by language) or in a folder with a LANG.json
-each. A killed run continues after its last finished file.
+each. Equal datasets give equal bytes; each file shard becomes one file. A killed run
+continues after its last finished file.
 """
 
+import io
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from absl import flags
 from tqdm import tqdm
 
 from data_prep.metadata import store
-from data_prep.sinks import exports
 from metaclip_jax import files
 from metaclip_jax.cli import command
 from metaclip_jax.data import records
 
-_Writer = Callable[[Path, Iterator[records.Record]], None]
 JSON = "json"
-# How a file of records is written, and the name of file i of n.
-FORMATS: dict[str, tuple[_Writer, Callable[[int, int], str]]] = {
-    "webdataset": (exports.to_webdataset, lambda i, n: f"{i:05d}.tar"),
-    "parquet": (
-        exports.to_parquet,
-        lambda i, n: f"data/train-{i:05d}-of-{n:05d}.parquet",
-    ),
-}
+_ROWS = 100  # per row group, since the hub's viewer reads whole row groups
+_BATCH = 256  # records read at a time
+_EXTENSIONS = {b"\xff\xd8": "jpg", b"RI": "webp"}  # the two formats of records
+
+_TEXTS = ("texts", "text_sources", "languages", "metadata")
+_FACTS = ("image_id", "image_url", "page_url", "sha256", "width", "height")
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+PARQUET = pa.schema(
+    [
+        ("image", _IMAGE),
+        *((name, pa.list_(pa.string())) for name in _TEXTS),
+        *((name, pa.string()) for name in _FACTS[:4]),
+        *((name, pa.int32()) for name in _FACTS[4:]),
+    ],
+    # Tells the hub that the column holds images.
+    metadata={"huggingface": '{"info": {"features": {"image": {"_type": "Image"}}}}'},
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -70,7 +84,7 @@ def export(dataset: records.Dataset, output: str, *, form: str) -> list[str]:
         final = os.path.join(output, name)
         if not files.path(final).exists():
             with files.staged(final) as local:
-                write(local, exports.read_shard(dataset, shard))
+                write(local, read_shard(dataset, shard))
     if form == "webdataset":
         sizes = dict(zip(names, dataset.shard_lengths, strict=True))
         files.write_json(os.path.join(output, "sizes.json"), sizes)
@@ -78,6 +92,69 @@ def export(dataset: records.Dataset, output: str, *, form: str) -> list[str]:
     files.write_manifest(output, inputs=inputs, records=len(dataset), files=names)
     return names
 
+
+def to_webdataset(local: Path, shard: Iterator[records.Record]) -> None:
+    """Writes a tar of samples: the image, its first text as .txt, all facts as .json.
+
+    This is the layout of img2dataset, webdataset and open_clip. The .json has all
+    `texts`, and `url` and `caption`, as img2dataset names them.
+    """
+    with tarfile.open(local, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for record in shard:
+            facts = {name: getattr(record, name) for name in (*_FACTS, *_TEXTS)}
+            facts |= {"url": record.image_url, "caption": record.texts[0]}
+            parts = {
+                _extension(record): record.image,
+                "json": json.dumps(facts, ensure_ascii=False, sort_keys=True).encode(),
+                "txt": record.texts[0].encode(),
+            }
+            for extension, data in parts.items():
+                member = tarfile.TarInfo(f"{record.image_id}.{extension}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def to_parquet(local: Path, shard: Iterator[records.Record]) -> None:
+    """Writes rows of schema PARQUET, one per image."""
+    with pq.ParquetWriter(local, PARQUET, compression="zstd") as writer:
+        rows: list[Mapping[str, Any]] = []
+        for record in shard:
+            path = f"{record.image_id}.{_extension(record)}"
+            facts = {name: getattr(record, name) for name in (*_FACTS, *_TEXTS)}
+            rows.append({"image": {"bytes": record.image, "path": path}, **facts})
+            if len(rows) == _ROWS:
+                writer.write_table(pa.Table.from_pylist(rows, PARQUET))
+                rows = []
+        if rows:
+            writer.write_table(pa.Table.from_pylist(rows, PARQUET))
+
+
+def read_shard(dataset: records.Dataset, shard: int) -> Iterator[records.Record]:
+    """Yields the records of one file shard. Raises ValueError for a damaged one."""
+    start = sum(dataset.shard_lengths[:shard])
+    stop = start + dataset.shard_lengths[shard]
+    for first in range(start, stop, _BATCH):
+        wanted = range(first, min(first + _BATCH, stop))
+        for position, data in zip(wanted, records.read(dataset, wanted), strict=True):
+            try:
+                yield records.decode(data)
+            except ValueError as error:
+                raise ValueError(
+                    f"{dataset.shards[shard]}: record {position - start} is damaged: "
+                    f"{error}. `python -m data_prep.verify` names all that is wrong"
+                ) from error
+
+
+def _extension(record: records.Record) -> str:
+    return _EXTENSIONS.get(record.image[:2], "img")
+
+
+_Writer = Callable[[Path, Iterator[records.Record]], None]
+# How a file of records is written, and the name of file i of n.
+FORMATS: dict[str, tuple[_Writer, Callable[[int, int], str]]] = {
+    "webdataset": (to_webdataset, lambda i, n: f"{i:05d}.tar"),
+    "parquet": (to_parquet, lambda i, n: f"data/train-{i:05d}-of-{n:05d}.parquet"),
+}
 
 if __name__ == "__main__":
     flags.DEFINE_enum("format", None, sorted([*FORMATS, JSON]), "The form to write.")

@@ -1,12 +1,15 @@
 """The tables of curation: one Arrow schema each, shared by every stage.
 
-Beam elements are RecordBatches of these schemas, or (partition, RecordBatch) pairs
-around a shuffle; a pipeline starts with RecordBatches of one value each.
+Beam elements are RecordBatches of these schemas, or (key, RecordBatch) pairs around a
+shuffle; a pipeline starts with names and numbers.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
+
+_VALUE = str | bytes | bool | int | float | None  # one for all rows of `from_columns`
 
 # One row per (image, text) parsed from a page.
 CANDIDATES = pa.schema(
@@ -236,11 +239,22 @@ def one_batch(table: pa.Table) -> pa.RecordBatch:
     return pa.RecordBatch.from_struct_array(table.to_struct_array().combine_chunks())
 
 
-def from_columns(columns: dict[str, object], schema: pa.Schema) -> pa.RecordBatch:
-    """Returns a RecordBatch of the schema; columns may be lists or arrays."""
-    return pa.RecordBatch.from_arrays(
-        [pa.array(columns[field.name], field.type) for field in schema], schema=schema
-    )
+def from_columns(columns: Mapping[str, Any], schema: pa.Schema) -> pa.RecordBatch:
+    """Returns a RecordBatch of the schema, without other columns than its own.
+
+    Columns are lists or arrays, also chunked; a string or a number is one value for all
+    rows, of at least one that is not.
+    """
+    n = next(len(v) for v in columns.values() if not isinstance(v, _VALUE))
+    arrays = []
+    for field in schema:
+        values = columns[field.name]
+        if isinstance(values, _VALUE):
+            values = pa.repeat(pa.scalar(values, field.type), n)
+        elif isinstance(values, pa.ChunkedArray):
+            values = values.combine_chunks()
+        arrays.append(pa.array(values, field.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def from_rows(rows: Sequence[tuple], schema: pa.Schema) -> pa.RecordBatch:

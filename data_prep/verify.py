@@ -241,14 +241,9 @@ def _url_faults(folder: str, lengths: Sequence[int]) -> Iterator[str]:
 
 
 def _to_counter(table: pa.Table) -> Counter[tuple[str, int]]:
-    kept = table["kept_count"].to_numpy()
-    kept_rows = table.take(pa.array(np.flatnonzero(kept)))
-    keys = zip(
-        kept_rows["metadata"].to_pylist(),
-        kept_rows["entry_id"].to_pylist(),
-        strict=True,
-    )
-    return Counter(dict(zip(keys, kept_rows["kept_count"].to_pylist(), strict=True)))
+    kept = table.filter(pc.not_equal(table["kept_count"], 0)).to_pydict()
+    keys = zip(kept["metadata"], kept["entry_id"], strict=True)
+    return Counter(dict(zip(keys, kept["kept_count"], strict=True)))
 
 
 if __name__ == "__main__":

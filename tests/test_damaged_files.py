@@ -81,12 +81,10 @@ def part(folder):
 def sorted_part(folder):
     ids = [f"{i:024x}" for i in range(400)]
     rows = pa.RecordBatch.from_pydict({"image_id": ids, "text": ["a cat"] * 400})
-    parts.write_sorted(
-        str(folder), "part", [rows], rows.schema, by="image_id", flow=lambda: FLOW
-    )
+    parts.write_sorted(str(folder), "part", [rows], rows.schema, flow=lambda: FLOW)
 
     def read():
-        parts.read_range(str(folder), "part", by="image_id", start=ids[9], stop=ids[20])
+        parts.read_range(str(folder), "part", ids[9], ids[20])
 
     return folder / "part", read
 

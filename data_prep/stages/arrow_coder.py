@@ -1,4 +1,4 @@
-"""Registers a Beam coder for Arrow RecordBatches; modules with stages import this.
+"""Registers a Beam coder for Arrow RecordBatches; the package imports this.
 
 Without a registered coder Beam silently uses pickle, which is slow, and a pickled slice
 includes its whole buffers.

@@ -7,6 +7,7 @@ finished. The command then ends with an error that lists what failed.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
@@ -46,28 +47,16 @@ def thrice(name: str, work: Callable[[], Iterable | None]) -> Iterator:
             return
 
 
-class Thrice(beam.DoFn):
-    """Calls a stage up to three times for each element; see `thrice`.
+def of_element(stage: Callable[[Any], Iterable], name: str, element: Any) -> Iterator:
+    """Yields what a stage yields for an element; see `thrice`.
 
-    Args:
-      stage: yields what may be yielded again.
-      name: of its elements, before their number or key.
+    `name` is that of its elements, before the key of a group, the first value of a
+    batch, or the element itself.
     """
-
-    def __init__(self, stage: beam.DoFn, name: str) -> None:
-        self._stage, self._name = stage, name
-
-    def process(self, element: tuple | pa.RecordBatch) -> Iterator:
-        """Yields what the stage yields, or a row of "flow"."""
-        name = f"{self._name} {_key(element)}"
-        yield from thrice(name, lambda: self._stage.process(element))
-
-
-def _key(element: tuple | pa.RecordBatch) -> object:
-    """Returns the key of a group, or the first value of a batch."""
-    if isinstance(element, tuple):
-        return element[0]
-    return element[0][0].as_py() if element.num_rows else "of no rows"
+    key = element[0] if isinstance(element, tuple) else element
+    if isinstance(element, pa.RecordBatch):
+        key = element[0][0].as_py() if element.num_rows else "of no rows"
+    yield from thrice(f"{name} {key}", lambda: stage(element))
 
 
 class SourceError(Exception):

@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import apache_beam as beam
 import pyarrow as pa
@@ -11,13 +11,7 @@ import pyarrow.compute as pc
 
 from data_prep import drops, schema
 from data_prep.sinks import array_record as sink
-from data_prep.stages import (
-    arrow_coder,  # noqa: F401  registers the coder of RecordBatch
-    dedup,
-    parts,
-    rejects,
-    steps,
-)
+from data_prep.stages import dedup, parts, rejects, steps
 from data_prep.stages.draws import Draws
 from data_prep.stages.image_dedup import MOVED_SUFFIX
 from metaclip_jax.data import records
@@ -26,100 +20,84 @@ Tagged = beam.pvalue.TaggedOutput
 _NO_FACES = pa.array([], schema.FACE)
 
 
-class WriteShard(beam.DoFn):
-    """Partition -> one file shard of balanced records; COUNTS twice, and facts."""
+@dataclass(frozen=True)
+class Writing:
+    """Writes balanced records.
 
-    def __init__(
-        self,
-        workdir: str,
-        output: str,
-        name: str,
-        partitions: int,
-        *,
-        draws: Draws,
-        scores: Sequence[str] = (),
-        faces: bool = False,
-    ) -> None:
-        self._workdir, self._output, self._name = workdir, output, name
-        self._scores, self._faces = tuple(scores), faces
-        self._partitions, self._draws = partitions, draws
+    Attributes:
+      workdir: of the matches, downloads and images.
+      output: folder of the dataset.
+      name: of the dataset.
+      partitions: their number, and that of file shards.
+      draws: which texts are kept.
+      scores: names of the scores of each text.
+      faces: whether faces were looked for.
+    """
 
-    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Writes the shard if it is missing; yields its counts and drops."""
-        (partition,) = element["value"].to_pylist()
-        part = parts.name(partition, self._partitions)
-        matches = parts.read(f"{self._workdir}/matches", part)
-        asked_for = parts.read(f"{self._workdir}/images", part)
+    workdir: str
+    output: str
+    name: str
+    partitions: int
+    draws: Draws
+    scores: Sequence[str] = ()
+    faces: bool = False
+
+    def write_shard(self, partition: int) -> Iterator[pa.RecordBatch]:
+        """Writes the shard of a partition, and its tables, where they are missing.
+
+        Yields COUNTS of the kept texts and of their accepted draws, the flow, facts of
+        the shard, tallies and rejects.
+        """
+        part = parts.name(partition, self.partitions)
+        matches = self._read("matches", part)
+        asked_for = self._read("images", part)
+        downloads = self._read("downloads", part)
+        moved_part = parts.name(partition, self.partitions, MOVED_SUFFIX)
+        moved = self._read("images", moved_part)
         images = asked_for.filter(pc.equal(asked_for["status"], "ok"))
-        matches = matches.filter(
-            pc.is_in(matches["image_id"], images["image_id"].combine_chunks())
-        )
-        moved = parts.read(
-            f"{self._workdir}/images",
-            parts.name(partition, self._partitions, MOVED_SUFFIX),
-        )
-        texts = dedup.with_moved(matches, moved)
+        texts = dedup.with_moved(dedup.of_images(matches, images), moved)
         # Drops what thinning dropped, too: the same draws, a smaller probability.
-        kept, accepted = self._draws(texts)
+        kept, accepted = self.draws(texts)
         balanced = dedup.by_kept_image(texts.filter(pa.array(kept)))
-        left = images.filter(
-            pc.is_in(images["image_id"], balanced["image_id"].combine_chunks())
-        )
-        shard = records.shard_name(self._name, partition, self._partitions)
-        path = os.path.join(self._output, shard)
+        left = dedup.of_images(images, balanced)
+        shard = records.shard_name(self.name, partition, self.partitions)
+        path = os.path.join(self.output, shard)
         facts = sink.read_facts(path, count=left.num_rows, texts=balanced.num_rows)
         if facts is None:
             bodies = parts.read_blobs(
-                f"{self._workdir}/downloads",
-                parts.name(partition, self._partitions, parts.BLOBS),
+                f"{self.workdir}/downloads",
+                parts.name(partition, self.partitions, parts.BLOBS),
                 left["position"].to_pylist(),
                 digests=left["sha256"].to_pylist(),
             )
             facts = sink.write_shard(path, steps.to_records(balanced, left, bodies))
-        name = sink.table_name("scores", partition, self._partitions)
-        if self._scores and parts.is_damaged(self._output, name):
-            parts.write(self._output, name, _scores(balanced, self._scores))
-        urls = sink.table_name("urls", partition, self._partitions)
-        if parts.is_damaged(self._output, urls):
-            downloads = parts.read(f"{self._workdir}/downloads", part)
-            inside = pc.is_in(asked_for["image_id"], left["image_id"].combine_chunks())
-            table = _urls(asked_for, downloads, in_dataset=inside)
-            parts.write(self._output, urls, table)
-        faces = sink.table_name("faces", partition, self._partitions)
-        if self._faces and parts.is_damaged(self._output, faces):
-            columns = ["image_id", "faces"]
-            downloads = parts.read(f"{self._workdir}/downloads", part, columns)
-            parts.write(self._output, faces, _faces(downloads, left["image_id"]))
-        yield from self._rejects(part, asked_for, texts.filter(pa.array(~kept)))
+        tables = {"urls": lambda: _urls(asked_for, downloads, left)}
+        if self.scores:
+            tables["scores"] = lambda: _scores(balanced, self.scores)
+        if self.faces:
+            tables["faces"] = lambda: _faces(dedup.of_images(downloads, left))
+        for table, make in tables.items():
+            name = sink.table_name(table, partition, self.partitions)
+            if parts.is_damaged(self.output, name):
+                parts.write(self.output, name, make())
+        place, lost = (f"{self.workdir}/downloads", part), texts.filter(pa.array(~kept))
+        some = rejects.of_images(asked_for, matches, downloads, place)
+        yield Tagged("rejects", some)
+        yield Tagged("rejects", rejects.of_texts(asked_for, lost, place))
         entered = (pc.sum(images["texts"]).as_py() or 0) + moved.num_rows
-        yield Tagged(
-            "flow",
-            drops.flow(
-                "balance",
-                entered=entered,
-                left=balanced.num_rows,
-                drops={"balanced_away": entered - balanced.num_rows},
-            ),
+        away = {"balanced_away": entered - balanced.num_rows}
+        flow = drops.flow(
+            "balance", entered=entered, left=balanced.num_rows, drops=away
         )
+        yield Tagged("flow", flow)
         yield Tagged("accepted", accepted)
-        yield Tagged("shards", _shard_row(facts))
+        row = (facts["file"], json.dumps(facts, sort_keys=True), facts["count"])
+        yield Tagged("shards", schema.from_rows([row], schema.SHARDS))
         yield Tagged("tallies", steps.tally(balanced))
         yield steps.count(balanced)
 
-    def _rejects(
-        self, part: str, images: pa.Table, lost: pa.Table
-    ) -> Iterator[pa.RecordBatch]:
-        folder = f"{self._workdir}/downloads"
-        place = {"folder": folder, "part": part}
-        downloads = parts.read(folder, part, ["image_id", "stage"])
-        rows = pc.index_in(images["image_id"], downloads["image_id"].combine_chunks())
-        texts = parts.read(f"{self._workdir}/matches", part, ["image_id", "text"])
-        stage = downloads["stage"].take(rows)
-        yield Tagged("rejects", rejects.of_images(images, texts, stage, **place))
-        yield Tagged(
-            "rejects",
-            rejects.of_texts(images, lost, **place),
-        )
+    def _read(self, stage: str, part: str) -> pa.Table:
+        return parts.read(f"{self.workdir}/{stage}", part)
 
 
 def _scores(texts: pa.Table, names: Sequence[str]) -> pa.Table:
@@ -132,39 +110,28 @@ def _scores(texts: pa.Table, names: Sequence[str]) -> pa.Table:
     return found
 
 
-def _faces(downloads: pa.Table, kept: pa.ChunkedArray) -> pa.Table:
-    """Returns the FACES of the images with the ids `kept`, sorted by image id."""
-    inside = pc.is_in(downloads["image_id"], kept.combine_chunks())
-    rows = downloads.filter(inside).sort_by("image_id")
+def _faces(downloads: pa.Table) -> pa.Table:
+    """Returns the FACES of some downloads, sorted by image id."""
+    rows = downloads.sort_by("image_id")
     of_image = pc.list_parent_indices(rows["faces"])
     boxes = pa.concat_arrays(pc.list_flatten(rows["faces"]).chunks or [_NO_FACES])
     columns = [rows["image_id"].take(of_image), *boxes.flatten()]
     return pa.table(columns, schema.FACES)
 
 
-def _urls(
-    images: pa.Table, downloads: pa.Table, *, in_dataset: pa.ChunkedArray
-) -> pa.Table:
+def _urls(images: pa.Table, downloads: pa.Table, left: pa.Table) -> pa.Table:
     """Returns the URLS of a partition, sorted by image id.
 
     Args:
       images: IMAGES with their final statuses.
       downloads: those of the download stage, with DOWNLOADED.
-      in_dataset: which of `images` have a record.
+      left: those of `images` that have a record.
     """
-    rows = pc.index_in(images["image_id"], downloads["image_id"].combine_chunks())
+    rows = pc.index_in(images["image_id"], downloads["image_id"])
     facts = downloads.select(schema.DOWNLOADED.names).take(rows)
     columns = {name: images[name] for name in images.column_names}
     columns |= {name: facts[name] for name in facts.column_names}
-    columns |= {"url": images["image_url"], "in_dataset": in_dataset}
+    inside = pc.is_in(images["image_id"], left["image_id"])
+    columns |= {"url": images["image_url"], "in_dataset": inside}
     found = pa.table([columns[name] for name in schema.URLS.names], schema.URLS)
     return found.sort_by("image_id")
-
-
-def _shard_row(facts: Mapping[str, Any]) -> pa.RecordBatch:
-    row = {
-        "shard": facts["file"],
-        "facts": json.dumps(facts, sort_keys=True),
-        "count": facts["count"],
-    }
-    return pa.RecordBatch.from_pylist([row], schema=schema.SHARDS)

@@ -66,9 +66,9 @@ def read_sets(
     several = [path for path in found if not pictures.is_picture(path)]
     pieces = [single[i : i + _FILES] for i in range(0, len(single), _FILES)]
     pieces += [[path] for path in several]
-    work = [pa.RecordBatch.from_pydict({"path": piece}) for piece in pieces]
+    read = beam.FlatMap(_read, {**screen, **_SCREENED_AS_ANY})
     with pipelines.new(options) as pipeline:
-        rows = pipelines.start(pipeline, work) | beam.ParDo(Read(screen))
+        rows = pipelines.start(pipeline, pieces) | "read" >> read
         sums.write_sum(rows, schema.PICTURES, folder, PART)
     table = parts.read(folder, PART)
     bad = table.filter(pc.equal(table["sha256"], ""))
@@ -84,20 +84,14 @@ def read_sets(
         )
 
 
-class Read(beam.DoFn):
-    """Paths -> PICTURES of these files."""
-
-    def __init__(self, screen: Mapping) -> None:
-        self._screen = dict(screen) | _SCREENED_AS_ANY
-
-    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Yields the rows of each file."""
-        for path in element["path"].to_pylist():
-            rows = []
-            for name, data in pictures.read(path):
-                found = screening.screen(data, **self._screen)
-                rows.append((name, found.sha256, found.fingerprint, 1))
-            yield schema.from_rows(rows, schema.PICTURES)
+def _read(paths: list[str], screen: Mapping) -> Iterator[pa.RecordBatch]:
+    """Yields PICTURES of each file."""
+    for path in paths:
+        rows = []
+        for name, data in pictures.read(path):
+            found = screening.screen(data, **screen)
+            rows.append((name, found.sha256, found.fingerprint, 1))
+        yield schema.from_rows(rows, schema.PICTURES)
 
 
 class _Known(NamedTuple):
@@ -137,37 +131,48 @@ def find(images: pa.Table, path: str, *, most_bits: int) -> pa.Table:
     names = known.by_fingerprint["picture"].take(pa.array(nearest[hits]))
     pictures_of[rows[hits]] = names.to_pylist()
     bits[rows[hits]] = differing[hits]
-    same = pc.index_in(ok["sha256"], known.by_digest["sha256"].combine_chunks())
+    same = pc.index_in(ok["sha256"], known.by_digest["sha256"])
     for row, at in enumerate(same.to_pylist()):
         if at is not None:
             pictures_of[row], bits[row] = known.by_digest["picture"][at].as_py(), 0
-    found = np.flatnonzero(pictures_of)
-    of = ok.take(pa.array(found))
+    rows = np.flatnonzero(pictures_of)
+    return evaluated(ok, rows, pictures_of[rows].tolist(), bits=bits[rows])
+
+
+def evaluated(
+    images: pa.Table,
+    rows: np.ndarray,
+    found: Sequence[str],
+    *,
+    bits: np.ndarray | None = None,
+    cosines: np.ndarray | None = None,
+) -> pa.Table:
+    """Returns EVALUATED of some rows of IMAGES, whose pictures in a set are `found`."""
+    of = images.take(pa.array(rows))
+    none = [None] * rows.size
     columns = {
-        "image_id": of["image_id"].combine_chunks(),
-        "image_url": of["image_url"].combine_chunks(),
-        "picture": pictures_of[found].tolist(),
-        "bits": bits[found],
-        "cosine": [None] * found.size,
-        "count": np.ones(found.size, np.uint64),
+        "image_id": of["image_id"],
+        "image_url": of["image_url"],
+        "picture": found,
+        "bits": none if bits is None else bits,
+        "cosine": none if cosines is None else cosines,
+        "count": np.ones(rows.size, np.uint64),
     }
     return pa.Table.from_batches([schema.from_columns(columns, schema.EVALUATED)])
 
 
 def merge(found: Sequence[pa.Table]) -> pa.Table:
     """Returns each image of several EVALUATED once, as it is in the first of them."""
-    table = pa.concat_tables(found).combine_chunks()
-    ids = table["image_id"]
-    rows = pc.index_in(pc.unique(ids), ids.combine_chunks())
-    return table.take(rows)
+    table = pa.concat_tables(found)
+    return table.take(pc.index_in(pc.unique(table["image_id"]), table["image_id"]))
 
 
 def marks(found: pa.Table) -> pa.Table:
     """Returns MARKS for EVALUATED."""
     columns = {
-        "image_id": found["image_id"].combine_chunks(),
+        "image_id": found["image_id"],
         "status": [dedup.EVALUATION] * found.num_rows,
-        "kept_as": found["picture"].combine_chunks(),
+        "kept_as": found["picture"],
     }
     return pa.Table.from_batches([schema.from_columns(columns, schema.MARKS)])
 

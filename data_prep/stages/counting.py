@@ -1,58 +1,60 @@
 """The stage from the pieces of the sources of metadata to parts of counts."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import apache_beam as beam
 import pyarrow as pa
 
 from data_prep import schema
 from data_prep.metadata import counts, pieces
-from data_prep.stages import (
-    arrow_coder,  # noqa: F401  registers the coder of RecordBatch
-    attempts,
-    parts,
-    pipelines,
-    sums,
-)
+from data_prep.stages import attempts, parts, pipelines, sums
 
 Tagged = beam.pvalue.TaggedOutput
 FLOW = "flow.parquet"
 _CODES = pa.schema([("code", pa.string())])  # rows of a marker: language of each run
 
 
-class CountPieces(beam.DoFn):
-    """A piece of a source -> a part of counts, and its flow.
+@dataclass(frozen=True)
+class Counting:
+    """Makes parts of counts, one of each piece of the sources.
 
-    Elements have one row: `part`, and the fields of `pieces.Piece`. A finished part is
-    not made again, unless its piece could not be read. A part is finished when its
-    marker, a small file with the flow, is in `folder`.
+    A part is finished when its marker, a small file with the flow, is in `folder`.
+
+    Attributes:
+      folder: for the parts.
+      count: their number.
+      options: of `pieces.count`.
+      sources: the failures of those that the worker reads.
     """
 
-    def __init__(self, folder: str, count: int, options: pieces.Options) -> None:
-        self._folder, self._count, self._options = folder, count, options
-        self._sources = attempts.Sources()
+    folder: str
+    count: int
+    options: pieces.Options
+    sources: attempts.Sources = field(default_factory=attempts.Sources)
 
-    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Writes the part."""
-        (row,) = element.to_pylist()
-        part = parts.name(row.pop("part"), self._count)
-        piece = pieces.Piece(**row)
+    def write(self, element: tuple[int, tuple]) -> Iterator[pa.RecordBatch]:
+        """Writes the part of a piece, unless it is finished; yields its flow.
+
+        A part is made again if its piece could not be read.
+        """
+        number, piece = element[0], pieces.Piece(*element[1])
+        part = parts.name(number, self.count)
 
         def write(paths: list[str], flow: list[pa.RecordBatch]) -> None:
-            runs = self._sources.read(
-                paths, lambda _: pieces.count(piece, self._options, flow)
+            runs = self.sources.read(
+                paths, lambda _: pieces.count(piece, self.options, flow)
             )
-            codes = counts.write(self._folder, part, runs)
+            codes = counts.write(self.folder, part, runs)
             marker = pa.table([codes], schema=_CODES)
-            parts.write(
-                self._folder, part, marker, schema.sum_counts(flow, schema.FLOW)
-            )
+            total = schema.sum_counts(flow, schema.FLOW)
+            parts.write(self.folder, part, marker, total)
 
-        if not parts.is_whole(self._folder, part):
-            for failed in self._sources.thrice([piece.path], write):
+        if not parts.is_whole(self.folder, part):
+            for failed in self.sources.thrice([piece.path], write):
                 yield Tagged("flow", failed)
             pipelines.release_memory()
-        yield Tagged("flow", parts.read_flow(self._folder, part))
+        yield Tagged("flow", parts.read_flow(self.folder, part))
 
 
 def run(
@@ -62,18 +64,13 @@ def run(
     pipeline_options: beam.options.pipeline_options.PipelineOptions,
 ) -> None:
     """Counts all pieces whose part is not finished, and sums their flow."""
-    elements = [
-        pa.RecordBatch.from_pylist([{"part": i, **piece._asdict()}])
-        for i, piece in enumerate(found)
-    ]
+    elements = [(i, tuple(piece)) for i, piece in enumerate(found)]
     with (
         pipelines.progress(folder, len(found), "count"),
         pipelines.new(pipeline_options) as pipeline,
     ):
-        stage = CountPieces(folder, len(found), options)
-        counted = pipelines.start(pipeline, elements) | "count" >> pipelines.tagged(
-            stage
-        )
+        stage = pipelines.tagged(Counting(folder, len(found), options).write)
+        counted = pipelines.start(pipeline, elements) | "count" >> stage
         sums.write_sum(counted.flow, schema.FLOW, folder, FLOW)
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,51 +35,54 @@ def sort_and_drop_repeats(table: pa.Table) -> pa.Table:
     return table.filter(first)
 
 
-def repeated_images(images: pa.Table) -> pa.Table:
-    """Returns the rows of an IMAGES table whose bytes belong to a smaller image_id.
+def repeated_images(images: pa.Table) -> pa.RecordBatch:
+    """Returns MARKS of the images whose bytes belong to a smaller image_id.
 
-    Only rows with status "ok" are compared, by sha256. The row with the smallest
-    image_id of each group is kept and not returned; the others name it in `kept_as` and
+    Only rows of IMAGES or BYTES with status "ok" are compared, by sha256. The one with
+    the smallest image_id of each group is kept; the others name it in `kept_as` and
     have status "repeated_image".
     """
-    ok = images.filter(pc.equal(images["status"], "ok")).sort_by(
-        [("sha256", "ascending"), ("image_id", "ascending")]
-    )
-    ok = ok.combine_chunks()
-    if ok.num_rows == 0:
-        return ok
-    ids, digests = (ok[k].combine_chunks() for k in ("image_id", "sha256"))
-    again = pc.equal(digests[1:], digests[:-1]).to_numpy(zero_copy_only=False)
-    first = np.append(True, ~again)
-    # For each row, the first row of its group.
-    start = np.maximum.accumulate(np.where(first, np.arange(len(first)), 0))
+    ok = images.filter(pc.equal(images["status"], "ok")).sort_by("image_id")
+    first = pc.index_in(ok["sha256"], ok["sha256"]).to_numpy()
+    again = np.flatnonzero(first != np.arange(ok.num_rows))
     columns = {
-        "kept_as": ids.take(pa.array(start)),
-        "status": pa.array(["repeated_image"] * len(first), pa.string()),
+        "image_id": ok["image_id"].take(pa.array(again)),
+        "status": "repeated_image",
+        "kept_as": ok["image_id"].take(pa.array(first[again])),
     }
-    for name, values in columns.items():
-        ok = ok.set_column(ok.column_names.index(name), name, values)
-    return ok.filter(pa.array(~first))
+    return schema.from_columns(columns, schema.MARKS)
 
 
-def placeholders(images: pa.Table, *, most: int) -> pa.Table:
-    """Returns the rows of an IMAGES table whose bytes have too many different texts.
+def placeholders(images: pa.Table, *, most: int) -> pa.RecordBatch:
+    """Returns MARKS of the images whose bytes have too many different texts.
 
     Placeholders ("image not found") come from many addresses with unrelated texts; a
     logo comes from as many, mostly with one text. An address counts with its first
     text. They have status "placeholder".
 
     Args:
-      images: of which those with equal bytes are in one table.
+      images: IMAGES or BYTES, of which those with equal bytes are in one table.
       most: different texts that an image may have.
     """
     ok = images.filter(pc.equal(images["status"], "ok"))
     texts = ok.group_by("sha256").aggregate([("text_hash", "count_distinct")])
     many = texts.filter(pc.greater(texts["text_hash_count_distinct"], most))["sha256"]
-    return _with_status(ok.filter(pc.is_in(ok["sha256"], many)), "placeholder")
+    found = ok.filter(pc.is_in(ok["sha256"], many))
+    columns = {"status": "placeholder", "kept_as": found["kept_as"]}
+    return schema.from_columns({"image_id": found["image_id"], **columns}, schema.MARKS)
 
 
-def near_duplicates(prints: pa.Table, *, band: int, most_bits: int) -> pa.Table:
+def ranked_by(images: pa.Table | pa.RecordBatch) -> dict[str, Any]:
+    """Returns the columns of IMAGES that decide which of similar ones is better."""
+    sides = (images[name].cast(pa.int64()) for name in ("width", "height"))
+    return {
+        "image_id": images["image_id"],
+        "digest": pc.utf8_slice_codeunits(images["sha256"], 0, 16),
+        "pixels": pc.multiply(*sides),
+    }
+
+
+def near_duplicates(prints: pa.Table, *, band: int, most_bits: int) -> pa.RecordBatch:
     """Returns MARKS of the images that resemble a better one.
 
     An image is better than another if it has more pixels, or as many and a smaller id.
@@ -90,32 +94,34 @@ def near_duplicates(prints: pa.Table, *, band: int, most_bits: int) -> pa.Table:
       band: of the fingerprints, in which compared images agree.
       most_bits: of the fingerprints, in which similar images differ.
     """
-    ids = prints["image_id"].to_pylist()
-    rank = similarity.ranks(
-        ids, prints["digest"].to_pylist(), prints["pixels"].to_numpy()
-    )
     better = similarity.better_like(
         similarity.Fingerprints.of(prints["fingerprint"]),
-        rank,
+        _ranks(prints),
         band=band,
         most_bits=most_bits,
     )
-    rows = [(ids[i], "near_duplicate", ids[j]) for i, j in enumerate(better) if j >= 0]
-    return pa.Table.from_batches([schema.from_rows(rows, schema.MARKS)])
+    return _near(prints, better)
 
 
-def alike(rows: pa.Table, *, least: float) -> pa.Table:
+def alike(rows: pa.Table, *, least: float) -> pa.RecordBatch:
     """Returns MARKS of the images of a cell, CELLS, that resemble a better one.
 
     Similar are embeddings of at least the cosine `least`; all else is as for
     `near_duplicates`.
     """
-    ids = rows["image_id"].to_pylist()
-    rank = similarity.ranks(ids, rows["digest"].to_pylist(), rows["pixels"].to_numpy())
     vectors = cosine.of_column(rows["embedding"])
-    better = cosine.better_alike(vectors, rank, least=least)
+    return _near(rows, cosine.better_alike(vectors, _ranks(rows), least=least))
+
+
+def _ranks(rows: pa.Table) -> np.ndarray:
+    ids, digests = (rows[name].to_pylist() for name in ("image_id", "digest"))
+    return similarity.ranks(ids, digests, rows["pixels"].to_numpy())
+
+
+def _near(rows: pa.Table, better: np.ndarray) -> pa.RecordBatch:
+    ids = rows["image_id"].to_pylist()
     marks = [(ids[i], "near_duplicate", ids[j]) for i, j in enumerate(better) if j >= 0]
-    return pa.Table.from_batches([schema.from_rows(marks, schema.MARKS)])
+    return schema.from_rows(marks, schema.MARKS)
 
 
 def mark(images: pa.Table, marks: pa.Table) -> pa.Table:
@@ -128,18 +134,12 @@ def mark(images: pa.Table, marks: pa.Table) -> pa.Table:
     order = pc.index_in(marks["status"], pa.array(REASONS))
     marks = marks.append_column("order", order)
     marks = marks.sort_by([("order", "ascending"), ("kept_as", "ascending")])
-    rows = pc.index_in(images["image_id"], marks["image_id"].combine_chunks())
+    rows = pc.index_in(images["image_id"], marks["image_id"])
     for name in ("status", "kept_as"):
         at = images.column_names.index(name)
         values = pc.coalesce(marks[name].take(rows), images[name])
         images = images.set_column(at, name, values)
     return images
-
-
-def _with_status(images: pa.Table, status: str) -> pa.Table:
-    at = images.column_names.index("status")
-    values = pa.array([status] * images.num_rows, pa.string())
-    return images.set_column(at, "status", values)
 
 
 def moved_texts(
@@ -176,6 +176,11 @@ def moved_texts(
 
 def _pairs(rows: pa.Table, image: str) -> Iterator[tuple[str, str]]:
     return zip(rows[image].to_pylist(), rows["text"].to_pylist(), strict=True)
+
+
+def of_images(texts: pa.Table, images: pa.Table) -> pa.Table:
+    """Returns the rows of `texts` whose image_id is one of `images`."""
+    return texts.filter(pc.is_in(texts["image_id"], images["image_id"]))
 
 
 def with_moved(own: pa.Table, moved: pa.Table) -> pa.Table:

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import apache_beam as beam
 import cv2
@@ -15,61 +16,60 @@ import pyarrow.compute as pc
 from data_prep import drops, schema
 from data_prep.images import download, failures, screening, threads
 from data_prep.sources import kinds
-from data_prep.stages import (
-    arrow_coder,  # noqa: F401  registers the coder of RecordBatch
-    parts,
-    rejects,
-    steps,
-)
+from data_prep.stages import parts, rejects, steps
 from data_prep.stages.draws import Draws
 from metaclip_jax.data import machine
 
 Tagged = beam.pvalue.TaggedOutput
 
 
-class Download(beam.DoFn):
-    """Partition -> a part of images of the texts that thinning keeps, and their bytes.
+@dataclass(frozen=True)
+class Downloading:
+    """Downloads and screens the images of the texts that thinning keeps.
 
-    A finished part is read, not downloaded. But if too many of its downloads failed, or
-    with `retry_failed`, failed downloads that may succeed now are retried.
+    Attributes:
+      workdir: of the matches, and for the images.
+      partitions: their number.
+      draws: which texts thinning keeps.
+      fetch, screen, source: of `download_and_screen`.
+      max_failed_share: a larger share of failed downloads is an error.
+      processes: that share a machine.
+      retry_failed: whether failed downloads that may succeed now are retried.
     """
 
-    def __init__(
-        self,
-        workdir: str,
-        partitions: int,
-        *,
-        draws: Draws,
-        fetch: download.Limits,
-        screen: Mapping,
-        source: kinds.Spec,
-        max_failed_share: float,
-        processes: int = 1,
-        retry_failed: bool = False,
-    ) -> None:
-        self._workdir, self._partitions = workdir, partitions
-        self._busy = min(processes, partitions)  # processes that share a machine
-        self._draws = draws
-        self._fetch, self._screen = fetch, dict(screen)
-        self._source = source
-        self._max_failed_share, self._retry_failed = max_failed_share, retry_failed
+    workdir: str
+    partitions: int
+    draws: Draws
+    fetch: download.Limits
+    screen: Mapping
+    source: kinds.Spec
+    max_failed_share: float
+    processes: int = 1
+    retry_failed: bool = False
 
-    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Yields the part's downloads by outcome, as TALLIES, and its flow."""
-        (partition,) = element["value"].to_pylist()
-        part = parts.name(partition, self._partitions)
-        downloads = f"{self._workdir}/downloads"
-        blobs = downloads, parts.name(partition, self._partitions, parts.BLOBS)
+    def download(self, partition: int) -> Iterator[pa.RecordBatch]:
+        """Writes a part of images and their bytes.
+
+        A finished part is read, not downloaded. But if too many of its downloads
+        failed, or with `retry_failed`, those that may succeed now are retried.
+
+        Yields the part's downloads by outcome, as TALLIES, and its flow.
+        """
+        part = parts.name(partition, self.partitions)
+        downloads = f"{self.workdir}/downloads"
+        blobs = downloads, parts.name(partition, self.partitions, parts.BLOBS)
         if not parts.exists(downloads, part):
             self._download(part, blobs)
         else:
             self._retry(part, blobs)
         yield Tagged("flow", parts.read_flow(downloads, part))
-        yield _outcome_rows(failures.outcomes(parts.read(downloads, part)))
+        found = failures.outcomes(parts.read(downloads, part))
+        rows = [("download", status, n) for status, n in found.items()]
+        yield schema.from_rows(rows, schema.TALLIES)
 
     def _download(self, part: str, blobs: tuple[str, str]) -> None:
-        matches = parts.read(f"{self._workdir}/matches", part)
-        kept, _ = self._draws(matches)
+        matches = parts.read(f"{self.workdir}/matches", part)
+        kept, _ = self.draws(matches)
         thinned = matches.filter(pa.array(kept))
         images = self._fetch_and_screen(part, steps.images_of(thinned), blobs)
         drawn = matches["drawn"].to_numpy()
@@ -91,7 +91,7 @@ class Download(beam.DoFn):
         found = failures.outcomes(images)
         failed = failures.to_retry(images)
         if not pc.any(failed).as_py() or not (
-            self._retry_failed or failures.share(found) > self._max_failed_share
+            self.retry_failed or failures.share(found) > self.max_failed_share
         ):
             return
         columns = ["image_id", "image_url", "texts", "text_hash"]
@@ -118,11 +118,11 @@ class Download(beam.DoFn):
             wanted,
             blobs=blobs,
             kept=kept or 0,
-            fetch=self._fetch,
-            screen=self._screen,
-            source=self._source,
-            cores=-(-machine.cores() // self._busy),
-            watch=failures.Watch(part, self._max_failed_share),
+            fetch=self.fetch,
+            screen=self.screen,
+            source=self.source,
+            cores=-(-machine.cores() // min(self.processes, self.partitions)),
+            watch=failures.Watch(part, self.max_failed_share),
         )
         folder, name = blobs[0], rejects.part_of(part)
         if kept is not None:
@@ -132,7 +132,7 @@ class Download(beam.DoFn):
 
     def _write(self, part: str, images: pa.Table, thin: pa.RecordBatch) -> None:
         flow = schema.sum_counts([thin, *_image_flow(images)], schema.FLOW)
-        parts.write(f"{self._workdir}/downloads", part, images, flow)
+        parts.write(f"{self.workdir}/downloads", part, images, flow)
 
 
 def download_and_screen(
@@ -225,15 +225,6 @@ def _unknown(count: int) -> dict[str, list]:
     values |= {"kept_as": "", "stage": "download", "position": -1}
     values |= dict.fromkeys(("http_status", "bytes", "body_sha256", "faces"))
     return {name: [value] * count for name, value in values.items()}
-
-
-def _outcome_rows(found: Mapping[str, int]) -> pa.RecordBatch:
-    columns = {
-        "column": ["download"] * len(found),
-        "value": list(found),
-        "count": list(found.values()),
-    }
-    return schema.from_columns(columns, schema.TALLIES)
 
 
 def _image_flow(images: pa.Table) -> Iterator[pa.RecordBatch]:

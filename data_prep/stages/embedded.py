@@ -18,13 +18,13 @@ from ml_collections import ConfigDict
 
 from data_prep import schema
 from data_prep.images import cosine
-from data_prep.stages import dedup, parts, pipelines
+from data_prep.stages import contamination, dedup, parts, pipelines
 from metaclip_jax import files, patterns
 
 FOLDER = "embeddings"
 _PIVOTS, _EVALUATION = "pivots.parquet", "evaluation.parquet"
 _ROWS = 4_096
-# Partitions whose images one call of FindAlike holds, by range of cells.
+# Partitions whose images one call of Embedded.find_alike holds, by range of cells.
 _PARTITIONS_TOGETHER = 16
 
 
@@ -35,34 +35,83 @@ class Embedded:
     Attributes:
       folder: of their parts, sorted by image id.
       files: number of these parts.
+      partitions: of the images.
       near: cosine of near duplicates; 0: all are kept.
       evaluation: cosine of an image that is in an evaluation set; 0: none is.
     """
 
     folder: str
     files: int
+    partitions: int
     near: float
     evaluation: float
 
-    def of(self, images: pa.Table, first: str, last: str) -> tuple[pa.Table, pa.Array]:
+    def key_by_cell(
+        self, images: pa.RecordBatch
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yields (range of cells, CELLS), to group similar IMAGES of a partition.
+
+        Each image with an embedding once for each of its cells.
+        """
+        ok = pa.Table.from_batches([images.filter(pc.equal(images["status"], "ok"))])
+        if not ok.num_rows:
+            return
+        first = ok["image_id"].slice(0, 1).combine_chunks()
+        (partition,) = parts.partition_of(first, self.partitions).tolist()
+        ok, vectors = self._of(ok, partition)
+        pivots, _ = _vectors(f"{self.folder}/{_PIVOTS}")
+        cells = cosine.cells(cosine.of_column(vectors), pivots)
+        rows = pa.table(dedup.ranked_by(ok) | {"embedding": vectors})
+        count = -(-self.partitions // _PARTITIONS_TOGETHER)
+        for of_place in cells.T:
+            ranges = of_place.astype(np.int64) * count // max(1, len(pivots))
+            for number in np.unique(ranges[of_place >= 0]).tolist():
+                here = np.flatnonzero((of_place >= 0) & (ranges == number))
+                some = rows.take(pa.array(here))
+                some = some.append_column("cell", pa.array(of_place[here]))
+                some = some.select(schema.CELLS.names).cast(schema.CELLS)
+                yield number, schema.one_batch(some)
+
+    def find_alike(
+        self, element: tuple[int, Iterable[pa.RecordBatch]]
+    ) -> Iterator[pa.RecordBatch]:
+        """Gets a range of cells and CELLS; yields MARKS of what resembles a better."""
+        rows = pa.Table.from_batches(element[1], schema=schema.CELLS)
+        marks = [
+            dedup.alike(rows.filter(pc.equal(rows["cell"], cell)), least=self.near)
+            for cell in pc.unique(rows["cell"]).to_pylist()
+        ]
+        yield schema.one_batch(pa.Table.from_batches(marks, schema.MARKS))
+
+    def evaluated(self, images: pa.Table, partition: int) -> pa.Table:
+        """Returns EVALUATED: the images that resemble one of an evaluation set.
+
+        Args:
+          images: IMAGES of a partition; only those with status "ok" are compared.
+          partition: its number.
+        """
+        known, names = _vectors(f"{self.folder}/{_EVALUATION}")
+        ok = images.filter(pc.equal(images["status"], "ok"))
+        ok, vectors = self._of(ok, partition)
+        nearest, cosines = cosine.nearest(
+            cosine.of_column(vectors), known, least=self.evaluation
+        )
+        rows = np.flatnonzero(nearest >= 0)
+        found = [names[i] for i in nearest[rows].tolist()]
+        return contamination.evaluated(ok, rows, found, cosines=cosines[rows])
+
+    def _of(self, images: pa.Table, partition: int) -> tuple[pa.Table, pa.Array]:
         """Returns the images that have an embedding, and their embeddings as bytes.
 
         Args:
-          images: IMAGES with ids first <= id < last.
-          first, last: their range.
+          images: IMAGES of the partition.
+          partition: its number.
         """
-        batches = [
-            parts.read_range(
-                self.folder,
-                parts.name(i, self.files),
-                by="image_id",
-                start=first,
-                stop=last,
-            )
-            for i in range(self.files)
-        ]
+        batches = parts.read_partitions(
+            self.folder, self.files, partition, partition + 1, self.partitions
+        )
         rows = pa.Table.from_batches(batches, schema.EMBEDDED)
-        at = pc.index_in(images["image_id"], rows["image_id"].combine_chunks())
+        at = pc.index_in(images["image_id"], rows["image_id"])
         there = pc.is_valid(at)
         missing = images.num_rows - (pc.sum(there).as_py() or 0)
         if missing:
@@ -108,13 +157,9 @@ def prepare(
         return None
     _check_widths([*paths, *found["evaluation_embeddings"]])
     images = sum(_rows_of(path) for path in paths)
-    pieces = [
-        pa.RecordBatch.from_pydict({"path": [path], "number": [i]})
-        for i, path in enumerate(paths)
-    ]
+    sort = beam.Map(_sort, folder, len(paths), images)
     with pipelines.new(options) as pipeline:
-        stage = Sort(folder, len(paths), images)
-        _ = pipelines.start(pipeline, pieces) | beam.ParDo(stage)
+        _ = pipelines.start(pipeline, list(enumerate(paths))) | "sort" >> sort
     names = [_pivots(i, len(paths)) for i in range(len(paths))]
     pivots = pa.concat_tables(parts.read(folder, name) for name in names)
     parts.write(folder, _PIVOTS, pivots.sort_by("image_id"))
@@ -125,7 +170,13 @@ def prepare(
     ]
     evaluation = pa.Table.from_batches(batches, schema.EMBEDDED)
     parts.write(folder, _EVALUATION, evaluation)
-    return Embedded(folder, len(paths), wanted.near_cosine, wanted.evaluation_cosine)
+    return Embedded(
+        folder,
+        len(paths),
+        config.partitions,
+        near=wanted.near_cosine,
+        evaluation=wanted.evaluation_cosine,
+    )
 
 
 def _pivots(number: int, count: int) -> str:
@@ -157,33 +208,23 @@ def _rows_of(path: str) -> int:
         return int(parquet.metadata.num_rows)
 
 
-class Sort(beam.DoFn):
-    """Parquet file -> a part of EMBEDDED, sorted by image id, and its pivots."""
+def _sort(element: tuple[int, str], folder: str, count: int, images: int) -> None:
+    """Writes a Parquet file as a part of EMBEDDED, sorted by image id, and its pivots.
 
-    def __init__(self, folder: str, count: int, images: int) -> None:
-        self._folder, self._count, self._images = folder, count, images
+    `images` is the number of all embeddings.
+    """
+    number, path = element
+    chosen: list[pa.RecordBatch] = []
 
-    def process(self, element: pa.RecordBatch) -> None:
-        """Writes both parts."""
-        (row,) = element.to_pylist()
-        chosen: list[pa.RecordBatch] = []
+    def rows() -> Iterator[pa.RecordBatch]:
+        for batch in _read(path):
+            ids = batch["image_id"].to_pylist()
+            chosen.append(batch.take(pa.array(cosine.pivot_rows(ids, images=images))))
+            yield batch
 
-        def rows() -> Iterator[pa.RecordBatch]:
-            for batch in _read(row["path"]):
-                ids = batch["image_id"].to_pylist()
-                pivots = cosine.pivot_rows(ids, images=self._images)
-                chosen.append(batch.take(pa.array(pivots)))
-                yield batch
-
-        parts.write_sorted(
-            self._folder,
-            parts.name(row["number"], self._count),
-            rows(),
-            schema.EMBEDDED,
-            by="image_id",
-        )
-        pivots = pa.Table.from_batches(chosen, schema.EMBEDDED)
-        parts.write(self._folder, _pivots(row["number"], self._count), pivots)
+    parts.write_sorted(folder, parts.name(number, count), rows(), schema.EMBEDDED)
+    pivots = pa.Table.from_batches(chosen, schema.EMBEDDED)
+    parts.write(folder, _pivots(number, count), pivots)
 
 
 def _read(path: str) -> Iterator[pa.RecordBatch]:
@@ -221,92 +262,3 @@ def _read(path: str) -> Iterator[pa.RecordBatch]:
 def _vectors(path: str) -> tuple[np.ndarray, list[str]]:
     table = files.read_parquet(path)
     return cosine.of_column(table["embedding"]), table["image_id"].to_pylist()
-
-
-class KeyByCell(beam.DoFn):
-    """IMAGES of a partition -> (range of cells, CELLS), to group similar images."""
-
-    def __init__(self, embedded: Embedded, partitions: int) -> None:
-        self._embedded, self._partitions = embedded, partitions
-        self._ranges = -(-partitions // _PARTITIONS_TOGETHER)
-
-    def process(self, images: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yields each image with an embedding once for each of its cells."""
-        ok = pa.Table.from_batches([images.filter(pc.equal(images["status"], "ok"))])
-        if not ok.num_rows:
-            return
-        (partition,) = set(
-            parts.partition_of(
-                ok["image_id"].combine_chunks(), self._partitions
-            ).tolist()
-        )
-        edges = (parts.first_id(partition + i, self._partitions) for i in (0, 1))
-        ok, vectors = self._embedded.of(ok, *edges)
-        pivots, _ = _vectors(f"{self._embedded.folder}/{_PIVOTS}")
-        cells = cosine.cells(cosine.of_column(vectors), pivots)
-        columns = {
-            "image_id": ok["image_id"],
-            "digest": pc.utf8_slice_codeunits(ok["sha256"], 0, 16),
-            "pixels": pc.multiply(
-                ok["width"].cast(pa.int64()), ok["height"].cast(pa.int64())
-            ),
-            "embedding": vectors,
-        }
-        rows = pa.table(columns)
-        for of_place in cells.T:
-            ranges = of_place.astype(np.int64) * self._ranges // max(1, len(pivots))
-            for number in np.unique(ranges[of_place >= 0]).tolist():
-                here = np.flatnonzero((of_place >= 0) & (ranges == number))
-                some = rows.take(pa.array(here))
-                some = some.append_column("cell", pa.array(of_place[here]))
-                some = some.select(schema.CELLS.names).cast(schema.CELLS)
-                yield number, schema.one_batch(some)
-
-
-class FindAlike(beam.DoFn):
-    """(range of cells, CELLS batches) -> MARKS of images that resemble a better one."""
-
-    def __init__(self, least: float) -> None:
-        self._least = least
-
-    def process(
-        self, element: tuple[int, Iterable[pa.RecordBatch]]
-    ) -> Iterator[pa.RecordBatch]:
-        """Yields the images with their new status."""
-        _, batches = element
-        rows = pa.Table.from_batches(batches, schema=schema.CELLS)
-        found = []
-        for cell in pc.unique(rows["cell"]).to_pylist():
-            here = rows.filter(pc.equal(rows["cell"], cell))
-            found.append(dedup.alike(here, least=self._least))
-        marks = pa.concat_tables([schema.MARKS.empty_table(), *found])
-        yield schema.one_batch(marks)
-
-
-def evaluated(
-    images: pa.Table, embedded: Embedded, partition: Sequence[str]
-) -> pa.Table:
-    """Returns EVALUATED: the images that resemble one of an evaluation set.
-
-    Args:
-      images: IMAGES of a partition; only those with status "ok" are compared.
-      embedded: embeddings of both.
-      partition: the range of its image ids.
-    """
-    known, names = _vectors(f"{embedded.folder}/{_EVALUATION}")
-    ok = images.filter(pc.equal(images["status"], "ok"))
-    ok, vectors = embedded.of(ok, *partition)
-    nearest, cosines = cosine.nearest(
-        cosine.of_column(vectors), known, least=embedded.evaluation
-    )
-    found = np.flatnonzero(nearest >= 0)
-    of = ok.take(pa.array(found))
-    columns = {
-        "image_id": of["image_id"].combine_chunks(),
-        "image_url": of["image_url"].combine_chunks(),
-        "picture": [names[i] for i in nearest[found].tolist()],
-        "bits": [None] * found.size,
-        "cosine": cosines[found],
-        "count": np.ones(found.size, np.uint64),
-    }
-    return pa.Table.from_batches([schema.from_columns(columns, schema.EVALUATED)])

@@ -1,6 +1,7 @@
 """Stages that compare images with each other, and merge the texts of equal ones."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,49 +12,16 @@ import pyarrow.compute as pc
 
 from data_prep import drops, schema
 from data_prep.images import similarity
-from data_prep.stages import (
-    arrow_coder,  # noqa: F401  registers the coder of RecordBatch
-    contamination,
-    dedup,
-    embedded,
-    parts,
-    pipelines,
-)
+from data_prep.stages import contamination, dedup, embedded, parts, pipelines
 from data_prep.stages.draws import Draws
 from data_prep.stages.matches import by_partition
 
 Tagged = beam.pvalue.TaggedOutput
 MOVED_SUFFIX = "moved.parquet"  # ends the names of parts with MOVED rows
-# Partitions whose images one call of FindNear holds, by band: some hundred bytes each.
+# Partitions whose images one call of Comparing.find_near holds, by band: some hundred
+# bytes each.
 _PARTITIONS_TOGETHER = 64
 ROW_BYTES = 150  # of BYTES in memory
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Which images are dropped for what others are.
-
-    Attributes:
-      max_moved_texts: texts that an image takes over from others of equal bytes.
-      near_bits: bits in which fingerprints of near duplicates differ; 0: all are kept.
-      placeholder_texts: different texts that one image may have at its addresses; 0:
-        any number.
-      evaluation_sets: not to be in; `contamination.PART` has their pictures.
-      evaluation_bits: bits in which fingerprints of one picture differ.
-      embeddings, evaluation_embeddings, near_cosine, evaluation_cosine: of
-        `embedded.prepare`.
-    """
-
-    max_moved_texts: int
-    near_bits: int
-    placeholder_texts: int
-    evaluation_sets: Sequence[str] = ()
-    evaluation_bits: int = 0
-    embeddings: Sequence[str] = ()
-    evaluation_embeddings: Sequence[str] = ()
-    near_cosine: float = 0
-    evaluation_cosine: float = 0
-
 
 # What stages yield: a key, and rows.
 _OF_PARTITION: Any = tuple[int, pa.RecordBatch]
@@ -61,324 +29,276 @@ _OF_BYTES: Any = tuple[str, pa.RecordBatch]
 _OF_BAND: Any = tuple[tuple[int, int], pa.RecordBatch]
 
 
-def add(
-    pipeline: beam.Pipeline,
-    *,
-    ranges: Sequence[pa.RecordBatch] | None,
-    workdir: str,
-    partitions: int,
-    draws: Draws,
-    rule: str,
-    rules: Rules,
-    embeddings: embedded.Embedded | None = None,
-) -> dict[str, tuple[beam.PCollection, ...]]:
-    """Adds the stages from downloads to parts of images and of texts they take over.
+@dataclass(frozen=True)
+class Comparing:
+    """Drops images for what others are, and moves the texts of equal ones.
 
-    Args:
-      pipeline: to add to.
-      ranges: of the sha256, divided like image ids: a worker reads those of one range
-        from all downloads, so only repeated images pass through the runner. None: the
-        runner groups all images by sha256; for runners that group on disk.
+    Attributes:
       workdir: of the downloads, and for the parts.
       partitions: their number.
       draws: which texts are drawn.
-      rule: of balancing.
-      rules: which images are dropped.
+      moves: whether an image takes over texts of others of equal bytes. Under the rule
+        v2 an image has one text, so it does not need theirs.
+      max_moved_texts: how many it takes over at most.
+      near_bits: bits in which fingerprints of near duplicates differ; 0: all are kept.
+      placeholder_texts: different texts that one image may have at its addresses; 0:
+        any number.
+      evaluation_bits: bits in which fingerprints of one picture differ, where there
+        are evaluation sets not to be in; `contamination.PART` has their pictures.
       embeddings: of the images, None where none are given.
-
-    Returns:
-      FLOW ("flow"), COUNTS of the survivors ("accepted"), and EVALUATED ("evaluated").
     """
-    found, flow = _compare(pipeline, ranges, workdir, partitions, rules, embeddings)
-    nothing = schema.one_batch(schema.MARKS.empty_table())  # so each part is written
-    every = beam.Create([(i, nothing) for i in range(partitions)])
-    marks = [pipeline | "every partition" >> every.with_output_types(_OF_PARTITION)]
-    for name, rows in found.items():
-        marked = rows | f"partition of {name}" >> pipelines.tagged(
-            KeyByPartition(partitions), main=_OF_PARTITION, each=f"marks by {name} from"
-        )
-        marks.append(marked.main)
-        flow.append(marked.flow)
-    writing = WriteImages(
-        workdir,
-        partitions,
-        draws=draws,
-        rule=rule,
-        rules=rules,
-        embeddings=embeddings,
-    )
-    written = (
-        marks
-        | "marks" >> beam.Flatten()
-        | "by partition" >> beam.GroupByKey()
-        | "image dedup"
-        >> pipelines.tagged(
-            writing,
-            "accepted",
-            "evaluated",
-            each="images of partition",
-            main=_OF_PARTITION,
-        )
-    )
-    merging = MergeTexts(workdir, partitions, draws=draws, most=rules.max_moved_texts)
-    merged = (
-        written.main
-        | "by kept image" >> beam.GroupByKey()
-        | "merge texts" >> pipelines.tagged(merging, each="moved texts of partition")
-    )
-    return {
-        "flow": (*flow, written.flow, merged.flow),
-        "accepted": (written.accepted, merged.main),
-        "evaluated": (written.evaluated,),
-    }
 
+    workdir: str
+    partitions: int
+    draws: Draws
+    moves: bool
+    max_moved_texts: int
+    near_bits: int
+    placeholder_texts: int
+    evaluation_bits: int | None
+    embeddings: embedded.Embedded | None
 
-def _compare(
-    pipeline: beam.Pipeline,
-    ranges: Sequence[pa.RecordBatch] | None,
-    workdir: str,
-    partitions: int,
-    rules: Rules,
-    embeddings: embedded.Embedded | None,
-) -> tuple[dict[str, beam.PCollection], list[beam.PCollection]]:
-    """Groups the images by what they may share, and marks some of each group.
+    def read(
+        self, stage: str, partition: int, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """Returns the part of a partition in the folder of a stage."""
+        part = parts.name(partition, self.partitions)
+        return parts.read(f"{self.workdir}/{stage}", part, columns)
 
-    Returns the marks, by what is compared, and FLOW of all steps.
-    """
-    most = rules.placeholder_texts
-    keys: dict[str, tuple[beam.DoFn, Any]] = {}
-    find: dict[str, beam.DoFn] = {}
-    groups: dict[str, beam.PCollection] = {}
-    if ranges is None:
-        keys["bytes"], find["bytes"] = (KeyByBytes(), _OF_BYTES), FindRepeated(most)
-    else:
-        groups["bytes"] = pipelines.start(pipeline, ranges, " ranges")
-        find["bytes"] = FindRepeatedInRange(workdir, partitions, most)
-    if rules.near_bits:
-        keys["band"] = KeyByBand(partitions), _OF_BAND
-        find["band"] = FindNear(rules.near_bits)
-    if embeddings is not None and embeddings.near:
-        keys["cell"] = embedded.KeyByCell(embeddings, partitions), _OF_PARTITION
-        find["cell"] = embedded.FindAlike(embeddings.near)
-    found, flow = {}, []
-    if keys:
-        numbers = pipelines.one_each(range(partitions))
-        images = pipelines.start(pipeline, numbers) | "read" >> pipelines.tagged(
-            ReadImages(workdir, partitions), each="downloaded images of partition"
-        )
-        flow.append(images.flow)
-    for by, (key, kind) in keys.items():
-        keyed = images.main | f"key by {by}" >> pipelines.tagged(
-            key, main=kind, each=f"images by {by} from"
-        )
-        groups[by] = keyed.main | f"by {by}" >> beam.GroupByKey()
-        flow.append(keyed.flow)
-    for by, group in groups.items():
-        marked = group | f"find by {by}" >> pipelines.tagged(
-            find[by], each=f"images of {by}"
-        )
-        found[by] = marked.main
-        flow.append(marked.flow)
-    return found, flow
-
-
-class ReadImages(beam.DoFn):
-    """Partition -> the IMAGES of its downloads."""
-
-    def __init__(self, workdir: str, partitions: int) -> None:
-        self._workdir, self._partitions = workdir, partitions
-
-    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Yields them as one batch."""
-        part = parts.name(element["value"][0].as_py(), self._partitions)
-        images = parts.read(f"{self._workdir}/downloads", part, schema.IMAGES.names)
+    def read_images(self, partition: int) -> Iterator[pa.RecordBatch]:
+        """Yields the IMAGES of a partition's downloads, as one batch."""
+        images = self.read("downloads", partition, schema.IMAGES.names)
         yield schema.one_batch(images)
 
-
-class KeyByBytes(beam.DoFn):
-    """IMAGES -> (first digits of the sha256, BYTES), to group equal images."""
-
-    def process(self, images: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """Yields the rows of each group; dropped images, without bytes, are omitted."""
-        ok = images.filter(pc.equal(images["status"], "ok")).select(schema.BYTES.names)
-        heads = pc.utf8_slice_codeunits(ok["sha256"], 0, 2)
-        for head in sorted(pc.unique(heads).to_pylist()):
-            yield head, ok.filter(pc.equal(heads, head))
-
-
-class FindRepeated(beam.DoFn):
-    """(digits, BYTES batches) -> MARKS of images that repeat another's bytes."""
-
-    def __init__(self, placeholder_texts: int) -> None:
-        self._placeholder_texts = placeholder_texts
-
-    def process(
+    def repeated_in_group(
         self, element: tuple[str, Iterable[pa.RecordBatch]]
     ) -> Iterator[pa.RecordBatch]:
-        """Yields the images with their new status."""
-        images = pa.Table.from_batches(element[1], schema=schema.BYTES)
-        yield from _marks_of_repeated(images, self._placeholder_texts)
+        """Gets BYTES by digits of the sha256; yields as `repeated`."""
+        _, batches = element
+        return self.repeated(pa.Table.from_batches(batches, schema=schema.BYTES))
 
+    def repeated_in_range(self, element: tuple[int, int]) -> Iterator[pa.RecordBatch]:
+        """Gets a range (start, stop) of sha256; yields as `repeated`.
 
-class FindRepeatedInRange(beam.DoFn):
-    """Range [`start`, `stop`) of sha256 -> the MARKS that `FindRepeated` yields."""
-
-    def __init__(self, workdir: str, partitions: int, placeholder_texts: int) -> None:
-        self._downloads, self._partitions = f"{workdir}/downloads", partitions
-        self._placeholder_texts = placeholder_texts
-
-    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Yields images of all downloads. Dropped ones, without sha256, are not in."""
-        (row,) = element.to_pylist()
-        edges = (row["start"], row["stop"])
-        first, last = (parts.first_id(edge, self._partitions) for edge in edges)
+        They are divided like image ids, and read from all downloads. Dropped images
+        have no sha256, and so are in no range.
+        """
+        first, last = (parts.first_id(i, self.partitions) for i in element)
         some = [schema.BYTES.empty_table()]
-        for i in range(self._partitions):
-            part = parts.name(i, self._partitions)
-            rows = parts.read(self._downloads, part, schema.BYTES.names)
+        for partition in range(self.partitions):
+            rows = self.read("downloads", partition, schema.BYTES.names)
             digests = rows["sha256"]
             inside = pc.and_(pc.greater_equal(digests, first), pc.less(digests, last))
             some.append(rows.filter(inside))
-        yield from _marks_of_repeated(pa.concat_tables(some), self._placeholder_texts)
+        return self.repeated(pa.concat_tables(some))
 
+    def repeated(self, images: pa.Table) -> Iterator[pa.RecordBatch]:
+        """Yields MARKS of the images that repeat the bytes of another, from BYTES."""
+        yield dedup.repeated_images(images)
+        if self.placeholder_texts:
+            yield dedup.placeholders(images, most=self.placeholder_texts)
 
-def _marks_of_repeated(
-    images: pa.Table, placeholder_texts: int
-) -> Iterator[pa.RecordBatch]:
-    """Yields MARKS of BYTES rows, which are all images with some range of sha256."""
-    marks = [dedup.repeated_images(images)]
-    if placeholder_texts:
-        marks.append(dedup.placeholders(images, most=placeholder_texts))
-    for found in marks:
-        yield schema.one_batch(found.select(schema.MARKS.names))
-
-
-class KeyByBand(beam.DoFn):
-    """IMAGES -> ((band, range of its values), PRINTS), to group similar images."""
-
-    def __init__(self, partitions: int) -> None:
-        self._ranges = min(
-            -(-partitions // _PARTITIONS_TOGETHER), similarity.BAND_VALUES
-        )
-
-    def process(
+    def key_by_band(
         self, images: pa.RecordBatch
     ) -> Iterator[tuple[tuple[int, int], pa.RecordBatch]]:
-        """Yields each image with a fingerprint once for every band."""
+        """Yields ((band, range of its values), PRINTS), to group similar IMAGES.
+
+        Each image with a fingerprint once for every band.
+        """
         seen = pc.and_(
             pc.equal(images["status"], "ok"),
             pc.greater(pc.binary_length(images["fingerprint"]), 0),
         )
         images = images.filter(seen)
-        columns = {
-            "image_id": images["image_id"],
-            "digest": pc.utf8_slice_codeunits(images["sha256"], 0, 16),
-            "fingerprint": images["fingerprint"],
-            "pixels": pc.multiply(
-                images["width"].cast(pa.int64()), images["height"].cast(pa.int64())
-            ),
-        }
+        columns = dedup.ranked_by(images) | {"fingerprint": images["fingerprint"]}
         prints = schema.from_columns(columns, schema.PRINTS)
         bands = similarity.Fingerprints.of(prints["fingerprint"]).bands
-        numbers = bands.astype(np.int64) * self._ranges // similarity.BAND_VALUES
+        ranges = min(
+            -(-self.partitions // _PARTITIONS_TOGETHER), similarity.BAND_VALUES
+        )
+        numbers = bands.astype(np.int64) * ranges // similarity.BAND_VALUES
         for band in range(similarity.BANDS):
             for number in np.unique(numbers[:, band]).tolist():
                 here = pa.array(numbers[:, band] == number)
                 yield (band, number), prints.filter(here)
 
-
-class FindNear(beam.DoFn):
-    """((band, range), PRINTS batches) -> MARKS of images that resemble a better one."""
-
-    def __init__(self, most_bits: int) -> None:
-        self._most_bits = most_bits
-
-    def process(
+    def find_near(
         self, element: tuple[tuple[int, int], Iterable[pa.RecordBatch]]
     ) -> Iterator[pa.RecordBatch]:
-        """Yields the images with their new status."""
+        """Yields MARKS of the images among PRINTS that resemble a better one."""
         (band, _), batches = element
         prints = pa.Table.from_batches(batches, schema=schema.PRINTS)
-        yield schema.one_batch(
-            dedup.near_duplicates(prints, band=band, most_bits=self._most_bits)
-        )
+        yield dedup.near_duplicates(prints, band=band, most_bits=self.near_bits)
 
+    def write_images(self, element: tuple[int, Iterable[pa.RecordBatch]]) -> Iterator:
+        """Gets a partition and MARKS; writes the final status of its images.
 
-class KeyByPartition(beam.DoFn):
-    """MARKS -> (partition, their rows)."""
-
-    def __init__(self, partitions: int) -> None:
-        self._partitions = partitions
-
-    def process(self, rows: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yields the marks of each partition."""
-        yield from by_partition(rows, self._partitions)
-
-
-class WriteImages(beam.DoFn):
-    """(partition, MARKS batches) -> the final status of each image.
-
-    Yields the texts of repeated images for the partitions of the images that are kept,
-    and COUNTS of the survivors.
-    """
-
-    def __init__(
-        self,
-        workdir: str,
-        partitions: int,
-        *,
-        draws: Draws,
-        rule: str,
-        rules: Rules,
-        embeddings: embedded.Embedded | None = None,
-    ) -> None:
-        self._workdir, self._partitions, self._rules = workdir, partitions, rules
-        self._embeddings = embeddings
-        # Under v2 an image has one text, so it does not need those of its repeats.
-        self._draws, self._moves = draws, rule != "v2"
-
-    def process(self, element: tuple[int, Iterable[pa.RecordBatch]]) -> Iterator:
-        """Writes the part; yields MOVED rows, and the survivors' accepted draws."""
+        Yields the survivors' accepted draws as COUNTS, what is in evaluation sets, and
+        MOVED: the texts of repeated images, by the partition of the kept ones.
+        """
         partition, batches = element
-        part = parts.name(partition, self._partitions)
-        images = parts.read(f"{self._workdir}/downloads", part, schema.IMAGES.names)
+        images = self.read("downloads", partition, schema.IMAGES.names)
         marks = pa.Table.from_batches(batches, schema=schema.MARKS)
         if found := self._evaluated(images, partition):
             evaluated = contamination.merge(found)
             marks = pa.concat_tables([marks, contamination.marks(evaluated)])
             yield Tagged("evaluated", schema.one_batch(evaluated))
         images = dedup.mark(images, marks)
-        flow = _dedup_flow(images, moves=self._moves)
-        parts.write(f"{self._workdir}/images", part, images, flow)
+        flow = _dedup_flow(images, moves=self.moves)
+        part = parts.name(partition, self.partitions)
+        parts.write(f"{self.workdir}/images", part, images, flow)
         yield Tagged("flow", flow)
-        matches = parts.read(f"{self._workdir}/matches", part)
+        matches = self.read("matches", partition)
         ok = images.filter(pc.equal(images["status"], "ok"))
-        _, accepted = self._draws(_texts_of(ok, matches))
+        _, accepted = self.draws(dedup.of_images(matches, ok))
         yield Tagged("accepted", accepted)
         # Every partition rewrites its part of moved texts.
         yield partition, schema.one_batch(schema.MOVED.empty_table())
-        if self._moves:
+        if self.moves:
             repeated = images.filter(pc.equal(images["status"], "repeated_image"))
-            texts = _texts_of(repeated, matches)
-            kept, _ = self._draws(texts)
+            texts = dedup.of_images(matches, repeated)
+            kept, _ = self.draws(texts)
             texts = texts.filter(pa.array(kept))
-            rows = pc.index_in(texts["image_id"], repeated["image_id"].combine_chunks())
+            rows = pc.index_in(texts["image_id"], repeated["image_id"])
             moved = texts.append_column("kept_as", repeated["kept_as"].take(rows))
             yield from by_partition(
-                schema.one_batch(moved), self._partitions, by="kept_as"
+                schema.one_batch(moved), self.partitions, by="kept_as"
             )
 
     def _evaluated(self, images: pa.Table, partition: int) -> list[pa.Table]:
         """Returns EVALUATED by bytes and fingerprints, and by embeddings."""
         found = []
-        if self._rules.evaluation_sets:
-            place = f"{self._workdir}/images/{contamination.PART}"
-            bits = self._rules.evaluation_bits
+        if self.evaluation_bits is not None:
+            place = f"{self.workdir}/images/{contamination.PART}"
+            bits = self.evaluation_bits
             found.append(contamination.find(images, place, most_bits=bits))
-        if self._embeddings is not None and self._embeddings.evaluation:
-            edges = [parts.first_id(partition + i, self._partitions) for i in (0, 1)]
-            found.append(embedded.evaluated(images, self._embeddings, edges))
+        if self.embeddings is not None and self.embeddings.evaluation:
+            found.append(self.embeddings.evaluated(images, partition))
         return found
+
+    def merge_texts(
+        self, element: tuple[int, Iterable[pa.RecordBatch]]
+    ) -> Iterator[pa.RecordBatch]:
+        """Gets a partition and MOVED; writes the texts that its images take over.
+
+        Yields their accepted draws as COUNTS.
+        """
+        partition, batches = element
+        moved = pa.Table.from_batches(batches, schema=schema.MOVED)
+        own = self.read("matches", partition)
+        own = own.filter(pc.is_in(own["image_id"], pc.unique(moved["kept_as"])))
+        kept, _ = self.draws(own)
+        new, lost = dedup.moved_texts(
+            moved, own.filter(pa.array(kept)), most=self.max_moved_texts
+        )
+        flow = drops.flow(
+            "image_dedup", entered=moved.num_rows, left=new.num_rows, drops=lost
+        )
+        part = parts.name(partition, self.partitions, MOVED_SUFFIX)
+        parts.write(f"{self.workdir}/images", part, new, flow)
+        yield Tagged("flow", flow)
+        _, accepted = self.draws(new)
+        yield accepted
+
+
+def add(
+    pipeline: beam.Pipeline,
+    comparing: Comparing,
+    ranges: Sequence[tuple[int, int]] | None,
+) -> dict[str, beam.PCollection]:
+    """Adds the stages from downloads to parts of images and of texts they take over.
+
+    Args:
+      pipeline: to add to.
+      comparing: the work of the stages.
+      ranges: of the sha256, divided like image ids: a worker reads those of one range
+        from all downloads, so only repeated images pass through the runner. None: the
+        runner groups all images by sha256; for runners that group on disk.
+
+    Returns:
+      FLOW ("flow"), COUNTS of the survivors ("accepted"), and EVALUATED ("evaluated").
+    """
+    partitions, embeddings = comparing.partitions, comparing.embeddings
+    flow = []
+
+    def apply(
+        rows: beam.PCollection, name: str, stage: Callable, *tags: str, **how: Any
+    ) -> beam.pvalue.DoOutputsTuple:
+        done = rows | name >> pipelines.tagged(stage, *tags, **how)
+        flow.append(done.flow)
+        return done
+
+    # What is compared, its key, and the stage that finds it in a group.
+    keys: dict[str, tuple[Callable, Any]] = {}
+    find: dict[str, Callable] = {}
+    groups = {}
+    if ranges is None:
+        keys["bytes"] = key_by_bytes, _OF_BYTES
+        find["bytes"] = comparing.repeated_in_group
+    else:
+        groups["bytes"] = pipelines.start(pipeline, ranges, " ranges")
+        find["bytes"] = comparing.repeated_in_range
+    if comparing.near_bits:
+        keys["band"] = comparing.key_by_band, _OF_BAND
+        find["band"] = comparing.find_near
+    if embeddings is not None and embeddings.near:
+        keys["cell"] = embeddings.key_by_cell, _OF_PARTITION
+        find["cell"] = embeddings.find_alike
+    if keys:
+        images = apply(
+            pipelines.start(pipeline, range(partitions)),
+            "read",
+            comparing.read_images,
+            each="downloaded images of partition",
+        )
+    for by, (key, kind) in keys.items():
+        keyed = apply(
+            images.main, f"key by {by}", key, main=kind, each=f"images by {by} from"
+        )
+        groups[by] = keyed.main | f"by {by}" >> beam.GroupByKey()
+    nothing = schema.one_batch(schema.MARKS.empty_table())  # so each part is written
+    every = beam.Create([(i, nothing) for i in range(partitions)])
+    marks = [pipeline | "every partition" >> every.with_output_types(_OF_PARTITION)]
+    for by, group in groups.items():
+        found = apply(group, f"find by {by}", find[by], each=f"images of {by}")
+        marked = apply(
+            found.main,
+            f"partition of {by}",
+            functools.partial(by_partition, partitions=partitions),
+            main=_OF_PARTITION,
+            each=f"marks by {by} from",
+        )
+        marks.append(marked.main)
+    written = apply(
+        marks | "marks" >> beam.Flatten() | "by partition" >> beam.GroupByKey(),
+        "image dedup",
+        comparing.write_images,
+        *("accepted", "evaluated"),
+        each="images of partition",
+        main=_OF_PARTITION,
+    )
+    merged = apply(
+        written.main | "by kept image" >> beam.GroupByKey(),
+        "merge texts",
+        comparing.merge_texts,
+        each="moved texts of partition",
+    )
+    return {
+        "flow": flow | "flows" >> beam.Flatten(),
+        "accepted": (written.accepted, merged.main) | "draws" >> beam.Flatten(),
+        "evaluated": written.evaluated,
+    }
+
+
+def key_by_bytes(images: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """Yields (first digits of the sha256, BYTES), to group equal IMAGES.
+
+    Dropped images, without bytes, are omitted.
+    """
+    ok = images.filter(pc.equal(images["status"], "ok")).select(schema.BYTES.names)
+    heads = pc.utf8_slice_codeunits(ok["sha256"], 0, 2)
+    for head in sorted(pc.unique(heads).to_pylist()):
+        yield head, ok.filter(pc.equal(heads, head))
 
 
 def _dedup_flow(images: pa.Table, *, moves: bool) -> pa.RecordBatch:
@@ -400,41 +320,3 @@ def _dedup_flow(images: pa.Table, *, moves: bool) -> pa.RecordBatch:
             drops.flow("image_dedup", unit=unit, entered=entered, left=left, drops=lost)
         )
     return schema.sum_counts(flows, schema.FLOW)
-
-
-def _texts_of(images: pa.Table, matches: pa.Table) -> pa.Table:
-    ids = images["image_id"].combine_chunks()
-    return matches.filter(pc.is_in(matches["image_id"], ids))
-
-
-class MergeTexts(beam.DoFn):
-    """(partition, MOVED batches) -> texts that its images take over from repeats."""
-
-    def __init__(
-        self, workdir: str, partitions: int, *, draws: Draws, most: int
-    ) -> None:
-        self._workdir, self._partitions = workdir, partitions
-        self._draws, self._most = draws, most
-
-    def process(
-        self, element: tuple[int, Iterable[pa.RecordBatch]]
-    ) -> Iterator[pa.RecordBatch]:
-        """Writes the part of new texts; yields their accepted draws."""
-        partition, batches = element
-        moved = pa.Table.from_batches(batches, schema=schema.MOVED)
-        own = parts.read(
-            f"{self._workdir}/matches", parts.name(partition, self._partitions)
-        )
-        own = own.filter(pc.is_in(own["image_id"], pc.unique(moved["kept_as"])))
-        kept, _ = self._draws(own)
-        new, lost = dedup.moved_texts(
-            moved, own.filter(pa.array(kept)), most=self._most
-        )
-        flow = drops.flow(
-            "image_dedup", entered=moved.num_rows, left=new.num_rows, drops=lost
-        )
-        part = parts.name(partition, self._partitions, MOVED_SUFFIX)
-        parts.write(f"{self._workdir}/images", part, new, flow)
-        yield Tagged("flow", flow)
-        _, accepted = self._draws(new)
-        yield accepted

@@ -4,20 +4,18 @@ import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from data_prep import drops, language, schema
 from data_prep.matching import EveryText, Matcher, words
 from data_prep.metadata import store
 from data_prep.sources import kinds
 from data_prep.stages import (
-    arrow_coder,  # noqa: F401  registers the coder of RecordBatch
     attempts,
     dedup,
     parts,
@@ -25,7 +23,6 @@ from data_prep.stages import (
     rejects,
     selection,
     steps,
-    sums,
 )
 
 Tagged = beam.pvalue.TaggedOutput
@@ -35,85 +32,75 @@ _HELD_BYTES = 16 << 20  # of the rows of a range that are split by partition at 
 SAMPLE_SUFFIX = "sample.parquet"  # of the names of parts with SAMPLE rows
 
 
-def pieces(found: Sequence[str], size: int) -> list[pa.RecordBatch]:
-    """Returns the elements of `MatchSources`, `size` files in each."""
-    groups = [found[i : i + size] for i in range(0, len(found), size)]
-    return [
-        pa.RecordBatch.from_pydict({"part": [part] * len(group), "path": group})
-        for part, group in enumerate(groups)
-    ]
+def pieces(found: Sequence[str], size: int) -> list[tuple[int, list[str]]]:
+    """Returns the elements of `Matching.write`, `size` files in each."""
+    starts = range(0, len(found), size)
+    return [(i, list(found[start : start + size])) for i, start in enumerate(starts)]
 
 
-class MatchSources(beam.DoFn):
-    """Some source files -> a part of MATCHED sorted by image id, and its size.
+@dataclass(frozen=True)
+class Matching:
+    """Makes parts of MATCHED, each from some source files, sorted by image id.
 
-    Elements have a row per file: `part`, the same in all rows, and `path`. The files of
-    a finished part are not read, unless one of them failed.
+    Attributes:
+      folder: for the parts.
+      count: their number.
+      spec: of the source.
+      tables: of `save_matchers`.
+      engine: of the matchers.
+      sources: the failures of those that the worker reads.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        count: int,
-        *,
-        spec: kinds.Spec,
-        tables: Mapping[str, str],
-        engine: str,
-    ) -> None:
-        self._folder, self._count = folder, count
-        self._spec, self._tables, self._engine = spec, dict(tables), engine
-        self._sources = attempts.Sources()
+    folder: str
+    count: int
+    spec: kinds.Spec
+    tables: Mapping[str, str]
+    engine: str
+    sources: attempts.Sources = field(default_factory=attempts.Sources)
 
-    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Yields the bytes of the part's rows as TALLIES, its flow, and REJECTS."""
-        part = parts.name(element["part"][0].as_py(), self._count)
+    def write(self, element: tuple[int, list[str]]) -> Iterator[pa.RecordBatch]:
+        """Writes a part from its files, unless it is finished and none of them failed.
+
+        Yields the bytes of the part's rows as TALLIES, its flow, and REJECTS.
+        """
+        number, found = element
+        part = parts.name(number, self.count)
 
         def write(paths: list[str], flow: list[pa.RecordBatch]) -> None:
             lost = rejects.Texts()
             parts.write_sorted(
-                self._folder,
+                self.folder,
                 part,
-                self._sources.read(paths, lambda path: self._matched(path, flow, lost)),
+                self.sources.read(paths, lambda path: self._matched(path, flow, lost)),
                 schema.MATCHED,
-                by="image_id",
                 flow=lambda: schema.sum_counts(flow, schema.FLOW),
                 lost=lost.rows,
             )
 
-        if not parts.is_whole(self._folder, part):
-            for failed in self._sources.thrice(element["path"].to_pylist(), write):
+        if not parts.is_whole(self.folder, part):
+            for failed in self.sources.thrice(found, write):
                 yield Tagged("flow", failed)
-        yield Tagged("flow", parts.read_flow(self._folder, part))
-        lost = parts.read_lost(self._folder, part)
+        yield Tagged("flow", parts.read_flow(self.folder, part))
+        lost = parts.read_lost(self.folder, part)
         yield Tagged("rejects", rejects.of_rows(lost))
-        row = {
-            "column": "matched",
-            "value": "bytes",
-            "count": parts.read_size(self._folder, part),
-        }
-        yield pa.RecordBatch.from_pylist([row], schema=schema.TALLIES)
+        row = ("matched", "bytes", parts.read_size(self.folder, part))
+        yield schema.from_rows([row], schema.TALLIES)
 
     def _matched(
         self, path: str, flow: list[pa.RecordBatch], lost_texts: rejects.Texts
     ) -> Iterator[pa.RecordBatch]:
         """Yields MATCHED rows of a file; `flow` gets their FLOW rows."""
-        matchers = _LazyMatchers(self._tables, self._engine)
-        identify = language.shared_identifier(self._spec.identifier)
-        for candidates in kinds.read(path, self._spec, flow, lost_texts.lost):
+        matchers = _LazyMatchers(self.tables, self.engine)
+        identify = language.shared_identifier(self.spec.identifier)
+        for candidates in kinds.read(path, self.spec, flow, lost_texts.lost):
             rows, lost = steps.match(
                 candidates,
                 matchers=matchers,
                 identify=identify,
                 reject=lost_texts.offer,
             )
-            flow.append(
-                drops.flow(
-                    "match",
-                    entered=candidates.num_rows,
-                    left=rows.num_rows,
-                    drops=lost,
-                )
-            )
+            entered, left = candidates.num_rows, rows.num_rows
+            flow.append(drops.flow("match", entered=entered, left=left, drops=lost))
             yield rows
 
 
@@ -185,7 +172,7 @@ class Gathering:
     """Makes parts of MATCHES, one per partition, from the MATCHED rows of all sources.
 
     Attributes:
-      matched: the folder of the parts of `MatchSources`.
+      matched: the folder of the parts of `Matching`.
       matched_parts: number of those parts.
       folder: for the parts of MATCHES.
       partitions: number of parts of MATCHES.
@@ -207,20 +194,37 @@ class Gathering:
     by_score: bool = False
     unsafe_words: Sequence[str] = ()
 
+    def of_range(self, element: tuple[int, int]) -> Iterator[pa.RecordBatch]:
+        """Reads the rows of a range of partitions (start, stop); yields as `finish`."""
+        return self.finish(*element, self.read(*element))
+
+    def of_group(
+        self, element: tuple[int, Iterable[pa.RecordBatch]]
+    ) -> Iterator[pa.RecordBatch]:
+        """Gets a partition and its MATCHED batches; yields as `finish`."""
+        partition, batches = element
+        return self.finish(partition, partition + 1, batches)
+
+    def split(self, number: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yields the rows of each partition, some at a time, of part `number`."""
+        if number == 0:  # every partition gets a part, also one without rows
+            nothing = schema.one_batch(schema.MATCHED.empty_table())
+            yield from ((i, nothing) for i in range(self.partitions))
+        part = parts.name(number, self.matched_parts)
+        for batch in parts.read_batches(self.matched, part):
+            yield from by_partition(batch, self.partitions)
+
     def read(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         """Yields the rows of the partitions from `start` up to `stop`.
 
         In batches of many parts: each batch is split by partition, and what a slice
         takes besides its rows would grow with the number of parts.
         """
-        first, last = (parts.first_id(i, self.partitions) for i in (start, stop))
         held: list[pa.RecordBatch] = []
         size = 0
-        for i in range(self.matched_parts):
-            part = parts.name(i, self.matched_parts)
-            rows = parts.read_range(
-                self.matched, part, by="image_id", start=first, stop=last
-            )
+        for rows in parts.read_partitions(
+            self.matched, self.matched_parts, start, stop, self.partitions
+        ):
             held.append(rows)
             size += rows.nbytes
             if size >= _HELD_BYTES:
@@ -288,9 +292,7 @@ class Gathering:
             texts = texts.filter(pa.array(~unsafe))
         scores = None
         if self.selected is not None:
-            edges = (parts.first_id(partition + i, self.partitions) for i in (0, 1))
-            rows = self.selected.read(*edges)
-            texts, scores, others = self.selected.apply(texts, rows)
+            texts, scores, others = self.selected.apply(texts, partition)
             lost |= others
         unique = steps.to_matches(
             texts,
@@ -308,16 +310,6 @@ class Gathering:
         parts.write(self.folder, name, unique, flow)
 
 
-def ranges(
-    matched: str, partitions: int, *, memory_gib: float, options: PipelineOptions
-) -> list[pa.RecordBatch] | None:
-    """Returns the ranges of partitions for `gather`, of the parts in `matched`."""
-    sizes = sums.read_sum(matched, "sizes.parquet")["count"].to_pylist()
-    return pipelines.ranges(
-        partitions, size=sum(sizes), memory_gib=memory_gib, options=options
-    )
-
-
 def read_sample(folder: str, partitions: int) -> pa.Table:
     """Returns the sample of all partitions of a finished folder of matches, SAMPLE."""
     names = [parts.name(i, partitions, SAMPLE_SUFFIX) for i in range(partitions)]
@@ -329,7 +321,7 @@ def read_sample(folder: str, partitions: int) -> pa.Table:
 def gather(
     pipeline: beam.Pipeline,
     gathering: Gathering,
-    ranges: Sequence[pa.RecordBatch] | None,
+    ranges: Sequence[tuple[int, int]] | None,
 ) -> beam.pvalue.DoOutputsTuple:
     """Adds the stages from the parts of the source to those of the partitions.
 
@@ -345,57 +337,11 @@ def gather(
       "flow".
     """
     if ranges is not None:
-        return pipelines.start(pipeline, ranges) | "gather" >> pipelines.tagged(
-            GatherRange(gathering), "drawn"
-        )
-    numbers = pipelines.one_each(range(gathering.matched_parts))
+        stage = pipelines.tagged(gathering.of_range, "drawn")
+        return pipelines.start(pipeline, ranges) | "gather" >> stage
     return (
-        pipelines.start(pipeline, numbers)
-        | "split" >> beam.ParDo(SplitByPartition(gathering))
+        pipelines.start(pipeline, range(gathering.matched_parts))
+        | "split" >> beam.FlatMap(gathering.split)
         | "by partition" >> beam.GroupByKey()
-        | "gather" >> pipelines.tagged(GatherGroup(gathering), "drawn")
+        | "gather" >> pipelines.tagged(gathering.of_group, "drawn")
     )
-
-
-class GatherRange(beam.DoFn):
-    """Range of partitions (`start`, `stop`) -> what `Gathering.finish` yields."""
-
-    def __init__(self, gathering: Gathering) -> None:
-        self._gathering = gathering
-
-    def process(self, element: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Reads the rows of the range and writes its parts."""
-        start, stop = element["start"][0].as_py(), element["stop"][0].as_py()
-        rows = self._gathering.read(start, stop)
-        yield from self._gathering.finish(start, stop, rows)
-
-
-class SplitByPartition(beam.DoFn):
-    """Number of a part of the source -> (partition, MATCHED)."""
-
-    def __init__(self, gathering: Gathering) -> None:
-        self._gathering = gathering
-
-    def process(self, element: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yields the rows of each partition, some at a time."""
-        (number,) = element["value"].to_pylist()
-        if number == 0:  # every partition gets a part, also one without rows
-            nothing = schema.one_batch(schema.MATCHED.empty_table())
-            yield from ((i, nothing) for i in range(self._gathering.partitions))
-        part = parts.name(number, self._gathering.matched_parts)
-        for batch in parts.read_batches(self._gathering.matched, part):
-            yield from by_partition(batch, self._gathering.partitions)
-
-
-class GatherGroup(beam.DoFn):
-    """(partition, MATCHED batches) -> what `Gathering.finish` yields."""
-
-    def __init__(self, gathering: Gathering) -> None:
-        self._gathering = gathering
-
-    def process(
-        self, element: tuple[int, Iterable[pa.RecordBatch]]
-    ) -> Iterator[pa.RecordBatch]:
-        """Writes the part of the partition."""
-        partition, batches = element
-        yield from self._gathering.finish(partition, partition + 1, batches)

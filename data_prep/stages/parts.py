@@ -39,6 +39,7 @@ FOLDERS = (
 )
 BLOBS = "images"  # ends the names of files of blobs
 _FLOW, _BYTES, _LOST = b"flow", b"bytes", b"lost"
+_ID = "image_id"  # by which rows are sorted
 _ID_BYTES = 12  # of an image_id, written as 24 hexadecimal digits
 _RUN_BYTES = 64 << 20  # rows that are sorted in memory at a time
 # A range of ids is read in whole row groups, so small ones waste little; smaller ones
@@ -95,18 +96,17 @@ def write_sorted(
     batches: Iterable[pa.RecordBatch],
     of: pa.Schema,
     *,
-    by: str,
     flow: Callable[[], pa.RecordBatch | pa.Table] = schema.FLOW.empty_table,
     lost: Callable[[], list[dict]] = list,
 ) -> None:
     """Writes any number of rows as a part file from which `read_range` reads ranges.
 
+    A large part is several runs, one after another, each sorted by image id.
+
     Args:
       folder, part: where.
       batches: rows of schema `of`, in any order; not all are held in memory.
-      of: their schema.
-      by: the column by which they are sorted, of strings. A large part is several
-        sorted runs, one after another.
+      of: their schema, with `image_id`.
       flow: returns the FLOW rows, called after the last batch.
       lost: returns some of what was dropped, called then too; see `read_lost`.
     """
@@ -116,7 +116,7 @@ def write_sorted(
         with pq.ParquetWriter(local, of, **_HOW) as writer:
 
             def write_run() -> None:
-                run = pa.Table.from_batches(held, of).sort_by(by)
+                run = pa.Table.from_batches(held, of).sort_by(_ID)
                 writer.write_table(run, row_group_size=_GROUP_ROWS)
 
             for batch in batches:
@@ -161,21 +161,34 @@ def _open(folder: str, part: str) -> Iterator[pq.ParquetFile]:
         yield parquet
 
 
-def read_range(
-    folder: str, part: str, *, by: str, start: str, stop: str
-) -> pa.RecordBatch:
-    """Returns the rows of a part of `write_sorted` with start <= `by` < stop."""
+def read_partitions(
+    folder: str, count: int, start: int, stop: int, partitions: int
+) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of the partitions start <= i < stop from parts by other things.
+
+    Args:
+      folder: of parts of `write_sorted`.
+      count: their number.
+      start, stop: the range of partitions.
+      partitions: how many there are.
+    """
+    first, last = (first_id(i, partitions) for i in (start, stop))
+    for i in range(count):
+        yield read_range(folder, name(i, count), first, last)
+
+
+def read_range(folder: str, part: str, first: str, last: str) -> pa.RecordBatch:
+    """Returns the rows of a part of `write_sorted` with first <= image_id < last."""
     with _open(folder, part) as parquet:
-        column = parquet.schema_arrow.names.index(by)
-        first, last = start.encode(), stop.encode()
-        groups = []
-        for i, chunk in enumerate(_chunks(files.path(folder) / part, column)):
-            if (chunk.least or b"") < last and (
-                chunk.largest is None or chunk.largest >= first
-            ):
-                groups.append(i)
+        column = parquet.schema_arrow.names.index(_ID)
+        groups = [
+            i
+            for i, chunk in enumerate(_chunks(files.path(folder) / part, column))
+            if (chunk.least or b"") < last.encode()
+            and (chunk.largest is None or chunk.largest >= first.encode())
+        ]
         table = parquet.read_row_groups(groups, use_threads=False)
-    inside = pc.and_(pc.greater_equal(table[by], start), pc.less(table[by], stop))
+    inside = pc.and_(pc.greater_equal(table[_ID], first), pc.less(table[_ID], last))
     return schema.one_batch(table.filter(inside).replace_schema_metadata(None))
 
 

@@ -3,12 +3,13 @@
 import argparse
 import contextlib
 import ctypes
+import functools
 import itertools
 import re
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import apache_beam as beam
@@ -21,12 +22,7 @@ from apache_beam.options.pipeline_options import (
 )
 from tqdm import tqdm
 
-from data_prep.stages import (
-    arrow_coder,  # noqa: F401  registers the coder of RecordBatch
-    attempts,
-    parts,
-    worker_processes,
-)
+from data_prep.stages import attempts, parts, worker_processes
 from metaclip_jax import files
 from metaclip_jax.cli import errors
 from metaclip_jax.data import machine
@@ -203,8 +199,8 @@ def shuffles_on_disk(options: PipelineOptions) -> bool:
 
 def ranges(
     partitions: int, *, size: int, memory_gib: float, options: PipelineOptions
-) -> list[pa.RecordBatch] | None:
-    """Returns ranges of partitions [`start`, `stop`), as wide as the memory allows.
+) -> list[tuple[int, int]] | None:
+    """Returns ranges (start, stop) of partitions, as wide as the memory allows.
 
     None where the runner may group the rows itself, for then they are read once.
 
@@ -227,11 +223,8 @@ def ranges(
             3 * size / partitions / 2**30,
         )
     count = min(partitions, wanted)
-    edges = itertools.pairwise(partitions * i // count for i in range(count + 1))
-    return [
-        pa.RecordBatch.from_pydict({"start": [start], "stop": [stop]})
-        for start, stop in edges
-    ]
+    edges = (partitions * i // count for i in range(count + 1))
+    return list(itertools.pairwise(edges))
 
 
 def worker_count(options: PipelineOptions) -> int:
@@ -239,37 +232,36 @@ def worker_count(options: PipelineOptions) -> int:
     return options.view_as(DirectOptions).direct_num_workers or machine.cores()
 
 
-def one_each(values: Iterable[int]) -> list[pa.RecordBatch]:
-    """Returns one RecordBatch per value, in column `value`: for `start`."""
-    return [pa.RecordBatch.from_pydict({"value": [value]}) for value in values]
-
-
 def start(
-    pipeline: beam.Pipeline, elements: Sequence[pa.RecordBatch], name: str = ""
+    pipeline: beam.Pipeline, elements: Sequence[Any], name: str = ""
 ) -> beam.PCollection:
-    """Distributes RecordBatches, each a piece of work, over the workers.
+    """Distributes elements, each a small piece of work, over the workers.
 
     `name` tells them from others in the same pipeline.
 
     Without the Reshuffle an engine fuses the next stage with the list of the pieces,
     and one worker does all of them.
     """
-    create = beam.Create(elements).with_output_types(pa.RecordBatch)
+    create = beam.Create(elements)
     return pipeline | f"Create{name}" >> create | f"Reshuffle{name}" >> beam.Reshuffle()
 
 
 def tagged(
-    stage: beam.DoFn, *tags: str, main: Any = pa.RecordBatch, each: str = ""
+    stage: Callable[[Any], Iterable],
+    *tags: str,
+    main: Any = pa.RecordBatch,
+    each: str = "",
 ) -> beam.ParDo:
-    """Returns ParDo(stage) with outputs `main`, `flow` (FLOW rows) and `tags`.
+    """Returns the stage with outputs `main`, `flow` (FLOW rows) and `tags`.
 
     With `each`, a name of its elements, those that fail three times are counted.
     """
     names = ("flow", *tags)
     kinds = dict.fromkeys(names, pa.RecordBatch)
-    stage = attempts.Thrice(stage, each) if each else stage
+    if each:
+        stage = functools.partial(attempts.of_element, stage, each)
     return (
-        beam.ParDo(stage)
+        beam.FlatMap(stage)
         .with_output_types(main, **kinds)
         .with_outputs(*names, main="main")
     )

@@ -7,7 +7,8 @@ was dropped is not part of a dataset.
 
 import heapq
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -105,10 +106,8 @@ class Texts:
         found = [schema.REJECTS.empty_table(), *self._matched]
         for stage, losses in self.lost.items():
             for reason, shown in losses.shown.items():
-                of = list(shown.values())
-                none = [""] * len(of)
-                rows = {"image_id": none, "image_url": none, "text": of}
-                found.append(_lost_texts(stage, reason, pa.table(rows)))
+                rows = {"image_id": "", "image_url": "", "text": list(shown.values())}
+                found.append(_lost_texts(stage, reason, rows))
         smallest = _sorted(_smallest(pa.concat_tables(found)))
         return smallest.drop_columns(list(_NOTHING)).to_pylist()
 
@@ -119,14 +118,13 @@ def of_rows(lost: list[dict]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist(rows, schema=schema.REJECTS)
 
 
-def _lost_texts(stage: str, reason: str, rows: pa.Table) -> pa.Table:
+def _lost_texts(
+    stage: str, reason: str, rows: Mapping[str, Any] | pa.Table
+) -> pa.Table:
     """Returns REJECTS of image_id, image_url and text."""
-    n = rows.num_rows
-    columns = {name: rows[name].combine_chunks() for name in rows.column_names}
-    columns |= {name: [value] * n for name, value in _NOTHING.items()}
-    columns |= {"stage": [stage] * n, "reason": [reason] * n}
-    batch = schema.from_columns(columns, schema.REJECTS)
-    return pa.Table.from_batches([batch])
+    columns = {name: rows[name] for name in ("image_id", "image_url", "text")}
+    columns |= {**_NOTHING, "stage": stage, "reason": reason}
+    return pa.Table.from_batches([schema.from_columns(columns, schema.REJECTS)])
 
 
 def _keys_of_texts(image_ids: pa.ChunkedArray, of: pa.ChunkedArray) -> np.ndarray:
@@ -140,47 +138,42 @@ def _keys_of_texts(image_ids: pa.ChunkedArray, of: pa.ChunkedArray) -> np.ndarra
 
 
 def of_images(
-    images: pa.Table, texts: pa.Table, stage: pa.ChunkedArray, *, folder: str, part: str
+    images: pa.Table, texts: pa.Table, downloads: pa.Table, place: tuple[str, str]
 ) -> pa.RecordBatch:
     """Returns REJECTS of a partition's images that have no record.
 
     Args:
       images: IMAGES with their final status.
       texts: MATCHES; an image is shown with its first text.
-      stage: which gave each image of `images` its status before images were compared.
-      folder: of the download stage, with its pictures.
-      part: name of the partition's parts.
+      downloads: those of the download stage, with DOWNLOADED.
+      place: the folder of `downloads`, with its pictures, and their part.
     """
-    compared = pc.is_in(images["status"], pa.array(dedup.REASONS))
-    of = {name: images[name] for name in ("image_id", "image_url", "kept_as")}
-    rows = pa.table(
-        {
-            **of,
-            "stage": pc.if_else(compared, "image_dedup", stage),
-            "reason": images["status"],
-            "position": images["position"],
-        }
+    stage = downloads["stage"].take(
+        pc.index_in(images["image_id"], downloads["image_id"])
     )
+    compared = pc.is_in(images["status"], pa.array(dedup.REASONS))
+    rows = images.select(["image_id", "image_url", "kept_as", "position"])
+    rows = rows.append_column("stage", pc.if_else(compared, "image_dedup", stage))
+    rows = rows.append_column("reason", images["status"])
     rows = _smallest(rows.filter(pc.not_equal(rows["reason"], "ok")))
-    first = pc.index_in(rows["image_id"], texts["image_id"].combine_chunks())
+    first = pc.index_in(rows["image_id"], texts["image_id"])
     rows = rows.append_column("text", pc.fill_null(texts["text"].take(first), ""))
-    return _with_pictures(rows, folder, part)
+    return _with_pictures(rows, *place)
 
 
 def of_texts(
-    images: pa.Table, texts: pa.Table, *, folder: str, part: str
+    images: pa.Table, texts: pa.Table, place: tuple[str, str]
 ) -> pa.RecordBatch:
     """Returns REJECTS of texts (MOVED) that balancing drops, of images (IMAGES)."""
     rows = texts.select(["text"]).append_column("image_id", texts["kept_as"])
-    n = rows.num_rows
     where = {"stage": "balance", "reason": _BALANCED_AWAY, "kept_as": ""}
     for name, value in where.items():
-        rows = rows.append_column(name, pa.array([value] * n, pa.string()))
+        rows = rows.append_column(name, pa.repeat(value, rows.num_rows))
     rows = _smallest(rows)
-    at = pc.index_in(rows["image_id"], images["image_id"].combine_chunks())
+    at = pc.index_in(rows["image_id"], images["image_id"])
     for name in ("image_url", "position"):
         rows = rows.append_column(name, images[name].take(at))
-    return _with_pictures(rows, folder, part)
+    return _with_pictures(rows, *place)
 
 
 def _with_pictures(rows: pa.Table, folder: str, part: str) -> pa.RecordBatch:
@@ -196,8 +189,8 @@ def _with_pictures(rows: pa.Table, folder: str, part: str) -> pa.RecordBatch:
         small[at] if at in small else dropped.get(image_id, b"")
         for at, image_id in zip(kept, rows["image_id"].to_pylist(), strict=True)
     ]
-    columns = {name: rows[name].combine_chunks() for name in rows.column_names}
-    columns |= {"picture": pictures, "count": np.ones(len(pictures), np.uint64)}
+    columns = {name: rows[name] for name in rows.column_names}
+    columns |= {"picture": pictures, "count": 1}
     return schema.from_columns(columns, schema.REJECTS)
 
 
@@ -208,8 +201,9 @@ def _hash(image_id: str) -> int:
 def _smallest(rows: pa.Table) -> pa.Table:
     """Returns the rows with the smallest hashes of each stage and reason."""
     columns = [rows[name].to_pylist() for name in ("stage", "reason", "image_id")]
-    own_texts = rows["text"].to_pylist() if "text" in rows.column_names else []
-    own_texts = own_texts or [""] * rows.num_rows
+    own_texts = [""] * rows.num_rows
+    if "text" in rows.column_names:
+        own_texts = rows["text"].to_pylist()
     found: dict[tuple[str, str], list[tuple[int, str, int]]] = {}
     for row, (stage, reason, image_id, text) in enumerate(
         zip(*columns, own_texts, strict=True)

@@ -39,6 +39,7 @@ class Selection:
     Attributes:
       folder: of SELECTED, sorted by image id.
       files: number of parts there.
+      partitions: of the images.
       scored: whether a pair without a score is dropped.
       column: index of the score among those that the source carries, -1 for those in
         `folder`.
@@ -47,36 +48,27 @@ class Selection:
 
     folder: str
     files: int
+    partitions: int
     scored: bool
     column: int
     least: float
 
-    def read(self, first: str, last: str) -> pa.Table:
-        """Returns SELECTED of the image ids first <= id < last."""
-        batches = [
-            parts.read_range(
-                self.folder,
-                parts.name(i, self.files),
-                by="image_id",
-                start=first,
-                stop=last,
-            )
-            for i in range(self.files)
-        ]
-        return pa.Table.from_batches(batches, schema=schema.SELECTED)
-
     def apply(
-        self, texts: pa.Table, rows: pa.Table
+        self, texts: pa.Table, partition: int
     ) -> tuple[pa.Table, np.ndarray, Counter]:
         """Returns the pairs that are kept, their scores, and what is dropped.
 
         The scores are f64[n], NaN where there are none.
 
         Args:
-          texts: MATCHED.
-          rows: SELECTED of their images.
+          texts: MATCHED of a partition.
+          partition: its number.
         """
-        listed = rows.filter(rows["excluded"])["image_id"].combine_chunks()
+        batches = parts.read_partitions(
+            self.folder, self.files, partition, partition + 1, self.partitions
+        )
+        rows = pa.Table.from_batches(batches, schema=schema.SELECTED)
+        listed = rows.filter(rows["excluded"])["image_id"]
         excluded = pc.is_in(texts["image_id"], listed).to_numpy()
         none = low = np.zeros(texts.num_rows, bool)
         scores = np.full(texts.num_rows, np.nan)
@@ -153,20 +145,16 @@ def prepare(
     scored = bool(found["scores"]) or column >= 0
     if not work and not scored:
         return None
-    pieces = [
-        pa.RecordBatch.from_pydict({"kind": [kind], "path": [path], "number": [i]})
-        for i, (kind, path) in enumerate(work)
-    ]
-    if pieces:
-        stage = Sort(folder, len(pieces), wanted.score or _SCORES)
+    if work:
+        sort = beam.Map(_sort, folder, len(work), wanted.score or _SCORES)
         with pipelines.new(options) as pipeline:
-            _ = pipelines.start(pipeline, pieces) | beam.ParDo(stage)
+            _ = pipelines.start(pipeline, list(enumerate(work))) | "sort" >> sort
     least = -math.inf if wanted.least_score is None else wanted.least_score
     if found["scores"] and wanted.top_share < 1:
-        least = max(least, _quantile(folder, len(pieces), wanted.top_share))
+        least = max(least, _quantile(folder, len(work), wanted.top_share))
     if scored:
         logging.info("pairs are kept from a score of %g on", least)
-    return Selection(folder, len(pieces), scored, column, least)
+    return Selection(folder, len(work), config.partitions, scored, column, least)
 
 
 def _quantile(folder: str, count: int, top_share: float) -> float:
@@ -180,23 +168,13 @@ def _quantile(folder: str, count: int, top_share: float) -> float:
     return float(np.partition(scores, scores.size - kept)[scores.size - kept])
 
 
-class Sort(beam.DoFn):
-    """Parquet file -> a part of SELECTED, sorted by image id."""
-
-    def __init__(self, folder: str, count: int, score: str) -> None:
-        self._folder, self._count, self._score = folder, count, score
-
-    def process(self, element: pa.RecordBatch) -> None:
-        """Writes the part."""
-        (row,) = element.to_pylist()
-        score = "" if row["kind"] == "exclude" else self._score
-        parts.write_sorted(
-            self._folder,
-            parts.name(row["number"], self._count),
-            _read(row["path"], score),
-            schema.SELECTED,
-            by="image_id",
-        )
+def _sort(
+    element: tuple[int, tuple[str, str]], folder: str, count: int, score: str
+) -> None:
+    """Writes a Parquet file as a part of SELECTED, sorted by image id."""
+    number, (kind, path) = element
+    rows = _read(path, "" if kind == "exclude" else score)
+    parts.write_sorted(folder, parts.name(number, count), rows, schema.SELECTED)
 
 
 def _read(path: str, score: str) -> Iterator[pa.RecordBatch]:
@@ -213,43 +191,25 @@ def _read(path: str, score: str) -> Iterator[pa.RecordBatch]:
                 f"{path}: wanted columns {wanted}, got {names}; rename them"
             )
         for batch in p.iter_batches(_ROWS, columns=columns):
-            ids = _image_ids(batch[by[0]].to_pylist(), by[0])
-            if not score:
-                yield _rows(ids, [None] * len(ids), [None] * len(ids), excluded=True)
-            elif lists:
-                yield _of_texts(ids, batch[_KEYS].to_pylist(), batch[score].to_pylist())
-            else:
-                yield _rows(ids, [None] * len(ids), batch[score].to_pylist())
-
-
-def _image_ids(values: Sequence[str], column: str) -> list[str]:
-    if column == "image_id":
-        return list(values)
-    return [records.image_id(url) for url in values]
+            ids = batch[by[0]].to_pylist()
+            if by[0] != "image_id":
+                ids = [records.image_id(url) for url in ids]
+            scores = batch[score].to_pylist() if score else [None] * len(ids)
+            rows: dict[str, Any] = {"image_id": ids, "text_key": None, "score": scores}
+            if lists:
+                rows = _of_texts(ids, batch[_KEYS].to_pylist(), scores)
+            yield schema.from_columns(rows | {"excluded": not score}, schema.SELECTED)
 
 
 def _of_texts(
     ids: Sequence[str], keys: Sequence[list | None], scores: Sequence[list | None]
-) -> pa.RecordBatch:
+) -> dict[str, Sequence]:
+    """Returns the columns of SELECTED with a row for each text."""
     flat = [
         (image, key, score)
         for image, own, of_own in zip(ids, keys, scores, strict=True)
         if own is not None and of_own is not None
         for key, score in zip(own, of_own, strict=True)
     ]
-    images, text_keys, values = zip(*flat, strict=True) if flat else ((), (), ())
-    return _rows(list(images), list(text_keys), list(values))
-
-
-def _rows(
-    ids: list[str], keys: list, scores: list, *, excluded: bool = False
-) -> pa.RecordBatch:
-    return schema.from_columns(
-        {
-            "image_id": ids,
-            "text_key": keys,
-            "score": scores,
-            "excluded": [excluded] * len(ids),
-        },
-        schema.SELECTED,
-    )
+    columns = zip(*flat, strict=True) if flat else ((), (), ())
+    return dict(zip(("image_id", "text_key", "score"), columns, strict=True))

@@ -43,34 +43,25 @@ def match(
     drops: Counter = Counter()
     table = pa.Table.from_batches([candidates])
     if len(matchers) == 1:
-        (code,) = matchers
-        table = _match_with(table, code, matchers[code], drops, reject)
+        (matcher,) = matchers.values()
+        table = _match_with(table, matcher, drops, reject)
         table = _with_language(table, matchers, identify, drops, reject)
     else:
         table = _with_language(table, matchers, identify, drops, reject)
         codes = table["metadata"]
         # Loads only the matchers of languages that occur.
-        matched = [
-            _match_with(
-                table.filter(pc.equal(codes, code)),
-                code,
-                matchers[code],
-                drops,
-                reject,
-            )
-            for code in sorted(pc.unique(codes).to_pylist())
-        ]
-        table = pa.concat_tables([schema.MATCHED.empty_table(), *matched])
+        matched = [schema.MATCHED.empty_table()]
+        for code in sorted(pc.unique(codes).to_pylist()):
+            rows = table.filter(pc.equal(codes, code))
+            matched.append(_match_with(rows, matchers[code], drops, reject))
+        table = pa.concat_tables(matched)
     return schema.one_batch(table.select(schema.MATCHED.names)), drops
 
 
 def _match_with(
-    table: pa.Table,
-    code: str,
-    matcher: Matcher | EveryText,
-    drops: Counter,
-    reject: Reject,
+    table: pa.Table, matcher: Matcher | EveryText, drops: Counter, reject: Reject
 ) -> pa.Table:
+    """Adds `entry_ids`; drops rows without any."""
     offsets, entry_ids = matcher.match(table["text"].combine_chunks())
     lists = pa.ListArray.from_arrays(
         pa.array(offsets, pa.int32()), pa.array(entry_ids, pa.int32())
@@ -79,15 +70,7 @@ def _match_with(
     drops["no_match"] += int(np.sum(~matched))
     if not matched.all():
         reject("no_match", table.select(_SHOWN).filter(pa.array(~matched)))
-    columns = {
-        "metadata": pa.array([code] * table.num_rows, pa.string()),
-        "entry_ids": lists,
-    }
-    for column, values in columns.items():
-        if column in table.column_names:
-            table = table.drop_columns(column)
-        table = table.append_column(column, values)
-    return table.filter(pa.array(matched))
+    return table.append_column("entry_ids", lists).filter(pa.array(matched))
 
 
 def _with_language(
@@ -107,17 +90,14 @@ def _with_language(
     codes = {
         code: language.metadata_code(code, set(available)) for code in set(languages)
     }
-    wanted = [codes[code] for code in languages]
+    wanted = pa.array([codes[code] for code in languages], pa.string())
     at = table.column_names.index("language")
     table = table.set_column(at, "language", pa.array(languages, pa.string()))
-    table = table.drop_columns("page_text")
-    if "metadata" not in table.column_names:
-        table = table.append_column("metadata", pa.array(wanted, pa.string()))
-    kept = pa.array([code is not None for code in wanted], pa.bool_())
-    drops["other_language"] += kept.false_count
-    if kept.false_count:
-        reject("other_language", table.select(_SHOWN).filter(pc.invert(kept)))
-    return table.filter(kept)
+    table = table.drop_columns("page_text").append_column("metadata", wanted)
+    drops["other_language"] += wanted.null_count
+    if wanted.null_count:
+        reject("other_language", table.select(_SHOWN).filter(wanted.is_null()))
+    return table.filter(wanted.is_valid())
 
 
 def _identified(
@@ -266,18 +246,9 @@ def sample(matches: pa.Table, *, images: int, partition: int) -> pa.RecordBatch:
     weight = len(unique) / max(len(taken), 1)
     rows = np.flatnonzero(pc.is_in(ends, taken).to_numpy(zero_copy_only=False))
     some = matches.take(pa.array(rows))
-    return schema.from_columns(
-        {
-            "partition": np.full(rows.size, partition),
-            "image_id": some["image_id"].combine_chunks(),
-            "weight": np.full(rows.size, weight),
-            **{
-                name: some[name].combine_chunks()
-                for name in ("drawn", "metadata", "entry_ids")
-            },
-        },
-        schema.SAMPLE,
-    )
+    columns = {name: some[name] for name in some.column_names}
+    columns |= {"partition": partition, "weight": weight}
+    return schema.from_columns(columns, schema.SAMPLE)
 
 
 def recount(
@@ -361,11 +332,11 @@ def _by_metadata(
 
 def tally(matches: pa.Table) -> pa.RecordBatch:
     """Returns TALLIES of the columns that the data card shows."""
-    batches = [schema.one_batch(schema.TALLIES.empty_table())]
+    batches = []
     for column in ("language", "text_source", "metadata"):
         counts = pc.value_counts(matches[column])
         columns = {
-            "column": [column] * len(counts),
+            "column": column,
             "value": counts.field("values"),
             "count": counts.field("counts").cast(pa.uint64()),
         }

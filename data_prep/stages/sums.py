@@ -51,26 +51,6 @@ class SumCounts(beam.CombineFn):
         return total
 
 
-class WriteSum(beam.DoFn):
-    """Writes a summed RecordBatch to a file that the driver reads."""
-
-    def __init__(self, folder: str, part: str) -> None:
-        self._folder, self._part = folder, part
-
-    def process(
-        self, nothing: pa.RecordBatch, totals: Sequence[pa.RecordBatch]
-    ) -> None:
-        """Writes the Parquet file atomically.
-
-        Args:
-          nothing: the sum if there are no rows.
-          totals: the sum if there are some.
-        """
-        parts.write(
-            self._folder, self._part, pa.Table.from_batches([*totals, nothing][:1])
-        )
-
-
 def read_sum(folder: str, part: str) -> pa.RecordBatch:
     """Returns the sums that a pipeline wrote."""
     return schema.one_batch(parts.read(folder, part))
@@ -88,7 +68,8 @@ def write_sum(
 
     Raises TypeError if `rows` have no Arrow type: Beam would silently use pickle.
     """
-    _check_element_type(rows, part)
+    if rows.element_type is not pa.RecordBatch:
+        raise TypeError(f"{part}: wanted RecordBatches, got {rows.element_type}")
     name = part.removesuffix(".parquet")
     # The stage of `rows` sums them before they pass through the runner. It would not
     # if an empty sum were added to them, for no rows.
@@ -96,9 +77,16 @@ def write_sum(
     total = rows | f"sum {name}" >> whole.with_output_types(pa.RecordBatch)
     nothing = beam.Create([schema.one_batch(of.empty_table())], reshuffle=False)
     once = rows.pipeline | f"no {name}" >> nothing.with_output_types(pa.RecordBatch)
-    return once | f"write {name}" >> beam.ParDo(
-        WriteSum(folder, part), beam.pvalue.AsList(total)
+    return once | f"write {name}" >> beam.Map(
+        _write, beam.pvalue.AsList(total), folder, part
     )
+
+
+def _write(
+    nothing: pa.RecordBatch, totals: Sequence[pa.RecordBatch], folder: str, part: str
+) -> None:
+    """Writes the only sum, or `nothing` if there are no rows."""
+    parts.write(folder, part, pa.Table.from_batches([*totals, nothing][:1]))
 
 
 def funnel(workdir: str) -> list[dict]:
@@ -116,8 +104,3 @@ def read_tallies(folder: str, part: str) -> dict[str, dict[str, int]]:
     for row in read_sum(folder, part).to_pylist():
         found[row["column"]][row["value"]] = row["count"]
     return found
-
-
-def _check_element_type(rows: beam.PCollection, part: str) -> None:
-    if rows.element_type is not pa.RecordBatch:
-        raise TypeError(f"{part}: wanted RecordBatches, got {rows.element_type}")

@@ -141,5 +141,5 @@ def test_some_70_bytes_of_an_image_pass_through_a_runner_that_groups_them():
     }
     images = schema.from_columns(columns, schema.IMAGES)
     coder = arrow_coder.RecordBatchCoder()
-    keyed = [batch for _, batch in image_dedup.KeyByBytes().process(images)]
+    keyed = [batch for _, batch in image_dedup.key_by_bytes(images)]
     assert sum(len(coder.encode(batch)) for batch in keyed) / n < 75

@@ -102,13 +102,9 @@ def test_a_range_is_read_of_rows_in_any_order(tmp_path, monkeypatch):
     rows = pa.RecordBatch.from_pydict({"image_id": [ids[i] for i in order]})
     batches = [rows.slice(start, 300) for start in range(0, 3_000, 300)]
     flow = drops.flow("match", entered=3_000, left=3_000, drops={})
-    parts.write_sorted(
-        tmp_path, "p", batches, rows.schema, by="image_id", flow=lambda: flow
-    )
+    parts.write_sorted(tmp_path, "p", batches, rows.schema, flow=lambda: flow)
     for start, stop in ((0, 3_000), (0, 1), (500, 1_700), (2_999, 3_000), (7, 7)):
-        found = parts.read_range(
-            tmp_path, "p", by="image_id", start=ids[start], stop=(*ids, "g")[stop]
-        )
+        found = parts.read_range(tmp_path, "p", ids[start], (*ids, "g")[stop])
         assert sorted(found["image_id"].to_pylist()) == ids[start:stop]
     assert len(parts._chunks(tmp_path / "p", 0)) > 10
 

@@ -62,7 +62,6 @@ def test_ranges_cover_the_partitions_and_fit_the_memory(partitions, gib, count):
     found = pipelines.ranges(
         partitions, size=gib << 30, memory_gib=3.0, options=options
     )
-    found = [tuple(piece.to_pylist()[0].values()) for piece in found]
     covered = [i for start, stop in found for i in range(start, stop)]
     assert covered == list(range(partitions))
     assert len(found) >= min(count, partitions)
@@ -74,14 +73,13 @@ def test_ranges_cover_the_partitions_and_fit_the_memory(partitions, gib, count):
 def test_the_least_memory_gives_a_range_to_each_partition():
     options = pipelines.with_workers(pipelines.options([]), "1", source_bytes=0)
     found = pipelines.ranges(3, size=1 << 30, memory_gib=1e-30, options=options)
-    rows = [row for piece in found for row in piece.to_pylist()]
-    assert rows == [{"start": i, "stop": i + 1} for i in range(3)]
+    assert found == [(i, i + 1) for i in range(3)]
 
 
 def test_no_stage_is_fused_with_the_list_of_the_work():
     """Else one worker of a cluster would do all of it."""
     pipeline = beam.Pipeline(options=pipelines.options([]))
-    work = pipelines.start(pipeline, pipelines.one_each(range(3)))
+    work = pipelines.start(pipeline, range(3))
     work | "stage" >> beam.ParDo(beam.DoFn()).with_output_types(pa.RecordBatch)
     every = pipeline.to_runner_api().components.transforms.values()
     found = {each.unique_name: each for each in every}
@@ -94,7 +92,7 @@ def test_no_stage_is_fused_with_the_list_of_the_work():
 def test_the_stage_that_makes_rows_sums_them():
     """Else all of them would pass through the runner."""
     pipeline = beam.Pipeline(options=pipelines.options([]))
-    work = pipelines.start(pipeline, pipelines.one_each(range(3)))
+    work = pipelines.start(pipeline, range(3))
     rows = work | "stage" >> beam.ParDo(beam.DoFn()).with_output_types(pa.RecordBatch)
     sums.write_sum(rows, schema.COUNTS, "unused", "counts.parquet")
     _, fused = fn_runner.FnApiRunner().create_stages(pipeline.to_runner_api())

@@ -10,28 +10,22 @@ import pytest
 from data_prep.stages import pipelines
 
 
-class Work(beam.DoFn):
-    """Notes its process in a folder; one value raises, another kills the process."""
-
-    def __init__(self, folder):
-        self._folder = folder
-
-    def process(self, element):
-        (value,) = element["value"].to_pylist()
-        (self._folder / str(value)).write_text(str(os.getpid()))
-        if value == 7:
-            raise ValueError("a seven")
-        if value == 13:
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield pa.RecordBatch.from_pydict({"value": [value]})
+def note(value, folder):
+    """Notes the process in a folder; one value raises, another kills the process."""
+    (folder / str(value)).write_text(str(os.getpid()))
+    if value == 7:
+        raise ValueError("a seven")
+    if value == 13:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return pa.RecordBatch.from_pydict({"value": [value]})
 
 
 def work(values, folder):
     """Runs on two workers; returns the processes that had some of the values."""
     options = pipelines.with_workers(pipelines.options([]), "2", source_bytes=0)
     with pipelines.new(options) as pipeline:
-        pieces = pipelines.start(pipeline, pipelines.one_each(values))
-        pieces | beam.ParDo(Work(folder)).with_output_types(pa.RecordBatch)
+        pieces = pipelines.start(pipeline, values)
+        pieces | beam.Map(note, folder).with_output_types(pa.RecordBatch)
     return {path.read_text() for path in folder.iterdir()}
 
 
