@@ -73,6 +73,18 @@ def read(file: str, written: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
     return values
 
 
+def write(rows: Rows, architecture: Architecture) -> dict[str, Any]:
+    """Returns the file's object with our fields' values; the inverse of `read`."""
+    written: dict[str, Any] = {}
+    for ours, row in rows.items():
+        *folders, last = row.theirs.split(".")
+        inner = written
+        for folder in folders:
+            inner = inner.setdefault(folder, {})
+        inner[last] = getattr(architecture, ours)
+    return written
+
+
 def _range_of(ours: str) -> Range:
     known = _RANGES.get(ours) or keys.RANGES.get(f"model.{ours}")
     return known or keys.RANGES[ours]

@@ -1,62 +1,107 @@
 """Hugging Face's model folders: weights and config.json.
 
 The `model_type` of MetaCLIP 1 and OpenAI's CLIP is "clip", that of the worldwide models
-"metaclip_2"; their tensors have the same names. siglip.py converts "siglip".
+"metaclip_2"; their tensors have the same names. That of SigLIP is "siglip".
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from metaclip_jax.cli.ranges import Range
-from metaclip_jax.conversion import fields, siglip
+from metaclip_jax.conversion import fields
 from metaclip_jax.conversion.fields import Row
 from metaclip_jax.conversion.table import (
-    HUGGINGFACE_BLOCK,
+    FUSED_BIAS,
+    FUSED_KERNEL,
+    LAYER,
     LINEAR,
+    OUT_KERNEL,
     PATCHES,
+    PROBE,
+    QKV_BIAS,
+    QKV_KERNEL,
     SAME,
     SCALAR,
+    SINGLE,
     Rule,
-    block_rules,
+    blocks,
+    inside,
+    linear,
+    norm,
 )
+from metaclip_jax.models import siglip, vit
 from metaclip_jax.models.clip import Architecture
-from metaclip_jax.models.vit import LAYER_NORM_EPSILON
 
-_IMAGE, _TEXT = "vision_model", "text_model"
-_RULES: tuple[Rule, ...] = (
-    Rule("image/class_embedding", (f"{_IMAGE}.embeddings.class_embedding",), SAME),
+_IMAGE, _TEXT = "vision_model.embeddings", "text_model.embeddings"
+_IMAGE_BLOCKS, _TEXT_BLOCKS = "vision_model.encoder.layers", "text_model.encoder.layers"
+_BLOCK = (
+    *norm("ln_1", "layer_norm1"),
     Rule(
-        "image/patch_embed/kernel",
-        (f"{_IMAGE}.embeddings.patch_embedding.weight",),
-        PATCHES,
+        "attn/qkv/kernel",
+        tuple(f"self_attn.{part}_proj.weight" for part in "qkv"),
+        QKV_KERNEL,
     ),
     Rule(
-        "image/position_embedding",
-        (f"{_IMAGE}.embeddings.position_embedding.weight",),
-        SAME,
+        "attn/qkv/bias",
+        tuple(f"self_attn.{part}_proj.bias" for part in "qkv"),
+        QKV_BIAS,
     ),
-    Rule("image/ln_pre/scale", (f"{_IMAGE}.pre_layrnorm.weight",), SAME),  # sic
-    Rule("image/ln_pre/bias", (f"{_IMAGE}.pre_layrnorm.bias",), SAME),
-    *block_rules("image", f"{_IMAGE}.encoder.layers", HUGGINGFACE_BLOCK),
-    Rule("image/ln_post/scale", (f"{_IMAGE}.post_layernorm.weight",), SAME),
-    Rule("image/ln_post/bias", (f"{_IMAGE}.post_layernorm.bias",), SAME),
+    *linear("attn/out", "self_attn.out_proj", OUT_KERNEL),
+    *norm("ln_2", "layer_norm2"),
+    *linear("mlp/fc1", "mlp.fc1"),
+    *linear("mlp/fc2", "mlp.fc2"),
+)
+_PATCHES = Rule(
+    "image/patch_embed/kernel", (f"{_IMAGE}.patch_embedding.weight",), PATCHES
+)
+_POSITIONS = Rule(
+    "image/position_embedding", (f"{_IMAGE}.position_embedding.weight",), SAME
+)
+_TEXT_TOWER = (
+    Rule("text/token_embedding", (f"{_TEXT}.token_embedding.weight",), SAME),
+    Rule("text/position_embedding", (f"{_TEXT}.position_embedding.weight",), SAME),
+    *blocks("text", _TEXT_BLOCKS, _BLOCK),
+    *norm("text/ln_final", "text_model.final_layer_norm"),
+)
+_CLIP_RULES: tuple[Rule, ...] = (
+    Rule("image/class_embedding", (f"{_IMAGE}.class_embedding",), SAME),
+    _PATCHES,
+    _POSITIONS,
+    *norm("image/ln_pre", "vision_model.pre_layrnorm"),  # sic
+    *blocks("image", _IMAGE_BLOCKS, _BLOCK),
+    *norm("image/ln_post", "vision_model.post_layernorm"),
     Rule("image/projection", ("visual_projection.weight",), LINEAR),
-    Rule("text/token_embedding", (f"{_TEXT}.embeddings.token_embedding.weight",), SAME),
-    Rule(
-        "text/position_embedding",
-        (f"{_TEXT}.embeddings.position_embedding.weight",),
-        SAME,
-    ),
-    *block_rules("text", f"{_TEXT}.encoder.layers", HUGGINGFACE_BLOCK),
-    Rule("text/ln_final/scale", (f"{_TEXT}.final_layer_norm.weight",), SAME),
-    Rule("text/ln_final/bias", (f"{_TEXT}.final_layer_norm.bias",), SAME),
+    *_TEXT_TOWER,
     Rule("text/projection", ("text_projection.weight",), LINEAR),
     Rule("log_logit_scale", ("logit_scale",), SCALAR),
+)
+_SIGLIP_HEAD = (
+    Rule("probe", ("probe",), PROBE),
+    Rule("attn/qkv/kernel", ("attention.in_proj_weight",), FUSED_KERNEL),
+    Rule("attn/qkv/bias", ("attention.in_proj_bias",), FUSED_BIAS),
+    *linear("attn/out", "attention.out_proj", OUT_KERNEL),
+    *norm("ln_2", "layernorm"),
+    *linear("mlp/fc1", "mlp.fc1"),
+    *linear("mlp/fc2", "mlp.fc2"),
+)
+_SIGLIP_RULES: tuple[Rule, ...] = (
+    _PATCHES,
+    Rule("image/patch_bias", (f"{_IMAGE}.patch_embedding.bias",), SAME),
+    _POSITIONS,
+    # Our stack includes the last block of SigLIP's image tower.
+    *inside("image/blocks", f"{_IMAGE_BLOCKS}.{LAYER}", _BLOCK),
+    *norm("image/ln_post", "vision_model.post_layernorm"),
+    *inside("image/head", "vision_model.head", _SIGLIP_HEAD),
+    *_TEXT_TOWER,
+    Rule("text/projection", ("text_model.head.weight",), LINEAR),
+    Rule("text/projection_bias", ("text_model.head.bias",), SAME),
+    Rule("log_logit_scale", ("logit_scale",), SINGLE),
+    Rule("logit_bias", ("logit_bias",), SINGLE),
 )
 
 MODEL_TYPES = ("clip", "metaclip_2", "siglip")
 # By our field: transformers' name, and its default for a config without the field.
-_ROWS: fields.Rows = {
+_CLIP_ROWS: fields.Rows = {
     "image_size": Row("vision_config.image_size", 224),
     "patch_size": Row("vision_config.patch_size", 32),
     "vision_width": Row("vision_config.hidden_size", 768),
@@ -74,7 +119,21 @@ _ROWS: fields.Rows = {
     # The sub-configs' own projection_dim is often left at a wrong default.
     "embed_dim": Row("projection_dim", 512),
 }
-_ACTIVATION = Range(str, choices=("quick_gelu", "gelu"))
+_SIGLIP_ROWS: fields.Rows = _CLIP_ROWS | {
+    "patch_size": Row("vision_config.patch_size", 16),
+    "text_width": Row("text_config.hidden_size", 768),
+    "text_heads": Row("text_config.num_attention_heads", 12),
+    "text_mlp_width": Row("text_config.intermediate_size", 3_072),
+    "context_length": Row("text_config.max_position_embeddings", 64),
+    "vocab_size": Row("text_config.vocab_size", 32_000),
+    "embed_dim": Row("text_config.projection_size"),  # default: the text tower's width
+}
+# By family: our name of each of transformers' activations; the first is its default.
+_ACTIVATIONS = {
+    "clip": {"quick_gelu": "quick_gelu", "gelu": "gelu"},
+    "siglip": {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"},
+}
+_EPSILONS = {"clip": vit.LAYER_NORM_EPSILON, "siglip": siglip.LAYER_NORM_EPSILON}
 # Early CLIP configs have this wrong eos_token_id, and for them transformers pools the
 # text at the largest id (its pull request 24773). For MetaCLIP 2 it is the right id.
 _LEGACY_EOS = 2
@@ -82,7 +141,7 @@ _LEGACY_EOS = 2
 
 def rules(architecture: Architecture) -> tuple[Rule, ...]:
     """Returns the rules for all weights of a model."""
-    return siglip.RULES if architecture.family == "siglip" else _RULES
+    return _SIGLIP_RULES if architecture.family == "siglip" else _CLIP_RULES
 
 
 def is_ignored(name: str) -> bool:
@@ -107,33 +166,53 @@ def read_architecture(
     if kind not in MODEL_TYPES:
         fields.refuse(file, "model_type", " or ".join(MODEL_TYPES), kind)
     if kind == "siglip":
-        return siglip.read_architecture(written, file=file)
-    # Very old files have text_config_dict and vision_config_dict.
-    written = written | {
-        tower: fields.section(file, written, f"{tower}_dict")
-        | _given(fields.section(file, written, tower))
-        for tower in ("text_config", "vision_config")
-    }
-    values = fields.read(file, written, _ROWS)
+        family, rows = "siglip", _SIGLIP_ROWS
+        read = fields.read(file, written, {"text_width": rows["text_width"]})
+        width = Row("text_config.projection_size", read["text_width"])
+        rows = rows | {"embed_dim": width}
+    else:
+        family, rows = "clip", _CLIP_ROWS
+        # Very old files have text_config_dict and vision_config_dict.
+        written = written | {
+            tower: fields.section(file, written, f"{tower}_dict")
+            | _given(fields.section(file, written, tower))
+            for tower in ("text_config", "vision_config")
+        }
+    values = fields.read(file, written, rows)
+    epsilon, activations = _EPSILONS[family], _ACTIVATIONS[family]
     fields.same_in_both(
         file,
         written,
         "layer_norm_eps",
-        default=LAYER_NORM_EPSILON,
-        allowed=Range(float, least=LAYER_NORM_EPSILON, most=LAYER_NORM_EPSILON),
+        default=epsilon,
+        allowed=Range(float, least=epsilon, most=epsilon),
     )
     activation = fields.same_in_both(
-        file, written, "hidden_act", default="quick_gelu", allowed=_ACTIVATION
+        file,
+        written,
+        "hidden_act",
+        default=next(iter(activations)),
+        allowed=Range(str, choices=tuple(activations)),
     )
-    legacy = kind == "clip" and values["eos_id"] == _LEGACY_EOS
-    if legacy:
-        values["eos_id"] = values["vocab_size"] - 1
+    pool = "last" if family == "siglip" else "eos"
+    if family == "siglip":
+        head = fields.section(file, written, "vision_config").get("vision_use_head")
+        if head not in (None, True):
+            fields.refuse(file, "vision_config.vision_use_head", True, head)
+        # Early configs have the end mark of CLIP's vocabulary, 49,407. The end mark is
+        # the padding token.
+        if values["eos_id"] >= values["vocab_size"]:
+            values["eos_id"] = values["pad_id"]
+    elif kind == "clip" and values["eos_id"] == _LEGACY_EOS:
+        values["eos_id"], pool = values["vocab_size"] - 1, "argmax"
     return fields.build(
         file,
-        _ROWS,
+        rows,
         **values,
-        activation=activation,
-        text_pool="argmax" if legacy else "eos",
+        family=family,
+        logit_bias=family == "siglip",
+        activation=activations[activation],
+        text_pool=pool,
     )
 
 
@@ -141,53 +220,41 @@ def write_config(architecture: Architecture, *, bos_id: int | None) -> dict[str,
     """Returns config.json for an architecture.
 
     Raises:
-      ValueError: transformers would pool the texts at another position.
+      ValueError: transformers would pool the texts at another position, or does not
+        support the activation.
     """
     a = architecture
-    if a.family == "siglip":
-        return siglip.write_config(a, bos_id=bos_id)
-    worldwide = a.eos_id == _LEGACY_EOS
     if a.text_pool == "argmax" and a.eos_id != a.vocab_size - 1:
         raise ValueError(
             "transformers pools texts at the end mark, but this model pools at the "
             f"largest id. These are the same only if eos_id is {a.vocab_size - 1}, the "
             f"last of the vocabulary; got {a.eos_id}"
         )
-    kind = "metaclip_2" if worldwide else "clip"
-    return {
-        "architectures": ["MetaClip2Model" if worldwide else "CLIPModel"],
-        "model_type": kind,
-        "dtype": "float32",
-        "projection_dim": a.embed_dim,
-        "logit_scale_init_value": 2.6592,
-        "text_config": {
-            "model_type": f"{kind}_text_model",
-            "vocab_size": a.vocab_size,
-            "hidden_size": a.text_width,
-            "intermediate_size": a.text_mlp_width,
-            "num_hidden_layers": a.text_layers,
-            "num_attention_heads": a.text_heads,
-            "max_position_embeddings": a.context_length,
-            "hidden_act": a.activation,
-            "layer_norm_eps": LAYER_NORM_EPSILON,
-            "projection_dim": a.embed_dim,
-            "bos_token_id": bos_id,
-            "eos_token_id": a.eos_id,
-            "pad_token_id": a.pad_id,
-        },
-        "vision_config": {
-            "model_type": f"{kind}_vision_model",
-            "hidden_size": a.vision_width,
-            "intermediate_size": a.vision_mlp_width,
-            "num_hidden_layers": a.vision_layers,
-            "num_attention_heads": a.vision_heads,
-            "image_size": a.image_size,
-            "patch_size": a.patch_size,
-            "hidden_act": a.activation,
-            "layer_norm_eps": LAYER_NORM_EPSILON,
-            "projection_dim": a.embed_dim,
-        },
+    activations = {ours: theirs for theirs, ours in _ACTIVATIONS[a.family].items()}
+    if a.activation not in activations:
+        raise ValueError(
+            f"the activation of transformers' {a.family} must be one of"
+            f" {', '.join(activations)}, got {a.activation}; write --to=checkpoint"
+        )
+    common = {
+        "hidden_act": activations[a.activation],
+        "layer_norm_eps": _EPSILONS[a.family],
     }
+    if a.family == "siglip":
+        kind, name = "siglip", "SiglipModel"
+        written = fields.write(_SIGLIP_ROWS, a)
+    else:
+        kind, name = "clip", "CLIPModel"
+        if a.eos_id == _LEGACY_EOS:
+            kind, name = "metaclip_2", "MetaClip2Model"
+        written = fields.write(_CLIP_ROWS, a) | {"logit_scale_init_value": 2.6592}
+        common["projection_dim"] = a.embed_dim
+    written["text_config"] |= common | {
+        "model_type": f"{kind}_text_model",
+        "bos_token_id": bos_id,
+    }
+    written["vision_config"] |= common | {"model_type": f"{kind}_vision_model"}
+    return written | {"architectures": [name], "model_type": kind, "dtype": "float32"}
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

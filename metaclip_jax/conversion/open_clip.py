@@ -9,47 +9,40 @@ from metaclip_jax.conversion.fields import Row
 from metaclip_jax.conversion.table import (
     FUSED_BIAS,
     FUSED_KERNEL,
-    LINEAR,
     OUT_KERNEL,
     PATCHES,
     SAME,
     SCALAR,
     Rule,
-    block_rules,
+    blocks,
+    linear,
+    norm,
 )
 from metaclip_jax.models import presets
 from metaclip_jax.models.clip import Architecture
 
 _BLOCK = (
-    ("ln_1/scale", ("ln_1.weight",), SAME),
-    ("ln_1/bias", ("ln_1.bias",), SAME),
-    ("attn/qkv/kernel", ("attn.in_proj_weight",), FUSED_KERNEL),
-    ("attn/qkv/bias", ("attn.in_proj_bias",), FUSED_BIAS),
-    ("attn/out/kernel", ("attn.out_proj.weight",), OUT_KERNEL),
-    ("attn/out/bias", ("attn.out_proj.bias",), SAME),
-    ("ln_2/scale", ("ln_2.weight",), SAME),
-    ("ln_2/bias", ("ln_2.bias",), SAME),
-    ("mlp/fc1/kernel", ("mlp.c_fc.weight",), LINEAR),
-    ("mlp/fc1/bias", ("mlp.c_fc.bias",), SAME),
-    ("mlp/fc2/kernel", ("mlp.c_proj.weight",), LINEAR),
-    ("mlp/fc2/bias", ("mlp.c_proj.bias",), SAME),
+    *norm("ln_1", "ln_1"),
+    Rule("attn/qkv/kernel", ("attn.in_proj_weight",), FUSED_KERNEL),
+    Rule("attn/qkv/bias", ("attn.in_proj_bias",), FUSED_BIAS),
+    *linear("attn/out", "attn.out_proj", OUT_KERNEL),
+    *norm("ln_2", "ln_2"),
+    *linear("mlp/fc1", "mlp.c_fc"),
+    *linear("mlp/fc2", "mlp.c_proj"),
 )
 # In open_clip, as in our models, a projection P is applied as x @ P.
 _RULES: tuple[Rule, ...] = (
     Rule("image/class_embedding", ("visual.class_embedding",), SAME),
     Rule("image/patch_embed/kernel", ("visual.conv1.weight",), PATCHES),
     Rule("image/position_embedding", ("visual.positional_embedding",), SAME),
-    Rule("image/ln_pre/scale", ("visual.ln_pre.weight",), SAME),
-    Rule("image/ln_pre/bias", ("visual.ln_pre.bias",), SAME),
-    *block_rules("image", "visual.transformer.resblocks", _BLOCK),
-    Rule("image/ln_post/scale", ("visual.ln_post.weight",), SAME),
-    Rule("image/ln_post/bias", ("visual.ln_post.bias",), SAME),
+    *norm("image/ln_pre", "visual.ln_pre"),
+    *blocks("image", "visual.transformer.resblocks", _BLOCK),
+    *norm("image/ln_post", "visual.ln_post"),
     Rule("image/projection", ("visual.proj",), SAME),
     Rule("text/token_embedding", ("token_embedding.weight",), SAME),
     Rule("text/position_embedding", ("positional_embedding",), SAME),
-    *block_rules("text", "transformer.resblocks", _BLOCK),
-    Rule("text/ln_final/scale", ("ln_final.weight",), SAME),
-    Rule("text/ln_final/bias", ("ln_final.bias",), SAME),
+    *blocks("text", "transformer.resblocks", _BLOCK),
+    *norm("text/ln_final", "ln_final"),
     Rule("text/projection", ("text_projection",), SAME),
     Rule("log_logit_scale", ("logit_scale",), SCALAR),
 )
@@ -104,8 +97,11 @@ _CONVERTED: fields.Rows = {
     "text_ratio": Row("text_cfg.mlp_ratio", 4.0, _RATIO),
     "text_pool": Row("text_cfg.pool_type", "argmax", _POOL),
     "eos_id": Row("text_cfg.eos_id", 2),
+    "pad_id": Row("text_cfg.pad_id", 0),
     "quick_gelu": Row("quick_gelu", False, Range(bool)),
 }
+# Fields that say how the tokenizer is loaded, which we do not read.
+_OF_TOKENIZER = ("text_cfg.hf_tokenizer_name", "text_cfg.tokenizer_kwargs")
 
 
 def read_architecture(
@@ -123,13 +119,11 @@ def read_architecture(
     """
     model = fields.section(file, written, "model_cfg") or written
     file = f"{file}, model_cfg" if model is not written else file
-    vision = fields.section(file, model, "vision_cfg")
-    text = fields.section(file, model, "text_cfg")
-    for tower, found, known in (
-        ("vision_cfg", vision, _VISION_KEYS),
-        ("text_cfg", text, _TEXT_KEYS),
-    ):
-        unknown = sorted(set(found) - known)
+    rows = _ROWS | _CONVERTED
+    names = [*(row.theirs for row in rows.values()), *_OF_TOKENIZER]
+    for tower in ("vision_cfg", "text_cfg"):
+        known = {n.removeprefix(f"{tower}.") for n in names if n.startswith(tower)}
+        unknown = sorted(fields.section(file, model, tower).keys() - known)
         if unknown:
             raise ValueError(
                 f"{file}: wanted {tower} with {', '.join(sorted(known))} only, got"
@@ -138,15 +132,16 @@ def read_architecture(
     values = fields.read(file, model, _ROWS)
     width, size = values["vision_width"], values["vocab_size"]
     end, pad = _END_AND_PAD.get(size, (size - 1, 0))
-    rows = _CONVERTED | {"pad_id": Row("text_cfg.pad_id", pad)}
-    theirs = fields.read(file, model, rows)
+    theirs = fields.read(
+        file, model, _CONVERTED | {"pad_id": Row("text_cfg.pad_id", pad)}
+    )
     if width % theirs["head_width"]:
         wanted = f"a divisor of vision_cfg.width={width}"
         fields.refuse(file, "vision_cfg.head_width", wanted, theirs["head_width"])
     at_end = theirs["text_pool"] == "eos"
     return fields.build(
         file,
-        _ROWS | _CONVERTED,
+        rows,
         **values,
         vision_heads=width // theirs["head_width"],
         vision_mlp_width=int(width * theirs["vision_ratio"]),
@@ -161,24 +156,6 @@ def read_architecture(
 # open_clip's name of each of our clean-ups. Each of them also fixes mojibake and
 # white space.
 _CLEAN_UPS = {"clip": "lower", "canonical": "canonicalize", "none": "whitespace"}
-_VISION_KEYS = frozenset(
-    {"image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio"}
-)
-_TEXT_KEYS = frozenset(
-    {
-        "context_length",
-        "vocab_size",
-        "width",
-        "heads",
-        "layers",
-        "mlp_ratio",
-        "pool_type",
-        "eos_id",
-        "pad_id",
-        "hf_tokenizer_name",
-        "tokenizer_kwargs",
-    }
-)
 
 
 def write_config(
@@ -193,14 +170,14 @@ def write_config(
         contains.
     """
     a = architecture
-    text: dict[str, Any] = {
-        "context_length": a.context_length,
-        "vocab_size": a.vocab_size,
-        "width": a.text_width,
-        "heads": a.text_heads,
-        "layers": a.text_layers,
-        "mlp_ratio": a.text_mlp_width / a.text_width,
+    model = fields.write(_ROWS, a)
+    model["quick_gelu"] = a.activation == "quick_gelu"
+    model["vision_cfg"] |= {
+        "head_width": a.vision_width // a.vision_heads,
+        "mlp_ratio": a.vision_mlp_width / a.vision_width,
     }
+    text = model["text_cfg"]
+    text["mlp_ratio"] = a.text_mlp_width / a.text_width
     if a.text_pool == "eos" and a.eos_id != a.vocab_size - 1:
         text |= {"pool_type": "eos", "eos_id": a.eos_id, "pad_id": a.pad_id}
     if clean_up is not None:
@@ -208,19 +185,4 @@ def write_config(
             "hf_tokenizer_name": ".",  # the folder itself, wherever it is moved
             "tokenizer_kwargs": {"clean": _CLEAN_UPS[clean_up]},
         }
-    return {
-        "model_cfg": {
-            "embed_dim": a.embed_dim,
-            "quick_gelu": a.activation == "quick_gelu",
-            "vision_cfg": {
-                "image_size": a.image_size,
-                "layers": a.vision_layers,
-                "width": a.vision_width,
-                "head_width": a.vision_width // a.vision_heads,
-                "patch_size": a.patch_size,
-                "mlp_ratio": a.vision_mlp_width / a.vision_width,
-            },
-            "text_cfg": text,
-        },
-        "preprocess_cfg": dict(preprocess),
-    }
+    return {"model_cfg": model, "preprocess_cfg": dict(preprocess)}

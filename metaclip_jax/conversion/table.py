@@ -93,47 +93,36 @@ OUT_KERNEL = Transform(  # [D, H * D / H] <-> [H, D / H, D]
     lambda a, _: [a.reshape(-1, a.shape[-1]).T],
 )
 
-# A block of transformers' models: our leaf, their tensors.
-HUGGINGFACE_BLOCK = (
-    ("ln_1/scale", ("layer_norm1.weight",), SAME),
-    ("ln_1/bias", ("layer_norm1.bias",), SAME),
-    (
-        "attn/qkv/kernel",
-        tuple(f"self_attn.{part}_proj.weight" for part in "qkv"),
-        QKV_KERNEL,
-    ),
-    ("attn/qkv/bias", tuple(f"self_attn.{part}_proj.bias" for part in "qkv"), QKV_BIAS),
-    ("attn/out/kernel", ("self_attn.out_proj.weight",), OUT_KERNEL),
-    ("attn/out/bias", ("self_attn.out_proj.bias",), SAME),
-    ("ln_2/scale", ("layer_norm2.weight",), SAME),
-    ("ln_2/bias", ("layer_norm2.bias",), SAME),
-    ("mlp/fc1/kernel", ("mlp.fc1.weight",), LINEAR),
-    ("mlp/fc1/bias", ("mlp.fc1.bias",), SAME),
-    ("mlp/fc2/kernel", ("mlp.fc2.weight",), LINEAR),
-    ("mlp/fc2/bias", ("mlp.fc2.bias",), SAME),
-)
 
-
-def block_rules(
-    ours: str,
-    theirs: str,
-    rows: Sequence[tuple[str, tuple[str, ...], Transform]],
-    *,
-    all_stacked: bool = False,
-) -> list[Rule]:
-    """Returns the rules of one tower's blocks; `rows` are relative to a block.
-
-    `all_stacked` says that our stack includes the last block.
-    """
+def norm(ours: str, theirs: str) -> list[Rule]:
+    """Returns the rules of a layer norm."""
     return [
-        Rule(
-            f"{ours}/{folder}/{leaf}",
-            tuple(f"{theirs}.{number}.{name}" for name in names),
-            transform,
-        )
-        for folder, number in (("blocks", LAYER), ("last", LAST))
-        if folder == "blocks" or not all_stacked
-        for leaf, names, transform in rows
+        Rule(f"{ours}/scale", (f"{theirs}.weight",), SAME),
+        Rule(f"{ours}/bias", (f"{theirs}.bias",), SAME),
+    ]
+
+
+def linear(ours: str, theirs: str, kernel: Transform = LINEAR) -> list[Rule]:
+    """Returns the rules of a linear layer."""
+    return [
+        Rule(f"{ours}/kernel", (f"{theirs}.weight",), kernel),
+        Rule(f"{ours}/bias", (f"{theirs}.bias",), SAME),
+    ]
+
+
+def inside(ours: str, theirs: str, rules: Sequence[Rule]) -> list[Rule]:
+    """Returns rules whose names are relative to a module with the module's names."""
+    return [
+        Rule(f"{ours}/{leaf}", tuple(f"{theirs}.{name}" for name in names), transform)
+        for leaf, names, transform in rules
+    ]
+
+
+def blocks(ours: str, theirs: str, block: Sequence[Rule]) -> list[Rule]:
+    """Returns the rules of a tower's blocks, the last of which is outside our stack."""
+    return [
+        *inside(f"{ours}/blocks", f"{theirs}.{LAYER}", block),
+        *inside(f"{ours}/last", f"{theirs}.{LAST}", block),
     ]
 
 
