@@ -22,7 +22,7 @@ from metaclip_jax.data import record_files, records
 COUNTS = "counts.parquet"
 
 # One record per group, since training reads records in random order.
-_WRITER_OPTIONS = "group_size:1"
+_WRITER_OPTIONS = "group_size:1,uncompressed"  # images are compressed as they are
 _ROWS_PER_BATCH = 1024
 
 
