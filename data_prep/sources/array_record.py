@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_prep.sources import pairs
-from data_prep.sources.spec import Reading, Spec
+from data_prep.sources.spec import Bodies, Kind, Reading, Spec
 from data_prep.sources.texts import Row
 from metaclip_jax.data import record_files
 
@@ -28,32 +28,28 @@ def read(path: str, spec: Spec, reading: Reading) -> Iterator[list[Row]]:
 
     Raises OSError where the storage fails.
     """
-    reader = ArrayRecordReader(path)
-    count = reader.num_records() if reader.ok() else 0
-    if not count:  # also for a truncated file
+    name, is_empty = spec.name_of(path), True
+    for index, fields in examples(path):
+        is_empty = False
+        if fields is None:
+            reading.lost_items["damaged_record"] += 1
+        elif not isinstance(fields.get(spec.image_column), bytes):
+            reading.lost_items["no_image"] += 1
+        else:
+            place = pairs.reference(path, str(index))
+            yield pairs.rows(
+                fields, spec, reading, name=f"{name}/{index}", stored_at=place
+            )
+    if is_empty:  # also a truncated file
         reading.lost_files["damaged_records"] += 1
-    name = spec.name_of(path)
-    for start in range(0, count, _BATCH):
-        indices = list(range(start, min(start + _BATCH, count)))
-        for index, data in zip(indices, _read(reader, indices), strict=True):
-            fields = fields_of(data)
-            if fields is None:
-                reading.lost_items["damaged_record"] += 1
-            elif not isinstance(fields.get(spec.image_column), bytes):
-                reading.lost_items["no_image"] += 1
-            else:
-                place = pairs.reference(path, str(index))
-                yield pairs.rows(
-                    fields, spec, reading, name=f"{name}/{index}", stored_at=place
-                )
 
 
-def images(path: str, positions: Sequence[str], spec: Spec) -> pairs.Bodies:
+def images(path: str, positions: Sequence[str], spec: Spec) -> Bodies:
     """Yields images of a file by the numbers of their records."""
     reader = ArrayRecordReader(path)
     for start in range(0, len(positions), _BATCH):
         for data in _read(reader, [int(p) for p in positions[start : start + _BATCH]]):
-            body = (fields_of(data) or {}).get(spec.image_column)
+            body = (_fields_of(data) or {}).get(spec.image_column)
             if not isinstance(body, bytes):
                 yield "damaged_file", b""
             elif len(body) > spec.max_image_bytes:
@@ -64,10 +60,7 @@ def images(path: str, positions: Sequence[str], spec: Spec) -> pairs.Bodies:
 
 def check(path: str, spec: Spec) -> None:
     """Raises ValueError where the first record lacks a column that is asked for."""
-    reader = ArrayRecordReader(path)
-    if not reader.ok() or not reader.num_records():
-        return
-    fields = fields_of(_read(reader, [0])[0])
+    _, fields = next(examples(path), (0, None))
     if fields is None:
         return
     for name in (spec.image_column, *spec.text_columns, *spec.score_columns):
@@ -79,6 +72,18 @@ def check(path: str, spec: Spec) -> None:
             )
 
 
+def examples(path: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Yields number and features of each record of a file, None for a damaged one.
+
+    Nothing for a file that cannot be read. Raises OSError where the storage fails.
+    """
+    reader = ArrayRecordReader(path)
+    count = reader.num_records() if reader.ok() else 0
+    for start in range(0, count, _BATCH):
+        indices = list(range(start, min(start + _BATCH, count)))
+        yield from zip(indices, map(_fields_of, _read(reader, indices)), strict=True)
+
+
 def _read(reader: ArrayRecordReader, indices: list[int]) -> list[bytes]:
     """Reads records, b"" for those that are damaged. Raises OSError for the storage."""
     try:
@@ -87,7 +92,7 @@ def _read(reader: ArrayRecordReader, indices: list[int]) -> list[bytes]:
         raise OSError(f"records cannot be read: {error}") from error
 
 
-def fields_of(data: bytes) -> dict[str, Any] | None:
+def _fields_of(data: bytes) -> dict[str, Any] | None:
     """Returns the features of a record by name: a value or a list; None if damaged."""
     example = tf_example_pb2.Example()
     try:
@@ -102,3 +107,8 @@ def fields_of(data: bytes) -> dict[str, Any] | None:
         values = list(getattr(feature, kind).value) if kind else []
         fields[name] = values[0] if len(values) == 1 else values or None
     return fields
+
+
+KIND = Kind(
+    read, "records", ("ArrayRecord",), "*.array_record*", ("texts",), images, check
+)

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from data_prep.sources import pairs, table
-from data_prep.sources.spec import Reading, Spec
+from data_prep.sources.spec import Bodies, Kind, Reading, Spec
 from data_prep.sources.texts import Row
 from data_prep.sources.webdataset import IMAGES, MAX_TEXT
 from metaclip_jax import files, patterns
@@ -73,7 +73,7 @@ def read(folder: str, spec: Spec, reading: Reading) -> Iterator[list[Row]]:
         yield pairs.rows(fields, spec, reading, name=name, stored_at=place)
 
 
-def images(path: str, positions: Sequence[str], spec: Spec) -> pairs.Bodies:
+def images(path: str, positions: Sequence[str], spec: Spec) -> Bodies:
     """Yields the one image of a file."""
     for _ in positions:
         if not _is_file(path) or _is_outside(path, spec):
@@ -184,3 +184,6 @@ def _exists(path: str) -> bool:
     if files.is_local(path):
         return os.path.isfile(path)
     return files.path(path).exists() and not files.path(path).is_dir()
+
+
+KIND = Kind(read, "images", (), "", ("txt",), images, find=find, size=size)

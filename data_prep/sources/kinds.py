@@ -1,12 +1,11 @@
 """The kinds of sources: a table with one row per format.
 
-A new format is a module with a `read` and a row of KINDS.
+A new format is a module that says what it is, a `spec.Kind`, and a row of KINDS.
 """
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 from ml_collections import ConfigDict
@@ -24,88 +23,19 @@ from data_prep.sources import (
     wat,
     webdataset,
 )
-from data_prep.sources.spec import Reading, Spec
-from metaclip_jax import files, patterns
-
-__all__ = [
-    "KINDS",
-    "Reading",
-    "Spec",
-    "describe",
-    "find",
-    "images",
-    "read",
-    "spec_of",
-]
-
-
-@dataclass(frozen=True)
-class _Kind:
-    # Yields the CANDIDATES of one file and counts what it read.
-    read: Callable[[str, Spec, Reading], Iterator[pa.RecordBatch]]
-    item: str  # what holds texts, for the funnel
-    formats: tuple[str, ...]  # that it reads, in the words of `formats.of`; (): any
-    glob: str  # of its files in a folder; "": it reads folders
-    texts: tuple[str, ...] = ()  # columns of texts, where config names none
-    # Reads the images that the source holds. None: they are downloaded.
-    images: pairs.ImageReader | None = None
-    # Raises ValueError where the keys of `source` do not fit a file.
-    check: Callable[[str, Spec], None] = lambda path, spec: None
-    find: Callable[[str], list[str]] = patterns.find
-    is_streamed: bool = False  # read once from start to end, also from a web server
-    size: Callable[[str], int] = files.size
-
+from data_prep.sources.spec import ImageReader, Kind, Reading, Spec
+from metaclip_jax import files
 
 _LIST = re.compile(r"\.paths(\.gz)?$")
 _MAX_LIST_BYTES = 256 << 20  # of all lines; those of a crawl have 15 MB
 KINDS = {
-    "warc": _Kind(pages.read, "pages", ("WARC",), "*.warc.gz", is_streamed=True),
-    "wat": _Kind(wat.read, "pages", ("WAT",), "*.wat.gz", is_streamed=True),
-    "table": _Kind(
-        table.read,
-        "rows",
-        ("Parquet", "text table"),
-        "*.parquet",
-        ("text",),
-        check=table.check,
-    ),
-    "parquet": _Kind(
-        table.read_with_images,
-        "rows",
-        ("Parquet",),
-        "*.parquet",
-        ("text",),
-        table.images,
-        table.check_with_images,
-    ),
-    "webdataset": _Kind(
-        webdataset.read,
-        "samples",
-        ("tar",),
-        "*.tar",
-        ("txt",),
-        webdataset.images,
-        webdataset.check,
-    ),
-    "folder": _Kind(
-        folder.read,
-        "images",
-        (),
-        "",
-        ("txt",),
-        folder.images,
-        find=folder.find,
-        size=folder.size,
-    ),
-    "array_record": _Kind(
-        array_record.read,
-        "records",
-        ("ArrayRecord",),
-        "*.array_record*",
-        ("texts",),
-        array_record.images,
-        array_record.check,
-    ),
+    "warc": pages.KIND,
+    "wat": Kind(wat.read, "pages", ("WAT",), "*.wat.gz", is_streamed=True),
+    "table": table.KIND,
+    "parquet": table.KIND_WITH_IMAGES,
+    "webdataset": webdataset.KIND,
+    "folder": folder.KIND,
+    "array_record": array_record.KIND,
 }
 
 
@@ -289,7 +219,7 @@ def images(
 
 
 def _fetched(
-    references: Sequence[str], read: pairs.ImageReader, spec: Spec
+    references: Sequence[str], read: ImageReader, spec: Spec
 ) -> Iterator[tuple[int, str, bytes]]:
     by_file: dict[str, list[tuple[str, int]]] = {}
     for index, one in enumerate(references):

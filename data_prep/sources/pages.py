@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 
 from data_prep.sources import html, texts, warc
-from data_prep.sources.spec import Reading, Spec, to_batches
+from data_prep.sources.spec import Kind, Reading, Spec, to_batches
 
 # What a page has, or what is lost whole.
 Found = texts.Found | warc.LostPage | warc.LostFile
@@ -56,3 +56,6 @@ def _found(path: str, spec: Spec) -> Iterator[Found]:
             text_sources=spec.page_texts,
             prefer_larger=spec.prefer_larger,
         )
+
+
+KIND = Kind(read, "pages", ("WARC",), "*.warc.gz", is_streamed=True)

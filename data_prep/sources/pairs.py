@@ -8,7 +8,7 @@ follow none.
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -17,9 +17,6 @@ from data_prep.sources import image_urls, texts
 from data_prep.sources.spec import Reading, Spec, to_batches
 from metaclip_jax.data import records
 
-Bodies = Iterator[tuple[str, bytes]]  # status, bytes where it is OK
-# Reads images of one file by their positions in it, in that order.
-ImageReader = Callable[[str, Sequence[str], Spec], Bodies]
 OK = "ok"
 _SEPARATOR = "@"
 

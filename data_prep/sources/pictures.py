@@ -8,8 +8,6 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 
-from array_record.python.array_record_module import ArrayRecordReader
-
 from data_prep.sources import array_record
 from data_prep.sources.webdataset import IMAGES
 from metaclip_jax import files, patterns
@@ -17,7 +15,7 @@ from metaclip_jax.data import untrusted_tar
 
 _ENDINGS = rf"\.({'|'.join(IMAGES)})$"
 _COLUMNS = ("image", "img", "jpg", "png", "webp")  # of pictures, in this order
-_BATCH = 256  # rows or records at a time
+_BATCH = 256  # rows at a time
 
 Pictures = Iterator[tuple[str, bytes]]  # name, content of the file
 
@@ -76,8 +74,7 @@ def read(path: str) -> Pictures:
             for picture in reader(path):
                 yield picture
                 count += 1
-        # array_record's own errors have this type.
-        except (tarfile.TarError, RuntimeError) as error:
+        except tarfile.TarError as error:
             raise ValueError(str(error)) from error
         if not count:
             raise ValueError(f"{path}: wanted pictures, got none; leave the file out")
@@ -124,15 +121,12 @@ def _of_parquet(path: str) -> Pictures:
 
 
 def _of_records(path: str) -> Pictures:
-    reader = ArrayRecordReader(path)
-    count = reader.num_records()
-    for start in range(0, count, _BATCH):
-        numbers = range(start, min(start + _BATCH, count))
-        for number, data in zip(numbers, reader.read(list(numbers)), strict=True):
-            fields = array_record.fields_of(data) or {}
-            found = [fields[name] for name in _COLUMNS if name in fields]
-            if found and isinstance(found[0], bytes):
-                yield f"{path}/{number}", found[0]
+    for number, fields in array_record.examples(path):
+        if fields is None:
+            raise ValueError(f"{path}: record {number} is damaged; restore the file")
+        found = [fields[name] for name in _COLUMNS if name in fields]
+        if found and isinstance(found[0], bytes):
+            yield f"{path}/{number}", found[0]
 
 
 _READERS = {

@@ -1,7 +1,7 @@
-"""The options of a source, and the counts of what was read from it."""
+"""What a kind of source is, its options, and the counts of what was read from it."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -9,6 +9,7 @@ import pyarrow as pa
 from data_prep import drops, schema
 from data_prep.sources import texts
 from data_prep.sources.texts import Losses
+from metaclip_jax import files, patterns
 
 _BATCH_ROWS = 16_384
 
@@ -102,6 +103,30 @@ class Reading:
             left=self.texts,
             drops=self.lost_texts,
         )
+
+
+Bodies = Iterator[tuple[str, bytes]]  # status, bytes where it is pairs.OK
+# Reads images of one file by their positions in it, in that order.
+ImageReader = Callable[[str, Sequence[str], Spec], Bodies]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A row of kinds.KINDS."""
+
+    # Yields the CANDIDATES of one file and counts what it read.
+    read: Callable[[str, Spec, Reading], Iterator[pa.RecordBatch]]
+    item: str  # what holds texts, for the funnel
+    formats: tuple[str, ...]  # that it reads, in the words of `formats.of`; (): any
+    glob: str  # of its files in a folder; "": it reads folders
+    texts: tuple[str, ...] = ()  # columns of texts, where config names none
+    # Reads the images that the source holds. None: they are downloaded.
+    images: ImageReader | None = None
+    # Raises ValueError where the keys of `source` do not fit a file.
+    check: Callable[[str, Spec], None] = lambda path, spec: None
+    find: Callable[[str], list[str]] = patterns.find
+    is_streamed: bool = False  # read once from start to end, also from a web server
+    size: Callable[[str], int] = files.size
 
 
 def to_batches(rows: Iterable[Sequence[texts.Row]]) -> Iterator[pa.RecordBatch]:

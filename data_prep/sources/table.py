@@ -21,7 +21,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from data_prep.sources import pairs
-from data_prep.sources.spec import Reading, Spec
+from data_prep.sources.spec import Bodies, Kind, Reading, Spec
 from data_prep.sources.texts import Row
 from metaclip_jax import files
 from metaclip_jax.cli import ranges
@@ -60,7 +60,7 @@ def read_with_images(path: str, spec: Spec, reading: Reading) -> Iterator[list[R
         yield pairs.rows(row, spec, reading, name=f"{name}/{i}", stored_at=place)
 
 
-def images(path: str, positions: Sequence[str], spec: Spec) -> pairs.Bodies:
+def images(path: str, positions: Sequence[str], spec: Spec) -> Bodies:
     """Yields images of a Parquet file by the numbers of their rows.
 
     Their column has bytes, or as on the Hugging Face hub `bytes` and `path`.
@@ -318,3 +318,14 @@ _READERS = {
     rf"\.[ct]sv{_COMPRESSION}$": _read_csv,
     rf"\.(jsonl|ndjson){_COMPRESSION}$": _read_json_lines,
 }
+
+
+_FORMATS = ("Parquet", "text table")
+KIND = Kind(read, "rows", _FORMATS, "*.parquet", ("text",), check=check)
+KIND_WITH_IMAGES = dataclasses.replace(
+    KIND,
+    read=read_with_images,
+    formats=("Parquet",),
+    images=images,
+    check=check_with_images,
+)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from data_prep.sources import pairs
-from data_prep.sources.spec import Reading, Spec
+from data_prep.sources.spec import Bodies, Kind, Reading, Spec
 from data_prep.sources.texts import Row
 from metaclip_jax import files
 from metaclip_jax.data import untrusted_tar
@@ -91,7 +91,7 @@ def check(path: str, spec: Spec) -> None:
             return
 
 
-def images(path: str, positions: Sequence[str], spec: Spec) -> pairs.Bodies:
+def images(path: str, positions: Sequence[str], spec: Spec) -> Bodies:
     """Yields images of a tar. Raises OSError where the storage fails."""
     with files.path(path).open("rb") as file:
         for position in positions:
@@ -156,3 +156,6 @@ def _chosen(
 def _content(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
     file.seek(member.offset_data)
     return file.read(min(member.size, MAX_TEXT))
+
+
+KIND = Kind(read, "samples", ("tar",), "*.tar", ("txt",), images, check)
