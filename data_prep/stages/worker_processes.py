@@ -7,6 +7,7 @@ they are forked from a process that has imported everything once, and share its 
 
 import contextlib
 import functools
+import gc
 import logging
 import multiprocessing
 import signal
@@ -135,6 +136,7 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
 def _work(control_address: str, worker_id: str) -> None:
     """Runs in the worker process until the pipeline ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the command, and so us
+    gc.freeze()  # else a search for garbage copies the memory that workers share
     sdk_worker.SdkHarness(
         control_address,
         worker_id=worker_id,

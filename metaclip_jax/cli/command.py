@@ -1,6 +1,7 @@
 """Runs a command: --help shows all its flags, and user errors have no traceback."""
 
 import functools
+import gc
 import os
 import signal
 import sys
@@ -47,6 +48,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 def _run(main: Callable[[list[str]], Any], arguments: list[str]) -> Any:
     verbose = logging.get_verbosity() > logging.INFO  # read it before main changes it
+    gc.freeze()  # modules stay to the end: no need to look for garbage in them
     try:
         return main(arguments)
     except KeyboardInterrupt:
