@@ -23,14 +23,14 @@ from data_prep.sources import (
     wat,
     webdataset,
 )
-from data_prep.sources.spec import ImageReader, Kind, Reading, Spec
+from data_prep.sources.spec import ImageReader, Reading, Spec
 from metaclip_jax import files
 
 _LIST = re.compile(r"\.paths(\.gz)?$")
 _MAX_LIST_BYTES = 256 << 20  # of all lines; those of a crawl have 15 MB
 KINDS = {
     "warc": pages.KIND,
-    "wat": Kind(wat.read, "pages", ("WAT",), "*.wat.gz", is_streamed=True),
+    "wat": wat.KIND,
     "table": table.KIND,
     "parquet": table.KIND_WITH_IMAGES,
     "webdataset": webdataset.KIND,

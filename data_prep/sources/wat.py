@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from data_prep import language
 from data_prep.sources import archive, image_urls, pages, remote, texts, warc
-from data_prep.sources.spec import Reading, Spec
+from data_prep.sources.spec import Kind, Reading, Spec
 
 _REFERENCE = re.compile(
     r"&(?:(#(?:[0-9]+|[xX][0-9a-fA-F]+);?)|([A-Za-z][A-Za-z0-9]*+(?:;|(?!=))))"
@@ -164,3 +164,6 @@ def _character(found: re.Match[str]) -> str:
 
 def _code_point(digits: str) -> str:
     return chr(int(digits[1:], 16) if digits[0] in "xX" else int(digits))
+
+
+KIND = Kind(read, "pages", ("WAT",), "*.wat.gz", is_streamed=True)
