@@ -249,9 +249,7 @@ def load_identifier(spec: str) -> LanguageIdentifier:
     return make()
 
 
-@cache
-def _shared(spec: str) -> LanguageIdentifier:
-    return load_identifier(spec)
+_shared = cache(load_identifier)
 
 
 def shared_identifier(spec: str) -> LanguageIdentifier:

@@ -13,17 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_prep.matching import (
-    automaton,
-    local_copies,
-    native,
-    spacing,
-    tables,
-    token_trie,
-)
+from data_prep.matching import local_copies, native, spacing, tables, token_trie
 from metaclip_jax import files
 
-ENGINES = ("numba", "pyahocorasick")
 Strings: TypeAlias = "Sequence[str] | pa.Array | pa.ChunkedArray"
 
 _OPTIONS = b"matcher"  # metadata of the file's schema
@@ -48,7 +40,6 @@ class Matcher:
         entries: Strings,
         *,
         mode: str = "v1",
-        engine: str = "numba",
         ignore_case: bool = False,
     ) -> None:
         """Builds the tables.
@@ -56,7 +47,6 @@ class Matcher:
         Args:
           entries: different, non-empty strings; the entry id is the position.
           mode: "v1", "v2" or "fixed", see `spacing`.
-          engine: "numba", or "pyahocorasick" for the slow reference.
           ignore_case: lower-case texts and entries first; only in fixed mode, since
             MetaCLIP's own modes are case-sensitive.
 
@@ -66,26 +56,19 @@ class Matcher:
           TypeError: the entries are not strings.
         """
         spacing.check_mode(mode)
-        _check_engine(engine)
         if ignore_case and mode != "fixed":
             raise ValueError(
                 f"wanted mode='fixed' with ignore_case, got {mode!r}; change one"
             )
-        self.mode = mode
-        self.engine = engine
-        self.ignore_case = ignore_case
+        self.mode, self.ignore_case = mode, ignore_case
         strings = _strings(entries, "entry")
         _check_entries(strings)
-        self._raw = tables.buffers(strings)
         folded = pc.utf8_lower(strings) if ignore_case else strings
-        self._tables: native.Tables | None = None
-        self._automaton: Any = None
-        if engine == "numba":
-            self._tables = tables.build(folded, mode=mode)
-            if mode != "fixed":  # the tables hold the entries unchanged: share them
-                self._raw = self._tables.entry_bytes, self._tables.entry_offsets
-        else:
-            self._automaton = automaton.build(folded.to_pylist(), mode=mode)
+        self._tables = tables.build(folded, mode=mode)
+        # Only in fixed mode do the tables change the entries.
+        self._raw = self._tables.entry_bytes, self._tables.entry_offsets
+        if mode == "fixed":
+            self._raw = tables.buffers(strings)
 
     def __len__(self) -> int:
         """The number of entries."""
@@ -108,14 +91,16 @@ class Matcher:
         strings = _strings(texts, "text")
         if self.ignore_case:
             strings = pc.utf8_lower(strings)
-        if self._tables is None:
-            return automaton.match(self._automaton, strings.to_pylist(), mode=self.mode)
         offsets, entry_ids = token_trie.match(*tables.buffers(strings), self._tables)
         return offsets, entry_ids
 
     def entries(self) -> list[str]:
         """Returns the entries in the order of their ids."""
-        return _from_buffers(*self._raw).to_pylist()
+        data, offsets = self._raw
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+        return pa.Array.from_buffers(
+            pa.large_string(), offsets.size - 1, buffers
+        ).to_pylist()
 
     @property
     def table_bytes(self) -> int:
@@ -126,14 +111,7 @@ class Matcher:
         """Writes the tables as one file of Arrow, atomically.
 
         With a gs:// path, each process that loads it maps its own local copy.
-
-        Raises:
-          ValueError: this matcher runs the reference engine, which has no tables.
         """
-        if self._tables is None:
-            raise ValueError(
-                f"wanted the engine 'numba' to save tables, got {self.engine!r}; use it"
-            )
         options = {"mode": self.mode, "ignore_case": self.ignore_case}
         options |= {"seed": int(self._tables.rules.seed)}
         columns = {  # each is one row: a list of the array's length
@@ -148,13 +126,13 @@ class Matcher:
             file.write_table(table)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, engine: str = "numba") -> "Matcher":
+    def load(cls, path: str | os.PathLike[str]) -> "Matcher":
         """Opens a saved matcher without reading it: its pages are mapped and shared.
 
         Raises:
           ValueError: the file is not a saved matcher, or is cut short.
         """
-        _check_engine(engine)
+        matcher = cls.__new__(cls)
         local = local_copies.shared(path)
         with files.naming(path, "a file written by Matcher.save"):
             table = pa.ipc.open_file(pa.memory_map(str(local))).read_all()
@@ -163,43 +141,25 @@ class Matcher:
                 name: column.chunk(0).values.to_numpy()
                 for name, column in zip(table.column_names, table.columns, strict=True)
             }
-            return cls._from_arrays(arrays, engine, **options)
-
-    @classmethod
-    def _from_arrays(
-        cls,
-        arrays: dict[str, NDArray[Any]],
-        engine: str,
-        *,
-        mode: str,
-        ignore_case: bool,
-        seed: int,
-    ) -> "Matcher":
-        entries = _RAW if mode == "fixed" else _UNCHANGED
-        raw = arrays[entries[0]], arrays[entries[1]]
-        if engine != "numba":
-            options: dict[str, Any] = {"mode": mode, "ignore_case": ignore_case}
-            return cls(_from_buffers(*raw), engine=engine, **options)
-        matcher = cls.__new__(cls)
-        matcher.mode, matcher.engine, matcher.ignore_case = mode, engine, ignore_case
-        matcher._raw, matcher._automaton = raw, None
-        rules = native.Rules(
-            **{name: arrays[name] for name in _RULES},
-            literal=mode != "fixed",
-            seed=np.uint64(seed),
-        )
-        matcher._tables = native.Tables(
-            **{name: arrays[name] for name in _TABLES}, rules=rules
-        )
+            matcher.mode, matcher.ignore_case = options["mode"], options["ignore_case"]
+            is_fixed = matcher.mode == "fixed"
+            rules = native.Rules(
+                **{name: arrays[name] for name in _RULES},
+                literal=not is_fixed,
+                seed=np.uint64(options["seed"]),
+            )
+            matcher._tables = native.Tables(
+                **{name: arrays[name] for name in _TABLES}, rules=rules
+            )
+            entry_bytes, entry_offsets = _RAW if is_fixed else _UNCHANGED
+            matcher._raw = arrays[entry_bytes], arrays[entry_offsets]
         return matcher
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         """Returns all arrays by name, those that are the same under one name."""
-        arrays: dict[str, NDArray[Any]] = {}
-        if self._tables is not None:
-            arrays |= {name: getattr(self._tables, name) for name in _TABLES}
-            arrays |= {name: getattr(self._tables.rules, name) for name in _RULES}
-        if self._tables is None or self.mode == "fixed":
+        arrays = {name: getattr(self._tables, name) for name in _TABLES}
+        arrays |= {name: getattr(self._tables.rules, name) for name in _RULES}
+        if self.mode == "fixed":
             arrays |= zip(_RAW, self._raw, strict=True)
         return arrays
 
@@ -263,13 +223,3 @@ def _check_entries(entries: pa.Array) -> None:
                 f" which is entry {seen[entry]}; remove one"
             )
         seen[entry] = position
-
-
-def _check_engine(engine: str) -> None:
-    if engine not in ENGINES:
-        raise ValueError(f"wanted an engine among {', '.join(ENGINES)}, got {engine!r}")
-
-
-def _from_buffers(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> pa.Array:
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
-    return pa.Array.from_buffers(pa.large_string(), offsets.size - 1, buffers)

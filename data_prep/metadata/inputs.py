@@ -57,14 +57,21 @@ def find(
     for kind, path in paths.items():
         if not path:
             continue
+        # Not by folder: moved files are the same inputs, and make the same parts.
         read = [
-            (code, _name(file), remote.size(file, user_agent=user_agent), file, dump)
+            (
+                code,
+                file if remote.is_on_web(file) else os.path.basename(file),
+                remote.size(file, user_agent=user_agent),
+                file,
+                dump,
+            )
             for code, file, dump in _FINDERS[kind](path, members, user_agent)
         ]
         seen: dict[tuple[str, str], str] = {}
-        # Not by folder: moved files are the same inputs, and make the same parts.
         for code, name, size, file, dump in sorted(read):
-            first = seen.setdefault((code, _resolved(file)), file)
+            real = os.path.realpath(file) if files.is_local(file) else file
+            first = seen.setdefault((code, real), file)
             if first != file:
                 logging.warning("--%s: %s and %s are one file", kind, first, file)
                 continue
@@ -81,14 +88,6 @@ def in_short(codes: Collection[str]) -> str:
     """Returns the first five codes for a message, and how many more there are."""
     more = f" and {len(codes) - _SHOWN} more" if len(codes) > _SHOWN else ""
     return ", ".join(itertools.islice(codes, _SHOWN)) + more
-
-
-def _name(file: str) -> str:
-    return file if remote.is_on_web(file) else os.path.basename(file)
-
-
-def _resolved(file: str) -> str:
-    return os.path.realpath(file) if files.is_local(file) else file
 
 
 # Code of a Wikipedia or "", a file, and what its head says if it is a dump.

@@ -111,25 +111,24 @@ class Counter:
         """Makes room for n words of `size` bytes and n bigrams."""
         old, known = self._words, self._known
         used = old.facts[known, kernel.END]
-        capacity, arena = old.hashes.size, old.arena.size - kernel.PADDING
-        while known + n > capacity:
-            capacity *= 2
-        while used + size > arena:
-            arena *= 2
-        if capacity > old.hashes.size or arena + kernel.PADDING > old.arena.size:
+        sizes = old.hashes.size, old.arena.size - kernel.PADDING
+        capacity = max(sizes[0], _power_of_two(known + n))
+        arena = max(sizes[1], _power_of_two(used + size))
+        if (capacity, arena) != sizes:
             new = kernel.no_words(capacity, arena)
             new.hashes[:known] = old.hashes[:known]
             new.facts[: known + 1] = old.facts[: known + 1]
             new.arena[:used] = old.arena[:used]
             kernel.place_words(new.hashes[:known], new.slots)
             self._words = new
-        slots = len(self._bigrams)
-        while 2 * (self._pairs + n) > slots:
-            slots *= 2
-        if slots > len(self._bigrams):
-            bigrams = kernel.no_bigrams(slots // 2)
+        if 2 * (self._pairs + n) > len(self._bigrams):
+            bigrams = kernel.no_bigrams(self._pairs + n)
             kernel.place_bigrams(self._bigrams, bigrams)
             self._bigrams = bigrams
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (int(least) - 1).bit_length()
 
 
 @cache

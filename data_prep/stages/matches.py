@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Lock
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep import drops, language, schema
-from data_prep.matching import EveryText, Matcher, words
+from data_prep.matching import EveryText, Matcher, Reference, words
 from data_prep.metadata import store
 from data_prep.sources import kinds
 from data_prep.stages import (
@@ -122,13 +122,20 @@ def save_matchers(
     return paths
 
 
-class _LazyMatchers(Mapping[str, Matcher | EveryText]):
+# By config.matching.engine, what matches with the entries of a saved matcher.
+ENGINES: dict[str, Callable[[Matcher], steps.AnyMatcher]] = {
+    "numba": lambda saved: saved,
+    "pyahocorasick": lambda saved: Reference(saved.entries(), mode=saved.mode),
+}
+
+
+class _LazyMatchers(Mapping[str, steps.AnyMatcher]):
     """Code -> matcher, loaded on first use: a batch needs few of many."""
 
     def __init__(self, paths: Mapping[str, str], engine: str) -> None:
         self._paths, self._engine = paths, engine
 
-    def __getitem__(self, code: str) -> Matcher | EveryText:
+    def __getitem__(self, code: str) -> steps.AnyMatcher:
         path = self._paths[code]
         with _LOADING:  # one copy of the tables per process, whatever the threads
             return _matcher(path, self._engine)
@@ -141,9 +148,9 @@ class _LazyMatchers(Mapping[str, Matcher | EveryText]):
 
 
 @functools.cache
-def _matcher(path: str, engine: str) -> Matcher | EveryText:
+def _matcher(path: str, engine: str) -> steps.AnyMatcher:
     """The matcher at `path`, whose name has the fingerprint of its content."""
-    return Matcher.load(path, engine=engine) if path else EveryText()
+    return ENGINES[engine](Matcher.load(path)) if path else EveryText()
 
 
 def by_partition(

@@ -14,9 +14,10 @@ import xxhash
 from absl import logging
 
 from data_prep import language, schema
-from data_prep.matching import EveryText, Matcher
+from data_prep.matching import EveryText, Matcher, Reference
 from metaclip_jax.data import balance, records
 
+AnyMatcher = Matcher | Reference | EveryText
 Vectors = Mapping[str, np.ndarray]
 # Gets a reason, and the columns _SHOWN of what is dropped.
 Reject = Callable[[str, pa.Table], None]
@@ -30,7 +31,7 @@ RULES = ("v1", "v2", "online")
 def match(
     candidates: pa.RecordBatch,
     *,
-    matchers: Mapping[str, Matcher | EveryText],
+    matchers: Mapping[str, AnyMatcher],
     identify: language.LanguageIdentifier,
     reject: Reject = lambda reason, rows: None,
 ) -> tuple[pa.RecordBatch, Counter]:
@@ -59,7 +60,7 @@ def match(
 
 
 def _match_with(
-    table: pa.Table, matcher: Matcher | EveryText, drops: Counter, reject: Reject
+    table: pa.Table, matcher: AnyMatcher, drops: Counter, reject: Reject
 ) -> pa.Table:
     """Adds `entry_ids`; drops rows without any."""
     offsets, entry_ids = matcher.match(table["text"].combine_chunks())

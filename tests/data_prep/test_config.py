@@ -8,9 +8,9 @@ from absl import app
 
 from data_prep import config as keys
 from data_prep import curate
-from data_prep.matching import matcher, spacing
+from data_prep.matching import spacing
 from data_prep.sources import kinds
-from data_prep.stages import planning, steps
+from data_prep.stages import matches, planning, steps
 from metaclip_jax.cli import ranges
 from tests.out_of_range import bad_values, with_value
 
@@ -71,7 +71,7 @@ def test_every_form_has_malformed_values():
     ("key", "choices"),
     [
         ("matching.mode", (*spacing.MODES, "none")),
-        ("matching.engine", matcher.ENGINES),
+        ("matching.engine", tuple(matches.ENGINES)),
         ("balance.rule", steps.RULES),
     ],
 )
