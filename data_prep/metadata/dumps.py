@@ -14,7 +14,7 @@ there are no entities to declare. mwxml parses the dump as one document, and is 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
@@ -26,7 +26,8 @@ _TAIL = 64  # bytes at the end that show whether the file is whole
 _HEAD = 1 << 20  # decompressed bytes that hold the names of a wiki's namespaces
 _7Z = b"7z\xbc\xaf\x27\x1c"
 _OPEN, _CLOSE, _END = b"<page>", b"</page>", b"</mediawiki>"
-_BEGUN = [_OPEN[:i] for i in range(1, len(_OPEN))]
+_BEGUN = tuple(_OPEN[:i] for i in range(1, len(_OPEN)))
+_TOO_LARGE = "page_too_large"
 _ROOT = re.compile(rb"<mediawiki\b[^<>]*>")
 _LANGUAGE = re.compile(rb"""\bxml:lang\s*=\s*["']([\w-]+)["']""")
 _SITE = re.compile(rb"<siteinfo>.*?</siteinfo>", re.DOTALL)
@@ -126,92 +127,67 @@ def read_pages(
     Raises OSError where the file cannot be opened or the storage fails.
     """
     with remote.open_file(path, user_agent=user_agent) as file:
-        pages = _Pages(max_page_bytes)
-        is_empty = start > 0  # a range in which no stream begins
-        try:
-            for data, is_inside in compressed.read(file, start, stop):
-                is_empty = False
-                for xml in pages.feed(data, is_inside):
-                    yield _to_page(xml, main_page)
-                if pages.is_done:
+        for found in _cut(file, start, stop, max_page_bytes):
+            yield _to_page(found, main_page) if isinstance(found, bytes) else found
+
+
+def _cut(
+    file: BinaryIO, start: int, stop: int, most: int
+) -> Iterator[bytes | LostPage | LostFile]:
+    """Yields the XML of the pages that begin in a range, and what was lost of it.
+
+    A page of more than `most` bytes is lost.
+    """
+    buffer, tail, is_dump = bytearray(), b"", False
+    searched = 0  # bytes at the buffer's start that hold no end of a page
+    limit: int | None = None  # of the range, in the buffer; negative is past
+    is_skipping = False  # a page that is too large
+    try:
+        for data, is_inside in compressed.read(file, start, stop):
+            if not is_inside and limit is None:
+                limit = len(buffer)
+            buffer += data
+            tail += data
+            is_dump = is_dump or b"<mediawiki" in tail
+            tail = tail[-_TAIL:]
+            at = 0  # where the next page is looked for
+            while True:
+                begin = at if is_skipping else buffer.find(_OPEN, at)
+                if limit is not None and begin >= limit:
                     return
-        except compressed.DamageError as damage:
-            yield LostFile(f"{damage}_dump")
-        else:
-            if not is_empty and (lost := pages.end(is_first=not start)):
-                yield LostFile(lost)
+                if begin < 0:
+                    at = max(at, len(buffer) - len(_OPEN) + 1)
+                    if limit is not None and not buffer[at:limit].endswith(_BEGUN):
+                        return
+                    break
+                at, end = begin, buffer.find(_CLOSE, max(begin, searched))
+                if end < 0:
+                    searched = max(at, len(buffer) - len(_CLOSE) + 1)
+                    if not is_skipping and len(buffer) - at > most:
+                        is_skipping = True
+                        yield LostPage(_TOO_LARGE)
+                    at = searched if is_skipping else at
+                    break
+                end += len(_CLOSE)
+                if not is_skipping:
+                    is_whole = end - at <= most
+                    yield bytes(buffer[at:end]) if is_whole else LostPage(_TOO_LARGE)
+                at, is_skipping = end, False
+            del buffer[:at]
+            searched = max(0, searched - at)
+            limit = None if limit is None else limit - at
+    except compressed.DamageError as damage:
+        yield LostFile(f"{damage}_dump")
+        return
+    if not start and not is_dump:
+        yield LostFile("not_dump" if tail else "empty_file")
+        return
+    tail = tail.strip()  # a short one may begin inside of the last tag
+    if not (tail.endswith(_END) or _END.endswith(tail)):
+        yield LostFile("truncated_dump")
 
 
-class _Pages:
-    """Cuts the XML of pages out of the bytes of a dump."""
-
-    def __init__(self, max_page_bytes: int) -> None:
-        self.is_done = False  # whether all pages of the range were seen
-        self._most = max_page_bytes
-        self._buffer = bytearray()
-        self._searched = 0  # bytes at the buffer's start that hold no end of a page
-        self._limit: int | None = None  # of the range, in the buffer; negative is past
-        self._is_skipping = False  # a page that is too large
-        self._is_dump = False
-        self._tail = b""
-
-    def feed(self, data: bytes, is_inside: bool) -> Iterator[bytes | LostPage]:
-        """Yields the XML of the pages that are complete, and what was lost."""
-        if not is_inside and self._limit is None:
-            self._limit = len(self._buffer)
-        self._buffer += data
-        self._tail += data
-        self._is_dump = self._is_dump or b"<mediawiki" in self._tail
-        self._tail = self._tail[-_TAIL:]
-        while not self.is_done:
-            begin = 0 if self._is_skipping else self._buffer.find(_OPEN)
-            if begin < 0:
-                self._forget(max(0, len(self._buffer) - len(_OPEN) + 1))
-                if self._limit is not None:
-                    begun = bytes(self._buffer[: max(0, self._limit)])
-                    self.is_done = not any(map(begun.endswith, _BEGUN))
-                return
-            if self._limit is not None and begin >= self._limit:
-                self.is_done = True
-                return
-            self._forget(begin)
-            end = self._buffer.find(_CLOSE, self._searched)
-            if end >= 0:
-                if self._is_skipping:
-                    self._is_skipping = False
-                elif end + len(_CLOSE) > self._most:
-                    yield LostPage("page_too_large")
-                else:
-                    yield bytes(self._buffer[: end + len(_CLOSE)])
-                self._forget(end + len(_CLOSE))
-                continue
-            self._searched = max(0, len(self._buffer) - len(_CLOSE) + 1)
-            if not self._is_skipping and len(self._buffer) > self._most:
-                self._is_skipping = True
-                yield LostPage("page_too_large")
-            if self._is_skipping:
-                self._forget(self._searched)
-            return
-
-    def end(self, *, is_first: bool) -> str:
-        """Returns why the file could not be read to its end, "" if it was."""
-        if is_first and not self._is_dump:
-            return "not_dump" if self._tail else "empty_file"
-        tail = self._tail.strip()  # a short one may begin inside of the last tag
-        is_whole = tail.endswith(_END) or _END.endswith(tail)
-        return "" if is_whole else "truncated_dump"
-
-    def _forget(self, size: int) -> None:
-        """Drops bytes at the buffer's start."""
-        del self._buffer[:size]
-        self._searched = max(0, self._searched - size)
-        if self._limit is not None:
-            self._limit -= size
-
-
-def _to_page(xml: bytes | LostPage, main_page: str) -> DumpPage | LostPage:
-    if isinstance(xml, LostPage):
-        return xml
+def _to_page(xml: bytes, main_page: str) -> DumpPage | LostPage:
     try:
         page = ElementTree.fromstring(xml)
     except (ElementTree.ParseError, ValueError, LookupError):

@@ -1,11 +1,12 @@
 """The report's part on curation: the funnel, shares, entry counts by metadata."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from data_prep.report.load import EntryCounts, Stage
+from data_prep.report.load import EntryCounts
 from metaclip_jax.pages import charts, numbers, page
 
 MAX_METADATA = 6  # most metadata with their own charts; worldwide has hundreds
@@ -17,53 +18,59 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def funnel(stages: Sequence[Stage]) -> dict[str, Any]:
+def funnel(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns the funnel's rows, their summary, and stages whose counts do not add up.
 
     Each unit has one scale. A stage's drops continue its bar, so that both together
-    have the length of its input.
+    have the length of its input. `stages` are those of `load.funnel`.
     """
     widest: dict[str, int] = {}
     for stage in stages:
-        widest[stage.unit] = max(widest.get(stage.unit, 1), stage.received)
+        widest[stage["unit"]] = max(widest.get(stage["unit"], 1), stage["in"])
     rows = []
     for stage in stages:
-        whole = widest[stage.unit]
-        unit = "" if stage.unit == "texts" else f" ({stage.unit})"
+        whole = widest[stage["unit"]]
+        unit = "" if stage["unit"] == "texts" else f" ({stage['unit']})"
+        start = stage["out"] / whole
         row = {
             "lost": False,
-            "name": words(stage.name) + unit,
+            "name": words(stage["stage"]) + unit,
             "start": 0.0,
-            "length": stage.passed / whole,
-            "track": stage.received / whole,
-            "count": stage.passed,
-            "received": stage.received,
+            "length": start,
+            "track": stage["in"] / whole,
+            "count": stage["out"],
+            "received": stage["in"],
         }
         rows.append(row)
-        start = stage.passed / whole
-        for reason, lost in stage.drops:
+        for reason, lost in stage["drops"]:
             length = lost / whole
             part = {"lost": True, "name": words(reason), "start": start, "track": 0.0}
             rows.append(row | part | {"length": length, "count": lost})
             start += length
-    texts = [stage for stage in stages if stage.unit == "texts"] or list(stages)
-    broken = [words(stage.name) for stage in stages if not stage.adds_up()]
+    texts = [stage for stage in stages if stage["unit"] == "texts"] or list(stages)
+    broken = [
+        words(stage["stage"])
+        for stage in stages
+        if stage["in"] != stage["out"] + sum(lost for _, lost in stage["drops"])
+    ]
     broken += [
-        f"{words(before.name)} to {words(after.name)}"
-        for before, after in zip(texts, texts[1:], strict=False)
-        if before.passed != after.received
+        f"{words(before['stage'])} to {words(after['stage'])}"
+        for before, after in itertools.pairwise(texts)
+        if before["out"] != after["in"]
     ]
     losses = [
-        (n, words(r), words(stage.name)) for stage in texts for r, n in stage.drops
+        {"count": lost, "name": words(reason), "stage": words(stage["stage"])}
+        for stage in texts
+        for reason, lost in stage["drops"]
+        if lost
     ]
-    worst = dict(zip(("count", "name", "stage"), max(losses, default=()), strict=False))
-    pages = [stage.passed for stage in stages if stage.unit == "pages"]
+    pages = [stage["out"] for stage in stages if stage["unit"] == "pages"]
     return {
         "rows": rows,
         "first": texts[0] if texts else None,
         "last": texts[-1] if texts else None,
         "pages": pages[0] if pages else None,
-        "worst": worst if worst and worst["count"] else None,
+        "worst": max(losses, key=lambda loss: tuple(loss.values()), default=None),
         "broken": broken,
     }
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_prep.report.load import EntryCounts, Stage
+from data_prep.report.load import EntryCounts
 from metaclip_jax.data import records
 
 _BATCH = 256  # records read at once
@@ -116,20 +116,20 @@ def head_and_tail(
 
 
 def dropped(
-    rows: Sequence[Mapping[str, Any]], funnel: Sequence[Stage]
+    rows: Sequence[Mapping[str, Any]], funnel: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """Returns reasons in the funnel's order with some examples each, pictures first.
 
     Args:
       rows: the sample of what was dropped, `load.rejects`.
-      funnel: the stages, with how many texts each reason dropped.
+      funnel: `load.funnel`, with how many texts each reason dropped.
     """
     groups: dict[tuple[str, str], dict[str, Any]] = {}
     for stage in funnel:
-        for reason, count in stage.drops:
-            key = stage.name, reason
+        for reason, count in stage["drops"]:
+            key = stage["stage"], reason
             own = [row for row in rows if (row["stage"], row["reason"]) == key]
-            if not own or key in groups and stage.unit != "texts":
+            if not own or key in groups and stage["unit"] != "texts":
                 continue
             own = sorted(own, key=lambda row: not row["picture"])[:_DROPPED]
             shown = [
@@ -140,10 +140,10 @@ def dropped(
                 for row in own
             ]
             groups[key] = {
-                "stage": stage.name,
+                "stage": stage["stage"],
                 "reason": reason,
                 "count": count,
-                "unit": stage.unit,
+                "unit": stage["unit"],
                 "examples": shown,
             }
     return list(groups.values())

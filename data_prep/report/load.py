@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from metaclip_jax import files, metric_rows
 
@@ -22,21 +23,6 @@ _COUNT_COLUMNS = (
     "kept_count",
     "accepted_draws",
 )
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage of curation: its input, output and drops by reason."""
-
-    name: str
-    unit: str
-    received: int
-    passed: int
-    drops: tuple[tuple[str, int], ...]  # most frequent first
-
-    def adds_up(self) -> bool:
-        """Whether in = out + drops."""
-        return self.received == self.passed + sum(n for _, n in self.drops)
 
 
 @dataclass(frozen=True)
@@ -101,19 +87,17 @@ def licence(dataset: str) -> str:
     return str(content.get("license", ""))
 
 
-def funnel(data_card: Mapping[str, Any]) -> list[Stage]:
-    """Returns the stages of curation in their order."""
+def funnel(data_card: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the rows of `drops.funnel`, "drops" as pairs, most frequent first."""
     return [
-        Stage(
-            name=str(row["stage"]),
-            unit=str(row["unit"]),
-            received=int(row["in"]),
-            passed=int(row["out"]),
+        {
+            "stage": str(row["stage"]),
+            "unit": str(row["unit"]),
+            "in": int(row["in"]),
+            "out": int(row["out"]),
             # Equal counts in a fixed order: same input, same bytes.
-            drops=tuple(
-                sorted(row["drops"].items(), key=lambda item: (-item[1], item[0]))
-            ),
-        )
+            "drops": sorted(row["drops"].items(), key=lambda drop: (-drop[1], drop[0])),
+        }
         for row in data_card["funnel"]
     ]
 
@@ -138,31 +122,21 @@ def entry_counts(dataset: str, t: Mapping[str, float]) -> list[EntryCounts]:
             " write the dataset again with this version"
         )
     with files.naming(path, "the counts of a dataset"):
-        return _entry_counts(table, t)
-
-
-def _entry_counts(table: pa.Table, t: Mapping[str, float]) -> list[EntryCounts]:
-    codes = np.array(table["metadata"].to_pylist(), dtype=object)
-    result = []
-    for code in sorted(set(codes.tolist())):
-        rows = table.filter(codes == code)
-        pool = rows["pool_count"].to_numpy().astype(np.int64)
-        matched = np.flatnonzero(pool > 0)
+        codes = sorted(set(table["metadata"].to_pylist()))
         # By count, then by id, so that ties have one order.
-        ids = rows["entry_id"].to_numpy().astype(np.int64)
-        order = matched[np.lexsort((ids[matched], -pool[matched]))]
-        result.append(
-            EntryCounts(
-                code=code,
-                entry_ids=ids[order],
-                entries=rows["entry"].take(order).to_pylist(),
-                pool=pool[order],
-                kept=rows["kept_count"].to_numpy().astype(np.int64)[order],
-                accepted=rows["accepted_draws"].to_numpy().astype(np.int64)[order],
-                t=t.get(code),
-            )
-        )
+        order = [("pool_count", "descending"), ("entry_id", "ascending")]
+        table = table.filter(pc.field("pool_count") > 0).sort_by(order)
+        result = [_of_code(table, code, t.get(code)) for code in codes]
     return sorted(result, key=lambda counts: (-int(counts.pool.sum()), counts.code))
+
+
+def _of_code(table: pa.Table, code: str, t: float | None) -> EntryCounts:
+    rows = table.filter(pc.field("metadata") == code)
+    ids, pool, kept, accepted = (
+        rows[name].to_numpy().astype(np.int64)
+        for name in ("entry_id", "pool_count", "kept_count", "accepted_draws")
+    )
+    return EntryCounts(code, ids, rows["entry"].to_pylist(), pool, kept, accepted, t)
 
 
 def rejects(workdir: str) -> list[dict[str, Any]]:

@@ -372,7 +372,8 @@ def test_funnel_names_each_reason_with_its_count(report: str) -> None:
 
 
 def test_a_funnel_that_does_not_add_up_gives_a_warning(tmp_path: Path) -> None:
-    stages = [load.Stage("match", "texts", 100, 60, (("no_match", 39),))]
+    row = {"stage": "match", "unit": "texts", "in": 100, "out": 60}
+    stages = load.funnel({"funnel": [row | {"drops": {"no_match": 39}}]})
     assert curation.funnel(stages)["broken"] == ["match"]
     card = data_card(2, 1)
     card["funnel"][2]["drops"]["no_match"] = 699
