@@ -1,9 +1,11 @@
-"""Reads the rows of a run's metrics from WORKDIR/metrics/part-*.jsonl."""
+"""Reads metrics of a run, WORKDIR/metrics/part-*.jsonl: their rows, and curves."""
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from metaclip_jax import files
@@ -31,6 +33,34 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
                     f" {shown!r}; remove this file or start the run again"
                 ) from error
     return [rows[step] for step in sorted(rows)]
+
+
+def curves(
+    rows: Sequence[Mapping[str, Any]], keys: Sequence[str], *, points: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns steps f64[n] and values f64[n, keys] of metrics, n at most `points`.
+
+    Rows without a finite value of a key are left out. More than `points` are reduced to
+    means of adjacent rows, without values that are not finite; a mean of none is NaN.
+    """
+    steps = np.array([row["step"] for row in rows], np.float64)
+    found = [[row.get(key) for key in keys] for row in rows]
+    numbers = [
+        [v if isinstance(v, int | float) else np.nan for v in of] for of in found
+    ]
+    values = np.array(numbers, np.float64).reshape(-1, len(keys))
+    shown = np.isfinite(values).any(axis=1)
+    steps, values = steps[shown], values[shown]
+    if len(steps) <= points:
+        return steps, values
+    means = []
+    runs = np.array_split(np.arange(len(steps)), points)
+    for run in runs:
+        known = np.isfinite(values[run])
+        sums = np.where(known, values[run], 0).sum(axis=0)
+        means.append(np.where(known.any(axis=0), sums, np.nan) / known.sum(0).clip(1))
+    # A mean is at its last step, so that curves end at the last step.
+    return np.array([steps[run[-1]] for run in runs]), np.array(means)
 
 
 def numbered_parts(workdir: epath.PathLike) -> list[tuple[int, epath.Path]]:

@@ -11,6 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from mwparserfromhell import definitions
+
 MAX_CHARS = 4_096  # of a piece
 # In place of what is taken out: "", " " and a new line in the end. XML has none of
 # these characters. A space keeps neighbours of a lone mark from making new marks.
@@ -29,11 +31,7 @@ BLOCKS = frozenset(
     "blockquote br center dd div dl dt h1 h2 h3 h4 h5 h6 hr li ol p poem td th tr"
     " ul".split()
 )
-# Tags whose content is not markup.
-_VERBATIM = frozenset(
-    "categorytree ce chem gallery graph hiero imagemap inputbox math nowiki pre score"
-    " section source syntaxhighlight templatedata timeline".split()
-)
+_VERBATIM = frozenset(definitions.PARSER_BLACKLIST)  # their content is not markup
 _SINGLE = frozenset("br hr wbr img li dt dd tr td th".split())
 _MARKUP = frozenset(("{{", "[[", "{|"))  # elements other than tags
 _MAX_DEPTH = 20  # of nested markup; the parser gives up at 40

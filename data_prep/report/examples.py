@@ -6,7 +6,6 @@ reach the page.
 
 import base64
 import io
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.report.load import EntryCounts
-from metaclip_jax.data import records
+from metaclip_jax.data import decoding, records
 
 _BATCH = 256  # records read at once
 _SCANNED = 20_000  # records in which texts of entries are sought
@@ -46,21 +45,11 @@ class EntryExamples:
 def thumbnail(image: bytes, *, side: int) -> str:
     """Returns the picture, at most side x side px, as a data: URI of a WebP.
 
-    Returns "" for bytes that Pillow cannot or should not decode.
+    Returns "" for bytes that cannot or should not be decoded.
     """
     try:
-        with warnings.catch_warnings():
-            # Makes Pillow's warning about 90+ megapixels an error.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(image), formats=("JPEG", "WEBP")) as opened:
-                picture = opened.convert("RGB")
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ):
+        picture = decoding.decode(image)
+    except decoding.UndecodableImage:
         return ""
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     encoded = io.BytesIO()
@@ -79,7 +68,8 @@ def head_and_tail(
     """
     opened = records.open_dataset(dataset)
     texts_of: dict[int, dict[str, int]] = {}  # entry id -> text -> record position
-    for position, record in _scan(opened, limit=_SCANNED):
+    records_seen = range(min(_SCANNED, sum(opened.shard_lengths)))
+    for position, record in _read(opened, records_seen):
         for index, text in enumerate(record.texts):
             if record.metadata[index] != counts.code:
                 continue
@@ -153,7 +143,7 @@ def thumbnails(dataset: str, image_ids: Collection[str]) -> dict[str, str]:
     """Returns thumbnails by image id; ids that the dataset lacks are left out."""
     opened = records.open_dataset(dataset)
     wanted, result = set(image_ids), {}
-    for _, record in _scan(opened, limit=sum(opened.shard_lengths)):
+    for _, record in _read(opened, range(sum(opened.shard_lengths))):
         if record.image_id in wanted:
             result[record.image_id] = thumbnail(record.image, side=_CARD_SIDE)
         if len(result) == len(wanted):
@@ -177,12 +167,6 @@ def _spread(rows: np.ndarray, wanted: int) -> np.ndarray:
     if len(rows) <= wanted:
         return rows
     return rows[np.linspace(0, len(rows) - 1, wanted).round().astype(int)]
-
-
-def _scan(
-    opened: records.Dataset, *, limit: int
-) -> Iterator[tuple[int, records.Record]]:
-    yield from _read(opened, range(min(limit, sum(opened.shard_lengths))))
 
 
 def _read(

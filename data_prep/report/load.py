@@ -4,7 +4,7 @@ What a run does not have yet (metrics, an evaluation) is None; a file of the wro
 is an error that names it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +49,10 @@ class EntryCounts:
 
 @dataclass(frozen=True)
 class Run:
-    """A training run: its config, and metrics f64[n] by key over `steps` i64[n]."""
+    """A training run: its config, and the rows of its metrics by step."""
 
     config: Mapping[str, Any]
-    steps: np.ndarray
-    metrics: Mapping[str, np.ndarray]  # NaN where a row does not have the key
+    rows: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -160,10 +159,7 @@ def run(workdir: str) -> Run | None:
             f"{path}: wanted the key 'global_batch', got {sorted(config)}; give the "
             "folder of a training run"
         )
-    steps = [int(row["step"]) for row in rows]
-    keys = sorted({key for row in rows for key in row} - {"step"})
-    metrics = {key: np.array([_number(row.get(key)) for row in rows]) for key in keys}
-    return Run(config, np.array(steps, np.int64), metrics)
+    return Run(config, rows)
 
 
 def evaluation(workdir: str) -> Evaluation | None:
@@ -191,10 +187,6 @@ def evaluation(workdir: str) -> Evaluation | None:
             " evaluate the run again"
         )
     return Evaluation(step=newest, scores=scores, top5=top5)
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else np.nan
 
 
 def _require(path: Any, *, cure: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.report.load import Evaluation, Run
+from metaclip_jax import metric_rows
 from metaclip_jax.pages import charts, numbers
 
 _POINTS = 300  # most points of a curve; more are averaged
@@ -17,57 +18,33 @@ _DIRECTIONS = {
 }
 
 
-def averaged(
-    steps: np.ndarray, values: np.ndarray, *, points: int = _POINTS
-) -> tuple[np.ndarray, np.ndarray]:
-    """Reduces curves f64[n] or f64[n, lines] to `points` means of adjacent steps.
-
-    NaN is left out of a mean; a mean of NaNs alone is NaN.
-    """
-    shown = np.isfinite(values.reshape(len(values), -1)).any(axis=1)
-    steps, values = steps[shown].astype(np.float64), values[shown]
-    if len(steps) <= points:
-        return steps, values
-    means = []
-    runs = np.array_split(np.arange(len(steps)), points)
-    for run in runs:
-        known = np.isfinite(values[run])
-        sums = np.where(known, values[run], 0).sum(axis=0)
-        means.append(np.where(known.any(axis=0), sums, np.nan) / known.sum(0).clip(1))
-    # A mean is at its last step, so that curves end at the last step.
-    return np.array([steps[run[-1]] for run in runs]), np.array(means)
-
-
 def curves(run: Run) -> dict[str, Any]:
     """Returns charts and figures of a run's metrics; None for what is not logged."""
     batch = int(run.config["global_batch"])
-    steps = int(run.steps[-1])
-    speed = _finite(run, "examples_per_second")
-    loss, rate = _finite(run, "loss"), _finite(run, "learning_rate")
+    steps = int(run.rows[-1]["step"])
+    _, speed = _curve(run, "examples_per_second", points=len(run.rows))
+    x, loss = _curve(run, "loss")
     guess = math.log(batch)
     values: dict[str, Any] = {
         "batch": batch,
         "steps": steps,
         "examples": batch * steps,
-        "speed": float(np.median(speed[1])) if speed else None,
+        "speed": float(np.median(speed)) if speed.size else None,
         "guess": guess,
         "loss": None,
         "accuracy": _accuracies(run),
         "rate": None,
     }
-    if loss:
-        x, y = averaged(*loss)
-        rule = charts.Rule("y", guess, f"uniform guess, {guess:.2f}")
+    if loss.size:
+        y = loss[:, 0]
+        rules = [charts.Rule("y", guess, f"uniform guess, {guess:.2f}")]
         series = [charts.Series("loss", y, "accent")]
-        chart = _chart(
-            x,
-            series,
-            charts.Axis("loss, nats", format=charts.SMALL, low=0),
-            rules=[rule],
-        )
+        axis = charts.Axis("loss, nats", format=charts.SMALL, low=0)
+        chart = _chart(x, series, axis, rules=rules)
         values["loss"] = {"chart": chart, "first": float(y[0]), "last": float(y[-1])}
-    if rate:
-        x, y = averaged(*rate)
+    x, rate = _curve(run, "learning_rate")
+    if rate.size:
+        y = rate[:, 0]
         series = [charts.Series("learning rate", y, "accent")]
         axis = charts.Axis("learning rate", format=charts.SMALL, low=0)
         values["rate"] = {
@@ -79,11 +56,10 @@ def curves(run: Run) -> dict[str, Any]:
     return values
 
 
-def _finite(run: Run, key: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns the finite values of a metric with their steps, or None."""
-    values = run.metrics.get(key, np.full(len(run.steps), np.nan))
-    shown = np.isfinite(values)
-    return (run.steps[shown], values[shown]) if shown.any() else None
+def _curve(
+    run: Run, *keys: str, points: int = _POINTS
+) -> tuple[np.ndarray, np.ndarray]:
+    return metric_rows.curves(run.rows, keys, points=points)
 
 
 def _accuracies(run: Run) -> dict[str, Any] | None:
@@ -91,10 +67,10 @@ def _accuracies(run: Run) -> dict[str, Any] | None:
         "image_accuracy": ("image \u2192 text", "accent"),
         "text_accuracy": ("text \u2192 image", "ink"),
     }
-    keys = [key for key in names if _finite(run, key)]
+    keys = [key for key in names if _curve(run, key)[1].size]
     if not keys:
         return None
-    x, y = averaged(run.steps, np.stack([run.metrics[key] for key in keys], axis=1))
+    x, y = _curve(run, *keys)
     series = [
         charts.Series(names[k][0], y[:, i], names[k][1]) for i, k in enumerate(keys)
     ]
@@ -131,12 +107,9 @@ def scores(evaluation: Evaluation) -> dict[str, Any]:
     directions first, then other evaluations.
     """
     of_model = evaluation.scores["model"]
-    order = list(_DIRECTIONS)
-    keys = sorted(
-        of_model, key=lambda k: (order.index(k) if k in order else len(order), k)
-    )
+    others = sorted(of_model.keys() - _DIRECTIONS.keys())
     groups = []
-    for key in keys:
+    for key in [*(key for key in _DIRECTIONS if key in of_model), *others]:
         measures = of_model[key]
         # R@1 before R@5 before R@10.
         shown = sorted(

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from metaclip_jax import files, metric_rows
 from metaclip_jax.cli import ranges
 from metaclip_jax.training import run_config
@@ -130,17 +128,3 @@ def metrics(runs: Sequence[Run]) -> dict[str, list[float | None]]:
             run.scores[name]["value"] if name in run.scores else None for run in runs
         ]
     return {k: v for k, v in by_name.items() if any(x is not None for x in v)}
-
-
-def curve(run: Run, key: str, *, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """Returns steps and values f64[n] of a metric, averaged to at most `points`."""
-    rows = [row for row in run.rows if key in row and np.isfinite(row[key])]
-    steps = np.array([row["step"] for row in rows], np.float64)
-    values = np.array([row[key] for row in rows], np.float64)
-    if len(steps) <= points:
-        return steps, values
-    bins = np.array_split(np.arange(len(steps)), points)
-    return (
-        np.array([steps[rows[-1]] for rows in bins]),
-        np.array([values[rows].mean() for rows in bins]),
-    )

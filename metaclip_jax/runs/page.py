@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from metaclip_jax import metric_rows
 from metaclip_jax.pages import charts, page
 from metaclip_jax.runs import load
 from metaclip_jax.runs.load import Run
@@ -12,6 +13,7 @@ from metaclip_jax.runs.load import Run
 _COLOURS = ("accent", "second", "ink", "muted")
 _PLOTTED = ("loss", "image_accuracy", "text_accuracy", "learning_rate")
 _POINTS = 300  # of a curve
+_MEANS = 200  # of a run, at most, among them
 
 
 def render(runs: Sequence[Run]) -> bytes:
@@ -40,7 +42,7 @@ def render(runs: Sequence[Run]) -> bytes:
 
 def _plot(runs: Sequence[Run], key: str) -> dict[str, Any] | None:
     """Returns a chart of a metric with a line per run; None if no run has it."""
-    curves = [load.curve(run, key) for run in runs]
+    curves = [metric_rows.curves(run.rows, [key], points=_MEANS) for run in runs]
     steps = np.unique(np.concatenate([x for x, _ in curves]))
     if not len(steps):
         return None
@@ -51,7 +53,7 @@ def _plot(runs: Sequence[Run], key: str) -> dict[str, Any] | None:
         # Runs may log at different steps; a line has a gap beyond its own steps.
         shown = np.full(len(steps), np.nan)
         if len(x):
-            shown = np.interp(steps, x, y, left=np.nan, right=np.nan)
+            shown = np.interp(steps, x, y[:, 0], left=np.nan, right=np.nan)
         series.append(charts.Series(f"[{n}]", shown, _COLOURS[(n - 1) % len(_COLOURS)]))
     return charts.line_chart(
         steps,

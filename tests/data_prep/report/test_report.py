@@ -405,8 +405,8 @@ def test_right_texts_carry_a_word_and_a_mark(report: str) -> None:
 def test_last_row_of_a_step_wins(inputs: tuple[str, str, str]) -> None:
     found = load.run(inputs[2])
     assert found is not None
-    assert found.steps.tolist() == list(range(1, 61))
-    assert found.metrics["loss"].max() < 7
+    assert [row["step"] for row in found.rows] == list(range(1, 61))
+    assert max(row["loss"] for row in found.rows) < 7
 
 
 def test_report_before_training_is_about_curation_only(

@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from data_prep.report import curation, examples, training
+from data_prep.report import curation, examples
 from data_prep.report.page import marked
 
 
@@ -26,25 +26,6 @@ def test_cumulative_share_counts_strictly_below() -> None:
     pool = np.array([100, 10, 10, 1])
     share = curation.cumulative_share(pool, pool, np.array([1, 2, 10, 11, 101]))
     np.testing.assert_allclose(share, np.array([0, 1, 1, 21, 121]) / 121)
-
-
-def test_averaged_curve_keeps_its_end_and_skips_gaps() -> None:
-    steps = np.arange(1, 1001)
-    values = np.where(steps == 500, np.nan, steps.astype(float))
-    x, y = training.averaged(steps, values, points=100)
-    assert len(x) == len(y) == 100
-    assert x[-1] == 1000 and np.isfinite(y).all()
-
-
-def test_averages_of_two_curves_skip_the_gaps_of_each() -> None:
-    steps = np.arange(1, 9)
-    values = np.full((8, 2), np.nan)
-    values[:, 0], values[4:6, 1] = steps, 7
-    values[2, 0] = np.nan
-    x, y = training.averaged(steps, values, points=4)
-    np.testing.assert_array_equal(x, [2, 5, 7, 8])
-    np.testing.assert_array_equal(y[:, 0], [1.5, 4.5, 6.5, 8])
-    np.testing.assert_array_equal(y[:, 1], [np.nan, 7, 7, np.nan])
 
 
 def test_a_marked_entry_is_a_whole_word() -> None:

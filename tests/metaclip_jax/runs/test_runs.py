@@ -65,15 +65,6 @@ def test_what_differs_is_compared(two):
     assert row == ["config.optimizer.peak_lr", "0.0005", "0.001"]
 
 
-def test_curves_are_averaged_to_few_points(two):
-    run = load.read(str(two / "a"))
-    rows = [{"step": n, "loss": float(n)} for n in range(1, 1001)]
-    rows[500]["loss"] = float("nan")
-    steps, values = load.curve(run._replace(rows=rows), "loss", points=100)
-    assert len(steps) == 100 and steps[-1] == 1000
-    assert values.mean() == pytest.approx(500, abs=2)
-
-
 class Tags(HTMLParser):
     def __init__(self, text):
         super().__init__()
