@@ -28,7 +28,6 @@ from data_prep import config as config_lib
 from data_prep import drops
 from data_prep.metadata import (
     counts,
-    description,
     editions,
     inputs,
     ranking,
@@ -250,7 +249,7 @@ def save(run: Run, merged: Iterable[ranking.Merged]) -> None:
     described = {}
     for each in merged:
         summary = store.write(run.output, each.metadata)
-        described[each.metadata.code] = description.describe(each) | summary
+        described[each.metadata.code] = ranking.describe(each) | summary
         del each  # frees it before the next is made
     read = read_and_lost(run.workdir)
     if empty := len(run.config.languages) - len(described):

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import ahocorasick
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -164,6 +165,44 @@ class Matcher:
         return arrays
 
 
+class Reference:
+    """The reference engine: pyahocorasick over spaced strings, one text at a time.
+
+    Slow and simple. Tests compare the kernel in `token_trie` with it, and
+    `benchmarks/matching.py` measures the kernel's speed against this loop.
+    """
+
+    def __init__(self, entries: Sequence[str], *, mode: str) -> None:
+        """Builds an automaton over the keys; its values are tuples of entry ids.
+
+        `entries` are as `Matcher` wants them, and are not checked.
+        """
+        self._automaton: Any = ahocorasick.Automaton()
+        self._mode = mode
+        for entry_id, entry in enumerate(entries):
+            if mode == "fixed" and spacing.why_never_matches(entry, mode=mode):
+                continue  # a key without atoms would match texts without atoms
+            key = spacing.key(entry, mode=mode)
+            known = self._automaton.get(key, ())
+            self._automaton.add_word(key, (*known, entry_id))
+        self._automaton.make_automaton()
+
+    def match(self, texts: Strings) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Returns what `Matcher.match` does."""
+        ends = [0]
+        matches: list[int] = []
+        for text in pa.array(texts, pa.large_string()).to_pylist():
+            matched: set[int] = set()
+            if len(self._automaton):
+                for _, ids in self._automaton.iter(
+                    spacing.spaced(text, mode=self._mode)
+                ):
+                    matched.update(ids)
+            matches.extend(sorted(matched))
+            ends.append(len(matches))
+        return np.array(ends, np.int64), np.array(matches, np.int32)
+
+
 class EveryText:
     """A matcher for curation without metadata: every text matches entry 0.
 
@@ -207,8 +246,7 @@ def _strings(values: Strings, what: str) -> pa.Array:
 def _check_entries(entries: pa.Array) -> None:
     if len(entries) >= 2**31 - 1:
         raise ValueError(f"wanted at most 2**31 - 2 entries, got {len(entries)}")
-    if pc.any(pc.equal(pc.binary_length(entries), 0)).as_py():
-        position = pc.index(pc.binary_length(entries), 0).as_py()
+    if (position := pc.index(pc.binary_length(entries), 0).as_py()) >= 0:
         raise ValueError(
             f"entry {position}: wanted a string that is not empty, since '' would match"
             " every text; remove it"

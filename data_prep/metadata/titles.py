@@ -74,30 +74,31 @@ def read_pageviews(
             codes[form % domain] = code
     views: Views = {code: Counter() for code in languages}
     held, damage, is_empty = 0, "", True
-    try:
-        for line in _lines(path, user_agent):
-            if line is None:
-                lost["line_too_long"] += 1
-                continue
-            fields = _fields(line)
-            if not fields:
-                lost["malformed_line"] += 1
-                continue
-            is_empty = False
-            domain, written, count = fields
-            if domain not in codes:
-                continue
-            code = codes[domain]
-            text = unquote(written.decode("utf-8", "replace"))
-            title = " ".join(text.replace("_", " ").split())
-            if _is_title(title, code):
-                held += title not in views[code]
-                views[code][title] += count
-            if held >= most:
-                yield views
-                views, held = {code: Counter() for code in languages}, 0
-    except compressed.DamageError as error:
-        damage = str(error)
+    with remote.open_file(path, user_agent=user_agent) as file:
+        try:
+            for line in compressed.lines(file, most=_MAX_LINE):
+                if line is None:
+                    lost["line_too_long"] += 1
+                    continue
+                fields = _fields(line)
+                if not fields:
+                    lost["malformed_line"] += 1
+                    continue
+                is_empty = False
+                domain, written, count = fields
+                if domain not in codes:
+                    continue
+                code = codes[domain]
+                text = unquote(written.decode("utf-8", "replace"))
+                title = " ".join(text.replace("_", " ").split())
+                if _is_title(title, code):
+                    held += title not in views[code]
+                    views[code][title] += count
+                if held >= most:
+                    yield views
+                    views, held = {code: Counter() for code in languages}, 0
+        except compressed.DamageError as error:
+            damage = str(error)
     yield views
     if damage:
         yield LostFile(f"{damage}_file")
@@ -116,22 +117,6 @@ def _fields(line: bytes) -> tuple[bytes, bytes, int] | None:
     return fields[0], fields[1], int(count)
 
 
-def _lines(path: str, user_agent: str) -> Iterator[bytes | None]:
-    """Yields the lines of a file, None for one that is too long."""
-    with remote.open_file(path, user_agent=user_agent) as file:
-        left, is_too_long = b"", False
-        for data, _ in compressed.read(file):
-            *lines, left = (left + data).split(b"\n")
-            for line in lines:
-                is_too_long = is_too_long or len(line) > _MAX_LINE
-                yield None if is_too_long else line.rstrip(b"\r")
-                is_too_long = False
-            if is_too_long or len(left) > _MAX_LINE:
-                left, is_too_long = b"", True
-        if left or is_too_long:
-            yield None if is_too_long else left
-
-
 def _domain(language: str) -> str:
     edition = editions.table().get(language)
     return edition.domain if edition else language.replace("_", "-")
@@ -147,12 +132,7 @@ def _is_title(title: str, language: str) -> bool:
 @cache
 def namespaces(language: str) -> frozenset[str]:
     """Returns a Wikipedia's namespaces, case-folded: its own and the shared ones."""
-    names: set[str] = set()
-    for line in _NAMESPACES.read_text("utf-8").splitlines():
-        code, _, listed = line.partition("\t")
-        if code in ("*", _domain(language)):
-            names.update(map(folded, listed.split("|")))
-    return frozenset(names)
+    return _listed()["*"].union(_listed().get(_domain(language), ()))
 
 
 @cache
@@ -161,9 +141,15 @@ def link_prefixes(language: str) -> frozenset[str]:
 
     Its namespaces, case-folded, and the codes of the other Wikipedias.
     """
+    return namespaces(language) | _listed().keys()
+
+
+@cache
+def _listed() -> dict[str, frozenset[str]]:
+    """Returns the namespaces in the file by code; "*" has the shared ones."""
     lines = _NAMESPACES.read_text("utf-8").splitlines()
-    codes = {line.partition("\t")[0] for line in lines}
-    return namespaces(language) | codes
+    rows = (line.split("\t") for line in lines if not line.startswith("#"))
+    return {code: frozenset(map(folded, names.split("|"))) for code, names in rows}
 
 
 def folded(name: str) -> str:

@@ -14,18 +14,17 @@ and wn's only its own database; both need a local disk.
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 
 from data_prep.metadata import editions
-from data_prep.sources import remote
-from metaclip_jax import files, patterns
+from data_prep.sources import compressed, remote
+from metaclip_jax import patterns
 
 PRINCETON = ("data.noun", "data.verb", "data.adj", "data.adv")
 _MAX_LINE = 1 << 20  # bytes
 _SYNSET = re.compile(rb"\d{8} \d\d [nvasr] [0-9a-f]{2} (\S+) [0-9a-f] ")
 _MARKER = re.compile(r"\((?:a|p|ip)\)$")  # of adjectives: their position
 _LEMMA = re.compile(
-    rb"\d{8}-[nvasr]\t(?:(?P<language>[A-Za-z]{3}):)?lemma\t(?P<lemma>[^\t]+)"
+    rb"\d{8}-[nvasr]\t(?:(?P<language>[A-Za-z]{3}):)?lemma\t(?P<lemma>[^\t\r\n]+)"
 )
 _OTHER_ROW = re.compile(rb"#|\d{8}-[nvasr]\t(?!\S*lemma\t)\S+\t|\s*$")
 _GAPS = ("", "GAP!", "PSEUDOGAP!", "nolex")  # no word of the language is known
@@ -80,22 +79,29 @@ def read_names(path: str, *, lost: Counter[str], user_agent: str = "") -> Counte
     is_princeton = name in PRINCETON
     language = name.removeprefix("wn-data-").removesuffix(".tab").encode()
     names = Counter[str]()
-    for line in _lines(path, user_agent):
-        if line is None:
-            lost["malformed_line"] += 1
-        elif is_princeton:
-            synset = _SYNSET.match(line)
-            if synset:
-                names[_name(_MARKER.sub("", synset[1].decode("latin-1"))).lower()] += 1
-            elif not line.startswith(b"  "):  # the licence
+    with remote.open_file(path, user_agent=user_agent) as file:
+        for line in compressed.lines(file, most=_MAX_LINE):
+            if line and not line.endswith(b"\n"):
+                raise ValueError(
+                    f"{path}: wanted a last line that ends, got a truncated file;"
+                    " restore the file"
+                )
+            if line is None:
                 lost["malformed_line"] += 1
-        elif (lemma := _LEMMA.match(line)) and (
-            (lemma["language"] or language).lower() == language
-        ):
-            text = _VOWELS.sub("", lemma["lemma"].decode("utf-8", "replace"))
-            names[_name(_PARTICLE.sub("", text))] += 1
-        elif not _OTHER_ROW.match(line):
-            lost["malformed_line"] += 1
+            elif is_princeton:
+                synset = _SYNSET.match(line)
+                if synset:
+                    lemma = _MARKER.sub("", synset[1].decode("latin-1"))
+                    names[_name(lemma).lower()] += 1
+                elif not line.startswith(b"  "):  # the licence
+                    lost["malformed_line"] += 1
+            elif (row := _LEMMA.match(line)) and (
+                (row["language"] or language).lower() == language
+            ):
+                text = _VOWELS.sub("", row["lemma"].decode("utf-8", "replace"))
+                names[_name(_PARTICLE.sub("", text))] += 1
+            elif not _OTHER_ROW.match(line):
+                lost["malformed_line"] += 1
     for gap in _GAPS:
         del names[gap]
     if not names:
@@ -110,29 +116,9 @@ def _name(written: str) -> str:
     return " ".join(written.replace("_", " ").split())
 
 
-def _lines(path: str, user_agent: str) -> Iterator[bytes | None]:
-    """Yields the lines of a file, None for one that is too long."""
-    with remote.open_file(path, user_agent=user_agent) as file:
-        is_too_long = False
-        while line := file.readline(_MAX_LINE):
-            if line.endswith(b"\n"):
-                yield None if is_too_long else line.rstrip(b"\r\n")
-                is_too_long = False
-            elif len(line) == _MAX_LINE:
-                is_too_long = True
-            else:
-                raise ValueError(
-                    f"{path}: wanted a last line that ends, got a truncated file;"
-                    " restore the file"
-                )
-
-
 def _exists(path: str, user_agent: str) -> bool:
-    if not remote.is_on_web(path):
-        return files.path(path).exists()
     try:
-        with remote.open_file(path, user_agent=user_agent) as file:
-            file.read(1)
+        remote.size(path, user_agent=user_agent)
     except FileNotFoundError:
         return False
     return True

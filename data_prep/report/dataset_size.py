@@ -56,39 +56,23 @@ def size(
     texts = np.add.reduceat(selected.astype(np.int64), starts)
     kept_texts = np.add.reduceat(chance, starts)
     kept_image = 1 - np.multiply.reduceat(1 - chance, starts)
-    return Size(
-        texts=_estimate(
-            kept_texts,
-            np.add.reduceat(chance * (1 - chance), starts),
-            weight=weight,
-            partition=partition,
-        ),
-        images=_estimate(
-            kept_image,
-            kept_image * (1 - kept_image),
-            weight=weight,
-            partition=partition,
-        ),
-        pool_texts=float(np.sum(weight * texts)),
-        pool_images=float(np.sum(weight[texts > 0])),
-    )
-
-
-def _estimate(
-    mean: NDArray[np.float64],
-    variance: NDArray[np.float64],
-    *,
-    weight: NDArray[np.float64],
-    partition: NDArray[np.int32],
-) -> Estimate:
-    """Estimates the pool's sum of a number per image, with its variance."""
-    value = float(np.sum(weight * mean))
-    spread = float(np.sum(weight * variance))
     _, stratum = np.unique(partition, return_inverse=True)
     n = np.bincount(stratum).astype(np.float64)
     total = np.bincount(stratum, weight)
-    middle = np.bincount(stratum, mean) / n
-    square = np.bincount(stratum, (mean - middle[stratum]) ** 2) / np.maximum(n - 1, 1)
-    spread += float(np.sum(total**2 * (1 - n / total) * square / n))
-    reach = _Z95 * np.sqrt(spread)
-    return Estimate(value, max(0.0, value - reach), value + reach)
+
+    def estimate(mean: NDArray[np.float64], variance: NDArray[np.float64]) -> Estimate:
+        """Estimates the pool's sum of a number per image, with its variance."""
+        value = float(np.sum(weight * mean))
+        spread = float(np.sum(weight * variance))
+        apart = (mean - (np.bincount(stratum, mean) / n)[stratum]) ** 2
+        square = np.bincount(stratum, apart) / np.maximum(n - 1, 1)
+        spread += float(np.sum(total**2 * (1 - n / total) * square / n))
+        reach = _Z95 * np.sqrt(spread)
+        return Estimate(value, max(0.0, value - reach), value + reach)
+
+    return Size(
+        texts=estimate(kept_texts, np.add.reduceat(chance * (1 - chance), starts)),
+        images=estimate(kept_image, kept_image * (1 - kept_image)),
+        pool_texts=float(np.sum(weight * texts)),
+        pool_images=float(np.sum(weight[texts > 0])),
+    )

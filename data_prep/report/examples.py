@@ -6,7 +6,7 @@ reach the page.
 
 import base64
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ from PIL import Image
 from data_prep.report.load import EntryCounts
 from metaclip_jax.data import decoding, records
 
-_BATCH = 256  # records read at once
 _SCANNED = 20_000  # records in which texts of entries are sought
 _CANDIDATES = 24  # texts of an entry to choose its examples from
 _ENTRIES, _TEXTS = 6, 3  # shown of the head and of the tail; of an entry
@@ -68,8 +67,8 @@ def head_and_tail(
     """
     opened = records.open_dataset(dataset)
     texts_of: dict[int, dict[str, int]] = {}  # entry id -> text -> record position
-    records_seen = range(min(_SCANNED, sum(opened.shard_lengths)))
-    for position, record in _read(opened, records_seen):
+    scanned = range(min(_SCANNED, len(opened)))
+    for position, record in enumerate(records.decoded(opened, scanned)):
         for index, text in enumerate(record.texts):
             if record.metadata[index] != counts.code:
                 continue
@@ -89,9 +88,10 @@ def head_and_tail(
         row: _different_images(texts_of[int(counts.entry_ids[row])], used, _TEXTS)
         for row in (*head_rows.tolist(), *tail_rows.tolist())
     }
+    shown = sorted(used)
     pictures = {
         position: thumbnail(record.image, side=_SIDE)
-        for position, record in _read(opened, sorted(used))
+        for position, record in zip(shown, records.decoded(opened, shown), strict=True)
     }
 
     def show(row: int) -> EntryExamples:
@@ -143,7 +143,7 @@ def thumbnails(dataset: str, image_ids: Collection[str]) -> dict[str, str]:
     """Returns thumbnails by image id; ids that the dataset lacks are left out."""
     opened = records.open_dataset(dataset)
     wanted, result = set(image_ids), {}
-    for _, record in _read(opened, range(sum(opened.shard_lengths))):
+    for record in records.decoded(opened, range(len(opened))):
         if record.image_id in wanted:
             result[record.image_id] = thumbnail(record.image, side=_CARD_SIDE)
         if len(result) == len(wanted):
@@ -167,13 +167,3 @@ def _spread(rows: np.ndarray, wanted: int) -> np.ndarray:
     if len(rows) <= wanted:
         return rows
     return rows[np.linspace(0, len(rows) - 1, wanted).round().astype(int)]
-
-
-def _read(
-    opened: records.Dataset, positions: Collection[int]
-) -> Iterator[tuple[int, records.Record]]:
-    ordered = np.fromiter(positions, np.int64, len(positions))
-    for start in range(0, len(ordered), _BATCH):
-        batch = ordered[start : start + _BATCH]
-        for position, data in zip(batch, records.read(opened, batch), strict=True):
-            yield int(position), records.decode(data)

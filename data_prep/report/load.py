@@ -113,13 +113,7 @@ def entry_counts(dataset: str, t: Mapping[str, float]) -> list[EntryCounts]:
     """Reads counts.parquet: one item per metadata code, most pool matches first."""
     path = files.path(dataset) / "counts.parquet"
     _require(path, cure="run `python -m data_prep.curate` to the end first")
-    table = files.read_parquet(path)
-    missing = [name for name in _COUNT_COLUMNS if name not in table.column_names]
-    if missing:
-        raise ValueError(
-            f"{path}: wanted the columns {list(_COUNT_COLUMNS)}, got none of {missing};"
-            " write the dataset again with this version"
-        )
+    table = files.read_parquet(path, _COUNT_COLUMNS)
     with files.naming(path, "the counts of a dataset"):
         codes = sorted(set(table["metadata"].to_pylist()))
         # By count, then by id, so that ties have one order.

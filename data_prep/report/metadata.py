@@ -1,6 +1,6 @@
 """Shows metadata as they were made: a summary for the terminal, and a page.
 
-Both read what `data_prep.metadata.description.describe` returned, by code.
+Both read what `data_prep.metadata.ranking.describe` returned, by code.
 """
 
 from collections.abc import Mapping, Sequence

@@ -55,6 +55,23 @@ def head(file: BinaryIO, size: int) -> bytes:
     return data
 
 
+def lines(file: BinaryIO, *, most: int) -> Iterator[bytes | None]:
+    """Yields the lines of a file with their ends, None for one of more than `most`.
+
+    Raises DamageError as `read` does.
+    """
+    left, is_too_long = b"", False
+    for data, _ in read(file):
+        *whole, left = (left + data).split(b"\n")
+        for line in whole:
+            yield None if is_too_long or len(line) > most else line + b"\n"
+            is_too_long = False
+        if is_too_long or len(left) > most:
+            left, is_too_long = b"", True
+    if left or is_too_long:
+        yield None if is_too_long else left
+
+
 def read(file: BinaryIO, start: int = 0, stop: int = 0) -> Iterator[tuple[bytes, bool]]:
     """Yields decompressed bytes, UTF-16 as UTF-8, and whether they are of the range.
 

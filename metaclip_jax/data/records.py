@@ -311,10 +311,16 @@ def read(
 
 
 def evenly_spaced(dataset: Dataset, most: int) -> Iterator[Record]:
-    """Yields at most so many records, spaced evenly over the dataset."""
+    """Returns at most so many records, spaced evenly over the dataset."""
     count = min(most, len(dataset))
-    positions = np.arange(count) * len(dataset) // max(count, 1)
-    for start in range(0, count, _READ_TOGETHER):
+    return decoded(dataset, np.arange(count) * len(dataset) // max(count, 1))
+
+
+def decoded(
+    dataset: Dataset, positions: np.ndarray | Sequence[int]
+) -> Iterator[Record]:
+    """Yields the records at these positions, decoded; see `read`."""
+    for start in range(0, len(positions), _READ_TOGETHER):
         yield from map(decode, read(dataset, positions[start : start + _READ_TOGETHER]))
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from data_prep.metadata import description, ranking
+from data_prep.metadata import ranking
 from data_prep.report import metadata as report
 from tests import browser
 
@@ -21,7 +21,7 @@ def described(code, *, caps=(9, 2)):
     merged = ranking.merge(code, [unigrams, titles])
     made = merged.metadata
     facts = {"entries": len(made.entries), "fingerprint": made.fingerprint}
-    return description.describe(merged) | facts
+    return ranking.describe(merged) | facts
 
 
 @pytest.fixture(scope="module")
