@@ -4,19 +4,13 @@ If n of the candidate images are right, the answer is the n with the highest cos
 metric is the Jaccard index of answered and right images, averaged over texts.
 """
 
+import functools
 import math
-from collections.abc import Iterator
 
 import numpy as np
 
-from metaclip_jax.evaluation import statistics
 from metaclip_jax.evaluation.encoder import Encoder
-from metaclip_jax.evaluation.examples import (
-    Embeddings,
-    Examples,
-    Result,
-    Statistic,
-)
+from metaclip_jax.evaluation.examples import Embeddings, Examples, Statistic
 
 # Metrics, and the least and most candidate images of their texts.
 SIZES = {
@@ -27,51 +21,39 @@ SIZES = {
 
 
 def names(examples: Examples) -> tuple[str, ...]:
-    """Returns the names of the results of `run`; () if no text has a choice."""
+    """Returns the names of the results of `measure`; () if no text has a choice."""
     return tuple(name for name in SIZES if len(_rows(examples, name)))
 
 
-def run(
-    encoder: Encoder, examples: Examples, embeddings: Embeddings, *, resamples: int
-) -> Iterator[Result]:
-    """Yields the Jaccard index over all texts and by the number of candidates.
+def measure(
+    encoder: Encoder, examples: Examples, embeddings: Embeddings
+) -> dict[str, Statistic]:
+    """Returns the Jaccard index over all texts and by the number of candidates.
 
     Args:
       encoder: not used.
-      examples: with a choice for each text.
+      examples: with a choice for each text; the texts are the units.
       embeddings: of images and texts.
-      resamples: of the bootstrap behind each interval, over texts.
     """
-    for name in names(examples):
-        found = statistic(encoder, examples, embeddings, name)
-        yield statistics.result(name, found, resamples=resamples)
-
-
-def statistic(
-    encoder: Encoder, examples: Examples, embeddings: Embeddings, name: str
-) -> Statistic:
-    """Returns the result `name` as a function of the texts' weights; see `run`."""
     del encoder
-    rows = _rows(examples, name)
     each = np.array(
         [
             jaccard(embeddings.image[choice.images] @ text, choice.right)
-            for choice, text in zip(
-                [examples.choices[row] for row in rows.tolist()],
-                embeddings.text[rows],
-                strict=True,
-            )
+            for choice, text in zip(examples.choices, embeddings.text, strict=True)
         ]
     )
-    guessed = [
-        chance(len(choice.images), int(choice.right.sum()))
-        for choice in (examples.choices[row] for row in rows.tolist())
-    ]
-    return Statistic(
-        lambda weight: float(np.average(each, weights=weight)),
-        len(each),
-        float(np.mean(guessed)),
+    guessed = np.array(
+        [chance(len(c.images), int(c.right.sum())) for c in examples.choices]
     )
+    return {
+        name: Statistic(
+            functools.partial(np.average, each[rows], None),
+            len(rows),
+            float(np.mean(guessed[rows])),
+        )
+        for name in names(examples)
+        for rows in [_rows(examples, name)]
+    }
 
 
 def jaccard(scores: np.ndarray, right: np.ndarray) -> float:

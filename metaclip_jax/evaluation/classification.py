@@ -1,30 +1,25 @@
 """Zero-shot classification: is an image nearest to the prompts of its class?"""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from metaclip_jax.evaluation import prompts, scores, statistics, zero_shot
 from metaclip_jax.evaluation.encoder import Encoder
-from metaclip_jax.evaluation.examples import (
-    Embeddings,
-    Examples,
-    Result,
-    Statistic,
-)
+from metaclip_jax.evaluation.examples import Embeddings, Examples, Statistic
 
 
 def names(examples: Examples) -> tuple[str, ...]:
-    """Returns the names of the results of `run`; () if there are no classes."""
+    """Returns the names of the results of `measure`; () if there are no classes."""
     classes = len(examples.class_names)
     if not classes:
         return ()
     found = ["accuracy", "mean_per_class"]
     if classes > 5:
         found.insert(1, "top5")
-    if _has_both(classes, examples.labels[examples.labelled]):
+    if classes == 2 and len(np.unique(examples.labels[examples.labelled])) == 2:
         found.append("roc_auc")
     if examples.labels.ndim == 2:
         found = ["mean_average_precision", "mean_average_precision_11_point"]
@@ -32,43 +27,27 @@ def names(examples: Examples) -> tuple[str, ...]:
     return (*(f"zero_shot/{name}" for name in found), *wanted)
 
 
-def run(
-    encoder: Encoder, examples: Examples, embeddings: Embeddings, *, resamples: int
-) -> Iterator[Result]:
-    """Measures the predictions for the labelled images.
+def measure(
+    encoder: Encoder, examples: Examples, embeddings: Embeddings
+) -> dict[str, Statistic]:
+    """Returns the results of the predictions for the labelled images, by name.
+
+    For images of one class: accuracy, mean_per_class, top5 with more than 5 classes,
+    and roc_auc with 2 classes. For images of several classes: both mean average
+    precisions. And those of EXTRA in `examples.metrics`.
 
     Args:
       encoder: embeds the classes.
       examples: with class names, templates and labels.
-      embeddings: of the images.
-      resamples: of each interval's bootstrap.
-
-    Yields:
-      For images of one class: accuracy, mean_per_class, top5 with more than 5 classes,
-      and roc_auc with 2 classes. For images of several classes: both mean average
-      precisions. And those of EXTRA in `examples.metrics`.
+      embeddings: of the images, which are the units.
 
     Raises:
       ValueError: there is no labelled image, or an embedding is not finite.
     """
-    cosines = _cosines(encoder, examples, embeddings)
-    rows = examples.labelled
-    labels = examples.labels[rows]
-    yield from measure(cosines, labels, resamples=resamples)
-    groups = examples.groups[rows] if len(examples.groups) else examples.groups
-    for name in examples.metrics:
-        if name in EXTRA:
-            yield extra(name, cosines, labels, groups, resamples=resamples)
-
-
-def statistic(
-    encoder: Encoder, examples: Examples, embeddings: Embeddings, name: str
-) -> Statistic:
-    """Returns the result `name` as a function of the images' weights; see `run`."""
-    cosines = _cosines(encoder, examples, embeddings)
     rows = examples.labelled
     groups = examples.groups[rows] if len(examples.groups) else examples.groups
-    return of_scores(name, cosines, examples.labels[rows], groups)
+    cosines = _cosines(encoder, examples, embeddings)
+    return of_scores(names(examples), cosines, examples.labels[rows], groups)
 
 
 def _cosines(
@@ -100,7 +79,7 @@ def confusions(
 ) -> list[Confusion]:
     """Returns the most frequent confusions, by share of the right class's images.
 
-    The images must have one class each; the arguments are those of `run`.
+    The images must have one class each; the arguments are those of `measure`.
     """
     cosines = _cosines(encoder, examples, embeddings)
     rows = examples.labelled
@@ -132,38 +111,6 @@ def confusions(
     return found
 
 
-def measure(
-    cosines: np.ndarray, labels: np.ndarray, *, resamples: int
-) -> Iterator[Result]:
-    """Yields the standard metrics of the predictions; see `run`.
-
-    Args:
-      cosines: f32[N, K] of the images with the classes.
-      labels: int64[N], or bool[N, K] for images of several classes.
-      resamples: of the bootstrap.
-    """
-    if labels.ndim == 2:
-        for name, points in (("", 0), ("_11_point", 11)):
-            value = scores.mean_average_precision(cosines, labels, points=points)
-            yield Result(f"zero_shot/mean_average_precision{name}", value)
-        return
-    count = cosines.shape[1]
-    rank = scores.ranks(cosines, labels)
-    for name, k in (("accuracy", 1), ("top5", 5)):
-        if k < count:
-            name = f"zero_shot/{name}"
-            found = statistics.share(rank < k, name=name, resamples=resamples)
-            yield Result(name, found.value, (found.low, found.high), k / count)
-    name = "zero_shot/mean_per_class"
-    found = statistics.mean_share_per_class(
-        rank < 1, labels, name=name, resamples=resamples
-    )
-    yield Result(name, found.value, (found.low, found.high), 1 / count)
-    if _has_both(count, labels):
-        none = np.zeros(0, np.int64)
-        yield extra("zero_shot/roc_auc", cosines, labels, none, resamples=resamples)
-
-
 def _roc_auc(score: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> float:
     if len(np.unique(positive[weight > 0])) < 2:
         return 0.5  # a resample with one class has no ROC curve
@@ -173,7 +120,7 @@ def _roc_auc(score: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> flo
 # The group of the region "Other", which WILDS excludes from FMoW's regions. DataComp
 # includes it, though it has only a few images.
 _OTHER_REGION = 5
-# Metrics that `run` yields only on request, in `Examples.metrics`.
+# Metrics only on request, in `Examples.metrics`.
 EXTRA = (
     "zero_shot/mean_of_top1_and_top5",
     "zero_shot/macro_f1",
@@ -183,77 +130,78 @@ EXTRA = (
 )
 
 
-def extra(
-    name: str,
-    cosines: np.ndarray,
-    labels: np.ndarray,
-    groups: np.ndarray,
-    *,
-    resamples: int,
-) -> Result:
-    """Returns one metric with its bootstrap interval, from `resamples` resamples.
-
-    The other arguments are those of `of_scores`.
-    """
-    found = of_scores(name, cosines, labels, groups)
-    return statistics.result(name, found, resamples=resamples)
-
-
 def of_scores(
-    name: str, cosines: np.ndarray, labels: np.ndarray, groups: np.ndarray
-) -> Statistic:
-    """Returns a metric as a function of the images' weights; each has one class.
+    names: Sequence[str], cosines: np.ndarray, labels: np.ndarray, groups: np.ndarray
+) -> dict[str, Statistic]:
+    """Returns metrics as functions of the images' weights.
 
     Args:
-      name: "zero_shot/accuracy" and so on, or one of EXTRA.
-      cosines: f32[N, K].
-      labels: int64[N].
+      names: "zero_shot/accuracy" and so on, or of EXTRA.
+      cosines: f32[N, K] of the images with the classes.
+      labels: int64[N], or bool[N, K] for images of several classes.
       groups: int64[N], for metrics of the worst group; else empty.
 
     Raises:
-      ValueError: the metric needs groups, and there are none.
+      ValueError: a metric needs groups, and there are none.
     """
-    rank, count = scores.ranks(cosines, labels), cosines.shape[1]
-    first, five = rank < 1, rank < 5
-    if name == "zero_shot/roc_auc":
-        difference, positive = cosines[:, 1] - cosines[:, 0], labels == 1
-        value = functools.partial(_roc_auc, difference, positive)
-        return Statistic(value, len(labels), 0.5)
-    if name == "zero_shot/mean_per_class":
-        return Statistic(
-            lambda weight: float(np.mean(scores.shares(first, labels, weight))),
-            len(labels),
-            1 / count,
-        )
-    if name == "zero_shot/macro_f1":
-        answers = cosines.argmax(axis=1)
-        value = functools.partial(scores.macro_f1, answers, labels)
-        return Statistic(value, len(labels), 1 / count)
-    if "worst_group" in name:
-        if not len(groups):
-            raise ValueError(f"wanted the groups of the images for {name}, got none")
-        kept = np.arange(len(labels))
-        if name == "zero_shot/worst_group_without_other":
-            kept = np.flatnonzero(groups != _OTHER_REGION)
-        hits = (five if "top5" in name else first)[kept]
-        return Statistic(
-            lambda weight: float(np.min(scores.shares(hits, groups[kept], weight))),
-            len(kept),
-            min(1.0, (5 if "top5" in name else 1) / count),
-        )
-    of_image = {
-        "zero_shot/accuracy": (first, 1 / count),
-        "zero_shot/top5": (five, 5 / count),
-        "zero_shot/mean_of_top1_and_top5": (
-            (first + five.astype(float)) / 2,
-            3 / count,
-        ),
-    }
-    each, chance = of_image[name]
-    value = functools.partial(np.average, each.astype(np.float64), None)
-    return Statistic(value, len(each), min(1.0, chance))
+    if labels.ndim == 2:
+        of_name = {}
+        for name in names:
+            points = 11 if name.endswith("11_point") else 0
+            value = functools.partial(_mean_precision, cosines, labels, points)
+            of_name[name] = Statistic(value, None, None)
+        return of_name
+    rank = scores.ranks(cosines, labels)
+    return {name: _of_ranks(name, rank, cosines, labels, groups) for name in names}
 
 
-def _has_both(classes: int, labels: np.ndarray) -> bool:
-    """Whether there are exactly two classes, and both have images."""
-    return classes == 2 and len(np.unique(labels)) == 2
+def _of_ranks(
+    name: str,
+    rank: np.ndarray,
+    cosines: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+) -> Statistic:
+    """Returns a metric of images of one class, from `scores.ranks` and `of_scores`."""
+    most = 5 if "top5" in name else 1
+    hits, chance = rank < most, min(1.0, most / cosines.shape[1])
+    value: Callable[[np.ndarray], float]
+    match name.removeprefix("zero_shot/"):
+        case "accuracy" | "top5":
+            return statistics.share(hits, chance)
+        case "mean_of_top1_and_top5":
+            each = ((rank < 1) + (rank < 5).astype(float)) / 2
+            chance = min(1.0, 3 / cosines.shape[1])
+            value = functools.partial(np.average, each, None)
+        case "mean_per_class":
+            value = functools.partial(_mean_share, hits, labels)
+        case "roc_auc":
+            difference, chance = cosines[:, 1] - cosines[:, 0], 0.5
+            value = functools.partial(_roc_auc, difference, labels == 1)
+        case "macro_f1":
+            value = functools.partial(scores.macro_f1, cosines.argmax(axis=1), labels)
+        case _:  # of the worst group
+            if not len(groups):
+                raise ValueError(
+                    f"wanted the groups of the images for {name}, got none"
+                )
+            if name.endswith("without_other"):
+                kept = np.flatnonzero(groups != _OTHER_REGION)
+                hits, groups = hits[kept], groups[kept]
+            value = functools.partial(_worst_share, hits, groups)
+    return Statistic(value, len(hits), chance)
+
+
+def _mean_precision(
+    cosines: np.ndarray, labels: np.ndarray, points: int, weight: np.ndarray
+) -> float:
+    del weight  # it has no interval
+    return scores.mean_average_precision(cosines, labels, points=points)
+
+
+def _mean_share(hits: np.ndarray, groups: np.ndarray, weight: np.ndarray) -> float:
+    return float(np.mean(scores.shares(hits, groups, weight)))
+
+
+def _worst_share(hits: np.ndarray, groups: np.ndarray, weight: np.ndarray) -> float:
+    return float(np.min(scores.shares(hits, groups, weight)))

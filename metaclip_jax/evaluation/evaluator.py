@@ -1,6 +1,6 @@
 """Runs all evaluations that a data set allows, for any model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from metaclip_jax.evaluation import (
     parquet,
     prompts,
     retrieval,
+    statistics,
     webdataset,
 )
 from metaclip_jax.evaluation.encoder import (
@@ -37,14 +38,9 @@ from metaclip_jax.evaluation.labelled import from_folder, from_tfds
 _CHECKED = 256  # images read at a time to check them
 _THREADS = 4
 
-# Each module has names(examples), the names of its results, run(encoder, examples,
-# embeddings, resamples=), which yields a Result for each, and statistic(...), one
-# result as a function of weights.
-EVALUATIONS: Mapping[str, ModuleType] = {
-    "retrieval": retrieval,
-    "classification": classification,
-    "association": association,
-}
+# Each module has names(examples), the names of its results, and measure(encoder,
+# examples, embeddings), which returns a Statistic for each.
+EVALUATIONS: tuple[ModuleType, ...] = (retrieval, classification, association)
 
 
 def open_data(
@@ -171,7 +167,7 @@ def _embed_whole(encoder: Encoder, whole: Examples, *, show: bool, skip: bool) -
 
 def names(examples: Examples) -> tuple[str, ...]:
     """Returns the names of all results that `results` yields for these examples."""
-    return tuple(n for module in EVALUATIONS.values() for n in module.names(examples))
+    return tuple(name for module in EVALUATIONS for name in module.names(examples))
 
 
 def results(
@@ -185,9 +181,11 @@ def results(
       embeddings: from `embed`.
       resamples: of each interval's bootstrap.
     """
-    for module in EVALUATIONS.values():
+    for module in EVALUATIONS:
         if module.names(examples):
-            yield from module.run(encoder, examples, embeddings, resamples=resamples)
+            found = module.measure(encoder, examples, embeddings)
+            for name, one in found.items():
+                yield statistics.result(name, one, resamples=resamples)
 
 
 class Embedded(NamedTuple):
@@ -254,9 +252,9 @@ def numbers(encoder: Encoder, embedded: Embedded, *, resamples: int) -> dict[str
 def statistic(encoder: Encoder, embedded: Embedded, name: str) -> Statistic:
     """Returns the result `name`, one of `names`, as a function of weights."""
     examples, embeddings, _ = embedded
-    for module in EVALUATIONS.values():
+    for module in EVALUATIONS:
         if name in module.names(examples):
-            found: Statistic = module.statistic(encoder, examples, embeddings, name)
+            found: Statistic = module.measure(encoder, examples, embeddings)[name]
             return found
     raise ValueError(f"wanted one of {', '.join(names(examples))}, got {name}")
 

@@ -118,27 +118,39 @@ class Result(NamedTuple):
     interval: tuple[float, float] | None = None
     chance: float | None = None
 
+    def cell(self) -> dict[str, float]:
+        """Returns the result as JSON: "value", and what it has of low, high, chance."""
+        cell = {"value": self.value}
+        if self.interval is not None:
+            cell["low"], cell["high"] = self.interval
+        if self.chance is not None:
+            cell["chance"] = self.chance
+        return cell
+
 
 class Statistic(NamedTuple):
     """A result as a function of the weights of its units (images or texts).
 
-    value: maps the weights f64[units] to the result; chance: its value by guessing.
+    Attributes:
+      value: maps the weights f64[units], how often each unit counts, to the result.
+      units: the number of independent units: texts of one image are dependent, so the
+        image is the unit. None = the result has no interval.
+      chance: the expected value of guessing, or None.
+      hits: bool[units], if the result is the share of independent hits; else None.
+      seed: of the bootstrap; "" = the result's name.
     """
 
     value: Callable[[np.ndarray], float]
-    units: int
-    chance: float
+    units: int | None
+    chance: float | None
+    hits: np.ndarray | None = None
+    seed: str = ""
 
 
 def nested(results: Iterable[Result]) -> dict[str, Any]:
     """Returns results as JSON: {group: {name: {"value", "low", "high", "chance"}}}."""
     found: dict[str, Any] = {}
-    for name, value, interval, chance in results:
-        group, _, last = name.partition("/")
-        cell = {"value": value}
-        if interval is not None:
-            cell["low"], cell["high"] = interval
-        if chance is not None:
-            cell["chance"] = chance
-        found.setdefault(group, {})[last] = cell
+    for result in results:
+        group, _, last = result.name.partition("/")
+        found.setdefault(group, {})[last] = result.cell()
     return found

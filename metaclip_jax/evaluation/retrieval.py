@@ -4,23 +4,17 @@ Recall at k is the share of queries with a right answer among their k best. An i
 have several texts; each of them is a right answer.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from metaclip_jax.evaluation import statistics
 from metaclip_jax.evaluation.encoder import Encoder
-from metaclip_jax.evaluation.examples import (
-    Embeddings,
-    Examples,
-    Result,
-    Statistic,
-)
+from metaclip_jax.evaluation.examples import Embeddings, Examples, Statistic
 
 # Scores closer than the rounding error of f32 cosines are a tie. Ties count against the
 # model: one that maps everything to one point has a recall of 0.
 TIE = 1e-6
 MEAN = "retrieval/mean_R@1"  # over both directions; only on request
+WAYS = ("image_to_text", "text_to_image")
 KS = (1, 5, 10)  # the k of recall at k
 # Images and texts scored at a time, to limit memory.
 ROWS, COLUMNS = 1024, 1 << 14
@@ -100,101 +94,59 @@ def chance(right_answers: np.ndarray, *, candidates: int, k: int) -> float:
 
 
 def names(examples: Examples) -> tuple[str, ...]:
-    """Returns the names of the results of `run`; () if texts have no images."""
+    """Returns the names of the results of `measure`; () if texts have no images."""
     if not len(examples.image_of_text):
         return ()
-    ways = ("image_to_text", "text_to_image")
     wanted = tuple(name for name in examples.metrics if name == MEAN)
-    return (*(f"{way}/R@{k}" for way in ways for k in KS), *wanted)
+    return (*(f"{way}/R@{k}" for way in WAYS for k in KS), *wanted)
 
 
-def run(
-    encoder: Encoder,
-    examples: Examples,
-    embeddings: Embeddings,
-    *,
-    resamples: int,
-) -> Iterator[Result]:
-    """Yields recall at KS in both directions, with intervals (over images) and chance.
+def measure(
+    encoder: Encoder, examples: Examples, embeddings: Embeddings
+) -> dict[str, Statistic]:
+    """Returns recall at KS in both directions, and their mean at 1 (MEAN), by name.
 
     Args:
         encoder: not used.
-        examples: every image has a text.
+        examples: every image has a text; the images are the units.
         embeddings: of images and texts.
-        resamples: of the bootstrap.
     """
     del encoder
     found = ranks(embeddings.image, embeddings.text, examples.image_of_text)
-    yield from recall(*found, examples.image_of_text, resamples=resamples)
-    if MEAN in examples.metrics:
-        mean = mean_recall(*found, examples.image_of_text)
-        yield statistics.result(MEAN, mean, resamples=resamples)
-
-
-def statistic(
-    encoder: Encoder, examples: Examples, embeddings: Embeddings, name: str
-) -> Statistic:
-    """Returns MEAN as a function of the images' weights; see `run`."""
-    del encoder
-    if name != MEAN:
-        raise ValueError(f"wanted {MEAN}, got {name}")
-    found = ranks(embeddings.image, embeddings.text, examples.image_of_text)
-    return mean_recall(*found, examples.image_of_text)
-
-
-def mean_recall(
-    image_to_text: np.ndarray, text_to_image: np.ndarray, image_of_text: np.ndarray
-) -> Statistic:
-    """Returns the mean of R@1 over both directions; see `recall` for the arrays."""
-    found = image_to_text < 1
-    texts = np.bincount(image_of_text)
-    shown = np.bincount(image_of_text, weights=text_to_image < 1)
-
-    def mean(weight: np.ndarray) -> float:
-        image, text = weight @ found / weight.sum(), weight @ shown / (weight @ texts)
-        return float(image + text) / 2
-
-    by_chance = (
-        chance(texts, candidates=len(image_of_text), k=1)
-        + chance(np.ones(len(image_of_text)), candidates=len(found), k=1)
-    ) / 2
-    return Statistic(mean, len(found), by_chance)
+    of_name = recall(*found, examples.image_of_text)
+    return {name: of_name[name] for name in names(examples)}
 
 
 def recall(
-    image_to_text: np.ndarray,
-    text_to_image: np.ndarray,
-    image_of_text: np.ndarray,
-    *,
-    resamples: int,
-) -> Iterator[Result]:
-    """Yields "image_to_text/R@1" and so on; see `run`.
+    image_to_text: np.ndarray, text_to_image: np.ndarray, image_of_text: np.ndarray
+) -> dict[str, Statistic]:
+    """Returns all results of retrieval by name, such as "image_to_text/R@1".
 
     Args:
         image_to_text: int64[N], see `ranks`.
         text_to_image: int64[M].
         image_of_text: int[M], the row of the image each text belongs to.
-        resamples: of the bootstrap.
     """
-    texts_per_image = np.bincount(image_of_text)
-    one_image = np.ones(len(image_of_text), np.int64)
-    for way, rank, units, right, candidates in (
-        ("image_to_text", image_to_text, None, texts_per_image, len(image_of_text)),
-        ("text_to_image", text_to_image, image_of_text, one_image, len(image_to_text)),
-    ):
-        for k in KS:
-            found = statistics.share(
-                rank < k,
-                name=f"retrieval/{way}/{k}",
-                unit_of_hit=units,
-                resamples=resamples,
-            )
-            yield Result(
-                f"{way}/R@{k}",
-                found.value,
-                (found.low, found.high),
-                chance(right, candidates=candidates, k=k),
-            )
+    images, texts = len(image_to_text), len(image_of_text)
+    texts_of_image = np.bincount(image_of_text)
+    one_image = np.ones(texts, np.int64)
+    of_name = {}
+    for k in KS:
+        by_chance = chance(texts_of_image, candidates=texts, k=k)
+        of_name[f"image_to_text/R@{k}"] = statistics.share(image_to_text < k, by_chance)
+        of_name[f"text_to_image/R@{k}"] = statistics.share(
+            text_to_image < k,
+            chance(one_image, candidates=images, k=k),
+            unit_of_hit=image_of_text,
+            seed=f"retrieval/text_to_image/{k}",
+        )
+    ways = [of_name[f"{way}/R@1"] for way in WAYS]
+    of_name[MEAN] = Statistic(
+        lambda weight: sum(way.value(weight) for way in ways) / 2,
+        images,
+        sum(way.chance or 0.0 for way in ways) / 2,
+    )
+    return of_name
 
 
 def best_texts(

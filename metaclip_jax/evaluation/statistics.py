@@ -2,161 +2,105 @@
 
 A share of independent hits has Wilson's interval, which has a width even if all hits
 are right or all are wrong. Dependent hits and means over classes are bootstrapped. A
-hash of (seed, metric's name) seeds the resampling, so the interval is equal on every
+hash of the metric's name seeds the resampling, so the interval is equal on every
 machine, and two models on the same examples get the same resamples.
 """
 
-import dataclasses
 import hashlib
-from collections.abc import Callable
 
 import numpy as np
 
 from metaclip_jax.evaluation.examples import Result, Statistic
 
 
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """A measured value and its confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-
 def result(name: str, statistic: Statistic, *, resamples: int) -> Result:
-    """Returns a statistic of the given examples, with its bootstrap interval."""
-    interval = bootstrap(
-        statistic.value, units=statistic.units, name=name, resamples=resamples
-    )
-    return Result(name, interval.value, (interval.low, interval.high), statistic.chance)
+    """Returns a statistic of the given examples, with its 95% interval.
 
-
-def bootstrap(
-    statistic: Callable[[np.ndarray], float],
-    *,
-    units: int,
-    name: str,
-    resamples: int,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> Interval:
-    """Returns the percentile bootstrap interval of a statistic of weighted units.
+    This is Wilson's interval of independent hits, else the percentile bootstrap's. If
+    all units are equal, the bootstrap's has no width, a limit of the method.
 
     Args:
-        statistic: maps f64[units], how often each unit was drawn, to the metric. All
-            ones give the measured value.
-        units: the number of independent units, for example images: texts of one image
-            are dependent, so they are drawn together.
-        name: of the metric; seeds the draws, together with `seed`.
-        resamples: the number of resampled data sets; 1 = no interval, as in training.
-        seed: another seed gives other draws.
-        confidence: the share of resamples inside the interval.
-
-    Returns:
-        The value with the interval's ends. If all units are equal (all right or all
-        wrong), the interval has no width, a limit of the bootstrap.
+      name: of the result; seeds the draws if the statistic has no seed of its own.
+      statistic: to measure.
+      resamples: the number of resampled data sets; 1 = an interval without width, as
+        in training.
 
     Raises:
-        ValueError: no units, no resamples, or a confidence outside (0, 1).
+      ValueError: no units or no resamples.
     """
-    if units < 1 or resamples < 1 or not 0 < confidence < 1:
+    units = statistic.units
+    if units is None:
+        return Result(name, statistic.value(np.ones(0)), None, statistic.chance)
+    if units < 1 or resamples < 1:
         raise ValueError(
-            f"wanted units >= 1, resamples >= 1 and 0 < confidence < 1 for {name!r},"
-            f" got units={units}, resamples={resamples}, confidence={confidence}"
+            f"wanted units >= 1 and resamples >= 1 for {name!r}, got units={units},"
+            f" resamples={resamples}"
         )
-    value = float(statistic(np.ones(units)))
-    # scipy requires at least two of both.
-    if min(units, resamples) == 1:
-        return Interval(value, value, value)
-    from scipy import stats  # a slow import that few commands need
+    value = float(statistic.value(np.ones(units)))
+    interval = value, value
+    if statistic.hits is not None and resamples > 1:
+        from scipy import stats  # a slow import that few commands need
 
-    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
+        test = stats.binomtest(int(statistic.hits.sum()), units)
+        found = test.proportion_ci(0.95, method="wilson")
+        interval = float(found.low), float(found.high)
+    elif min(units, resamples) > 1:  # scipy requires at least two of both
+        seed = statistic.seed or name
+        interval = _bootstrap(statistic, units, seed=seed, resamples=resamples)
+    return Result(name, value, interval, statistic.chance)
+
+
+def _bootstrap(
+    statistic: Statistic, units: int, *, seed: str, resamples: int
+) -> tuple[float, float]:
+    from scipy import stats
+
+    digest = hashlib.blake2b(f"0:{seed}".encode(), digest_size=16).digest()
     found = stats.bootstrap(
         (np.arange(units),),
-        lambda drawn: statistic(np.bincount(drawn, minlength=units).astype(np.float64)),
+        lambda drawn: statistic.value(
+            np.bincount(drawn, minlength=units).astype(np.float64)
+        ),
         n_resamples=resamples,
         batch=1,  # holds one resample in memory
         vectorized=False,
-        confidence_level=confidence,
+        confidence_level=0.95,
         method="percentile",
         rng=np.random.Generator(np.random.Philox(key=np.frombuffer(digest, "<u8"))),
     )
     low, high = found.confidence_interval
-    return Interval(value, float(low), float(high))
+    return float(low), float(high)
 
 
 def share(
     hits: np.ndarray,
+    chance: float,
     *,
-    name: str,
-    resamples: int,
     unit_of_hit: np.ndarray | None = None,
-    seed: int = 0,
-) -> Interval:
-    """Returns the share of hits with its 95% interval.
-
-    This is Wilson's interval if every unit has one hit, else a bootstrap over units.
+    seed: str = "",
+) -> Statistic:
+    """Returns the share of hits as a function of the units' weights.
 
     Args:
-        hits: bool[n].
-        name: of the metric, for example "zero_shot/accuracy".
-        resamples: see `bootstrap`.
-        unit_of_hit: int[n], the independent unit (0, 1, ...) of each hit; None = every
-            hit is a unit.
-        seed: see `bootstrap`.
+      hits: bool[n].
+      chance: the expected share of guessing.
+      unit_of_hit: int[n], the independent unit (0, 1, ...) of each hit; None = every
+        hit is a unit.
+      seed: see `Statistic`.
 
     Raises:
-        ValueError: `hits` is empty.
+      ValueError: `hits` is empty.
     """
     if len(hits) == 0:
-        raise ValueError(f"{name}: wanted at least one result, got none")
+        raise ValueError("wanted at least one result, got none")
     units = np.arange(len(hits)) if unit_of_hit is None else unit_of_hit
     right = np.bincount(units, weights=hits.astype(np.float64))
     size = np.bincount(units).astype(np.float64)
-    occupied = size > 0
-    right, size = right[occupied], size[occupied]
-    if size.max() == 1 and resamples > 1:
-        from scipy import stats
-
-        found = stats.binomtest(int(right.sum()), len(size))
-        low, high = found.proportion_ci(0.95, method="wilson")
-        return Interval(found.statistic, float(low), float(high))
-    return bootstrap(
+    right, size = right[size > 0], size[size > 0]
+    return Statistic(
         lambda weight: float(weight @ right / (weight @ size)),
-        units=len(size),
-        name=name,
-        resamples=resamples,
+        len(size),
+        chance,
+        hits=right > 0 if size.max() == 1 else None,
         seed=seed,
-    )
-
-
-def mean_share_per_class(
-    hits: np.ndarray,
-    labels: np.ndarray,
-    *,
-    name: str,
-    resamples: int,
-    seed: int = 0,
-) -> Interval:
-    """Returns the mean over classes of the share of hits, with its 95% interval.
-
-    Classes without an example, in the data or in a resample, are excluded.
-
-    Args:
-        hits: bool[n].
-        labels: int[n], the class of each hit.
-        name: of the metric.
-        resamples: see `bootstrap`.
-        seed: see `bootstrap`.
-    """
-
-    def mean_of_shares(weight: np.ndarray) -> float:
-        size = np.bincount(labels, weights=weight)
-        right = np.bincount(labels, weights=weight * hits)
-        seen = size > 0
-        return float(np.mean(right[seen] / size[seen]))
-
-    return bootstrap(
-        mean_of_shares, units=len(hits), name=name, resamples=resamples, seed=seed
     )

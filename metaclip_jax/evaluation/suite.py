@@ -21,7 +21,7 @@ from metaclip_jax.evaluation import (
     tasks,
 )
 from metaclip_jax.evaluation.encoder import Encoder, prepare_image
-from metaclip_jax.evaluation.examples import Examples
+from metaclip_jax.evaluation.examples import Examples, Statistic
 from metaclip_jax.evaluation.tasks import Task
 
 _SHOWN_CONFUSIONS = 4
@@ -220,15 +220,16 @@ def compare(
         evaluator.statistic(model, of, metric)
         for model, of in zip(models, (embedded, other), strict=True)
     )
-    found = statistics.bootstrap(
-        lambda weight: own.value(weight) - theirs.value(weight),
-        units=own.units,
-        name=f"{metric} against another",
+    found = statistics.result(
+        f"{metric} against another",
+        Statistic(
+            lambda weight: own.value(weight) - theirs.value(weight), own.units, None
+        ),
         resamples=resamples,
     )
     return {
-        "value": float(theirs.value(np.ones(theirs.units))),
-        "difference": {"value": found.value, "low": found.low, "high": found.high},
+        "value": statistics.result(metric, theirs, resamples=1).value,
+        "difference": found.cell(),
     }
 
 

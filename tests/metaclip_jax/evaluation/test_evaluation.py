@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from metaclip_jax.evaluation import (
     statistics,
     zero_shot,
 )
+from metaclip_jax.evaluation.examples import Examples, Statistic
 
 
 def unit(rows):
@@ -30,9 +32,14 @@ def random_unit(n, width=16, seed=0):
 # Intervals.
 
 
+def share(hits, *, name="a", resamples, unit_of_hit=None, seed=""):
+    found = statistics.share(hits, 0.0, unit_of_hit=unit_of_hit, seed=seed)
+    return SimpleNamespace(**statistics.result(name, found, resamples=resamples).cell())
+
+
 def test_the_value_is_the_share_of_hits_and_lies_in_its_interval():
     hits = np.arange(200) < 60
-    interval = statistics.share(hits, name="a", resamples=500)
+    interval = share(hits, resamples=500)
     assert interval.value == pytest.approx(0.3)
     assert interval.low < 0.3 < interval.high
 
@@ -47,7 +54,7 @@ def test_the_interval_is_as_wide_as_the_binomial_says(together):
     hits, units = np.arange(400) % 4 == 0, None
     if together:
         hits, units = halves(hits)
-    interval = statistics.share(hits, name="a", resamples=4000, unit_of_hit=units)
+    interval = share(hits, resamples=4000, unit_of_hit=units)
     half = 1.96 * math.sqrt(0.25 * 0.75 / 400)
     assert interval.low == pytest.approx(0.25 - half, abs=0.006)
     assert interval.high == pytest.approx(0.25 + half, abs=0.006)
@@ -61,64 +68,64 @@ def test_the_interval_covers_the_truth_about_95_times_in_100(together):
         hits, units = rng.random(150) < 0.4, None
         if together:
             hits, units = halves(hits)
-        interval = statistics.share(hits, name=str(i), resamples=300, unit_of_hit=units)
+        interval = share(hits, name=str(i), resamples=300, unit_of_hit=units)
         covered += interval.low <= 0.4 <= interval.high
     assert 0.90 < covered / 200 < 0.985
 
 
 def test_all_hits_leave_room_for_a_miss():
     """After n hits in a row, Wilson's lower end is n / (n + z^2)."""
-    interval = statistics.share(np.ones(40, bool), name="a", resamples=2)
+    interval = share(np.ones(40, bool), resamples=2)
     assert interval.value == interval.high == 1
     assert interval.low == pytest.approx(40 / (40 + 1.959964**2))
 
 
 def test_one_resample_gives_the_value_without_an_interval():
     hits = np.arange(200) < 60
-    value = statistics.share(hits, name="a", resamples=500).value
-    alone = statistics.share(hits, name="a", resamples=1)
-    assert alone == statistics.Interval(value, value, value)
+    value = share(hits, resamples=500).value
+    alone = share(hits, resamples=1)
+    assert (alone.low, alone.value, alone.high) == (value, value, value)
 
 
 def test_one_unit_has_an_interval_without_width():
     hits, units = np.array([True, False]), np.zeros(2, int)
-    interval = statistics.share(hits, name="a", resamples=5, unit_of_hit=units)
+    interval = share(hits, resamples=5, unit_of_hit=units)
     assert (interval.low, interval.value, interval.high) == (0.5, 0.5, 0.5)
 
 
 def test_equal_seed_and_name_draw_the_same_units_and_others_do_not():
     hits, units = halves(np.arange(101) % 3 == 0)
     options = {"resamples": 50, "unit_of_hit": units}
-    first = statistics.share(hits, name="a", **options)
-    assert statistics.share(hits, name="a", **options) == first
-    assert statistics.share(hits, name="b", **options) != first
-    assert statistics.share(hits, name="a", seed=1, **options) != first
+    first = share(hits, name="a", **options)
+    assert share(hits, name="a", **options) == first
+    assert share(hits, name="b", **options) != first
+    assert share(hits, name="b", seed="a", **options) == first
 
 
 def test_hits_of_one_unit_are_drawn_together():
     hits = np.repeat(np.arange(50) % 2 == 0, 20)
-    alone = statistics.share(hits, name="a", resamples=500)
-    together = statistics.share(
-        hits, name="a", resamples=500, unit_of_hit=np.repeat(np.arange(50), 20)
-    )
+    alone = share(hits, resamples=500)
+    together = share(hits, resamples=500, unit_of_hit=np.repeat(np.arange(50), 20))
     assert together.value == alone.value == 0.5
     assert together.high - together.low > 3 * (alone.high - alone.low)
 
 
-def test_mean_share_per_class_weighs_classes_alike():
+def test_mean_per_class_weighs_classes_alike():
     labels = np.array([0] * 90 + [1] * 10)
-    hits = labels == 0
-    interval = statistics.mean_share_per_class(hits, labels, name="a", resamples=50)
-    assert interval.value == pytest.approx(0.5)
+    always_0 = np.tile(np.float32([1, 0]), (100, 1))
+    (name,) = names = ("zero_shot/mean_per_class",)
+    found = classification.of_scores(names, always_0, labels, labels[:0])[name]
+    result = statistics.result(name, found, resamples=50)
+    assert result.value == pytest.approx(0.5)
 
 
 def test_no_results_are_refused():
     with pytest.raises(ValueError, match="at least one"):
-        statistics.share(np.zeros(0, bool), name="a", resamples=10)
-    with pytest.raises(ValueError, match="confidence=2"):
-        statistics.bootstrap(
-            lambda w: 0.0, units=1, name="a", resamples=1, confidence=2
-        )
+        share(np.zeros(0, bool), resamples=10)
+    with pytest.raises(ValueError, match="resamples=0"):
+        share(np.ones(3, bool), resamples=0)
+    with pytest.raises(ValueError, match="units=0"):
+        statistics.result("a", Statistic(lambda w: 0.0, 0, None), resamples=1)
 
 
 # Retrieval.
@@ -126,7 +133,12 @@ def test_no_results_are_refused():
 
 def recall(images, texts, image_of_text, *, resamples):
     ranks = retrieval.ranks(images, texts, image_of_text)
-    return examples.nested(retrieval.recall(*ranks, image_of_text, resamples=resamples))
+    found = retrieval.recall(*ranks, image_of_text)
+    return examples.nested(
+        statistics.result(name, one, resamples=resamples)
+        for name, one in found.items()
+        if name != retrieval.MEAN
+    )
 
 
 def test_equal_embeddings_of_each_pair_are_all_found():
@@ -242,8 +254,11 @@ def test_a_class_is_the_mean_of_its_unit_prompts_brought_back_to_unit_norm():
 
 
 def accuracy(images, classes, labels):
-    found = classification.measure(images @ classes.T, labels, resamples=20)
-    return examples.nested(found)["zero_shot"]
+    names = [f"zero_shot/{kind}" for kind in ("accuracy", "top5", "mean_per_class")]
+    found = classification.of_scores(names, images @ classes.T, labels, labels[:0])
+    return examples.nested(
+        statistics.result(name, one, resamples=20) for name, one in found.items()
+    )["zero_shot"]
 
 
 def test_accuracy_top5_and_mean_per_class_agree_with_counting():
@@ -272,7 +287,14 @@ def test_a_collapsed_classifier_has_the_accuracy_of_guessing_class_0():
     labels = np.array([0, 1, 2, 3] * 2)
     found = accuracy(images, classes, labels)
     assert found["accuracy"]["value"] == 0.25
-    assert "top5" not in found
+
+
+def test_top5_is_measured_if_there_are_more_than_5_classes():
+    for classes in (5, 6):
+        shown = Examples(
+            "here", ["x"], list, (("cat",),) * classes, labels=np.zeros(1, np.int64)
+        )
+        assert ("zero_shot/top5" in classification.names(shown)) == (classes > 5)
 
 
 # Tasks.
