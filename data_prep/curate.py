@@ -15,7 +15,7 @@ the same command continues.
 import json
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import flags, logging
@@ -34,6 +34,7 @@ from data_prep.stages import (
     image_dedup,
     matches,
     outcomes,
+    parts,
     pipelines,
     rejects,
     selection,
@@ -46,13 +47,6 @@ from data_prep.stages.planning import Run, plan, refuse_anonymous
 from metaclip_jax import files
 from metaclip_jax.cli import command, config_flag
 from metaclip_jax.data import balance
-
-
-class PoolCounts(NamedTuple):
-    """Matches of each entry in the pool, uint64[entries] for each metadata."""
-
-    all: steps.Vectors  # of all texts
-    drawn: steps.Vectors  # of the texts that the rule draws
 
 
 def main(argv: list[str]) -> None:
@@ -91,16 +85,16 @@ def run_stages(
 def _run_stages(run: Run, stop_after: str, retry_failed: bool) -> None:
     if files.finished(run.output, run.inputs) is not None:
         return
-    pool = match(run)
+    pool, drawn = match(run)
     if stop_after == "match":
         return log_stop(run, "matches")
-    t = thresholds(run, pool.all)
-    thin = balance.keep_probabilities(pool.all, t, slack=run.config.balance.slack)
+    t = thresholds(run, pool)
+    thin = balance.keep_probabilities(pool, t, slack=run.config.balance.slack)
     accepted = download(run, thin, retry_failed=retry_failed)
     if stop_after == "download":
         return log_stop(run, "images")
-    keep = steps.recount(accepted, thin, t, pool=pool.all, drawn_counts=pool.drawn)
-    write(run, t=t, thin=thin, keep=keep, pool=pool.all, accepted=accepted)
+    keep = steps.recount(accepted, thin, t, pool=pool, drawn_counts=drawn)
+    write(run, t=t, thin=thin, keep=keep, pool=pool, accepted=accepted)
 
 
 def log_stop(run: Run, name: str) -> None:
@@ -109,8 +103,11 @@ def log_stop(run: Run, name: str) -> None:
     logging.info("%s is finished; without --stop_after the command continues", folder)
 
 
-def match(run: Run) -> PoolCounts:
-    """Source files -> parts of unique matches. Returns the entry counts."""
+def match(run: Run) -> tuple[steps.Vectors, steps.Vectors]:
+    """Source files -> parts of unique matches.
+
+    Returns the entry counts of all texts, and of those that the rule draws.
+    """
     folder = os.path.join(run.workdir, "matches")
     if files.finished(folder, run.match_inputs) is None:
         match_sources(run)
@@ -119,7 +116,7 @@ def match(run: Run) -> PoolCounts:
     every = drawn = steps.to_vectors(total, run.sizes)
     if run.config.balance.rule == "v2":  # other rules draw all texts
         drawn = steps.to_vectors(sums.read_sum(folder, "drawn.parquet"), run.sizes)
-    return PoolCounts(every, drawn)
+    return every, drawn
 
 
 def match_sources(run: Run) -> None:
@@ -157,11 +154,10 @@ def gather(run: Run, folder: str) -> None:
     matched = os.path.join(run.workdir, "matched")
     outcomes.check_partitions(matched, n)
     files.claim(folder, run.match_inputs)
+    count = files.read_json(files.path(matched) / files.MANIFEST)["parts"]
     gathering = matches.Gathering(
-        matched=matched,
-        matched_parts=files.read_json(files.path(matched) / files.MANIFEST)["parts"],
-        folder=folder,
-        partitions=n,
+        parts.Sorted(matched, count, partitions=n),
+        folder,
         seed=config.seed,
         rule=config.balance.rule,
         sample_images=-(-config.sample_images // n),

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from absl import flags
 
-from data_prep import drops
+from data_prep import drops, schema
 from data_prep.metadata import store
 from data_prep.sinks import array_record as sink
 from metaclip_jax import files
@@ -180,19 +180,19 @@ def _sum_columns(tables: Sequence[pa.Table]) -> pa.Table:
 
 def _sum_funnels(funnels: Sequence[Sequence[Mapping]]) -> list[dict]:
     """Sums the funnels of runs by stage and unit, and drops by reason."""
-    summed: dict[tuple[str, str], dict] = {}
-    for row in (row for funnel in funnels for row in funnel):
-        key = row["stage"], row["unit"]
-        into = summed.setdefault(
-            key,
-            {"stage": key[0], "unit": key[1], "in": 0, "out": 0, "drops": Counter()},
+    rows = [row for funnel in funnels for row in funnel]
+    flows = [
+        drops.flow(
+            row["stage"],
+            unit=row["unit"],
+            entered=row["in"],
+            left=row["out"],
+            drops=row["drops"],
         )
-        into["in"] += row["in"]
-        into["out"] += row["out"]
-        into["drops"].update(row["drops"])
-    for row in summed.values():
-        row["drops"] = dict(sorted(row["drops"].items()))
-    return list(summed.values())
+        for row in rows
+    ]
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    return drops.funnel(schema.sum_counts(flows, schema.FLOW), stages)
 
 
 def main(argv: Sequence[str]) -> None:

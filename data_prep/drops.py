@@ -5,7 +5,6 @@ when a bundle is retried. In every stage in = out + drops, and the input of a st
 the output of the stage before.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
@@ -64,51 +63,35 @@ def in_one_line(error: Exception) -> str:
 def funnel(total: pa.RecordBatch, stages: Sequence[str]) -> list[dict]:
     """Turns summed FLOW rows into the data card's funnel, in the order of `stages`.
 
-    Returns one dict per stage and unit: stage, unit, in, out, drops {reason: n}.
+    Returns one dict per stage and unit: stage, unit, in, out, drops {reason: n}; in =
+    out + drops, as in the rows of `flow`.
     Raises AssertionError if texts were lost between two stages without being counted.
     """
-    counts: dict[tuple[str, str], Counter] = {}
-    for row in total.to_pylist():
-        if row["stage"] == FAILED:
-            continue
-        reasons = counts.setdefault((row["stage"], row["unit"]), Counter())
-        reasons[row["reason"]] += row["count"]
-    unknown = {stage for stage, _ in counts} - set(stages)
-    if unknown:
+    found = [row for row in total.to_pylist() if row["stage"] != FAILED]
+    if unknown := {row["stage"] for row in found} - set(stages):
         raise AssertionError(
             f"wanted stages among {list(stages)}, got {sorted(unknown)}"
         )
-    table = []
-    for stage, unit in sorted(counts, key=lambda k: (stages.index(k[0]), k[1])):
-        reasons = counts[stage, unit]
-        entered, left = reasons.pop(IN, 0), reasons.pop(OUT, 0)
-        table.append(
-            {
-                "stage": stage,
-                "unit": unit,
-                "in": entered,
-                "out": left,
-                "drops": dict(sorted(reasons.items())),
-            }
-        )
-    _check(table)
-    return table
-
-
-def _check(table: Sequence[Mapping]) -> None:
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    for row in sorted(found, key=lambda row: (stages.index(row["stage"]), row["unit"])):
+        reasons = counts.setdefault((row["stage"], row["unit"]), {})
+        reasons[row["reason"]] = row["count"]
+    table: list[dict] = []
     previous = None
-    for row in table:
-        lost = sum(row["drops"].values())
-        if row["in"] != row["out"] + lost:
-            raise AssertionError(f"{row['stage']}: wanted in = out + drops, got {row}")
-        if row["unit"] != "texts":
+    for (stage, unit), reasons in counts.items():
+        entered, left = reasons.pop(IN, 0), reasons.pop(OUT, 0)
+        lost = dict(sorted(reasons.items()))
+        row = {"stage": stage, "unit": unit, "in": entered, "out": left, "drops": lost}
+        table.append(row)
+        if unit != "texts":
             continue
-        if previous is not None and previous["out"] != row["in"]:
+        if previous is not None and previous["out"] != entered:
             raise AssertionError(
-                f"wanted {previous['out']} texts into {row['stage']}, as left "
-                f"{previous['stage']}, got {row['in']}"
+                f"wanted {previous['out']} texts into {stage}, as left "
+                f"{previous['stage']}, got {entered}"
             )
         previous = row
+    return table
 
 
 def render(table: Sequence[Mapping]) -> str:

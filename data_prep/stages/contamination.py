@@ -120,29 +120,25 @@ def find(images: pa.Table, path: str, *, most_bits: int) -> pa.Table:
     """
     known = _load(path)
     ok = images.filter(pc.equal(images["status"], "ok")).combine_chunks()
-    pictures_of = np.full(ok.num_rows, None, object)
-    bits = np.zeros(ok.num_rows, np.int32)
+    near, bits = np.full(ok.num_rows, -1), np.zeros(ok.num_rows, np.int32)
     some = pc.greater(pc.binary_length(ok["fingerprint"]), 0).to_numpy()
-    nearest, differing = known.prints.nearest(
+    near[some], bits[some] = known.prints.nearest(
         similarity.Fingerprints.of(ok["fingerprint"].filter(pa.array(some))),
         most_bits=most_bits,
     )
-    rows, hits = np.flatnonzero(some), nearest >= 0
-    names = known.by_fingerprint["picture"].take(pa.array(nearest[hits]))
-    pictures_of[rows[hits]] = names.to_pylist()
-    bits[rows[hits]] = differing[hits]
+    alike = known.by_fingerprint["picture"].take(pa.array(near, mask=near < 0))
     same = pc.index_in(ok["sha256"], known.by_digest["sha256"])
-    for row, at in enumerate(same.to_pylist()):
-        if at is not None:
-            pictures_of[row], bits[row] = known.by_digest["picture"][at].as_py(), 0
-    rows = np.flatnonzero(pictures_of)
-    return evaluated(ok, rows, pictures_of[rows].tolist(), bits=bits[rows])
+    equal = known.by_digest["picture"].take(same)
+    bits[equal.is_valid()] = 0
+    found = pc.coalesce(equal, alike)
+    rows = np.flatnonzero(found.is_valid())
+    return evaluated(ok, rows, found.take(pa.array(rows)), bits=bits[rows])
 
 
 def evaluated(
     images: pa.Table,
     rows: np.ndarray,
-    found: Sequence[str],
+    found: Sequence[str] | pa.ChunkedArray,
     *,
     bits: np.ndarray | None = None,
     cosines: np.ndarray | None = None,

@@ -21,6 +21,11 @@ from data_prep.stages.draws import Draws
 from metaclip_jax.data import machine
 
 Tagged = beam.pvalue.TaggedOutput
+# What is known of an image before its download; all else is null.
+_UNKNOWN = {
+    **{"status": "", "sha256": "", "fingerprint": b"", "width": 0, "height": 0},
+    **{"kept_as": "", "stage": "download", "position": -1},
+}
 
 
 @dataclass(frozen=True)
@@ -163,9 +168,7 @@ def download_and_screen(
       The rows of `wanted` as IMAGES with the columns of DOWNLOADED; and some pictures
       that screening dropped, `rejects.Pictures.table`.
     """
-    n = wanted.num_rows
-    fields = {field.name: field for field in (*schema.IMAGES, *schema.DOWNLOADED)}
-    columns = _unknown(n)
+    rows = [dict(_UNKNOWN) for _ in range(wanted.num_rows)]
     ids, dropped = wanted["image_id"].to_pylist(), rejects.Pictures()
     # Two a core: one waits while another is screened.
     held = min(2 * cores, max(1, fetch.max_held_bytes // fetch.max_bytes // 2))
@@ -199,32 +202,25 @@ def download_and_screen(
         for fetched, facts, image in threads.apply(
             screened, bodies, threads=cores, held=held
         ):
-            index = fetched.position
+            row = rows[fetched.position]
             watch(fetched.status)
-            for key, value in facts.items():
-                columns[key][index] = value
+            row |= facts
             if image is None:
                 continue
-            columns["stage"][index] = "screen"
-            columns["status"][index] = image.status
+            row |= {"stage": "screen", "status": image.status}
             if image.status != screening.OK:
                 continue
-            columns["position"][index] = write_blob(image.image)
+            row["position"] = write_blob(image.image)
             for key in ("sha256", "fingerprint", "width", "height"):
-                columns[key][index] = getattr(image, key)
+                row[key] = getattr(image, key)
             if image.faces is not None:
-                columns["faces"][index] = [face._asdict() for face in image.faces]
-    for name, values in columns.items():
-        wanted = wanted.append_column(name, pa.array(values, fields[name].type))
-    return wanted.select(list(fields)), dropped.table()
-
-
-def _unknown(count: int) -> dict[str, list]:
-    """Returns the columns of images that are not downloaded yet."""
-    values = {"status": "", "sha256": "", "fingerprint": b"", "width": 0, "height": 0}
-    values |= {"kept_as": "", "stage": "download", "position": -1}
-    values |= dict.fromkeys(("http_status", "bytes", "body_sha256", "faces"))
-    return {name: [value] * count for name, value in values.items()}
+                row["faces"] = [face._asdict() for face in image.faces]
+    fields = [*schema.IMAGES, *schema.DOWNLOADED]
+    new = pa.schema([f for f in fields if f.name not in wanted.column_names])
+    found = pa.Table.from_pylist(rows, new)
+    for name in new.names:
+        wanted = wanted.append_column(name, found[name])
+    return wanted.select([field.name for field in fields]), dropped.table()
 
 
 def _image_flow(images: pa.Table) -> Iterator[pa.RecordBatch]:

@@ -33,16 +33,12 @@ class Embedded:
     """Embeddings that a run compares.
 
     Attributes:
-      folder: of their parts, sorted by image id.
-      files: number of these parts.
-      partitions: of the images.
+      rows: EMBEDDED; their folder also has the pivots, and those of evaluation sets.
       near: cosine of near duplicates; 0: all are kept.
       evaluation: cosine of an image that is in an evaluation set; 0: none is.
     """
 
-    folder: str
-    files: int
-    partitions: int
+    rows: parts.Sorted
     near: float
     evaluation: float
 
@@ -57,12 +53,12 @@ class Embedded:
         if not ok.num_rows:
             return
         first = ok["image_id"].slice(0, 1).combine_chunks()
-        (partition,) = parts.partition_of(first, self.partitions).tolist()
+        (partition,) = parts.partition_of(first, self.rows.partitions).tolist()
         ok, vectors = self._of(ok, partition)
-        pivots, _ = _vectors(f"{self.folder}/{_PIVOTS}")
+        pivots, _ = _vectors(f"{self.rows.folder}/{_PIVOTS}")
         cells = cosine.cells(cosine.of_column(vectors), pivots)
         rows = pa.table(dedup.ranked_by(ok) | {"embedding": vectors})
-        count = -(-self.partitions // _PARTITIONS_TOGETHER)
+        count = -(-self.rows.partitions // _PARTITIONS_TOGETHER)
         for of_place in cells.T:
             ranges = of_place.astype(np.int64) * count // max(1, len(pivots))
             for number in np.unique(ranges[of_place >= 0]).tolist():
@@ -90,7 +86,7 @@ class Embedded:
           images: IMAGES of a partition; only those with status "ok" are compared.
           partition: its number.
         """
-        known, names = _vectors(f"{self.folder}/{_EVALUATION}")
+        known, names = _vectors(f"{self.rows.folder}/{_EVALUATION}")
         ok = images.filter(pc.equal(images["status"], "ok"))
         ok, vectors = self._of(ok, partition)
         nearest, cosines = cosine.nearest(
@@ -107,10 +103,7 @@ class Embedded:
           images: IMAGES of the partition.
           partition: its number.
         """
-        batches = parts.read_partitions(
-            self.folder, self.files, partition, partition + 1, self.partitions
-        )
-        rows = pa.Table.from_batches(batches, schema.EMBEDDED)
+        rows = self.rows.of_partition(partition, schema.EMBEDDED)
         at = pc.index_in(images["image_id"], rows["image_id"])
         there = pc.is_valid(at)
         missing = images.num_rows - (pc.sum(there).as_py() or 0)
@@ -157,34 +150,22 @@ def prepare(
         return None
     _check_widths([*paths, *found["evaluation_embeddings"]])
     images = sum(_rows_of(path) for path in paths)
-    sort = beam.Map(_sort, folder, len(paths), images)
+    rows = parts.Sorted(folder, len(paths), config.partitions)
     with pipelines.new(options) as pipeline:
-        _ = pipelines.start(pipeline, list(enumerate(paths))) | "sort" >> sort
-    names = [_pivots(i, len(paths)) for i in range(len(paths))]
+        work = pipelines.start(pipeline, list(enumerate(paths)))
+        _ = work | "sort" >> beam.Map(_sort, rows, images)
+    names = [parts.name(i, len(paths), _PIVOTS) for i in range(len(paths))]
     pivots = pa.concat_tables(parts.read(folder, name) for name in names)
     parts.write(folder, _PIVOTS, pivots.sort_by("image_id"))
-    batches = [
-        batch.set_column(0, "image_id", _named(path, batch["image_id"]))
-        for path in found["evaluation_embeddings"]
-        for batch in _read(path)
-    ]
+    batches = []
+    for path in found["evaluation_embeddings"]:
+        for batch in _read(path):
+            ids = [f"{path}:{i}" for i in batch["image_id"].to_pylist()]
+            columns = {"image_id": ids, "embedding": batch["embedding"]}
+            batches.append(schema.from_columns(columns, schema.EMBEDDED))
     evaluation = pa.Table.from_batches(batches, schema.EMBEDDED)
     parts.write(folder, _EVALUATION, evaluation)
-    return Embedded(
-        folder,
-        len(paths),
-        config.partitions,
-        near=wanted.near_cosine,
-        evaluation=wanted.evaluation_cosine,
-    )
-
-
-def _pivots(number: int, count: int) -> str:
-    return parts.name(number, count, _PIVOTS)
-
-
-def _named(path: str, image_ids: pa.Array) -> pa.Array:
-    return pa.array([f"{path}:{i}" for i in image_ids.to_pylist()], pa.string())
+    return Embedded(rows, near=wanted.near_cosine, evaluation=wanted.evaluation_cosine)
 
 
 def _check_widths(paths: Sequence[str]) -> None:
@@ -208,7 +189,7 @@ def _rows_of(path: str) -> int:
         return int(parquet.metadata.num_rows)
 
 
-def _sort(element: tuple[int, str], folder: str, count: int, images: int) -> None:
+def _sort(element: tuple[int, str], to: parts.Sorted, images: int) -> None:
     """Writes a Parquet file as a part of EMBEDDED, sorted by image id, and its pivots.
 
     `images` is the number of all embeddings.
@@ -222,9 +203,9 @@ def _sort(element: tuple[int, str], folder: str, count: int, images: int) -> Non
             chosen.append(batch.take(pa.array(cosine.pivot_rows(ids, images=images))))
             yield batch
 
-    parts.write_sorted(folder, parts.name(number, count), rows(), schema.EMBEDDED)
-    pivots = pa.Table.from_batches(chosen, schema.EMBEDDED)
-    parts.write(folder, _pivots(number, count), pivots)
+    part, pivots = (parts.name(number, to.count, kind) for kind in ("parquet", _PIVOTS))
+    parts.write_sorted(to.folder, part, rows(), schema.EMBEDDED)
+    parts.write(to.folder, pivots, pa.Table.from_batches(chosen, schema.EMBEDDED))
 
 
 def _read(path: str) -> Iterator[pa.RecordBatch]:

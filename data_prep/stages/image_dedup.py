@@ -303,20 +303,20 @@ def key_by_bytes(images: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]
 
 def _dedup_flow(images: pa.Table, *, moves: bool) -> pa.RecordBatch:
     """FLOW of the images of a partition; MergeTexts counts texts that are moved."""
-    reasons = (*dedup.REASONS, "ok")
-    of = {
-        status: images.filter(pc.equal(images["status"], status)) for status in reasons
-    }
-    texts = {status: pc.sum(rows["texts"]).as_py() or 0 for status, rows in of.items()}
-    counts = {status: rows.num_rows for status, rows in of.items()}
-    if moves:
-        del texts["repeated_image"]
+    compared = pc.is_in(images["status"], pa.array(("ok", *dedup.REASONS)))
+    found = images.filter(compared).group_by("status")
+    found = found.aggregate([("texts", "sum"), ("texts", "count")]).to_pydict()
     flows = []
-    for unit, by_status in (("texts", texts), ("images", counts)):
-        entered, left = sum(by_status.values()), by_status.pop("ok")
+    for unit, column in (("texts", "texts_sum"), ("images", "texts_count")):
         # A run in which nothing is repeated says so.
-        lost = {r: n for r, n in by_status.items() if n or r == "repeated_image"}
+        counts = {"ok": 0, "repeated_image": 0}
+        counts |= dict(zip(found["status"], found[column], strict=True))
+        if moves and unit == "texts":
+            del counts["repeated_image"]
+        entered, left = sum(counts.values()), counts.pop("ok")
         flows.append(
-            drops.flow("image_dedup", unit=unit, entered=entered, left=left, drops=lost)
+            drops.flow(
+                "image_dedup", unit=unit, entered=entered, left=left, drops=counts
+            )
         )
     return schema.sum_counts(flows, schema.FLOW)

@@ -179,10 +179,8 @@ class Gathering:
     """Makes parts of MATCHES, one per partition, from the MATCHED rows of all sources.
 
     Attributes:
-      matched: the folder of the parts of `Matching`.
-      matched_parts: number of those parts.
+      matched: the parts of `Matching`.
       folder: for the parts of MATCHES.
-      partitions: number of parts of MATCHES.
       seed, rule: of steps.to_matches.
       sample_images: how many images of each partition are sampled.
       selected: which pairs are kept, None for all.
@@ -190,16 +188,19 @@ class Gathering:
       unsafe_words: texts that contain one are dropped.
     """
 
-    matched: str
-    matched_parts: int
+    matched: parts.Sorted
     folder: str
-    partitions: int
     seed: int
     rule: str
     sample_images: int
     selected: selection.Selection | None = None
     by_score: bool = False
     unsafe_words: Sequence[str] = ()
+
+    @property
+    def partitions(self) -> int:
+        """Number of parts of MATCHES."""
+        return self.matched.partitions
 
     def of_range(self, element: tuple[int, int]) -> Iterator[pa.RecordBatch]:
         """Reads the rows of a range of partitions (start, stop); yields as `finish`."""
@@ -217,8 +218,8 @@ class Gathering:
         if number == 0:  # every partition gets a part, also one without rows
             nothing = schema.one_batch(schema.MATCHED.empty_table())
             yield from ((i, nothing) for i in range(self.partitions))
-        part = parts.name(number, self.matched_parts)
-        for batch in parts.read_batches(self.matched, part):
+        part = parts.name(number, self.matched.count)
+        for batch in parts.read_batches(self.matched.folder, part):
             yield from by_partition(batch, self.partitions)
 
     def read(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
@@ -229,9 +230,7 @@ class Gathering:
         """
         held: list[pa.RecordBatch] = []
         size = 0
-        for rows in parts.read_partitions(
-            self.matched, self.matched_parts, start, stop, self.partitions
-        ):
+        for rows in self.matched.read(start, stop):
             held.append(rows)
             size += rows.nbytes
             if size >= _HELD_BYTES:
@@ -347,7 +346,7 @@ def gather(
         stage = pipelines.tagged(gathering.of_range, "drawn")
         return pipelines.start(pipeline, ranges) | "gather" >> stage
     return (
-        pipelines.start(pipeline, range(gathering.matched_parts))
+        pipelines.start(pipeline, range(gathering.matched.count))
         | "split" >> beam.FlatMap(gathering.split)
         | "by partition" >> beam.GroupByKey()
         | "gather" >> pipelines.tagged(gathering.of_group, "drawn")

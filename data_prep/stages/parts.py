@@ -7,10 +7,12 @@ redoing it.
 """
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -161,20 +163,29 @@ def _open(folder: str, part: str) -> Iterator[pq.ParquetFile]:
         yield parquet
 
 
-def read_partitions(
-    folder: str, count: int, start: int, stop: int, partitions: int
-) -> Iterator[pa.RecordBatch]:
-    """Yields the rows of the partitions start <= i < stop from parts by other things.
+@dataclass(frozen=True)
+class Sorted:
+    """The parts of `write_sorted` in a folder, from which partitions are read.
 
-    Args:
-      folder: of parts of `write_sorted`.
+    Attributes:
+      folder: of the parts, each of some source.
       count: their number.
-      start, stop: the range of partitions.
-      partitions: how many there are.
+      partitions: of the image ids.
     """
-    first, last = (first_id(i, partitions) for i in (start, stop))
-    for i in range(count):
-        yield read_range(folder, name(i, count), first, last)
+
+    folder: str
+    count: int
+    partitions: int
+
+    def read(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
+        """Yields the rows of the partitions from `start` up to `stop`, of each part."""
+        first, last = (first_id(i, self.partitions) for i in (start, stop))
+        for i in range(self.count):
+            yield read_range(self.folder, name(i, self.count), first, last)
+
+    def of_partition(self, partition: int, of: pa.Schema) -> pa.Table:
+        """Returns the rows, of schema `of`, of a partition."""
+        return pa.Table.from_batches(self.read(partition, partition + 1), of)
 
 
 def read_range(folder: str, part: str, first: str, last: str) -> pa.RecordBatch:
@@ -264,9 +275,9 @@ def read_flow(folder: str, part: str) -> pa.RecordBatch:
 
 
 def read_lost(folder: str, part: str) -> list[dict]:
-    """Returns what `write_sorted` got as `lost`; nothing of older parts."""
+    """Returns what `write_sorted` got as `lost`."""
     with _open(folder, part) as parquet:
-        found: list[dict] = json.loads(parquet.metadata.metadata.get(_LOST, b"[]"))
+        found: list[dict] = json.loads(parquet.metadata.metadata[_LOST])
         return found
 
 
@@ -300,13 +311,11 @@ def blob_writer(folder: str, part: str) -> Iterator[Callable[[bytes], int]]:
         # Images are compressed as they are.
         options = "group_size:1,uncompressed"
         writer = array_record.ArrayRecordWriter(str(local), options)
-        written = 0
+        positions = itertools.count()
 
         def write_blob(blob: bytes) -> int:
-            nonlocal written
             writer.write(blob)
-            written += 1
-            return written - 1
+            return next(positions)
 
         try:
             yield write_blob

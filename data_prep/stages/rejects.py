@@ -5,7 +5,6 @@ sample does not depend on workers, partitions or retries. It stays in the workdi
 was dropped is not part of a dataset.
 """
 
-import heapq
 import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -26,6 +25,7 @@ SOURCES = "sources.parquet"  # what was dropped before there are images, beside 
 MOST = 12  # rows for each stage and reason
 _BALANCED_AWAY = "balanced_away"
 _NOTHING = {"kept_as": "", "picture": b"", "count": 1}
+_ORDER = ("stage", "reason", "image_id", "text")
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _SIDE = 160  # pixels of the longer side of a picture
 # Dropped for what a whole picture would cost, for what nobody should look at, or for a
@@ -58,25 +58,25 @@ class Pictures:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # By reason: (negative hash, image id, picture), the largest hash first.
-        self._kept: dict[str, list[tuple[int, str, bytes]]] = {}
+        # By reason, and by hash: image id and picture.
+        self._kept: dict[str, dict[int, tuple[str, bytes]]] = {}
 
     def offer(self, reason: str, image_id: str, body: bytes) -> None:
         """Keeps the picture if its hash is among the smallest of its reason."""
-        key = -_hash(image_id)
+        key = _hash(image_id)
         with self._lock:
-            kept = self._kept.setdefault(reason, [])
-            if len(kept) == MOST and key <= kept[0][0]:
+            kept = self._kept.setdefault(reason, {})
+            if len(kept) == MOST and key > max(kept):
                 return
         picture = b"" if reason in _NOT_SHOWN else thumbnail(body)
         with self._lock:
-            heapq.heappush(kept, (key, image_id, picture))
+            kept[key] = image_id, picture
             if len(kept) > MOST:
-                heapq.heappop(kept)
+                del kept[max(kept)]
 
     def table(self) -> pa.Table:
         """Returns `image_id` and `picture`, sorted."""
-        rows = sorted(row[1:] for kept in self._kept.values() for row in kept)
+        rows = sorted(row for kept in self._kept.values() for row in kept.values())
         ids, pictures = zip(*rows, strict=True) if rows else ((), ())
         columns = {"image_id": ids, "picture": pictures}
         names = [schema.REJECTS.field(name) for name in columns]
@@ -88,7 +88,7 @@ class Texts:
 
     def __init__(self) -> None:
         self.lost = {"read": texts.Losses(), "parse": texts.Losses()}
-        self._matched: list[pa.Table] = []
+        self._matched: list[pa.RecordBatch] = []
 
     def offer(self, reason: str, rows: pa.Table) -> None:
         """Keeps some of the rows that matching drops: image_id, image_url and text."""
@@ -99,17 +99,16 @@ class Texts:
         unique = chosen.group_by(chosen.column_names, use_threads=False).aggregate([])
         self._matched.append(_lost_texts("match", reason, unique))
         if len(self._matched) > 100:
-            self._matched = [_smallest(pa.concat_tables(self._matched))]
+            self._matched = [_merge(self._matched)]
 
     def rows(self) -> list[dict]:
         """Returns what `of_rows` takes, for JSON."""
-        found = [schema.REJECTS.empty_table(), *self._matched]
+        found = list(self._matched)
         for stage, losses in self.lost.items():
             for reason, shown in losses.shown.items():
                 rows = {"image_id": "", "image_url": "", "text": list(shown.values())}
                 found.append(_lost_texts(stage, reason, rows))
-        smallest = _sorted(_smallest(pa.concat_tables(found)))
-        return smallest.drop_columns(list(_NOTHING)).to_pylist()
+        return _merge(found).drop_columns(list(_NOTHING)).to_pylist()
 
 
 def of_rows(lost: list[dict]) -> pa.RecordBatch:
@@ -120,11 +119,11 @@ def of_rows(lost: list[dict]) -> pa.RecordBatch:
 
 def _lost_texts(
     stage: str, reason: str, rows: Mapping[str, Any] | pa.Table
-) -> pa.Table:
+) -> pa.RecordBatch:
     """Returns REJECTS of image_id, image_url and text."""
     columns = {name: rows[name] for name in ("image_id", "image_url", "text")}
     columns |= {**_NOTHING, "stage": stage, "reason": reason}
-    return pa.Table.from_batches([schema.from_columns(columns, schema.REJECTS)])
+    return schema.from_columns(columns, schema.REJECTS)
 
 
 def _keys_of_texts(image_ids: pa.ChunkedArray, of: pa.ChunkedArray) -> np.ndarray:
@@ -155,9 +154,9 @@ def of_images(
     rows = images.select(["image_id", "image_url", "kept_as", "position"])
     rows = rows.append_column("stage", pc.if_else(compared, "image_dedup", stage))
     rows = rows.append_column("reason", images["status"])
-    rows = _smallest(rows.filter(pc.not_equal(rows["reason"], "ok")))
     first = pc.index_in(rows["image_id"], texts["image_id"])
     rows = rows.append_column("text", pc.fill_null(texts["text"].take(first), ""))
+    rows = _smallest(rows.filter(pc.not_equal(rows["reason"], "ok")))
     return _with_pictures(rows, *place)
 
 
@@ -200,14 +199,9 @@ def _hash(image_id: str) -> int:
 
 def _smallest(rows: pa.Table) -> pa.Table:
     """Returns the rows with the smallest hashes of each stage and reason."""
-    columns = [rows[name].to_pylist() for name in ("stage", "reason", "image_id")]
-    own_texts = [""] * rows.num_rows
-    if "text" in rows.column_names:
-        own_texts = rows["text"].to_pylist()
+    columns = [rows[name].to_pylist() for name in _ORDER]
     found: dict[tuple[str, str], list[tuple[int, str, int]]] = {}
-    for row, (stage, reason, image_id, text) in enumerate(
-        zip(*columns, own_texts, strict=True)
-    ):
+    for row, (stage, reason, image_id, text) in enumerate(zip(*columns, strict=True)):
         key = _key(stage, reason, image_id, text)
         found.setdefault((stage, reason), []).append((key, text, row))
     chosen = [row for some in found.values() for *_, row in sorted(some)[:MOST]]
@@ -223,21 +217,12 @@ def _key(stage: str, reason: str, image_id: str, text: str) -> int:
     return records.text_key(image_id, text) if of_text else _hash(image_id)
 
 
-def _sorted(rows: pa.Table) -> pa.Table:
-    order = ("stage", "reason", "image_id", "text")
-    return rows.sort_by([(name, "ascending") for name in order])
-
-
-class _Smallest(sums.SumCounts):
-    """Keeps the rows of the smallest hashes over a pipeline."""
-
-    def merge_accumulators(self, some: Iterable[pa.RecordBatch]) -> pa.RecordBatch:
-        """Adds the rows of several workers."""
-        kept = _smallest(pa.Table.from_batches(some, schema.REJECTS))
-        return schema.one_batch(_sorted(kept))
+def _merge(some: Iterable[pa.RecordBatch]) -> pa.RecordBatch:
+    """Returns the rows of several REJECTS with the smallest hashes, sorted."""
+    rows = _smallest(pa.Table.from_batches(some, schema.REJECTS))
+    return schema.one_batch(rows.sort_by([(name, "ascending") for name in _ORDER]))
 
 
 def write(rows: beam.PCollection, workdir: str, part: str = PART) -> None:
     """Writes the sample of a pipeline's REJECTS to WORKDIR/rejects, PART or SOURCES."""
-    of = schema.REJECTS
-    sums.write_sum(rows, of, f"{workdir}/{FOLDER}", part, combine=_Smallest(of))
+    sums.write_sum(rows, schema.REJECTS, f"{workdir}/{FOLDER}", part, merge=_merge)

@@ -37,18 +37,14 @@ class Selection:
     """Which pairs are kept.
 
     Attributes:
-      folder: of SELECTED, sorted by image id.
-      files: number of parts there.
-      partitions: of the images.
+      rows: SELECTED.
       scored: whether a pair without a score is dropped.
       column: index of the score among those that the source carries, -1 for those in
-        `folder`.
+        `rows`.
       least: the score that a pair must have.
     """
 
-    folder: str
-    files: int
-    partitions: int
+    rows: parts.Sorted
     scored: bool
     column: int
     least: float
@@ -64,10 +60,7 @@ class Selection:
           texts: MATCHED of a partition.
           partition: its number.
         """
-        batches = parts.read_partitions(
-            self.folder, self.files, partition, partition + 1, self.partitions
-        )
-        rows = pa.Table.from_batches(batches, schema=schema.SELECTED)
+        rows = self.rows.of_partition(partition, schema.SELECTED)
         listed = rows.filter(rows["excluded"])["image_id"]
         excluded = pc.is_in(texts["image_id"], listed).to_numpy()
         none = low = np.zeros(texts.num_rows, bool)
@@ -145,22 +138,23 @@ def prepare(
     scored = bool(found["scores"]) or column >= 0
     if not work and not scored:
         return None
+    rows = parts.Sorted(folder, len(work), config.partitions)
     if work:
-        sort = beam.Map(_sort, folder, len(work), wanted.score or _SCORES)
+        sort = beam.Map(_sort, rows, wanted.score or _SCORES)
         with pipelines.new(options) as pipeline:
             _ = pipelines.start(pipeline, list(enumerate(work))) | "sort" >> sort
     least = -math.inf if wanted.least_score is None else wanted.least_score
     if found["scores"] and wanted.top_share < 1:
-        least = max(least, _quantile(folder, len(work), wanted.top_share))
+        least = max(least, _quantile(rows, wanted.top_share))
     if scored:
         logging.info("pairs are kept from a score of %g on", least)
-    return Selection(folder, len(work), config.partitions, scored, column, least)
+    return Selection(rows, scored, column, least)
 
 
-def _quantile(folder: str, count: int, top_share: float) -> float:
+def _quantile(rows: parts.Sorted, top_share: float) -> float:
     """Returns the least of the given share of all scores, the highest ones."""
-    names = [parts.name(i, count) for i in range(count)]
-    columns = [parts.read(folder, name, ["score"]) for name in names]
+    names = [parts.name(i, rows.count) for i in range(rows.count)]
+    columns = [parts.read(rows.folder, name, ["score"]) for name in names]
     scores = pa.concat_tables(columns)["score"].drop_null().to_numpy()
     if not scores.size:
         return -math.inf
@@ -168,13 +162,11 @@ def _quantile(folder: str, count: int, top_share: float) -> float:
     return float(np.partition(scores, scores.size - kept)[scores.size - kept])
 
 
-def _sort(
-    element: tuple[int, tuple[str, str]], folder: str, count: int, score: str
-) -> None:
+def _sort(element: tuple[int, tuple[str, str]], to: parts.Sorted, score: str) -> None:
     """Writes a Parquet file as a part of SELECTED, sorted by image id."""
     number, (kind, path) = element
     rows = _read(path, "" if kind == "exclude" else score)
-    parts.write_sorted(folder, parts.name(number, count), rows, schema.SELECTED)
+    parts.write_sorted(to.folder, parts.name(number, to.count), rows, schema.SELECTED)
 
 
 def _read(path: str, score: str) -> Iterator[pa.RecordBatch]:

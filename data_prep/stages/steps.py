@@ -4,6 +4,7 @@ Each returns what it keeps and a Counter of what it drops, in texts. Entry count
 and keep probabilities are dicts: metadata code -> one vector by entry id.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -311,7 +312,7 @@ def counts_table(
     sizes = [len(entries[code]) for code in codes]
     ids = [np.arange(n, dtype=np.int32) for n in sizes]
     columns = {
-        "metadata": [c for c, n in zip(codes, sizes, strict=True) for _ in range(n)],
+        "metadata": np.repeat(codes, sizes),
         "entry_id": np.concatenate(ids),
         "entry": [entry for code in codes for entry in entries[code]],
     }
@@ -370,37 +371,30 @@ def to_records(
       images: IMAGES rows in the same order, each with at least one text.
       bodies: the bytes of each of those images.
     """
-    ids = matches["image_id"].to_pylist()
-    texts = matches.to_pydict()
-    start = 0
-    for image, body in zip(images.to_pylist(), bodies, strict=True):
-        stop = start
-        while stop < len(ids) and ids[stop] == image["image_id"]:
-            stop += 1
-        if stop == start:
-            raise AssertionError(f"image {image['image_id']} has no text")
-        yield _record(image, body, {k: v[start:stop] for k, v in texts.items()})
-        start = stop
-    if start != len(ids):
-        raise AssertionError(f"{len(ids) - start} texts have no image")
+    texts = itertools.groupby(matches.to_pylist(), lambda text: text["image_id"])
+    for (image_id, of_image), image, body in zip(
+        texts, images.to_pylist(), bodies, strict=True
+    ):
+        if image_id != image["image_id"]:
+            raise AssertionError(f"wanted texts of {image['image_id']}, got {image_id}")
+        yield _record(image, body, list(of_image))
 
 
-def _record(
-    image: Mapping, body: bytes, texts: Mapping[str, Sequence]
-) -> records.Record:
-    lengths = [len(ids) for ids in texts["entry_ids"]]
+def _record(image: Mapping, body: bytes, texts: Sequence[Mapping]) -> records.Record:
+    entry_ids = [text["entry_ids"] for text in texts]
+    lengths = [len(ids) for ids in entry_ids]
     return records.Record(
         image=body,
         image_id=image["image_id"],
         image_url=image["image_url"],
-        page_url=texts["page_url"][0],
+        page_url=texts[0]["page_url"],
         sha256=image["sha256"],
         width=image["width"],
         height=image["height"],
-        texts=tuple(texts["text"]),
-        text_sources=tuple(texts["text_source"]),
-        languages=tuple(texts["language"]),
-        metadata=tuple(texts["metadata"]),
-        entry_ids=np.array([e for ids in texts["entry_ids"] for e in ids], np.int32),
+        texts=tuple(text["text"] for text in texts),
+        text_sources=tuple(text["text_source"] for text in texts),
+        languages=tuple(text["language"] for text in texts),
+        metadata=tuple(text["metadata"] for text in texts),
+        entry_ids=np.array(list(itertools.chain(*entry_ids)), np.int32),
         entry_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     )

@@ -1,12 +1,15 @@
 """Sums over a pipeline's output, as Parquet files."""
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 
 import apache_beam as beam
 import pyarrow as pa
 
 from data_prep import drops, schema
 from data_prep.stages import arrow_coder, parts, steps
+
+Merge = Callable[[Iterable[pa.RecordBatch]], pa.RecordBatch]  # of rows of one schema
 
 # In pipeline order: the rows of the data card's funnel.
 TEXT_STAGES = (
@@ -22,11 +25,11 @@ TEXT_STAGES = (
 STAGES = ("read", *TEXT_STAGES)  # files and pages are read
 
 
-class SumCounts(beam.CombineFn):
-    """Sums the counts of rows of a schema, such as FLOW or COUNTS, over a pipeline."""
+class _Merge(beam.CombineFn):
+    """Merges the rows of a schema over a pipeline."""
 
-    def __init__(self, of: pa.Schema) -> None:
-        self._schema = of
+    def __init__(self, of: pa.Schema, merge: Merge) -> None:
+        self._schema, self._merge = of, merge
 
     def create_accumulator(self) -> pa.RecordBatch:
         """No rows yet."""
@@ -34,20 +37,18 @@ class SumCounts(beam.CombineFn):
 
     def add_input(self, total: pa.RecordBatch, rows: pa.RecordBatch) -> pa.RecordBatch:
         """Adds the rows of one batch."""
-        return self.merge_accumulators([total, rows])
+        return self._merge([total, rows])
 
     def merge_accumulators(self, totals: Iterable[pa.RecordBatch]) -> pa.RecordBatch:
-        """Adds the sums of several workers."""
-        if self._schema == schema.COUNTS:
-            return steps.add_counts(totals)
-        return schema.sum_counts(totals, self._schema)
+        """Adds the rows of several workers."""
+        return self._merge(totals)
 
     def get_accumulator_coder(self) -> beam.coders.Coder:
-        """Without it Beam pickles the sums that workers exchange."""
+        """Without it Beam pickles the rows that workers exchange."""
         return arrow_coder.RecordBatchCoder()
 
     def extract_output(self, total: pa.RecordBatch) -> pa.RecordBatch:
-        """The sums."""
+        """The rows of all."""
         return total
 
 
@@ -62,18 +63,23 @@ def write_sum(
     folder: str,
     part: str,
     *,
-    combine: SumCounts | None = None,
+    merge: Merge | None = None,
 ) -> beam.PCollection:
-    """Sums `rows` of schema `of`, or combines them, into the Parquet file folder/part.
+    """Writes the sum of rows of schema `of` to the Parquet file folder/part.
+
+    The counts of rows that agree in all other columns are summed, or `merge` is called.
 
     Raises TypeError if `rows` have no Arrow type: Beam would silently use pickle.
     """
     if rows.element_type is not pa.RecordBatch:
         raise TypeError(f"{part}: wanted RecordBatches, got {rows.element_type}")
+    if merge is None:
+        sum_counts = functools.partial(schema.sum_counts, schema=of)
+        merge = steps.add_counts if of == schema.COUNTS else sum_counts
     name = part.removesuffix(".parquet")
     # The stage of `rows` sums them before they pass through the runner. It would not
     # if an empty sum were added to them, for no rows.
-    whole = beam.CombineGlobally(combine or SumCounts(of)).without_defaults()
+    whole = beam.CombineGlobally(_Merge(of, merge)).without_defaults()
     total = rows | f"sum {name}" >> whole.with_output_types(pa.RecordBatch)
     nothing = beam.Create([schema.one_batch(of.empty_table())], reshuffle=False)
     once = rows.pipeline | f"no {name}" >> nothing.with_output_types(pa.RecordBatch)

@@ -121,8 +121,8 @@ def test_rows_of_many_parts_are_gathered_together(straight):
     """Else the memory of a range would grow with the number of sources."""
     matched = f"{straight.workdir}/matched"
     gathering = matches.Gathering(
-        **{"matched": matched, "matched_parts": WARCS, "folder": "unused"},
-        **{"partitions": PARTITIONS, "seed": 0, "rule": "v1", "sample_images": 0},
+        parts.Sorted(matched, WARCS, PARTITIONS),
+        **{"folder": "unused", "seed": 0, "rule": "v1", "sample_images": 0},
     )
     (rows,) = gathering.read(1, PARTITIONS)
     every = [parts.read(matched, parts.name(i, WARCS)) for i in range(WARCS)]

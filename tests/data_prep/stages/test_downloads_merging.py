@@ -83,9 +83,9 @@ def test_the_draws_are_those_of_the_texts_at_their_own_addresses(runs, rule):
     """Worked out once more, from the matches and the bytes, without partitions."""
     run = runs(rule, 3)
     matches = whole(run, "matches")
-    pool = curate.match(run)
-    t = curate.thresholds(run, pool.all)
-    thin = balance.keep_probabilities(pool.all, t, slack=run.config.balance.slack)
+    pool, drawn = curate.match(run)
+    t = curate.thresholds(run, pool)
+    thin = balance.keep_probabilities(pool, t, slack=run.config.balance.slack)
     kept, _ = steps.draw(matches, seed=0, keep_probability=thin)
     thinned = matches.filter(pa.array(kept)).to_pylist()
 
@@ -111,7 +111,7 @@ def test_the_draws_are_those_of_the_texts_at_their_own_addresses(runs, rule):
     stored = sums.read_sum(f"{run.workdir}/images", "accepted.parquet")
     assert np.array_equal(steps.to_vectors(stored, run.sizes)["en"], accepted["en"])
 
-    keep = steps.recount(accepted, thin, t, pool=pool.all, drawn_counts=pool.drawn)
+    keep = steps.recount(accepted, thin, t, pool=pool, drawn_counts=drawn)
     last, _ = steps.draw(table, seed=0, keep_probability=keep)
     wanted = defaultdict(set)
     for row, stays in zip(rows, last, strict=True):
