@@ -334,7 +334,6 @@ def write(
         name=config.name,
         shard_facts=facts,
         data_card=data_card.build(
-            name=config.name,
             config=run.inputs["config"],
             t=t,
             metadata=run.metadata,

@@ -32,7 +32,6 @@ Card = dict[str, Any]
 
 def build(
     *,
-    name: str,
     config: Mapping[str, Any],
     t: Mapping[str, int],
     metadata: Mapping[str, store.Metadata],
@@ -45,7 +44,6 @@ def build(
     """Returns the content of data_card.json.
 
     Args:
-      name: of the dataset.
       config: all values that decide its content.
       t: accepted draws per entry, of each metadata.
       metadata: code -> metadata.
@@ -56,7 +54,7 @@ def build(
       models: that dropped images, by their key, with name and threshold.
     """
     card = {
-        "name": name,
+        "name": config["name"],
         "version": files.version(),
         "records": n_records,
         "texts": funnel[-1]["out"],
@@ -96,20 +94,14 @@ def entry_summary(counts: pa.Table) -> dict[str, Any]:
     summary: dict[str, Any] = {"file": sink.COUNTS}
     for code in pc.unique(counts["metadata"]).to_pylist():
         table = counts.filter(pc.equal(counts["metadata"], code))
-        pool, kept = (table[c].to_numpy() for c in ("pool_count", "kept_count"))
-        top = np.argsort(-pool.astype(np.int64), kind="stable")[:_TOP]
+        both = {name: table[f"{name}_count"].to_numpy() for name in ("pool", "kept")}
+        top = np.argsort(-both["pool"].astype(np.int64), kind="stable")[:_TOP]
         summary[code] = {
-            "matches": {"pool": int(pool.sum()), "kept": int(kept.sum())},
-            "without_match": {
-                "pool": int((pool == 0).sum()),
-                "kept": int((kept == 0).sum()),
-            },
+            "matches": {name: int(n.sum()) for name, n in both.items()},
+            "without_match": {name: int((n == 0).sum()) for name, n in both.items()},
             "top": [
-                {
-                    "entry": table["entry"][i].as_py(),
-                    "pool": int(pool[i]),
-                    "kept": int(kept[i]),
-                }
+                {"entry": table["entry"][i].as_py()}
+                | {name: int(n[i]) for name, n in both.items()}
                 for i in top
             ],
         }
@@ -134,18 +126,8 @@ def merge(cards: Sequence[Card], counts: Sequence[pa.Table]) -> tuple[Card, pa.T
                 "curate them with the same one"
             )
     total = _sum_columns(counts)
-    rows = sorted(
-        (
-            {
-                "name": card["name"],
-                "records": card["records"],
-                "balanced": card["balanced"],
-                "config": card["config"],
-            }
-            for card in cards
-        ),
-        key=repr,
-    )
+    kept = ("name", "records", "balanced", "config")
+    rows = sorted(({key: card[key] for key in kept} for card in cards), key=repr)
     merged: Card = {
         "name": "+".join(row["name"] for row in rows),
         "version": files.version(),
@@ -157,9 +139,7 @@ def merge(cards: Sequence[Card], counts: Sequence[pa.Table]) -> tuple[Card, pa.T
     for key in ("records", "texts"):
         merged[key] = sum(card[key] for card in cards)
     for key in ("languages", "text_sources", "texts_by_metadata"):
-        shares: Counter[str] = Counter()
-        for card in cards:
-            shares.update(card[key])
+        shares = sum((Counter(card[key]) for card in cards), Counter[str]())
         merged[key] = dict(sorted(shares.items()))
     return merged, total
 

@@ -13,10 +13,11 @@ continues after its last finished file.
 """
 
 import io
+import itertools
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,8 @@ def to_webdataset(local: Path, shard: Iterator[records.Record]) -> None:
     """
     with tarfile.open(local, "w", format=tarfile.USTAR_FORMAT) as tar:
         for record in shard:
-            facts = {name: getattr(record, name) for name in (*_FACTS, *_TEXTS)}
-            facts |= {"url": record.image_url, "caption": record.texts[0]}
+            named = {"url": record.image_url, "caption": record.texts[0]}
+            facts = _facts(record) | named
             parts = {
                 _extension(record): record.image,
                 "json": json.dumps(facts, ensure_ascii=False, sort_keys=True).encode(),
@@ -117,15 +118,12 @@ def to_webdataset(local: Path, shard: Iterator[records.Record]) -> None:
 def to_parquet(local: Path, shard: Iterator[records.Record]) -> None:
     """Writes rows of schema PARQUET, one per image."""
     with pq.ParquetWriter(local, PARQUET, compression="zstd") as writer:
-        rows: list[Mapping[str, Any]] = []
-        for record in shard:
-            path = f"{record.image_id}.{_extension(record)}"
-            facts = {name: getattr(record, name) for name in (*_FACTS, *_TEXTS)}
-            rows.append({"image": {"bytes": record.image, "path": path}, **facts})
-            if len(rows) == _ROWS:
-                writer.write_table(pa.Table.from_pylist(rows, PARQUET))
-                rows = []
-        if rows:
+        while group := list(itertools.islice(shard, _ROWS)):
+            rows = []
+            for record in group:
+                path = f"{record.image_id}.{_extension(record)}"
+                image = {"bytes": record.image, "path": path}
+                rows.append({"image": image, **_facts(record)})
             writer.write_table(pa.Table.from_pylist(rows, PARQUET))
 
 
@@ -143,6 +141,10 @@ def read_shard(dataset: records.Dataset, shard: int) -> Iterator[records.Record]
                     f"{dataset.shards[shard]}: record {position - start} is damaged: "
                     f"{error}. `python -m data_prep.verify` names all that is wrong"
                 ) from error
+
+
+def _facts(record: records.Record) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in (*_FACTS, *_TEXTS)}
 
 
 def _extension(record: records.Record) -> str:

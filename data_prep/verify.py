@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
@@ -212,7 +211,9 @@ def _count_faults(folder: str, seen: _Seen) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
         return
-    listed = _to_counter(table)
+    rows = table.filter(pc.not_equal(table["kept_count"], 0)).to_pydict()
+    keys = zip(rows["metadata"], rows["entry_id"], strict=True)
+    listed = Counter(dict(zip(keys, rows["kept_count"], strict=True)))
     wrong = {key for key in listed | seen.entries if listed[key] != seen.entries[key]}
     for code, entry in sorted(wrong)[:1]:  # mostly all are wrong for one reason
         yield (
@@ -238,12 +239,6 @@ def _url_faults(folder: str, lengths: Sequence[int]) -> Iterator[str]:
         listed = pc.sum(inside).as_py() or 0
         if listed != count:
             yield f"{path}: wanted {count} URLs in the dataset, got {listed}"
-
-
-def _to_counter(table: pa.Table) -> Counter[tuple[str, int]]:
-    kept = table.filter(pc.not_equal(table["kept_count"], 0)).to_pydict()
-    keys = zip(kept["metadata"], kept["entry_id"], strict=True)
-    return Counter(dict(zip(keys, kept["kept_count"], strict=True)))
 
 
 if __name__ == "__main__":

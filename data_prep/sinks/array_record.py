@@ -52,12 +52,7 @@ def write_shard(
                 f"{final_path}: wanted to read back {count} records, got {read_back}; "
                 "check the disk"
             )
-        return {
-            **_file_facts(final_path, shard),
-            "count": count,
-            "texts": texts,
-            "entries": _file_facts(entries_path, sidecar),
-        }
+        return _facts(final_path, shard, sidecar, count=count, texts=texts)
 
 
 def read_facts(final_path: str, *, count: int, texts: int) -> dict[str, Any] | None:
@@ -65,20 +60,17 @@ def read_facts(final_path: str, *, count: int, texts: int) -> dict[str, Any] | N
 
     Also None where its records are not `count`, or damaged.
     """
-    entries_path = records.entries_path(final_path)
     try:
-        with files.local_copy(entries_path) as sidecar, pa.OSFile(str(sidecar)) as file:
-            rows = pa.ipc.open_file(file).read_all().num_rows
-        with files.local_copy(final_path) as shard:
+        with (
+            files.local_copy(records.entries_path(final_path)) as sidecar,
+            files.local_copy(final_path) as shard,
+        ):
+            with pa.OSFile(str(sidecar)) as file:
+                rows = pa.ipc.open_file(file).read_all().num_rows
             whole = record_files.count_whole(str(shard))
             if not rows == whole == count:
                 return None
-            return {
-                **_file_facts(final_path, epath.Path(shard)),
-                "count": count,
-                "texts": texts,
-                "entries": _file_facts(entries_path, files.path(entries_path)),
-            }
+            return _facts(final_path, shard, sidecar, count=count, texts=texts)
     except (FileNotFoundError, pa.ArrowInvalid):
         return None
 
@@ -185,7 +177,15 @@ def _entries_batch(rows: list[dict[str, Any]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist(rows, schema=records.ENTRIES)
 
 
-def _file_facts(final_path: str, local: epath.Path) -> dict[str, Any]:
+def _facts(
+    final_path: str, shard: Path, sidecar: Path, *, count: int, texts: int
+) -> dict[str, Any]:
+    entries = _file_facts(records.entries_path(final_path), sidecar)
+    counts = {"count": count, "texts": texts, "entries": entries}
+    return _file_facts(final_path, shard) | counts
+
+
+def _file_facts(final_path: str, local: Path) -> dict[str, Any]:
     with local.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {

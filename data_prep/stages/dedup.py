@@ -160,18 +160,19 @@ def moved_texts(
     moved = moved.sort_by([(k, "ascending") for k in order])
     seen = set(_pairs(own, "image_id"))
     taken: Counter = Counter()
-    lost: Counter = Counter()
-    keep = []
+    reasons: list[str | None] = []
     for pair in _pairs(moved, "kept_as"):
         image_id, _ = pair
-        repeated, full = pair in seen, taken[image_id] == most
-        if repeated or full:
-            lost["repeated_pair" if repeated else "too_many_texts"] += 1
+        if pair in seen:
+            reasons.append("repeated_pair")
+        elif taken[image_id] == most:
+            reasons.append("too_many_texts")
         else:
+            reasons.append(None)
             taken[image_id] += 1
-        keep.append(not (repeated or full))
         seen.add(pair)
-    return moved.filter(pa.array(keep, pa.bool_())), lost
+    kept = [reason is None for reason in reasons]
+    return moved.filter(pa.array(kept, pa.bool_())), Counter(filter(None, reasons))
 
 
 def _pairs(rows: pa.Table, image: str) -> Iterator[tuple[str, str]]:

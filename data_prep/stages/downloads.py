@@ -62,21 +62,19 @@ class Downloading:
         """
         part = parts.name(partition, self.partitions)
         downloads = f"{self.workdir}/downloads"
-        blobs = downloads, parts.name(partition, self.partitions, parts.BLOBS)
         if not parts.exists(downloads, part):
-            self._download(part, blobs)
+            self._download(part)
         else:
-            self._retry(part, blobs)
+            self._retry(part)
         yield Tagged("flow", parts.read_flow(downloads, part))
         found = failures.outcomes(parts.read(downloads, part))
         rows = [("download", status, n) for status, n in found.items()]
         yield schema.from_rows(rows, schema.TALLIES)
 
-    def _download(self, part: str, blobs: tuple[str, str]) -> None:
+    def _download(self, part: str) -> None:
         matches = parts.read(f"{self.workdir}/matches", part)
         kept, _ = self.draws(matches)
         thinned = matches.filter(pa.array(kept))
-        images = self._fetch_and_screen(part, steps.images_of(thinned), blobs)
         drawn = matches["drawn"].to_numpy()
         lost = Counter(
             not_chosen=int(np.sum(~drawn)), thinned=int(np.sum(drawn & ~kept))
@@ -84,14 +82,11 @@ class Downloading:
         thin = drops.flow(
             "thin", entered=matches.num_rows, left=thinned.num_rows, drops=+lost
         )
-        self._write(part, images, thin)
+        self._fetch_and_screen(part, steps.images_of(thinned), thin)
 
-    def _retry(self, part: str, blobs: tuple[str, str]) -> None:
-        """Fetches failed images again; the blobs keep their positions.
-
-        So the new blobs fit the old table too, if a run ends between both writes.
-        """
-        downloads, _ = blobs
+    def _retry(self, part: str) -> None:
+        """Fetches failed images again."""
+        downloads = f"{self.workdir}/downloads"
         images = parts.read(downloads, part)
         found = failures.outcomes(images)
         failed = failures.to_retry(images)
@@ -102,42 +97,43 @@ class Downloading:
         columns = ["image_id", "image_url", "texts", "text_hash"]
         wanted = images.filter(failed).select(columns)
         # Without images in the source itself, where a retry cannot help.
-        nowhere = pa.array([""] * wanted.num_rows, pa.string())
+        nowhere = pa.repeat("", wanted.num_rows)
         wanted = wanted.append_column("stored_at", nowhere)
-        kept = pc.max(images["position"]).as_py() + 1
-        again = self._fetch_and_screen(part, wanted, blobs, kept=kept)
-        images = pa.concat_tables([images.filter(pc.invert(failed)), again])
         flow = parts.read_flow(downloads, part)
         thin = flow.filter(pc.equal(flow["stage"], "thin"))
-        self._write(part, images.sort_by("image_id"), thin)
+        self._fetch_and_screen(part, wanted, thin, images.filter(pc.invert(failed)))
 
     def _fetch_and_screen(
         self,
         part: str,
         wanted: pa.Table,
-        blobs: tuple[str, str],
-        kept: int | None = None,
-    ) -> pa.Table:
-        """`kept` is the number of blobs where images are fetched again, else None."""
+        thin: pa.RecordBatch,
+        others: pa.Table | None = None,
+    ) -> None:
+        """Writes a part with the images `wanted` and FLOW rows `thin`.
+
+        Where images are fetched again, `others` are the other rows of the part. The
+        blobs of these keep their positions, so the new blobs fit the old table too, if
+        a run ends between both writes.
+        """
+        folder, pictures = f"{self.workdir}/downloads", rejects.part_of(part)
+        places = [] if others is None else others["position"].to_pylist()
         images, dropped = download_and_screen(
             wanted,
-            blobs=blobs,
-            kept=kept or 0,
+            blobs=(folder, part.removesuffix("parquet") + parts.BLOBS),
+            kept=max(places, default=-1) + 1,
             fetch=self.fetch,
             screen=self.screen,
             source=self.source,
             cores=-(-machine.cores() // min(self.processes, self.partitions)),
             watch=failures.Watch(part, self.max_failed_share),
         )
-        folder, name = blobs[0], rejects.part_of(part)
-        if kept is not None:
-            dropped = pa.concat_tables([parts.read(folder, name), dropped])
-        parts.write(folder, name, dropped)
-        return images
-
-    def _write(self, part: str, images: pa.Table, thin: pa.RecordBatch) -> None:
+        if others is not None:
+            images = pa.concat_tables([others, images]).sort_by("image_id")
+            dropped = pa.concat_tables([parts.read(folder, pictures), dropped])
+        parts.write(folder, pictures, dropped)
         flow = schema.sum_counts([thin, *_image_flow(images)], schema.FLOW)
-        parts.write(f"{self.workdir}/downloads", part, images, flow)
+        parts.write(folder, part, images, flow)
 
 
 def download_and_screen(
@@ -226,13 +222,11 @@ def download_and_screen(
 def _image_flow(images: pa.Table) -> Iterator[pa.RecordBatch]:
     """FLOW of download and screening: a dropped image drops all its texts."""
     entered = pc.sum(images["texts"]).as_py() or 0
+    dropped = images.filter(pc.not_equal(images["status"], "ok"))
+    by_reason = dropped.group_by(["stage", "status"]).aggregate([("texts", "sum")])
     for stage in ("download", "screen"):
-        here = pc.and_(
-            pc.equal(images["stage"], stage), pc.not_equal(images["status"], "ok")
-        )
-        lost: Counter = Counter()
-        for row in images.filter(here).select(["status", "texts"]).to_pylist():
-            lost[row["status"]] += row["texts"]
+        here = by_reason.filter(pc.equal(by_reason["stage"], stage)).to_pydict()
+        lost = dict(zip(here["status"], here["texts_sum"], strict=True))
         left = entered - sum(lost.values())
         yield drops.flow(stage, entered=entered, left=left, drops=lost)
         entered = left

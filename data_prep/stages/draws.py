@@ -11,9 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from data_prep import schema
 from data_prep.matching import local_copies
 from data_prep.stages import steps
 from metaclip_jax import files
+
+_KEEP = pa.schema(
+    [("metadata", pa.string()), ("keep_probability", pa.large_list(pa.float64()))]
+)
 
 
 @dataclass(frozen=True)
@@ -37,15 +42,8 @@ class Draws:
         Its name has a hash of the content, since workers cache what they map.
         """
         vectors = [np.asarray(v, np.float64) for v in keep_probability.values()]
-        ends = np.cumsum([0, *(v.size for v in vectors)])
-        rows = pa.RecordBatch.from_pydict(
-            {
-                "metadata": list(keep_probability),
-                "keep_probability": pa.LargeListArray.from_arrays(
-                    ends, np.concatenate(vectors)
-                ),
-            }
-        )
+        columns = {"metadata": list(keep_probability), "keep_probability": vectors}
+        rows = schema.from_columns(columns, _KEEP)
         content = pa.BufferOutputStream()
         with pa.ipc.new_file(content, rows.schema) as writer:
             writer.write_batch(rows)

@@ -90,18 +90,22 @@ class Matching:
         self, path: str, flow: list[pa.RecordBatch], lost_texts: rejects.Texts
     ) -> Iterator[pa.RecordBatch]:
         """Yields MATCHED rows of a file; `flow` gets their FLOW rows."""
-        matchers = _LazyMatchers(self.tables, self.engine)
         identify = language.shared_identifier(self.spec.identifier)
         for candidates in kinds.read(path, self.spec, flow, lost_texts.lost):
             rows, lost = steps.match(
                 candidates,
-                matchers=matchers,
+                self.tables,
+                self._matcher_of,
                 identify=identify,
                 reject=lost_texts.offer,
             )
             entered, left = candidates.num_rows, rows.num_rows
             flow.append(drops.flow("match", entered=entered, left=left, drops=lost))
             yield rows
+
+    def _matcher_of(self, code: str) -> steps.AnyMatcher:
+        with _LOADING:  # one copy of the tables per process, whatever the threads
+            return _load(self.tables[code], self.engine)
 
 
 def save_matchers(
@@ -129,26 +133,8 @@ ENGINES: dict[str, Callable[[Matcher], steps.AnyMatcher]] = {
 }
 
 
-class _LazyMatchers(Mapping[str, steps.AnyMatcher]):
-    """Code -> matcher, loaded on first use: a batch needs few of many."""
-
-    def __init__(self, paths: Mapping[str, str], engine: str) -> None:
-        self._paths, self._engine = paths, engine
-
-    def __getitem__(self, code: str) -> steps.AnyMatcher:
-        path = self._paths[code]
-        with _LOADING:  # one copy of the tables per process, whatever the threads
-            return _matcher(path, self._engine)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-
 @functools.cache
-def _matcher(path: str, engine: str) -> steps.AnyMatcher:
+def _load(path: str, engine: str) -> steps.AnyMatcher:
     """The matcher at `path`, whose name has the fingerprint of its content."""
     return ENGINES[engine](Matcher.load(path)) if path else EveryText()
 
@@ -197,11 +183,6 @@ class Gathering:
     by_score: bool = False
     unsafe_words: Sequence[str] = ()
 
-    @property
-    def partitions(self) -> int:
-        """Number of parts of MATCHES."""
-        return self.matched.partitions
-
     def of_range(self, element: tuple[int, int]) -> Iterator[pa.RecordBatch]:
         """Reads the rows of a range of partitions (start, stop); yields as `finish`."""
         return self.finish(*element, self.read(*element))
@@ -217,10 +198,10 @@ class Gathering:
         """Yields the rows of each partition, some at a time, of part `number`."""
         if number == 0:  # every partition gets a part, also one without rows
             nothing = schema.one_batch(schema.MATCHED.empty_table())
-            yield from ((i, nothing) for i in range(self.partitions))
+            yield from ((i, nothing) for i in range(self.matched.partitions))
         part = parts.name(number, self.matched.count)
         for batch in parts.read_batches(self.matched.folder, part):
-            yield from by_partition(batch, self.partitions)
+            yield from by_partition(batch, self.matched.partitions)
 
     def read(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         """Yields the rows of the partitions from `start` up to `stop`.
@@ -251,7 +232,7 @@ class Gathering:
         # A partition's rows are taken out of them when it is written: all at once would
         # be a second copy of a batch, in buffers that grew to up to twice their size.
         held = [
-            (batch, *_sorted_by_partition(batch["image_id"], self.partitions))
+            (batch, *_sorted_by_partition(batch["image_id"], self.matched.partitions))
             for batch in (batches if missing else ())
         ]
         lost = set()
@@ -274,7 +255,7 @@ class Gathering:
         for partition in range(start, stop):
             if partition in lost:
                 continue
-            part = parts.name(partition, self.partitions)
+            part = parts.name(partition, self.matched.partitions)
             yield Tagged("flow", parts.read_flow(self.folder, part))
             counted.append(parts.read(self.folder, part, columns))
         pipelines.release_memory()
@@ -285,7 +266,7 @@ class Gathering:
         yield steps.count(table)
 
     def _exists(self, partition: int) -> bool:
-        return parts.exists(self.folder, parts.name(partition, self.partitions))
+        return parts.exists(self.folder, parts.name(partition, self.matched.partitions))
 
     def _write(self, partition: int, batches: list[pa.RecordBatch]) -> None:
         """Drops repeated pairs; writes the sample, and the part when that is there."""
@@ -310,9 +291,9 @@ class Gathering:
             "dedup", entered=table.num_rows, left=unique.num_rows, drops=lost
         )
         some = steps.sample(unique, images=self.sample_images, partition=partition)
-        name = parts.name(partition, self.partitions, SAMPLE_SUFFIX)
+        name = parts.name(partition, self.matched.partitions, SAMPLE_SUFFIX)
         parts.write(self.folder, name, pa.Table.from_batches([some]))
-        name = parts.name(partition, self.partitions)
+        name = parts.name(partition, self.matched.partitions)
         parts.write(self.folder, name, unique, flow)
 
 

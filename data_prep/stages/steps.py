@@ -6,7 +6,7 @@ and keep probabilities are dicts: metadata code -> one vector by entry id.
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +31,9 @@ RULES = ("v1", "v2", "online")
 
 def match(
     candidates: pa.RecordBatch,
+    codes: Collection[str],
+    matcher_of: Callable[[str], AnyMatcher],
     *,
-    matchers: Mapping[str, AnyMatcher],
     identify: language.LanguageIdentifier,
     reject: Reject = lambda reason, rows: None,
 ) -> tuple[pa.RecordBatch, Counter]:
@@ -40,22 +41,27 @@ def match(
 
     With one metadata matching comes first, since it is several times faster than
     language identification and drops half the texts; with several, a text's language
-    decides its metadata. `reject` gets some columns of what is dropped.
+    decides its metadata.
+
+    Args:
+      candidates: CANDIDATES.
+      codes: of the metadata.
+      matcher_of: called with the codes that occur.
+      identify: for texts whose language is not known.
+      reject: gets some columns of what is dropped.
     """
     drops: Counter = Counter()
     table = pa.Table.from_batches([candidates])
-    if len(matchers) == 1:
-        (matcher,) = matchers.values()
-        table = _match_with(table, matcher, drops, reject)
-        table = _with_language(table, matchers, identify, drops, reject)
+    if len(codes) == 1:
+        (code,) = codes
+        table = _match_with(table, matcher_of(code), drops, reject)
+        table = _with_language(table, codes, identify, drops, reject)
     else:
-        table = _with_language(table, matchers, identify, drops, reject)
-        codes = table["metadata"]
-        # Loads only the matchers of languages that occur.
+        table = _with_language(table, codes, identify, drops, reject)
         matched = [schema.MATCHED.empty_table()]
-        for code in sorted(pc.unique(codes).to_pylist()):
-            rows = table.filter(pc.equal(codes, code))
-            matched.append(_match_with(rows, matchers[code], drops, reject))
+        for code in sorted(pc.unique(table["metadata"]).to_pylist()):
+            rows = table.filter(pc.equal(table["metadata"], code))
+            matched.append(_match_with(rows, matcher_of(code), drops, reject))
         table = pa.concat_tables(matched)
     return schema.one_batch(table.select(schema.MATCHED.names)), drops
 
@@ -77,7 +83,7 @@ def _match_with(
 
 def _with_language(
     table: pa.Table,
-    available: Iterable[str],
+    available: Collection[str],
     identify: language.LanguageIdentifier,
     drops: Counter,
     reject: Reject,
@@ -89,9 +95,7 @@ def _with_language(
         identified=_identified(table["page_text"], identify),
         identify=identify,
     )
-    codes = {
-        code: language.metadata_code(code, set(available)) for code in set(languages)
-    }
+    codes = {code: language.metadata_code(code, available) for code in set(languages)}
     wanted = pa.array([codes[code] for code in languages], pa.string())
     at = table.column_names.index("language")
     table = table.set_column(at, "language", pa.array(languages, pa.string()))
@@ -334,16 +338,13 @@ def _by_metadata(
 
 def tally(matches: pa.Table) -> pa.RecordBatch:
     """Returns TALLIES of the columns that the data card shows."""
-    batches = []
-    for column in ("language", "text_source", "metadata"):
-        counts = pc.value_counts(matches[column])
-        columns = {
-            "column": column,
-            "value": counts.field("values"),
-            "count": counts.field("counts").cast(pa.uint64()),
-        }
-        batches.append(schema.from_columns(columns, schema.TALLIES))
-    return schema.sum_counts(batches, schema.TALLIES)
+    rows = [
+        (column, each["values"], each["counts"])
+        for column in ("language", "text_source", "metadata")
+        for each in pc.value_counts(matches[column]).to_pylist()
+    ]
+    found = schema.from_rows(rows, schema.TALLIES)
+    return schema.sum_counts([found], schema.TALLIES)
 
 
 def images_of(matches: pa.Table) -> pa.Table:

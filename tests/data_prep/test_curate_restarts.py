@@ -307,7 +307,7 @@ def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(
     place = tmp_path / "run"
     values = flags | {"workdir": f"{place}/work", "output": f"{place}/dataset"}
     named = [f"--{name}={value}" for name, value in values.items()]
-    rooms = ("900", "2000", "100000", "")
+    rooms = ("900", "4000", "100000", "")
     done = subprocess.run(
         [sys.executable, "-c", NARROW, tmp_path / "said", ",".join(rooms), *named],
         cwd=ROOT,

@@ -129,7 +129,9 @@ def matched(metadata, candidates):
     """Rows that the step of curation matched."""
     matchers = {code: Matcher(own.entries, mode="v2") for code, own in metadata.items()}
     identify = language.shared_identifier("lid176")
-    found, _ = steps.match(candidates, matchers=matchers, identify=identify)
+    found, _ = steps.match(
+        candidates, matchers, matchers.__getitem__, identify=identify
+    )
     return found.to_pylist()
 
 

@@ -38,7 +38,9 @@ def says(code):
 
 def match(texts, matchers, languages=None, identify=None):
     batch = candidates(texts, languages)
-    return steps.match(batch, matchers=matchers, identify=identify or says("en"))
+    return steps.match(
+        batch, matchers, matchers.__getitem__, identify=identify or says("en")
+    )
 
 
 def test_unmatched_texts_and_other_languages_are_counted():
@@ -71,7 +73,7 @@ def test_a_text_is_expected_to_be_in_the_language_of_its_page():
         return [code or "de" for code in expected]
 
     matchers = {"de": Matcher(ENTRIES), "en": Matcher(ENTRIES)}
-    matches, _ = steps.match(batch, matchers=matchers, identify=identify)
+    matches, _ = steps.match(batch, matchers, matchers.__getitem__, identify=identify)
     assert matches["metadata"].to_pylist() == ["de", "de", "en"]
     assert matches["language"].to_pylist() == ["de", "de", "en"]
     assert asked == [page, "the cat", "a cat"]  # the page once
@@ -88,7 +90,8 @@ def test_with_one_metadata_pages_without_matched_texts_are_not_identified():
         asked.extend(texts)
         return ["en"] * len(texts)
 
-    steps.match(batch, matchers={"en": Matcher(ENTRIES)}, identify=identify)
+    matcher = Matcher(ENTRIES)
+    steps.match(batch, ["en"], lambda code: matcher, identify=identify)
     assert asked == [pages[0], "the cat"]
 
 
