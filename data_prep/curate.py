@@ -134,10 +134,8 @@ def match_sources(run: Run) -> None:
         tables=matches.save_matchers(run.metadata, config.matching.mode, matchers),
         engine=config.matching.engine,
     )
-    with (
-        progress(folder, len(pieces), "match", stage="parse"),
-        pipelines.new(run.options) as pipeline,
-    ):
+    bar = progress(folder, len(pieces), "match", stage="parse")
+    with pipelines.new(run.options, bar) as pipeline:
         stage = tagged(matching.write, "rejects")
         matched = start(pipeline, pieces) | "match" >> stage
         rejects.write(matched.rejects, run.workdir, rejects.SOURCES)
@@ -169,10 +167,8 @@ def gather(run: Run, folder: str) -> None:
     ranges = pipelines.ranges(
         n, size=sum(sizes), memory_gib=config.memory_gib, options=run.options
     )
-    with (
-        progress(folder, n, "gather", stage="dedup"),
-        pipelines.new(run.options) as pipeline,
-    ):
+    bar = progress(folder, n, "gather", stage="dedup")
+    with pipelines.new(run.options, bar) as pipeline:
         written = matches.gather(pipeline, gathering, ranges)
         sums.write_sum(written.flow, schema.FLOW, folder, "flow.parquet")
         sums.write_sum(written.main, schema.COUNTS, folder, "counts.parquet")
@@ -230,10 +226,8 @@ def fetch_images(run: Run, folder: str, draws: Draws, *, retry_failed: bool) -> 
         fetch=request.Limits(**keys),
         screen=screening(run),
     )
-    with (
-        progress(fetching, n, "download", stage="thin"),
-        pipelines.new(run.options) as pipeline,
-    ):
+    bar = progress(fetching, n, "download", stage="thin")
+    with pipelines.new(run.options, bar) as pipeline:
         stage = tagged(downloading.download, each="downloads of partition")
         fetched = start(pipeline, range(n)) | "download" >> stage
         sums.write_sum(fetched.flow, schema.FLOW, fetching, "flow.parquet")
@@ -302,7 +296,7 @@ def write(
         faces=face_detection.chosen(config) is not None,
     )
     files.claim(run.output, run.inputs)
-    with progress(run.output, n, "write"), pipelines.new(run.options) as pipeline:
+    with pipelines.new(run.options, progress(run.output, n, "write")) as pipeline:
         stage = tagged(
             writing.write_shard,
             *("accepted", "shards", "tallies", "rejects"),
@@ -316,10 +310,7 @@ def write(
         sums.write_sum(shards.tallies, schema.TALLIES, folder, "tallies.parquet")
         sums.write_sum(shards.shards, schema.SHARDS, folder, "shards.parquet")
     outcomes.check_failed(folder)
-    vectors = {
-        "pool_count": pool,
-        "survivor_count": steps.survivors(accepted, thin),
-    }
+    vectors = {"pool_count": pool, "survivor_count": steps.survivors(accepted, thin)}
     for column, part in (("kept_count", "kept"), ("accepted_draws", "accepted")):
         total = sums.read_sum(folder, f"{part}.parquet")
         vectors[column] = steps.to_vectors(total, run.sizes)

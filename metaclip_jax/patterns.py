@@ -3,7 +3,7 @@
 import fnmatch
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from etils import epath
 
@@ -96,18 +96,26 @@ def _is_link(name: str) -> bool:
     return files.is_local(name) and os.path.islink(name)
 
 
-def find_all(given: Iterable[str], *, key: str) -> list[str]:
-    """Returns the Parquet files that match any pattern of a config's key, sorted.
+def find_all(
+    group: Mapping[str, Iterable[str]], name: str, *keys: str
+) -> dict[str, list[str]]:
+    """Returns the Parquet files that match any pattern of each key, sorted.
+
+    Args:
+      group: of a config: patterns by key.
+      name: of the group, such as "config.selection".
+      keys: those to look up.
 
     Raises ValueError if a pattern matches none.
     """
-    found: set[str] = set()
-    for pattern in given:
-        matching = find(pattern)
-        if not matching:
-            raise ValueError(
-                f"{key}: wanted Parquet files, got none for {pattern!r}; correct the"
-                " path"
-            )
-        found.update(matching)
-    return sorted(found)
+    found = {}
+    for key in keys:
+        files_of = {pattern: find(pattern) for pattern in group[key]}
+        for pattern, matching in files_of.items():
+            if not matching:
+                raise ValueError(
+                    f"{name}.{key}: wanted Parquet files, got none for {pattern!r};"
+                    " correct the path"
+                )
+        found[key] = sorted({path for some in files_of.values() for path in some})
+    return found

@@ -163,14 +163,14 @@ def merge(found: Sequence[pa.Table]) -> pa.Table:
     return table.take(pc.index_in(pc.unique(table["image_id"]), table["image_id"]))
 
 
-def marks(found: pa.Table) -> pa.Table:
+def marks(found: pa.Table) -> pa.RecordBatch:
     """Returns MARKS for EVALUATED."""
     columns = {
         "image_id": found["image_id"],
         "status": [dedup.EVALUATION] * found.num_rows,
         "kept_as": found["picture"],
     }
-    return pa.Table.from_batches([schema.from_columns(columns, schema.MARKS)])
+    return schema.from_columns(columns, schema.MARKS)
 
 
 def copy_list(folder: str, output: str) -> None:

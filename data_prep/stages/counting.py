@@ -65,10 +65,8 @@ def run(
 ) -> None:
     """Counts all pieces whose part is not finished, and sums their flow."""
     elements = [(i, tuple(piece)) for i, piece in enumerate(found)]
-    with (
-        pipelines.progress(folder, len(found), "count"),
-        pipelines.new(pipeline_options) as pipeline,
-    ):
+    bar = pipelines.progress(folder, len(found), "count")
+    with pipelines.new(pipeline_options, bar) as pipeline:
         stage = pipelines.tagged(Counting(folder, len(found), options).write)
         counted = pipelines.start(pipeline, elements) | "count" >> stage
         sums.write_sum(counted.flow, schema.FLOW, folder, FLOW)

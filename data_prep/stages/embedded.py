@@ -122,11 +122,8 @@ def find(config: ConfigDict) -> dict[str, list[str]]:
 
     Raises ValueError where a glob has none.
     """
-    wanted = config.duplicates
-    return {
-        name: patterns.find_all(wanted[name], key=f"config.duplicates.{name}")
-        for name in ("embeddings", "evaluation_embeddings")
-    }
+    keys = ("embeddings", "evaluation_embeddings")
+    return patterns.find_all(config.duplicates, "config.duplicates", *keys)
 
 
 def inputs(config: ConfigDict) -> dict[str, list]:

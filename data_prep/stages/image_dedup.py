@@ -138,12 +138,12 @@ class Comparing:
         """
         partition, batches = element
         images = self.read("downloads", partition, schema.IMAGES.names)
-        marks = pa.Table.from_batches(batches, schema=schema.MARKS)
+        marks = list(batches)
         if found := self._evaluated(images, partition):
             evaluated = contamination.merge(found)
-            marks = pa.concat_tables([marks, contamination.marks(evaluated)])
+            marks.append(contamination.marks(evaluated))
             yield Tagged("evaluated", schema.one_batch(evaluated))
-        images = dedup.mark(images, marks)
+        images = dedup.mark(images, pa.Table.from_batches(marks, schema=schema.MARKS))
         flow = _dedup_flow(images, moves=self.moves)
         part = parts.name(partition, self.partitions)
         parts.write(f"{self.workdir}/images", part, images, flow)

@@ -228,7 +228,8 @@ class Gathering:
         Yields COUNTS of all texts and, tagged, of those that the rule v2 draws
         ("drawn"), and the flow, also of parts that were already finished.
         """
-        missing = [i for i in range(start, stop) if not self._exists(i)]
+        names = {i: parts.name(i, self.matched.partitions) for i in range(start, stop)}
+        missing = [i for i in names if not parts.exists(self.folder, names[i])]
         # A partition's rows are taken out of them when it is written: all at once would
         # be a second copy of a batch, in buffers that grew to up to twice their size.
         held = [
@@ -252,10 +253,7 @@ class Gathering:
         pipelines.release_memory()
         columns = ["metadata", "entry_ids", "drawn"]
         counted = [schema.MATCHES.empty_table().select(columns)]
-        for partition in range(start, stop):
-            if partition in lost:
-                continue
-            part = parts.name(partition, self.matched.partitions)
+        for part in (part for i, part in names.items() if i not in lost):
             yield Tagged("flow", parts.read_flow(self.folder, part))
             counted.append(parts.read(self.folder, part, columns))
         pipelines.release_memory()
@@ -264,9 +262,6 @@ class Gathering:
         if self.rule == "v2":  # other rules draw all texts
             yield Tagged("drawn", steps.count(table.filter(table["drawn"])))
         yield steps.count(table)
-
-    def _exists(self, partition: int) -> bool:
-        return parts.exists(self.folder, parts.name(partition, self.matched.partitions))
 
     def _write(self, partition: int, batches: list[pa.RecordBatch]) -> None:
         """Drops repeated pairs; writes the sample, and the part when that is there."""

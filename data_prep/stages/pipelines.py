@@ -168,13 +168,20 @@ def define_flags() -> None:
 
 
 @contextlib.contextmanager
-def new(options: PipelineOptions) -> Iterator[beam.Pipeline]:
+def new(
+    options: PipelineOptions, bar: contextlib.AbstractContextManager | None = None
+) -> Iterator[beam.Pipeline]:
     """Yields a pipeline on the runner of the options, and runs it after the block.
 
     The program ends where Dataflow only builds it: the next one needs what it writes.
+
+    Args:
+      options: from `options`.
+      bar: of `progress`, shown meanwhile.
     """
     several = options.view_as(DirectOptions).direct_running_mode == "multi_processing"
     with (
+        bar or contextlib.nullcontext(),
         worker_processes.forked() if several else contextlib.nullcontext(),
         beam.Pipeline(options=options) as pipeline,
     ):

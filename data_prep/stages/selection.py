@@ -81,14 +81,10 @@ class Selection:
             found = [json.loads(one) for one in texts["scores"].to_pylist()]
             values = [one[self.column] for one in found]
             return np.array([np.nan if v is None else v for v in values], float)
-        rows = rows.filter(pc.is_valid(rows["score"])).to_pydict()
-        known = dict(
-            zip(
-                zip(rows["image_id"], rows["text_key"], strict=True),
-                rows["score"],
-                strict=True,
-            )
-        )
+        rows = rows.filter(pc.is_valid(rows["score"]))
+        of = {name: rows[name].to_pylist() for name in rows.column_names}
+        scored = zip(of["image_id"], of["text_key"], strict=True)
+        known = dict(zip(scored, of["score"], strict=True))
         ids = texts["image_id"].to_pylist()
         keys = records.text_keys(ids, texts["text"].to_pylist()).tolist()
         of_image = [known.get((image, None), np.nan) for image in ids]
@@ -101,11 +97,7 @@ def find(config: ConfigDict) -> dict[str, list[str]]:
 
     Raises ValueError where a glob has none.
     """
-    wanted = config.selection
-    return {
-        name: patterns.find_all(wanted[name], key=f"config.selection.{name}")
-        for name in ("exclude", "scores")
-    }
+    return patterns.find_all(config.selection, "config.selection", "exclude", "scores")
 
 
 def inputs(config: ConfigDict) -> dict[str, Any]:
