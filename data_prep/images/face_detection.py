@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -128,22 +128,6 @@ def chosen(config: ConfigDict) -> Choice | None:
     if not wanted.face_detector:
         return None
     return Choice(wanted.face_detector, wanted.least_face_score, wanted.blur_faces)
-
-
-def models(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """Returns the detector for the data card: name, threshold, whether it blurs.
-
-    Raises ValueError if it is not installed.
-    """
-    choice = chosen(config)
-    if choice is None:
-        return {}
-    facts = {
-        "name": load(choice.detector).name,
-        "least_score": choice.least_score,
-        "blurred": choice.blur,
-    }
-    return {"face_detector": facts}
 
 
 def find(pixels: np.ndarray, choice: Choice) -> tuple[Face, ...]:

@@ -148,15 +148,23 @@ def keywords(config: ConfigDict) -> dict[str, Any]:
 def models(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """Returns the models that look at images, for the data card: name and threshold.
 
-    Of a CLIP model also the prompts. Raises ValueError if one is not installed.
+    Of a CLIP model also the prompts, of faces whether they are blurred.
+
+    Raises ValueError if one is not installed.
     """
-    choice, others = chosen(config), face_detection.models(config)
-    if not choice:
-        return others
-    facts = {"name": load(choice).name, "max_score": config.safety.max_image_score}
-    if choice.scorer == _CLIP:
-        facts |= {
-            "unsafe_prompts": list(choice.unsafe_prompts),
-            "safe_prompts": list(choice.safe_prompts),
+    found: dict[str, dict[str, Any]] = {}
+    if choice := chosen(config):
+        name, most = load(choice).name, config.safety.max_image_score
+        found["image_scorer"] = {"name": name, "max_score": most}
+        if choice.scorer == _CLIP:
+            found["image_scorer"] |= {
+                "unsafe_prompts": list(choice.unsafe_prompts),
+                "safe_prompts": list(choice.safe_prompts),
+            }
+    if faces := face_detection.chosen(config):
+        found["face_detector"] = {
+            "name": face_detection.load(faces.detector).name,
+            "least_score": faces.least_score,
+            "blurred": faces.blur,
         }
-    return {"image_scorer": facts} | others
+    return found

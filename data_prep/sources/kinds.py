@@ -96,11 +96,10 @@ def find(paths: str, spec: Spec, *, prefix: str = "") -> list[str]:
             f"config.source.paths: wanted files, got the folder {paths!r}; write "
             f"{os.path.join(paths, kind.glob)!r}"
         )
-    found = [paths] if is_on_web else kind.find(paths)
-    lists = [path for path in found if _LIST.search(path)]
-    for path in lists:
-        found.remove(path)
-        found += _listed(path, prefix, spec.user_agent)
+    found: list[str] = []
+    for path in [paths] if is_on_web else kind.find(paths):
+        is_list = _LIST.search(path)
+        found += _listed(path, prefix, spec.user_agent) if is_list else [path]
     if not found:
         raise ValueError(
             "config.source.paths: wanted files, got none for "

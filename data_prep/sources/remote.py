@@ -5,6 +5,7 @@ that doubles up to two minutes, and a slower pace afterwards. A body that is cut
 resumed where it ended.
 """
 
+import functools
 import io
 import ipaddress
 import os
@@ -102,13 +103,12 @@ class _Pace:
 
 
 _PACES: dict[str, _Pace] = {}  # of this process, by host
-_POOL: dict[int, urllib3.PoolManager] = {}  # by process: a fork must not share sockets
 
 
-def _connections() -> urllib3.PoolManager:
-    if os.getpid() not in _POOL:
-        _POOL[os.getpid()] = urllib3.PoolManager(maxsize=16)
-    return _POOL[os.getpid()]
+@functools.cache
+def _connections(process: int) -> urllib3.PoolManager:
+    """Returns those of a process: a fork must not share sockets."""
+    return urllib3.PoolManager(maxsize=16)
 
 
 class _RefusedError(Exception):
@@ -214,7 +214,7 @@ class _WebFile(io.RawIOBase):
         """Requests the bytes from the current position on."""
         if self._pace.seconds and not self._failures:
             time.sleep(self._pace.seconds)
-        answer = _connections().request(
+        answer = _connections(os.getpid()).request(
             "GET",
             self._url,
             headers={

@@ -18,7 +18,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 
 from data_prep.sources import pairs
 from data_prep.sources.spec import Bodies, Kind, Reading, Spec
@@ -187,13 +186,9 @@ def _wanted(path: str, found: Sequence[str], spec: Spec) -> list[str]:
 
 def _read_parquet(path: str, spec: Spec, _: Reading) -> Iterator[_Columns]:
     with files.local_copy(path) as local:
-        try:
-            parquet = pq.ParquetFile(local)
-        except pa.ArrowInvalid as error:
-            raise EOFError from error
-        with parquet:
-            wanted = _wanted(path, parquet.schema_arrow.names, spec)
-            _refuse_nested(path, parquet.schema_arrow, spec)
+        columns_found = untrusted_parquet.schema(local)
+        wanted = _wanted(path, columns_found.names, spec)
+        _refuse_nested(path, columns_found, spec)
         for _group, batch in untrusted_parquet.batches(local, wanted):
             values = map(untrusted_parquet.to_python, batch.columns)
             try:
@@ -251,20 +246,16 @@ def _head(path: str, local: Path, delimiter: str) -> list[str]:
     """Returns the names in the first line of a CSV file."""
     with pa.input_stream(str(local)) as stream:
         start = stream.read(_BLOCK)
-    _refuse_utf16(path, start)
-    head = start.decode("utf-8-sig", "replace")
-    names = next(csv.reader(io.StringIO(head, newline=""), delimiter=delimiter), [])
-    if not names:
-        raise EOFError
-    return names
-
-
-def _refuse_utf16(path: str, start: bytes) -> None:
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError(
             f"config.source.paths: wanted a table in UTF-8, got UTF-16 in {path};"
             " convert it, as by `iconv -f UTF-16 -t UTF-8`"
         )
+    head = start.decode("utf-8-sig", "replace")
+    names = next(csv.reader(io.StringIO(head, newline=""), delimiter=delimiter), [])
+    if not names:
+        raise EOFError
+    return names
 
 
 def _read_json_lines(path: str, spec: Spec, reading: Reading) -> Iterator[_Columns]:
