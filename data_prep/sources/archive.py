@@ -111,7 +111,11 @@ def read_records(
         except (_DamageError, _MemberError, zstandard.ZstdError, EOFError) as damage:
             # A damaged member may seem to extend to the end of the file.
             is_member_broken = not isinstance(damage, _DamageError)
-            if not stream.skip_damage(is_member_broken=is_member_broken):
+            try:
+                is_found = stream.skip_damage(is_member_broken=is_member_broken)
+            except (zstandard.ZstdError, EOFError) as further:
+                damage, is_found = further, False
+            if not is_found:
                 yield _lost(damage)
                 return
             yield LostRecord()

@@ -374,3 +374,10 @@ def test_a_damaged_zstd_file_is_lost_from_there_on():
     assert read(data[:3]) == [LostFile("not_warc")]
     assert read(data[:4] + b"\xff" * 50) == [LostFile("corrupt_warc")]
     assert read(skippable(b"x")[:6]) == [LostFile("empty_file")]
+
+
+def test_a_zstd_file_may_break_off_after_another_damage():
+    data = frames(warc(0) + b"no record\n" * 3) + frames(warc(1, block=bytes(99_999)))
+    assert read(data[:-9]) == [*wanted([0]), LostFile("truncated_warc")]
+    data = data[:-9] + b"\xff" * 9
+    assert read(data) == [*wanted([0]), LostFile("corrupt_warc")]
