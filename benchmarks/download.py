@@ -340,7 +340,7 @@ def limit(port: int, bodies: Sequence[bytes]) -> float:
     """Returns seconds of CPU for a request and a check of one image."""
     urls = [f"http://{_HOST}/{number}.jpg" for number in range(len(bodies))]
     limits = fetching.Limits(
-        host_map={_HOST: f"127.0.0.1:{port}"},
+        host_map=f"{_HOST}=127.0.0.1:{port}",
         concurrency=_IN_FLIGHT,
         per_host=_IN_FLIGHT,
         timeout_seconds=60.0,

@@ -22,7 +22,7 @@ from absl import flags, logging
 
 from data_prep import config as config_lib
 from data_prep import data_card, schema
-from data_prep.images import addresses, face_detection, request, safety
+from data_prep.images import face_detection, request, safety
 from data_prep.matching import words
 from data_prep.sinks import array_record as sink
 from data_prep.stages import (
@@ -213,7 +213,6 @@ def fetch_images(run: Run, folder: str, draws: Draws, *, retry_failed: bool) -> 
     """
     n, fetching = run.config.partitions, os.path.join(run.workdir, "downloads")
     keys = run.config.download.to_dict()
-    keys["host_map"] = addresses.read_host_map(keys["host_map"])
     most_failed = keys.pop("max_failed_share")
     downloading = downloads.Downloading(
         run.workdir,

@@ -51,34 +51,26 @@ class PrivateAddressError(OSError):
     """A connection was about to reach an address that is not public."""
 
 
-def read_host_map(pairs: str) -> dict[str, str]:
-    """Returns {host: "address:port"} from "host=address:port,host=address:port"."""
-    host_map = {}
-    for pair in filter(None, pairs.split(",")):
-        host, _, target = pair.partition("=")
-        host_map[host.strip().lower()] = target.strip()
-    parse_host_map(host_map)  # raises ValueError for a malformed pair
-    return host_map
-
-
-def parse_host_map(host_map: Mapping[str, str]) -> dict[str, tuple[str, int]]:
+def read_host_map(pairs: str) -> dict[str, tuple[str, int]]:
     """Returns the address and port of each pinned host, by name in lower case.
 
-    Raises ValueError unless each value is "address:port" ("[address]:port" for IPv6).
+    Raises ValueError unless `pairs` is "host=address:port,host=[address]:port" and so
+    on, with brackets for IPv6.
     """
     pinned = {}
-    for host, target in host_map.items():
-        address, _, port = target.rpartition(":")
+    for pair in filter(None, pairs.split(",")):
+        host, _, target = pair.partition("=")
+        address, _, port = target.strip().rpartition(":")
         try:
             address = str(ipaddress.ip_address(address.strip("[]")))
             if not 0 < int(port) < 65_536:
                 raise ValueError(f"{port} is no port")
-            pinned[host.lower()] = (address, int(port))
         except ValueError as error:
             raise ValueError(
                 "host_map: wanted HOST=ADDRESS:PORT with an IP address, such as "
-                f"images.example=127.0.0.1:8000, got {host}={target}; correct it"
+                f"images.example=127.0.0.1:8000, got {pair.strip()}; correct it"
             ) from error
+        pinned[host.strip().lower()] = (address, int(port))
     return pinned
 
 

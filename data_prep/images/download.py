@@ -105,7 +105,7 @@ def fetch(urls: Sequence[str], limits: Limits) -> Iterator[Fetched]:
       ValueError: `max_held_bytes` is less than (`held` + 1) * `max_bytes`.
       RuntimeError: this machine ran out of files or memory for sockets.
     """
-    pinned, room = addresses.parse_host_map(limits.host_map), Room(limits)
+    pinned, room = addresses.read_host_map(limits.host_map), Room(limits)
     hosts = _by_host(urls, pinned, limits.per_host_rate)
     results = _Results()
     with _running(

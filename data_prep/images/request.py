@@ -50,8 +50,8 @@ class Limits:
     """What downloads are allowed to do; the keys of `config.download`.
 
     Attributes:
-      host_map: host name -> "address:port". A pinned host is reached only there,
-        private or not; any other host only at public addresses on ports 80 and 443.
+      host_map: "host=address:port,...". A pinned host is reached only there, private
+        or not; any other host only at public addresses on ports 80 and 443.
       concurrency: requests in flight, over all hosts.
       per_host, per_host_rate: images of a host that all processes of this machine
         fetch at once, and begin to fetch in a second (0: any).
@@ -67,7 +67,7 @@ class Limits:
         minute. A longer Retry-After of the server is obeyed, up to a minute.
     """
 
-    host_map: Mapping[str, str]
+    host_map: str
     concurrency: int
     per_host: int
     timeout_seconds: float

@@ -178,21 +178,21 @@ def links(answer: Answer) -> list[str]:
 def fetcher(
     session: aiohttp.ClientSession,
     *,
-    host_map: Mapping[str, str],
+    host_map: Mapping[str, tuple[str, int]],
     max_bytes: int,
 ) -> Fetch:
     """Returns a function that fetches one URL and follows no redirect.
 
-    For a host in `host_map` (host -> "address:port") it connects to that address.
+    For a host in `host_map` it connects to that address and port.
     """
 
     async def fetch_once(url: str) -> Answer:
-        host = urlsplit(url).netloc
-        parts = urlsplit(url)._replace(netloc=host_map.get(host, host))
+        target, host = URL(url, encoded=True), urlsplit(url).netloc
+        if host in host_map:
+            address, port = host_map[host]
+            target = target.with_host(address).with_port(port)
         async with session.get(
-            URL(parts.geturl(), encoded=True),
-            headers={"Host": host},
-            allow_redirects=False,
+            target, headers={"Host": host}, allow_redirects=False
         ) as response:
             body = bytearray()
             async for piece in response.content.iter_chunked(1 << 16):

@@ -75,7 +75,7 @@ def serving(decide, *, context=None, asked=b"\r\n\r\n"):
 
 def fetch_settings(port, hosts=("images.example",)):
     return {
-        "host_map": dict.fromkeys(hosts, f"127.0.0.1:{port}"),
+        "host_map": ",".join(f"{host}=127.0.0.1:{port}" for host in hosts),
         "concurrency": 16,
         "per_host": 16,
         "timeout_seconds": 60.0,

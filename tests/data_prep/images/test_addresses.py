@@ -93,8 +93,8 @@ def test_the_socket_factory_refuses_what_slipped_through():
 def test_a_host_map_names_host_address_and_port():
     pairs = "A.example=127.0.0.1:80,b.example=[::1]:81"
     assert addresses.read_host_map(pairs) == {
-        "a.example": "127.0.0.1:80",
-        "b.example": "[::1]:81",
+        "a.example": ("127.0.0.1", 80),
+        "b.example": ("::1", 81),
     }
     assert addresses.read_host_map("") == {}
     for bad in ("a.example", "a.example=127.0.0.1", "a.example=b.example:80"):

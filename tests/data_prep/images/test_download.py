@@ -147,7 +147,7 @@ def server():
 def fetch(server, urls, **options):
     address = f"127.0.0.1:{server.server_address[1]}"
     settings = {
-        "host_map": {"images.example": address, "other.example": address},
+        "host_map": f"images.example={address},other.example={address}",
         "concurrency": 16,
         "per_host": 8,
         "timeout_seconds": 60.0,  # loads of time on a busy machine
@@ -256,7 +256,7 @@ def test_a_url_without_a_host_is_refused(server):
 )
 def test_a_host_map_wants_addresses_with_ports(server, target):
     with pytest.raises(ValueError, match="wanted HOST=ADDRESS:PORT"):
-        list(fetch(server, [HOST + "/ok"], host_map={"images.example": target}))
+        list(fetch(server, [HOST + "/ok"], host_map=f"images.example={target}"))
 
 
 def test_busy_servers_are_asked_again(server):
@@ -311,7 +311,7 @@ def test_a_server_that_never_accepts_does_not_hold_us(server):
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(0)
-        host_map = {"deaf.example": f"127.0.0.1:{deaf.getsockname()[1]}"}
+        host_map = f"deaf.example=127.0.0.1:{deaf.getsockname()[1]}"
         urls = [f"http://deaf.example/{i}" for i in range(6)]
         found = statuses(server, urls, host_map=host_map, timeout_seconds=0.3)
     assert found == ["timeout"] * 6
@@ -365,7 +365,7 @@ def test_running_out_of_sockets_is_an_error_not_a_status(server):
         "resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))\n"
         "urls = [f'http://images.example/drip?{i}' for i in range(99)]\n"
         "list(download.fetch(urls, download.Limits(\n"
-        "    host_map={'images.example': sys.argv[1]}, concurrency=99, per_host=99,\n"
+        "    host_map='images.example=' + sys.argv[1], concurrency=99, per_host=99,\n"
         "    timeout_seconds=5, max_bytes=99, max_held_bytes=9999, retries=0,\n"
         "    user_agent='test')))"
     )

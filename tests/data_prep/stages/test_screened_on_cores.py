@@ -16,7 +16,7 @@ from data_prep.stages import downloads, parts
 
 SCREEN = {"min_side": 16, "max_side": 128, "max_aspect": 3.0, "max_pixels": 10**6}
 LIMITS = download.Limits(
-    host_map={},
+    host_map="",
     concurrency=1,
     per_host=1,
     timeout_seconds=1.0,
