@@ -121,29 +121,6 @@ def _read_warc(piece: Piece, options: Options, tally: Tally) -> Texts:
             tally.lost["other_language"] += 1
 
 
-def _read_wikipedia(
-    piece: Piece, options: Options, tally: Tally, read_titles: list[str]
-) -> Texts:
-    """Yields title and text of the articles that begin in a range of a dump.
-
-    Appends the title of each to `read_titles` before it is yielded.
-    """
-    namespaces = titles.link_prefixes(piece.code)
-    pages = dumps.read_pages(
-        piece.path,
-        start=piece.start,
-        stop=piece.stop,
-        max_page_bytes=options.max_page_bytes,
-        main_page=piece.main_page,
-        user_agent=options.user_agent,
-    )
-    for page in _unlost(pages, piece, tally):
-        tally.kept += 1
-        read_titles.append(page.title)
-        text = wikitext.plain_text(page.text, namespaces=namespaces)
-        yield piece.code, (page.title, text)
-
-
 def count_texts(texts: Iterable[tuple[str, Sequence[str]]], max_bytes: int) -> Runs:
     """Yields the counts of words and bigrams of each language.
 
@@ -195,9 +172,25 @@ def _count_views(piece: Piece, options: Options, tally: Tally) -> Runs:
 
 def _count_wikipedia(piece: Piece, options: Options, tally: Tally) -> Runs:
     """Yields the words of a range of a dump, and the titles of its articles."""
-    read_titles: list[str] = []
-    texts = _read_wikipedia(piece, options, tally, read_titles)
-    for code, tables in count_texts(texts, options.max_count_bytes):
+    namespaces = titles.link_prefixes(piece.code)
+    pages = dumps.read_pages(
+        piece.path,
+        start=piece.start,
+        stop=piece.stop,
+        max_page_bytes=options.max_page_bytes,
+        main_page=piece.main_page,
+        user_agent=options.user_agent,
+    )
+    read_titles: list[str] = []  # of the articles of the next run
+
+    def texts() -> Texts:
+        for page in _unlost(pages, piece, tally):
+            tally.kept += 1
+            read_titles.append(page.title)
+            text = wikitext.plain_text(page.text, namespaces=namespaces)
+            yield piece.code, (page.title, text)
+
+    for code, tables in count_texts(texts(), options.max_count_bytes):
         articles = pa.table([read_titles], schema=counts.SCHEMAS[counts.ARTICLES])
         yield code, {**tables, counts.ARTICLES: articles}
         read_titles.clear()

@@ -5,7 +5,6 @@ Wikipedia, titles. Case matters, as in matching: "Apple" and "apple" are two ent
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -213,14 +212,9 @@ def never_matches(entry: str, *, mode: str) -> bool:
 
 
 def _overlap(source_bits: dict[str, int], n: int) -> tuple[tuple[int, ...], ...]:
-    counts = Counter(source_bits.values())
-    return tuple(
-        tuple(
-            sum(count for bits, count in counts.items() if bits >> i & bits >> j & 1)
-            for j in range(n)
-        )
-        for i in range(n)
-    )
+    bits = np.fromiter(source_bits.values(), np.int64, len(source_bits))
+    has = bits[:, None] >> np.arange(n) & 1  # [entries, sources]
+    return tuple(map(tuple, (has.T @ has).tolist()))
 
 
 def describe(merged: Merged) -> dict[str, Any]:

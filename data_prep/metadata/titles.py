@@ -98,12 +98,10 @@ def read_pageviews(
                     yield views
                     views, held = {code: Counter() for code in languages}, 0
         except compressed.DamageError as error:
-            damage = str(error)
+            damage = f"{error}_file"
     yield views
-    if damage:
-        yield LostFile(f"{damage}_file")
-    elif is_empty:
-        yield LostFile("no_page_views")
+    if damage or is_empty:
+        yield LostFile(damage or "no_page_views")
 
 
 def _fields(line: bytes) -> tuple[bytes, bytes, int] | None:
