@@ -238,7 +238,6 @@ class _Gzip(_Plain):
         super().__init__()
         self._compressed = file
         self._input = b""  # compressed, read but not yet used
-        self._position = 0  # in the file, after `_input`
         self._start = 0  # of the member in the file
         self._member = isal_zlib.decompressobj(_GZIP_BITS)
         self._is_open = False  # whether the member has begun and not ended
@@ -246,7 +245,6 @@ class _Gzip(_Plain):
     def _read_input(self) -> bool:
         block = self._compressed.read(_BLOCK)
         self._input += block
-        self._position += len(block)
         return bool(block)
 
     def fill(self) -> bool:
@@ -273,13 +271,13 @@ class _Gzip(_Plain):
         while not self._input.startswith(_GZIP_MAGIC):
             self._input = self._input.lstrip(b"\0")
             if len(self._input) >= len(_GZIP_MAGIC):
-                self._start = self._position - len(self._input)
+                self._start = self._compressed.tell() - len(self._input)
                 raise _MemberError("no gzip member")
             if not self._read_input():
                 if self._input:
                     raise EOFError
                 return False
-        self._start = self._position - len(self._input)
+        self._start = self._compressed.tell() - len(self._input)
         self._member = isal_zlib.decompressobj(_GZIP_BITS)
         self._is_open = True
         return True
@@ -322,8 +320,7 @@ class _Gzip(_Plain):
     def _find_member(self) -> bool:
         """Seeks the next member that begins with a record."""
         self._is_open, self.buffer, self._input = False, b"", b""
-        self._position = self._start + 1
-        self._compressed.seek(self._position)
+        self._compressed.seek(self._start + 1)
         while True:
             at = self._input.find(_GZIP_MAGIC)
             if at < 0:

@@ -119,16 +119,14 @@ def _of_streams(
 ) -> Iterator[tuple[bytes, bool]]:
     """Yields what `read` does, of a series of gzip members or bz2 streams."""
     file.seek(start)
-    position, data = (
-        _first_stream(file, start, stop) if start else (0, file.read(_BLOCK))
-    )
+    data = _first_stream(file, stop) if start else file.read(_BLOCK)
     while data:
         if len(data) < _HEAD_BYTES:
             data += file.read(_BLOCK)
         # The next range searches for its first stream, and would not miss this one.
         if not form.head.match(data):
             raise DamageError("corrupt" if len(data) >= _HEAD_BYTES else "truncated")
-        is_inside = not stop or position < stop
+        is_inside = not stop or file.tell() - len(data) < stop
         if not is_inside:
             yield b"", False  # often nothing more is needed, whatever state it is in
         stream = form.decompressor()
@@ -138,45 +136,32 @@ def _of_streams(
                 if not data:
                     raise DamageError("truncated")
             given, data = (data, b"") if stream.needs_input else (b"", data)
-            position += len(given)
             try:
                 found = stream.decompress(given, _MAX_OUTPUT)
             except (OSError, ValueError, _IsalError) as error:
                 raise DamageError("corrupt") from error
             if found:
                 yield found, is_inside
-        skipped, data = _after_padding(file, stream.unused_data)
-        position += skipped - len(stream.unused_data)
+        data = _after_padding(file, stream.unused_data)
 
 
-def _after_padding(file: BinaryIO, data: bytes) -> tuple[int, bytes]:
-    """Returns the number of bytes of padding, and bytes after it, b"" at the end.
+def _after_padding(file: BinaryIO, data: bytes) -> bytes:
+    """Returns bytes after padding, b"" at the end of the file.
 
-    Args:
-      file: read on.
-      data: bytes of it that were read and not used.
+    `data` is what was read of the file and not used.
     """
-    skipped = 0
-    while data := data or file.read(_BLOCK):
-        rest = data.lstrip(_PADDING)
-        skipped += len(data) - len(rest)
-        if rest:
-            return skipped, rest
-        data = b""
-    return skipped, b""
+    while not (rest := data.lstrip(_PADDING)) and (data := file.read(_BLOCK)):
+        pass
+    return rest
 
 
-def _first_stream(file: BinaryIO, position: int, stop: int) -> tuple[int, bytes]:
-    """Returns where the first stream of a range begins, and bytes from there on.
-
-    No bytes if none begins in the range.
-    """
+def _first_stream(file: BinaryIO, stop: int) -> bytes:
+    """Returns bytes from the next stream on that begins before `stop`, b"" for none."""
     data = b""
-    while position < stop and (block := file.read(_BLOCK)):
+    while file.tell() - len(data) < stop and (block := file.read(_BLOCK)):
         data += block
         if mark := _BZ2_FORM.head.search(data):
-            position += mark.start()
-            return position, data[mark.start() :] if position < stop else b""
-        position += max(0, len(data) - _HEAD_BYTES + 1)
+            data = data[mark.start() :]
+            return data if file.tell() - len(data) < stop else b""
         data = data[1 - _HEAD_BYTES :]
-    return position, b""
+    return b""
