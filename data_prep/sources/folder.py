@@ -17,7 +17,6 @@ from data_prep.sources.texts import Row
 from data_prep.sources.webdataset import IMAGES, MAX_TEXT
 from metaclip_jax import files, patterns
 
-_IMAGE = re.compile(rf"(.*)\.({'|'.join(IMAGES)})", re.S | re.I)
 _CAPTIONS = re.compile(r"metadata\.(csv|jsonl|parquet)")
 _FILE_NAME = "file_name"
 
@@ -90,14 +89,13 @@ _Picture = tuple[str, Mapping[str, Any]]
 
 def _of_files(paths: Sequence[str], spec: Spec, reading: Reading) -> Iterator[_Picture]:
     pictures: dict[str, str] = {}
-    for path in paths:
-        if found := _IMAGE.fullmatch(path):
-            if found[1] in pictures:
-                reading.lost_items["repeated_name"] += 1
-            pictures[found[1]] = path
     beside: dict[str, dict[str, str]] = {}
     for path in paths:
         stem, _, extension = path.rpartition(".")
+        if extension.lower() in IMAGES:
+            if stem in pictures:
+                reading.lost_items["repeated_name"] += 1
+            pictures[stem] = path
         if extension in spec.text_columns:
             beside.setdefault(stem, {})[extension] = path
     reading.lost_items["no_image"] += len(beside.keys() - pictures.keys())
@@ -109,14 +107,8 @@ def _of_files(paths: Sequence[str], spec: Spec, reading: Reading) -> Iterator[_P
         if any(_is_outside(one, spec) for one in (path, *of_picture.values())):
             reading.lost_items["outside_link"] += 1
             continue
-        yield (
-            path,
-            {
-                extension: _content(text)
-                for extension, text in of_picture.items()
-                if _is_file(text)
-            },
-        )
+        texts = of_picture.items()
+        yield path, {name: _content(text) for name, text in texts if _is_file(text)}
 
 
 def _content(path: str) -> bytes:
