@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metaclip_jax.evaluation import prompts, scores, statistics, zero_shot
+from metaclip_jax.evaluation import scores, statistics, zero_shot
 from metaclip_jax.evaluation.encoder import Encoder
 from metaclip_jax.evaluation.examples import Embeddings, Examples, Statistic
 
@@ -54,11 +54,10 @@ def _cosines(
     encoder: Encoder, examples: Examples, embeddings: Embeddings
 ) -> np.ndarray:
     """Returns f32[L, K], of the labelled images with the classes."""
-    # Not `make_task`, which refuses empty names: one of CLEVR's distances has one.
-    task = prompts.Task(examples.class_names, examples.templates, labels={})
-    return (
-        embeddings.image[examples.labelled] @ zero_shot.encode_classes(encoder, task).T
+    classes = zero_shot.encode_classes(
+        encoder, examples.class_names, examples.templates
     )
+    return embeddings.image[examples.labelled] @ classes.T
 
 
 class Confusion(NamedTuple):

@@ -71,7 +71,7 @@ def open_data(
         return webdataset.open_folder(data, split=split, asked=asked)
     if parquet.is_folder(data, split):
         return parquet.open_folder(data, split=split, asked=asked)
-    named = asked or prompts.Prompts(None, prompts.DEFAULT_TEMPLATES)
+    named = asked or prompts.Prompts()
     if root.is_dir() and not (root / "features.json").exists():
         return from_folder(data, named)
     return from_tfds(data, split, named, data_dir=data_dir)

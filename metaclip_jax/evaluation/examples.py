@@ -88,6 +88,13 @@ class Examples(NamedTuple):
             rows=self.rows[rows] if self.whole is not None else self.rows,
         )
 
+    def with_texts(self, texts_of: Sequence[Sequence[str]]) -> "Examples":
+        """Returns the images with the texts of each."""
+        return self._replace(
+            texts=[text for texts in texts_of for text in texts],
+            image_of_text=np.repeat(np.arange(len(texts_of)), [*map(len, texts_of)]),
+        )
+
     def part(self, rows: np.ndarray) -> "Examples":
         """Returns a subset of the images without classes and texts; see `whole`."""
         return Examples(

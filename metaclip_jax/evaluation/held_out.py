@@ -51,31 +51,17 @@ def load_held_out(folder: str, asked: prompts.Prompts | None = None) -> Examples
             records.decode(data).image
             for data in records.read(dataset, positions[rows])
         ],
-        texts=[text for _, _, texts in found for text in texts],
-        image_of_text=np.repeat(
-            np.arange(len(found)), [len(texts) for _, _, texts in found]
-        ),
-    )
+    ).with_texts([texts for _, _, texts in found])
     task_path = files.path(folder) / ZERO_SHOT
     if not task_path.exists():
         return examples
-    task = prompts.load_task(str(task_path))
-    missing = sorted(task.labels.keys() - row_of.keys())
+    own, label_of = prompts.load_task(str(task_path))
+    missing = sorted(label_of.keys() - row_of.keys())
     if missing:
         raise ValueError(
             f"{task_path}: wanted labels of images in {folder}, got {len(missing)}"
             f" others, the first {missing[0]}"
         )
-    labels = np.full(len(found), UNLABELLED, np.int64)
-    for image_id, label in task.labels.items():
-        labels[row_of[image_id]] = label
-    class_names, templates = task.class_names, task.templates
-    if asked is not None:
-        named = prompts.match_classes(
-            folder, [names[0] for names in class_names], asked
-        )
-        class_names, templates = named.class_names, asked.templates
-        labels = np.where(labels < 0, UNLABELLED, named.label_of[labels])
-    return examples._replace(
-        class_names=class_names, templates=templates, labels=labels
-    )
+    labels = np.array([label_of.get(image_id, UNLABELLED) for image_id in ids])
+    names = [first for first, *_ in own.class_names]
+    return prompts.with_classes(examples, names, labels, asked or own)

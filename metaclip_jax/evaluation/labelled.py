@@ -78,15 +78,13 @@ def from_folder(folder: str, asked: prompts.Prompts) -> Examples:
             len(left_out),
             os.fspath(left_out[0]),
         )
-    named = prompts.match_classes(folder, classes, asked)
-    return Examples(
+    examples = Examples(
         source=folder,
         names=[os.path.relpath(path, folder) for path in paths],
         read=lambda rows: [paths[row] for row in rows],
-        class_names=named.class_names,
-        templates=asked.templates,
-        labels=named.label_of[np.searchsorted(classes, names)],
     )
+    labels = np.searchsorted(classes, names)
+    return prompts.with_classes(examples, classes, labels, asked)
 
 
 def _class_of(folders: Sequence[str], known: Collection[str]) -> str:
@@ -123,11 +121,6 @@ def _folders(root: epath.Path) -> dict[str, epath.Path]:
     """Returns the folders in a folder, by their names in small letters."""
     inside = (p for p in root.iterdir() if not _is_hidden(p))
     return {p.name.lower(): p for p in inside if p.is_dir()}
-
-
-def inverse(order: Sequence[int]) -> list[int]:
-    """Returns the inverse of a permutation."""
-    return [int(place) for place in np.argsort(order)]
 
 
 def _is_hidden(path: epath.Path) -> bool:
@@ -260,15 +253,12 @@ def from_tfds(
                 f"{name}: wanted {len(order)} classes, got {feature.num_classes};"
                 " prepare the task's own dataset"
             )
-        asked = asked._replace(keys=tuple((feature.names[k],) for k in inverse(order)))
-    named = prompts.match_classes(name, list(feature.names), asked)
-    ordered = np.zeros((count, len(named.class_names)), bool)
-    ordered[:, named.label_of] = positive
-    return Examples(
+        keys = tuple((feature.names[k],) for k in np.argsort(order))
+        asked = asked._replace(keys=keys)
+    examples = Examples(
         source=name,
         names=[f"{name}/{split}/{place}" for place in range(count)],
         read=lambda rows: [source[int(row)]["image"] for row in rows],
-        class_names=named.class_names,
-        templates=asked.templates,
-        labels=ordered.argmax(axis=1) if key == _ONE else ordered,
     )
+    labels = positive.argmax(axis=1) if key == _ONE else positive
+    return prompts.with_classes(examples, list(feature.names), labels, asked)

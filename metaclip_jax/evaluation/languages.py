@@ -77,13 +77,8 @@ def open_xm3600(folder: epath.Path) -> OpenLanguage:
         rows = np.flatnonzero([len(texts) for texts in of_image])
         if not len(rows):
             raise ValueError(f"{folder / CAPTIONS}: wanted captions in {task.id}")
-        return whole.part(rows)._replace(
-            texts=[text for row in rows.tolist() for text in of_image[row]],
-            image_of_text=np.repeat(
-                np.arange(len(rows)), [len(of_image[row]) for row in rows.tolist()]
-            ),
-            metrics=tasks.METRICS[task.metric],
-        )
+        found = whole.part(rows).with_texts([of_image[row] for row in rows.tolist()])
+        return found._replace(metrics=tasks.METRICS[task.metric])
 
     return open_language
 

@@ -91,14 +91,15 @@ def open_folder(
         read=lambda rows: [_bytes(value(row)) for row in rows.tolist()],
     )
     if label is None:
-        values = [row[0] for row in _rows(paths, [text or ""])]
-        return _with_texts(examples, values)
+        values = enumerate(_rows(paths, [text or ""]))
+        return examples.with_texts([_texts(folder, row, v) for row, (v,) in values])
     column = pa.chunked_array(
         [batch.column(0) for batch in _batches(paths, [label])],
         schema.field(label).type,
     )
-    asked = asked or prompts.Prompts(None, prompts.DEFAULT_TEMPLATES)
-    return _with_labels(examples, column, _class_names(folder, schema, label), asked)
+    own = _class_names(folder, schema, label)
+    labels = _labels(folder, column, len(own))
+    return prompts.with_classes(examples, own, labels, asked or prompts.Prompts())
 
 
 @contextlib.contextmanager
@@ -215,10 +216,7 @@ def _with_choices(
                 np.array([name in right for name in names]),
             )
         )
-    value, places = (
-        _values(sizes, "candidate_images"),
-        list(picture_of.values()),
-    )
+    value, places = _values(sizes, "candidate_images"), list(picture_of.values())
 
     def read(rows: np.ndarray) -> list[bytes]:
         found = []
@@ -232,13 +230,8 @@ def _with_choices(
             found.append(_bytes(pictures[place]))
         return found
 
-    return Examples(
-        source=folder,
-        names=list(picture_of),
-        read=read,
-        texts=cues,
-        choices=choices,
-    )
+    names = list(picture_of)
+    return Examples(folder, names, read, texts=cues, choices=choices)
 
 
 def _cue(cue: str) -> str:
@@ -247,50 +240,36 @@ def _cue(cue: str) -> str:
     return f"An {cue}" if cue[:1] in tuple("aeiou") else f"A {cue}"
 
 
-def _with_labels(
-    examples: Examples, column: pa.ChunkedArray, own: list[str], asked: prompts.Prompts
-) -> Examples:
+def _labels(folder: str, column: pa.ChunkedArray, classes: int) -> np.ndarray:
     if not pa.types.is_integer(column.type):
-        raise ValueError(
-            f"{examples.source}: wanted a number as the label, got {column.type}"
-        )
+        raise ValueError(f"{folder}: wanted a number as the label, got {column.type}")
     if column.null_count:
         raise ValueError(
-            f"{examples.source}: wanted a label in each row, got {column.null_count}"
-            f" without of {len(column)}; give another --split"
+            f"{folder}: wanted a label in each row, got {column.null_count} without of"
+            f" {len(column)}; give another --split"
         )
     labels = column.to_numpy().astype(np.int64)
-    if labels.min() < 0 or labels.max() >= len(own):
+    if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
-            f"{examples.source}: wanted labels from 0 to {len(own) - 1}, got"
-            f" {labels.min()} to {labels.max()}; this split has no labels, so give"
-            " another --split"
+            f"{folder}: wanted labels from 0 to {classes - 1}, got {labels.min()} to"
+            f" {labels.max()}; this split has no labels, so give another --split"
         )
-    named = prompts.match_classes(examples.source, own, asked)
-    return examples._replace(
-        class_names=named.class_names,
-        templates=asked.templates,
-        labels=named.label_of[labels],
-    )
+    return labels
 
 
-def _with_texts(examples: Examples, values: list[Any]) -> Examples:
-    texts, image_of_text = [], []
-    for row, value in enumerate(values):
-        found = value if isinstance(value, list) else [value]
-        if not found or not all(isinstance(text, str) for text in found):
-            raise ValueError(
-                f"{examples.source}: wanted a text or texts in row {row}, got"
-                f" {str(value)[:80]!r}; leave it out"
-            )
-        if max(map(len, found)) > _MAX_TEXT:
-            raise ValueError(
-                f"{examples.source}: wanted texts of at most {_MAX_TEXT:,} characters,"
-                f" got {max(map(len, found)):,} in row {row}; leave it out"
-            )
-        texts += found
-        image_of_text += [row] * len(found)
-    return examples._replace(texts=texts, image_of_text=np.array(image_of_text))
+def _texts(folder: str, row: int, value: Any) -> list[str]:
+    found = value if isinstance(value, list) else [value]
+    if not found or not all(isinstance(text, str) for text in found):
+        raise ValueError(
+            f"{folder}: wanted a text or texts in row {row}, got {str(value)[:80]!r};"
+            " leave it out"
+        )
+    if max(map(len, found)) > _MAX_TEXT:
+        raise ValueError(
+            f"{folder}: wanted texts of at most {_MAX_TEXT:,} characters, got"
+            f" {max(map(len, found)):,} in row {row}; leave it out"
+        )
+    return found
 
 
 def _class_names(folder: str, schema: pa.Schema, label: str) -> list[str]:

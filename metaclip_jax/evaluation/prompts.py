@@ -7,28 +7,16 @@
 A class may have several names; each is inserted into each template.
 """
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from metaclip_jax import files
+from metaclip_jax.evaluation.examples import UNLABELLED, Examples
 
 SLOT = "{}"
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """A zero-shot classification task."""
-
-    # One tuple of names per class; its index is the class's label.
-    class_names: tuple[tuple[str, ...], ...]
-    # Prompts with {} for the name.
-    templates: tuple[str, ...]
-    # Labels by image id.
-    labels: Mapping[str, int]
 
 
 def prompts(names: tuple[str, ...], templates: tuple[str, ...]) -> list[str]:
@@ -39,14 +27,20 @@ def prompts(names: tuple[str, ...], templates: tuple[str, ...]) -> list[str]:
 class Prompts(NamedTuple):
     """The class names and templates of a task, without labels.
 
-    class_names: one tuple of names per class; or names by the data set's label; None =
-    the data set's own names.
+    Attributes:
+      class_names: one tuple of names per class; () = the data set's own names.
+      templates: prompts with {} for the name.
+      keys: the data set's names of each class, if they are not in class_names.
     """
 
-    class_names: tuple[tuple[str, ...], ...] | dict[str, tuple[str, ...]] | None
-    templates: tuple[str, ...]
-    # The data sets' names of each class, if they are not in class_names.
+    class_names: tuple[tuple[str, ...], ...] = ()
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES
     keys: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def labels(self) -> tuple[tuple[str, ...], ...]:
+        """The data set's names of each class; () = its own names are taken."""
+        return self.keys or self.class_names
 
 
 class Named(NamedTuple):
@@ -54,6 +48,31 @@ class Named(NamedTuple):
 
     class_names: tuple[tuple[str, ...], ...]
     label_of: np.ndarray
+
+
+def with_classes(
+    examples: Examples, own: Sequence[str], labels: np.ndarray, asked: Prompts
+) -> Examples:
+    """Returns the examples with the classes and templates of the prompts.
+
+    Args:
+      examples: N images.
+      own: the data set's names of its labels; see `match_classes`.
+      labels: int64[N], below 0 = UNLABELLED; or bool[N, len(own)].
+      asked: the prompts.
+
+    Raises:
+      ValueError: a label matches no class or several; the message names it.
+    """
+    named = match_classes(examples.source, own, asked)
+    if labels.ndim == 2:
+        ordered = np.zeros((len(labels), len(named.class_names)), bool)
+        ordered[:, named.label_of] = labels
+    else:
+        ordered = np.where(labels < 0, UNLABELLED, named.label_of[labels])
+    return examples._replace(
+        class_names=named.class_names, templates=asked.templates, labels=ordered
+    )
 
 
 def match_classes(where: str, labels: Sequence[str], asked: Prompts) -> Named:
@@ -70,20 +89,10 @@ def match_classes(where: str, labels: Sequence[str], asked: Prompts) -> Named:
     Raises:
         ValueError: a label matches no class or several; the message names it.
     """
-    given = asked.class_names
-    if given is None:
+    if not asked.class_names:
         own = tuple((label.replace("_", " "),) for label in labels)
         return Named(own, np.arange(len(labels)))
-    classes = tuple(given.values()) if isinstance(given, dict) else given
-    return Named(classes, _places(where, labels, _keys(asked)))
-
-
-def _keys(asked: Prompts) -> Sequence[tuple[str, ...]]:
-    """Returns the data set's names of each class; () = its own names are taken."""
-    given = asked.class_names
-    if given is None or asked.keys:
-        return asked.keys
-    return [(key,) for key in given] if isinstance(given, dict) else given
+    return Named(asked.class_names, _places(where, labels, asked.labels))
 
 
 def _places(
@@ -129,11 +138,13 @@ def plain(name: str) -> str:
 
 def known_labels(asked: Prompts) -> frozenset[str]:
     """Returns the `plain` labels that `match_classes` knows; none if it takes all."""
-    return frozenset(plain(name) for names in _keys(asked) for name in names)
+    return frozenset(plain(name) for names in asked.labels for name in names)
 
 
-def make_task(labels: Sequence[str | Sequence[str]], templates: Sequence[str]) -> Task:
-    """Returns a task without labelled images.
+def make_prompts(
+    labels: Sequence[str | Sequence[str]], templates: Sequence[str]
+) -> Prompts:
+    """Returns checked prompts.
 
     Args:
         labels: the classes' names, or lists of names.
@@ -145,8 +156,8 @@ def make_task(labels: Sequence[str | Sequence[str]], templates: Sequence[str]) -
     """
     if isinstance(labels, str) or isinstance(templates, str):
         raise ValueError("wanted lists of labels and of templates, got a single text")
-    class_names = _names_of_classes("labels", list(labels), at_least=1)
-    return Task(class_names, check_templates("prompts", list(templates)), labels={})
+    class_names = _class_names("labels", list(labels), at_least=1)
+    return Prompts(class_names, check_templates("prompts", list(templates)))
 
 
 def load_prompts(path: str) -> Prompts:
@@ -168,15 +179,14 @@ def load_prompts(path: str) -> Prompts:
     templates = check_templates(path, given["templates"])
     named = given.get("class_names")
     if named is None:
-        return Prompts(None, templates)
-    if isinstance(named, dict):
-        names = _class_names(path, list(named.values()))
-        return Prompts(dict(zip(named, names, strict=True)), templates)
-    return Prompts(_class_names(path, named), templates)
+        return Prompts((), templates)
+    keys = tuple((key,) for key in named) if isinstance(named, dict) else ()
+    names = list(named.values()) if isinstance(named, dict) else named
+    return Prompts(_class_names(f"{path}: class_names", names), templates, keys)
 
 
-def load_task(path: str) -> Task:
-    """Reads and checks a task.
+def load_task(path: str) -> tuple[Prompts, dict[str, int]]:
+    """Reads and checks a task: its prompts, and its labels by image id.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -194,19 +204,14 @@ def load_task(path: str) -> Task:
             f"{path}: wanted the keys class_names, templates and labels, got"
             f" {sorted(task)}; add {', '.join(missing)}"
         )
-    return Task(
-        class_names=_class_names(path, task["class_names"]),
-        templates=check_templates(path, task["templates"]),
-        labels=_labels(path, task["labels"], classes=len(task["class_names"])),
-    )
+    class_names = _class_names(f"{path}: class_names", task["class_names"])
+    templates = check_templates(path, task["templates"])
+    labels = _labels(path, task["labels"], classes=len(class_names))
+    return Prompts(class_names, templates), labels
 
 
-def _class_names(path: str, given: Any) -> tuple[tuple[str, ...], ...]:
-    return _names_of_classes(f"{path}: class_names", given, at_least=2)
-
-
-def _names_of_classes(
-    where: str, given: Any, *, at_least: int
+def _class_names(
+    where: str, given: Any, *, at_least: int = 2
 ) -> tuple[tuple[str, ...], ...]:
     if not isinstance(given, list) or len(given) < at_least:
         raise ValueError(

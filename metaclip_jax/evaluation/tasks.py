@@ -77,14 +77,14 @@ class Task(NamedTuple):
     classes: int
     images: int
     metric: str
-    repo: str
-    revision: str
-    tfds: str
-    same: bool
     licence: str
-    note: str
-    prompts: str
-    fingerprints: tuple[str, str]
+    fingerprints: tuple[str, str] = ("", "")
+    repo: str = ""
+    revision: str = ""
+    note: str = ""
+    tfds: str = ""
+    same: bool = True
+    prompts: str = ""
 
     @property
     def is_on_hub(self) -> bool:
@@ -114,22 +114,25 @@ def table(suite: str) -> tuple[Task, ...]:
 
 
 def _task(suite: str, row: Mapping[str, str]) -> Task:
-    ours = suite == "clip26"
-    return Task(
+    task = Task(
         suite=suite,
         id=row["id"],
         name=row["name"],
         classes=int(row["classes"] or 0),
         images=int(row["images"] or 0),
         metric=row["metric"],
+        licence=row["licence"],
         repo=row["repo"],
         revision=row["revision"],
-        tfds=row["tfds"] if ours else "",
-        same=not ours or row["same"] == "yes",
-        licence=row["licence"],
         note=row["note"],
-        prompts=row["prompts"] if ours else "",
-        fingerprints=(row["labels_sha"], row["templates_sha"]) if ours else ("", ""),
+    )
+    if suite != "clip26":
+        return task
+    return task._replace(
+        fingerprints=(row["labels_sha"], row["templates_sha"]),
+        tfds=row["tfds"],
+        same=row["same"] == "yes",
+        prompts=row["prompts"],
     )
 
 
@@ -142,15 +145,9 @@ def _of_language(suite: str, row: Mapping[str, str]) -> Task:
         classes=int(row["classes"]),
         images=int(row["images"]),
         metric="mean_recall@1" if texts else "acc1",
-        repo="",
-        revision="",
-        tfds="",
-        same=True,
         licence="CC BY 4.0, images CC BY 2.0"
         if texts
         else "ImageNet's and BabelNet's, both non-commercial",
-        note="",
-        prompts="",
         fingerprints=(row["labels_sha"], row["templates_sha"]),
     )
 

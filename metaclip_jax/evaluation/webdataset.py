@@ -84,7 +84,7 @@ def open_folder(
         read=lambda rows: _read([samples[row].image for row in rows.tolist()]),
     )
     if "txt" in samples[0].rest:
-        return _with_texts(examples, samples)
+        return examples.with_texts([_texts(folder, sample) for sample in samples])
     labels = _labels(folder, samples)
     own = _lines(root / CLASS_NAMES)
     wrong = labels.max(initial=0) >= len(own) if labels.ndim == 1 else False
@@ -100,38 +100,22 @@ def open_folder(
             os.fspath(root / TEMPLATES),
             [line.replace("{c}", prompts.SLOT) for line in lines],
         )
-        class_names: tuple[tuple[str, ...], ...] = tuple((name,) for name in own)
-    else:
-        named = prompts.match_classes(folder, own, asked)
-        templates, class_names = asked.templates, named.class_names
-        if labels.ndim == 1:
-            labels = named.label_of[labels]
-        else:
-            ordered = np.zeros((len(labels), len(class_names)), bool)
-            ordered[:, named.label_of] = labels
-            labels = ordered
-    groups = np.zeros(0, np.int64)
-    if group_column is not None:
-        groups = np.array([_group(folder, s, group_column) for s in samples], np.int64)
-    return examples._replace(
-        class_names=class_names, templates=templates, labels=labels, groups=groups
-    )
+        asked = prompts.Prompts(tuple((name,) for name in own), templates)
+    examples = prompts.with_classes(examples, own, labels, asked)
+    if group_column is None:
+        return examples
+    groups = [_group(folder, sample, group_column) for sample in samples]
+    return examples._replace(groups=np.array(groups, np.int64))
 
 
-def _with_texts(examples: Examples, samples: list[_Sample]) -> Examples:
-    """Returns the examples with the texts of each image, for retrieval."""
-    texts, image_of_text = [], []
-    for row, sample in enumerate(samples):
-        lines = sample.rest.get("txt", b"").decode("utf-8", "replace").splitlines()
-        found = [line for line in lines if line.strip()]
-        if not found:
-            raise ValueError(
-                f"{examples.source}: wanted a text of {sample.key}, got none; download"
-                " it again"
-            )
-        texts += found
-        image_of_text += [row] * len(found)
-    return examples._replace(texts=texts, image_of_text=np.array(image_of_text))
+def _texts(folder: str, sample: _Sample) -> list[str]:
+    lines = sample.rest.get("txt", b"").decode("utf-8", "replace").splitlines()
+    found = [line for line in lines if line.strip()]
+    if not found:
+        raise ValueError(
+            f"{folder}: wanted a text of {sample.key}, got none; download it again"
+        )
+    return found
 
 
 def _labels(folder: str, samples: list[_Sample]) -> np.ndarray:

@@ -6,9 +6,10 @@ A class embedding is the mean of its prompts' unit-norm embeddings, normalised a
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from etils import epath
 
 from metaclip_jax import files
 from metaclip_jax.evaluation import prompts
@@ -19,14 +20,19 @@ _KEPT = 8  # tasks whose class embeddings stay in memory
 EncodeTexts = Callable[[list[str]], np.ndarray]
 
 
-def class_embeddings(encode_texts: EncodeTexts, task: prompts.Task) -> np.ndarray:
+def class_embeddings(
+    encode_texts: EncodeTexts,
+    class_names: Sequence[tuple[str, ...]],
+    templates: tuple[str, ...],
+) -> np.ndarray:
     """Returns one embedding per class, f32[K, E], unit norm.
 
     Args:
         encode_texts: maps n texts to f32[n, E].
-        task: with class names and templates.
+        class_names: the names of each of K classes.
+        templates: prompts with {} for the name.
     """
-    texts = [prompts.prompts(names, task.templates) for names in task.class_names]
+    texts = [prompts.prompts(names, templates) for names in class_names]
     # One call for all classes fills the batches.
     embeddings = _unit(encode_texts([text for texts_ in texts for text in texts_]))
     starts = np.cumsum([0] + [len(texts_) for texts_ in texts])
@@ -37,24 +43,36 @@ def class_embeddings(encode_texts: EncodeTexts, task: prompts.Task) -> np.ndarra
     return _unit(np.stack(means))
 
 
-def encode_classes(encoder: Encoder, task: prompts.Task) -> np.ndarray:
-    """Returns a model's class embeddings, f32[K, E], read-only.
+def encode_classes(
+    encoder: Encoder,
+    class_names: tuple[tuple[str, ...], ...],
+    templates: tuple[str, ...],
+) -> np.ndarray:
+    """Returns a model's `class_embeddings`, f32[K, E], read-only.
 
-    The last _KEPT results are cached in memory, and all in the encoder's class_cache if
-    it has one. See `class_embeddings` and `cached_class_embeddings`.
+    The last _KEPT results are cached in memory, and all as files in the encoder's
+    class_cache if it has one. A file's name is a hash of the model's fingerprint, the
+    names and the templates.
+
+    Raises:
+        ValueError: a file is damaged; the message names it.
     """
-    key = (task.class_names, task.templates)
+    key = (class_names, templates)
     if key in encoder.classes:
         return encoder.classes[key]
+    path = None
     if encoder.class_cache:
-        classes = cached_class_embeddings(
-            encoder.encode_texts,
-            task,
-            folder=encoder.class_cache,
-            fingerprint=encoder.fingerprint,
-        )
+        facts = json.dumps([encoder.fingerprint, class_names, templates])
+        name = hashlib.sha256(facts.encode()).hexdigest()[:32]
+        path = files.path(encoder.class_cache) / f"classes-{name}.npy"
+    if path is not None and path.exists():
+        classes = _read(path, len(class_names))
     else:
-        classes = class_embeddings(encoder.encode_texts, task)
+        classes = class_embeddings(encoder.encode_texts, class_names, templates)
+        if path is not None:
+            written = io.BytesIO()
+            np.save(written, classes)
+            files.write_bytes(path, written.getvalue())
     classes.setflags(write=False)
     while len(encoder.classes) >= _KEPT:
         encoder.classes.pop(next(iter(encoder.classes)))
@@ -62,41 +80,15 @@ def encode_classes(encoder: Encoder, task: prompts.Task) -> np.ndarray:
     return classes
 
 
-def cached_class_embeddings(
-    encode_texts: EncodeTexts, task: prompts.Task, *, folder: str, fingerprint: str
-) -> np.ndarray:
-    """Returns `class_embeddings`, f32[K, E], cached as a file in `folder`.
-
-    The file's name is a hash of the model's fingerprint, the names and the templates.
-    It is written atomically.
-
-    Args:
-        encode_texts: see `class_embeddings`; called only if there is no file.
-        task: see `class_embeddings`.
-        folder: local or gs://; created if it is missing.
-        fingerprint: of everything that affects the results of `encode_texts`.
-
-    Raises:
-        ValueError: the file is damaged; the message names it.
-    """
-    facts = json.dumps([fingerprint, task.class_names, task.templates])
-    name = hashlib.sha256(facts.encode()).hexdigest()[:32]
-    path = files.path(folder) / f"classes-{name}.npy"
-    if path.exists():
-        try:
-            classes = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{path} is damaged ({error}); remove it") from error
-        if classes.ndim != 2 or len(classes) != len(task.class_names):
-            raise ValueError(
-                f"{path} is damaged: wanted {len(task.class_names)} classes, got"
-                f" {classes.shape}; remove it"
-            )
-        return classes
-    classes = class_embeddings(encode_texts, task)
-    written = io.BytesIO()
-    np.save(written, classes)
-    files.write_bytes(path, written.getvalue())
+def _read(path: epath.Path, count: int) -> np.ndarray:
+    try:
+        classes = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it") from error
+    if classes.ndim != 2 or len(classes) != count:
+        raise ValueError(
+            f"{path} is damaged: wanted {count} classes, got {classes.shape}; remove it"
+        )
     return classes
 
 

@@ -189,8 +189,10 @@ class Model:
 
         `zero_shot.encode_classes` caches the result.
         """
-        task = prompts.make_task(labels, templates)
-        return zero_shot.encode_classes(self.encoder, task)
+        asked = prompts.make_prompts(labels, templates)
+        return zero_shot.encode_classes(
+            self.encoder, asked.class_names, asked.templates
+        )
 
     def classify(
         self,

@@ -94,8 +94,8 @@ def test_the_same_answer_for_every_image(data, opened, exported):
     )
     encoder = inference.load(workdir / "run").encoder
     embedded = evaluator.embed(encoder, shown)
-    task = prompts.make_task(shown.class_names, shown.templates)
-    our_scores = embedded.image @ zero_shot.encode_classes(encoder, task).T
+    classes = zero_shot.encode_classes(encoder, shown.class_names, shown.templates)
+    our_scores = embedded.image @ classes.T
 
     model, tokenize = opened
     # A class of several names has prompts of its own there; none is cleaned.

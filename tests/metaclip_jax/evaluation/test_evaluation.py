@@ -225,11 +225,7 @@ def test_best_texts_come_best_first_and_equal_ones_in_order():
 
 # Zero-shot.
 
-ANIMALS = prompts.Task(
-    class_names=(("cat",), ("dog", "hound")),
-    templates=("a {}.", "the {}"),
-    labels={"x": 0},
-)
+ANIMALS = prompts.Prompts((("cat",), ("dog", "hound")), ("a {}.", "the {}"))
 
 
 def test_a_class_is_the_mean_of_its_unit_prompts_brought_back_to_unit_norm():
@@ -247,7 +243,7 @@ def test_a_class_is_the_mean_of_its_unit_prompts_brought_back_to_unit_norm():
         asked.extend(texts)
         return np.array([vectors[text] for text in texts], np.float32)
 
-    classes = zero_shot.class_embeddings(encode, ANIMALS)
+    classes = zero_shot.class_embeddings(encode, ANIMALS.class_names, ANIMALS.templates)
     assert asked == list(vectors)
     root = math.sqrt(0.5)
     np.testing.assert_allclose(classes, [[root, root, 0], [root, 0, root]], rtol=1e-6)
@@ -315,7 +311,7 @@ def test_a_task_is_read_with_one_or_several_names_a_class(tmp_path):
             "labels": {"x": 0},
         },
     )
-    assert prompts.load_task(path) == ANIMALS
+    assert prompts.load_task(path) == (ANIMALS, {"x": 0})
     assert prompts.prompts(("dog", "{x}"), ("a {}",)) == ["a dog", "a {x}"]
 
 

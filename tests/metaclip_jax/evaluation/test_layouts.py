@@ -8,7 +8,7 @@ import pytest
 from metaclip_jax.data import records
 from metaclip_jax.data.tokenizer import load as load_tokenizer
 from metaclip_jax.data.tokenizer import train as train_tokenizer
-from metaclip_jax.evaluation import evaluator, prompts, zero_shot
+from metaclip_jax.evaluation import evaluator, zero_shot
 from tests import image_layouts, real_images, small_models
 
 SETS = {
@@ -100,8 +100,8 @@ def test_every_layout_gives_the_same_number(encoder, labelled, folders):
         names=str,
         total=len(labelled.images),
     )
-    task = prompts.make_task(labelled.class_names, TEMPLATES)
-    classes = zero_shot.class_embeddings(encoder.encode_texts, task)
+    names = [(name,) for name in labelled.class_names]
+    classes = zero_shot.class_embeddings(encoder.encode_texts, names, tuple(TEMPLATES))
     answers = (embedded @ classes.T).argmax(axis=1)
     assert len(set(answers.tolist())) > 1
     share = (answers == labelled.labels).mean()

@@ -122,7 +122,7 @@ def folders_of(task):
     if task.id == "stanford_cars":
         return [f"{n:03d}_{name.replace(' ', '_')}" for n, name in enumerate(names)]
     if task.id in ("imagenet", "caltech101"):
-        found = dict(enumerate(prompts._keys(tasks.paper_prompts(task))))
+        found = dict(enumerate(tasks.paper_prompts(task).labels))
         return [found[n][-1] for n in range(task.classes)]
     if task.id == "sun397":
         return [f"{name[0]}/{name.replace(' ', '_')}" for name in names]
