@@ -9,36 +9,17 @@ that no rule uses, or that a rule lacks, are an error that lists them.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from metaclip_jax.conversion.weights import Array, Weights
 from metaclip_jax.models import text
 from metaclip_jax.models.clip import Architecture
 
-Array = NDArray[Any]
 LAYER, LAST = "{layer}", "{last}"
 _TOKEN_TABLE = "text/token_embedding"  # its stored rows are padded
 _SHOWN = 12  # names in a message
-
-
-class Weights(Protocol):
-    """Named tensors that are read one by one."""
-
-    where: str  # the file or folder, for messages
-
-    def names(self) -> list[str]:
-        """Returns the names of all tensors."""
-        ...
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Returns a tensor's shape without reading the tensor."""
-        ...
-
-    def read(self, name: str) -> Array:
-        """Reads one tensor."""
-        ...
 
 
 class Transform(NamedTuple):

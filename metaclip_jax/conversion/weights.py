@@ -7,9 +7,9 @@ they are loaded with `weights_only` unless the caller trusts the file.
 import os
 import pickle
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -41,85 +41,83 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 _AGAIN = "fetch it again"
 
 
-class SafeTensors:
-    """Tensors of one or several safetensors files, read one at a time."""
+class Tensor(NamedTuple):
+    """A stored tensor; `read` returns it as f32."""
 
-    def __init__(self, where: str, held: Iterable[tuple[str, Any]]) -> None:
-        """Stores where each tensor is.
+    shape: tuple[int, ...]
+    dtype: str
+    is_float: bool
+    read: Callable[[], Array]
+
+
+class Weights:
+    """Named tensors of a file or folder, which are read one by one."""
+
+    def __init__(self, where: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Stores the tensors by their names without the wrappers' prefixes.
 
         Args:
           where: the file or folder, for messages.
-          held: each tensor's name and the open file that contains it.
+          tensors: with their stored names.
 
         Raises:
           ValueError: two names are equal without the wrappers' prefixes.
         """
         self.where = where
-        self._held: dict[str, tuple[str, Any]] = {}
-        for name, file in held:
-            if _bare(name) in self._held:
+        self._tensors: dict[str, Tensor] = {}
+        for name, tensor in tensors:
+            if _bare(name) in self._tensors:
                 raise ValueError(f"{where} should hold {_bare(name)} once; {_AGAIN}")
-            self._held[_bare(name)] = name, file
-
-    def names(self) -> list[str]:
-        """Returns all names, without the wrappers' prefixes."""
-        return list(self._held)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Returns a tensor's shape, from its file's header.
-
-        Raises:
-          ValueError: its dtype is not one of _FLOATS.
-        """
-        stored, file = self._held[name]
-        held = file.get_slice(stored)
-        if held.get_dtype() not in _FLOATS:
-            raise ValueError(
-                f"{self.where}: wanted {name} in {' or '.join(_FLOATS)}, got"
-                f" {held.get_dtype()}; quantised weights are not read"
-            )
-        return tuple(held.get_shape())
-
-    def read(self, name: str) -> Array:
-        """Reads one tensor as f32."""
-        stored, file = self._held[name]
-        return np.asarray(file.get_tensor(stored), np.float32)
-
-
-class TorchTensors:
-    """Tensors of a torch file, which is loaded as a whole."""
-
-    def __init__(self, where: str, tensors: Mapping[str, Any]) -> None:
-        """Takes the file's path, for messages, and its torch.Tensors by name."""
-        self.where = where
-        self._tensors = {_bare(name): tensor for name, tensor in tensors.items()}
+            self._tensors[_bare(name)] = tensor
 
     def names(self) -> list[str]:
         """Returns all names, without the wrappers' prefixes."""
         return list(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Returns a tensor's shape.
+        """Returns a tensor's shape without reading the tensor.
 
         Raises:
           ValueError: its dtype is not floating point.
         """
         tensor = self._tensors[name]
-        if not tensor.is_floating_point():
+        if not tensor.is_float:
             raise ValueError(
-                f"{self.where}: wanted {name} in floating point, got {tensor.dtype};"
-                " quantised weights are not read"
+                f"{self.where}: wanted {name} in {' or '.join(_FLOATS)}, got"
+                f" {tensor.dtype}; quantised weights are not read"
             )
-        return tuple(tensor.shape)
+        return tensor.shape
 
     def read(self, name: str) -> Array:
-        """Returns one tensor as f32."""
-        return self._tensors[name].float().numpy()
+        """Reads one tensor as f32."""
+        return self._tensors[name].read()
 
 
-def open_weights(
-    source: epath.PathLike, *, trust_pickle: bool = False
-) -> SafeTensors | TorchTensors:
+def of_torch(where: str, tensors: Mapping[str, Any]) -> Weights:
+    """Returns the torch.Tensors of a state dict; `where` is for messages."""
+    return Weights(where, ((name, _of_torch(t)) for name, t in tensors.items()))
+
+
+def _of_torch(tensor: Any) -> Tensor:
+    return Tensor(
+        tuple(tensor.shape),
+        str(tensor.dtype),
+        tensor.is_floating_point(),
+        lambda: tensor.float().numpy(),
+    )
+
+
+def _of_safetensors(file: Any, name: str) -> Tensor:
+    held = file.get_slice(name)
+    return Tensor(
+        tuple(held.get_shape()),
+        held.get_dtype(),
+        held.get_dtype() in _FLOATS,
+        lambda: np.asarray(file.get_tensor(name), np.float32),
+    )
+
+
+def open_weights(source: epath.PathLike, *, trust_pickle: bool = False) -> Weights:
     """Opens a weight file, or that of a folder.
 
     Args:
@@ -146,15 +144,16 @@ def open_weights(
         )
     where = os.fspath(path)
     if path.name.endswith(_INDEX_END):
-        return SafeTensors(where, _held_by_index(path))
+        return Weights(where, _held_by_index(path))
     if path.suffix == ".safetensors":
-        opened = _open_safetensors(path)
-        return SafeTensors(where, ((name, opened) for name in opened.keys()))  # noqa: SIM118
-    return TorchTensors(where, _torch_state(path, trust_pickle=trust_pickle))
+        file = _open_safetensors(path)
+        names = file.keys()
+        return Weights(where, ((name, _of_safetensors(file, name)) for name in names))
+    return of_torch(where, _torch_state(path, trust_pickle=trust_pickle))
 
 
-def _held_by_index(path: epath.Path) -> Iterator[tuple[str, Any]]:
-    """Yields each tensor's name and the open file that the index gives for it."""
+def _held_by_index(path: epath.Path) -> Iterator[tuple[str, Tensor]]:
+    """Yields each tensor's name, and the tensor of the file that the index gives."""
     index = files.read_json(path)
     held = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(held, dict) or not all(isinstance(f, str) for f in held.values()):
@@ -177,7 +176,7 @@ def _held_by_index(path: epath.Path) -> Iterator[tuple[str, Any]]:
             raise ValueError(
                 f"{path}: wanted {name} in {file}, got a file without; {_AGAIN}"
             )
-        yield name, opened[file]
+        yield name, _of_safetensors(opened[file], name)
 
 
 def _open_safetensors(path: epath.Path) -> Any:

@@ -30,7 +30,6 @@ METACLIP_LICENCE = "CC-BY-NC-4.0"
 _METACLIP_NAMES = re.compile(
     r"facebook/metaclip-|ericlewis/metaclip-|cs-giung/clip-vit-base-patch\d+-fullcc"
 )
-_TOKENIZER_FILES = ("tokenizer.json",)
 _PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")
 _PROCESSOR = "preprocessor_config.json"
 
@@ -137,7 +136,9 @@ def flat_params(params: clip.Params) -> dict[str, Any]:
     return {sharding.path_name(path): leaf for path, leaf in leaves}
 
 
-def read_params(source: table.Weights, architecture: clip.Architecture) -> clip.Params:
+def read_params(
+    source: weights.Weights, architecture: clip.Architecture
+) -> clip.Params:
     """Reads weights with Hugging Face's or open_clip's names as our parameters.
 
     Raises:
@@ -294,17 +295,16 @@ def read_preprocess(folder: epath.Path, architecture: clip.Architecture) -> Prep
 def _tokenizer_of(
     folder: epath.Path, architecture: clip.Architecture
 ) -> Tokenizer | None:
-    for file in _TOKENIZER_FILES:
-        if (folder / file).exists():
-            found = load_tokenizer(folder / file, family=architecture.family)
-            if found.vocab_size > architecture.vocab_size:
-                raise ValueError(
-                    f"{folder / file} must have at most the model's "
-                    f"{architecture.vocab_size} tokens, got {found.vocab_size}; give "
-                    "this model's tokenizer"
-                )
-            return found
-    return None
+    file = folder / "tokenizer.json"
+    if not file.exists():
+        return None
+    found = load_tokenizer(file, family=architecture.family)
+    if found.vocab_size > architecture.vocab_size:
+        raise ValueError(
+            f"{file} must have at most the model's {architecture.vocab_size} tokens,"
+            f" got {found.vocab_size}; give this model's tokenizer"
+        )
+    return found
 
 
 def _with_marks(

@@ -215,7 +215,7 @@ def test_full_size_models_agree():
         torch.manual_seed(0)
         model = transformers.CLIPModel(config).eval()
         architecture = huggingface.read_architecture(config.to_dict())
-        source = weights.TorchTensors("theirs", model.state_dict())
+        source = weights.of_torch("theirs", model.state_dict())
         loaded = loading.Loaded(
             name="random",
             architecture=architecture,
