@@ -79,14 +79,18 @@ def load(folder: str, metadata: str) -> Pool:
     )
 
 
+def chances(pool: Pool, t: Mapping[str, int]) -> np.ndarray:
+    """Returns f64[n], the probability that each text of the sample is kept."""
+    keep = balance.keep_probabilities(pool.counts, t)
+    chance = steps.text_probabilities(pool.sample, keep)
+    return chance * pool.sample["drawn"].to_numpy()
+
+
 def expected(
     pool: Pool, t: Mapping[str, int]
 ) -> tuple[dataset_size.Size, dict[str, dataset_size.Size]]:
     """Returns the predicted size in total, and per metadata."""
-    keep = balance.keep_probabilities(pool.counts, t)
-    chance = steps.text_probabilities(pool.sample, keep)
-    chance = chance * pool.sample["drawn"].to_numpy()
-    codes = pool.sample["metadata"]
+    chance, codes = chances(pool, t), pool.sample["metadata"]
     by_code = {
         code: dataset_size.size(pool.sample, chance, pc.equal(codes, code).to_numpy())
         for code in pool.counts
@@ -103,7 +107,7 @@ def curve(pool: Pool, t: Mapping[str, int]) -> list[explanation.Point]:
     points = []
     for value in values:
         t_of_all = balance.thresholds(pool.counts, t=value, tail_share=0.0)
-        size, _ = expected(pool, t_of_all)
+        size = dataset_size.size(pool.sample, chances(pool, t_of_all))
         share = balance.share_below(pool.counts[lead], value)
         points.append(explanation.Point(value, share, size))
     return points
