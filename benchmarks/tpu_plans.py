@@ -139,25 +139,26 @@ def config_of(row: Row) -> ConfigDict:
     return config
 
 
-def line(row: Row, config: ConfigDict, where: plan.Slice, made: plan.Plan) -> str:
+def line(row: Row, config: ConfigDict, made: plan.Plan) -> str:
     """Returns a row of the table."""
+    where, step = made.where, made.step
     chip = compiled.chip(where.devices[0])
     assert chip is not None and made.floor_seconds is not None
     cells = [
         row.recipe.replace(":", ".py:"),
         ", ".join(f"{key}={value}" for key, value in row.values.items()),
         where.name,
-        f"{made.chips}",
+        f"{where.chips}",
         f"{config.global_batch:,}",
-        f"{made.needed_bytes / 2**30:.1f} of {made.limit_bytes / 2**30:.1f} GiB",
+        f"{step.needed_bytes / 2**30:.1f} of {where.device_bytes / 2**30:.1f} GiB",
         f"{made.model_flops / 1e15:,.1f}",
         f"{made.floor_seconds:.3f} s",
     ]
     if not made.fits:
         return f"| {' | '.join([*cells, 'does not fit', '', '', '', ''])} |"
-    seconds, moved = compiled.step_seconds(made.cycles, made.collective_bytes, chip)
+    seconds, moved = compiled.step_seconds(step.cycles, step.collective_bytes, chip)
     cells += [
-        f"{made.cycles / 1e6:,.0f} M",
+        f"{step.cycles / 1e6:,.0f} M",
         f"{seconds:.3f} s",
         f"{seconds + moved:.3f} s",
         f"{(seconds + moved) * config.total_steps / 3600:,.0f}",
@@ -195,7 +196,7 @@ def main(argv: Sequence[str]) -> None:
     for row in PLANS:
         config, where = config_of(row), tpu_step.describe_slice(row.topology)
         made = plan.make_plan(config, where, cache=values.cache)
-        page.append(line(row, config, where, made))
+        page.append(line(row, config, made))
         print(page[-1], flush=True)
     page.append(STEPS.rstrip())
     for name in tpu_step.LINES:

@@ -19,7 +19,7 @@ import importlib.util
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -53,33 +53,37 @@ class Slice(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The needs of one compiled train step. Memory is per device."""
+    """The needs of one compiled train step on a slice.
 
-    devices: int
-    chips: int
+    Attributes:
+      where: the slice.
+      mesh: the sizes of its axes.
+      model_flops: of a step, over all devices.
+      step: the compiled step. If it does not fit, its argument_bytes and needed_bytes
+        are of unpadded arrays, and its temporary_bytes are a lower bound.
+    """
+
+    where: Slice
     mesh: dict[str, int]
-    argument_bytes: int  # the state and the device's share of the batch
-    temporary_bytes: int  # exact if the step fits, else a lower bound
-    peak_bytes: int | None  # the compiler's estimate; None = compilation failed
-    needed_bytes: int  # a safe upper estimate
-    limit_bytes: int
-    model_flops: int  # of a step, over all devices
-    peak_flops: float | None  # of a chip, per second
-    compile_seconds: float
-    cycles: int = 0  # the compiler's estimate, without collectives; 0 = unknown
-    collective_bytes: Mapping[str, int] = {}
+    model_flops: int
+    step: compiled.Compiled
 
     @property
     def fits(self) -> bool:
         """Whether the step fits into memory."""
-        return self.needed_bytes <= self.limit_bytes
+        return self.step.needed_bytes <= self.where.device_bytes
+
+    @property
+    def peak_flops(self) -> float | None:
+        """The peak FLOP/s of a chip, if known."""
+        return flops.peak(self.where.devices[0])
 
     @property
     def floor_seconds(self) -> float | None:
         """A step's time if chips only compute model FLOPs at their peak, if known."""
         if self.peak_flops is None:
             return None
-        return self.model_flops / self.peak_flops / self.chips
+        return self.model_flops / self.peak_flops / self.where.chips
 
 
 def describe_slice(topology: str, *, slices: int = 1) -> Slice:
@@ -145,21 +149,7 @@ def make_plan(config: ConfigDict, where: Slice, *, cache: str) -> Plan:
             temporary_bytes=temporary,
             needed_bytes=arguments + temporary,
         )
-    return Plan(
-        devices=len(where.devices),
-        chips=where.chips,
-        mesh=dict(asked.mesh.shape),
-        argument_bytes=done.argument_bytes,
-        temporary_bytes=done.temporary_bytes,
-        peak_bytes=None if done.refusal else done.peak_bytes,
-        needed_bytes=done.needed_bytes,
-        limit_bytes=where.device_bytes,
-        model_flops=model_flops,
-        peak_flops=flops.peak(where.devices[0]),
-        compile_seconds=done.seconds,
-        cycles=done.cycles,
-        collective_bytes=done.collective_bytes,
-    )
+    return Plan(where, dict(asked.mesh.shape), model_flops, done)
 
 
 def find_batch(
@@ -214,37 +204,40 @@ def find_mesh(
     return tried, plan
 
 
-def report(config: ConfigDict, where: Slice, plan: Plan) -> str:
+def report(config: ConfigDict, plan: Plan) -> str:
     """Formats a plan as lines of text."""
-    kind = where.devices[0].device_kind
+    where, step = plan.where, plan.step
+    devices, device = len(where.devices), where.devices[0]
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     lines = [
-        f"{where.topology}: {plan.chips} chips ({kind}), {plan.devices} devices;"
-        f" mesh {mesh}",
+        f"{where.topology}: {where.chips} chips ({device.device_kind}), {devices}"
+        f" devices; mesh {mesh}",
         f"global batch     {config.global_batch:,} pairs,"
-        f" {config.global_batch / plan.devices:g} per device,"
+        f" {config.global_batch / devices:g} per device,"
         f" microbatches {config.microbatches}, remat {config.model.remat}",
-        f"compile time     {plan.compile_seconds:.0f} s",
+        f"compile time     {step.seconds:.0f} s",
     ]
-    share = plan.needed_bytes / plan.limit_bytes
+    share = step.needed_bytes / where.device_bytes
     if plan.fits:
         least = ""
-        verdict = f"{_gib(plan.needed_bytes)} of {_gib(plan.limit_bytes)} ({share:.0%})"
+        verdict = (
+            f"{_gib(step.needed_bytes)} of {_gib(where.device_bytes)} ({share:.0%})"
+        )
     else:
         least = "at least "
         verdict = (
-            f"DOES NOT FIT: {_gib(plan.needed_bytes)} of {_gib(plan.limit_bytes)}"
-            f" ({share:.0%}), {_gib(plan.needed_bytes - plan.limit_bytes)} too much."
+            f"DOES NOT FIT: {_gib(step.needed_bytes)} of {_gib(where.device_bytes)}"
+            f" ({share:.0%}), {_gib(step.needed_bytes - where.device_bytes)} too much."
             " Try --config.model.remat=full, --config.microbatches,"
             " --config.mesh.fsdp, --config.loss_form=ring, or more chips"
         )
     peak = "unknown, because compilation failed"
-    if plan.peak_bytes is not None:
-        peak = f"{_gib(plan.peak_bytes)} by the compiler's estimate"
+    if not step.refusal:
+        peak = f"{_gib(step.peak_bytes)} by the compiler's estimate"
     lines += [
         f"device memory    {verdict}",
-        f"  arguments      {_gib(plan.argument_bytes)}",
-        f"  temporaries    {least}{_gib(plan.temporary_bytes)}",
+        f"  arguments      {_gib(step.argument_bytes)}",
+        f"  temporaries    {least}{_gib(step.temporary_bytes)}",
         f"  peak           {peak}",
     ]
     lines.append(
@@ -259,12 +252,12 @@ def report(config: ConfigDict, where: Slice, plan: Plan) -> str:
             f" steps, if chips only compute model FLOPs at their peak of"
             f" {plan.peak_flops / 1e12:.0f} TFLOP/s"
         )
-    chip = compiled.chip(where.devices[0])
-    if plan.cycles and chip is not None:
-        seconds, moved = compiled.step_seconds(plan.cycles, plan.collective_bytes, chip)
+    chip = compiled.chip(device)
+    if step.cycles and chip is not None:
+        seconds, moved = compiled.step_seconds(step.cycles, step.collective_bytes, chip)
         total = (seconds + moved) * config.total_steps / 3600
         lines.append(
-            f"estimated time   {seconds:.3g} s per step: {plan.cycles / 1e6:,.0f} M"
+            f"estimated time   {seconds:.3g} s per step: {step.cycles / 1e6:,.0f} M"
             f" cycles by the compiler's estimate, at {chip.hertz / 1e9:g} GHz; and"
             f" {moved:.3g} s of collectives, if nothing overlaps; {total:,.1f} h for"
             f" {config.total_steps:,} steps. No TPU has confirmed this"
@@ -313,7 +306,7 @@ def _device_bytes(device: jax.Device) -> int:
 
 def _verdict(plan: Plan) -> str:
     """Says whether a plan fits, on one line."""
-    share = f"{_gib(plan.needed_bytes)} of {_gib(plan.limit_bytes)}"
+    share = f"{_gib(plan.step.needed_bytes)} of {_gib(plan.where.device_bytes)}"
     return f"fits, {share}" if plan.fits else f"does not fit, {share}"
 
 
@@ -325,12 +318,6 @@ def _gib(size: float) -> str:
     return f"{size / _GIB:.2f} GiB"
 
 
-def _planned(
-    config: ConfigDict, where: Slice, *, cache: str
-) -> tuple[ConfigDict, Plan]:
-    return config, make_plan(config, where, cache=cache)
-
-
 def main(argv: Sequence[str]) -> None:
     """Prints the plan."""
     command.refuse_arguments(argv)
@@ -338,9 +325,13 @@ def main(argv: Sequence[str]) -> None:
     keys.check(values.config)
     jax.config.update("jax_platforms", "cpu")  # a TPU is not needed
     where = describe_slice(values.topology, slices=values.slices)
-    find = {"": _planned, "batch": find_batch, "mesh": find_mesh}[values.find]
-    config, plan = find(values.config, where, cache=values.cache)
-    print(report(config, where, plan))
+    if values.find:
+        find = {"batch": find_batch, "mesh": find_mesh}[values.find]
+        config, plan = find(values.config, where, cache=values.cache)
+    else:
+        config = values.config
+        plan = make_plan(config, where, cache=values.cache)
+    print(report(config, plan))
     if not plan.fits:
         sys.exit(1)
 

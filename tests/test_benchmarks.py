@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import run_all, tpu_plans, tpu_step
 from metaclip_jax import plan
-from metaclip_jax.training import program
+from metaclip_jax.training import compiled, program
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -69,22 +69,14 @@ def test_a_row_of_the_page_of_plans_says_what_a_recipe_needs():
     row = tpu_plans.Row("metaclip:vit_b32_400m", "v5p:4x4x4", {"model.remat": "dots"})
     config = tpu_plans.config_of(row)
     assert config.model.remat == "dots"
-    made = plan.Plan(
-        devices=64,
-        chips=64,
-        mesh={},
-        argument_bytes=0,
-        temporary_bytes=0,
-        peak_bytes=0,
+    step = compiled.Compiled(
+        seconds=1.0,
         needed_bytes=19 * 2**30,
-        limit_bytes=95 * 2**30,
-        model_flops=64 * 459 * 10**12,
-        peak_flops=459e12,
-        compile_seconds=1.0,
         cycles=3_500_000_000,
         collective_bytes={"all-gather": 300 * 10**9},
     )
-    cells = tpu_plans.line(row, config, where, made).strip("| ").split(" | ")
+    made = plan.Plan(where, mesh={}, model_flops=64 * 459 * 10**12, step=step)
+    cells = tpu_plans.line(row, config, made).strip("| ").split(" | ")
     assert len(cells) == len(tpu_plans.COLUMNS)
     found = dict(zip(tpu_plans.COLUMNS, cells, strict=True))
     assert found["recipe"] == "metaclip.py:vit_b32_400m"
@@ -93,8 +85,8 @@ def test_a_row_of_the_page_of_plans_says_what_a_recipe_needs():
     assert found["with collectives"] == "3.000 s"  # 300 GB at 300 GB/s
     assert found["hours"] == f"{3 * config.total_steps / 3600:,.0f}"
     assert found["pairs/s"] == f"{config.global_batch / 3:,.0f}"
-    made = made._replace(needed_bytes=96 * 2**30)
-    assert "does not fit" in tpu_plans.line(row, config, where, made)
+    made = made._replace(step=step._replace(needed_bytes=96 * 2**30))
+    assert "does not fit" in tpu_plans.line(row, config, made)
 
 
 @pytest.mark.parametrize("row", tpu_plans.PLANS, ids=str)

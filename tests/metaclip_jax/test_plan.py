@@ -210,18 +210,16 @@ def test_the_largest_batch_and_the_cheapest_mesh_that_fit(tmp_path, capsys):
     where, config, cache = plan.describe_slice("v5e:2x2"), tiny(), str(tmp_path)
     first = plan.make_plan(config, where, cache=cache)
     second = plan.make_plan(config, where, cache=cache)
-    assert first == second and first.cycles > 0 and first.collective_bytes
-    assert "estimated time" in plan.report(config, where, first)
+    assert first == second and first.step.cycles > 0 and first.step.collective_bytes
+    assert "estimated time" in plan.report(config, first)
 
-    tight = where._replace(device_bytes=first.needed_bytes - 1)
+    tight = where._replace(device_bytes=first.step.needed_bytes - 1)
     found, made = plan.find_mesh(config, tight, cache=cache)
     assert (found.mesh.fsdp, found.mesh.tensor) == (2, 1) and made.fits
 
-    tight = where._replace(device_bytes=first.needed_bytes)
+    tight = where._replace(device_bytes=first.step.needed_bytes)
     found, made = plan.find_batch(config, tight, cache=cache)
-    assert found.global_batch == 64 and made == first._replace(
-        limit_bytes=tight.device_bytes
-    )
+    assert found.global_batch == 64 and made == first._replace(where=tight)
     shown = capsys.readouterr().out.splitlines()
     assert [line.partition(",")[0] for line in shown] == [
         "mesh fsdp 1 x tensor 1: does not fit",
