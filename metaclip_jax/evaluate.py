@@ -128,12 +128,13 @@ def evaluate_run(
     results: dict[str, Any] = {"step": step, "candidates": len(held_out.names)}
     # The trained model comes last, because `best_texts` uses its embeddings.
     for name, encoder in (("untrained", untrained), ("model", trained)):
-        embeddings = evaluator.embed(encoder, held_out)
-        measured = evaluator.results(encoder, held_out, embeddings, resamples=resamples)
-        results[name] = evaluator.with_counts(measured, held_out)
+        embedded = evaluator.embed_usable(encoder, held_out)
+        results[name] = evaluator.numbers(encoder, embedded, resamples=resamples)
     folder = files.path(workdir) / "evaluation"
     # STEP.json comes last, so that both files exist if it does.
-    files.write_json(folder / f"{step}_top5.json", best_texts(held_out, embeddings))
+    files.write_json(
+        folder / f"{step}_top5.json", best_texts(held_out, embedded.embeddings)
+    )
     files.write_json(folder / f"{step}.json", results)
     return results
 

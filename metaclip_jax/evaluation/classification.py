@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -60,25 +60,17 @@ def _cosines(
     return embeddings.image[examples.labelled] @ classes.T
 
 
-class Confusion(NamedTuple):
-    """Images of the class `right` that the model predicts as `answered`.
-
-    They are `images` of the class's `total`; `row` has the highest cosine of them.
-    """
-
-    right: str
-    answered: str
-    images: int
-    total: int
-    row: int
-
-
 def confusions(
     encoder: Encoder, examples: Examples, embeddings: Embeddings, *, most: int
-) -> list[Confusion]:
+) -> list[dict[str, Any]]:
     """Returns the most frequent confusions, by share of the right class's images.
 
     The images must have one class each; the arguments are those of `measure`.
+
+    Returns:
+      Of each, the names of the class that is "right" and of the one "answered"; the
+      "count" of such images, of the right class's "total"; and the "row" of the one
+      with the highest cosine.
     """
     cosines = _cosines(encoder, examples, embeddings)
     rows = examples.labelled
@@ -97,15 +89,14 @@ def confusions(
         right, answered = pairs[:, k]
         of_pair = wrong[place == k]
         row = rows[of_pair[cosines[of_pair, answered].argmax()]]
-        names = examples.class_names
         found.append(
-            Confusion(
-                names[right][0],
-                names[answered][0],
-                int(count[k]),
-                int(total[right]),
-                int(row),
-            )
+            {
+                "right": examples.class_names[right][0],
+                "answered": examples.class_names[answered][0],
+                "count": int(count[k]),
+                "total": int(total[right]),
+                "row": int(row),
+            }
         )
     return found
 

@@ -243,9 +243,12 @@ def evaluate(
 def numbers(encoder: Encoder, embedded: Embedded, *, resamples: int) -> dict[str, Any]:
     """Returns all results as JSON (`examples.nested`), with counts and "skipped"."""
     examples, embeddings, skipped = embedded
-    found = with_counts(
-        results(encoder, examples, embeddings, resamples=resamples), examples
-    )
+    found = nested(results(encoder, examples, embeddings, resamples=resamples))
+    if "zero_shot" in found:
+        found["zero_shot"] |= {
+            "images": len(examples.labelled),
+            "classes": len(examples.class_names),
+        }
     return found | ({"skipped": skipped} if skipped else {})
 
 
@@ -257,14 +260,3 @@ def statistic(encoder: Encoder, embedded: Embedded, name: str) -> Statistic:
             found: Statistic = module.measure(encoder, examples, embeddings)[name]
             return found
     raise ValueError(f"wanted one of {', '.join(names(examples))}, got {name}")
-
-
-def with_counts(found: Iterator[Result], examples: Examples) -> dict[str, Any]:
-    """Returns `examples.nested`, with the images and classes of "zero_shot"."""
-    scores = nested(found)
-    if "zero_shot" in scores:
-        scores["zero_shot"] |= {
-            "images": len(examples.labelled),
-            "classes": len(examples.class_names),
-        }
-    return scores

@@ -20,9 +20,13 @@ def ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: a score is not finite, or a label is not below K.
     """
-    _check_labels(scores, labels)
+    _check(scores, labels)
+    classes = scores.shape[1]
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if wrong.size:
+        raise ValueError(f"wanted labels from 0 to {classes - 1}, got {wrong[0]}")
     own = np.take_along_axis(scores, labels[:, None], axis=1)
-    earlier = np.arange(scores.shape[1])[None, :] < labels[:, None]
+    earlier = np.arange(classes)[None, :] < labels[:, None]
     return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
 
 
@@ -156,14 +160,6 @@ def _precision_recall(
     found = np.cumsum(positive[order].astype(np.float64))[last]
     taken = np.flatnonzero(last) + 1.0
     return found / taken, found / found[-1]
-
-
-def _check_labels(scores: np.ndarray, labels: np.ndarray) -> None:
-    _check(scores, labels)
-    classes = scores.shape[1]
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if wrong.size:
-        raise ValueError(f"wanted labels from 0 to {classes - 1}, got {wrong[0]}")
 
 
 def _check(scores: np.ndarray, right: np.ndarray) -> None:

@@ -26,6 +26,13 @@ from metaclip_jax.evaluation.tasks import Task
 
 _SHOWN_CONFUSIONS = 4
 _THUMBNAIL = Preprocess(96)
+# The means of `averages`.
+TITLES = {
+    "mean": "mean",
+    "mean_by_images": "mean weighted by images",
+    "mean_above_chance": "mean above chance",
+    "mean_difference": "mean difference to the other model",
+}
 
 
 class Found(NamedTuple):
@@ -172,25 +179,15 @@ def run(
 def _confusions(encoder: Encoder, embedded: evaluator.Embedded) -> list[dict[str, Any]]:
     """Returns the most frequent confusions, with an example's name and thumbnail."""
     examples, embeddings, _ = embedded
-    found = classification.confusions(
-        encoder, examples, embeddings, most=_SHOWN_CONFUSIONS
-    )
     shown = []
-    for right, answered, count, total, row in found:
-        (image,) = examples.read(np.array([row]))
-        name = str(examples.names[row])
-        pixels = prepare_image(image, _THUMBNAIL, name=name)
+    for one in classification.confusions(
+        encoder, examples, embeddings, most=_SHOWN_CONFUSIONS
+    ):
+        (image,) = examples.read(np.array([one["row"]]))
+        one["name"] = str(examples.names[one.pop("row")])
+        pixels = prepare_image(image, _THUMBNAIL, name=one["name"])
         jpeg = base64.b64encode(simplejpeg.encode_jpeg(pixels)).decode()
-        shown.append(
-            {
-                "right": right,
-                "answered": answered,
-                "count": count,
-                "total": total,
-                "name": name,
-                "picture": f"data:image/jpeg;base64,{jpeg}",
-            }
-        )
+        shown.append(one | {"picture": f"data:image/jpeg;base64,{jpeg}"})
     return shown
 
 
@@ -257,8 +254,7 @@ def averages(numbers: Sequence[Mapping[str, Any]], *, of: int) -> dict[str, Any]
     }
     if not numbers:
         return found
-    value = np.array([one["value"] for one in numbers])
-    error = np.array([(one["high"] - one["low"]) / 2 for one in numbers])
+    value, error = _values(numbers)
     images = np.array([one["images"] for one in numbers], np.float64)
     chance = np.array([one.get("chance", np.nan) for one in numbers])
     found["mean"] = _weighted(value, error, np.ones(len(value)))
@@ -266,9 +262,7 @@ def averages(numbers: Sequence[Mapping[str, Any]], *, of: int) -> dict[str, Any]
     differences = [one["against"]["difference"] for one in numbers if "against" in one]
     if differences:
         found["mean_difference"] = _weighted(
-            np.array([one["value"] for one in differences]),
-            np.array([(one["high"] - one["low"]) / 2 for one in differences]),
-            np.ones(len(differences)),
+            *_values(differences), np.ones(len(differences))
         )
     known = chance < 1
     if known.any():
@@ -279,6 +273,12 @@ def averages(numbers: Sequence[Mapping[str, Any]], *, of: int) -> dict[str, Any]
             np.ones(known.sum()),
         )
     return found
+
+
+def _values(cells: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the values f64[n] and half the widths f64[n] of their intervals."""
+    value = np.array([cell["value"] for cell in cells])
+    return value, np.array([(cell["high"] - cell["low"]) / 2 for cell in cells])
 
 
 def _weighted(
@@ -338,12 +338,6 @@ def skipped(results: Mapping[str, Any]) -> list[str]:
 def summary(found: Mapping[str, Any]) -> str:
     """Returns the averages and the missing tasks as lines of text."""
     lines = []
-    titles = {
-        "mean": "mean",
-        "mean_by_images": "mean weighted by images",
-        "mean_above_chance": "mean above chance",
-        "mean_difference": "mean difference to the other model",
-    }
     for suite, means in found["averages"].items():
         over = f"over {means['tasks']} of the {means['of']} tasks of {suite}"
         if means["other_images"]:
@@ -354,7 +348,7 @@ def summary(found: Mapping[str, Any]) -> str:
         lines += [
             f"  {title:<40}{means[key]['value']:>8.2%}"
             f" {means[key]['low']:>7.1%} -{means[key]['high']:>6.1%}"
-            for key, title in titles.items()
+            for key, title in TITLES.items()
             if key in means
         ]
     if found["missing"]:

@@ -310,27 +310,17 @@ def open_task(task: Task, folder: str) -> Examples:
     return examples._replace(metrics=METRICS[task.metric])
 
 
-@functools.cache
-def paper_rows() -> dict[str, dict[str, float]]:
-    """Returns the results of the paper's tables 4 and 5 by model and task id."""
-    rows = csv.DictReader(text("paper.tsv").splitlines(), delimiter="\t")
-    return {
-        row["model"]: {k: float(v) / 100 for k, v in row.items() if k != "model"}
-        for row in rows
-    }
-
-
 def paper_row(model: str) -> dict[str, float]:
-    """Returns the paper's results of a model by task id.
+    """Returns the results of a model in the paper's tables 4 and 5 by task id.
 
     Raises:
       ValueError: the paper has no such row.
     """
-    if model not in paper_rows():
-        raise ValueError(
-            f"wanted --paper one of {', '.join(paper_rows())}, got {model!r}"
-        )
-    return paper_rows()[model]
+    table = csv.DictReader(text("paper.tsv").splitlines(), delimiter="\t")
+    rows = {row.pop("model"): row for row in table}
+    if model not in rows:
+        raise ValueError(f"wanted --paper one of {', '.join(rows)}, got {model!r}")
+    return {task: float(value) / 100 for task, value in rows[model].items()}
 
 
 @functools.cache

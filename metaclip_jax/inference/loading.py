@@ -123,11 +123,21 @@ def _load(
                 f"wanted a model at {name}, found nothing there; correct the path"
             )
         path = _from_hub(name)
-    if path.is_file():
-        return _load_file(path, preset, trust_pickle=trust_pickle)
     if (path / "checkpoints").exists():
         return _load_run(name, step)
-    return _load_folder(path, name, trust_pickle=trust_pickle)
+    is_file = path.is_file()
+    architecture, preprocess = _of_file(path, preset) if is_file else _of_folder(path)
+    folder = path.parent if is_file else path
+    tokenizer = _tokenizer_of(folder, architecture)
+    stored = weights.open_weights(path, trust_pickle=trust_pickle)
+    return Loaded(
+        name=os.fspath(path) if is_file else name,
+        architecture=_with_marks(architecture, tokenizer, folder),
+        params=read_params(stored, architecture),
+        tokenizer=tokenizer,
+        preprocess=preprocess,
+        licence="" if is_file else _licence(path, name),
+    )
 
 
 def flat_params(params: clip.Params) -> dict[str, Any]:
@@ -166,7 +176,7 @@ def read_params(
     return params
 
 
-def _load_folder(path: epath.Path, name: str, *, trust_pickle: bool) -> Loaded:
+def _of_folder(path: epath.Path) -> tuple[clip.Architecture, Preprocess]:
     config_file = path / "config.json"
     open_clip_file = path / "open_clip_config.json"
     if config_file.exists():
@@ -187,34 +197,17 @@ def _load_folder(path: epath.Path, name: str, *, trust_pickle: bool) -> Loaded:
             f"{path} must be a model, but has neither config.json (Hugging Face) nor "
             "open_clip_config.json nor a run's checkpoints; check the path"
         )
-    tokenizer = _tokenizer_of(path, architecture)
-    source = weights.open_weights(path, trust_pickle=trust_pickle)
-    return Loaded(
-        name=name,
-        architecture=_with_marks(architecture, tokenizer, path),
-        params=read_params(source, architecture),
-        tokenizer=tokenizer,
-        preprocess=preprocess,
-        licence=_licence(path, name),
-    )
+    return architecture, preprocess
 
 
-def _load_file(path: epath.Path, preset: str, *, trust_pickle: bool) -> Loaded:
+def _of_file(path: epath.Path, preset: str) -> tuple[clip.Architecture, Preprocess]:
     if not preset:
         raise ValueError(
             f"{path} is a weight file without a config: give its architecture by "
             f"preset=, one of {', '.join(sorted(presets.PRESETS))}"
         )
     architecture = presets.architecture(preset)
-    tokenizer = _tokenizer_of(path.parent, architecture)
-    source = weights.open_weights(path, trust_pickle=trust_pickle)
-    return Loaded(
-        name=os.fspath(path),
-        architecture=_with_marks(architecture, tokenizer, path.parent),
-        params=read_params(source, architecture),
-        tokenizer=tokenizer,
-        preprocess=default_preprocess(architecture),
-    )
+    return architecture, default_preprocess(architecture)
 
 
 def _load_run(workdir: str, step: int | None) -> Loaded:
