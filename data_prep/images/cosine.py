@@ -93,7 +93,7 @@ def better_alike(vectors: np.ndarray, rank: np.ndarray, *, least: float) -> np.n
         own = slice(start, start + _ROWS)
         for first in range(0, min(start + _ROWS, len(order)), _COLUMNS):
             others = slice(first, min(first + _COLUMNS, start + _ROWS))
-            alike = vectors[own] @ vectors[others].T >= _least(least)
+            alike = vectors[own] @ vectors[others].T >= least * _SCALE**2
             alike &= rank[others] < rank[own][:, None]
             new = np.flatnonzero(alike.any(axis=1) & (better[order[own]] < 0))
             better[order[own][new]] = order[others][alike[new].argmax(axis=1)]
@@ -113,7 +113,7 @@ def nearest(
       least: cosine of similar images.
     """
     best = np.full(len(vectors), -1, np.int64)
-    most = np.full(len(vectors), np.ceil(_least(least)) - 1, np.float32)
+    most = np.full(len(vectors), np.ceil(least * _SCALE**2) - 1, np.float32)
     for start in range(0, len(vectors), _ROWS):
         own = slice(start, start + _ROWS)
         for first in range(0, len(others), _COLUMNS):
@@ -123,7 +123,3 @@ def nearest(
             new = largest > most[own]
             best[own][new], most[own][new] = first + at[new], largest[new]
     return best, np.minimum(1.0, most.astype(np.float64) / _SCALE**2)
-
-
-def _least(cosine: float) -> float:
-    return cosine * _SCALE**2

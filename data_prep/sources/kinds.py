@@ -222,7 +222,7 @@ def _fetched(
 ) -> Iterator[tuple[int, str, bytes]]:
     by_file: dict[str, list[tuple[str, int]]] = {}
     for index, one in enumerate(references):
-        path, position = pairs.place_of(one)
+        position, _, path = one.partition(pairs.SEPARATOR)
         by_file.setdefault(path, []).append((position, index))
     for path in sorted(by_file):
         wanted = sorted(by_file[path], key=lambda one: (len(one[0]), one))

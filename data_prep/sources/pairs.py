@@ -18,7 +18,7 @@ from data_prep.sources.spec import Reading, Spec, to_batches
 from metaclip_jax.data import records
 
 OK = "ok"
-_SEPARATOR = "@"
+SEPARATOR = "@"  # between the position and the file of a reference
 
 _Read = Callable[[str, Spec, Reading], Iterator[pa.RecordBatch]]
 
@@ -35,13 +35,7 @@ def reader(find: Callable[[str, Spec, Reading], Iterator[list[texts.Row]]]) -> _
 
 def reference(path: str, position: str = "") -> str:
     """Returns a reference to an image: a file, and a position in it."""
-    return f"{position}{_SEPARATOR}{path}"
-
-
-def place_of(reference: str) -> tuple[str, str]:
-    """Returns the file of a reference, and the position."""
-    position, _, path = reference.partition(_SEPARATOR)
-    return path, position
+    return f"{position}{SEPARATOR}{path}"
 
 
 def rows(

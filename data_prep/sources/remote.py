@@ -129,15 +129,10 @@ class _WebFile(io.RawIOBase):
             refuse_anonymous(user_agent)
         self._pace = _PACES.setdefault(parts.netloc, _Pace())
         self._position = 0
-        self._size: int | None = None
+        self.size: int | None = None  # None before an answer, or if it does not say it
         self._tag = ""  # the version that is read
         self._answer: urllib3.BaseHTTPResponse | None = None
         self._failures = 0  # since the last byte
-
-    @property
-    def size(self) -> int | None:
-        """Bytes of the file, None before the first answer or if it does not say."""
-        return self._size
 
     def readable(self) -> bool:
         return True
@@ -160,13 +155,13 @@ class _WebFile(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         """Reads some bytes, none at the end of the file."""
-        while self._size is None or self._position < self._size:
+        while self.size is None or self._position < self.size:
             try:
                 if self._answer is None:
                     self._ask()
                     continue
                 got = self._answer.read(len(buffer), decode_content=False)
-                if not got and self._size is not None:
+                if not got and self.size is not None:
                     raise _RefusedError("fewer bytes than asked for")
                 if not got:  # a body whose length is not known has ended
                     break
@@ -244,23 +239,24 @@ class _WebFile(io.RawIOBase):
             raise _RefusedError(f"HTTP status {status}", asked_for=asked_for)
         place = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
         if status == 416 and place and int(place[2]) <= self._position:
-            self._size = int(place[2])
+            self.size = int(place[2])
             return
         if status not in (200, 206) or (status == 206 and not place):
             raise WebFileError(
                 f"wanted the file {self._url}, got HTTP status {status}; correct "
                 "the path of the source"
             )
-        size = int(place[2]) if place else _number(answer.headers)
+        length = answer.headers.get("Content-Length", "")
+        size = int(place[2]) if place else int(length) if length.isdigit() else None
         tag = answer.headers.get("ETag", "")
         start = int(place[1] or 0) if place else 0
-        changed = self._tag and tag != self._tag or self._size not in (None, size)
+        changed = self._tag and tag != self._tag or self.size not in (None, size)
         if changed or start > self._position:
             raise WebFileError(
                 f"wanted {self._url} as it was when its reading began, got another "
                 "version; run the same command again"
             )
-        self._size, self._tag = size, tag
+        self.size, self._tag = size, tag
         left = self._position - start  # of a server that knows no ranges
         while left:
             skipped = answer.read(min(left, _BLOCK), decode_content=False)
@@ -274,9 +270,3 @@ def _is_this_machine(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name
         return host == "localhost"
-
-
-def _number(headers: urllib3.HTTPHeaderDict) -> int | None:
-    """Returns the length of a body, None where the server does not send it."""
-    length = headers.get("Content-Length", "")
-    return int(length) if length.isdigit() else None
