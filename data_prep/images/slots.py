@@ -13,7 +13,6 @@ import os
 import struct
 import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
 
 import xxhash
@@ -43,20 +42,21 @@ class Slots:
         self._folder = Path(tempfile.gettempdir(), f"metaclip_jax_slots-{os.getuid()}")
         self._folder.mkdir(mode=0o700, exist_ok=True)
         self._files: dict[int, int] = {}  # descriptors
-        self._mine: defaultdict[str, set[int]] = defaultdict(set)
+        self._mine: set[tuple[str, int]] = set()
         self._waiting = 0  # hosts
-        self._times: int | None = None  # descriptor
+        self._times = self._open("times")  # descriptor
         self._logged_at, self._log_after = 0.0, _LOGGED_SECONDS
+
+    def _open(self, name: str) -> int:
+        return os.open(self._folder / name, os.O_RDWR | os.O_CREAT, 0o600)
 
     async def __aenter__(self) -> "Slots":
         """Used in `async with`: its end gives all slots back."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for descriptor in self._files.values():
+        for descriptor in (self._times, *self._files.values()):
             os.close(descriptor)
-        if self._times is not None:
-            os.close(self._times)
 
     async def take(self, host: str) -> int:
         """Waits for a slot and returns it; call it once at a time for each host.
@@ -78,7 +78,7 @@ class Slots:
             finally:
                 self._lock(host, _MOST, fcntl.F_UNLCK)
                 self._waiting -= 1
-        self._mine[host].add(slot)
+        self._mine.add((host, slot))
         return slot
 
     async def turn(self, host: str, seconds: float) -> None:
@@ -89,9 +89,7 @@ class Slots:
     def leave(self, host: str, slot: int) -> None:
         """Gives a slot back."""
         self._lock(host, slot, fcntl.F_UNLCK)
-        self._mine[host].remove(slot)
-        if not self._mine[host]:
-            del self._mine[host]
+        self._mine.remove((host, slot))
 
     def _log_waiting(self, host: str, since: float) -> None:
         """Logs what is waited for: after a minute, two, four, ..."""
@@ -112,9 +110,6 @@ class Slots:
 
     def _to_wait(self, host: str, seconds: float) -> float:
         """Returns the seconds until a turn of the host; 0 takes it."""
-        if self._times is None:
-            path = self._folder / "times"
-            self._times = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         start = xxhash.xxh3_64_intdigest(host.encode()) % _TIMES * 8
         if not _lock_bytes(self._times, start, 8, fcntl.F_WRLCK):
             return _PAUSE_SECONDS
@@ -133,9 +128,9 @@ class Slots:
         await asyncio.sleep(_PAUSE_SECONDS * max(1, self._waiting))
 
     def _try(self, host: str) -> int | None:
-        mine = self._mine.get(host, ())
         for slot in range(self._per_host):
-            if slot not in mine and self._lock(host, slot, fcntl.F_WRLCK):
+            is_mine = (host, slot) in self._mine
+            if not is_mine and self._lock(host, slot, fcntl.F_WRLCK):
                 return slot
         return None
 
@@ -156,8 +151,7 @@ class Slots:
         key = xxhash.xxh3_64_intdigest(host.encode())
         number = key % _FILES
         if number not in self._files:
-            path = self._folder / str(number)
-            self._files[number] = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            self._files[number] = self._open(str(number))
         # A file's offset has 63 bits; hosts of one offset would share their slots.
         return self._files[number], (key >> 17 << 16) + slot
 
