@@ -24,14 +24,13 @@ from metaclip_jax import files
 from metaclip_jax.data import containers, decoding, machine
 from metaclip_jax.data.images import Preprocess, decode_eval, fit_eval
 from metaclip_jax.data.tokenizer import Tokenizer
+from metaclip_jax.evaluation.examples import ReadImages
 from metaclip_jax.models import clip
 from metaclip_jax.training import sharding, watchdog
 
 # An image: bytes of a file, the path of one (local or gs://), a Pillow image, or
 # uint8[H, W, 3] (or [H, W]) in RGB.
 ImageLike = bytes | str | os.PathLike | Image.Image | np.ndarray
-# Ascending rows int64[n] -> their images.
-ReadImages = Callable[[np.ndarray], Sequence[ImageLike]]
 # Called with the row of an unusable image and the error, whose cause is the decoder's.
 OnBroken = Callable[[int, Exception], None]
 

@@ -1,6 +1,6 @@
 """Runs all evaluations that a data set allows, for any model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -139,7 +139,7 @@ def embed(
         disable=None if show else True,
     ) as bar:
 
-        def read(rows: np.ndarray) -> list[Any]:
+        def read(rows: np.ndarray) -> Sequence[Any]:
             bar.update(len(rows))
             return examples.read(rows)
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 # Ascending rows int64[n] -> n images for `Encoder.encode_images`.
-ReadImages = Callable[[np.ndarray], list[Any]]
+ReadImages = Callable[[np.ndarray], Sequence[Any]]
 UNLABELLED = -1
 
 

@@ -24,6 +24,7 @@ from metaclip_jax.evaluation.encoder import (
 )
 from metaclip_jax.evaluation.prompts import DEFAULT_TEMPLATES
 from metaclip_jax.inference import loading
+from metaclip_jax.models import clip
 from metaclip_jax.training import sharding
 
 # A class: its name, or several names of the same class.
@@ -41,44 +42,34 @@ class Classification(NamedTuple):
         return [self.labels[k] for k in self.probabilities.argmax(axis=1)]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Model:
     """A model on the devices, with its tokenizer and preprocessing.
 
     Attributes:
-      name: the path or hub name that it was loaded from.
       encoder: embeds images and texts; it has the tokenizer and the preprocessing.
-      architecture: the model's hyperparameters.
-      batch: rows encoded at a time, over all devices.
-      probability: "softmax" over the labels (CLIP), or "sigmoid" of each (SigLIP).
+      name: the path or hub name that it was loaded from.
       licence: of the weights, "" if unknown.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        *,
-        name: str,
-        probability: str = "softmax",
-        licence: str = "",
-    ) -> None:
-        """Stores the attributes; nothing is compiled.
+    encoder: Encoder
+    name: str
+    licence: str = ""
 
-        Args:
-          encoder: of images and texts, with the parameters.
-          name: for messages and outputs.
-          probability: "softmax" or "sigmoid".
-          licence: of the weights.
+    @property
+    def architecture(self) -> clip.Architecture:
+        """The model's hyperparameters."""
+        return self.encoder.architecture
 
-        Raises:
-          ValueError: `probability` is another word.
-        """
-        if probability not in ("softmax", "sigmoid"):
-            raise ValueError(
-                f"probability must be softmax or sigmoid, got {probability!r}"
-            )
-        self.encoder, self.name = encoder, name
-        self.architecture, self.batch = encoder.architecture, encoder.batch
-        self.probability, self.licence = probability, licence
+    @property
+    def batch(self) -> int:
+        """The most rows encoded at a time, over all devices."""
+        return self.encoder.batch
+
+    @property
+    def probability(self) -> str:
+        """Either "softmax" over the labels (CLIP), or "sigmoid" of each (SigLIP)."""
+        return "sigmoid" if "logit_bias" in self.encoder.params else "softmax"
 
     @property
     def logit_scale(self) -> float:
@@ -288,9 +279,4 @@ def load(
         params=loaded.params,
         class_cache=class_cache,
     )
-    return Model(
-        encoder,
-        name=loaded.name,
-        probability="sigmoid" if "logit_bias" in loaded.params else "softmax",
-        licence=loaded.licence,
-    )
+    return Model(encoder, loaded.name, loaded.licence)

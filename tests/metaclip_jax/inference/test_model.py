@@ -57,7 +57,7 @@ def make_model(tokenizer):
     params = clip.init(architecture, jax.random.key(0))
 
     def make(
-        *, devices=8, architecture=architecture, batch=16, class_cache="", **options
+        *, devices=8, architecture=architecture, batch=16, class_cache="", **leaves
     ):
         mesh = sharding.make_mesh(
             data=devices, fsdp=1, tensor=1, devices=jax.devices()[:devices]
@@ -68,10 +68,10 @@ def make_model(tokenizer):
             preprocess=PREPROCESS,
             mesh=mesh,
             batch=batch,
-            params=params,
+            params=params | leaves,
             class_cache=class_cache,
         )
-        return inference.Model(encoder, name="tiny", **options)
+        return inference.Model(encoder, name="tiny")
 
     return make
 
@@ -225,13 +225,14 @@ def test_probabilities_are_a_softmax_of_scaled_cosines(model):
 
 
 def test_sigmoid_probabilities_stand_for_themselves(make_model):
-    model = make_model(probability="sigmoid")
+    model = make_model(logit_bias=np.float32(-2))
     images = [picture(0)]
     alone = model.classify(images, ["cat"]).probabilities
     among = model.classify(images, ["cat", "dog"]).probabilities
     np.testing.assert_allclose(alone[:, 0], among[:, 0], atol=1e-6)
     cosine = model.embed_images(images) @ model.embed_texts(["a photo of a cat."]).T
-    assert alone[0, 0] == pytest.approx(1 / (1 + math.exp(-cosine[0, 0] / 0.07)), 1e-5)
+    logit = cosine[0, 0] / 0.07 - 2
+    assert alone[0, 0] == pytest.approx(1 / (1 + math.exp(-logit)), 1e-5)
 
 
 def test_class_embeddings_are_kept_by_fingerprint(make_model, tmp_path, compiled):
