@@ -7,7 +7,6 @@ they are forked from a process that has imported everything once, and share its 
 
 import contextlib
 import functools
-import gc
 import logging
 import multiprocessing
 import signal
@@ -19,6 +18,8 @@ import grpc
 from apache_beam.portability import python_urns
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from apache_beam.runners.worker import data_plane, sdk_worker
+
+from metaclip_jax.cli import command
 
 # What the stages run, imported before the fork.
 _STAGES = [
@@ -136,7 +137,7 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
 def _work(control_address: str, worker_id: str) -> None:
     """Runs in the worker process until the pipeline ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the command, and so us
-    gc.freeze()  # else a search for garbage copies the memory that workers share
+    command.keep_modules()  # or a search for garbage copies what workers share
     sdk_worker.SdkHarness(
         control_address,
         worker_id=worker_id,
