@@ -63,9 +63,9 @@ def in_one_line(error: Exception) -> str:
 def funnel(total: pa.RecordBatch, stages: Sequence[str]) -> list[dict]:
     """Turns summed FLOW rows into the data card's funnel, in the order of `stages`.
 
-    Returns one dict per stage and unit: stage, unit, in, out, drops {reason: n}; in =
-    out + drops, as in the rows of `flow`.
-    Raises AssertionError if texts were lost between two stages without being counted.
+    Returns one dict per stage and unit: stage, unit, in, out, drops {reason: n}.
+    Raises AssertionError if any were lost without being counted, in a stage or, of the
+    texts, between two stages.
     """
     found = [row for row in total.to_pylist() if row["stage"] != FAILED]
     if unknown := {row["stage"] for row in found} - set(stages):
@@ -83,6 +83,8 @@ def funnel(total: pa.RecordBatch, stages: Sequence[str]) -> list[dict]:
         lost = dict(sorted(reasons.items()))
         row = {"stage": stage, "unit": unit, "in": entered, "out": left, "drops": lost}
         table.append(row)
+        if entered != left + sum(lost.values()):
+            raise AssertionError(f"{stage}: wanted in = out + drops, got {row}")
         if unit != "texts":
             continue
         if previous is not None and previous["out"] != entered:

@@ -40,7 +40,7 @@ def curves(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns steps f64[n] and values f64[n, keys] of metrics, n at most `points`.
 
-    Rows without a finite value of a key are left out. More than `points` are reduced to
+    Rows in which no key has a finite value are left out. More than `points` become
     means of adjacent rows, without values that are not finite; a mean of none is NaN.
     """
     steps = np.array([row["step"] for row in rows], np.float64)

@@ -109,7 +109,18 @@ class Resolver(aiohttp.ThreadedResolver):
     ) -> list[ResolveResult]:
         """Returns the allowed addresses of a host."""
         if host in self._pinned:
-            return await super().resolve(*self._pinned[host], family)
+            address, port = self._pinned[host]
+            # Not by the system: it refuses a family that no other interface has.
+            return [
+                ResolveResult(
+                    hostname=host,
+                    host=address,
+                    port=port,
+                    family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                    proto=0,
+                    flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+                )
+            ]
         try:
             found = await super().resolve(host, port, family)
         except UnicodeError as error:  # invalid labels

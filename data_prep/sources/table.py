@@ -98,7 +98,7 @@ def images(path: str, positions: Sequence[str], spec: Spec) -> Bodies:
 
 
 def _raise_if_of_storage(error: Exception) -> None:
-    """Raises an error again unless it is about what is pairs."""
+    """Raises an error again unless it is about what is stored."""
     if isinstance(error, OSError) and error.errno is not None:
         raise error
 

@@ -23,8 +23,14 @@ from metaclip_jax.data import machine
 Tagged = beam.pvalue.TaggedOutput
 # What is known of an image before its download; all else is null.
 _UNKNOWN = {
-    **{"status": "", "sha256": "", "fingerprint": b"", "width": 0, "height": 0},
-    **{"kept_as": "", "stage": "download", "position": -1},
+    "status": "",
+    "sha256": "",
+    "fingerprint": b"",
+    "width": 0,
+    "height": 0,
+    "kept_as": "",
+    "stage": "download",
+    "position": -1,
 }
 
 

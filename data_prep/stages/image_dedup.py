@@ -302,7 +302,7 @@ def key_by_bytes(images: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]
 
 
 def _dedup_flow(images: pa.Table, *, moves: bool) -> pa.RecordBatch:
-    """FLOW of the images of a partition; MergeTexts counts texts that are moved."""
+    """FLOW of the images of a partition; `merge_texts` counts moved texts."""
     compared = pc.is_in(images["status"], pa.array(("ok", *dedup.REASONS)))
     found = images.filter(compared).group_by("status")
     found = found.aggregate([("texts", "sum"), ("texts", "count")]).to_pydict()

@@ -147,6 +147,7 @@ def of_images(
       downloads: those of the download stage, with DOWNLOADED.
       place: the folder of `downloads`, with its pictures, and their part.
     """
+    images = images.filter(pc.not_equal(images["status"], "ok"))
     stage = downloads["stage"].take(
         pc.index_in(images["image_id"], downloads["image_id"])
     )
@@ -156,8 +157,7 @@ def of_images(
     rows = rows.append_column("reason", images["status"])
     first = pc.index_in(rows["image_id"], texts["image_id"])
     rows = rows.append_column("text", pc.fill_null(texts["text"].take(first), ""))
-    rows = _smallest(rows.filter(pc.not_equal(rows["reason"], "ok")))
-    return _with_pictures(rows, *place)
+    return _with_pictures(_smallest(rows), *place)
 
 
 def of_texts(

@@ -1,5 +1,6 @@
 """Which addresses may be connected to. Nothing here connects to any."""
 
+import asyncio
 import ipaddress
 import socket
 
@@ -100,3 +101,14 @@ def test_a_host_map_names_host_address_and_port():
     for bad in ("a.example", "a.example=127.0.0.1", "a.example=b.example:80"):
         with pytest.raises(ValueError, match="HOST=ADDRESS:PORT"):
             addresses.read_host_map(bad)
+
+
+@pytest.mark.parametrize("family", [socket.AF_UNSPEC, socket.AF_INET, socket.AF_INET6])
+def test_a_pinned_host_has_its_address_whatever_the_machine_has(family):
+    async def resolve(address):
+        resolver = addresses.Resolver({"a.example": (address, 8000)})
+        return await resolver.resolve("a.example", 80, family)
+
+    for address in ("127.0.0.1", "::1"):
+        (found,) = asyncio.run(resolve(address))
+        assert (found["host"], found["port"]) == (address, 8000)
